@@ -1,0 +1,49 @@
+# Each target says what it runs; `make setup` first is never needed, they all do it.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: help setup demo check test drill bench format lock schemas clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: $(VENV)/.ready ## the pinned Python environment in .venv
+
+$(VENV)/.ready: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+demo: setup ## real speech to a TWIST model and its report (AUDIO=/path/to/wavs for your own)
+	$(RUN)/python -m jobs.demo_material --to material $(if $(AUDIO),--audio '$(AUDIO)')
+	$(RUN)/orchestrator submit recipes/$(if $(AUDIO),twist-demo-own,twist-demo).yaml --cluster cluster_configs/local.yaml --watch
+
+check: setup ## ruff, mypy, unit and golden tests
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/pytest -q tests/unit tests/golden
+
+test: check ## everything but the drills
+	./apt-packages.sh
+	$(RUN)/pytest tests --ignore=tests/unit --ignore=tests/golden --ignore=tests/chaos/drill.py
+
+drill: setup ## the long kills over smoke.yaml; figures go to benchmarks/drills.md
+	$(RUN)/python -m tests.chaos.drill
+
+bench: setup ## ratios, interleaved
+	$(RUN)/python -m benchmarks.batching
+
+format: setup ## rewrite the code in the house format
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+lock: setup ## write the versions of .venv into requirements.lock
+	$(RUN)/pip freeze --exclude-editable > requirements.lock
+
+schemas: setup ## write the JSON Schemas that editors complete recipes with
+	$(RUN)/python -m orchestrator.spec.schema
+
+clean: ## remove the store and the demo's material
+	rm -rf store material

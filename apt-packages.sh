@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Debian packages the tests use, and what for. Asks for root only when something is missing.
+set -euo pipefail
+
+packages=(
+  chromium          # the report page is opened in a real browser
+)
+
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+echo "installing: ${missing[*]}"
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
+"${as_root[@]}" apt-get update -q
+"${as_root[@]}" apt-get install -y -q --no-install-recommends "${missing[@]}"

@@ -1,0 +1,341 @@
+"""One attempt of one stage, from its command line to its exit code.
+
+Takes the key's lease, keeps its heartbeat, hands the stage a view of what it may read and where it may write, and
+publishes the artifact's manifest when the work is done. Any instruction may be the last one: whatever is left behind is
+work in progress that the next attempt takes up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from orchestrator.errors import LeaseHeldError, OrchestratorError, RequestError
+from orchestrator.ledger import lease as leases
+from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.run import AttemptFolder, RunFolder
+from orchestrator.ledger.storage import Storage, to_json
+from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Instance, Plan
+from orchestrator.spec.cluster import Cluster, Resources
+from orchestrator.spec.loader import resolve_env, variant_recipe
+from orchestrator.spec.recipe import Recipe
+
+EXIT_LEASE_HELD = 75
+"""Another attempt works on this key: wait, do not count it as a failure."""
+EXIT_STOPPED = 143
+"""Asked to stop by SIGTERM or SIGINT."""
+
+_PROGRESS_EVERY_S = 0.5
+_TICK_S = 0.5
+_REPORTED_PACKAGES = (
+    "orchestrator",
+    "torch",
+    "torchaudio",
+    "transformers",
+    "deepspeed",
+    "ray",
+    "numpy",
+    "pyarrow",
+)
+
+Work = Callable[["Attempt"], dict[str, Any]]
+
+
+class StopRequestedError(BaseException):
+    """SIGTERM arrived: let every ``finally`` run, then leave.
+
+    Not an Exception, so that no handler swallows it.
+    """
+
+
+@dataclass
+class Attempt:
+    """What a stage's work sees of the world."""
+
+    recipe: Recipe
+    """The variant's resolved recipe."""
+    cluster: Cluster
+    resources: Resources
+    """This stage's share of the cluster."""
+    artifacts: tuple[Artifact, ...]
+    """What this attempt produces: one artifact, or one per codebook."""
+    upstreams: tuple[dict[str, Artifact], ...]
+    """For each of ``artifacts``, the complete artifacts it is made of, by stage name."""
+    lease_n: int
+    """Fencing number of this attempt."""
+    folder: Path
+    """Local folder for logs and TensorBoard."""
+    record: AttemptFolder
+    ray_address: str = ""
+    """Address of the run's Ray session; empty when there is none."""
+    _events: list[str] = field(default_factory=list)
+    _segments: int = 0
+    _progressed_at: float = 0.0
+    _lost: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The full keys this attempt produces."""
+        return tuple(a.key for a in self.artifacts)
+
+    @property
+    def outs(self) -> tuple[Storage, ...]:
+        """The folders of the artifacts, work in progress included."""
+        return tuple(a.storage for a in self.artifacts)
+
+    @property
+    def out(self) -> Storage:
+        """The folder of the first artifact."""
+        return self.artifacts[0].storage
+
+    @property
+    def upstream(self) -> dict[str, Artifact]:
+        """What the first artifact is made of."""
+        return self.upstreams[0]
+
+    def data_root(self, source: str) -> Path:
+        """Where a source's recordings lie here.
+
+        Raises RequestError when the cluster does not say, or it is no folder.
+        """
+        if source not in self.cluster.data:
+            raise RequestError(f"cluster: data.{source}: missing; map the source to its folder")
+        root = Path(resolve_env(self.cluster.data[source], where=f"cluster: data.{source}"))
+        if not root.is_dir():
+            raise RequestError(
+                f"cluster: data.{source}: {root} is not a folder; check the path or mount it"
+            )
+        return root
+
+    def model_source(self, name: str) -> str:
+        """The local folder of a model, or its Hugging Face id when the cluster names no folder."""
+        if name not in self.cluster.models:
+            return name
+        return resolve_env(self.cluster.models[name], where=f"cluster: models.{name}")
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Record that something happened."""
+        with self._lock:
+            self._events.append(json.dumps({"at": time.time(), "kind": kind, **fields}))
+
+    def progress(self, done: float, total: float, unit: str, **rates: float) -> None:
+        """Say how far the work is, for those who watch; shown at most twice a second."""
+        now = time.time()
+        if done < total and now - self._progressed_at < _PROGRESS_EVERY_S:
+            return
+        self._progressed_at = now
+        said = {"at": now, "done": done, "total": total, "unit": unit, "rates": rates}
+        self.record.storage.replace("progress.json", to_json(said))
+
+    def check(self) -> None:
+        """Raise LeaseHeldError when this attempt has lost its right to work."""
+        if self._lost:
+            raise LeaseHeldError(self._lost)
+
+    def flush(self) -> None:
+        """Write the events gathered so far as the next whole segment."""
+        with self._lock:
+            if not self._events:
+                return
+            self._segments += 1
+            data = "\n".join([*self._events, ""]).encode()
+            self._events.clear()
+        self.record.storage.replace(f"events-{self._segments:04d}.jsonl", data)
+
+
+def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
+    """Run one attempt as the command line says and return its exit code."""
+    options = _parse(stage, argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        _run(stage, work, options)
+    except LeaseHeldError as error:
+        return _explain(error, EXIT_LEASE_HELD)
+    except OrchestratorError as error:
+        return _explain(error, error.exit_code)
+    except StopRequestedError:
+        return _explain("stopped by a signal", EXIT_STOPPED)
+    except Exception:  # noqa: BLE001 (the last stop: the traceback goes to the log, the code to the supervisor)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
+    store = Store.open(options.store)
+    run = RunFolder(store.run_storage(options.run))
+    plan = run.plan()
+    members = [
+        i for i in plan.group(options.instance) if not store.artifact(i.stage, i.key).is_complete()
+    ]
+    if not members:
+        return
+    artifacts = tuple(store.artifact(i.stage, i.key) for i in members)
+    with ExitStack() as stack:
+        held = _take_leases(stack, artifacts, run, options)
+        attempt = _attempt(stack, store, run, plan, members, held[0].number, options)
+        stack.enter_context(_heartbeat(attempt, held, options.parent))
+        for instance, artifact in zip(members, artifacts, strict=True):
+            artifact.begin(instance.inputs)
+        attempt.event("begin", stage=stage, lease=attempt.lease_n)
+        facts = work(attempt)
+        attempt.check()
+        _publish(attempt, members, facts, options)
+
+
+def _take_leases(
+    stack: ExitStack, artifacts: Sequence[Artifact], run: RunFolder, options: argparse.Namespace
+) -> list[leases.HeldLease]:
+    timeout_s = run.cluster().retry.heartbeat_timeout_s
+    holder = f"{options.run}/{options.instance}/{options.attempt:04d}"
+    held = []
+    for artifact in artifacts:
+        lease = leases.acquire(artifact.storage, holder=holder, timeout_s=timeout_s)
+        stack.callback(lease.release)
+        held.append(lease)
+    return held
+
+
+def _attempt(
+    stack: ExitStack,
+    store: Store,
+    run: RunFolder,
+    plan: Plan,
+    members: Sequence[Instance],
+    lease_n: int,
+    options: argparse.Namespace,
+) -> Attempt:
+    leader, cluster = members[0], run.cluster()
+    variant = next(v for v in plan.variants if v["name"] == leader.variants[0])
+    record = AttemptFolder(
+        options.attempt,
+        run.storage.at("stages", options.instance, "attempts", f"{options.attempt:04d}"),
+    )
+    folder = record.storage.local_root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder.mkdir(parents=True, exist_ok=True)
+    return Attempt(
+        recipe=variant_recipe(run.recipe(), variant["overrides"], where=run.name),
+        cluster=cluster,
+        resources=cluster.resources_of(leader.stage),
+        artifacts=tuple(store.artifact(i.stage, i.key) for i in members),
+        upstreams=tuple(_upstream(store, plan, i) for i in members),
+        lease_n=lease_n,
+        folder=folder,
+        record=record,
+        ray_address=os.environ.get("RAY_ADDRESS", ""),
+    )
+
+
+def _upstream(store: Store, plan: Plan, instance: Instance) -> dict[str, Artifact]:
+    needs = {name: plan.instance(needed) for name, needed in instance.needs.items()}
+    return {name: store.artifact(i.stage, i.key) for name, i in needs.items()}
+
+
+def _publish(
+    attempt: Attempt,
+    members: Sequence[Instance],
+    facts: dict[str, Any],
+    options: argparse.Namespace,
+) -> None:
+    producer = {
+        "run": options.run,
+        "attempt": options.attempt,
+        "lease": attempt.lease_n,
+        "versions": _versions(),
+    }
+    per_key = facts.pop("per_key", {})
+    for instance, artifact in zip(members, attempt.artifacts, strict=True):
+        own = {**facts, **per_key.get(artifact.key, {})}
+        artifact.publish(
+            inputs=instance.inputs, facts=own, producer={**producer, "instance": instance.id}
+        )
+    attempt.event("published", keys=list(attempt.keys))
+
+
+@contextmanager
+def _heartbeat(attempt: Attempt, held: Sequence[leases.HeldLease], parent: int | None) -> Any:
+    """Keep the leases alive and the events flowing; end with the parent process."""
+    ended = threading.Event()
+    every_s = attempt.cluster.retry.heartbeat_timeout_s / 6
+    thread = threading.Thread(
+        target=_beat, args=(attempt, held, parent, every_s, ended), daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        attempt.flush()
+
+
+def _beat(
+    attempt: Attempt,
+    held: Sequence[leases.HeldLease],
+    parent: int | None,
+    every_s: float,
+    ended: threading.Event,
+) -> None:
+    beaten_at = time.monotonic()
+    while not ended.wait(_TICK_S):
+        if parent is not None and os.getppid() != parent:
+            os._exit(EXIT_STOPPED)  # nobody is left to read our exit code or to stop us
+        attempt.flush()
+        if time.monotonic() - beaten_at >= every_s:
+            beaten_at = time.monotonic()
+            try:
+                for lease in held:
+                    lease.beat()
+            except LeaseHeldError as error:
+                attempt._lost = str(error)
+                return
+
+
+def _parse(stage: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{stage}",
+        description=f"One attempt of the {stage} stage; started by the supervisor.",
+    )
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    parser.add_argument(
+        "--instance", required=True, help="stage instance, such as tokenize-0123456789ab"
+    )
+    parser.add_argument("--attempt", required=True, type=int, help="number of the attempt")
+    parser.add_argument(
+        "--parent", type=int, help="pid of the supervisor; the attempt ends when it does"
+    )
+    return parser.parse_args(argv)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise StopRequestedError
+
+
+def _explain(problem: object, exit_code: int) -> int:
+    sys.stderr.write(f"error: {problem}\n")
+    return exit_code
+
+
+def _versions() -> dict[str, str]:
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    return {name: installed[name] for name in _REPORTED_PACKAGES if name in installed}

@@ -1,0 +1,124 @@
+"""Reads an audio file as what every encoder of the HuBERT family reads: mono float32 at 16 kHz.
+
+In: a path. Out: ``wav_S`` in [-1, 1], S samples at 16 kHz. libsndfile reads what it knows, FFmpeg's libraries (PyAV)
+the rest; raw G.722 has no header, so its file name alone says what it is.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+import torchaudio
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.units import SAMPLE_RATE_HZ
+
+Wave = npt.NDArray[np.float32]
+
+AUDIO_SUFFIXES = frozenset(
+    (".wav", ".flac", ".ogg", ".opus", ".mp3", ".g722", ".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr")
+)
+"""File names that are taken for audio, lower case."""
+
+_SNDFILE_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3"))
+_RAW_FORMATS = {".g722": "g722"}
+_LOWPASS_TAPS = 255
+_MAX_RESAMPLE_RATIO_TERM = 2_000
+
+
+class UnreadableAudioError(OrchestratorError):
+    """A recording that cannot be decoded; ``reason`` says why, without the path."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; repair the file or remove it")
+        self.reason = reason
+
+
+def decode(path: Path, *, lowpass_hz: float | None = None) -> Wave:
+    """The whole recording as ``wav_S``. Raises UnreadableAudioError."""
+    wav_S, rate_hz = _read(path)
+    if not wav_S.size:
+        raise UnreadableAudioError(path, "holds no samples")
+    if not np.isfinite(wav_S).all():
+        raise UnreadableAudioError(path, "holds samples that are no numbers")
+    wav_S = _resample(wav_S, rate_hz)
+    return wav_S if lowpass_hz is None else lowpass(wav_S, lowpass_hz)
+
+
+def read_window(
+    path: Path, start_sample: int, num_samples: int, *, lowpass_hz: float | None = None
+) -> Wave:
+    """One utterance of a recording: ``num_samples`` at 16 kHz from ``start_sample`` on.
+
+    Raises UnreadableAudioError, also when the recording has become shorter than that.
+    """
+    wav_S = decode(path, lowpass_hz=lowpass_hz)[start_sample : start_sample + num_samples]
+    if len(wav_S) != num_samples:
+        raise UnreadableAudioError(path, f"ends before sample {start_sample + num_samples} at 16 kHz")
+    return wav_S
+
+
+def lowpass(wav_S: Wave, cutoff_hz: float) -> Wave:
+    """The wave without what lies above ``cutoff_hz``: a linear-phase FIR, delay removed, same length."""
+    if cutoff_hz >= SAMPLE_RATE_HZ / 2:
+        return wav_S
+    filtered = np.convolve(wav_S, _lowpass_kernel(cutoff_hz))
+    start = _LOWPASS_TAPS // 2
+    return filtered[start : start + len(wav_S)].astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _lowpass_kernel(cutoff_hz: float) -> Wave:
+    """Windowed sinc (Blackman), unit gain at 0 Hz."""
+    offset = np.arange(_LOWPASS_TAPS) - _LOWPASS_TAPS // 2
+    kernel = np.sinc(2 * cutoff_hz / SAMPLE_RATE_HZ * offset) * np.blackman(_LOWPASS_TAPS)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def _read(path: Path) -> tuple[Wave, int]:
+    try:
+        if path.suffix.lower() in _SNDFILE_SUFFIXES:
+            return _read_sndfile(path)
+        return _read_ffmpeg(path)
+    except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
+        raise UnreadableAudioError(path, _reason(error)) from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(getattr(error, "error_string", error)).rstrip(".")
+
+
+def _read_sndfile(path: Path) -> tuple[Wave, int]:
+    wav_SC, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    return np.ascontiguousarray(wav_SC.mean(axis=1)), rate_hz
+
+
+def _read_ffmpeg(path: Path) -> tuple[Wave, int]:
+    with av.open(str(path), format=_RAW_FORMATS.get(path.suffix.lower())) as container:
+        if not container.streams.audio:
+            raise ValueError("holds no audio stream")
+        stream = container.streams.audio[0]
+        to_float = av.AudioResampler(format="flt", layout="mono")
+        frames = [f for frame in container.decode(stream) for f in to_float.resample(frame)]
+        frames += to_float.resample(None)
+    if not frames:
+        return np.zeros(0, np.float32), SAMPLE_RATE_HZ
+    return np.concatenate([f.to_ndarray().reshape(-1) for f in frames]), frames[0].sample_rate
+
+
+def _resample(wav_S: Wave, rate_hz: int) -> Wave:
+    if rate_hz == SAMPLE_RATE_HZ:
+        return wav_S
+    if rate_hz // gcd(rate_hz, SAMPLE_RATE_HZ) > _MAX_RESAMPLE_RATIO_TERM:
+        # The polyphase kernel has one row per term: an odd rate would take gigabytes, and hardly shifts the pitch.
+        rate_hz = round(rate_hz, -2) or rate_hz
+    return torchaudio.functional.resample(torch.from_numpy(wav_S), rate_hz, SAMPLE_RATE_HZ).numpy()

@@ -1,0 +1,434 @@
+"""The training of one rank, from the first or the last committed step to the finished model. Knows nothing of launchers.
+
+In: a RankConfig, this rank's Place, and a process group address in the environment.
+Out: checkpoints while it runs; at the end ``model/`` in Hugging Face format, ``metrics.jsonl``, ``validation.jsonl`` and
+``training.json`` in the artifact's folder.
+
+Each global batch is the same for any number of ranks. Every window has the same number of targets, so the mean of the
+ranks' and micro-batches' means is the mean over the global batch, exactly as defined for one rank.
+
+Shape legend: B sequences, L1 = context length + 1 tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from jobs.lm import checkpoint as checkpoints
+from jobs.lm.checkpoint import FileEntry, Manifest, Segment, Stint
+from jobs.lm.engine import Engine, build_engine, connect, prepare, to_universal
+from jobs.lm.rank import Place, RankConfig, end_with
+from jobs.lm.token_stream import HASH_START, TokenStream, chain_hash, open_tokens, stripe
+from jobs.lm.tracking import Tracker
+from orchestrator.errors import RunFailedError
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Schedule
+
+MODEL_FOLDER = "model"
+METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+TRAINING = "training.json"
+LIVE_EVERY_S = 2.0
+
+_COSINE_FLOOR = 0.1
+_MAX_VALID_WINDOWS = 256
+
+
+def learning_rate(step: int, *, schedule: Schedule, peak: float, steps: int) -> float:
+    """The learning rate of optimizer step 1, 2, ... ``steps``.
+
+    Linear warm-up to the peak, then constant; or peak * sqrt(warmup / step) (arXiv 1706.03762, eq. 3); or half a cosine
+    down to a tenth of the peak at the last step.
+    """
+    warmup = max(schedule.warmup_steps, 1)
+    if step <= warmup:
+        return peak * step / warmup
+    if schedule.kind == "constant":
+        return peak
+    if schedule.kind == "inverse_sqrt":
+        return peak * math.sqrt(warmup / step)
+    done = (step - warmup) / max(steps - warmup, 1)
+    return peak * (_COSINE_FLOOR + (1 - _COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def train_rank(config: RankConfig, place: Place) -> None:
+    """Run this rank until the last step is committed, or until a stop is asked for and a checkpoint was made."""
+    end_with(config.driver)
+    prepare(config)
+    group = connect(config, place)
+    rank = Rank(config, place, group)
+    rank.run()
+    dist.barrier(group=group)
+    dist.destroy_process_group()
+
+
+@dataclass
+class Progress:
+    """How far the training is; the same on every rank but for the lines, which rank 0 keeps."""
+
+    step: int = 0
+    sample_hash: str = HASH_START
+    metrics: tuple[Segment, ...] = ()
+    validation: tuple[Segment, ...] = ()
+    history: tuple[Stint, ...] = ()
+    metric_lines: list[dict[str, Any]] = field(default_factory=list)
+    validation_lines: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Rank:
+    """One rank at work."""
+
+    def __init__(self, config: RankConfig, place: Place, group: Any) -> None:
+        self._config, self._place, self._group = config, place, group
+        self._out, self._folder = Storage(config.out_url), Path(config.folder)
+        self._staging = self._folder / "staging" / f"rank-{place.rank:05d}"
+        self._refused: list[str] = []
+        self._resumed_from = ""
+        self._live_at = 0.0
+        self._stop_seen = False
+        train_bin, valid_bin = self._fetch_tokens("train.bin", "valid.bin")
+        self._stream = TokenStream(
+            open_tokens(train_bin), context_length=config.train.context_length, seed=config.seed
+        )
+        self._valid_BL1 = validation_windows(open_tokens(valid_bin), config.train.context_length)
+        found = self._find_checkpoint()
+        self._engine = build_engine(
+            config, place, universal=bool(found and self._needs_conversion(found))
+        )
+        self._progress = self._restore(found) if found else Progress()
+        self._begin_stint()
+
+    @property
+    def _leads(self) -> bool:
+        return self._place.rank == 0
+
+    def run(self) -> None:
+        """Train from where the progress stands; finish when the last step is done."""
+        config = self._config
+        with Tracker(self._folder, enabled=config.tensorboard and self._leads) as tracker:
+            for batch in self._batches():
+                self._take_step(batch, tracker)
+                stop = self._stop_seen
+                if self._is_due(config.train.validate_every_steps):
+                    self._validate(tracker)
+                if stop or self._is_due(config.train.checkpoint.every_steps):
+                    self._save()
+                if stop:
+                    return
+        self._finish()
+
+    def _take_step(self, micro_batches: list[torch.Tensor], tracker: Tracker) -> None:
+        started_s = time.perf_counter()
+        train, progress = self._config.train, self._progress
+        progress.step += 1
+        lr = learning_rate(
+            progress.step, schedule=train.schedule, peak=train.optimizer.lr, steps=train.steps
+        )
+        self._engine.set_lr(lr)
+        losses = [
+            self._engine.accumulate(tokens_BL1, last=n == len(micro_batches) - 1)
+            for n, tokens_BL1 in enumerate(micro_batches)
+        ]
+        grad_norm = self._engine.step()
+        loss = self._mean_over_ranks(torch.stack(losses).mean())
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise RunFailedError(
+                f"train step {progress.step}: loss {loss}, gradient norm {grad_norm}; lower train.optimizer.lr or lengthen "
+                "train.schedule.warmup_steps"
+            )
+        progress.sample_hash = chain_hash(progress.sample_hash, self._sample_ids(progress.step))
+        if self._leads:
+            self._record(loss, lr, grad_norm, time.perf_counter() - started_s, tracker)
+
+    def _record(
+        self, loss: float, lr: float, grad_norm: float, step_s: float, tracker: Tracker
+    ) -> None:
+        progress, train = self._progress, self._config.train
+        line = {
+            "step": progress.step,
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens_seen": progress.step * train.global_batch_tokens,
+            "sample_hash": progress.sample_hash,
+        }
+        progress.metric_lines.append(line)
+        with (self._folder / "metrics-0001.jsonl").open("a") as file:
+            file.write(json.dumps({**line, "step_s": step_s}) + "\n")
+        tracker.scalars("train", progress.step, {"loss": loss, "lr": lr, "grad_norm": grad_norm})
+        self._show(loss=loss, tokens_per_s=train.global_batch_tokens / step_s)
+
+    def _show(self, **rates: float) -> None:
+        """Say how far we are, for the driver, which may be on another machine."""
+        now = time.monotonic()
+        if now - self._live_at < LIVE_EVERY_S and self._progress.step < self._config.train.steps:
+            return
+        self._live_at = now
+        live = {
+            "step": self._progress.step,
+            "rates": rates,
+            "resumed_from": self._resumed_from,
+            "refused": self._refused,
+        }
+        self._out.replace(self._config.live_path, json.dumps(live).encode())
+        self._stop_seen = self._stop_seen or self._out.exists(self._config.stop_path)
+
+    def _mean_over_ranks(self, loss: torch.Tensor) -> float:
+        """The loss over the global batch; the same message tells all ranks whether rank 0 has seen a wish to stop."""
+        message = torch.tensor([float(loss), float(self._stop_seen)], dtype=torch.float64)
+        dist.all_reduce(message, group=self._group)
+        self._stop_seen = bool(message[1])
+        return float(message[0]) / self._place.world_size
+
+    @torch.no_grad()
+    def _validate(self, tracker: Tracker) -> None:
+        """Mean NLL over the validation windows; every rank does equally many forward passes, as ZeRO 3 demands."""
+        windows_BL1, place, model = self._valid_BL1, self._place, self._engine.model
+        if not len(windows_BL1):
+            return
+        model.eval()
+        size = self._config.execution.micro_batch
+        total = torch.zeros(1, dtype=torch.float64)
+        for start in range(0, len(windows_BL1), size * place.world_size):
+            mine = windows_BL1[start + place.rank * size : start + (place.rank + 1) * size]
+            batch = torch.from_numpy(mine if len(mine) else windows_BL1[:1])
+            total += float(self._engine.loss(batch)) * len(mine)
+        model.train()
+        dist.all_reduce(total, group=self._group)
+        loss = float(total) / len(windows_BL1)
+        if self._leads:
+            line = {"step": self._progress.step, "loss": loss, "num_windows": len(windows_BL1)}
+            self._progress.validation_lines.append(line)
+            tracker.scalars("valid", self._progress.step, {"loss": loss})
+
+    def _is_due(self, every_steps: int) -> bool:
+        return (
+            self._progress.step % every_steps == 0
+            or self._progress.step == self._config.train.steps
+        )
+
+    def _sample_ids(self, step: int) -> np.ndarray:
+        batch = self._config.train.global_batch
+        return self._stream.sample_ids((step - 1) * batch, batch)
+
+    def _micro_batches(self, step: int) -> list[torch.Tensor]:
+        ids = stripe(
+            self._sample_ids(step), rank=self._place.rank, world_size=self._place.world_size
+        )
+        tokens_BL1 = torch.from_numpy(self._stream.windows(ids))
+        if self._config.device == "cuda":
+            tokens_BL1 = tokens_BL1.pin_memory()
+        return list(tokens_BL1.split(self._config.execution.micro_batch))
+
+    def _batches(self) -> Iterator[list[torch.Tensor]]:
+        """The micro-batches of each remaining step, read one step ahead of the computation."""
+        steps = range(self._progress.step + 1, self._config.train.steps + 1)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = reader.submit(self._micro_batches, steps[0]) if steps else None
+            for step in steps:
+                batch = ahead.result()
+                ahead = reader.submit(self._micro_batches, min(step + 1, steps[-1]))
+                yield batch
+
+    def _fetch_tokens(self, *names: str) -> list[Path]:
+        """Local token files; on each node the first rank brings them from a remote store."""
+        pack, cache = Storage(self._config.pack_url), self._folder / "tokens"
+        if self._place.local_rank == 0:
+            for name in names:
+                pack.fetch(name, cache)
+        dist.barrier(group=self._group)
+        return [(pack.local_root or cache) / name for name in names]
+
+    # Checkpoints: all methods below are collective.
+
+    def _find_checkpoint(self) -> Manifest | None:
+        """The newest checkpoint that all ranks find whole; why others were refused is kept for the events."""
+        message: list[Any] = [None]
+        if self._leads:
+            found = checkpoints.resumable(checkpoints.committed(self._out), self._config.leases)
+            message = [[m.model_dump(mode="json") for m in found]]
+        dist.broadcast_object_list(message, src=0, group=self._group)
+        for raw in message[0]:
+            manifest = Manifest.model_validate(raw)
+            problems = self._gather(self._verify(manifest))
+            if not any(problems):
+                self._resumed_from = manifest.name
+                return manifest
+            self._refused.append(next(p for p in problems if p))
+        return None
+
+    def _verify(self, manifest: Manifest) -> str:
+        """This rank's part of a node's verification: nothing is unpickled before all of it is well."""
+        names = sorted(manifest.files)[self._place.local_rank :: self._place.local_world_size]
+        problem = checkpoints.fetch_verified(self._out, manifest, names, self._folder / "staging")
+        stage = self._config.execution.zero_stage
+        if not problem and manifest.zero_stage != stage:
+            return f"{manifest.name}: written with ZeRO {manifest.zero_stage}, this attempt uses {stage}"
+        return problem
+
+    def _needs_conversion(self, manifest: Manifest) -> bool:
+        return manifest.zero_stage > 0 and manifest.world_size != self._place.world_size
+
+    def _restore(self, manifest: Manifest) -> Progress:
+        folder = checkpoints.local_folder(self._out, self._folder / "staging")
+        own_rng = folder / manifest.name / manifest.rng.get(str(self._place.rank), "none")
+        tag = manifest.name
+        if self._needs_conversion(manifest):
+            universal = self._folder / "staging" / "universal"
+            if self._place.local_rank == 0:
+                to_universal(folder / manifest.name, universal / tag)
+            dist.barrier(group=self._group)
+            folder = universal
+        self._engine.deepspeed.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
+        if own_rng.is_file():
+            restore_rng(load_file(own_rng))
+        return Progress(
+            step=manifest.step,
+            sample_hash=manifest.sample_hash,
+            metrics=manifest.metrics,
+            validation=manifest.validation,
+            history=manifest.history,
+        )
+
+    def _begin_stint(self) -> None:
+        config, progress = self._config, self._progress
+        progress.history = (
+            *progress.history,
+            Stint(
+                lease_n=config.lease_n,
+                first_step=progress.step + 1,
+                world_size=self._place.world_size,
+                zero_stage=config.execution.zero_stage,
+                micro_batch=config.execution.micro_batch,
+                device=torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
+            ),
+        )
+
+    def _save(self) -> None:
+        """Make the state after this step durable; it exists once rank 0 has written the manifest."""
+        name = checkpoints.name_of(self._progress.step, self._config.lease_n)
+        local = self._staging / name
+        local.mkdir(parents=True, exist_ok=True)
+        self._engine.deepspeed.save_checkpoint(str(self._staging), tag=name, save_latest=False)
+        rng_name = f"rng-{self._place.rank:05d}.safetensors"
+        save_file(rng_state(), local / rng_name)
+        entries = checkpoints.upload_folder(self._out, local, name)
+        parts = self._gather(
+            {"files": {n: e.model_dump() for n, e in entries.items()}, "rng": rng_name}
+        )
+        if self._leads:
+            self._commit(parts)
+        dist.barrier(group=self._group)
+
+    def _commit(self, parts: list[dict[str, Any]]) -> None:
+        config, progress = self._config, self._progress
+        self._close_segments()
+        manifest = Manifest(
+            step=progress.step,
+            lease_n=config.lease_n,
+            world_size=self._place.world_size,
+            zero_stage=config.execution.zero_stage,
+            cursor=progress.step * config.train.global_batch,
+            sample_hash=progress.sample_hash,
+            files={
+                n: FileEntry.model_validate(e) for part in parts for n, e in part["files"].items()
+            },
+            metrics=progress.metrics,
+            validation=progress.validation,
+            rng={str(rank): part["rng"] for rank, part in enumerate(parts)},
+            history=progress.history,
+        )
+        checkpoints.commit(self._out, manifest)
+        checkpoints.retire(self._out, config.train.checkpoint, config.leases)
+
+    def _close_segments(self) -> None:
+        progress, lease_n = self._progress, self._config.lease_n
+        path = checkpoints.segment_path(progress.step, lease_n)
+        segment = checkpoints.write_segment(self._out, path, progress.metric_lines)
+        progress.metrics = (*progress.metrics, segment)
+        if progress.validation_lines:
+            path = checkpoints.segment_path(progress.step, lease_n, validation=True)
+            segment = checkpoints.write_segment(self._out, path, progress.validation_lines)
+            progress.validation = (*progress.validation, segment)
+        progress.metric_lines, progress.validation_lines = [], []
+
+    def _gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self._place.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _finish(self) -> None:
+        """Write what the finished artifact holds beyond checkpoints."""
+        state = self._engine.state_dict()
+        if not self._leads:
+            return
+        local = self._staging / MODEL_FOLDER
+        model = self._engine.model
+        model.save_pretrained(local, state_dict=state)
+        for path in sorted(local.iterdir()):
+            self._publish(path, f"{MODEL_FOLDER}/{path.name}")
+        self._out.replace(METRICS, checkpoints.join_segments(self._out, self._progress.metrics))
+        self._out.replace(
+            VALIDATION, checkpoints.join_segments(self._out, self._progress.validation)
+        )
+        self._out.replace(
+            TRAINING, json.dumps(self._summary(model), indent=1, sort_keys=True).encode()
+        )
+        shutil.rmtree(self._folder / "staging")
+
+    def _publish(self, local: Path, path: str) -> None:
+        # Not yet covered by a manifest: what an earlier attempt left here may differ, and is replaced.
+        self._out.delete(path)
+        self._out.upload(local, path)
+
+    def _summary(self, model: Any) -> dict[str, Any]:
+        progress, train = self._progress, self._config.train
+        return {
+            "num_parameters": model.num_parameters(),
+            "steps": progress.step,
+            "tokens_seen": progress.step * train.global_batch_tokens,
+            "num_windows": self._stream.num_windows,
+            "epochs": progress.step * train.global_batch / self._stream.num_windows,
+            "sample_hash": progress.sample_hash,
+            "history": [stint.model_dump() for stint in progress.history],
+        }
+
+
+def validation_windows(tokens: np.ndarray, context_length: int) -> np.ndarray:
+    """``tokens_BL1``: at most 256 windows spread evenly over the split; one shorter window when it holds no whole one."""
+    if len(tokens) < 2:
+        return np.zeros((0, 0), dtype=np.int64)
+    length = min(context_length, len(tokens) - 1)
+    num_windows = (len(tokens) - 1) // length
+    chosen = np.unique(
+        np.linspace(0, num_windows - 1, min(num_windows, _MAX_VALID_WINDOWS)).astype(np.int64)
+    )
+    return np.stack([tokens[n * length : (n + 1) * length + 1] for n in chosen]).astype(np.int64)
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """States of torch's random generators, the only ones that may be used inside a step."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_rng(state: dict[str, torch.Tensor]) -> None:
+    """Put the generators where ``rng_state`` found them."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,163 @@
+"""Unit shards become three token streams: which recording is in which split, and where each utterance lies.
+
+In: Parquet shards of (id, recording, units, num_samples), in shard order.
+Out: ``{train,valid,test}.bin`` (little-endian uint16, utterances one after the other, nothing between them) and
+``{split}.idx.parquet`` (id, offset, num_tokens, num_samples). Same shards and shares, same bytes.
+
+A corpus of 150k hours is 21 GB of tokens, so no more than one shard and one row group of the index is ever in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.errors import CorruptError
+from orchestrator.spec.recipe import Split
+
+SplitName = Literal["train", "valid", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
+RULE = (
+    "utterances of a split are concatenated in shard order, then row order; no BOS, no EOS, no separator; token id = unit "
+    "id, little-endian uint16; a recording's split is its place in [0, 1): the first 8 bytes of sha256(recording) / 2**64; "
+    "the lowest `valid` share is valid, the next `test` share is test, the rest is train"
+)
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("offset", pa.int64()),
+        ("num_tokens", pa.int64()),
+        ("num_samples", pa.int64()),
+    ]
+)
+_ROWS_PER_GROUP = 65_536
+_COLUMNS = ["id", "recording", "units", "num_samples"]
+
+
+def split_of(recording: str, shares: Split) -> SplitName:
+    """The split of a whole recording; pure, so that adding data never moves a recording."""
+    place = int.from_bytes(hashlib.sha256(recording.encode()).digest()[:8], "big") / 2**64
+    if place < shares.valid:
+        return "valid"
+    return "test" if place < shares.valid + shares.test else "train"
+
+
+@dataclass
+class SplitWriter:
+    """One split being written: the token file, its index, and the counts of both."""
+
+    name: SplitName
+    folder: Path
+    num_tokens: int = 0
+    num_utterances: int = 0
+    num_samples: int = 0
+    recordings: set[bytes] = field(default_factory=set)
+    _rows: list[tuple[str, int, int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._tokens = self.bin_path.open("wb")
+        self._index = pq.ParquetWriter(self.index_path, INDEX_SCHEMA, compression="zstd")
+
+    @property
+    def bin_path(self) -> Path:
+        """The token file."""
+        return self.folder / f"{self.name}.bin"
+
+    @property
+    def index_path(self) -> Path:
+        """The index of utterances."""
+        return self.folder / f"{self.name}.idx.parquet"
+
+    def add(self, utterance: str, recording: str, units: np.ndarray, num_samples: int) -> None:
+        """Append one utterance."""
+        self._tokens.write(units.astype("<u2").tobytes())
+        self._rows.append((utterance, self.num_tokens, len(units), num_samples))
+        self.num_tokens += len(units)
+        self.num_samples += num_samples
+        self.num_utterances += 1
+        # Eight bytes a recording: the names of 150k hours of them would not fit in memory comfortably.
+        self.recordings.add(hashlib.sha256(recording.encode()).digest()[:8])
+        if len(self._rows) == _ROWS_PER_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left and finish both files."""
+        if self._rows or not self.num_utterances:
+            self._flush()
+        self._tokens.close()
+        self._index.close()
+
+    def counts(self) -> dict[str, int]:
+        """What is in this split."""
+        return {
+            "num_recordings": len(self.recordings),
+            "num_utterances": self.num_utterances,
+            "num_tokens": self.num_tokens,
+            "num_samples": self.num_samples,
+        }
+
+    def _flush(self) -> None:
+        columns = list(zip(*self._rows, strict=True)) or [[], [], [], []]
+        self._index.write_table(
+            pa.table(
+                [pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)],
+                schema=INDEX_SCHEMA,
+            )
+        )
+        self._rows.clear()
+
+
+def pack_shards(
+    shards: Iterable[Path], folder: Path, *, shares: Split, num_units: int
+) -> dict[str, Any]:
+    """Write the three splits of the shards into ``folder``; returns the content of ``pack.json``.
+
+    Utterances without any unit are left out and counted. Raises CorruptError when a unit is outside the codebook.
+    """
+    writers = {name: SplitWriter(name, folder) for name in SPLITS}
+    num_empty = 0
+    for shard in shards:
+        num_empty += _pack_shard(shard, writers, shares, num_units)
+    for writer in writers.values():
+        writer.close()
+    return {
+        "dtype": "uint16",
+        "num_units": num_units,
+        "rule": RULE,
+        "shares": {"valid": shares.valid, "test": shares.test},
+        "num_empty_utterances": num_empty,
+        "splits": {name: writer.counts() for name, writer in writers.items()},
+    }
+
+
+def _pack_shard(
+    shard: Path, writers: dict[SplitName, SplitWriter], shares: Split, num_units: int
+) -> int:
+    table = pq.read_table(shard, columns=_COLUMNS).combine_chunks()
+    units_column = table["units"].chunk(0) if table.num_rows else None
+    num_empty = 0
+    for row in range(table.num_rows):
+        units = (
+            units_column[row].values.to_numpy(zero_copy_only=False)
+            if len(units_column[row])
+            else None
+        )
+        if units is None:
+            num_empty += 1
+            continue
+        utterance, recording = table["id"][row].as_py(), table["recording"][row].as_py()
+        if int(units.max()) >= num_units:
+            raise CorruptError(
+                f"{shard}: {utterance} holds unit {units.max()} of a codebook of {num_units}; tokenize again"
+            )
+        writers[split_of(recording, shares)].add(
+            utterance, recording, units, table["num_samples"][row].as_py()
+        )
+    return num_empty

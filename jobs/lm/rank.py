@@ -1,0 +1,187 @@
+"""What one training rank is told, where it stands among the others, and when it ends by itself.
+
+Everything here is plain data that crosses processes as JSON, so that a launcher needs to know nothing of training and
+training nothing of launchers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.errors import RequestError
+from orchestrator.ledger.lease import Process
+from orchestrator.spec.cluster import Resources
+from orchestrator.spec.model import Spec
+from orchestrator.spec.recipe import Execution, Model, Train
+
+EXIT_ORPHANED = 70
+"""Exit code of a rank whose driver is gone."""
+
+_MAX_MICRO_BATCH_TOKENS = 16_384
+_WATCH_EVERY_S = 1.0
+
+
+class RankConfig(Spec):
+    """One training, as every one of its ranks is told."""
+
+    model: Model
+    """The recipe's model section."""
+    train: Train
+    """The recipe's training section."""
+    execution: Execution
+    """How a global batch is computed."""
+    seed: int
+    """Seed of weights and data order."""
+    num_units: int
+    """Rows of the vocabulary."""
+    source: str
+    """Text model: a folder, or a Hugging Face id."""
+    pack_url: str
+    """Folder of the packed tokens."""
+    out_url: str
+    """Folder of the train artifact."""
+    lease_n: int
+    """Fencing number of this attempt."""
+    folder: str
+    """Local folder of this attempt: rank logs, TensorBoard, staging."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Kind of device."""
+    threads: int = 1
+    """Intra-op threads of a CPU rank."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+    driver: Process
+    """The process that started the ranks; they end when it does."""
+
+    @property
+    def leases(self) -> tuple[int, ...]:
+        """Fencing numbers whose checkpoints may be loaded."""
+        return tuple(range(1, self.lease_n + 1))
+
+    @property
+    def stop_path(self) -> str:
+        """Object whose presence asks the ranks to save and leave."""
+        return f"metrics/stop-a{self.lease_n:04d}"
+
+    @property
+    def live_path(self) -> str:
+        """Object with the newest step, for those who watch."""
+        return f"metrics/live-a{self.lease_n:04d}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a rank stands."""
+
+    rank: int
+    """Number among all ranks."""
+    world_size: int
+    """Ranks in all."""
+    local_rank: int
+    """Number among the ranks of this node."""
+    local_world_size: int
+    """Ranks on this node."""
+
+
+def execution_of(train: Train, resources: Resources) -> Execution:
+    """The recipe's execution, or the one derived for these ranks. Raises RequestError when the batch does not divide.
+
+    Derived: the largest micro-batch that divides a rank's share and stays within 16,384 tokens; ZeRO 1 with several
+    ranks, because it costs no more traffic than 0 and saves memory.
+    """
+    world_size = resources.world_size
+    share, rest = divmod(train.global_batch, world_size)
+    if rest or not share:
+        raise RequestError(_indivisible(train, world_size))
+    if train.execution is None:
+        return Execution(
+            zero_stage=min(world_size - 1, 1), micro_batch=_micro_batch(share, train.context_length)
+        )
+    if share % train.execution.micro_batch:
+        divisors = [n for n in range(1, share + 1) if share % n == 0]
+        raise RequestError(
+            f"train.execution.micro_batch: {train.execution.micro_batch} does not divide the {share} sequences of each of "
+            f"{world_size} ranks; give one of {', '.join(map(str, divisors))}"
+        )
+    return train.execution
+
+
+def _micro_batch(share: int, context_length: int) -> int:
+    largest = max(1, _MAX_MICRO_BATCH_TOKENS // context_length)
+    return max(n for n in range(1, min(share, largest) + 1) if share % n == 0)
+
+
+def _indivisible(train: Train, world_size: int) -> str:
+    step = train.context_length * world_size
+    below, above = (
+        (train.global_batch // world_size) * step,
+        (train.global_batch // world_size + 1) * step,
+    )
+    sizes = " or ".join(str(size) for size in (below, above) if size)
+    ranks = [n for n in range(1, train.global_batch + 1) if train.global_batch % n == 0]
+    return (
+        f"train.global_batch_tokens: {train.global_batch_tokens} is {train.global_batch} sequences of "
+        f"{train.context_length}, which {world_size} ranks cannot share equally; use {sizes} tokens, or a number of ranks "
+        f"out of {', '.join(map(str, ranks))}"
+    )
+
+
+def end_with(driver: Process) -> None:
+    """Watch the driver from a thread and leave at once when it is gone.
+
+    A rank whose driver died holds memory, a device and a port that the next attempt needs. On other machines than the
+    driver's the question cannot be asked; there the broken connection to the first rank ends the process.
+    """
+    if driver.is_alive() is None:
+        return
+    threading.Thread(target=_watch, args=(driver,), daemon=True).start()
+
+
+def _watch(driver: Process) -> None:
+    while driver.is_alive():
+        time.sleep(_WATCH_EVERY_S)
+    sys.stderr.write("the driver of this training is gone; leaving\n")
+    sys.stderr.flush()
+    os._exit(EXIT_ORPHANED)
+
+
+def log_path(folder: Path, rank: int) -> Path:
+    """The log of one rank."""
+    return folder / f"rank-{rank:05d}.log"
+
+
+def log_to(path: Path) -> None:
+    """Send everything this process prints, native libraries included, to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    # A launcher may have replaced Python's streams by its own, which would not follow the descriptors.
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+def last_lines(path: Path, count: int = 20) -> str:
+    """The end of a log, for an error message."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return "(no log was written)"
+    return "\n".join(lines[-count:])
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,102 @@
+"""Ranks of training started by Ray Train: one worker per rank, placed by Ray, never restarted by it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jobs.lm.rank import Place, RankConfig, last_lines, log_path, log_to
+from orchestrator.errors import RunFailedError
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.cluster import Resources
+
+RECORDS = "metrics/ray_train"
+"""Where Ray Train keeps what it must keep; nothing of ours is in it."""
+
+
+def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> None:
+    """Run all ranks to their end on a Ray cluster, or on one of our own. Raises RunFailedError when any of them fails."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    # Otherwise Ray would hide every GPU from workers that ask for none, and move workers out of our folder.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    if not ray.is_initialized():
+        _join_or_start(ray_address, resources)
+    gpu = config.device == "cuda"
+    trainer = TorchTrainer(
+        run_in_worker,
+        train_loop_config={"config": config.model_dump_json()},
+        scaling_config=ScalingConfig(
+            num_workers=resources.world_size,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"a{config.lease_n:04d}",
+            storage_path=Storage(config.out_url).at(RECORDS).url,
+            failure_config=FailureConfig(max_failures=0),  # only the supervisor retries
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise RunFailedError(failure(config, resources.world_size, _cause(error))) from None
+
+
+def run_in_worker(told: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    from ray.train import get_context
+
+    config, context = RankConfig.model_validate_json(told["config"]), get_context()
+    place = Place(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
+    )
+    log_to(log_path(Path(config.folder), place.rank))
+    from jobs.lm.loop import train_rank
+
+    train_rank(config, place)
+
+
+def failure(config: RankConfig, world_size: int, cause: str) -> str:
+    """An error message with the end of the log of the rank that failed, and its path."""
+    folder = Path(config.folder)
+    paths = [log_path(folder, rank) for rank in range(world_size)]
+    # When one rank dies the others fail after it, by losing it; the log that ended first belongs to the first.
+    written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
+    path = written[0] if written else paths[0]
+    return f"train: a rank failed ({cause}); the last lines of {path}:\n{last_lines(path)}"
+
+
+def _cause(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    said = [
+        f"rank {rank}: {str(reason).strip().splitlines()[-1]}"
+        for rank, reason in sorted(failures.items())
+    ]
+    return "; ".join(said) or str(error).strip().splitlines()[-1]
+
+
+def _join_or_start(address: str, resources: Resources) -> None:
+    import ray
+
+    if address:
+        ray.init(address=address, log_to_driver=False)
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=resources.world_size * resources.cpus_per_worker,
+        log_to_driver=False,
+        # Unix sockets live below this folder, and their paths are limited to 107 bytes.
+        _temp_dir=tempfile.mkdtemp(prefix="ray-", dir="/tmp"),  # noqa: S108
+    )

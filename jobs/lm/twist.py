@@ -1,0 +1,142 @@
+"""The initial language model: a text LM whose vocabulary becomes the units (TWIST, arXiv 2305.13009, section 3).
+
+In: any Hugging Face causal LM (folder, or id and revision), the recipe's ``model`` section, a seed.
+Out: the model with one row per unit in its tables, dropout 0, and no special tokens: token id = unit id.
+
+``twist`` keeps every other weight bit for bit. ``cold`` is the same architecture with every matrix drawn anew. The unit
+table is drawn first in both, from the same generator, so that the two arms of a comparison share it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from orchestrator.errors import CorruptError, RequestError
+from orchestrator.ledger.storage import sha256_of
+from orchestrator.spec.recipe import Model
+
+WEIGHTS = "model.safetensors"
+
+
+def build_model(
+    spec: Model, *, source: str, num_units: int, seed: int, dtype: torch.dtype = torch.float32
+) -> Any:
+    """The initial ``PreTrainedModel`` of a training; a pure function of its arguments and the weights at ``source``."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = unit_config(spec, source)
+    std = init_std(spec, config)
+    generator = torch.Generator().manual_seed(seed)
+    if spec.init == "cold":
+        config.vocab_size = num_units
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, revision=spec.revision, dtype=dtype
+        )
+    kept = _replace_vocabulary(model, num_units, std, generator)
+    if spec.init == "cold":
+        _draw_anew(model, kept, std, generator)
+    # The text model's generation defaults name its special tokens, which no longer exist.
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def unit_config(spec: Model, source: str) -> Any:
+    """The text model's configuration, cut to ``num_layers``, without dropout, cache and special tokens."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, revision=spec.revision)
+    _cut(config, spec.num_layers, source)
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+    # With a pad token, nn.Embedding would never learn the unit of the same number.
+    config.pad_token_id = config.bos_token_id = config.eos_token_id = None
+    config.use_cache = False
+    return config
+
+
+def init_std(spec: Model, config: Any) -> float:
+    """Std of drawn weights: the recipe's, else the model config's. Raises RequestError when neither gives one.
+
+    A config may be wrong about it: a converted checkpoint that claims 0.02 where 1/sqrt(hidden) was meant makes the cold
+    arm needlessly bad and the comparison flattering.
+    """
+    std = (
+        spec.init_std
+        or getattr(config, "initializer_range", None)
+        or getattr(config, "init_std", None)
+    )
+    if not std:
+        raise RequestError(
+            f"model.init_std: {spec.text_model} names no default; give one, such as 1/sqrt(hidden size)"
+        )
+    return float(std)
+
+
+def verify_weights(spec: Model, source: str) -> None:
+    """Compare a local folder's weights with ``model.sha256``. Raises RequestError or CorruptError."""
+    folder = Path(source)
+    if spec.sha256 is None or not folder.is_dir():
+        return
+    if not (folder / WEIGHTS).exists():
+        raise RequestError(
+            f"model.text_model: {folder} has no {WEIGHTS}; give a folder in Hugging Face format"
+        )
+    digest = sha256_of(folder / WEIGHTS)
+    if digest != spec.sha256:
+        raise CorruptError(
+            f"{folder / WEIGHTS}: sha256 is {digest}, the recipe says {spec.sha256}; fetch it again"
+        )
+
+
+def _cut(config: Any, num_layers: int | None, source: str) -> None:
+    if num_layers is None:
+        return
+    if num_layers > config.num_hidden_layers:
+        raise RequestError(
+            f"model.num_layers: {source} has {config.num_hidden_layers} layers, not {num_layers}; "
+            f"give 1..{config.num_hidden_layers}"
+        )
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
+
+
+def _replace_vocabulary(
+    model: Any, num_units: int, std: float, generator: torch.Generator
+) -> set[int]:
+    """Give the tables one row per unit; returns the ids of the parameters drawn here."""
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.weight is table.weight
+    table.weight = _drawn_like(table.weight, num_units, std, generator)
+    table.num_embeddings, table.padding_idx = num_units, None
+    head.weight = table.weight if tied else _drawn_like(head.weight, num_units, std, generator)
+    head.out_features = num_units
+    if head.bias is not None:
+        head.bias = nn.Parameter(torch.zeros(num_units, dtype=head.bias.dtype))
+    model.config.vocab_size = num_units
+    return {id(table.weight), id(head.weight)}
+
+
+def _drawn_like(
+    old_VD: nn.Parameter, num_units: int, std: float, generator: torch.Generator
+) -> nn.Parameter:
+    new_KD = torch.empty(num_units, old_VD.shape[1]).normal_(0.0, std, generator=generator)
+    return nn.Parameter(new_KD.to(old_VD.dtype))
+
+
+@torch.no_grad()
+def _draw_anew(model: Any, kept: set[int], std: float, generator: torch.Generator) -> None:
+    for name, parameter in model.named_parameters():
+        if id(parameter) in kept:
+            continue
+        if parameter.dim() >= 2:
+            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)

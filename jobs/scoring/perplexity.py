@@ -1,0 +1,205 @@
+"""How well a language model predicts held-out units: NLL of each utterance, and what follows from it.
+
+The rule, the same for every model and baseline here: each utterance alone, no BOS and no EOS; its first unit is context
+and never scored, all others are. An utterance longer than the model's context is read in windows of that length that
+advance by half of it, each unit scored once with the longest context available. Perplexity is exp(total NLL / scored
+units); the NLL per second divides the same total by the seconds of audio behind the utterances, and so compares
+tokenisers of different rates, which perplexity cannot.
+
+Shape legend: B utterances, L tokens (padded), V units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from orchestrator.units import SAMPLE_RATE_HZ
+
+MAX_BIGRAM_UNITS = 4_096
+"""Largest codebook whose bigram table is counted: 134 MB at 8 bytes a pair."""
+RULE = (
+    "each utterance alone; no BOS, no EOS; the first unit of an utterance is context and not scored; longer utterances in "
+    "windows of context_length advancing by half; perplexity = exp(sum of NLL / scored units), natural logarithm"
+)
+_BATCH_TOKENS = 4_096
+_COUNT_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """NLL of some utterances, in their order."""
+
+    nll: np.ndarray
+    """Total NLL of each utterance, in nats (float64)."""
+    num_scored: np.ndarray
+    """Units scored in each."""
+    num_samples: np.ndarray
+    """Audio samples at 16 kHz behind each."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per scored unit)."""
+        return math.exp(self.nll.sum() / max(self.num_scored.sum(), 1))
+
+    @property
+    def nats_per_s(self) -> float:
+        """Nats per second of audio."""
+        return float(self.nll.sum() / (self.num_samples.sum() / SAMPLE_RATE_HZ))
+
+
+def summary(scored: Scored, *, bootstrap_samples: int, seed: int) -> dict[str, Any]:
+    """Both measures with their 95 % intervals over utterances."""
+    per_token, per_s = _bootstrap(scored, bootstrap_samples, seed)
+    return {
+        "perplexity": scored.perplexity,
+        "perplexity_95": [math.exp(bound) for bound in per_token],
+        "nats_per_token": math.log(scored.perplexity),
+        "nats_per_s": scored.nats_per_s,
+        "nats_per_s_95": list(per_s),
+        "num_utterances": len(scored.nll),
+        "num_scored_tokens": int(scored.num_scored.sum()),
+        "audio_s": float(scored.num_samples.sum() / SAMPLE_RATE_HZ),
+    }
+
+
+def _bootstrap(
+    scored: Scored, num_resamplings: int, seed: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Percentile intervals of nats per token and per second, utterances drawn with replacement."""
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    size = len(scored.nll)
+    per_token, per_s = np.empty(num_resamplings), np.empty(num_resamplings)
+    for n in range(num_resamplings):
+        drawn = rng.integers(0, size, size)
+        nll = scored.nll[drawn].sum()
+        per_token[n] = nll / max(scored.num_scored[drawn].sum(), 1)
+        per_s[n] = nll / (scored.num_samples[drawn].sum() / SAMPLE_RATE_HZ)
+    return _percentiles(per_token), _percentiles(per_s)
+
+
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def windows_of(num_tokens: int, context_length: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, first scored target) of each window of one utterance; targets ``1 .. num_tokens`` each once."""
+    start, scored = 0, 1
+    while scored < num_tokens:
+        end = min(start + context_length + 1, num_tokens)
+        yield start, end, scored
+        start, scored = end - 1 - context_length // 2, end
+
+
+@torch.inference_mode()
+def score_model(
+    model: Any,
+    utterances: Sequence[np.ndarray],
+    *,
+    context_length: int,
+    num_samples: np.ndarray,
+    tick: Callable[[int], None] = lambda _: None,
+) -> Scored:
+    """NLL of each utterance under a causal LM. ``tick`` is told how many windows are done."""
+    pieces = [
+        (n, start, end, scored)
+        for n, units in enumerate(utterances)
+        for start, end, scored in windows_of(len(units), context_length)
+    ]
+    nll = np.zeros(len(utterances))
+    done = 0
+    for batch in _batches(pieces):
+        for (n, *_), value in zip(batch, _nll_of(model, utterances, batch), strict=True):
+            nll[n] += value
+        done += len(batch)
+        tick(done)
+    return Scored(nll=nll, num_scored=num_scored(utterances), num_samples=num_samples)
+
+
+def num_scored(utterances: Sequence[np.ndarray]) -> np.ndarray:
+    """Units of each utterance that the rule scores."""
+    return np.array([max(len(units) - 1, 0) for units in utterances], dtype=np.int64)
+
+
+def _batches(pieces: list[tuple[int, int, int, int]]) -> Iterator[list[tuple[int, int, int, int]]]:
+    """Windows of like length together, so that little is padded."""
+    batch: list[tuple[int, int, int, int]] = []
+    for piece in sorted(pieces, key=lambda p: (p[2] - p[1], p[0], p[1])):
+        length = piece[2] - piece[1]
+        if batch and (len(batch) + 1) * length > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _nll_of(
+    model: Any, utterances: Sequence[np.ndarray], batch: list[tuple[int, int, int, int]]
+) -> list[float]:
+    longest = max(end - start for _, start, end, _ in batch)
+    tokens_BL = torch.zeros(len(batch), longest, dtype=torch.long)
+    scored_BL = torch.zeros(len(batch), longest, dtype=torch.bool)
+    for row, (n, start, end, first) in enumerate(batch):
+        tokens_BL[row, : end - start] = torch.from_numpy(utterances[n][start:end].astype(np.int64))
+        scored_BL[row, first - start : end - start] = True
+    # Padding on the right needs no mask: a causal model's earlier positions cannot see it.
+    logits_BLV = (
+        model(input_ids=tokens_BL[:, :-1].to(model.device), use_cache=False).logits.float().cpu()
+    )
+    nll_BL = functional.cross_entropy(
+        logits_BLV.transpose(1, 2), tokens_BL[:, 1:], reduction="none"
+    )
+    return (nll_BL.double() * scored_BL[:, 1:]).sum(1).tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How often units and pairs of neighbours occur in the training stream."""
+
+    unigrams: np.ndarray
+    """(V,) counts."""
+    bigrams: np.ndarray | None
+    """(V, V) counts, row = first of the pair; None when the codebook is too large for a table."""
+
+
+def count(tokens: np.ndarray, num_units: int) -> Counts:
+    """Counts over a token stream, pairs across utterances included, as the language model sees them."""
+    unigrams = np.zeros(num_units, dtype=np.int64)
+    bigrams = np.zeros(num_units**2, dtype=np.int64) if num_units <= MAX_BIGRAM_UNITS else None
+    for start in range(0, len(tokens), _COUNT_CHUNK):
+        chunk = tokens[start : start + _COUNT_CHUNK + 1].astype(np.int64)
+        unigrams += np.bincount(chunk[:_COUNT_CHUNK], minlength=num_units)
+        if bigrams is not None:
+            bigrams += np.bincount(chunk[:-1] * num_units + chunk[1:], minlength=num_units**2)
+    return Counts(
+        unigrams=unigrams,
+        bigrams=None if bigrams is None else bigrams.reshape(num_units, num_units),
+    )
+
+
+def score_unigram(
+    counts: Counts, utterances: Sequence[np.ndarray], *, num_samples: np.ndarray
+) -> Scored:
+    """NLL under add-one smoothed unit frequencies."""
+    log_p = np.log(counts.unigrams + 1) - np.log((counts.unigrams + 1).sum())
+    nll = np.array([-log_p[units[1:]].sum() for units in utterances])
+    return Scored(nll=nll, num_scored=num_scored(utterances), num_samples=num_samples)
+
+
+def score_bigram(
+    counts: Counts, utterances: Sequence[np.ndarray], *, num_samples: np.ndarray
+) -> Scored | None:
+    """NLL under add-one smoothed frequencies given the unit before; None without a table."""
+    if counts.bigrams is None:
+        return None
+    log_p = np.log(counts.bigrams + 1) - np.log((counts.bigrams + 1).sum(1, keepdims=True))
+    nll = np.array([-log_p[units[:-1], units[1:]].sum() for units in utterances])
+    return Scored(nll=nll, num_scored=num_scored(utterances), num_samples=num_samples)

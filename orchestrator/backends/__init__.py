@@ -1,0 +1,1 @@
+"""Where processes run: one Protocol of three verbs, and what implements it."""

@@ -1,0 +1,117 @@
+"""This machine: a job is a process in a session of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.errors import BackendError
+
+NAME = "local"
+GRACE_S = 20.0
+"""Between the warning and the end of a cancelled job."""
+
+
+class LocalBackend:
+    """Processes of this machine, recognised by pid and start time."""
+
+    def __init__(self, grace_s: float = GRACE_S) -> None:
+        self._grace_s = grace_s
+        self._children: dict[JobRef, subprocess.Popen[bytes]] = {}
+
+    def submit(self, job: Job, after: Sequence[JobRef] = ()) -> JobRef:
+        """Start the process now; ``after`` must have ended, since there is no queue here."""
+        if any(not status.state.is_final for status in self.poll(after).values()):
+            raise BackendError(
+                f"{job.name}: the local backend has no queue; submit it when its upstream is done"
+            )
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("ab") as log:
+            try:
+                child = subprocess.Popen(
+                    job.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=job.log.parent,
+                    env={**os.environ, **job.env},
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise BackendError(
+                    f"{job.argv[0]}: cannot be started ({error.strerror}); check the path"
+                ) from None
+        ref = JobRef(backend=NAME, id=f"{child.pid}:{psutil.Process(child.pid).create_time()}")
+        if not job.detached:
+            self._children[ref] = child
+        return ref
+
+    def poll(self, refs: Sequence[JobRef]) -> dict[JobRef, JobStatus]:
+        """Children by their exit code; others only as running or unknown."""
+        return {ref: self._status(ref) for ref in refs}
+
+    def cancel(self, refs: Sequence[JobRef]) -> None:
+        """SIGTERM to the job, SIGKILL to its whole session when it outstays the grace."""
+        processes = [p for ref in refs if (p := _process(ref))]
+        for process in processes:
+            _send(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + self._grace_s
+        while any(_is_running(p) for p in processes) and time.monotonic() < deadline:
+            for child in self._children.values():
+                child.poll()
+            time.sleep(0.05)
+        for ref in refs:
+            end_session(int(ref.id.split(":")[0]))
+
+    def _status(self, ref: JobRef) -> JobStatus:
+        node = socket.gethostname()
+        child = self._children.get(ref)
+        if child is None:
+            process = _process(ref)
+            state = JobState.RUNNING if process and _is_running(process) else JobState.UNKNOWN
+            return JobStatus(state=state, node=node)
+        code = child.poll()
+        if code is None:
+            return JobStatus(state=JobState.RUNNING, node=node)
+        state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
+        return JobStatus(state=state, exit_code=code, node=node)
+
+
+def end_session(session: int) -> None:
+    """Kill every process that still is in the session a job was started in."""
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session:
+                process.kill()
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            continue
+
+
+def _process(ref: JobRef) -> psutil.Process | None:
+    pid, started_at = ref.id.split(":")
+    try:
+        process = psutil.Process(int(pid))
+        return process if abs(process.create_time() - float(started_at)) < 0.01 else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

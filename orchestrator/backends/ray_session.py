@@ -1,0 +1,103 @@
+"""The one Ray session of a local run: a head on loopback ports of its own, guarded by a token.
+
+``ray start --block`` ends all of its daemons when it ends; it is our child, so that the session cannot outlive the
+supervisor by more than Ray's own reaper takes.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.backends.local import end_session
+from orchestrator.errors import BackendError
+
+READY_TIMEOUT_S = 90.0
+
+
+class RaySession:
+    """A running head, started in the background; `wait_ready` returns when it answers."""
+
+    def __init__(self, *, num_cpus: int, log: Path, code_env: Mapping[str, str]) -> None:
+        # Unix socket paths are limited to 107 bytes, so the folder's name is short.
+        self._folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
+        self._port = _free_port()
+        self._log = log
+        self._code_env = code_env
+        token = self._folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        self.env = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_ADDRESS": f"127.0.0.1:{self._port}",
+        }
+        self._process = self._start(num_cpus)
+
+    def is_alive(self) -> bool:
+        """Whether the head still runs."""
+        return self._process.poll() is None
+
+    def wait_ready(self) -> None:
+        """Return once the head accepts connections. Raises BackendError with the log's path."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if not self.is_alive():
+                break
+            if b"Ray runtime started" in self._log.read_bytes():
+                return
+            time.sleep(0.1)
+        raise BackendError(f"ray: the session did not start; see {self._log}")
+
+    def stop(self) -> None:
+        """End the session and remove its folder."""
+        if self.is_alive():
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+        end_session(self._process.pid)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, num_cpus: int) -> subprocess.Popen[bytes]:
+        argv = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+            *(
+                "--node-ip-address",
+                "127.0.0.1",
+                "--port",
+                str(self._port),
+                "--num-cpus",
+                str(num_cpus),
+            ),
+            *("--include-dashboard", "false", "--temp-dir", str(self._folder)),
+            *("--object-store-memory", str(512 * 1024**2)),
+        ]
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._log.parent,
+                env={**os.environ, **self._code_env, **self.env, "RAY_ADDRESS": ""},
+                start_new_session=True,
+            )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,68 @@
+"""Arguments that several verbs share, and what they name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from orchestrator.control.submit import Prepared, choose_cluster, open_store, prepare
+from orchestrator.errors import RequestError
+from orchestrator.ledger.run import RunFolder, find_run
+from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
+from orchestrator.spec.loader import load_cluster
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """``--cluster``."""
+    parser.add_argument("--cluster", metavar="FILE", help="cluster file; found out when absent")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """``RECIPE --cluster --set``."""
+    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="recipe file")
+    add_cluster(parser)
+    parser.add_argument(
+        "--set",
+        metavar="K=V",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="override one value: train.steps=100",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """``RUN --cluster``."""
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?" if optional else None,
+        help="a run's name, or its folder's path or URL",
+    )
+    add_cluster(parser)
+
+
+def prepared(options: argparse.Namespace) -> Prepared:
+    """The plan that ``RECIPE --cluster --set`` ask for; says on stderr which cluster was chosen."""
+    if not options.recipe.is_file():
+        raise RequestError(f"{options.recipe}: no such recipe; check the path")
+    cluster_file, why = choose_cluster(options.cluster, options.recipe)
+    print(f"cluster: {cluster_file} ({why})", file=sys.stderr)
+    return prepare(options.recipe, cluster_file, options.overrides, getattr(options, "name", None))
+
+
+def store_of(options: argparse.Namespace) -> Store:
+    """The store of the cluster that ``--cluster`` or the surroundings name."""
+    cluster_file, _ = choose_cluster(options.cluster, None)
+    return open_store(load_cluster(cluster_file))
+
+
+def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
+    """The run that ``RUN`` names, and the store it lies in."""
+    if "/" in options.run or "://" in options.run:
+        run = find_run(options.run, None)
+        return run, Store(Storage(run.storage.url.rsplit("/", 2)[0]))
+    store = store_of(options)
+    return find_run(options.run, store.storage.at("runs")), store

@@ -1,0 +1,27 @@
+"""``orchestrator doctor``: check this machine and the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from orchestrator.cli.arguments import add_cluster
+from orchestrator.control.doctor import examine
+from orchestrator.control.submit import choose_cluster
+from orchestrator.spec.loader import load_cluster
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """[--cluster F]."""
+    add_cluster(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print every check; 1 when one fails."""
+    cluster_file, why = choose_cluster(options.cluster, None)
+    print(f"cluster: {cluster_file} ({why})", file=sys.stderr)
+    failed = 0
+    for check in examine(load_cluster(cluster_file)):
+        failed += not check.passed
+        print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
+    return 1 if failed else 0

@@ -1,0 +1,94 @@
+"""``orchestrator logs``: print the logs of a run."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterator
+
+from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.errors import RequestError
+from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
+
+FOLLOW_EVERY_S = 0.5
+_ERROR = re.compile(r"^(error:|Traceback|.*\b(Error|Exception)\b.*:)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN [STAGE] [--attempt N] [--rank R] [--follow] [--first-error] [--cluster F]."""
+    add_run(parser)
+    parser.add_argument(
+        "stage", metavar="STAGE", nargs="?", help="stage name or instance id; all when absent"
+    )
+    parser.add_argument(
+        "--attempt", type=int, metavar="N", help="attempt number; the newest when absent"
+    )
+    parser.add_argument(
+        "--rank", type=int, metavar="R", help="a training rank's log instead of the driver's"
+    )
+    parser.add_argument("--follow", action="store_true", help="go on printing until the run ends")
+    parser.add_argument(
+        "--first-error", action="store_true", help="only the first error, with its place"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the chosen logs."""
+    folder, _ = run_and_store(options)
+    if options.first_error:
+        return _first_error(folder, options)
+    printed: dict[str, int] = {}
+    while True:
+        for title, text in _logs(folder, options):
+            _print_rest(title, text, printed)
+        if not options.follow or not folder.live_supervisor():
+            return 0
+        time.sleep(FOLLOW_EVERY_S)
+
+
+def _print_rest(title: str, text: str, printed: dict[str, int]) -> None:
+    if title not in printed:
+        print(f"==> {title} <==")
+    print(text[printed.get(title, 0) :], end="")
+    sys.stdout.flush()
+    printed[title] = len(text)
+
+
+def _first_error(folder: RunFolder, options: argparse.Namespace) -> int:
+    options.attempt = options.attempt or None
+    for title, text in _logs(folder, options):
+        lines = text.splitlines()
+        for number, line in enumerate(lines):
+            if _ERROR.match(line):
+                print(f"==> {title}:{number + 1} <==")
+                print("\n".join(lines[number : number + 30]))
+                return 0
+    print("no error found", file=sys.stderr)
+    return 0
+
+
+def _logs(folder: RunFolder, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    name = DRIVER_LOG if options.rank is None else f"rank-{options.rank:05d}.log"
+    for attempt in _attempts(folder, options):
+        if attempt.storage.exists(name):
+            yield (
+                f"{attempt.storage.url}/{name}",
+                attempt.storage.read_bytes(name).decode(errors="replace"),
+            )
+
+
+def _attempts(folder: RunFolder, options: argparse.Namespace) -> Iterator[AttemptFolder]:
+    leaders = [i for i in folder.plan().instances if i.id == i.leader]
+    chosen = [i for i in leaders if options.stage in (None, i.stage, i.id)]
+    if not chosen:
+        known = ", ".join(i.id for i in leaders)
+        raise RequestError(f"{options.stage}: no such stage in {folder.name}; it has {known}")
+    for instance in chosen:
+        attempts = folder.attempts(instance.id)
+        yield from (
+            (a for a in attempts if options.attempt == a.number)
+            if options.attempt
+            else attempts[-1:]
+        )

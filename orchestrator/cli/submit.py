@@ -1,0 +1,32 @@
+"""``orchestrator submit``: start a recipe's run, or attach to it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from orchestrator.cli.arguments import add_recipe, prepared
+from orchestrator.cli.watch import watch
+from orchestrator.control.submit import submit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE [--cluster F] [--set k=v]... [--name N] [--watch]."""
+    add_recipe(parser)
+    parser.add_argument("--name", help="name of the run; the recipe's name and keys when absent")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="show progress until the run ends; Ctrl-C leaves it running",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Submit, and watch if asked."""
+    request = prepared(options)
+    folder, what = submit(request)
+    print(f"run {folder.name}: {what}", file=sys.stderr)
+    if options.watch:
+        return watch(folder, request.store)
+    print(folder.name)
+    return 0

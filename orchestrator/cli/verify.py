@@ -1,0 +1,45 @@
+"""``orchestrator verify``: re-hash everything a run produced."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.ledger.verify import verify
+from orchestrator.units import format_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN [--cluster F] [--json]."""
+    add_run(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a verdict on every stage; 1 when anything is wrong."""
+    folder, store = run_and_store(options)
+    verdicts = []
+    for verdict in verify(folder, store):
+        verdicts.append(verdict)
+        if not options.json:
+            print(
+                f"{verdict.instance}: {verdict.num_files} files, {format_bytes(verdict.num_bytes)}",
+                end="",
+            )
+            print(": ok" if not verdict.problems else "")
+            for problem in verdict.problems:
+                print(f"  {problem}")
+    sound = not any(v.problems for v in verdicts)
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "run": folder.name,
+                    "ok": sound,
+                    "stages": [dataclasses.asdict(v) for v in verdicts],
+                }
+            )
+        )
+    return 0 if sound else 1

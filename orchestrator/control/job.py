@@ -1,0 +1,111 @@
+"""How a plan's stage, and the supervisor of a run, become jobs: the exact command, environment and log.
+
+In: a run's folder, its cluster, a stage instance. Out: a `Job` as it is sent to the backend.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.backends.base import Job
+from orchestrator.errors import OrchestratorError
+from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Instance
+from orchestrator.plan.stages import BY_NAME
+from orchestrator.spec.cluster import Cluster, Resources
+
+SUPERVISOR_MODULE = "orchestrator.control.supervise"
+
+
+def stage_job(
+    run: RunFolder,
+    store: Store,
+    cluster: Cluster,
+    instance: Instance,
+    attempt: AttemptFolder,
+    env: Mapping[str, str],
+) -> Job:
+    """The job of one attempt of a stage, started by this process."""
+    argv = (
+        *(python_of(cluster), "-u", "-m", BY_NAME[instance.stage].module),
+        *("--store", store.storage.url, "--run", run.name),
+        *(
+            "--instance",
+            instance.id,
+            "--attempt",
+            str(attempt.number),
+            "--parent",
+            str(os.getpid()),
+        ),
+    )
+    return Job(
+        name=instance.id,
+        argv=with_setup(cluster, argv),
+        log=Path(attempt.storage.local_root or "", DRIVER_LOG),
+        env={**code_env(run), **env},
+        resources=cluster.resources_of(instance.stage),
+    )
+
+
+def supervisor_job(run: RunFolder, store: Store, cluster: Cluster) -> Job:
+    """The job of a run's supervisor, which outlives whoever submits it."""
+    argv = (
+        python_of(cluster),
+        "-m",
+        SUPERVISOR_MODULE,
+        "--store",
+        store.storage.url,
+        "--run",
+        run.name,
+    )
+    return Job(
+        name=run.name,
+        argv=argv,
+        log=Path(code_path(run)).parent / "supervisor.log",
+        env=code_env(run),
+        detached=True,
+    )
+
+
+def cpus_of(stage: str, resources: Resources) -> int:
+    """CPU cores a stage's job occupies on one machine."""
+    workers = resources.world_size if stage == "train" else resources.max_workers
+    return resources.cpus_per_worker * (workers if BY_NAME[stage].uses_ray else 1)
+
+
+def python_of(cluster: Cluster) -> str:
+    """The interpreter that jobs run with."""
+    return (
+        str(Path(cluster.environment.venv, "bin", "python"))
+        if cluster.environment.venv
+        else sys.executable
+    )
+
+
+def with_setup(cluster: Cluster, argv: Sequence[str]) -> tuple[str, ...]:
+    """The command after the environment's set-up lines; its words stay words."""
+    if not cluster.environment.setup:
+        return tuple(argv)
+    lines = "\n".join((*cluster.environment.setup, 'exec "$@"'))
+    return ("bash", "-ec", lines, "bash", *argv)
+
+
+def code_env(run: RunFolder) -> dict[str, str]:
+    """What makes a Python process import the run's own code, whatever folder it is started in."""
+    return {"PYTHONPATH": code_path(run), "PYTHONSAFEPATH": "1"}
+
+
+def code_path(run: RunFolder) -> str:
+    """The folder that holds the code the jobs execute.
+
+    Raises OrchestratorError for stores that are no path.
+    """
+    if run.storage.local_root is None:
+        raise OrchestratorError(
+            f"{run.storage.url}: the local backend needs a store that is a path"
+        )
+    return str(run.storage.local_root / "code")

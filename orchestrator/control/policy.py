@@ -1,0 +1,161 @@
+"""What an attempt's end means, and what to do about it: one pure function.
+
+In: how it ended, its last log lines, how far it got, what was tried before. Out: a cause and an action:
+
+    done        the artifact is there
+    wait        another run works on the same key
+    resume      start again where it stopped; free while progress is made
+    elsewhere   start again, not on that node
+    smaller     start again with half the micro-batch and the same global batch
+    stop        trying again would end the same way
+
+Not knowing is never "finished".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Action = Literal["done", "wait", "resume", "elsewhere", "smaller", "stop"]
+
+EXIT_REQUEST = 2
+EXIT_STORE = 3
+EXIT_LEASE_HELD = 75
+EXIT_STOPPED = 143
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How one attempt ended."""
+
+    exit_code: int | None
+    """None when nobody saw it end; negative when a signal ended it."""
+    complete: bool
+    """Whether the artifact's manifest is there now."""
+    progress: float
+    """Work done so far, in any unit that only grows: shards or steps in the store."""
+    log_tail: str = ""
+    node: str = ""
+    preempted: bool = False
+    """The scheduler says that it took the resources away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What was tried before, newest last: ``(cause, progress, node)`` of each attempt."""
+
+    attempts: Sequence[tuple[str, float, str]] = ()
+    max_attempts: int = 20
+    max_without_progress: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the end meant, and what comes next."""
+
+    cause: str
+    action: Action
+    reason: str
+
+
+FREE_CAUSES = frozenset({"preempted", "walltime", "node_lost"})
+
+_SIGNS: tuple[tuple[str, str], ...] = (
+    ("device_oom", r"CUDA out of memory|OutOfMemoryError|HIP out of memory"),
+    (
+        "storage",
+        r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle",
+    ),
+    ("host_oom", r"oom-kill|Out of memory: Killed|raylet.*memory usage|Cannot allocate memory"),
+    ("bad_data", r"bad_data:"),
+    (
+        "worker_lost",
+        r"ActorDiedError|WorkerCrashedError|died unexpectedly|ended by signal|Connection closed by peer",
+    ),
+    (
+        "ray_lost",
+        r"Failed to connect to GCS|GCS.*unavailable|raylet.*(died|crashed)|Ray is not available",
+    ),
+)
+
+
+def decide(ending: Ending, past: Past) -> Decision:
+    """The cause of an end and the action it calls for."""
+    if ending.complete:
+        return Decision(cause="", action="done", reason="the artifact is complete")
+    if ending.exit_code == EXIT_LEASE_HELD:
+        return Decision(
+            cause="lease_held", action="wait", reason="another attempt works on this key"
+        )
+    cause = _cause(ending)
+    if cause == "bad_request":
+        return Decision(
+            cause=cause, action="stop", reason="the request is wrong; trying again would not help"
+        )
+    if cause == "bad_data":
+        return Decision(
+            cause=cause, action="stop", reason="the data are wrong; trying again would not help"
+        )
+    if _spent(ending, cause, past) >= past.max_attempts:
+        return Decision(
+            cause=cause, action="stop", reason=f"budget of {past.max_attempts} attempts is spent"
+        )
+    stuck = _ends_in_a_row(ending, cause, past)
+    if stuck >= past.max_without_progress:
+        return Decision(
+            cause=cause, action="stop", reason=f"ended {stuck} times as {cause} without progress"
+        )
+    if cause == "device_oom":
+        return Decision(
+            cause=cause, action="smaller", reason="half the micro-batch, the same global batch"
+        )
+    if _fails_alone(ending, past):
+        return Decision(cause=cause, action="elsewhere", reason=f"node {ending.node} fails alone")
+    return Decision(cause=cause, action="resume", reason=f"{cause}: goes on where it stopped")
+
+
+def _cause(ending: Ending) -> str:
+    if ending.preempted or ending.exit_code == EXIT_STOPPED:
+        return "preempted"
+    if ending.exit_code is None:
+        return "node_lost"
+    if ending.exit_code < 0:
+        return "killed"
+    if ending.exit_code == EXIT_REQUEST:
+        return "bad_request"
+    if ending.exit_code == EXIT_STORE:
+        return "storage"
+    for cause, pattern in _SIGNS:
+        if re.search(pattern, ending.log_tail):
+            return cause
+    return "unknown" if ending.exit_code == 0 else "error"
+
+
+def _spent(ending: Ending, cause: str, past: Past) -> int:
+    """Attempts that count against the budget: those of free causes do not while they make progress."""
+    ends = [*past.attempts, (cause, ending.progress, ending.node)]
+    before = [0.0, *(progress for _, progress, _ in ends)]
+    return sum(
+        c not in FREE_CAUSES or progress <= b
+        for (c, progress, _), b in zip(ends, before, strict=False)
+    )
+
+
+def _ends_in_a_row(ending: Ending, cause: str, past: Past) -> int:
+    """How often in a row, this end included, the same cause struck at the same progress."""
+    count = 1
+    for earlier_cause, progress, _ in reversed(past.attempts):
+        if earlier_cause != cause or progress < ending.progress:
+            break
+        count += 1
+    return count
+
+
+def _fails_alone(ending: Ending, past: Past) -> bool:
+    """Whether this node has failed before while another node got further."""
+    here = [progress for _, progress, node in past.attempts if node == ending.node]
+    elsewhere = [progress for _, progress, node in past.attempts if node != ending.node]
+    return bool(here) and any(progress > max(here) for progress in elsewhere)

@@ -1,0 +1,341 @@
+"""From a recipe file to a run that is under way: find the cluster, plan, refuse what cannot be, create, start.
+
+`prepare` looks things up and plans; `submit` sends exactly what was planned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.backends.local import LocalBackend
+from orchestrator.control.job import cpus_of, supervisor_job
+from orchestrator.errors import BackendError, RequestError, SpecErrors
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import to_json
+from orchestrator.ledger.store import Store
+from orchestrator.plan.estimate import STATE_BYTES_PER_PARAMETER, parameters_in_name
+from orchestrator.plan.planner import Plan, Variant, make_plan
+from orchestrator.plan.stages import Facts
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.loader import (
+    load_cluster,
+    load_recipe,
+    resolve_env,
+    sweep_points,
+    variant_name,
+    variant_recipe,
+)
+from orchestrator.spec.recipe import Recipe, Source
+
+SUPERVISOR_START_TIMEOUT_S = 30.0
+_JOB_PACKAGES = (
+    "torch",
+    "torchaudio",
+    "transformers",
+    "deepspeed",
+    "ray",
+    "submitit",
+    "pyarrow",
+    "soundfile",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A request that was understood."""
+
+    recipe: Recipe
+    cluster: Cluster
+    cluster_file: Path
+    variants: tuple[Variant, ...]
+    store: Store
+    plan: Plan
+
+
+def prepare(
+    recipe_file: Path, cluster_file: Path, overrides: Sequence[str] = (), name: str | None = None
+) -> Prepared:
+    """The plan of a recipe on a cluster.
+
+    Raises RequestError or SpecErrors; BackendError when the store is out of reach.
+    """
+    recipe = load_recipe(recipe_file, overrides)
+    cluster = load_cluster(cluster_file)
+    store = open_store(cluster)
+    variants = tuple(
+        Variant(
+            name=variant_name(point),
+            overrides=point,
+            recipe=variant_recipe(recipe, point, where=recipe_file.name),
+        )
+        for point in sweep_points(recipe)
+    )
+    plan = make_plan(
+        variants, _facts(recipe, cluster), found=store.find, known_inputs=store.inputs_of, run=name
+    )
+    return Prepared(
+        recipe=recipe,
+        cluster=cluster,
+        cluster_file=cluster_file,
+        variants=variants,
+        store=store,
+        plan=plan,
+    )
+
+
+def submit(prepared: Prepared) -> tuple[RunFolder, str]:
+    """Create the run, or attach to it, and see that somebody works on it; the run and what happened, in words."""
+    problems = missing(prepared)
+    if problems:
+        raise SpecErrors(problems)
+    run = RunFolder(prepared.store.run_storage(prepared.plan.run))
+    created = run.create(
+        prepared.plan, prepared.recipe, prepared.cluster, code_snapshot(), code_origin()
+    )
+    return run, ("created" if created else "attached to what is there") + "; " + ensure_supervised(
+        run, prepared.store
+    )
+
+
+def ensure_supervised(run: RunFolder, store: Store) -> str:
+    """Start a supervisor unless one is at work or nothing is left to do; what was done, in words."""
+    plan, cluster = run.plan(), run.cluster()
+    if run.live_supervisor():
+        return "already running"
+    if run.supervisors() and all(
+        store.artifact(i.stage, i.key).is_complete() for i in plan.instances
+    ):
+        return "everything is done"
+    _require_local(cluster)
+    before = len(run.supervisors())
+    job = supervisor_job(run, store, cluster)
+    LocalBackend().submit(job)
+    _wait_for_supervisor(run, before, job.log)
+    return "supervisor started"
+
+
+def open_store(cluster: Cluster) -> Store:
+    """The cluster's store.
+
+    Raises BackendError when it cannot be used, RequestError when its URL needs a variable.
+    """
+    return Store.open(resolve_env(cluster.store, where="cluster: store"))
+
+
+def choose_cluster(explicit: str | None, recipe_file: Path | None) -> tuple[Path, str]:
+    """The cluster file and why it was chosen. Raises RequestError when there is none."""
+    if explicit:
+        return _existing(Path(explicit)), "given by --cluster"
+    if named := os.environ.get("ORCHESTRATOR_CLUSTER"):
+        return _existing(Path(named)), "named by $ORCHESTRATOR_CLUSTER"
+    if os.environ.get("RAY_ADDRESS"):
+        file, why = "ray.yaml", "RAY_ADDRESS is set"
+    elif shutil.which("sbatch"):
+        file, why = "slurm.yaml", "sbatch is on PATH"
+    else:
+        file, why = "local.yaml", "no RAY_ADDRESS and no sbatch here"
+    beside = [recipe_file.resolve().parent.parent] if recipe_file else []
+    places = [folder / "cluster_configs" / file for folder in (*beside, Path.cwd())]
+    for place in places:
+        if place.is_file():
+            return place, why
+    looked = ", ".join(str(p) for p in dict.fromkeys(places))
+    raise RequestError(
+        f"cluster: no {file} found ({why}; looked for {looked}); give --cluster FILE"
+    )
+
+
+def missing(prepared: Prepared) -> list[str]:
+    """Everything that keeps this cluster from running this recipe, one line each."""
+    cluster, recipe = prepared.cluster, prepared.recipe
+    where = prepared.cluster_file.name
+    return [
+        *_missing_data(recipe, cluster, where),
+        *_missing_models(prepared.variants, cluster, where),
+        *_missing_hardware(prepared.variants, cluster, where),
+        *_missing_packages(cluster),
+    ]
+
+
+def _missing_data(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[str]:
+    for source in recipe.corpus.sources:
+        if source.name not in cluster.data:
+            yield f"{where}: data.{source.name}: missing; map the recipe's source to its folder here"
+        elif cluster.backend == "local" and not _root(cluster, source).is_dir():
+            yield f"{where}: data.{source.name}: {_root(cluster, source)} is not a folder; check the path"
+
+
+def _missing_models(variants: Sequence[Variant], cluster: Cluster, where: str) -> Iterator[str]:
+    wanted = {v.recipe.model.text_model for v in variants} | {
+        v.recipe.encoder.model for v in variants
+    }
+    for name in sorted(w for w in wanted if w):
+        if name not in cluster.models and "/" not in name:
+            yield f"{where}: models.{name}: missing; map it to a folder in Hugging Face format"
+        elif name in cluster.models and cluster.backend == "local":
+            folder = Path(resolve_env(cluster.models[name], where=f"{where}: models.{name}"))
+            if not (folder / "config.json").is_file():
+                yield f"{where}: models.{name}: {folder} has no config.json; check the path"
+
+
+def _missing_hardware(variants: Sequence[Variant], cluster: Cluster, where: str) -> Iterator[str]:
+    if cluster.backend != "local":
+        return
+    train = cluster.resources_of("train")
+    gpus = num_gpus()
+    if train.gpus_per_node > gpus:
+        yield f"{where}: resources.train.gpus_per_node: {train.gpus_per_node} asked, this machine has {gpus}"
+    if train.gpus_per_node == 0:
+        for variant in variants:
+            yield from _too_much_for_cpus(variant.recipe, where)
+    for stage in ("encoder", "codebook", "tokenize", "train"):
+        cpus, have = (
+            cpus_of(stage, cluster.resources_of(stage)),
+            cluster.cpus or os.cpu_count() or 1,
+        )
+        if cpus > have and stage == "train":
+            yield f"{where}: resources.{stage}: {cpus} CPU cores asked, {have} here; ask for fewer ranks"
+
+
+def _too_much_for_cpus(recipe: Recipe, where: str) -> Iterator[str]:
+    if recipe.train.precision != "fp32":
+        yield (
+            f"{where}: resources.train.gpus_per_node: 0, but train.precision is {recipe.train.precision}, "
+            "which needs accelerators; use a cluster with GPUs, or --set train.precision=fp32"
+        )
+    size = parameters_in_name(recipe.model.text_model)
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size and recipe.model.num_layers is None and STATE_BYTES_PER_PARAMETER * size > have:
+        need_gb = STATE_BYTES_PER_PARAMETER * size / 1e9
+        yield f"{where}: {recipe.model.text_model} needs {need_gb:.0f} GB of training state, this machine has {have / 1e9:.0f} GB"
+
+
+def _missing_packages(cluster: Cluster) -> Iterator[str]:
+    if cluster.backend != "local" or cluster.environment.venv:
+        return
+    absent = [name for name in _JOB_PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        yield f"this Python: {', '.join(absent)} not installed; pip install 'orchestrator[jobs]'"
+
+
+def num_gpus() -> int:
+    """Accelerators of this machine, counted without a driver library."""
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+def _facts(recipe: Recipe, cluster: Cluster) -> Facts:
+    """A fingerprint of each visible source's listing; a snapshot label stands for all of them."""
+    if recipe.corpus.snapshot:
+        return Facts()
+    sources = [s for s in recipe.corpus.sources if s.name in cluster.data]
+    return Facts(
+        listings={
+            s.name: listing_digest(root) for s in sources if (root := _root(cluster, s)).is_dir()
+        }
+    )
+
+
+def listing_digest(root: Path) -> str:
+    """SHA-256 of all relative paths and sizes below a folder, hidden files left out."""
+    digest = hashlib.sha256()
+    rows = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        rows += [Path(folder, name) for name in names if not name.startswith(".")]
+    for path in sorted(rows):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _root(cluster: Cluster, source: Source) -> Path:
+    return Path(resolve_env(cluster.data[source.name], where=f"cluster: data.{source.name}"))
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise RequestError(
+            f"{path}: no such cluster file; check --cluster and $ORCHESTRATOR_CLUSTER"
+        )
+    return path
+
+
+def _require_local(cluster: Cluster) -> None:
+    if cluster.backend != "local":
+        raise RequestError(
+            f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; use local"
+        )
+
+
+def _wait_for_supervisor(run: RunFolder, before: int, log: Path) -> None:
+    """Return once a supervisor has announced itself: then `status` tells the truth from the first moment on."""
+    deadline = time.monotonic() + SUPERVISOR_START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if len(run.supervisors()) > before:
+            return
+        time.sleep(0.05)
+    tail = log.read_text(errors="replace")[-500:] if log.exists() else ""
+    raise BackendError(f"{run.name}: the supervisor did not start; see {log}\n{tail}")
+
+
+def code_snapshot() -> dict[str, bytes]:
+    """Relative path to bytes of everything the jobs execute."""
+    snapshot = {}
+    for package in ("orchestrator", "jobs"):
+        root = _package_folder(package)
+        for path in sorted(root.rglob("*")):
+            if path.suffix in (".py", ".html") and path.is_file():
+                snapshot[f"{package}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
+    return snapshot
+
+
+def code_origin() -> dict[str, Any]:
+    """Commit and uncommitted patch of the checkout, if it is one, and the versions of what is installed."""
+    checkout = _package_folder("orchestrator").parent
+    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {
+        "commit": _git(checkout, "rev-parse", "HEAD"),
+        "patch": _git(checkout, "diff", "HEAD", "--", "orchestrator", "jobs"),
+        "python": sys.version.split()[0],
+        "packages": dict(sorted(versions.items())),
+    }
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise RequestError(
+            f"package {package}: not found beside orchestrator; reinstall the project"
+        )
+    return Path(spec.origin).parent
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def plan_document(prepared: Prepared) -> bytes:
+    """``plan --json``."""
+    return to_json(
+        {
+            **prepared.plan.to_json(),
+            "cluster": str(prepared.cluster_file),
+            "store": prepared.store.storage.url,
+        }
+    )

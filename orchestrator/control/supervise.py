@@ -1,0 +1,362 @@
+"""The supervisor of a run: starts what is ready, decides about what has ended, and is the only one that retries.
+
+It holds no state that matters: everything it needs is in the store, so that killing it costs nothing but time.
+``python -m orchestrator.control.supervise --store URL --run NAME`` is what `submit` starts, detached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from orchestrator.backends.base import Backend, JobRef, JobState, JobStatus
+from orchestrator.backends.local import LocalBackend
+from orchestrator.backends.ray_session import RaySession
+from orchestrator.control.job import code_env, cpus_of, stage_job
+from orchestrator.control.policy import Decision, Ending, Past, decide
+from orchestrator.errors import LeaseHeldError
+from orchestrator.ledger import lease as leases
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
+from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Instance, Plan
+from orchestrator.plan.stages import BY_NAME
+from orchestrator.report.page import write_report
+from orchestrator.spec.cluster import Cluster
+
+TICK_S = 0.25
+LEASE_WAIT_S = 2.0
+RETRY_DELAY_S = 1.0
+LOG_TAIL_BYTES = 20_000
+
+
+@dataclass
+class Work:
+    """One job of the plan: a stage instance, or several that share a pass."""
+
+    leader: Instance
+    members: tuple[Instance, ...]
+    state: str = "pending"
+    """pending, running, succeeded, failed or cancelled."""
+    ref: JobRef | None = None
+    attempt: AttemptFolder | None = None
+    past: list[tuple[str, float, str]] = field(default_factory=list)
+    not_before: float = 0.0
+    """Monotonic time before which it is not started again."""
+
+
+class Supervisor:
+    """One life of a run's supervision."""
+
+    def __init__(
+        self,
+        store: Store,
+        run: RunFolder,
+        backend: Backend,
+        *,
+        start_ray: Callable[[], RaySession] | None = None,
+        beat: Callable[[], None] = lambda: None,
+        tick_s: float = TICK_S,
+    ) -> None:
+        self._store, self._run, self._backend = store, run, backend
+        self._plan: Plan = run.plan()
+        self._cluster: Cluster = run.cluster()
+        self._start_ray = start_ray
+        self._ray: RaySession | None = None
+        self._beat = beat
+        self._tick_s = tick_s
+        leaders = [i for i in self._plan.instances if i.leader == i.id]
+        self._works = {i.id: Work(i, self._plan.group(i.id)) for i in leaders}
+        self._complete: set[str] = set()
+        self._cancels_seen = len(run.cancel_requests())
+        self._stopping = False
+
+    def run(self) -> str:
+        """Work until nothing more can be done; the run's final state."""
+        try:
+            while self._step():
+                time.sleep(self._tick_s)
+        finally:
+            self._backend.cancel([w.ref for w in self._works.values() if w.ref])
+            if self._ray:
+                self._ray.stop()
+        return self.state()
+
+    def stop(self) -> None:
+        """Start nothing more and end what runs."""
+        self._stopping = True
+
+    def state(self) -> str:
+        """The run's state as its jobs' states make it."""
+        states = {w.state for w in self._works.values()}
+        for state in ("failed", "cancelled", "running", "pending"):
+            if state in states:
+                return state
+        return "succeeded"
+
+    def _step(self) -> bool:
+        """One look at everything; whether there is more to do."""
+        self._beat()
+        self._mark_complete()
+        self._obey_cancels()
+        self._collect_ended()
+        if self._stopping:
+            return False
+        ready = [w for w in self._works.values() if self._is_ready(w)]
+        self._keep_ray()
+        for work in ready:
+            if self._fits(work):
+                self._start(work)
+        return bool(ready) or any(w.state == "running" for w in self._works.values())
+
+    def _mark_complete(self) -> None:
+        for work in self._works.values():
+            if work.state == "pending" and self._is_complete(work):
+                work.state = "succeeded"
+
+    def _is_complete(self, work: Work) -> bool:
+        for member in work.members:
+            if (
+                member.id not in self._complete
+                and self._store.artifact(member.stage, member.key).is_complete()
+            ):
+                self._complete.add(member.id)
+        return all(m.id in self._complete for m in work.members)
+
+    def _is_ready(self, work: Work) -> bool:
+        needed = {n for member in work.members for n in member.needs.values()}
+        return work.state == "pending" and needed <= self._complete
+
+    def _fits(self, work: Work) -> bool:
+        if time.monotonic() < work.not_before:
+            return False
+        used = sum(self._cpus(w) for w in self._works.values() if w.state == "running")
+        return used + self._cpus(work) <= self._capacity
+
+    @property
+    def _capacity(self) -> int:
+        return self._cluster.cpus or os.cpu_count() or 1
+
+    def _cpus(self, work: Work) -> int:
+        return min(
+            cpus_of(work.leader.stage, self._cluster.resources_of(work.leader.stage)),
+            self._capacity,
+        )
+
+    def _keep_ray(self) -> None:
+        """A Ray session while a stage that is left needs one: started early, since it takes seconds."""
+        left = [w for w in self._works.values() if w.state in ("pending", "running")]
+        if not self._start_ray or not any(BY_NAME[w.leader.stage].uses_ray for w in left):
+            return
+        if self._ray and not self._ray.is_alive():
+            self._ray.stop()
+            self._ray = None
+        if self._ray is None:
+            self._ray = self._start_ray()
+
+    def _start(self, work: Work) -> None:
+        if self._held_elsewhere(work):
+            work.not_before = time.monotonic() + LEASE_WAIT_S
+            return
+        stage = BY_NAME[work.leader.stage]
+        env = {}
+        if stage.uses_ray and self._ray:
+            self._ray.wait_ready()
+            env = self._ray.env
+        attempt = self._run.begin_attempt(work.leader.id, supervisor=os.getpid())
+        job = stage_job(self._run, self._store, self._cluster, work.leader, attempt, env)
+        work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
+        say(f"{work.leader.id}: attempt {attempt.number} started")
+
+    def _held_elsewhere(self, work: Work) -> bool:
+        for member in work.members:
+            held = leases.current(self._store.artifact(member.stage, member.key).storage)
+            if held and held.is_live(self._cluster.retry.heartbeat_timeout_s):
+                return True
+        return False
+
+    def _collect_ended(self) -> None:
+        running = {w.ref: w for w in self._works.values() if w.state == "running" and w.ref}
+        for ref, status in self._backend.poll(list(running)).items():
+            if status.state.is_final:
+                self._ended(running[ref], status)
+
+    def _ended(self, work: Work, status: JobStatus) -> None:
+        decision = decide(self._ending(work, status), self._past(work))
+        assert work.attempt is not None  # a running work has one
+        attempt_state = {"done": "succeeded", "wait": "cancelled"}.get(decision.action, "failed")
+        if decision.cause == "preempted":
+            attempt_state = "preempted"
+        if work.state == "cancelled" or status.state is JobState.CANCELLED:
+            attempt_state = "cancelled"
+        work.attempt.finish(
+            state=attempt_state,
+            cause=decision.cause,
+            action=decision.action,
+            reason=decision.reason,
+            exit_code=status.exit_code,
+            node=status.node,
+        )
+        say(f"{work.leader.id}: attempt {work.attempt.number} {attempt_state} ({decision.reason})")
+        self._apply(work, status, decision)
+
+    def _apply(self, work: Work, status: JobStatus, decision: Decision) -> None:
+        work.ref = None
+        if decision.action == "done":
+            work.state = "succeeded"
+            self._is_complete(work)
+        elif decision.action == "stop":
+            work.state = "failed"
+        else:
+            work.state = "pending"
+            work.not_before = time.monotonic() + (
+                LEASE_WAIT_S if decision.action == "wait" else RETRY_DELAY_S
+            )
+            if decision.action != "wait":
+                work.past.append((decision.cause, self._progress(work), status.node))
+
+    def _ending(self, work: Work, status: JobStatus) -> Ending:
+        return Ending(
+            exit_code=status.exit_code,
+            complete=self._is_complete(work),
+            progress=self._progress(work),
+            log_tail=self._log_tail(work),
+            node=status.node,
+            preempted=status.state is JobState.PREEMPTED,
+        )
+
+    def _past(self, work: Work) -> Past:
+        retry = self._cluster.retry
+        return Past(
+            attempts=tuple(work.past),
+            max_attempts=retry.max_attempts,
+            max_without_progress=retry.max_without_progress,
+        )
+
+    def _progress(self, work: Work) -> float:
+        found = self._store.find({m.id: f"{m.stage}/{m.key}" for m in work.members})
+        return float(sum(f.shards_done + f.step for f in found.values()))
+
+    def _log_tail(self, work: Work) -> str:
+        assert work.attempt is not None  # only asked about attempts that ended
+        folder = work.attempt.storage.local_root
+        log = folder / DRIVER_LOG if folder else None
+        if log is None or not log.exists():
+            return ""
+        return log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+
+    def _obey_cancels(self) -> None:
+        requests = self._run.cancel_requests()
+        for request in requests[self._cancels_seen :]:
+            self._cancel(request["stage"])
+        self._cancels_seen = len(requests)
+
+    def _cancel(self, stage: str | None) -> None:
+        chosen = [w for w in self._works.values() if stage in (None, w.leader.stage, w.leader.id)]
+        stopped = [w for w in chosen if w.state in ("pending", "running")]
+        refs = [w.ref for w in stopped if w.ref]
+        self._backend.cancel(refs)
+        for work in stopped:
+            if work.attempt and work.state == "running":
+                work.attempt.finish(
+                    state="cancelled",
+                    cause="cancelled",
+                    action="stop",
+                    reason="cancelled by the user",
+                )
+            work.state, work.ref = "cancelled", None
+            say(f"{work.leader.id}: cancelled")
+
+
+def say(text: str) -> None:
+    """A line of the supervisor's own log."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def only_supervisor(run: RunFolder, timeout_s: float) -> Iterator[Callable[[], None]]:
+    """Hold the run's supervision; yields what must be called to keep it. Raises LeaseHeldError."""
+    held = leases.acquire(run.storage.at("supervisor-lease"), holder=run.name, timeout_s=timeout_s)
+    beaten_at = time.monotonic()
+
+    def beat() -> None:
+        nonlocal beaten_at
+        if time.monotonic() - beaten_at > timeout_s / 6:
+            held.beat()
+            beaten_at = time.monotonic()
+
+    try:
+        yield beat
+    finally:
+        held.release()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Supervise one run until it ends."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.control.supervise", description=__doc__
+    )
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    options = parser.parse_args(argv)
+    store = Store.open(options.store)
+    run = RunFolder(store.run_storage(options.run))
+    cluster = run.cluster()
+    try:
+        with only_supervisor(run, cluster.retry.heartbeat_timeout_s) as beat:
+            return _supervise(store, run, cluster, beat)
+    except LeaseHeldError as error:
+        say(f"{error}; nothing to do")
+        return 0
+
+
+def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[], None]) -> int:
+    record = run.begin_supervisor(process=Process.current().__dict__)
+    folder = _local_folder(record.storage)
+    supervisor = Supervisor(
+        store,
+        run,
+        LocalBackend(),
+        start_ray=lambda: RaySession(
+            num_cpus=cluster.cpus or os.cpu_count() or 1, log=folder / "ray.log"
+        ),
+        beat=beat,
+    )
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        supervisor.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        state = supervisor.run()
+    except Exception as error:
+        traceback.print_exc()
+        record.finish(state="failed", cause="supervisor", reason=str(error))
+        raise
+    stopped = state in ("running", "pending")
+    state = "failed" if stopped else state
+    write_report(run, store)
+    record.finish(state=state, cause="preempted" if stopped else "", reason="")
+    return 0 if state == "succeeded" else 1
+
+
+def _local_folder(storage: Storage) -> Path:
+    folder = storage.local_root or Path(f"/tmp/orchestrator-{os.getpid()}")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

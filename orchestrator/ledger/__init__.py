@@ -1,0 +1,1 @@
+"""What has happened: the store, its artifacts, leases and run folders."""

@@ -1,0 +1,106 @@
+"""What a stage leaves behind: a folder named by its key, complete when ``MANIFEST.json`` is there.
+
+artifacts/<stage>/<key12>/
+    inputs.json        what the key was made of, written first
+    lease/…            who may work on it
+    …                  the stage's files, work in progress included
+    MANIFEST.json      files, sizes, digests, inputs, producer; written last, exclusively
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import AlreadyExistsError, CorruptError
+from orchestrator.ledger.storage import Storage
+
+MANIFEST = "MANIFEST.json"
+INPUTS = "inputs.json"
+UNLISTED = ("lease/", "checkpoints/", "metrics/", "pretrain/")
+"""Work in progress that carries its own manifests, or none: not part of the finished artifact."""
+
+KEY_DIGITS = 12
+"""Hex digits of a key in names of folders and instances."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact, finished or in progress."""
+
+    stage: str
+    key: str
+    """The full SHA-256."""
+    storage: Storage
+    """Its folder."""
+
+    def is_complete(self) -> bool:
+        """Whether the manifest is there."""
+        return self.storage.exists(MANIFEST)
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest.
+
+        Raises FileNotFoundError while incomplete, CorruptError when it is another key's.
+        """
+        manifest: dict[str, Any] = self.storage.read_json(MANIFEST)
+        if manifest["key"] != self.key:
+            raise CorruptError(
+                f"{self.storage.url}: holds key {manifest['key']}, not {self.key}; move the folder away"
+            )
+        return manifest
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the stage reported about its result."""
+        facts: dict[str, Any] = self.manifest()["facts"]
+        return facts
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Record what the key is made of, before anything else is written."""
+        try:
+            self.storage.create_json(INPUTS, inputs)
+        except AlreadyExistsError:
+            return
+
+    def publish(
+        self, *, inputs: Mapping[str, Any], facts: Mapping[str, Any], producer: Mapping[str, Any]
+    ) -> None:
+        """Hash every file and write the manifest; a manifest that is already there stays."""
+        files = {
+            path: self._entry(path, size)
+            for path, size in self.storage.list().items()
+            if is_listed(path)
+        }
+        manifest = {
+            "stage": self.stage,
+            "key": self.key,
+            "inputs": inputs,
+            "facts": facts,
+            "producer": producer,
+            "files": files,
+        }
+        try:
+            self.storage.create_json(MANIFEST, manifest)
+        except AlreadyExistsError:
+            return
+
+    def problems(self) -> Iterator[str]:
+        """Every way in which the folder differs from its manifest."""
+        present = self.storage.list()
+        for path, entry in self.manifest()["files"].items():
+            if path not in present:
+                yield f"{self.storage.url}/{path}: missing"
+            elif present[path] != entry["size"]:
+                yield f"{self.storage.url}/{path}: {present[path]} bytes, the manifest says {entry['size']}"
+            elif self.storage.digest(path) != entry["sha256"]:
+                yield f"{self.storage.url}/{path}: bytes differ from the manifest's sha256"
+
+    def _entry(self, path: str, size: int) -> dict[str, Any]:
+        return {"size": size, "sha256": self.storage.digest(path)}
+
+
+def is_listed(path: str) -> bool:
+    """Whether a file belongs to the finished artifact."""
+    return path not in (MANIFEST, INPUTS) and not path.startswith(UNLISTED)

@@ -1,0 +1,146 @@
+"""The right of one attempt to work on one key, and the number that fences off whoever had it before.
+
+``lease/000003.json`` is created exclusively; its number is the fencing number. The holder rewrites it as a heartbeat.
+A lease is dead when it was released, when its process is gone (same machine), or when its heartbeat is too old.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from orchestrator.errors import AlreadyExistsError, LeaseHeldError
+from orchestrator.ledger.storage import Storage, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process as it can be recognised later: a pid alone is soon someone else's."""
+
+    host: str
+    """Machine: host name and boot id."""
+    pid: int
+    """Process id."""
+    started_at: float
+    """When the process started, seconds since the epoch."""
+
+    @classmethod
+    def current(cls) -> Process:
+        """This process."""
+        return cls.of(os.getpid())
+
+    @classmethod
+    def of(cls, pid: int) -> Process:
+        """The process now running under ``pid`` on this machine. Raises psutil.NoSuchProcess."""
+        return cls(host=this_host(), pid=pid, started_at=psutil.Process(pid).create_time())
+
+    def is_alive(self) -> bool | None:
+        """Whether it still runs; None when it is on another machine, which cannot be told from here."""
+        if self.host != this_host():
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started_at) < 0.01
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def this_host() -> str:
+    """This machine since its last boot."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()}/{boot.read_text().strip()[:8] if boot.exists() else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """One holder's right, as written in the store."""
+
+    number: int
+    """Fencing number, counted from 1 for each key."""
+    holder: str
+    """Who holds it: run, stage instance and attempt."""
+    process: Process
+    """The process that keeps the heartbeat."""
+    heartbeat_at: float
+    """When the holder last said it lives, seconds since the epoch."""
+    released_at: float | None = None
+    """When the holder gave it back; None while held."""
+
+    def is_live(self, timeout_s: float) -> bool:
+        """Whether the holder must be assumed to be at work."""
+        if self.released_at is not None:
+            return False
+        alive = self.process.is_alive()
+        recent = time.time() - self.heartbeat_at < timeout_s
+        return recent if alive is None else alive
+
+
+class HeldLease:
+    """A lease in the hands of its holder."""
+
+    def __init__(self, storage: Storage, lease: Lease) -> None:
+        self._storage = storage
+        self.lease = lease
+
+    @property
+    def number(self) -> int:
+        """The fencing number."""
+        return self.lease.number
+
+    def beat(self) -> None:
+        """Say that the holder lives. Raises LeaseHeldError when a later lease was granted."""
+        if (newest := _newest_number(self._storage)) > self.number:
+            raise LeaseHeldError(
+                f"{self._storage.url}: lease {self.number} was lost to {newest}; this attempt must end"
+            )
+        self._write(replace(self.lease, heartbeat_at=time.time()))
+
+    def release(self) -> None:
+        """Give the right back, so that nobody has to wait for the heartbeat to go stale."""
+        self._write(replace(self.lease, heartbeat_at=time.time(), released_at=time.time()))
+
+    def _write(self, lease: Lease) -> None:
+        self.lease = lease
+        self._storage.replace(_path(self.number), to_json(asdict(lease)))
+
+
+def acquire(storage: Storage, *, holder: str, timeout_s: float) -> HeldLease:
+    """Take the lease of the folder ``storage``.
+
+    Raises LeaseHeldError while another live attempt holds it.
+    """
+    held = current(storage)
+    if held is not None and held.is_live(timeout_s):
+        raise LeaseHeldError(f"{storage.url}: held by {held.holder} (lease {held.number})")
+    number = held.number + 1 if held else 1
+    lease = Lease(number=number, holder=holder, process=Process.current(), heartbeat_at=time.time())
+    try:
+        storage.create_json(_path(number), asdict(lease))
+    except AlreadyExistsError:
+        raise LeaseHeldError(
+            f"{storage.url}: lease {number} was taken by another attempt just now"
+        ) from None
+    return HeldLease(storage, lease)
+
+
+def current(storage: Storage) -> Lease | None:
+    """The newest lease of the folder, live or not; None when there never was one."""
+    number = _newest_number(storage)
+    if not number:
+        return None
+    raw = storage.read_json(_path(number))
+    return Lease(**{**raw, "process": Process(**raw["process"])})
+
+
+def _newest_number(storage: Storage) -> int:
+    return max((int(name.split(".")[0]) for name in storage.children("lease")), default=0)
+
+
+def _path(number: int) -> str:
+    return f"lease/{number:06d}.json"

@@ -1,0 +1,233 @@
+"""One run's folder: what was asked for, what executes, and every attempt that was made.
+
+runs/<run>/
+    recipe.yaml  cluster.yaml  code.json  code/…   what was asked for and what the jobs execute
+    plan.json                                      created last and exclusively: now the run exists
+    stages/<instance>/attempts/0002/
+        attempt.json        who started it, where; written first
+        progress.json       how far it is, overwritten as it goes
+        events-0001.jsonl   what happened, in whole numbered segments
+        driver.log rank-00000.log …
+        end.json            how it ended; written last
+    supervisor/0001/…       the same for the supervisor itself
+    cancel/0001.json        a wish to stop
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import AlreadyExistsError, RequestError
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.storage import Storage
+from orchestrator.plan.planner import Plan, Variant
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.loader import parse_cluster, parse_recipe, variant_recipe
+from orchestrator.spec.recipe import Recipe
+
+PLAN = "plan.json"
+DRIVER_LOG = "driver.log"
+
+
+@dataclass(frozen=True)
+class AttemptFolder:
+    """The folder of one attempt of one stage instance, or of the supervisor."""
+
+    number: int
+    storage: Storage
+
+    @property
+    def started(self) -> dict[str, Any]:
+        """Who started it, where and when."""
+        return dict(self.storage.read_json("attempt.json"))
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """How it ended; None while nobody has said so."""
+        return self.storage.read_json("end.json") if self.storage.exists("end.json") else None
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """How far it is; empty before the first word."""
+        return (
+            self.storage.read_json("progress.json") if self.storage.exists("progress.json") else {}
+        )
+
+    def finish(self, **how: Any) -> None:
+        """Say how it ended, once; whoever says so first is right."""
+        try:
+            self.storage.create_json("end.json", {"ended_at": time.time(), **how})
+        except AlreadyExistsError:
+            return
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All events in order."""
+        for name in self.storage.children():
+            if name.startswith("events-"):
+                yield from map(json.loads, self.storage.read_bytes(name).decode().splitlines())
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run in the store."""
+
+    storage: Storage
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.storage.url.rsplit("/", 1)[-1]
+
+    def exists(self) -> bool:
+        """Whether the run was created whole."""
+        return self.storage.exists(PLAN)
+
+    def create(
+        self, plan: Plan, recipe: Recipe, cluster: Cluster, code: Mapping[str, bytes], origin: Any
+    ) -> bool:
+        """Write the folder; False when the run exists already.
+
+        Raises RequestError when it has other keys.
+        """
+        if self.exists():
+            self._require_same(plan)
+            return False
+        self.storage.replace("recipe.yaml", to_yaml(recipe))
+        self.storage.replace("cluster.yaml", to_yaml(cluster))
+        self.storage.replace("code.json", json.dumps(origin, indent=1).encode())
+        for path, data in code.items():
+            self.storage.replace(f"code/{path}", data)
+        try:
+            self.storage.create_json(PLAN, plan.to_json())
+        except AlreadyExistsError:
+            self._require_same(plan)
+            return False
+        return True
+
+    def plan(self) -> Plan:
+        """The plan as submitted. Raises RequestError when there is no such run."""
+        if not self.exists():
+            raise RequestError(
+                f"{self.name}: no such run in {self.storage.url}; `orchestrator status` lists them"
+            )
+        return Plan.from_json(self.storage.read_json(PLAN))
+
+    def recipe(self) -> Recipe:
+        """The recipe with its sweep."""
+        return parse_recipe(self._yaml("recipe.yaml"), where=f"{self.name}/recipe.yaml")
+
+    def cluster(self) -> Cluster:
+        """The cluster as submitted."""
+        return parse_cluster(self._yaml("cluster.yaml"), where=f"{self.name}/cluster.yaml")
+
+    def variants(self) -> tuple[Variant, ...]:
+        """Every variant with its recipe."""
+        recipe = self.recipe()
+        return tuple(
+            Variant(
+                name=row["name"],
+                overrides=row["overrides"],
+                recipe=variant_recipe(recipe, row["overrides"], where=self.name),
+            )
+            for row in self.plan().variants
+        )
+
+    def attempts(self, instance_id: str) -> tuple[AttemptFolder, ...]:
+        """All attempts of a stage instance, oldest first."""
+        return self._attempts(f"stages/{instance_id}/attempts")
+
+    def supervisors(self) -> tuple[AttemptFolder, ...]:
+        """All supervisors the run has had, oldest first."""
+        return self._attempts("supervisor")
+
+    def begin_attempt(self, instance_id: str, **about: Any) -> AttemptFolder:
+        """Create the next attempt's folder, exclusively."""
+        return self._begin(f"stages/{instance_id}/attempts", about)
+
+    def begin_supervisor(self, **about: Any) -> AttemptFolder:
+        """Create the next supervisor's folder, exclusively."""
+        return self._begin("supervisor", about)
+
+    def live_supervisor(self) -> AttemptFolder | None:
+        """The supervisor at work on this machine, if any."""
+        for attempt in reversed(self.supervisors()):
+            if (
+                attempt.end is None
+                and Process(**attempt.started["process"]).is_alive() is not False
+            ):
+                return attempt
+        return None
+
+    def request_cancel(self, stage: str | None) -> None:
+        """Ask whoever supervises the run to stop it, or one stage of it."""
+        number = len(self.storage.children("cancel")) + 1
+        self.storage.create_json(
+            f"cancel/{number:04d}.json", {"stage": stage, "asked_at": time.time()}
+        )
+
+    def cancel_requests(self) -> tuple[dict[str, Any], ...]:
+        """All wishes to stop, oldest first."""
+        return tuple(
+            self.storage.read_json(f"cancel/{name}") for name in self.storage.children("cancel")
+        )
+
+    def _attempts(self, folder: str) -> tuple[AttemptFolder, ...]:
+        names = [
+            n
+            for n in self.storage.children(folder)
+            if self.storage.exists(f"{folder}/{n}/attempt.json")
+        ]
+        return tuple(AttemptFolder(int(n), self.storage.at(folder, n)) for n in names)
+
+    def _begin(self, folder: str, about: Mapping[str, Any]) -> AttemptFolder:
+        number = max((int(n) for n in self.storage.children(folder)), default=0)
+        while True:
+            number += 1
+            attempt = AttemptFolder(number, self.storage.at(folder, f"{number:04d}"))
+            try:
+                attempt.storage.create_json(
+                    "attempt.json", {"number": number, "started_at": time.time(), **about}
+                )
+            except AlreadyExistsError:
+                continue
+            return attempt
+
+    def _require_same(self, plan: Plan) -> None:
+        there = {i.id for i in self.plan().instances}
+        if there != {i.id for i in plan.instances}:
+            raise RequestError(
+                f"--name {self.name}: a run of this name exists with other keys; choose another name, or leave --name out"
+            )
+
+    def _yaml(self, path: str) -> dict[str, Any]:
+        raw: dict[str, Any] = yaml.safe_load(self.storage.read_bytes(path))
+        return raw
+
+
+def to_yaml(spec: Recipe | Cluster) -> bytes:
+    """A spec as YAML, every value in full."""
+    return yaml.safe_dump(
+        spec.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+    ).encode()
+
+
+def find_run(name: str, store_runs: Storage | None) -> RunFolder:
+    """The run of a name in the store, or of a path or URL.
+
+    Raises RequestError when there is none.
+    """
+    if "/" in name or "://" in name:
+        run = RunFolder(Storage(str(Path(name).resolve()) if "://" not in name else name))
+    elif store_runs is not None:
+        run = RunFolder(store_runs.at(name))
+    else:
+        raise RequestError(f"{name}: no store to look in; give --cluster, or the run folder's path")
+    run.plan()
+    return run

@@ -1,0 +1,246 @@
+"""A folder in any fsspec file system, in which an object appears whole or not at all.
+
+Only four things are asked of the store, because object stores give no more: exclusive creation, whole-object
+overwrite, listing and reading. There are no renames and no appends. On a path, exclusive creation is a hard link of a
+fsynced temporary file; on an object store it is one conditional PUT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from orchestrator.errors import AlreadyExistsError, BackendError, CorruptError
+
+TEMPORARY = ".tmp-"
+"""Prefix of files that are not objects yet: what a killed writer leaves behind, and every listing
+ignores."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a local file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON with sorted keys; floats keep every digit."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+class Storage:
+    """A folder of the store, by its URL (``/path``, ``file://``, ``s3://bucket/prefix``, ``memory://``)."""
+
+    def __init__(self, url: str) -> None:
+        self._fs, self._root = _open_file_system(url)
+        self.local_root = Path(self._root) if "file" in self._fs.protocol else None
+        self.url = str(self.local_root) if self.local_root else url.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def at(self, *parts: str) -> Storage:
+        """The folder ``parts`` below this one."""
+        return Storage("/".join((self.url, *parts)))
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there; never answered from a cache."""
+        if self.local_root:
+            return (self.local_root / path).exists()
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(self._full(path)))
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole object. Raises FileNotFoundError."""
+        return bytes(self._fs.cat_file(self._full(path)))
+
+    def read_json(self, path: str) -> Any:
+        """The object parsed as JSON.
+
+        Raises FileNotFoundError, or CorruptError when it does not parse.
+        """
+        try:
+            return json.loads(self.read_bytes(path))
+        except ValueError as error:
+            raise CorruptError(f"{self.url}/{path}: not valid JSON ({error}); remove it") from None
+
+    def create(self, path: str, data: bytes) -> None:
+        """Create the object, whole and durable.
+
+        Raises AlreadyExistsError when something is there.
+        """
+        if self.local_root:
+            _link_exclusively(self.local_root / path, data)
+            return
+        try:
+            self._fs.pipe_file(self._full(path), data, mode="create")
+        except FileExistsError:
+            raise AlreadyExistsError(f"{self.url}/{path}: already exists") from None
+
+    def create_json(self, path: str, value: Any) -> None:
+        """Create the object from a value. Raises AlreadyExistsError when something is there."""
+        self.create(path, to_json(value))
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Overwrite the whole object; a reader sees the old bytes or the new ones."""
+        if self.local_root:
+            target = self.local_root / path
+            temporary = _write_aside(target, data)
+            temporary.replace(target)
+        else:
+            self._fs.pipe_file(self._full(path), data)
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        """Relative path to size in bytes of every object below ``prefix``, sorted."""
+        if self.local_root:
+            return _list_path(self.local_root, prefix)
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.find(self._full(prefix), detail=True)
+        except FileNotFoundError:
+            return {}
+        start = len(self._root.strip("/")) + 1
+        return {name.strip("/")[start:]: int(info["size"]) for name, info in sorted(found.items())}
+
+    def children(self, prefix: str = "") -> tuple[str, ...]:
+        """Names directly below ``prefix``, sorted: one listing, not a walk."""
+        if self.local_root:
+            folder = self.local_root / prefix
+            names = os.listdir(folder) if folder.is_dir() else []
+            return tuple(sorted(n for n in names if not n.startswith(TEMPORARY)))
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._full(prefix), detail=False)
+        except FileNotFoundError:
+            return ()
+        return tuple(sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found))
+
+    def upload(self, local: Path, path: str) -> str:
+        """Create the object from a local file and return its sha256; the same bytes already there are fine.
+
+        Raises CorruptError when other bytes are there.
+        """
+        digest = sha256_of(local)
+        try:
+            if self.local_root:
+                _copy_exclusively(local, self.local_root / path)
+            else:
+                # Conditional PUTs carry their body in one request; parts this size fit every store's limit of 5 GB.
+                self._fs.pipe_file(self._full(path), local.read_bytes(), mode="create")
+        except (AlreadyExistsError, FileExistsError):
+            if self.digest(path) != digest:
+                raise CorruptError(f"{self.url}/{path}: holds other bytes than {local}") from None
+        return digest
+
+    def fetch(self, path: str, into: Path) -> Path:
+        """A local file with the object's bytes: the object itself on a path, else a copy below ``into``."""
+        if self.local_root:
+            return self.local_root / path
+        target = into / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._fs.get_file(self._full(path), str(target))
+        return target
+
+    def digest(self, path: str) -> str:
+        """The SHA-256 of the object's bytes as they are now, in hex."""
+        if self.local_root:
+            return sha256_of(self.local_root / path)
+        running = hashlib.sha256()
+        with self._fs.open(self._full(path), "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                running.update(chunk)
+        return running.hexdigest()
+
+    def delete(self, path: str) -> None:
+        """Remove the object; nothing happens when it is not there."""
+        try:
+            self._fs.rm_file(self._full(path))
+        except FileNotFoundError:
+            return
+        if self.local_root:
+            _remove_empty_parents((self.local_root / path).parent, self.local_root)
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}".rstrip("/")
+
+
+def _open_file_system(url: str) -> tuple[Any, str]:
+    try:
+        fs, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise BackendError(f"store {url!r}: {error}; use a path, s3:// or gs://") from None
+    return fs, str(root).rstrip("/")
+
+
+def _write_aside(target: Path, data: bytes) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _aside(target)
+    with temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+
+
+def _link_exclusively(target: Path, data: bytes) -> None:
+    _publish(_write_aside(target, data), target)
+
+
+def _copy_exclusively(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _aside(target)
+    with source.open("rb") as reader, temporary.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
+        writer.flush()
+        os.fsync(writer.fileno())
+    _publish(temporary, target)
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise AlreadyExistsError(f"{target}: already exists") from None
+    finally:
+        temporary.unlink()
+    _fsync_folder(target.parent)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _list_path(root: Path, prefix: str) -> dict[str, int]:
+    sizes = {}
+    for folder, _, names in os.walk(root / prefix):
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(TEMPORARY):
+                try:
+                    sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+                except FileNotFoundError:  # removed while we walked
+                    continue
+    return dict(sorted(sizes.items()))
+
+
+def _remove_empty_parents(folder: Path, root: Path) -> None:
+    while folder != root and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent

@@ -1,0 +1,70 @@
+"""The store: where artifacts and runs lie below one URL, and what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, MANIFEST, Artifact
+from orchestrator.ledger.storage import Storage
+from orchestrator.plan.planner import Found
+
+
+@dataclass(frozen=True)
+class Store:
+    """One store, shared by all runs of a cluster."""
+
+    storage: Storage
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """The store at a URL. Raises BackendError when its file system cannot be used."""
+        return cls(Storage(url))
+
+    def artifact(self, stage: str, key: str) -> Artifact:
+        """The artifact of a key, whether or not anything is there."""
+        return Artifact(stage, key, self.storage.at("artifacts", stage, key[:KEY_DIGITS]))
+
+    def run_storage(self, run: str) -> Storage:
+        """The folder of a run, whether or not anything is there."""
+        return self.storage.at("runs", run)
+
+    def runs(self) -> tuple[str, ...]:
+        """Names of all runs."""
+        return self.storage.children("runs")
+
+    def find(self, keys: Mapping[str, str]) -> dict[str, Found]:
+        """What is there for each instance of ``{instance id: "stage/key"}``."""
+        return {instance: self._found(*address.split("/")) for instance, address in keys.items()}
+
+    def inputs_of(self, stage: str) -> tuple[dict[str, Any], ...]:
+        """What the key of every artifact of a stage was made of."""
+        folders = self.storage.at("artifacts", stage)
+        return tuple(
+            folders.read_json(f"{name}/{INPUTS}")
+            for name in folders.children()
+            if folders.exists(f"{name}/{INPUTS}")
+        )
+
+    def _found(self, stage: str, key: str) -> Found:
+        artifact = self.artifact(stage, key)
+        if artifact.is_complete():
+            return Found(complete=True, facts=artifact.facts)
+        return Found(
+            complete=False,
+            shards_done=sum(name.endswith(".parquet") for name in artifact.storage.list("shards")),
+            step=max(
+                (
+                    _step(path)
+                    for path in artifact.storage.list("checkpoints")
+                    if path.endswith(MANIFEST)
+                ),
+                default=0,
+            ),
+        )
+
+
+def _step(path: str) -> int:
+    """The step of ``checkpoints/step-00000500-a0003/MANIFEST.json``."""
+    return int(path.split("/")[1].split("-")[1])

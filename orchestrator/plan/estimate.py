@@ -1,0 +1,56 @@
+"""What a plan will cost, as far as the recipe and earlier artifacts tell: hours, tokens, FLOPs, bytes.
+
+Formulas: training takes ``6 N D`` FLOPs for N parameters and D tokens (arXiv 2001.08361); a HuBERT base takes about
+14 GFLOP per second of audio up to layer 11; a ZeRO training state takes 16 bytes a parameter (arXiv 1910.02054).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.spec.recipe import Recipe
+
+STATE_BYTES_PER_PARAMETER = 16
+HUBERT_FLOP_PER_AUDIO_S = 14e9
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:[._]\d+)?)\s*([mb])(?![a-z0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The cost of one variant's training, and of its data where that is known."""
+
+    num_parameters: int | None
+    """Read off the text model's name; None when the name does not say."""
+    train_tokens: int
+    train_flop: float | None
+    checkpoint_bytes: float | None
+    audio_hours: float | None
+    """Known once the corpus artifact is there."""
+    encode_flop: float | None
+
+
+def estimate(recipe: Recipe, corpus_facts: Mapping[str, Any]) -> Estimate:
+    """The estimate of one variant."""
+    size = parameters_in_name(recipe.model.text_model)
+    tokens = recipe.train.global_batch_tokens * recipe.train.steps
+    hours = corpus_facts.get("kept_hours")
+    return Estimate(
+        num_parameters=size,
+        train_tokens=tokens,
+        train_flop=6.0 * size * tokens if size else None,
+        checkpoint_bytes=float(STATE_BYTES_PER_PARAMETER * size) if size else None,
+        audio_hours=hours,
+        encode_flop=hours * 3600 * HUBERT_FLOP_PER_AUDIO_S if hours else None,
+    )
+
+
+def parameters_in_name(name: str) -> int | None:
+    """The parameter count that a model's name states: ``opt-350m`` is 350 million, ``llama-7b`` 7 billion."""
+    match = _SIZE.search(name.rsplit("/", 1)[-1])
+    if not match:
+        return None
+    scale = {"m": 1e6, "b": 1e9}[match.group(2).lower()]
+    return int(float(match.group(1).replace("_", ".")) * scale)

@@ -1,0 +1,192 @@
+"""The stages in the order of the data's path: what each reads, what decides its result, which module does it.
+
+A stage's ``version`` is raised when its code starts to give other bytes for the same fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.spec.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the recipe alone does not say, looked up before planning."""
+
+    listings: Mapping[str, str] = field(default_factory=dict)
+    """Source name to the digest of its listing, where the root is visible."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One kind of work."""
+
+    name: str
+    module: str
+    """What ``python -m`` runs on a node."""
+    version: int
+    upstream: Callable[[Recipe], tuple[str, ...]]
+    """Stages whose artifacts it reads."""
+    fields: Callable[[Recipe, Facts], dict[str, Any]]
+    """Everything of the recipe that decides its result, under the recipe's own dotted keys."""
+    uses_ray: bool
+    """Whether it needs the run's Ray session."""
+
+
+def _section(value: Any) -> Any:
+    return value.model_dump(mode="json")
+
+
+def _corpus(recipe: Recipe, facts: Facts) -> dict[str, Any]:
+    listings = {
+        s.name: facts.listings[s.name] for s in recipe.corpus.sources if s.name in facts.listings
+    }
+    return {"corpus": _section(recipe.corpus), "listing": listings}
+
+
+def _encoder(recipe: Recipe, _: Facts) -> dict[str, Any]:
+    encoder = recipe.encoder
+    if encoder.pretrain:
+        return {"encoder": {"pretrain": _section(encoder.pretrain)}}
+    pin = (
+        {"sha256": encoder.sha256}
+        if encoder.sha256
+        else {"model": encoder.model, "revision": encoder.revision}
+    )
+    return {"encoder": pin}
+
+
+def _codebook(recipe: Recipe, _: Facts) -> dict[str, Any]:
+    tokenizer = recipe.tokenizer
+    return {
+        "encoder": {"layer": recipe.encoder.layer},
+        "tokenizer": {
+            "num_clusters": tokenizer.num_clusters,
+            "fit_hours": tokenizer.fit_hours,
+            "seed": tokenizer.seed,
+        },
+    }
+
+
+def _tokenize(recipe: Recipe, _: Facts) -> dict[str, Any]:
+    return {
+        "encoder": {"layer": recipe.encoder.layer, "precision": recipe.encoder.precision},
+        "tokenizer": {"deduplicate": recipe.tokenizer.deduplicate},
+    }
+
+
+def _pack(recipe: Recipe, _: Facts) -> dict[str, Any]:
+    return {
+        "train": {"context_length": recipe.train.context_length},
+        "split": _section(recipe.split),
+    }
+
+
+def _train(recipe: Recipe, _: Facts) -> dict[str, Any]:
+    train = recipe.train
+    model = _section(recipe.model)
+    if model["sha256"]:  # the digest says which weights; the name is only where they are found
+        model = {
+            name: value for name, value in model.items() if name not in ("text_model", "revision")
+        }
+    return {
+        "model": model,
+        "seed": recipe.seed,
+        "train": {
+            "global_batch_tokens": train.global_batch_tokens,
+            "steps": train.steps,
+            "optimizer": _section(train.optimizer),
+            "schedule": _section(train.schedule),
+            "precision": train.precision,
+            "validate_every_steps": train.validate_every_steps,
+        },
+    }
+
+
+def _evaluate(recipe: Recipe, _: Facts) -> dict[str, Any]:
+    return {"evaluate": _section(recipe.evaluate)}
+
+
+def _reads(*names: str) -> Callable[[Recipe], tuple[str, ...]]:
+    return lambda _: names
+
+
+def _encoder_reads(recipe: Recipe) -> tuple[str, ...]:
+    return ("corpus",) if recipe.encoder.pretrain else ()
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="corpus",
+        module="jobs.corpus",
+        version=1,
+        upstream=_reads(),
+        fields=_corpus,
+        uses_ray=False,
+    ),
+    Stage(
+        name="encoder",
+        module="jobs.encoder",
+        version=1,
+        upstream=_encoder_reads,
+        fields=_encoder,
+        uses_ray=False,
+    ),
+    Stage(
+        name="codebook",
+        module="jobs.codebook",
+        version=1,
+        upstream=_reads("corpus", "encoder"),
+        fields=_codebook,
+        uses_ray=True,
+    ),
+    Stage(
+        name="tokenize",
+        module="jobs.tokenize",
+        version=1,
+        upstream=_reads("corpus", "encoder", "codebook"),
+        fields=_tokenize,
+        uses_ray=True,
+    ),
+    Stage(
+        name="pack",
+        module="jobs.pack",
+        version=1,
+        upstream=_reads("tokenize"),
+        fields=_pack,
+        uses_ray=False,
+    ),
+    Stage(
+        name="train",
+        module="jobs.train",
+        version=1,
+        upstream=_reads("pack", "codebook"),
+        fields=_train,
+        uses_ray=True,
+    ),
+    Stage(
+        name="evaluate",
+        module="jobs.evaluate",
+        version=1,
+        upstream=_reads("pack", "train"),
+        fields=_evaluate,
+        uses_ray=False,
+    ),
+)
+
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def inputs_of(
+    stage: Stage, recipe: Recipe, facts: Facts, upstream_keys: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything a stage's key is made of."""
+    return {
+        "stage": stage.name,
+        "version": stage.version,
+        "fields": stage.fields(recipe, facts),
+        "upstream": dict(upstream_keys),
+    }

@@ -1,0 +1,254 @@
+"""Warm against cold: the best variant of each arm, and the sentence that the intervals allow.
+
+In: the variants of a run with their ``scores.json``. Out: `Contest`, one for each set of variants that may be compared
+at all: the same test units, architecture and training budget. A variant's *setting* is everything swept but the seed;
+the best setting of an arm is chosen by its mean validation NLL over seeds and reported on test, where the interval of
+an arm spans those of all its seeds. Two such intervals that do not touch differ by more than the choice of test
+utterances explains; when they touch, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.report.record import Record, VariantRecord
+
+ARMS = ("warm", "cold")
+_ARM_KEYS = ("model.init", "seed")
+"""Overrides that are no part of a setting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Perplexity of one model on one split."""
+
+    perplexity: float
+    low: float | None = None
+    """Lower end of the 95 % interval."""
+    high: float | None = None
+    nats_per_s: float | None = None
+    """NLL per second of audio."""
+    num_utterances: int | None = None
+
+    @property
+    def text(self) -> str:
+        """``14.10 [13.80, 14.41]``."""
+        return with_interval(self.perplexity, self.low, self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """The best setting of one arm."""
+
+    name: str
+    setting: str
+    """Its overrides, seed and init left out; ``""`` when nothing else was swept."""
+    variants: tuple[str, ...]
+    """One a seed."""
+    num_settings: int
+    """Settings it was chosen from."""
+    test: Measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Variants that may be compared."""
+
+    label: str
+    """What they share: units, architecture, training budget."""
+    variants: tuple[VariantRecord, ...]
+    arms: Mapping[str, Arm]
+    """By name; an arm without scores is not there."""
+    sentences: tuple[str, ...]
+    """The comparison, and what limits it."""
+
+
+def with_interval(value: float, low: float | None, high: float | None) -> str:
+    """A perplexity with its 95 % interval where there is one."""
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def measure(variant: VariantRecord, split: str, model: str = "model") -> Measure | None:
+    """What ``scores.json`` says of the model, or of a baseline; None when it says nothing."""
+    found: Any = variant.scores
+    for name in ("splits", split, model):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping) or not _is_positive(found.get("perplexity")):
+        return None
+    low, high = _pair(found.get("perplexity_95"))
+    return Measure(
+        perplexity=float(found["perplexity"]),
+        low=low,
+        high=high,
+        nats_per_s=float(found["nats_per_s"]) if _is_positive(found.get("nats_per_s")) else None,
+        num_utterances=found.get("num_utterances"),
+    )
+
+
+def contests(record: Record) -> tuple[Contest, ...]:
+    """Every set of comparable variants, in the order of the plan."""
+    groups: dict[str, list[VariantRecord]] = {}
+    labels: dict[str, str] = {}
+    for variant in record.variants:
+        label = _budget(variant)
+        group = f"{label} {variant.instances.get('pack')}"
+        groups.setdefault(group, []).append(variant)
+        labels[group] = label
+    return tuple(_contest(labels[group], members) for group, members in groups.items())
+
+
+def _budget(variant: VariantRecord) -> str:
+    if variant.recipe is None:
+        return "recipe unknown"
+    model, train = variant.recipe.model, variant.recipe.train
+    layers = f", first {model.num_layers} layers" if model.num_layers else ""
+    units = f"{variant.recipe.tokenizer.num_clusters} units"
+    return f"{units}; {model.text_model}{layers}; {train.steps:,} steps of {train.global_batch_tokens:,} tokens"
+
+
+def _contest(label: str, variants: Sequence[VariantRecord]) -> Contest:
+    best = {name: _best([v for v in variants if v.arm == name], name) for name in ARMS}
+    arms = {name: arm for name, arm in best.items() if arm}
+    return Contest(label=label, variants=tuple(variants), arms=arms, sentences=_sentences(arms, variants))
+
+
+def _best(variants: Iterable[VariantRecord], name: str) -> Arm | None:
+    settings: dict[str, list[tuple[VariantRecord, Measure, Measure]]] = {}
+    for variant in variants:
+        valid, test = measure(variant, "valid"), measure(variant, "test")
+        if valid and test:
+            settings.setdefault(_setting(variant), []).append((variant, valid, test))
+    if not settings:
+        return None
+    # A tie goes to the setting that the recipe names first.
+    chosen = min(settings, key=lambda s: _mean_nll([valid for _, valid, _ in settings[s]]))
+    return Arm(
+        name=name,
+        setting=chosen,
+        variants=tuple(v.name for v, _, _ in settings[chosen]),
+        num_settings=len(settings),
+        test=_pooled([test for _, _, test in settings[chosen]]),
+    )
+
+
+def _setting(variant: VariantRecord) -> str:
+    swept = {key: value for key, value in variant.overrides.items() if key not in _ARM_KEYS}
+    return ", ".join(f"{key}={value}" for key, value in swept.items())
+
+
+def _mean_nll(measures: Sequence[Measure]) -> float:
+    return sum(math.log(m.perplexity) for m in measures) / len(measures)
+
+
+def _pooled(seeds: Sequence[Measure]) -> Measure:
+    """The geometric mean over seeds, in the widest interval that any of them reaches."""
+    lows, highs = [m.low for m in seeds if m.low], [m.high for m in seeds if m.high]
+    has_intervals = len(lows) == len(highs) == len(seeds)
+    nats = [m.nats_per_s for m in seeds if m.nats_per_s]
+    return Measure(
+        perplexity=math.exp(_mean_nll(seeds)),
+        low=min(lows) if has_intervals else None,
+        high=max(highs) if has_intervals else None,
+        nats_per_s=sum(nats) / len(nats) if nats else None,
+        num_utterances=seeds[0].num_utterances,
+    )
+
+
+def _sentences(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> tuple[str, ...]:
+    if len(arms) < len(ARMS):
+        return (_one_sided(arms, variants), *_against_bigram(arms, variants))
+    warm, cold = arms["warm"], arms["cold"]
+    return (
+        _comparison(warm, cold),
+        _choice(warm, cold, variants),
+        _seeds(warm, cold),
+        *_catching_up(warm, cold, variants),
+        *_against_bigram(arms, variants),
+    )
+
+
+def _one_sided(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> str:
+    if not arms:
+        return "No variant has test scores yet."
+    (name, arm), other = next(iter(arms.items())), ARMS[1 - ARMS.index(next(iter(arms)))]
+    asked = any(v.arm == other for v in variants)
+    why = f"the {other} arm has no scores yet" if asked else f"the run has no {other} arm"
+    return f"{name.capitalize()} start: test perplexity {arm.test.text}; {why}, so nothing can be compared."
+
+
+def _comparison(warm: Arm, cold: Arm) -> str:
+    figures = f"test perplexity {warm.test.text} warm, {cold.test.text} cold"
+    w, c = warm.test, cold.test
+    if None in (w.low, w.high, c.low, c.high):
+        return f"No comparison: {figures}, but without 95 % intervals the difference says nothing."
+    if _is_below(w, c):
+        less = 1 - w.perplexity / c.perplexity
+        return f"Warm start is better: {figures}, {less:.1%} lower; the 95 % intervals do not overlap."
+    if _is_below(c, w):
+        less = 1 - c.perplexity / w.perplexity
+        return f"Cold start is better: {figures}, {less:.1%} lower for cold; the 95 % intervals do not overlap."
+    return f"No difference can be claimed: {figures}; the 95 % intervals overlap."
+
+
+def _is_below(a: Measure, b: Measure) -> bool:
+    return a.high is not None and b.low is not None and a.high < b.low
+
+
+def _choice(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> str:
+    num_scored = sum(measure(v, "test") is not None for v in variants)
+    waiting = f" {len(variants) - num_scored} of {len(variants)} variants have no scores yet." if num_scored < len(variants) else ""
+    if warm.num_settings == cold.num_settings == 1:
+        return f"One setting an arm, so nothing was tuned.{waiting}"
+    chosen = "; ".join(f"{a.name}: {a.setting or 'the recipe as it is'}, of {a.num_settings}" for a in (warm, cold))
+    uneven = "" if warm.num_settings == cold.num_settings else " The arms were tuned over unequal numbers of settings."
+    return f"Each arm's setting was chosen on the validation split ({chosen}) and is reported on test.{uneven}{waiting}"
+
+
+def _seeds(warm: Arm, cold: Arm) -> str:
+    num_seeds = min(len(warm.variants), len(cold.variants))
+    if num_seeds == 1:
+        return (
+            "One training seed an arm: the interval covers the choice of test utterances, not that of weights and data "
+            "order; at least three seeds are needed for a general claim."
+        )
+    return f"At least {num_seeds} training seeds an arm; each interval spans those of all its seeds."
+
+
+def _catching_up(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> tuple[str, ...]:
+    """How soon the warm arm was where the cold one ended, by their validation losses."""
+    by_name = {v.name: v for v in variants}
+    warm_curve, cold_curve = (by_name[a.variants[0]].validation for a in (warm, cold))
+    if not warm_curve or not cold_curve:
+        return ()
+    last_step, goal = cold_curve[-1]
+    reached = next((step for step, loss in warm_curve if loss <= goal), None)
+    if reached is None or reached >= last_step:
+        return ()
+    return (
+        f"On validation, warm has cold's last loss ({goal:.3f}, step {last_step:,}) by step {reached:,}; "
+        "validated only at the steps that the curve marks.",
+    )
+
+
+def _against_bigram(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> tuple[str, ...]:
+    bigram = next((m for v in variants if (m := measure(v, "test", "bigram"))), None)
+    if bigram is None or not arms:
+        return ()
+    losers = [a.name for a in arms.values() if a.test.perplexity >= bigram.perplexity]
+    if not losers:
+        return ()
+    who = "Neither arm beats" if len(losers) == len(ARMS) else f"The {losers[0]} arm does not beat"
+    return (f"{who} counting pairs of units: the bigram baseline has perplexity {bigram.text}.",)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+
+
+def _pair(value: Any) -> tuple[float | None, float | None]:
+    if isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_positive, value)):
+        return float(value[0]), float(value[1])
+    return None, None

@@ -1,0 +1,214 @@
+"""The page's figures as inline SVG: loss over steps, and attempts over time.
+
+In: points and spans. Out: `<svg>` text whose colours are the page's CSS variables, so that a figure follows the light or
+dark scheme; nothing in it comes from a user's words, and the same data give the same bytes. matplotlib takes half a
+second to import, so only drawing imports it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.report.record import Point
+
+MAX_POINTS = 400
+"""Points of a curve that are drawn; a wider page shows no more."""
+DASHES = ("none", "7 3", "2 2.5", "9 3 2 3")
+"""SVG dash patterns that tell variants of one arm apart."""
+NUM_RAW_CURVES = 4
+"""With more variants than this, only the running means are drawn."""
+
+_CSS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "line": "#030303",
+    "warm": "#040404",
+    "cold": "#050505",
+    "succeeded": "#060606",
+    "failed": "#070707",
+    "running": "#080808",
+    "preempted": "#090909",
+    "cancelled": "#0a0a0a",
+}
+"""CSS variable to the colour that stands for it while matplotlib draws."""
+_INCH_PER_ROW = 0.27
+_ID = re.compile(r'<g id="[^"]*">')
+_SIZE = re.compile(r'(<svg[^>]*?) width="[^"]*"|(<svg[^>]*?) height="[^"]*"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The losses of one variant."""
+
+    arm: str
+    """``warm`` or ``cold``."""
+    dash: str
+    """One of `DASHES`."""
+    is_best: bool
+    """Whether it is drawn to stand out."""
+    training: Sequence[Point]
+    validation: Sequence[Point]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """One attempt in time."""
+
+    row: str
+    """Stage instance."""
+    number: int
+    state: str
+    start_s: float
+    """Seconds since the run's first attempt began."""
+    end_s: float
+
+
+def curves_svg(curves: Sequence[Curve]) -> str:
+    """Training and validation loss over steps, all variants on the same axes."""
+    with _drawing() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5), sharey=True, layout="constrained")
+        for curve in curves:
+            _draw_curve(left, right, curve, is_raw_shown=len(curves) <= NUM_RAW_CURVES)
+        for axes, title in ((left, "training loss"), (right, "validation loss")):
+            axes.set_title(title, loc="left")
+            axes.set_xlabel("step")
+            axes.grid(axis="y")
+        left.set_ylabel("nats per token")
+        return _svg(plt, figure, "curves")
+
+
+def _draw_curve(left: Any, right: Any, curve: Curve, *, is_raw_shown: bool) -> None:
+    style = {
+        "color": _CSS[curve.arm],
+        "linewidth": 2.0 if curve.is_best else 1.2,
+        "alpha": 1.0 if curve.is_best else 0.65,
+        "linestyle": _linestyle(curve.dash),
+    }
+    if curve.training:
+        if is_raw_shown:
+            left.plot(*zip(*thinned(curve.training), strict=True), color=style["color"], alpha=0.22, linewidth=0.8)
+        left.plot(*zip(*thinned(running_mean(curve.training)), strict=True), **style)
+    if curve.validation:
+        right.plot(*zip(*thinned(curve.validation), strict=True), marker="o", markersize=3.5, **style)
+
+
+def mean_window(num_points: int) -> int:
+    """Steps behind one point of the running mean: a twentieth of the curve."""
+    return max(1, num_points // 20)
+
+
+def running_mean(points: Sequence[Point]) -> list[Point]:
+    """Each loss averaged with those of the steps before it, as far as the window reaches."""
+    window, total, means = mean_window(len(points)), 0.0, []
+    for n, (step, loss) in enumerate(points):
+        total += loss - (points[n - window][1] if n >= window else 0.0)
+        means.append((step, total / min(n + 1, window)))
+    return means
+
+
+def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most about ``limit`` points, the first and the last among them."""
+    stride = -(-len(points) // limit)
+    kept = list(points[::stride]) if stride else []
+    return kept if not kept or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+def gantt_svg(spans: Sequence[Span]) -> str:
+    """One row a stage instance, one bar an attempt."""
+    rows = list(dict.fromkeys(span.row for span in spans))
+    scale, unit = _time_unit(max(span.end_s for span in spans))
+    tries = {row: sum(span.row == row for span in spans) for row in rows}
+    with _drawing() as plt:
+        size = (9.6, _INCH_PER_ROW * len(rows) + 0.75)
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        for span in spans:
+            _draw_span(axes, span, y=rows.index(span.row), scale=scale, is_numbered=tries[span.row] > 1)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"{unit} since the first attempt began")
+        axes.grid(axis="x")
+        return _svg(plt, figure, "gantt")
+
+
+def _draw_span(axes: Any, span: Span, *, y: int, scale: float, is_numbered: bool) -> None:
+    color = _CSS.get(span.state, _CSS["muted"])
+    start, width = span.start_s / scale, (span.end_s - span.start_s) / scale
+    # The edge keeps an attempt of a second visible on an axis of days.
+    axes.barh(y, width, left=start, height=0.62, color=color, edgecolor=color, linewidth=1.2)
+    if is_numbered:
+        axes.text(start, y - 0.36, str(span.number), fontsize=6.5, va="bottom", color=_CSS["muted"])
+
+
+def _time_unit(longest_s: float) -> tuple[float, str]:
+    for scale, unit in ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes")):
+        if longest_s >= 3 * scale:
+            return scale, unit
+    return 1.0, "seconds"
+
+
+def _linestyle(dash: str) -> Any:
+    return "solid" if dash == "none" else (0, tuple(float(length) for length in dash.split()))
+
+
+@contextmanager
+def _drawing() -> Iterator[Any]:
+    """pyplot without a display, in the page's colours, its settings put back afterwards."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with matplotlib.rc_context(_settings()):
+        yield pyplot
+
+
+def _settings() -> Mapping[str, Any]:
+    ink, muted, line = _CSS["ink"], _CSS["muted"], _CSS["line"]
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "orchestrator",
+        "text.parse_math": False,
+        "font.size": 9.0,
+        "text.color": ink,
+        "axes.titlesize": 9.5,
+        "axes.labelcolor": muted,
+        "axes.edgecolor": line,
+        "axes.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "figure.facecolor": "none",
+        "xtick.color": line,
+        "ytick.color": line,
+        "xtick.labelcolor": muted,
+        "ytick.labelcolor": muted,
+        "grid.color": line,
+        "grid.linewidth": 0.6,
+        "lines.solid_capstyle": "round",
+    }
+
+
+def _svg(plt: Any, figure: Any, name: str) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    plt.close(figure)
+    text = out.getvalue()
+    return _themed(text[text.index("<svg") :], name)
+
+
+def _themed(svg: str, name: str) -> str:
+    """The SVG with the page's colours and font, without what would clash between two figures of one page."""
+    svg = _ID.sub("<g>", svg)
+    svg = _SIZE.sub(lambda m: m[1] or m[2], svg)
+    svg = _SIZE.sub(lambda m: m[1] or m[2], svg)
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([^;']*?)'[^;]*", r"font: \g<1>inherit", svg)
+    for variable, stand_in in _CSS.items():
+        svg = svg.replace(stand_in, f"var(--{variable})")
+    return svg

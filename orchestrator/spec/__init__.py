@@ -1,0 +1,1 @@
+"""What was asked for: recipes and clusters as frozen data."""

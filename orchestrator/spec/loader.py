@@ -1,0 +1,301 @@
+"""From YAML files to frozen specs: safe parsing, ``extends``, ``--set``, sweeps, and errors that name the place.
+
+In: paths and override strings. Out: `Recipe`, `Cluster`, `Variant` mappings; or `SpecErrors` with one line a problem:
+``twist.yaml: tokenizer.num_cluster: unknown key; did you mean 'num_clusters'?``
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from orchestrator.errors import RequestError, SpecErrors
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.model import Spec
+from orchestrator.spec.recipe import Recipe
+
+MAX_FILE_BYTES = 1_000_000
+_ENV = re.compile(r"\$\{env:([^}]*)\}")
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+class _SafeLoader(yaml.SafeLoader):
+    """YAML without Python tags, aliases (a billion laughs) and duplicate keys; ``1e-3`` is a number."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not allowed; write the value out",
+                problem_mark=self.peek_event().start_mark,
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is not text; quote it", problem_mark=key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key!r} is given twice; keep one",
+                    problem_mark=key_node.start_mark,
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 reads 1e-3 as text; everybody who writes a learning rate means a number.
+_SafeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file with its ``extends`` and overrides applied.
+
+    Raises SpecErrors or RequestError.
+    """
+    raw = _with_overrides(read_yaml(path), overrides)
+    return parse_recipe(raw, where=path.name)
+
+
+def parse_recipe(raw: Mapping[str, Any], *, where: str) -> Recipe:
+    """The recipe of plain data, with every variant of its sweep checked. Raises SpecErrors."""
+    recipe = _validated(Recipe, raw, where)
+    for overrides in sweep_points(recipe):
+        variant_recipe(recipe, overrides, where=where)
+    return recipe
+
+
+def load_cluster(path: Path) -> Cluster:
+    """The cluster of a file, relative paths made absolute. Raises SpecErrors or RequestError."""
+    return absolute_paths(_validated(Cluster, read_yaml(path), path.name), path.resolve().parent)
+
+
+def parse_cluster(raw: Mapping[str, Any], *, where: str) -> Cluster:
+    """The cluster of plain data. Raises SpecErrors."""
+    return _validated(Cluster, raw, where)
+
+
+def absolute_paths(cluster: Cluster, folder: Path) -> Cluster:
+    """The cluster with the paths of store, data and models taken relative to ``folder``."""
+    return cluster.model_copy(
+        update={
+            "store": _absolute(cluster.store, folder),
+            "data": {name: _absolute(root, folder) for name, root in cluster.data.items()},
+            "models": {name: _absolute(path, folder) for name, path in cluster.models.items()},
+        }
+    )
+
+
+def _absolute(value: str, folder: Path) -> str:
+    if "://" in value or value.startswith(("${env:", "/")):
+        return value
+    return os.path.normpath(folder / Path(value).expanduser())
+
+
+def resolve_env(value: str, *, where: str) -> str:
+    """``value`` with every ``${env:NAME}`` filled in from this process.
+
+    Raises RequestError when one is not set.
+    """
+
+    def look_up(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise RequestError(
+                f"{where}: environment variable {name} is not set; export it and try again"
+            )
+        return os.environ[name]
+
+    return _ENV.sub(look_up, value)
+
+
+def sweep_points(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """The overrides of each variant: the product of the sweep's lists, or one empty mapping."""
+    for values in itertools.product(*recipe.sweep.values()):
+        yield dict(zip(recipe.sweep, values, strict=True))
+
+
+def variant_name(overrides: Mapping[str, Any]) -> str:
+    """``base``, or the last part of each swept key with its value."""
+    return (
+        ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in overrides.items()) or "base"
+    )
+
+
+def variant_recipe(recipe: Recipe, overrides: Mapping[str, Any], *, where: str = "sweep") -> Recipe:
+    """The recipe of one variant, without its sweep. Raises SpecErrors."""
+    raw = recipe.model_dump(mode="json", exclude_unset=True)
+    raw.pop("sweep", None)
+    for key, value in overrides.items():
+        _assign(raw, key, value, f"{where}: sweep.{key}")
+    return _validated(Recipe, raw, where)
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping of a YAML file over what it ``extends``. Raises RequestError."""
+    path = path.resolve()
+    if path in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise RequestError(f"{path.name}: extends: {chain} is a cycle; remove one of them")
+    raw = _parse(path)
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    if not isinstance(parent, str):
+        raise RequestError(f"{path.name}: extends: {parent!r} is not a file name; give one path")
+    return _merged(read_yaml(path.parent / parent, (*seen, path)), raw)
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise RequestError(
+                f"{path.name}: larger than {MAX_FILE_BYTES} bytes; this is no recipe"
+            )
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path.name}: not UTF-8 text; save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise RequestError(f"{path.name}{place}: {error.problem or 'not valid YAML'}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(f"{path.name}: not valid YAML ({line})") from None
+    if not isinstance(value, dict):
+        raise RequestError(f"{path.name}: must be a mapping of sections, not {_kind(value)}")
+    return value
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid onto ``base``, mapping by mapping; lists and leaves are replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both and key != "sweep" else value
+    return merged
+
+
+def _with_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise RequestError(
+                f"--set {text}: not of the form key=value; write --set train.steps=100"
+            )
+        try:
+            parsed = yaml.load(value, Loader=_SafeLoader)
+        except yaml.YAMLError as error:
+            raise RequestError(
+                f"--set {text}: the value is not valid YAML ({str(error).splitlines()[0]})"
+            ) from None
+        _assign(raw, key.strip(), parsed, f"--set {key.strip()}")
+    return raw
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    *parents, leaf = dotted.split(".")
+    if parents[:1] == ["sweep"]:
+        parents, leaf = ["sweep"], dotted.removeprefix("sweep.")
+    here = raw
+    for name in parents:
+        here = (
+            here.setdefault(name, {})
+            if here.get(name) is not None or name not in here
+            else _emptied(here, name)
+        )
+        if not isinstance(here, dict):
+            raise RequestError(f"{where}: {name!r} is not a section; set it as a whole")
+    here[leaf] = value
+
+
+def _emptied(here: dict[str, Any], name: str) -> dict[str, Any]:
+    here[name] = {}
+    section: dict[str, Any] = here[name]
+    return section
+
+
+def _validated(model: type[SpecT], raw: Mapping[str, Any], where: str) -> SpecT:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        found = [dict(p) for p in error.errors(include_url=False)]
+        # A list whose items are wrong is also called too short; only an empty one is.
+        found = [p for p in found if p["type"] != "too_short" or not p["input"]] or found
+        lines = (_line(model, problem, where) for problem in found)
+        raise SpecErrors(list(dict.fromkeys(lines))) from None
+
+
+def _line(model: type[BaseModel], problem: Mapping[str, Any], where: str) -> str:
+    place = [str(p) for p in problem["loc"] if not _is_union_tag(str(p))]
+    name = ".".join(place)
+    prefix = f"{where}: {name}: " if name else f"{where}: "
+    if problem["type"] == "extra_forbidden":
+        return f"{prefix}unknown key{_did_you_mean(place, model)}"
+    if problem["type"] == "missing":
+        return f"{prefix}missing; give it a value"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    value = problem.get("input")
+    shown = "" if isinstance(value, dict | list) else f", not {value!r:.60}"
+    return f"{prefix}{message}{shown if problem['type'] != 'value_error' else ''}"
+
+
+def _is_union_tag(part: str) -> bool:
+    """Pydantic puts the tried member of a union into the place: ``constrained-int``, ``literal['mfcc']``, ``function-…``."""
+    return part.startswith(("literal[", "constrained-", "function-")) or part in (
+        "int",
+        "str",
+        "float",
+        "bool",
+        "none",
+    )
+
+
+def _did_you_mean(place: Sequence[str], model: type[BaseModel]) -> str:
+    section = _model_at(model, place[:-1])
+    names = list(section.model_fields) if section else []
+    close = difflib.get_close_matches(place[-1], names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known here: {', '.join(names)}" if names else ""
+
+
+def _model_at(model: type[BaseModel] | None, place: Sequence[str]) -> type[BaseModel] | None:
+    for part in place:
+        if model is None:
+            return None
+        if part in model.model_fields:
+            model = _inner_model(model.model_fields[part].annotation)
+    return model
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((m for a in get_args(annotation) if (m := _inner_model(a))), None)
+
+
+def _kind(value: Any) -> str:
+    return (
+        "empty"
+        if value is None
+        else {"list": "a list", "str": "text"}.get(type(value).__name__, "a number")
+    )

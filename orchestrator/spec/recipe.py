@@ -1,0 +1,358 @@
+"""The recipe: which speech, which units, which language model, which training. Nothing of any cluster.
+
+Defaults follow TWIST (arXiv 2305.13009) where the paper states a value; learning rate, batch, context and precision
+are not in the paper, so those are this project's own choice.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from orchestrator.spec.model import (
+    Count,
+    Fraction,
+    Language,
+    Name,
+    PositiveFloat,
+    PositiveInt,
+    Sha256,
+    Spec,
+)
+
+
+class Source(Spec):
+    """One body of recordings, by name; where it lies is the cluster's ``data`` section."""
+
+    name: Name
+    """Name of the source; the cluster's ``data`` maps it to a folder."""
+    adapter: Literal["folder", "librispeech"] = "folder"
+    """How files, speakers and languages are found below the root."""
+    language: Language | Literal["from_folder"] = "from_folder"
+    """ISO 639 code of the whole source, or ``from_folder``: the first folder below the root names
+    it."""
+    lowpass_hz: PositiveFloat | None = None
+    """Band limit in Hz, so that sources recorded at other rates sound alike; none when absent."""
+
+
+class Windows(Spec):
+    """How recordings become utterances: long ones are cut, short ones are left out."""
+
+    min_s: PositiveFloat = 0.4
+    """Utterances shorter than this many seconds are left out."""
+    max_s: PositiveFloat = 30.0
+    """Recordings longer than this many seconds are cut into equal windows no longer than it."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_s >= self.max_s:
+            raise ValueError(f"min_s ({self.min_s}) must be below max_s ({self.max_s})")
+        return self
+
+
+class Corpus(Spec):
+    """Which speech is used."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """The bodies of recordings, in order."""
+    snapshot: str | None = None
+    """Label of the data's state, for roots this machine cannot list; a visible root is
+    fingerprinted instead."""
+    languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("en",)
+    """ISO 639 codes that are kept; utterances in others are listed as left out."""
+    data_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the kept recordings that is used, chosen by the hash of their ids; in (0, 1]."""
+    windows: Windows = Windows()
+    """Bounds on the length of an utterance."""
+    shard_hours: PositiveFloat = 0.5
+    """Hours of audio in one shard, the unit of work that is done or not done."""
+
+
+class PretrainIteration(Spec):
+    """One pass of HuBERT's masked prediction, with its own targets."""
+
+    targets: Literal["mfcc"] | Annotated[int, Field(ge=1)] = "mfcc"
+    """What is clustered into targets: MFCC with deltas, or a layer of the previous iteration's
+    model."""
+    num_clusters: Annotated[int, Field(ge=2, le=65_535)] = 100
+    """Number of k-means targets."""
+    steps: PositiveInt
+    """Optimiser steps."""
+
+
+class Pretrain(Spec):
+    """A HuBERT trained from nothing on the corpus (arXiv 2106.07447, section II)."""
+
+    conv_dim: tuple[PositiveInt, ...] = (32, 64, 128, 192, 192)
+    """Channels of each convolution of the waveform front end."""
+    conv_kernel: tuple[PositiveInt, ...] = (10, 8, 4, 4, 4)
+    """Kernel of each convolution, in its input's samples."""
+    conv_stride: tuple[PositiveInt, ...] = (5, 4, 4, 2, 2)
+    """Stride of each convolution; their product is the hop: 320 samples are 50 Hz, 640
+    are 25 Hz."""
+    hidden_size: PositiveInt = 192
+    """Width of the transformer."""
+    num_layers: PositiveInt = 4
+    """Transformer layers."""
+    num_heads: PositiveInt = 4
+    """Attention heads."""
+    intermediate_size: PositiveInt = 768
+    """Width of the feed-forward layers."""
+    iterations: Annotated[tuple[PretrainIteration, ...], Field(min_length=1)]
+    """Passes of masked prediction, each starting from new weights; the first must use ``mfcc``."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate of Adam."""
+    warmup_steps: Count = 200
+    """Steps of linear warm-up, followed by linear decay to a tenth of the peak."""
+    batch_size: PositiveInt = 4
+    """Crops in one step."""
+    crop_s: PositiveFloat = 3.0
+    """Seconds of audio in one crop."""
+    mask_prob: Annotated[float, Field(gt=0, lt=1)] = 0.08
+    """Probability that a frame starts a masked span."""
+    mask_length: PositiveInt = 10
+    """Frames in a masked span."""
+    unmasked_weight: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the loss on frames that were not masked."""
+    max_hours: PositiveFloat = 8.0
+    """Hours of audio drawn from the corpus."""
+    seed: Count = 0
+    """Seed of weights, crops and masks."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
+            raise ValueError("conv_dim, conv_kernel and conv_stride must have the same length")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must divide by num_heads ({self.num_heads})"
+            )
+        if self.iterations[0].targets != "mfcc":
+            raise ValueError(
+                "iterations[0].targets must be mfcc: there is no earlier model to take a layer of"
+            )
+        if any(isinstance(i.targets, int) and i.targets > self.num_layers for i in self.iterations):
+            raise ValueError(f"iterations: targets must be a layer of 1..{self.num_layers}")
+        return self
+
+
+class Encoder(Spec):
+    """Where frame features come from: a published HuBERT, weights in a file, or one trained here."""
+
+    model: str | None = None
+    """Hugging Face id, or a name in the cluster's ``models``."""
+    revision: str | None = None
+    """Commit of the Hugging Face repository; pins the weights."""
+    sha256: Sha256 | None = None
+    """SHA-256 of ``model.safetensors``; pins the weights of a folder."""
+    pretrain: Pretrain | None = None
+    """Train the encoder on this recipe's corpus instead."""
+    layer: PositiveInt
+    """Transformer layer whose output is quantised; HF ``hidden_states[layer]``, fairseq
+    ``output_layer``."""
+    frame_rate_hz: PositiveFloat = 50.0
+    """Frames per second; checked against the model's strides."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the encoder; anything but fp32 changes some units, and is in the artifact's
+    key."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.model is None) == (self.pretrain is None):
+            raise ValueError("give exactly one of model and pretrain")
+        if self.model is not None and not (self.revision or self.sha256):
+            raise ValueError(
+                "model needs revision (a Hugging Face commit) or sha256 (of model.safetensors)"
+            )
+        if self.pretrain is not None and self.layer > self.pretrain.num_layers:
+            raise ValueError(f"layer must be 1..{self.pretrain.num_layers}, the layers of pretrain")
+        return self
+
+
+class Tokenizer(Spec):
+    """How features become units."""
+
+    num_clusters: Annotated[int, Field(ge=2, le=65_535)] = 500
+    """Units in the codebook; they must fit a uint16."""
+    fit_hours: PositiveFloat = 10.0
+    """Hours of audio whose frames k-means is fitted on."""
+    deduplicate: bool = True
+    """Merge runs of one unit into one token, as TWIST does."""
+    seed: Count = 0
+    """Seed of the sample and of k-means++."""
+
+
+class Model(Spec):
+    """The language model: a text LM whose vocabulary is replaced by units."""
+
+    text_model: str
+    """Hugging Face id of a causal LM, or a name in the cluster's ``models``."""
+    revision: str | None = None
+    """Commit of the Hugging Face repository; pins the weights."""
+    sha256: Sha256 | None = None
+    """SHA-256 of the weights file, for models that come from the cluster's ``models``."""
+    num_layers: PositiveInt | None = None
+    """Keep only this many leading transformer layers; all when absent."""
+    init: Literal["twist", "cold"] = "twist"
+    """``twist`` keeps the text LM's body; ``cold`` is the same architecture from random weights."""
+    init_std: PositiveFloat | None = None
+    """Std of re-initialised weights (the unit table; for ``cold`` every matrix); the model config's
+    when absent."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if not (self.revision or self.sha256):
+            raise ValueError(
+                "text_model needs revision (a Hugging Face commit) or sha256 (of its weights file)"
+            )
+        return self
+
+
+class Optimizer(Spec):
+    """AdamW (arXiv 1711.05101)."""
+
+    lr: PositiveFloat = 4e-4
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    """Decay of the first and second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest global gradient norm."""
+
+
+class Schedule(Spec):
+    """Learning rate over steps."""
+
+    kind: Literal["inverse_sqrt", "cosine", "constant"] = "inverse_sqrt"
+    """Shape after the warm-up; TWIST uses inverse_sqrt."""
+    warmup_steps: Count = 100
+    """Steps of linear warm-up."""
+
+
+class Checkpoint(Spec):
+    """When training state is made durable; changes no result, so it is in no key."""
+
+    every_steps: PositiveInt = 500
+    """Steps between checkpoints."""
+    keep_last: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints kept; never fewer than two."""
+    keep_every_steps: PositiveInt | None = None
+    """Also keep every checkpoint whose step divides by this."""
+
+
+class Execution(Spec):
+    """How a global batch is computed; changes no result beyond rounding, so it is in no key."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage."""
+    micro_batch: PositiveInt
+    """Sequences per rank in one forward pass; the rest of the global batch is accumulated."""
+    offload: bool = False
+    """Keep optimizer state in host memory."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    compile: bool = False
+    """torch.compile the model (GPU only)."""
+
+
+class Train(Spec):
+    """One training of the language model."""
+
+    context_length: Annotated[int, Field(ge=8)] = 1024
+    """Tokens in one sequence."""
+    global_batch_tokens: PositiveInt = 262_144
+    """Tokens in one optimizer step over all ranks; a multiple of context_length."""
+    steps: PositiveInt
+    """Optimizer steps."""
+    optimizer: Optimizer = Optimizer()
+    """AdamW's settings."""
+    schedule: Schedule = Schedule()
+    """Learning-rate schedule."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of forward and backward; optimizer state is fp32."""
+    validate_every_steps: PositiveInt = 500
+    """Steps between validation losses; the last step is always validated."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When training state is saved."""
+    execution: Execution | None = None
+    """ZeRO stage and micro-batch; derived from the model's size and the cluster when absent."""
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Self:
+        if self.global_batch_tokens % self.context_length:
+            raise ValueError(
+                f"global_batch_tokens ({self.global_batch_tokens}) must be a multiple of "
+                f"context_length ({self.context_length})"
+            )
+        return self
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences in one optimizer step."""
+        return self.global_batch_tokens // self.context_length
+
+
+class Split(Spec):
+    """Which recordings are held out; whole recordings, by the hash of their ids."""
+
+    valid: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    """Share of recordings for validation: choosing between variants."""
+    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    """Share of recordings for the reported perplexity."""
+
+
+class Evaluate(Spec):
+    """What is measured on the trained model."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
+    """Resamplings of utterances behind the 95 % interval."""
+    continuations: Count = 4
+    """Test utterances whose beginning is continued by the model."""
+    prompt_s: PositiveFloat = 3.0
+    """Seconds of each prompt."""
+    continuation_tokens: PositiveInt = 64
+    """Tokens generated after each prompt."""
+    temperature: PositiveFloat = 0.8
+    """Sampling temperature of continuations."""
+    seed: Count = 0
+    """Seed of the bootstrap and of sampling."""
+
+
+class Tracking(Spec):
+    """Where curves go besides the ledger."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events into the attempt's folder."""
+
+
+class Recipe(Spec):
+    """Everything that decides the result."""
+
+    name: Name
+    """Name of the recipe; the run's name starts with it."""
+    corpus: Corpus
+    """Which speech."""
+    encoder: Encoder
+    """Which features."""
+    tokenizer: Tokenizer = Tokenizer()
+    """Which units."""
+    split: Split = Split()
+    """Which recordings are held out."""
+    model: Model
+    """Which language model."""
+    train: Train
+    """Which training."""
+    evaluate: Evaluate = Evaluate()
+    """Which scores."""
+    tracking: Tracking = Tracking()
+    """Where curves go."""
+    sweep: dict[
+        str, Annotated[tuple[str | int | float | bool | None, ...], Field(min_length=1)]
+    ] = Field(default_factory=dict)
+    """Dotted key to values; the product of all lists gives the variants."""
+    seed: Count = 0
+    """Seed of the training: weights, data order and dropout."""

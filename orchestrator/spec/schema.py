@@ -1,0 +1,31 @@
+"""JSON Schemas of recipes and clusters, generated from the models, so that editors complete and check them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.recipe import Recipe
+
+FILES = {
+    "recipes/recipe.schema.json": Recipe,
+    "cluster_configs/cluster.schema.json": Cluster,
+}
+
+
+def schema_text(path: str) -> str:
+    """The schema that belongs into one of `FILES`."""
+    schema: dict[str, Any] = FILES[path].model_json_schema()
+    if path.startswith("recipes/"):
+        schema["properties"]["extends"] = {
+            "type": "string",
+            "description": "Another recipe, relative to this one, whose values this one overrides.",
+        }
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    for name in FILES:
+        Path(name).write_text(schema_text(name), encoding="utf-8")

@@ -1,0 +1,122 @@
+"""The smoke recipe as a user runs it: own material, own store, the real command line, real processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+from jobs.smoke_material import make_material
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "smoke.yaml"
+TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """One store with its cluster file."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, folder: Path, material: Path, **cluster: object) -> Smoke:
+        """A fresh store over material that may be shared."""
+        folder.mkdir(parents=True)
+        make_material(material)
+        spec = {
+            "backend": "local",
+            "store": str(folder / "store"),
+            "data": {"smoke": str(material / "speech")},
+            "models": {"smoke-lm": str(material / "lm")},
+            "cpus": 2,
+            **cluster,
+        }
+        (folder / "cluster.yaml").write_text(yaml.safe_dump(spec))
+        return cls(folder)
+
+    def orchestrator(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one command line to its end."""
+        done = subprocess.run(self._argv(words), capture_output=True, text=True, timeout=TIMEOUT_S)
+        if check and done.returncode != 0:
+            logs = "\n".join(f"{p}:\n{p.read_text()[-3000:]}" for p in self.folder.rglob("driver.log"))
+            raise AssertionError(f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{logs}")
+        return done
+
+    def submit(self, *words: str) -> str:
+        """Submit without watching; the run's name."""
+        return self.orchestrator("submit", str(RECIPE), *words).stdout.strip()
+
+    def status(self, run: str) -> dict:
+        """The JSON document of ``status``."""
+        return json.loads(self.orchestrator("status", run, "--json").stdout)
+
+    def finish(self, run: str, *, resumes: int = 20) -> int:
+        """Watch the run to its end, resuming where it stopped; how often that was needed."""
+        for needed in range(resumes):
+            if self.orchestrator("resume", run, "--watch", check=False).returncode == 0:
+                return needed
+        raise AssertionError(f"{run}: did not finish after {resumes} resumes:\n{self.status(run)}")
+
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of every file whose bytes must not depend on what happened on the way."""
+        artifacts = self.folder / "store" / "artifacts"
+        files = [
+            *artifacts.glob("tokenize/*/shards/**/*.parquet"),
+            *artifacts.glob("pack/*/*.bin"),
+            *artifacts.glob("train/*/metrics.jsonl"),
+            *artifacts.glob("train/*/validation.jsonl"),
+        ]
+        return {p.relative_to(artifacts).as_posix(): _sha256(p) for p in sorted(files)}
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this store's runs: supervisor, drivers, Ray daemons, actors and training ranks."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and str(self.folder) in process.environ().get("PYTHONPATH", ""):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill_one(self, rng: random.Random) -> str | None:
+        """SIGKILL a random process of the run; what it was."""
+        candidates = [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]
+        if not candidates:
+            return None
+        victim = rng.choice(candidates)
+        try:
+            what = " ".join(victim.cmdline()[:6]) or victim.name()
+            victim.kill()
+        except psutil.NoSuchProcess:
+            return None
+        return what
+
+    def wait_gone(self, timeout_s: float = 60) -> list[psutil.Process]:
+        """Whatever is left of the run's processes after waiting for them to end."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            left = [p for p in self.processes() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+            if not left:
+                return []
+            time.sleep(0.2)
+        return left
+
+    def _argv(self, words: tuple[str, ...]) -> list[str]:
+        verb, *rest = words
+        argv = [sys.executable, "-m", "orchestrator.cli.main", verb, *rest]
+        return [*argv, "--cluster", str(self.folder / "cluster.yaml")]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
