@@ -1,0 +1,140 @@
+"""The smoke recipe from submit to report, as a user runs it, and again after kill -9."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.smoke import RECIPE, Smoke
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("material") / "smoke"
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, material: Path) -> Iterator[tuple[Smoke, str]]:
+    """A run that nobody disturbed."""
+    smoke = Smoke.create(tmp_path_factory.mktemp("calm") / "s", material)
+    run = smoke.submit()
+    assert smoke.finish(run) == 0
+    yield smoke, run
+    assert smoke.wait_gone() == []
+
+
+def test_every_stage_succeeds_and_verifies(calm: tuple[Smoke, str]) -> None:
+    smoke, run = calm
+    status = smoke.status(run)
+    assert status["state"] == "succeeded"
+    assert {s["name"] for s in status["stages"]} == {
+        "corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate",
+    }  # fmt: skip
+    assert all(s["state"] == "succeeded" and not s["reused"] for s in status["stages"])
+    verdict = json.loads(smoke.orchestrator("verify", run, "--json").stdout)
+    assert verdict["ok"], verdict
+
+
+def test_the_filter_and_the_quarantine_worked(calm: tuple[Smoke, str]) -> None:
+    smoke, _ = calm
+    (manifest,) = (smoke.folder / "store" / "artifacts" / "corpus").glob("*/MANIFEST.json")
+    facts = json.loads(manifest.read_text())["facts"]
+    assert facts["num_left_out"] == 3  # the Spanish ones
+    assert facts["num_quarantined"] == 1  # broken.wav
+
+
+def test_submitting_again_reuses_everything(calm: tuple[Smoke, str]) -> None:
+    smoke, run = calm
+    before = smoke.status(run)
+    done = smoke.orchestrator("submit", str(RECIPE), "--watch")
+    assert "everything is done" in done.stderr
+    after = smoke.status(run)
+    assert [s["attempts"] for s in after["stages"]] == [s["attempts"] for s in before["stages"]]
+
+
+def test_another_run_attaches_to_the_artifacts(calm: tuple[Smoke, str]) -> None:
+    smoke, _ = calm
+    run = smoke.submit("--name", "again")
+    assert smoke.finish(run) == 0
+    assert all(s["reused"] for s in smoke.status(run)["stages"])
+
+
+@pytest.mark.parametrize(
+    ("override", "reused", "named"),
+    [
+        ("tokenizer.num_clusters=21", {"corpus", "encoder"}, "tokenizer.num_clusters: 20 -> 21"),
+        ("train.steps=13", {"corpus", "encoder", "codebook", "tokenize", "pack"}, "train.steps: 12 -> 13"),
+        ("evaluate.seed=1", {"corpus", "encoder", "codebook", "tokenize", "pack", "train"}, "evaluate.seed: 0 -> 1"),
+    ],
+)  # fmt: skip
+def test_a_change_reruns_its_stage_and_later_ones(
+    calm: tuple[Smoke, str], override: str, reused: set[str], named: str
+) -> None:
+    smoke, _ = calm
+    plan = json.loads(smoke.orchestrator("plan", str(RECIPE), "--set", override, "--json").stdout)
+    assert {i["stage"] for i in plan["instances"] if i["decision"] == "reuse"} == reused
+    rerun = [i for i in plan["instances"] if i["decision"] != "reuse"]
+    assert rerun
+    assert all(i["decision"] == "run" and named in i["reason"] for i in rerun)
+
+
+def test_the_report_is_one_self_contained_page(calm: tuple[Smoke, str], tmp_path: Path) -> None:
+    smoke, run = calm
+    target = tmp_path / "r.html"
+    smoke.orchestrator("report", run, "-o", str(target))
+    page = target.read_text()
+    assert "<svg" in page
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+
+
+def test_a_broken_byte_is_found(calm: tuple[Smoke, str]) -> None:
+    smoke, run = calm
+    (victim, *_) = (smoke.folder / "store" / "artifacts" / "pack").glob("*/train.bin")
+    data = victim.read_bytes()
+    victim.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    try:
+        done = smoke.orchestrator("verify", run, check=False)
+        assert done.returncode == 1
+        assert "train.bin: bytes differ" in done.stdout
+    finally:
+        victim.write_bytes(data)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kill_9_changes_nothing(calm: tuple[Smoke, str], material: Path, tmp_path: Path, seed: int) -> None:
+    """Any process of the run at a random moment; then `resume` until it is done."""
+    rng = random.Random(seed)
+    smoke = Smoke.create(tmp_path / "s", material)
+    run = smoke.submit()
+    time.sleep(rng.uniform(5, 60))
+    killed = smoke.kill_one(rng)
+    smoke.finish(run)
+    assert smoke.fingerprint() == calm[0].fingerprint(), killed
+    assert smoke.wait_gone() == []
+
+
+def test_two_shells_at_once_do_the_work_once(calm: tuple[Smoke, str], material: Path, tmp_path: Path) -> None:
+    """Two runs that need the same keys, and the same run submitted twice."""
+    smoke = Smoke.create(tmp_path / "s", material, cpus=1)
+    words = ["--set", "sweep={}", "--set", "train.steps=4"]
+    one, same, other = smoke.submit(*words), smoke.submit(*words), smoke.submit(*words, "--name", "other")
+    assert one == same
+    smoke.finish(one)
+    smoke.finish(other)
+    attempts = [
+        (stage["name"], a["state"])
+        for run in (one, other)
+        for stage in smoke.status(run)["stages"]
+        for a in stage["attempts"]
+        if a["state"] == "succeeded"
+    ]
+    assert sorted(name for name, _ in attempts) == sorted({name for name, _ in attempts})
+    assert smoke.wait_gone() == []
