@@ -1,7 +1,7 @@
 """Every error a user may meet, and the exit code it ends in.
 
     OrchestratorError
-    ├── RequestError        2   the recipe, the cluster file or the command line asks for what cannot be
+    ├── RequestError        2   the recipe, cluster file or command line asks for what cannot be
     │   └── SpecErrors      2   several such problems at once, one line each
     ├── RunFailedError      1   the run was understood, and failed
     ├── BackendError        3   the scheduler or the store could not be reached
@@ -30,7 +30,7 @@ class RequestError(OrchestratorError):
     exit_code = 2
 
 
-class SpecErrors(RequestError):
+class SpecErrors(RequestError):  # noqa: N818 (it is several errors)
     """All the problems of one recipe or cluster file, one line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -122,11 +122,11 @@ def pack_shards(
     Utterances without any unit are left out and counted. Raises CorruptError when a unit is outside the codebook.
     """
     writers = {name: SplitWriter(name, folder) for name in SPLITS}
-    num_empty = 0
-    for shard in shards:
-        num_empty += _pack_shard(shard, writers, shares, num_units)
-    for writer in writers.values():
-        writer.close()
+    try:
+        num_empty = sum(_pack_shard(shard, writers, shares, num_units) for shard in shards)
+    finally:
+        for writer in writers.values():
+            writer.close()
     return {
         "dtype": "uint16",
         "num_units": num_units,
@@ -141,23 +141,23 @@ def _pack_shard(
     shard: Path, writers: dict[SplitName, SplitWriter], shares: Split, num_units: int
 ) -> int:
     table = pq.read_table(shard, columns=_COLUMNS).combine_chunks()
-    units_column = table["units"].chunk(0) if table.num_rows else None
+    lists = table["units"].combine_chunks()
+    units, ends = lists.flatten().to_numpy(), np.cumsum(lists.value_lengths().to_numpy())
+    rows = zip(
+        table["id"].to_pylist(),
+        table["recording"].to_pylist(),
+        np.split(units, ends[:-1]),
+        table["num_samples"].to_pylist(),
+        strict=True,
+    )
     num_empty = 0
-    for row in range(table.num_rows):
-        units = (
-            units_column[row].values.to_numpy(zero_copy_only=False)
-            if len(units_column[row])
-            else None
-        )
-        if units is None:
+    for utterance, recording, own, num_samples in rows:
+        if not len(own):
             num_empty += 1
             continue
-        utterance, recording = table["id"][row].as_py(), table["recording"][row].as_py()
-        if int(units.max()) >= num_units:
+        if int(own.max()) >= num_units:
             raise CorruptError(
-                f"{shard}: {utterance} holds unit {units.max()} of a codebook of {num_units}; tokenize again"
+                f"{shard}: {utterance} holds unit {own.max()} of a codebook of {num_units}; tokenize again"
             )
-        writers[split_of(recording, shares)].add(
-            utterance, recording, units, table["num_samples"][row].as_py()
-        )
+        writers[split_of(recording, shares)].add(utterance, recording, own, num_samples)
     return num_empty

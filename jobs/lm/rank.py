@@ -94,28 +94,33 @@ def execution_of(train: Train, resources: Resources) -> Execution:
     """The recipe's execution, or the one derived for these ranks. Raises RequestError when the batch does not divide.
 
     Derived: the largest micro-batch that divides a rank's share and stays within 16,384 tokens; ZeRO 1 with several
-    ranks, because it costs no more traffic than 0 and saves memory.
+    ranks, because it costs no more traffic than 0 and saves memory, and in bf16, because DeepSpeed keeps fp32 optimizer
+    state only there.
     """
     world_size = resources.world_size
     share, rest = divmod(train.global_batch, world_size)
     if rest or not share:
         raise RequestError(_indivisible(train, world_size))
-    if train.execution is None:
-        return Execution(
-            zero_stage=min(world_size - 1, 1), micro_batch=_micro_batch(share, train.context_length)
-        )
-    if share % train.execution.micro_batch:
+    execution = train.execution or _derived(train, share, world_size)
+    if share % execution.micro_batch:
         divisors = [n for n in range(1, share + 1) if share % n == 0]
         raise RequestError(
-            f"train.execution.micro_batch: {train.execution.micro_batch} does not divide the {share} sequences of each of "
-            f"{world_size} ranks; give one of {', '.join(map(str, divisors))}"
+            f"train.execution.micro_batch: {execution.micro_batch} does not divide the {share} "
+            f"sequences of each of {world_size} ranks; give one of {', '.join(map(str, divisors))}"
         )
-    return train.execution
+    if train.precision == "bf16" and execution.zero_stage == 0:
+        raise RequestError(
+            "train.execution.zero_stage: 0 would keep the optimizer's state in bf16; give 1 or more, or "
+            "precision fp32"
+        )
+    return execution
 
 
-def _micro_batch(share: int, context_length: int) -> int:
-    largest = max(1, _MAX_MICRO_BATCH_TOKENS // context_length)
-    return max(n for n in range(1, min(share, largest) + 1) if share % n == 0)
+def _derived(train: Train, share: int, world_size: int) -> Execution:
+    largest = max(1, _MAX_MICRO_BATCH_TOKENS // train.context_length)
+    micro_batch = max(n for n in range(1, min(share, largest) + 1) if share % n == 0)
+    sharded = world_size > 1 or train.precision == "bf16"
+    return Execution(zero_stage=int(sharded), micro_batch=micro_batch)
 
 
 def _indivisible(train: Train, world_size: int) -> str:

@@ -41,7 +41,7 @@ class Job:
     """Local file that gets stdout and stderr."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of the backend's processes."""
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     detached: bool = False
     """Outlives whoever submits it, as a run's supervisor must."""
 

@@ -1,7 +1,7 @@
 """A backend without processes, for tests and for trying out policies: it plays a script.
 
-The script says how each submission of a job ends; ``effect`` is called when one starts, so that a test can let the
-job's files appear.
+The script says how each submission of a job ends; ``effect`` is called when one starts, so that a
+test can let the job's files appear.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one Ray session of a local run: a head on loopback ports of its own, guarded by a token.
 
-``ray start --block`` ends all of its daemons when it ends; it is our child, so that the session cannot outlive the
-supervisor by more than Ray's own reaper takes.
+``ray start --block`` ends all of its daemons when it ends; it is our child, so that the session
+cannot outlive the supervisor by more than Ray's own reaper takes.
 """
 
 from __future__ import annotations

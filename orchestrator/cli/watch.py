@@ -50,6 +50,8 @@ def stage_table(status: Mapping[str, Any]) -> Table:
     )
     table.title = f"{status['run']}: {status['state']}"
     table.title_justify = "left"
+    table.columns[0].no_wrap = True
+    everyone = max((s["variant"] for s in status["stages"]), key=len)
     for stage in status["stages"]:
         state = "reused" if stage["reused"] else stage["state"]
         left = _left(stage) if state == "running" else ""

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class Check:
     name: str
     passed: bool
     detail: str
+    is_optional: bool = False
+    """Only some recipes need it."""
 
 
 def examine(cluster: Cluster) -> Iterator[Check]:
@@ -39,9 +41,10 @@ def examine(cluster: Cluster) -> Iterator[Check]:
     yield from _packages()
     yield _guarded("store", lambda: _store(cluster))
     for name, root in cluster.data.items():
-        yield _guarded(f"data.{name}", partial(_folder, root, f"data.{name}", None))
+        yield _optional(_guarded(f"data.{name}", partial(_folder, root, f"data.{name}", None)))
     for name, folder in cluster.models.items():
-        yield _guarded(f"models.{name}", partial(_folder, folder, f"models.{name}", "config.json"))
+        check = partial(_folder, folder, f"models.{name}", "config.json")
+        yield _optional(_guarded(f"models.{name}", check))
     if cluster.backend == "local":
         yield from _machine(cluster)
 
@@ -63,6 +66,11 @@ def _guarded(name: str, check: Callable[[], str]) -> Check:
         return Check(name, True, check())
     except (OrchestratorError, OSError) as error:
         return Check(name, False, str(error))
+
+
+def _optional(check: Check) -> Check:
+    """A root or model that is not here matters only to the recipes that name it."""
+    return replace(check, is_optional=True)
 
 
 def _store(cluster: Cluster) -> str:

@@ -329,7 +329,9 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
         run,
         LocalBackend(),
         start_ray=lambda: RaySession(
-            num_cpus=cluster.cpus or os.cpu_count() or 1, log=folder / "ray.log"
+            num_cpus=cluster.cpus or os.cpu_count() or 1,
+            log=folder / "ray.log",
+            code_env=code_env(run),
         ),
         beat=beat,
     )

@@ -47,7 +47,8 @@ class Artifact:
         manifest: dict[str, Any] = self.storage.read_json(MANIFEST)
         if manifest["key"] != self.key:
             raise CorruptError(
-                f"{self.storage.url}: holds key {manifest['key']}, not {self.key}; move the folder away"
+                f"{self.storage.url}: holds key {manifest['key']}, not {self.key}; "
+                "move the folder away"
             )
         return manifest
 
@@ -90,12 +91,13 @@ class Artifact:
         """Every way in which the folder differs from its manifest."""
         present = self.storage.list()
         for path, entry in self.manifest()["files"].items():
+            where, size = f"{self.storage.url}/{path}", entry["size"]
             if path not in present:
-                yield f"{self.storage.url}/{path}: missing"
-            elif present[path] != entry["size"]:
-                yield f"{self.storage.url}/{path}: {present[path]} bytes, the manifest says {entry['size']}"
+                yield f"{where}: missing"
+            elif present[path] != size:
+                yield f"{where}: {present[path]} bytes, the manifest says {size}"
             elif self.storage.digest(path) != entry["sha256"]:
-                yield f"{self.storage.url}/{path}: bytes differ from the manifest's sha256"
+                yield f"{where}: bytes differ from the manifest's sha256"
 
     def _entry(self, path: str, size: int) -> dict[str, Any]:
         return {"size": size, "sha256": self.storage.digest(path)}

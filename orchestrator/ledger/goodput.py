@@ -10,10 +10,11 @@ from orchestrator.ledger.run import AttemptFolder
 
 
 def goodput(attempts: Iterable[AttemptFolder]) -> dict[str, Any]:
-    """Seconds of attempts that ended in their artifact, of those that did not, and between attempts.
+    """Seconds of attempts that ended in their artifact, of those that did not, and in between.
 
-    ``elapsed_s`` runs from the first attempt's start to the last one's end. Attempts of independent stages overlap, so
-    the parts are unions of intervals and ``useful_s + lost_s + idle_s == elapsed_s``.
+    ``elapsed_s`` runs from the first attempt's start to the last one's end. Attempts of independent
+    stages overlap, so the parts are unions of intervals and
+    ``useful_s + lost_s + idle_s == elapsed_s``.
     """
     useful: list[tuple[float, float]] = []
     lost: list[tuple[float, float]] = []

@@ -1,7 +1,8 @@
-"""The right of one attempt to work on one key, and the number that fences off whoever had it before.
+"""The right of one attempt to work on one key, and the number that fences off earlier holders.
 
-``lease/000003.json`` is created exclusively; its number is the fencing number. The holder rewrites it as a heartbeat.
-A lease is dead when it was released, when its process is gone (same machine), or when its heartbeat is too old.
+``lease/000003.json`` is created exclusively; its number is the fencing number. The holder rewrites
+it as a heartbeat. A lease is dead when it was released, when its process is gone (same machine), or
+when its heartbeat is too old.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Process:
         return cls(host=this_host(), pid=pid, started_at=psutil.Process(pid).create_time())
 
     def is_alive(self) -> bool | None:
-        """Whether it still runs; None when it is on another machine, which cannot be told from here."""
+        """Whether it still runs; None when it is on another machine, where nobody here can look."""
         if self.host != this_host():
             return None
         try:
@@ -97,7 +98,8 @@ class HeldLease:
         """Say that the holder lives. Raises LeaseHeldError when a later lease was granted."""
         if (newest := _newest_number(self._storage)) > self.number:
             raise LeaseHeldError(
-                f"{self._storage.url}: lease {self.number} was lost to {newest}; this attempt must end"
+                f"{self._storage.url}: lease {self.number} was lost to {newest}; "
+                "this attempt must end"
             )
         self._write(replace(self.lease, heartbeat_at=time.time()))
 

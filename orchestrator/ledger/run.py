@@ -203,7 +203,8 @@ class RunFolder:
         there = {i.id for i in self.plan().instances}
         if there != {i.id for i in plan.instances}:
             raise RequestError(
-                f"--name {self.name}: a run of this name exists with other keys; choose another name, or leave --name out"
+                f"--name {self.name}: a run of this name exists with other keys; "
+                "choose another name, or leave --name out"
             )
 
     def _yaml(self, path: str) -> dict[str, Any]:

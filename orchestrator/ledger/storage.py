@@ -1,8 +1,9 @@
 """A folder in any fsspec file system, in which an object appears whole or not at all.
 
-Only four things are asked of the store, because object stores give no more: exclusive creation, whole-object
-overwrite, listing and reading. There are no renames and no appends. On a path, exclusive creation is a hard link of a
-fsynced temporary file; on an object store it is one conditional PUT.
+Only four things are asked of the store, because object stores give no more: exclusive creation,
+whole-object overwrite, listing and reading. There are no renames and no appends. On a path,
+exclusive creation is a hard link of a fsynced temporary file; on an object store it is one
+conditional PUT.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Storage:
         """Names directly below ``prefix``, sorted: one listing, not a walk."""
         if self.local_root:
             folder = self.local_root / prefix
-            names = os.listdir(folder) if folder.is_dir() else []
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
             return tuple(sorted(n for n in names if not n.startswith(TEMPORARY)))
         self._fs.invalidate_cache()
         try:
@@ -125,7 +126,7 @@ class Storage:
         return tuple(sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found))
 
     def upload(self, local: Path, path: str) -> str:
-        """Create the object from a local file and return its sha256; the same bytes already there are fine.
+        """Create the object from a local file; its sha256. The same bytes already there are fine.
 
         Raises CorruptError when other bytes are there.
         """
@@ -134,7 +135,7 @@ class Storage:
             if self.local_root:
                 _copy_exclusively(local, self.local_root / path)
             else:
-                # Conditional PUTs carry their body in one request; parts this size fit every store's limit of 5 GB.
+                # A conditional PUT carries its body in one request; stores allow 5 GB.
                 self._fs.pipe_file(self._full(path), local.read_bytes(), mode="create")
         except (AlreadyExistsError, FileExistsError):
             if self.digest(path) != digest:
@@ -142,7 +143,7 @@ class Storage:
         return digest
 
     def fetch(self, path: str, into: Path) -> Path:
-        """A local file with the object's bytes: the object itself on a path, else a copy below ``into``."""
+        """A local file with the object's bytes: the object itself on a path, else a copy."""
         if self.local_root:
             return self.local_root / path
         target = into / path

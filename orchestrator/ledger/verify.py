@@ -1,4 +1,4 @@
-"""Whether what a run left behind is what its manifests say: every byte, every key, every training step."""
+"""Whether what a run left behind is what its manifests say: every byte, key and training step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a plan will cost, as far as the recipe and earlier artifacts tell: hours, tokens, FLOPs, bytes.
+"""What a plan will cost, as far as the recipe and earlier artifacts tell: hours, FLOPs, bytes.
 
-Formulas: training takes ``6 N D`` FLOPs for N parameters and D tokens (arXiv 2001.08361); a HuBERT base takes about
-14 GFLOP per second of audio up to layer 11; a ZeRO training state takes 16 bytes a parameter (arXiv 1910.02054).
+Formulas: training takes ``6 N D`` FLOPs for N parameters and D tokens (arXiv 2001.08361); a HuBERT
+base takes about 14 GFLOP per second of audio up to layer 11; a ZeRO training state takes 16 bytes a
+parameter (arXiv 1910.02054).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def estimate(recipe: Recipe, corpus_facts: Mapping[str, Any]) -> Estimate:
 
 
 def parameters_in_name(name: str) -> int | None:
-    """The parameter count that a model's name states: ``opt-350m`` is 350 million, ``llama-7b`` 7 billion."""
+    """The parameter count a model's name states: ``opt-350m`` is 350 million; None when none."""
     match = _SIZE.search(name.rsplit("/", 1)[-1])
     if not match:
         return None

@@ -1,4 +1,4 @@
-"""Keys: the SHA-256 of everything that decides an artifact's bytes, and what differs between two of them."""
+"""Keys: the SHA-256 of everything that decides an artifact's bytes, and how two of them differ."""
 
 from __future__ import annotations
 

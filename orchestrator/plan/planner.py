@@ -1,7 +1,7 @@
-"""The plan: which stage instances a recipe's variants need, and for each whether to reuse, resume or run it.
+"""The plan: which stage instances a recipe's variants need; for each whether to reuse or run it.
 
-In: the variants of a recipe, facts about its data, what the store holds. Out: a `Plan`, plain data that becomes
-``plan.json``. Pure: nothing is looked up here.
+In: the variants of a recipe, facts about its data, what the store holds. Out: a `Plan`, plain data
+that becomes ``plan.json``. Pure: nothing is looked up here.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _instance(
 
 
 def _grouped(instances: Sequence[Instance]) -> tuple[Instance, ...]:
-    """Tokenize instances that differ in codebook alone follow one leader: one HuBERT pass for all of them."""
+    """Tokenize instances that differ in codebook alone follow one leader: one HuBERT pass."""
     leaders: dict[str, str] = {}
     grouped = []
     for instance in instances:
@@ -188,28 +188,30 @@ def _decided(
     known_inputs: Callable[[str], Sequence[Mapping[str, Any]]],
 ) -> tuple[Instance, ...]:
     corpora = {i.id: there[i.id].facts for i in instances if i.stage == "corpus" and i.id in there}
-    decided = []
+    decided: list[Instance] = []
     for instance in instances:
         found = there.get(instance.id, Found(complete=False))
         total = corpora.get(instance.needs.get("corpus", ""), {}).get("num_shards")
-        shards = (
-            {"shards_done": found.shards_done, "shards_total": total}
-            if instance.stage == "tokenize"
-            else {}
-        )
-        if instance.stage == "tokenize" and found.complete:
-            shards["shards_done"] = total or found.facts.get("num_shards", 0)
-        decision, reason = _decide(instance, found, total, known_inputs)
+        instance = _measured(instance, found, total)
+        decision, reason = _decide(instance, found, known_inputs)
         reason = _named_by_cause(reason, [i for i in decided if i.id in instance.needs.values()])
-        step = instance.steps or 0 if found.complete else found.step
-        decided.append(replace(instance, decision=decision, reason=reason, step=step, **shards))
+        decided.append(replace(instance, decision=decision, reason=reason))
     return tuple(decided)
+
+
+def _measured(instance: Instance, found: Found, num_shards: int | None) -> Instance:
+    """The instance with how far it is, in shards where it tokenizes, else in steps."""
+    if instance.stage != "tokenize":
+        return replace(instance, step=(instance.steps or 0) if found.complete else found.step)
+    done = found.shards_done
+    if found.complete:
+        done = num_shards or found.facts.get("num_shards", 0)
+    return replace(instance, shards_done=done, shards_total=num_shards)
 
 
 def _decide(
     instance: Instance,
     found: Found,
-    shards_total: int | None,
     known_inputs: Callable[[str], Sequence[Mapping[str, Any]]],
 ) -> tuple[Decision, str]:
     if found.complete:
@@ -217,14 +219,14 @@ def _decide(
     if found.step:
         return "resume", f"step {found.step} of {instance.steps}"
     if found.shards_done:
-        return "resume", f"{found.shards_done} of {shards_total or '?'} shards"
+        return "resume", f"{found.shards_done} of {instance.shards_total or '?'} shards"
     others = [i for i in known_inputs(instance.stage) if key_of(i) != instance.key]
     changed = nearest_changes(instance.inputs, others)
     return "run", "; ".join(changed) or "nothing like it in the store"
 
 
 def _named_by_cause(reason: str, upstream: Sequence[Instance]) -> str:
-    """The reason with each changed upstream key replaced by what changed there, where that is known."""
+    """The reason with changed upstream keys replaced by what changed there, where known."""
     causes = {i.stage: i.reason for i in upstream if i.decision == "run"}
     parts = []
     for part in reason.split("; "):

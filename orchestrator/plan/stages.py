@@ -1,4 +1,4 @@
-"""The stages in the order of the data's path: what each reads, what decides its result, which module does it.
+"""The stages in the order of the data's path: what each reads, what decides it, who does it.
 
 A stage's ``version`` is raised when its code starts to give other bytes for the same fields.
 """

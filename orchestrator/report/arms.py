@@ -1,10 +1,11 @@
 """Warm against cold: the best variant of each arm, and the sentence that the intervals allow.
 
-In: the variants of a run with their ``scores.json``. Out: `Contest`, one for each set of variants that may be compared
-at all: the same test units, architecture and training budget. A variant's *setting* is everything swept but the seed;
-the best setting of an arm is chosen by its mean validation NLL over seeds and reported on test, where the interval of
-an arm spans those of all its seeds. Two such intervals that do not touch differ by more than the choice of test
-utterances explains; when they touch, nothing is claimed.
+In: the variants of a run with their ``scores.json``. Out: `Contest`, one for each set of variants
+that may be compared at all: the same test units, architecture and training budget. A variant's
+*setting* is everything swept but the seed; the best setting of an arm is chosen by its mean
+validation NLL over seeds and reported on test, where the interval of an arm spans those of all its
+seeds. Two such intervals that do not touch differ by more than the choice of test utterances
+explains; when they touch, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -106,13 +107,16 @@ def _budget(variant: VariantRecord) -> str:
     model, train = variant.recipe.model, variant.recipe.train
     layers = f", first {model.num_layers} layers" if model.num_layers else ""
     units = f"{variant.recipe.tokenizer.num_clusters} units"
-    return f"{units}; {model.text_model}{layers}; {train.steps:,} steps of {train.global_batch_tokens:,} tokens"
+    budget = f"{train.steps:,} steps of {train.global_batch_tokens:,} tokens"
+    return f"{units}; {model.text_model}{layers}; {budget}"
 
 
 def _contest(label: str, variants: Sequence[VariantRecord]) -> Contest:
     best = {name: _best([v for v in variants if v.arm == name], name) for name in ARMS}
     arms = {name: arm for name, arm in best.items() if arm}
-    return Contest(label=label, variants=tuple(variants), arms=arms, sentences=_sentences(arms, variants))
+    return Contest(
+        label=label, variants=tuple(variants), arms=arms, sentences=_sentences(arms, variants)
+    )
 
 
 def _best(variants: Iterable[VariantRecord], name: str) -> Arm | None:
@@ -176,7 +180,8 @@ def _one_sided(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> st
     (name, arm), other = next(iter(arms.items())), ARMS[1 - ARMS.index(next(iter(arms)))]
     asked = any(v.arm == other for v in variants)
     why = f"the {other} arm has no scores yet" if asked else f"the run has no {other} arm"
-    return f"{name.capitalize()} start: test perplexity {arm.test.text}; {why}, so nothing can be compared."
+    figure = f"{name.capitalize()} start: test perplexity {arm.test.text}"
+    return f"{figure}; {why}, so nothing can be compared."
 
 
 def _comparison(warm: Arm, cold: Arm) -> str:
@@ -186,10 +191,15 @@ def _comparison(warm: Arm, cold: Arm) -> str:
         return f"No comparison: {figures}, but without 95 % intervals the difference says nothing."
     if _is_below(w, c):
         less = 1 - w.perplexity / c.perplexity
-        return f"Warm start is better: {figures}, {less:.1%} lower; the 95 % intervals do not overlap."
+        return (
+            f"Warm start is better: {figures}, {less:.1%} lower; the 95 % intervals do not overlap."
+        )
     if _is_below(c, w):
         less = 1 - c.perplexity / w.perplexity
-        return f"Cold start is better: {figures}, {less:.1%} lower for cold; the 95 % intervals do not overlap."
+        return (
+            f"Cold start is better: {figures}, {less:.1%} lower for cold; "
+            "the 95 % intervals do not overlap."
+        )
     return f"No difference can be claimed: {figures}; the 95 % intervals overlap."
 
 
@@ -199,22 +209,35 @@ def _is_below(a: Measure, b: Measure) -> bool:
 
 def _choice(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> str:
     num_scored = sum(measure(v, "test") is not None for v in variants)
-    waiting = f" {len(variants) - num_scored} of {len(variants)} variants have no scores yet." if num_scored < len(variants) else ""
+    waiting = (
+        f" {len(variants) - num_scored} of {len(variants)} variants have no scores yet."
+        if num_scored < len(variants)
+        else ""
+    )
     if warm.num_settings == cold.num_settings == 1:
         return f"One setting an arm, so nothing was tuned.{waiting}"
-    chosen = "; ".join(f"{a.name}: {a.setting or 'the recipe as it is'}, of {a.num_settings}" for a in (warm, cold))
-    uneven = "" if warm.num_settings == cold.num_settings else " The arms were tuned over unequal numbers of settings."
-    return f"Each arm's setting was chosen on the validation split ({chosen}) and is reported on test.{uneven}{waiting}"
+    chosen = "; ".join(
+        f"{a.name}: {a.setting or 'the recipe as it is'}, of {a.num_settings}" for a in (warm, cold)
+    )
+    uneven = (
+        ""
+        if warm.num_settings == cold.num_settings
+        else " The arms were tuned over unequal numbers of settings."
+    )
+    how = f"Each arm's setting was chosen on the validation split ({chosen})"
+    return f"{how} and is reported on test.{uneven}{waiting}"
 
 
 def _seeds(warm: Arm, cold: Arm) -> str:
     num_seeds = min(len(warm.variants), len(cold.variants))
     if num_seeds == 1:
         return (
-            "One training seed an arm: the interval covers the choice of test utterances, not that of weights and data "
-            "order; at least three seeds are needed for a general claim."
+            "One training seed an arm: the interval covers the choice of test utterances, not that "
+            "of weights and data order; at least three seeds are needed for a general claim."
         )
-    return f"At least {num_seeds} training seeds an arm; each interval spans those of all its seeds."
+    return (
+        f"At least {num_seeds} training seeds an arm; each interval spans those of all its seeds."
+    )
 
 
 def _catching_up(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> tuple[str, ...]:
@@ -228,8 +251,8 @@ def _catching_up(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> tup
     if reached is None or reached >= last_step:
         return ()
     return (
-        f"On validation, warm has cold's last loss ({goal:.3f}, step {last_step:,}) by step {reached:,}; "
-        "validated only at the steps that the curve marks.",
+        f"On validation, warm has cold's last loss ({goal:.3f}, step {last_step:,}) by step "
+        f"{reached:,}; validated only at the steps that the curve marks.",
     )
 
 

@@ -1,15 +1,15 @@
 """The page's figures as inline SVG: loss over steps, and attempts over time.
 
-In: points and spans. Out: `<svg>` text whose colours are the page's CSS variables, so that a figure follows the light or
-dark scheme; nothing in it comes from a user's words, and the same data give the same bytes. matplotlib takes half a
-second to import, so only drawing imports it.
+In: points and spans. Out: `<svg>` text whose colours are the page's CSS variables, so that a figure
+follows the light or dark scheme; no user's words are in it, and the same data give the same bytes.
+matplotlib takes half a second to import, so only drawing imports it.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +37,10 @@ _CSS = {
 }
 """CSS variable to the colour that stands for it while matplotlib draws."""
 _INCH_PER_ROW = 0.27
-_ID = re.compile(r'<g id="[^"]*">')
-_SIZE = re.compile(r'(<svg[^>]*?) width="[^"]*"|(<svg[^>]*?) height="[^"]*"')
+_GROUP_ID = re.compile(r'<g id="[^"]*">')
+_REFERENCE = re.compile(r'id="|url\(#|href="#')
+_FONT = re.compile(r"font-family: [^;\"]*")
+_STYLE = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,8 @@ class Span:
 
 def curves_svg(curves: Sequence[Curve]) -> str:
     """Training and validation loss over steps, all variants on the same axes."""
-    with _drawing() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.5), sharey=True, layout="constrained")
+    with _drawing((9.6, 3.5)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
         for curve in curves:
             _draw_curve(left, right, curve, is_raw_shown=len(curves) <= NUM_RAW_CURVES)
         for axes, title in ((left, "training loss"), (right, "validation loss")):
@@ -79,7 +81,7 @@ def curves_svg(curves: Sequence[Curve]) -> str:
             axes.set_xlabel("step")
             axes.grid(axis="y")
         left.set_ylabel("nats per token")
-        return _svg(plt, figure, "curves")
+        return _svg(figure, "curves")
 
 
 def _draw_curve(left: Any, right: Any, curve: Curve, *, is_raw_shown: bool) -> None:
@@ -91,10 +93,17 @@ def _draw_curve(left: Any, right: Any, curve: Curve, *, is_raw_shown: bool) -> N
     }
     if curve.training:
         if is_raw_shown:
-            left.plot(*zip(*thinned(curve.training), strict=True), color=style["color"], alpha=0.22, linewidth=0.8)
+            left.plot(
+                *zip(*thinned(curve.training), strict=True),
+                color=style["color"],
+                alpha=0.22,
+                linewidth=0.8,
+            )
         left.plot(*zip(*thinned(running_mean(curve.training)), strict=True), **style)
     if curve.validation:
-        right.plot(*zip(*thinned(curve.validation), strict=True), marker="o", markersize=3.5, **style)
+        right.plot(
+            *zip(*thinned(curve.validation), strict=True), marker="o", markersize=3.5, **style
+        )
 
 
 def mean_window(num_points: int) -> int:
@@ -123,17 +132,18 @@ def gantt_svg(spans: Sequence[Span]) -> str:
     rows = list(dict.fromkeys(span.row for span in spans))
     scale, unit = _time_unit(max(span.end_s for span in spans))
     tries = {row: sum(span.row == row for span in spans) for row in rows}
-    with _drawing() as plt:
-        size = (9.6, _INCH_PER_ROW * len(rows) + 0.75)
-        figure, axes = plt.subplots(figsize=size, layout="constrained")
+    with _drawing((9.6, _INCH_PER_ROW * len(rows) + 0.75)) as figure:
+        axes = figure.subplots()
         for span in spans:
-            _draw_span(axes, span, y=rows.index(span.row), scale=scale, is_numbered=tries[span.row] > 1)
+            _draw_span(
+                axes, span, y=rows.index(span.row), scale=scale, is_numbered=tries[span.row] > 1
+            )
         axes.set_yticks(range(len(rows)), rows)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{unit} since the first attempt began")
         axes.grid(axis="x")
-        return _svg(plt, figure, "gantt")
+        return _svg(figure, "gantt")
 
 
 def _draw_span(axes: Any, span: Span, *, y: int, scale: float, is_numbered: bool) -> None:
@@ -157,18 +167,16 @@ def _linestyle(dash: str) -> Any:
 
 
 @contextmanager
-def _drawing() -> Iterator[Any]:
-    """pyplot without a display, in the page's colours, its settings put back afterwards."""
+def _drawing(size_inch: tuple[float, float]) -> Iterator[Any]:
+    """An empty figure in the page's colours; without pyplot, which keeps figures and a display."""
     import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_settings()):
-        yield pyplot
+        yield Figure(figsize=size_inch, layout="constrained")
 
 
-def _settings() -> Mapping[str, Any]:
+def _settings() -> Any:
     ink, muted, line = _CSS["ink"], _CSS["muted"], _CSS["line"]
     return {
         "svg.fonttype": "none",
@@ -194,21 +202,20 @@ def _settings() -> Mapping[str, Any]:
     }
 
 
-def _svg(plt: Any, figure: Any, name: str) -> str:
+def _svg(figure: Any, name: str) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    plt.close(figure)
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(out, format="svg", metadata=nothing)
     text = out.getvalue()
     return _themed(text[text.index("<svg") :], name)
 
 
 def _themed(svg: str, name: str) -> str:
-    """The SVG with the page's colours and font, without what would clash between two figures of one page."""
-    svg = _ID.sub("<g>", svg)
-    svg = _SIZE.sub(lambda m: m[1] or m[2], svg)
-    svg = _SIZE.sub(lambda m: m[1] or m[2], svg)
-    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font: ([^;']*?)'[^;]*", r"font: \g<1>inherit", svg)
+    """The SVG in the page's colours and font, without what clashes between figures of one page."""
+    svg = _STYLE.sub("", svg, count=1)
+    svg = _GROUP_ID.sub("<g>", svg)
+    svg = _REFERENCE.sub(rf"\g<0>{name}-", svg)
+    svg = _FONT.sub("font-family: inherit", svg)
     for variable, stand_in in _CSS.items():
         svg = svg.replace(stand_in, f"var(--{variable})")
     return svg

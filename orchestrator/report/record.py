@@ -1,8 +1,9 @@
-"""What the report shows of a run, as plain data: all that the ledger holds now, and what it does not hold yet.
+"""What the report shows of a run, as plain data: what the ledger holds now, and what is missing.
 
-In: a run's folder and its store. Out: a `Record`. Only the plan must be there: every other file is read by itself, and
-one that is missing or broken becomes a line in ``gaps`` instead of an error, because a report is wanted most when
-something went wrong. Only JSON is read, so that a machine without pyarrow can write the page.
+In: a run's folder and its store. Out: a `Record`. Only the plan must be there: every other file is
+read by itself, and one that is missing or broken becomes a line in ``gaps`` instead of an error,
+because a report is wanted most when something went wrong. Only JSON is read, so that a machine
+without pyarrow can write the page.
 """
 
 from __future__ import annotations
@@ -145,23 +146,21 @@ def read_record(run: RunFolder, store: Store) -> Record:
     """The record of a run as it is now. Raises RequestError when there is no such run."""
     reader = _Reader()
     plan = run.plan()
-    is_alive = bool(reader.ask("supervisor", lambda: run.live_supervisor() is not None, False))
+    is_alive = bool(reader.ask("supervisor", lambda: run.live_supervisor() is not None))
     stages = tuple(_stage(reader, run, store, i, is_alive=is_alive) for i in plan.instances)
     by_id = {s.instance.id: s for s in stages}
-    recipes = reader.ask("recipe.yaml", lambda: {v.name: v.recipe for v in run.variants()}, {})
+    recipes = reader.ask("recipe.yaml", lambda: {v.name: v.recipe for v in run.variants()}) or {}
     return Record(
         run=run,
         plan=plan,
         state=_run_state(reader, run, stages, is_alive=is_alive),
-        recipe_yaml=reader.ask(
-            "recipe.yaml", lambda: run.storage.read_bytes("recipe.yaml").decode(), ""
-        ),
-        code=_mapping(reader.ask("code.json", lambda: run.storage.read_json("code.json"), {})),
+        recipe_yaml=reader.ask("recipe.yaml", lambda: _text(run.storage, "recipe.yaml")) or "",
+        code=_mapping(reader.ask("code.json", lambda: run.storage.read_json("code.json"))),
         stages=stages,
         variants=tuple(
             _variant(reader, row, recipes.get(row["name"]), by_id) for row in plan.variants
         ),
-        goodput=reader.ask("attempts", lambda: goodput(_leaders_attempts(run, plan)), {}),
+        goodput=reader.ask("attempts", lambda: goodput(_leaders_attempts(run, plan))) or {},
         gaps=tuple(dict.fromkeys(reader.gaps)),
     )
 
@@ -172,22 +171,22 @@ class _Reader:
 
     gaps: list[str] = field(default_factory=list)
 
-    def ask(self, what: str, question: Callable[[], _T], otherwise: _T) -> _T:
-        """The answer, or ``otherwise`` and a gap named ``what``."""
+    def ask(self, what: str, question: Callable[[], _T]) -> _T | None:
+        """The answer, or None and a gap named ``what``."""
         try:
             return question()
         except FileNotFoundError:
             self.gaps.append(f"{what} is missing.")
         except _BROKEN as error:
             self.gaps.append(f"{what} cannot be read ({type(error).__name__}: {error}).")
-        return otherwise
+        return None
 
 
 def _stage(
     reader: _Reader, run: RunFolder, store: Store, instance: Instance, *, is_alive: bool
 ) -> StageRecord:
     artifact = store.artifact(instance.stage, instance.key)
-    folders = reader.ask(f"{instance.id}: attempts", lambda: run.attempts(instance.leader), ())
+    folders = reader.ask(f"{instance.id}: attempts", lambda: run.attempts(instance.leader)) or ()
     rows = (_attempt(reader, instance, folder, is_alive=is_alive) for folder in folders)
     attempts = tuple(row for row in rows if row)
     manifest = _manifest(reader, artifact, instance)
@@ -207,24 +206,22 @@ def _stage(
 
 def _manifest(reader: _Reader, artifact: Artifact, instance: Instance) -> Mapping[str, Any]:
     what = f"{instance.id}: {MANIFEST}"
-    if not reader.ask(what, artifact.is_complete, False):
+    if not reader.ask(what, artifact.is_complete):
         return {}
-    return _mapping(reader.ask(what, artifact.manifest, {}))
+    return _mapping(reader.ask(what, artifact.manifest))
 
 
 def _attempt(
     reader: _Reader, instance: Instance, folder: AttemptFolder, *, is_alive: bool
 ) -> AttemptRecord | None:
     what = f"{instance.leader} attempt {folder.number}"
-    started = _mapping(reader.ask(f"{what}: attempt.json", lambda: folder.started, {}))
+    started = _mapping(reader.ask(f"{what}: attempt.json", lambda: folder.started))
     if not isinstance(started.get("started_at"), int | float):
         return None
     end = _mapping(
-        reader.ask(f"{what}: end.json", lambda: folder.end, None) or _no_end(is_alive=is_alive)
+        reader.ask(f"{what}: end.json", lambda: folder.end) or _no_end(is_alive=is_alive)
     )
-    events = reader.ask(
-        f"{what}: events", lambda: Counter(str(e["kind"]) for e in folder.events()), Counter()
-    )
+    events = reader.ask(f"{what}: events", lambda: Counter(e["kind"] for e in folder.events()))
     return AttemptRecord(
         number=folder.number,
         state=str(end.get("state", "unknown")),
@@ -233,11 +230,9 @@ def _attempt(
         started_at=float(started["started_at"]),
         ended_at=end.get("ended_at"),
         node=str(end.get("node") or started.get("node") or ""),
-        progress=_mapping(reader.ask(f"{what}: progress.json", lambda: folder.progress, {})),
-        events=events,
-        tokens_per_s=reader.ask(
-            f"{what}: metrics", lambda: _median_tokens_per_s(folder.storage), None
-        ),
+        progress=_mapping(reader.ask(f"{what}: progress.json", lambda: folder.progress)),
+        events=events or {},
+        tokens_per_s=reader.ask(f"{what}: metrics", lambda: _median_tokens_per_s(folder.storage)),
     )
 
 
@@ -271,7 +266,7 @@ def _run_state(
         return "succeeded"
     if is_alive:
         return "running"
-    ends = reader.ask("supervisor", lambda: [s.end for s in run.supervisors()], [])
+    ends = reader.ask("supervisor", lambda: [s.end for s in run.supervisors()])
     if not ends:
         return "failed" if any(s.attempts for s in stages) else "pending"
     return "cancelled" if _mapping(ends[-1]).get("state") == "cancelled" else "failed"
@@ -307,7 +302,7 @@ def _variant(
 def _finished_json(reader: _Reader, stage: StageRecord | None, path: str) -> Any:
     if stage is None or not stage.is_complete:
         return None
-    return reader.ask(f"{stage.instance.id}: {path}", lambda: stage.storage.read_json(path), None)
+    return reader.ask(f"{stage.instance.id}: {path}", lambda: stage.storage.read_json(path))
 
 
 def _curve(reader: _Reader, train: StageRecord | None, name: str) -> tuple[Point, ...]:
@@ -316,8 +311,8 @@ def _curve(reader: _Reader, train: StageRecord | None, name: str) -> tuple[Point
         return ()
     what, out = f"{train.instance.id}: {name}.jsonl", train.storage
     if train.is_complete:
-        return reader.ask(what, lambda: _points(_json_lines(out, [f"{name}.jsonl"])), ())
-    return reader.ask(what, lambda: _points(_json_lines(out, _segments(out, name))), ())
+        return reader.ask(what, lambda: _points(_json_lines(out, [f"{name}.jsonl"]))) or ()
+    return reader.ask(what, lambda: _points(_json_lines(out, _segments(out, name)))) or ()
 
 
 def _segments(out: Storage, name: str) -> list[str]:
@@ -328,6 +323,10 @@ def _segments(out: Storage, name: str) -> list[str]:
         return []
     head = max(committed, key=lambda m: (m["lease_n"], m["step"]))
     return [segment["path"] for segment in head[name]]
+
+
+def _text(storage: Storage, path: str) -> str:
+    return storage.read_bytes(path).decode()
 
 
 def _json_lines(storage: Storage, paths: Iterable[str]) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ class Resources(Spec):
     """Training ranks on each node where there are no accelerators."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores of one worker or rank; also its intra-op threads."""
+    gpus_per_worker: PositiveFloat = 1.0
+    """Share of an accelerator that one actor of a data stage holds, where gpus_per_node is not 0; 0.5 puts two on one."""
     mem_gb: PositiveFloat = 4.0
     """Host memory of one node, in GB."""
     walltime_min: PositiveInt = 240

@@ -1,6 +1,7 @@
-"""From YAML files to frozen specs: safe parsing, ``extends``, ``--set``, sweeps, and errors that name the place.
+"""From YAML files to frozen specs: safe YAML, ``extends``, ``--set``, sweeps, errors with a place.
 
-In: paths and override strings. Out: `Recipe`, `Cluster`, `Variant` mappings; or `SpecErrors` with one line a problem:
+In: paths and override strings. Out: `Recipe`, `Cluster`, `Variant` mappings; or `SpecErrors` with
+one line a problem:
 ``twist.yaml: tokenizer.num_cluster: unknown key; did you mean 'num_clusters'?``
 """
 
@@ -28,13 +29,13 @@ SpecT = TypeVar("SpecT", bound=Spec)
 
 
 class _SafeLoader(yaml.SafeLoader):
-    """YAML without Python tags, aliases (a billion laughs) and duplicate keys; ``1e-3`` is a number."""
+    """YAML without Python tags, aliases (billion laughs), duplicate keys; ``1e-3`` is a number."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
             raise yaml.MarkedYAMLError(
                 problem="aliases are not allowed; write the value out",
-                problem_mark=self.peek_event().start_mark,
+                problem_mark=self.peek_event().start_mark,  # type: ignore[no-untyped-call]
             )
         return super().compose_node(parent, index)
 
@@ -259,7 +260,7 @@ def _line(model: type[BaseModel], problem: Mapping[str, Any], where: str) -> str
 
 
 def _is_union_tag(part: str) -> bool:
-    """Pydantic puts the tried member of a union into the place: ``constrained-int``, ``literal['mfcc']``, ``function-…``."""
+    """Whether a part of the place names the member of a union that pydantic tried, not a key."""
     return part.startswith(("literal[", "constrained-", "function-")) or part in (
         "int",
         "str",

@@ -1,7 +1,7 @@
-"""The recipe: which speech, which units, which language model, which training. Nothing of any cluster.
+"""The recipe: which speech, units, language model and training. Nothing of any cluster.
 
-Defaults follow TWIST (arXiv 2305.13009) where the paper states a value; learning rate, batch, context and precision
-are not in the paper, so those are this project's own choice.
+Defaults follow TWIST (arXiv 2305.13009) where the paper states a value; learning rate, batch,
+context and precision are not in the paper, so those are this project's own choice.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Pretrain(Spec):
 
 
 class Encoder(Spec):
-    """Where frame features come from: a published HuBERT, weights in a file, or one trained here."""
+    """Where frame features come from: a published HuBERT, weights in a file, one trained here."""
 
     model: str | None = None
     """Hugging Face id, or a name in the cluster's ``models``."""

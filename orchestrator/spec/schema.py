@@ -1,4 +1,4 @@
-"""JSON Schemas of recipes and clusters, generated from the models, so that editors complete and check them."""
+"""JSON Schemas of recipes and clusters, generated from the models, so that editors check them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Recipe
 
-FILES = {
+FILES: dict[str, type[Spec]] = {
     "recipes/recipe.schema.json": Recipe,
     "cluster_configs/cluster.schema.json": Cluster,
 }

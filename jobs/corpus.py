@@ -1,0 +1,246 @@
+"""The corpus stage: which utterances there are, and which shard each belongs to.
+
+In: the recipe's sources below the cluster's roots. Out: ``manifest.parquet`` (a row per utterance), ``shards.parquet``,
+``left_out.parquet`` (what the recipe does not want) and ``quarantine.parquet`` (what cannot be read), all in the
+order of sources and paths, so that the same audio gives the same bytes. Every kept recording is decoded once: only
+that gives its exact length and says whether anything can be heard. Findings are stored block by block on the way,
+which is where a killed attempt goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from jobs.attempt import Attempt, run_stage
+from jobs.audio.corpora import Recording, list_recordings
+from jobs.audio.decode import UnreadableAudioError, decode
+from jobs.audio.windows import cut, is_silent
+from orchestrator.errors import AlreadyExistsError, RequestError
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Corpus, Windows
+from orchestrator.units import SAMPLE_RATE_HZ
+
+_BLOCK = 1_000
+"""Recordings probed between two writes."""
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("start_sample", pa.int64()),
+        ("num_samples", pa.int64()),
+        ("language", pa.string()),
+        ("speaker", pa.string()),
+        ("recording", pa.string()),
+    ]
+)
+_SHARDS_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int64())])
+_LEFT_OUT_SCHEMA = pa.schema([(n, pa.string()) for n in ("path", "source", "language", "reason")])
+_QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("path", "source", "reason")])
+_PROBE_SCHEMA = pa.schema([("num_samples", pa.int64()), ("left_out", pa.string()), ("unreadable", pa.string())])
+
+Row = dict[str, Any]
+
+
+class Probe(NamedTuple):
+    """What decoding a recording says about it."""
+
+    num_samples: int = 0
+    left_out: str = ""
+    """Why it is not used; empty when it is."""
+    unreadable: str = ""
+    """Why it cannot be decoded; empty when it can."""
+
+
+def work(attempt: Attempt) -> dict[str, Any]:
+    """List, probe, cut and share out; the corpus' facts."""
+    torch.set_num_threads(1)
+    corpus = attempt.recipe.corpus
+    roots = {s.name: attempt.data_root(s.name) for s in corpus.sources}
+    wanted, left_out = choose(corpus, roots)
+    if not wanted:
+        raise RequestError(_nothing_wanted(corpus, left_out))
+    probes = _probe_all(attempt, wanted, roots)
+    return write_tables(attempt.out, corpus, wanted, probes, left_out)
+
+
+def choose(corpus: Corpus, roots: Mapping[str, Path]) -> tuple[list[Recording], list[Row]]:
+    """The recordings to probe, and rows for those left out by language or data fraction."""
+    wanted: list[Recording] = []
+    left_out: list[Row] = []
+    for source in corpus.sources:
+        for recording in list_recordings(source, roots[source.name]):
+            if reason := _unwanted(recording, corpus):
+                left_out.append(_left_out(recording, reason))
+            else:
+                wanted.append(recording)
+    return wanted, left_out
+
+
+def write_tables(
+    out: Storage,
+    corpus: Corpus,
+    wanted: Sequence[Recording],
+    probes: Sequence[Probe],
+    left_out: Sequence[Row],
+) -> dict[str, Any]:
+    """Write the four tables and return the facts. Raises RequestError when no utterance remains."""
+    pairs = list(zip(wanted, probes, strict=True))
+    rows = [row for r, p in pairs if not p.left_out and not p.unreadable for row in utterances(r, p, corpus.windows)]
+    dropped = [*left_out, *(_left_out(r, p.left_out) for r, p in pairs if p.left_out)]
+    bad = [{"path": r.path, "source": r.source, "reason": p.unreadable} for r, p in pairs if p.unreadable]
+    if not rows:
+        raise RequestError(
+            f"corpus: none of {len(wanted)} recordings can be used ({len(bad)} unreadable, the rest silent or "
+            f"shorter than {corpus.windows.min_s} s); check the data and windows"
+        )
+    shards = share_out([row["num_samples"] for row in rows], corpus.shard_hours)
+    shard_rows = [{"shard": shard, "row": row} for row, shard in enumerate(shards)]
+    _create_table(out, "manifest.parquet", rows, MANIFEST_SCHEMA)
+    _create_table(out, "shards.parquet", shard_rows, _SHARDS_SCHEMA)
+    _create_table(out, "left_out.parquet", dropped, _LEFT_OUT_SCHEMA)
+    _create_table(out, "quarantine.parquet", bad, _QUARANTINE_SCHEMA)
+    return {
+        "kept_hours": sum(row["num_samples"] for row in rows) / SAMPLE_RATE_HZ / 3600,
+        "num_recordings": len({row["recording"] for row in rows}),
+        "num_utterances": len(rows),
+        "num_shards": shards[-1] + 1,
+        "num_left_out": len(dropped),
+        "num_quarantined": len(bad),
+    }
+
+
+def utterances(recording: Recording, probe: Probe, windows: Windows) -> list[Row]:
+    """Manifest rows of one recording."""
+    spans = cut(probe.num_samples, windows)
+    return [
+        {
+            "id": recording.id if len(spans) == 1 else f"{recording.id}@{span.start_sample}",
+            "source": recording.source,
+            "path": recording.path,
+            "start_sample": span.start_sample,
+            "num_samples": span.num_samples,
+            "language": recording.language,
+            "speaker": recording.speaker,
+            "recording": recording.id,
+        }
+        for span in spans
+    ]
+
+
+def share_out(num_samples: Sequence[int], shard_hours: float) -> list[int]:
+    """The shard of each row: runs of neighbours with equal shares of the audio, to within an utterance.
+
+    Neighbours stay together so that the windows of one long file are decoded together.
+    """
+    total = sum(num_samples)
+    count = min(len(num_samples), ceil(total / (shard_hours * 3600 * SAMPLE_RATE_HZ)))
+    shards, before, last = [], 0, -1
+    for row, size in enumerate(num_samples):
+        middle = (2 * before + size) * count // (2 * total)
+        # No shard may stay empty: at most one further than the last, and enough rows must remain for the rest.
+        last = max(min(middle, last + 1), count - (len(num_samples) - row), 0, last)
+        shards.append(last)
+        before += size
+    return shards
+
+
+def probe(recording: Recording, root: Path, windows: Windows) -> Probe:
+    """Decode a recording for its length and for whether it can be used."""
+    try:
+        wav_S = decode(root / recording.path)
+    except UnreadableAudioError as error:
+        return Probe(unreadable=error.reason)
+    if not cut(len(wav_S), windows):
+        return Probe(len(wav_S), left_out=f"shorter than {windows.min_s} s")
+    return Probe(len(wav_S), left_out="silent" if is_silent(wav_S) else "")
+
+
+def _unwanted(recording: Recording, corpus: Corpus) -> str:
+    """Why the recipe does not want the recording; empty when it does."""
+    if recording.language not in corpus.languages:
+        return "language"
+    if _hash_share(recording.id) >= corpus.data_fraction:
+        return "data_fraction"
+    return ""
+
+
+def _hash_share(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def _left_out(recording: Recording, reason: str) -> Row:
+    return {
+        "path": recording.path,
+        "source": recording.source,
+        "language": recording.language,
+        "reason": reason,
+    }
+
+
+def _nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:
+    found = ", ".join(sorted({row["language"] or "none" for row in left_out})) or "no audio files at all"
+    return (
+        f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
+        "check corpus.languages and the cluster's data"
+    )
+
+
+def _probe_all(attempt: Attempt, wanted: Sequence[Recording], roots: Mapping[str, Path]) -> list[Probe]:
+    """A probe per recording, taken from finished blocks where there are any."""
+    found: list[Probe] = []
+    threads = attempt.resources.cpus_per_worker * attempt.resources.max_workers
+    with ThreadPoolExecutor(threads) as pool:
+        for block in _blocks(wanted):
+            found += _probe_block(attempt, pool, block, roots)
+            attempt.check()
+            attempt.progress(len(found), len(wanted), "recordings")
+    return found
+
+
+def _blocks(wanted: Sequence[Recording]) -> Iterator[Sequence[Recording]]:
+    return (wanted[i : i + _BLOCK] for i in range(0, len(wanted), _BLOCK))
+
+
+def _probe_block(
+    attempt: Attempt, pool: ThreadPoolExecutor, block: Sequence[Recording], roots: Mapping[str, Path]
+) -> list[Probe]:
+    digest = hashlib.sha256("\n".join(r.id for r in block).encode()).hexdigest()[:16]
+    path = f"probes/{digest}.parquet"
+    if attempt.out.exists(path):
+        return [Probe(**row) for row in _read_table(attempt.out, path)]
+    windows = attempt.recipe.corpus.windows
+    found = list(pool.map(lambda r: probe(r, roots[r.source], windows), block))
+    _create_table(attempt.out, path, [p._asdict() for p in found], _PROBE_SCHEMA)
+    return found
+
+
+def _create_table(out: Storage, path: str, rows: Sequence[Row], schema: pa.Schema) -> None:
+    """Create a table; one already there was written from the same audio by an earlier attempt."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer, compression="zstd")
+    try:
+        out.create(path, buffer.getvalue())
+    except AlreadyExistsError:
+        return
+
+
+def _read_table(out: Storage, path: str) -> list[Row]:
+    return pq.read_table(io.BytesIO(out.read_bytes(path))).to_pylist()
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("corpus", work))

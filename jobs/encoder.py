@@ -1,0 +1,154 @@
+"""The encoder stage: the HuBERT that turns audio into features, fixed by its weights' digest.
+
+Out: ``config.json``, ``model.safetensors`` and ``encoder.json`` (layer, frame rate, hop, receptive field, digest). A
+published model is copied into the store, so that a run needs its hub once; ``pretrain`` trains one on the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from transformers import HubertConfig, HubertModel
+
+from jobs.attempt import Attempt, run_stage
+from jobs.audio.decode import read_window
+from jobs.speech import pretrain, targets
+from orchestrator.errors import CorruptError, RequestError
+from orchestrator.ledger.storage import Storage, sha256_of
+from orchestrator.spec.recipe import Corpus, Encoder, Pretrain
+from orchestrator.units import SAMPLE_RATE_HZ
+
+CONFIG, WEIGHTS, DESCRIPTION = "config.json", "model.safetensors", "encoder.json"
+
+
+def work(attempt: Attempt) -> dict[str, Any]:
+    """Put the encoder into the artifact; its facts."""
+    encoder = attempt.recipe.encoder
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        facts: dict[str, Any] = {}
+        if encoder.pretrain:
+            facts = _pretrain(attempt, encoder.pretrain, folder)
+        elif encoder.model:
+            copy_published(encoder, attempt.model_source(encoder.model), folder)
+        description = describe(encoder, folder)
+        attempt.out.upload(folder / CONFIG, CONFIG)
+        attempt.out.upload(folder / WEIGHTS, WEIGHTS)
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+        attempt.out.upload(folder / DESCRIPTION, DESCRIPTION)
+    return {**facts, **description}
+
+
+def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
+    """What later stages need to know of the weights. Raises RequestError when the recipe expects another model."""
+    config = HubertConfig.from_pretrained(folder)
+    grid = targets.grid_of(config.conv_kernel, config.conv_stride)
+    frame_rate_hz = SAMPLE_RATE_HZ / grid.hop
+    if frame_rate_hz != encoder.frame_rate_hz:
+        raise RequestError(
+            f"encoder.frame_rate_hz: is {encoder.frame_rate_hz:g}, but the model's strides give "
+            f"{frame_rate_hz:g}; say {frame_rate_hz:g}"
+        )
+    if encoder.layer > config.num_hidden_layers:
+        raise RequestError(
+            f"encoder.layer: is {encoder.layer}, but the model has {config.num_hidden_layers} layers; "
+            f"give 1..{config.num_hidden_layers}"
+        )
+    return {
+        "layer": encoder.layer,
+        "frame_rate_hz": frame_rate_hz,
+        "hop": grid.hop,
+        "receptive_field": grid.field,
+        "sha256": sha256_of(folder / WEIGHTS),
+    }
+
+
+def copy_published(encoder: Encoder, source: str, folder: Path) -> None:
+    """Put a published model into ``folder`` in Hugging Face format.
+
+    Raises CorruptError when the weights are not the recipe's, RequestError when the model cannot be had.
+    """
+    local = Path(source)
+    if local.is_dir() and (local / WEIGHTS).is_file():
+        for name in (CONFIG, WEIGHTS):
+            shutil.copyfile(local / name, folder / name)
+    else:
+        _download(encoder, source, folder)
+    found = sha256_of(folder / WEIGHTS)
+    if encoder.sha256 and found != encoder.sha256:
+        raise CorruptError(
+            f"encoder.sha256: {source}/{WEIGHTS} has {found}, not {encoder.sha256}; give the digest of the model you mean"
+        )
+
+
+def read_rows(corpus: Storage) -> list[dict[str, Any]]:
+    """The corpus' manifest."""
+    return pq.read_table(io.BytesIO(corpus.read_bytes("manifest.parquet"))).to_pylist()
+
+
+def stream(
+    rows: Sequence[Mapping[str, Any]], corpus: Corpus, spec: Pretrain, root_of: Callable[[str], Path]
+) -> targets.Samples:
+    """All audio to train on, as one wave: utterances by the hash of their ids up to ``max_hours``, in corpus order."""
+    lowpass_hz = {s.name: s.lowpass_hz for s in corpus.sources}
+    grid = targets.grid_of(spec.conv_kernel, spec.conv_stride)
+    waves = (
+        read_window(
+            root_of(row["source"]) / row["path"],
+            row["start_sample"],
+            row["num_samples"],
+            lowpass_hz=lowpass_hz[row["source"]],
+        )
+        for row in _drawn(rows, spec.max_hours)
+    )
+    return pretrain.join(waves, grid)
+
+
+def _drawn(rows: Sequence[Mapping[str, Any]], max_hours: float) -> list[Mapping[str, Any]]:
+    budget = max_hours * 3600 * SAMPLE_RATE_HZ
+    chosen = []
+    for row in sorted(range(len(rows)), key=lambda i: hashlib.sha256(rows[i]["id"].encode()).digest()):
+        budget -= rows[row]["num_samples"]
+        if budget < 0:
+            break
+        chosen.append(row)
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _pretrain(attempt: Attempt, spec: Pretrain, folder: Path) -> dict[str, Any]:
+    torch.set_num_threads(attempt.resources.cpus_per_worker)
+    rows = read_rows(attempt.upstream["corpus"].storage)
+    stream_S = stream(rows, attempt.recipe.corpus, spec, attempt.data_root)
+
+    def pause(done: int, total: int) -> None:
+        attempt.check()
+        attempt.progress(done, total, "steps")
+
+    model = pretrain.train(spec, stream_S, attempt.out, pause=pause)
+    pretrain.save(model, folder)
+    return pretrain.summary(spec, stream_S)
+
+
+def _download(encoder: Encoder, source: str, folder: Path) -> None:
+    try:
+        model = HubertModel.from_pretrained(source, revision=encoder.revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            f"encoder.model: {source} cannot be loaded ({reason}); name a local folder in the cluster's models"
+        ) from None
+    model.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("encoder", work))

@@ -1,0 +1,243 @@
+"""Runs a HuBERT over padded batches so that every utterance gets the features it would get alone.
+
+In: waves of mixed length. Out: ``feats_TD`` per wave, equal to Hugging Face's ``hidden_states[layer]`` at batch size 1.
+Stock batched inference is not: the first convolution's norm takes statistics over time, BatchNorm turns padding into
+something else than zero before the positional convolution, and attention sees padded keys. So here each convolution's
+valid length is followed, statistics are over valid samples only, and what lies beyond is zeroed again.
+
+Shapes: B batch, S samples at 16 kHz, T frames, C channels, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import HubertModel
+
+from orchestrator.errors import RequestError
+from orchestrator.units import SAMPLE_RATE_HZ
+
+Wave = npt.NDArray[np.float32]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+MAX_PADDED_SAMPLES = 60 * SAMPLE_RATE_HZ
+"""Samples of one padded batch; a constant, because batches may not depend on where they run."""
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_WAVE_EPS = 1e-7  # of the zero-mean, unit-variance rule in transformers' Wav2Vec2FeatureExtractor
+
+
+def plan_batches(
+    num_samples: Sequence[int], max_padded_samples: int = MAX_PADDED_SAMPLES
+) -> list[list[int]]:
+    """Indices of utterances grouped into batches of similar length, longest first.
+
+    A pure function of the lengths. An utterance longer than ``max_padded_samples`` is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(num_samples)), key=lambda i: (-num_samples[i], i)):
+        longest = num_samples[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= max_padded_samples:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def num_frames(num_samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Frames that convolutions without padding give; 0 below the receptive field."""
+    for kernel, stride in zip(kernels, strides, strict=True):
+        if num_samples < kernel:
+            return 0
+        num_samples = (num_samples - kernel) // stride + 1
+    return num_samples
+
+
+class Hubert:
+    """An encoder cut after one layer, on one device."""
+
+    def __init__(
+        self,
+        model: HubertModel,
+        layer: int,
+        *,
+        device: torch.device | None = None,
+        precision: Precision = "fp32",
+        normalize_waveform: bool = False,
+    ) -> None:
+        self.device = device or torch.device("cpu")
+        self.dim: int = model.config.hidden_size
+        self._kernels = tuple(model.config.conv_kernel)
+        self._strides = tuple(model.config.conv_stride)
+        self._precision = precision
+        self._normalize_waveform = normalize_waveform
+        self._net = _LengthAware(model, layer).eval().requires_grad_(False).to(self.device)
+        if self.device.type == "cuda":
+            _forbid_inexact_kernels()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        layer: int,
+        *,
+        device: torch.device | None = None,
+        precision: Precision = "fp32",
+    ) -> Hubert:
+        """The encoder in ``folder`` (config.json, model.safetensors, perhaps encoder.json) up to ``layer``.
+
+        Raises RequestError when it has no such layer.
+        """
+        config = json.loads((folder / "config.json").read_text())
+        if not 1 <= layer <= config["num_hidden_layers"]:
+            raise RequestError(
+                f"encoder.layer: {layer} is no layer of {folder}; use 1..{config['num_hidden_layers']}"
+            )
+        notes = folder / "encoder.json"
+        wants_norm = notes.exists() and json.loads(notes.read_text()).get("normalize_waveform")
+        model = HubertModel.from_pretrained(
+            str(folder),
+            num_hidden_layers=layer,  # deeper layers are never built: they cost time and memory, and change nothing
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+        return cls(
+            model, layer, device=device, precision=precision, normalize_waveform=bool(wants_norm)
+        )
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of an utterance; 0 when it is shorter than the receptive field."""
+        return num_frames(num_samples, self._kernels, self._strides)
+
+    def features(self, waves: Sequence[Wave]) -> list[Tensor]:
+        """``feats_TD`` in fp32 on the encoder's device for each wave, as if it were alone in its batch."""
+        long_enough = [i for i, wav_S in enumerate(waves) if self.num_frames(len(wav_S))]
+        feats = [torch.zeros(0, self.dim, device=self.device) for _ in waves]
+        if not long_enough:
+            return feats
+        wav_BS, lengths = self._padded([waves[i] for i in long_enough])
+        with torch.inference_mode(), self._autocast():
+            feats_BTD = self._net(wav_BS, lengths).float()
+        for row, i in enumerate(long_enough):
+            feats[i] = feats_BTD[row, : self.num_frames(lengths[row])]
+        return feats
+
+    def _padded(self, waves: Sequence[Wave]) -> tuple[Tensor, list[int]]:
+        lengths = [len(wav_S) for wav_S in waves]
+        on_gpu = self.device.type == "cuda"
+        wav_BS = torch.zeros(len(waves), max(lengths), pin_memory=on_gpu)
+        for row, wav_S in enumerate(waves):
+            scaled_S = _standardized(wav_S) if self._normalize_waveform else wav_S
+            wav_BS[row, : len(wav_S)] = torch.from_numpy(np.ascontiguousarray(scaled_S))
+        return wav_BS.to(self.device, non_blocking=on_gpu), lengths
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_AUTOCAST[self._precision])
+
+
+def best_device() -> torch.device:
+    """The accelerator this process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _standardized(wav_S: Wave) -> Wave:
+    return ((wav_S - wav_S.mean()) / np.sqrt(wav_S.var() + _WAVE_EPS)).astype(np.float32)
+
+
+def _forbid_inexact_kernels() -> None:
+    """Units must not depend on the kernel cuDNN finds fastest today; TF32 alone changes about one in a hundred."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+class _LengthAware(nn.Module):
+    """The forward pass of HubertModel (transformers, modeling_hubert.py) that knows each row's length.
+
+    For layer L it gives ``hidden_states[L]``: the output of layer L before the final norm that pre-norm models apply
+    at the very end, as in fairseq's ``extract_features(output_layer=L)``.
+    """
+
+    def __init__(self, model: HubertModel, layer: int) -> None:
+        super().__init__()
+        self.convs = model.feature_extractor.conv_layers
+        self.projection = model.feature_projection
+        self.position = model.encoder.pos_conv_embed
+        norm_comes_first = not model.config.do_stable_layer_norm
+        self.input_norm = model.encoder.layer_norm if norm_comes_first else nn.Identity()
+        self.layers = model.encoder.layers[:layer]
+
+    def forward(self, wav_BS: Tensor, lengths: Sequence[int]) -> Tensor:
+        hidden_BCT, valid_BT = self._convolved(wav_BS, lengths)
+        hidden_BTD = self.projection(hidden_BCT.transpose(1, 2))
+        hidden_BTD = _zeroed(hidden_BTD, valid_BT, time_dim=1)
+        hidden_BTD = self.input_norm(hidden_BTD + self._positions(hidden_BTD, valid_BT))
+        mask_B11T = None if valid_BT is None else valid_BT[:, None, None, :]
+        for layer in self.layers:
+            hidden_BTD = layer(hidden_BTD, attention_mask=mask_B11T)
+        return hidden_BTD
+
+    def _convolved(self, wav_BS: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The front end's output, and which of its frames are real: None where all are."""
+        hidden_BCT, valid_BT = wav_BS[:, None], None
+        lengths_B = torch.tensor(lengths, device=wav_BS.device)
+        padded = len(set(lengths)) > 1
+        for block in self.convs:
+            hidden_BCT = block.conv(hidden_BCT)
+            lengths_B = (lengths_B - block.conv.kernel_size[0]) // block.conv.stride[0] + 1
+            if padded:
+                valid_BT = torch.arange(hidden_BCT.shape[2], device=wav_BS.device) < lengths_B[:, None]
+            hidden_BCT = block.activation(_conv_norm(block, hidden_BCT, lengths_B, valid_BT))
+            hidden_BCT = _zeroed(hidden_BCT, valid_BT, time_dim=2)
+        return hidden_BCT, valid_BT
+
+    def _positions(self, hidden_BTD: Tensor, valid_BT: Tensor | None) -> Tensor:
+        position, hidden_BDT = self.position, hidden_BTD.transpose(1, 2)
+        if position.batch_norm is not None:
+            hidden_BDT = _zeroed(position.batch_norm(hidden_BDT), valid_BT, time_dim=2)
+        hidden_BDT = position.activation(position.padding(position.conv(hidden_BDT)))
+        return hidden_BDT.transpose(1, 2)
+
+
+def _conv_norm(
+    block: nn.Module, hidden_BCT: Tensor, lengths_B: Tensor, valid_BT: Tensor | None
+) -> Tensor:
+    norm = getattr(block, "layer_norm", None)
+    if norm is None:
+        return hidden_BCT
+    if isinstance(norm, nn.LayerNorm):
+        return norm(hidden_BCT.transpose(1, 2)).transpose(1, 2)
+    if valid_BT is None:
+        return norm(hidden_BCT)
+    return _norm_over_valid(norm, hidden_BCT, lengths_B, valid_BT)
+
+
+def _norm_over_valid(
+    norm: nn.GroupNorm, hidden_BCT: Tensor, lengths_B: Tensor, valid_BT: Tensor
+) -> Tensor:
+    """GroupNorm with one channel a group, its statistics over each row's valid samples only."""
+    hidden_BCT = hidden_BCT.float()  # as autocast does for the stock norm
+    valid_B1T, length_B11 = valid_BT[:, None], lengths_B[:, None, None]
+    mean_BC1 = hidden_BCT.masked_fill(~valid_B1T, 0).sum(2, keepdim=True) / length_B11
+    centred_BCT = (hidden_BCT - mean_BC1).masked_fill(~valid_B1T, 0)
+    var_BC1 = centred_BCT.square().sum(2, keepdim=True) / length_B11
+    scale_BC1 = torch.rsqrt(var_BC1 + norm.eps) * norm.weight[:, None]
+    return centred_BCT * scale_BC1 + norm.bias[:, None]
+
+
+def _zeroed(hidden: Tensor, valid_BT: Tensor | None, *, time_dim: int) -> Tensor:
+    if valid_BT is None:
+        return hidden
+    return hidden.masked_fill(~valid_BT.unsqueeze(1 if time_dim == 2 else 2), 0)

@@ -1,0 +1,273 @@
+"""A pool of Ray actors that pull work: which actor gets which item, and what a death costs.
+
+The driver hands the next item to whichever actor is free, so slow nodes, late nodes and lost nodes need no planning.
+Ray restarts nothing: a dead actor is replaced here, within a budget that progress refills, and its item is given again.
+An item that takes two actors down with it, on nodes that live on, is named and ends the stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from orchestrator.errors import OrchestratorError, RunFailedError
+from orchestrator.spec.cluster import Resources
+
+log = logging.getLogger(__name__)
+
+_MAX_DEATHS_OF_ITEM = 2
+_POLL_S = 1.0
+
+
+class Worker(Protocol):
+    """What an actor does; built in the actor, from a class that a module holds."""
+
+    def __call__(self, payload: Any) -> Any:
+        """The result of one item."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSize:
+    """How many actors, and what each holds."""
+
+    min_workers: int = 1
+    """Fewest living actors; below it, and with no budget left, the stage fails."""
+    max_workers: int = 2
+    """Most actors at a time; those without a place stay pending, which asks an autoscaler for nodes."""
+    cpus_per_worker: int = 1
+    """CPU cores of an actor, and its intra-op threads."""
+    gpus_per_worker: float = 0.0
+    """Share of an accelerator one actor holds; 0 computes on CPUs."""
+
+    @classmethod
+    def of(cls, resources: Resources) -> Self:
+        """The pool a stage's resources ask for."""
+        return cls(
+            min_workers=resources.min_workers,
+            max_workers=max(resources.min_workers, resources.max_workers),
+            cpus_per_worker=resources.cpus_per_worker,
+            gpus_per_worker=resources.gpus_per_worker if resources.gpus_per_node else 0.0,
+        )
+
+    @property
+    def max_deaths_in_row(self) -> int:
+        """Deaths without one finished item between them after which no actor is replaced any more."""
+        return 2 * self.max_workers + 2
+
+
+@contextmanager
+def session(address: str, num_cpus: int) -> Iterator[None]:
+    """A Ray session: the run's own at ``address``, or a private one on this machine when that is empty."""
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    # Unix socket paths are limited to 107 bytes, so the folder's name is short.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        private = {"num_cpus": num_cpus, "_temp_dir": folder, "include_dashboard": False}
+        ray.init(
+            address=address or "local",
+            logging_level=logging.WARNING,
+            **({} if address else private),
+        )
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # ray.init puts its own in place of the stage's
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+class Pool:
+    """Actors that live across several runs over items; a context manager, which ends them."""
+
+    def __init__(self, worker: Callable[..., Worker], *args: Any, size: PoolSize) -> None:
+        self._size = size
+        self._recipe = (worker, args)
+        self.starting: dict[ray.ObjectRef, ActorHandle] = {}
+        self.free: list[ActorHandle] = []
+        self.nodes: dict[ActorHandle, str] = {}
+        self.homes: dict[Hashable, ActorHandle] = {}
+        self.deaths_in_row = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in [*self.starting.values(), *self.free, *self.nodes]:
+            ray.kill(actor)
+
+    def run[Item: Hashable](
+        self,
+        items: Iterable[Item],
+        payload: Callable[[Item], Any],
+        *,
+        sticky: bool = False,
+        tick: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Item, Any]]:
+        """``(item, result)`` as they are completed, in no particular order.
+
+        ``payload`` makes what the worker is called with, at the moment the item is given away. ``sticky`` gives an item
+        to the actor that did it last, if that one lives: for workers that keep what they made. ``tick`` is called about
+        once a second. Raises RunFailedError when an item or the whole pool keeps dying, and what the worker raised.
+        """
+        run = _Run(self, deque(items), payload, sticky=sticky)
+        while run.unfinished():
+            tick()
+            self._recruit(run.unfinished())
+            run.assign()
+            yield from run.collect()
+
+    def _recruit(self, unfinished: int) -> None:
+        """Ask for actors up to what the items and the size allow."""
+        alive = len(self.nodes) + len(self.starting)
+        exhausted = self.deaths_in_row > self._size.max_deaths_in_row
+        if exhausted and alive < self._size.min_workers:
+            raise RunFailedError(
+                f"pool: {self.deaths_in_row} workers died in a row without finishing anything; "
+                "look for the first error in the workers' logs, and for out-of-memory kills on their nodes"
+            )
+        wanted = min(self._size.max_workers, max(unfinished, self._size.min_workers))
+        for _ in range(0 if exhausted else wanted - alive):
+            actor = self._host().remote(*self._recipe)
+            self.starting[actor.start.remote(self._size.cpus_per_worker)] = actor
+
+    def _host(self) -> Any:
+        return _Host.options(
+            num_cpus=self._size.cpus_per_worker,
+            num_gpus=self._size.gpus_per_worker,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._size.cpus_per_worker)}},
+        )
+
+    def started(self, ref: ray.ObjectRef) -> None:
+        """Take in an actor that answered, or bury it."""
+        actor = self.starting.pop(ref)
+        try:
+            self.nodes[actor] = _result(ref)
+        except RayActorError as error:
+            self.bury(actor, error)
+        else:
+            self.free.append(actor)
+
+    def bury(self, actor: ActorHandle, error: RayActorError) -> None:
+        """Forget a dead actor."""
+        log.warning("a worker died: %s", str(error).splitlines()[0])
+        self.nodes.pop(actor, None)
+        self.homes = {item: home for item, home in self.homes.items() if home != actor}
+        self.deaths_in_row += 1
+
+
+class _Run[Item: Hashable]:
+    """One pass over items on the pool's actors."""
+
+    def __init__(
+        self, pool: Pool, queue: deque[Item], payload: Callable[[Item], Any], *, sticky: bool
+    ) -> None:
+        self._pool, self._queue, self._payload, self._sticky = pool, queue, payload, sticky
+        self._running: dict[ray.ObjectRef, tuple[Item, ActorHandle]] = {}
+        self._deaths: Counter[Item] = Counter()
+
+    def unfinished(self) -> int:
+        """Items queued or running."""
+        return len(self._queue) + len(self._running)
+
+    def assign(self) -> None:
+        """Give every free actor an item, as far as there is one for it."""
+        for actor in tuple(self._pool.free):
+            item = self._next_for(actor)
+            if item is None:
+                continue
+            self._pool.free.remove(actor)
+            if self._sticky:
+                self._pool.homes[item] = actor
+            self._running[actor.work.remote(self._payload(item))] = (item, actor)
+
+    def collect(self) -> Iterator[tuple[Item, Any]]:
+        """Wait a moment for actors that started and items that were completed."""
+        waiting = [*self._running, *self._pool.starting]
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        if not ready:
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=_POLL_S)
+        for ref in ready:
+            if ref in self._pool.starting:
+                self._pool.started(ref)
+            else:
+                yield from self._finished(ref)
+
+    def _next_for(self, actor: ActorHandle) -> Item | None:
+        homes = self._pool.homes if self._sticky else {}
+        for position, item in enumerate(self._queue):
+            if homes.get(item, actor) == actor:
+                del self._queue[position]
+                return item
+        return None
+
+    def _finished(self, ref: ray.ObjectRef) -> Iterator[tuple[Item, Any]]:
+        item, actor = self._running.pop(ref)
+        try:
+            result = _result(ref)
+        except RayActorError as error:
+            self._blame(item, actor, error)
+            self._pool.bury(actor, error)
+            self._queue.appendleft(item)
+            return
+        self._pool.free.append(actor)
+        self._pool.deaths_in_row = 0
+        yield item, result
+
+    def _blame(self, item: Item, actor: ActorHandle, error: RayActorError) -> None:
+        """Count the death against the item, unless the actor's node went with it."""
+        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        self._deaths[item] += self._pool.nodes[actor] in living
+        if self._deaths[item] >= _MAX_DEATHS_OF_ITEM:
+            raise RunFailedError(
+                f"pool: item {item} killed {self._deaths[item]} workers ({str(error).splitlines()[0]}); "
+                "look at its audio, and at the memory of the workers' nodes"
+            ) from None
+
+
+@ray.remote
+class _Host:
+    """The actor: sets its threads, then is whatever worker it was told to be."""
+
+    def __init__(self, worker: Callable[..., Worker], args: tuple[Any, ...]) -> None:
+        self._build = lambda: worker(*args)
+
+    def start(self, num_threads: int) -> str:
+        """Build the worker; the id of the node it is on."""
+        torch.set_num_threads(num_threads)
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+        self._worker = _plainly(self._build)
+        return ray.get_runtime_context().get_node_id()
+
+    def work(self, payload: Any) -> Any:
+        """The worker's result."""
+        return _plainly(lambda: self._worker(payload))
+
+
+def _plainly[Result](act: Callable[[], Result]) -> Result:
+    """What ``act`` returns; its own errors as one that survives pickling, whatever their constructors need."""
+    try:
+        return act()
+    except OrchestratorError as error:
+        raise RunFailedError(str(error)) from None
+
+
+def _result(ref: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, OrchestratorError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,157 @@
+"""The corpus artifact as its readers see it: which utterances a shard has, and their waves.
+
+In: ``manifest.parquet`` and ``shards.parquet`` of a corpus artifact, and the roots of its sources on this node.
+Out: utterances in shard order; ``wav_S`` per utterance, S samples at 16 kHz.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.audio.decode import UnreadableAudioError, Wave, decode
+from jobs.speech.hubert import plan_batches
+from orchestrator.ledger.storage import Storage
+from orchestrator.units import SAMPLE_RATE_HZ
+
+PAGE_SAMPLES = 240 * SAMPLE_RATE_HZ
+"""Audio that is decoded ahead, and within which batches are planned; a constant, because batches decide rounding."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One row of the manifest, as far as features need it."""
+
+    id: str
+    source: str
+    path: str
+    """Of the recording's file, relative to its source's root."""
+    start_sample: int
+    num_samples: int
+    recording: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where a source lies on the nodes, and how its recordings are filtered."""
+
+    path: Path
+    lowpass_hz: float | None = None
+
+
+class CorpusRows:
+    """The rows of a corpus artifact: columns in memory, objects only for the rows asked for."""
+
+    def __init__(self, manifest: pa.Table, shards: pa.Table) -> None:
+        self._manifest = manifest
+        # Sorted by shard, rows of a shard in their order: a shard is a slice.
+        order = pc.sort_indices(shards, sort_keys=[("shard", "ascending"), ("row", "ascending")])
+        self._shard_of: npt.NDArray[np.int64] = shards["shard"].take(order).to_numpy()
+        self._row_of: npt.NDArray[np.int64] = shards["row"].take(order).to_numpy()
+
+    @classmethod
+    def read(cls, corpus: Storage) -> CorpusRows:
+        """The rows of the artifact in ``corpus``."""
+        columns = [f.name for f in fields(Utterance)]
+        manifest = pq.read_table(io.BytesIO(corpus.read_bytes("manifest.parquet")), columns=columns)
+        shards = pq.read_table(io.BytesIO(corpus.read_bytes("shards.parquet")))
+        return cls(manifest, shards)
+
+    @property
+    def shards(self) -> list[int]:
+        """Numbers of all shards, ascending."""
+        return np.unique(self._shard_of).tolist()
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of all utterances in manifest order."""
+        return self._manifest["id"].to_pylist()
+
+    @property
+    def num_samples(self) -> npt.NDArray[np.int64]:
+        """Samples of every utterance in manifest order."""
+        return self._manifest["num_samples"].to_numpy()
+
+    def of_shard(self, shard: int) -> list[Utterance]:
+        """The utterances of one shard, in order."""
+        start, end = np.searchsorted(self._shard_of, (shard, shard + 1))
+        return self.at(self._row_of[start:end].tolist())
+
+    def at(self, rows: Sequence[int]) -> list[Utterance]:
+        """The utterances at these rows of the manifest."""
+        return [Utterance(**row) for row in self._manifest.take(rows).to_pylist()]
+
+
+def pages(
+    utterances: Sequence[Utterance], max_samples: int = PAGE_SAMPLES
+) -> Iterator[list[Utterance]]:
+    """Consecutive runs of utterances of at most ``max_samples`` together, or one that is longer alone."""
+    page: list[Utterance] = []
+    filled = 0
+    for utterance in utterances:
+        if page and filled + utterance.num_samples > max_samples:
+            yield page
+            page, filled = [], 0
+        page.append(utterance)
+        filled += utterance.num_samples
+    if page:
+        yield page
+
+
+class WaveReader:
+    """Reads utterances; a recording is decoded once for all of its neighbouring utterances."""
+
+    def __init__(self, roots: Mapping[str, Root]) -> None:
+        self._roots = roots
+        self._last: tuple[tuple[str, str], Wave] | None = None
+
+    def read(self, utterance: Utterance) -> Wave:
+        """``wav_S`` of an utterance.
+
+        Raises UnreadableAudioError when its file is gone, broken or shorter than the corpus stage found it.
+        """
+        end = utterance.start_sample + utterance.num_samples
+        wav_S = self._recording(utterance)[utterance.start_sample : end]
+        if len(wav_S) != utterance.num_samples:
+            path = self._roots[utterance.source].path / utterance.path
+            raise UnreadableAudioError(path, f"ends before sample {end}, which the corpus lists")
+        return wav_S
+
+    def _recording(self, utterance: Utterance) -> Wave:
+        which = (utterance.source, utterance.path)
+        if self._last is None or self._last[0] != which:
+            root = self._roots[utterance.source]
+            self._last = which, decode(root.path / utterance.path, lowpass_hz=root.lowpass_hz)
+        return self._last[1]
+
+
+def batches(
+    utterances: Sequence[Utterance], reader: WaveReader
+) -> Iterator[tuple[list[int], list[Wave]]]:
+    """Batches for the encoder: positions in ``utterances`` and their waves.
+
+    A pure function of the utterances. The next page is decoded in a thread while the caller computes.
+    """
+    first = 0
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
+        queue = iter([*pages(utterances), []])
+        decoding = thread.submit(_decoded, next(queue), reader)
+        for upcoming in queue:
+            waves = decoding.result()
+            decoding = thread.submit(_decoded, upcoming, reader)
+            for batch in plan_batches([len(w) for w in waves]):
+                yield [first + i for i in batch], [waves[i] for i in batch]
+            first += len(waves)
+
+
+def _decoded(page: Sequence[Utterance], reader: WaveReader) -> list[Wave]:
+    return [reader.read(utterance) for utterance in page]

@@ -1,0 +1,150 @@
+"""Facts of artifacts in words and units a reader knows: plain names, hours instead of seconds.
+
+In: the mappings that stages report in their manifests, whatever is in them. Out: rows of text for
+the page's tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.plan.keys import flatten
+from orchestrator.units import SAMPLE_RATE_HZ, format_bytes, format_duration
+
+Row = tuple[str, str]
+"""Name and value, as shown."""
+
+_HEX_DIGITS_SHOWN = 12
+_MAX_ITEMS = 8
+_HASH = re.compile(r"^[0-9a-f]{40,64}$")
+_RATE = re.compile(r"^(\w+)_per_s$")
+
+
+def fact_rows(facts: Mapping[str, Any], skip: tuple[str, ...] = ()) -> tuple[Row, ...]:
+    """A row for each fact, nested names joined by dots; sections in ``skip`` are left out."""
+    kept = {name: value for name, value in facts.items() if name not in skip}
+    return tuple((label(name), shown(name, value)) for name, value in flatten(kept).items() if name)
+
+
+def label(name: str) -> str:
+    """``num_left_out`` as ``left out``, ``audio_s_per_s`` as ``audio s/s``."""
+    if rate := _RATE.match(name):
+        return f"{rate[1].removeprefix('num_').replace('_', ' ')}/s"
+    parts = [part.removeprefix("num_") for part in name.split(".")]
+    last = re.sub(r"_(s|bytes|hours)$", "", parts[-1])
+    return " · ".join([*parts[:-1], last]).replace("_", " ")
+
+
+def shown(name: str, value: Any) -> str:
+    """A value in the unit that its name ends in."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _number(name, value)
+    if isinstance(value, list | tuple):
+        more = f", … ({len(value)} in all)" if len(value) > _MAX_ITEMS else ""
+        return ", ".join(shown("", v) for v in value[:_MAX_ITEMS]) + more
+    text = str(value)
+    return text[:_HEX_DIGITS_SHOWN] if _HASH.match(text) else text
+
+
+def _number(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    if name.endswith("_bytes"):
+        return format_bytes(value)
+    if name.endswith("_hours"):
+        return format_duration(value * 3600)
+    if name.endswith("_s") and not name.endswith("_per_s"):
+        return format_duration(value)
+    if isinstance(value, int) or value.is_integer():
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def split_rows(pack_facts: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Split, recordings, utterances, tokens, audio, tokens per audio second; one row a split."""
+    splits = pack_facts.get("splits")
+    if not isinstance(splits, Mapping):
+        return ()
+    return tuple(
+        _split_row(str(name), counts)
+        for name, counts in splits.items()
+        if isinstance(counts, Mapping)
+    )
+
+
+def _split_row(name: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
+    audio_s = counts.get("num_samples", 0) / SAMPLE_RATE_HZ
+    tokens = counts.get("num_tokens", 0)
+    rate = f"{tokens / audio_s:.1f}" if audio_s else "-"
+    numbers = (counts.get(n, 0) for n in ("num_recordings", "num_utterances", "num_tokens"))
+    return (name, *(f"{n:,}" for n in numbers), format_duration(audio_s), rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitQuality:
+    """How much an encoder's units tell of phones, beside units of MFCC from as many clusters."""
+
+    rows: tuple[tuple[str, str, str], ...]
+    """Condition, PNMI of the encoder, PNMI of MFCC."""
+    verdict: str
+    """Whether the encoder beats MFCC, said plainly."""
+    about: tuple[Row, ...]
+    """Everything else that was recorded."""
+
+
+def unit_quality(encoder_facts: Mapping[str, Any]) -> UnitQuality | None:
+    """The comparison an encoder artifact carries; None when it carries none."""
+    found = encoder_facts.get("unit_quality")
+    if not isinstance(found, Mapping) or not found:
+        return None
+    flat = flatten(found)
+    pnmi = {
+        name: v for name, v in flat.items() if "pnmi" in name.lower() and isinstance(v, int | float)
+    }
+    pairs: dict[str, dict[str, float]] = {}
+    for name, value in pnmi.items():
+        origin = "mfcc" if "mfcc" in name.lower() else "encoder"
+        pairs.setdefault(_condition(name), {})[origin] = float(value)
+    about = {name: value for name, value in flat.items() if name not in pnmi}
+    return UnitQuality(
+        rows=tuple(
+            (what, _pnmi(pair, "encoder"), _pnmi(pair, "mfcc")) for what, pair in pairs.items()
+        ),
+        verdict=_verdict([p for p in pairs.values() if len(p) == 2]),
+        about=tuple((label(name), shown(name, value)) for name, value in about.items()),
+    )
+
+
+def _condition(name: str) -> str:
+    """What is left of a name like ``k100.mfcc.pnmi`` once it no longer says whose value it is."""
+    words = re.split(r"[._]", name.lower())
+    return (
+        " ".join(w for w in words if w not in ("pnmi", "mfcc", "encoder", "hubert", "units"))
+        or "same clusters"
+    )
+
+
+def _pnmi(pair: Mapping[str, float], origin: str) -> str:
+    return f"{pair[origin]:.3f}" if origin in pair else "-"
+
+
+def _verdict(pairs: list[dict[str, float]]) -> str:
+    wins = sum(p["encoder"] > p["mfcc"] for p in pairs)
+    if not pairs:
+        return "The units were not compared with MFCC units."
+    if wins == len(pairs):
+        return "The encoder's units tell more of the phones than MFCC units do."
+    if not wins:
+        return (
+            "The encoder's units do not beat MFCC units: they tell no more of the phones than "
+            "plain spectra do."
+        )
+    return f"The encoder's units beat MFCC units in {wins} of {len(pairs)} conditions only."

@@ -1,0 +1,240 @@
+"""Units to scores with tiny models, by both launchers: real processes, real DeepSpeed, a real Ray session."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs import evaluate, pack, train
+from jobs.attempt import Attempt
+from jobs.lm import checkpoint
+from orchestrator.errors import LeaseHeldError, RunFailedError
+from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.run import AttemptFolder
+from orchestrator.ledger.storage import Storage, sha256_of
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.recipe import Recipe
+
+pytestmark = pytest.mark.slow
+
+NUM_UNITS, STEPS = 20, 400
+
+
+@dataclass(frozen=True)
+class World:
+    """A store with a finished tokenize artifact, and a text LM."""
+
+    root: Path
+    lm: Path
+
+    def artifact(self, stage: str, name: str = "0") -> Artifact:
+        return Artifact(stage, name * 64, Storage(str(self.root / "artifacts" / stage / (name * 12))))
+
+    def attempt(self, stage: str, name: str = "0", **options: object) -> Attempt:
+        """What run_stage would hand to the stage's work."""
+        lease_n = int(str(options.pop("lease_n", 1)))
+        launcher = options.pop("launcher", "submitit")
+        folder = self.root / "runs" / f"{stage}-{name}" / f"{lease_n:04d}"
+        folder.mkdir(parents=True)
+        cluster = Cluster.model_validate(
+            {
+                "backend": "local",
+                "store": str(self.root),
+                "launcher": launcher,
+                "models": {"tiny": str(self.lm)},
+                "resources": {"train": {"ranks_per_node": 2}},
+            }
+        )
+        return Attempt(
+            recipe=self.recipe(**options),
+            cluster=cluster,
+            resources=cluster.resources_of(stage),
+            artifacts=(self.artifact(stage, name),),
+            upstreams=({s: self.artifact(s) for s in ("tokenize", "pack", "train")},),
+            lease_n=lease_n,
+            folder=folder,
+            record=AttemptFolder(lease_n, Storage(str(folder))),
+        )
+
+    def recipe(self, **options: object) -> Recipe:
+        return Recipe.model_validate(
+            {
+                "name": "tiny",
+                "corpus": {"sources": [{"name": "speech"}]},
+                "encoder": {"model": "hubert", "revision": "0", "layer": 1},
+                "tokenizer": {"num_clusters": NUM_UNITS},
+                "split": {"valid": 0.2, "test": 0.2},
+                "model": {"text_model": "tiny", "sha256": sha256_of(self.lm / "model.safetensors")},
+                "train": {
+                    "context_length": 16,
+                    "global_batch_tokens": 64,
+                    "steps": options.get("steps", STEPS),
+                    "precision": "fp32",
+                    "optimizer": {"lr": options.get("lr", 3e-3)},
+                    "schedule": {"warmup_steps": 10},
+                    "validate_every_steps": 200,
+                    "checkpoint": {"every_steps": 100},
+                },
+                "evaluate": {"bootstrap_samples": 100, "continuations": 2, "prompt_s": 0.5},
+            }
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(root / "lm")
+    made = World(root, root / "lm")
+    write_units(Path(made.artifact("tokenize").storage.url))
+    pack.work(made.attempt("pack"))
+    return made
+
+
+def write_units(folder: Path) -> None:
+    """Three shards of utterances whose next unit depends on the last two, so that context helps."""
+    rng = np.random.default_rng(0)
+    (folder / "shards" / "000").mkdir(parents=True)
+    for shard in range(3):
+        units = []
+        for _ in range(40):
+            said = [0, 1]
+            for _ in range(int(rng.integers(20, 40))):
+                step = int(rng.integers(1, 3)) if rng.random() < 0.3 else 1
+                said.append((said[-1] + said[-2] + step) % NUM_UNITS)
+            units.append(np.array(said, dtype=np.uint16))
+        table = pa.table(
+            {
+                "id": [f"{shard}-{n}" for n in range(40)],
+                "recording": [f"{shard}-{n}" for n in range(40)],
+                "units": pa.array(units, pa.list_(pa.uint16())),
+                "durations": pa.array(units, pa.list_(pa.uint16())),
+                "num_samples": pa.array([640 * len(u) for u in units], pa.int64()),
+            }
+        )
+        pq.write_table(table, folder / "shards" / "000" / f"{shard:06d}.parquet")
+
+
+@pytest.fixture(scope="module")
+def trained(world: World) -> Artifact:
+    """The train artifact: its first attempt was asked to stop on the way, the second finished it."""
+    first = world.attempt("train")
+    out = first.out
+    lose = threading.Thread(target=when, args=(lambda: len(checkpoint.committed(out)) > 0, first))
+    lose.start()
+    with pytest.raises(LeaseHeldError, match="lost to 2"):
+        train.work(first)
+    lose.join()
+    stopped_at = checkpoint.committed(out)[-1].step
+    assert 100 < stopped_at < STEPS, "the ranks did not save when they were asked to stop"
+
+    facts = train.work(world.attempt("train", lease_n=2))
+    assert facts["steps"] == STEPS
+    assert [(s["lease_n"], s["first_step"]) for s in facts["history"]] == [(1, 1), (2, stopped_at + 1)]
+    return world.artifact("train")
+
+
+def when(happened: Callable[[], bool], attempt: Attempt) -> None:
+    """Take the lease away once something has happened."""
+    deadline = time.monotonic() + 60
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    attempt._lost = "lease 1 was lost to 2"
+
+
+def test_the_curve_has_no_gap_and_learns(trained: Artifact) -> None:
+    lines = [json.loads(line) for line in trained.storage.read_bytes("metrics.jsonl").splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert set(lines[0]) == {"step", "loss", "lr", "grad_norm", "tokens_seen", "sample_hash"}
+    assert lines[0]["loss"] == pytest.approx(math.log(NUM_UNITS), rel=0.05)
+    assert np.mean([line["loss"] for line in lines[-20:]]) < 0.6 * lines[0]["loss"]
+    validated = [json.loads(line) for line in trained.storage.read_bytes("validation.jsonl").splitlines()]
+    assert [line["step"] for line in validated] == [200, 400]
+
+
+def test_the_attempt_keeps_logs_curves_and_progress(world: World, trained: Artifact) -> None:
+    folder = world.root / "runs" / "train-0" / "0002"
+    assert {p.name for p in folder.glob("rank-*.log")} == {"rank-00000.log", "rank-00001.log"}
+    assert list((folder / "tensorboard").iterdir())
+    assert json.loads((folder / "progress.json").read_text())["done"] == STEPS
+    live = [json.loads(line) for line in (folder / "metrics-0001.jsonl").read_text().splitlines()]
+    assert all(line["step_s"] > 0 for line in live)
+
+
+def test_ray_train_gives_the_same_model(world: World, trained: Artifact) -> None:
+    facts = train.work(world.attempt("train", name="1", launcher="ray_train"))
+    assert facts["steps"] == STEPS
+    other = world.artifact("train", "1").storage
+    for name in ("model/model.safetensors", "metrics.jsonl", "validation.jsonl"):
+        assert other.read_bytes(name) == trained.storage.read_bytes(name), name
+
+
+def test_evaluation(world: World, trained: Artifact) -> None:
+    attempt = world.attempt("evaluate")
+    facts = evaluate.work(attempt)
+    scores = attempt.out.read_json("scores.json")
+    assert facts["splits"] == scores["splits"]
+    for split in ("valid", "test"):
+        perplexity = {name: score["perplexity"] for name, score in scores["splits"][split].items()}
+        assert perplexity["model"] < perplexity["bigram"] < perplexity["unigram"]
+        nll = pq.read_table(Path(attempt.out.url) / f"{split}.nll.parquet")
+        mean = sum(nll["nll"].to_pylist()) / sum(nll["num_scored"].to_pylist())
+        assert math.exp(mean) == pytest.approx(perplexity["model"])
+    said = attempt.out.read_json("continuations.json")
+    assert [len(c["continuation"]) for c in said] == [64, 64]
+    assert all(0 <= unit < NUM_UNITS for c in said for unit in c["continuation"])
+
+
+def test_a_rank_that_fails_is_quoted(world: World) -> None:
+    with pytest.raises(RunFailedError) as raised:
+        train.work(world.attempt("train", name="2", lr=1e30))
+    said = str(raised.value)
+    assert "lower train.optimizer.lr" in said
+    assert str(world.root / "runs" / "train-2" / "0001" / "rank-0000") in said
+
+
+def test_ranks_end_with_a_killed_driver(world: World) -> None:
+    code = (
+        "import pathlib, sys; sys.path.insert(0, sys.argv[1]);"
+        "from test_train import World; from jobs import train;"
+        "root = pathlib.Path(sys.argv[2]);"
+        "train.work(World(root, root / 'lm').attempt('train', name='3', steps=100_000))"
+    )
+    argv = [sys.executable, "-c", code, str(Path(__file__).parent), str(world.root)]
+    driver = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    out, deadline = world.artifact("train", "3").storage, time.monotonic() + 60
+    while not checkpoint.committed(out):
+        assert driver.poll() is None, "the driver ended by itself"
+        assert time.monotonic() < deadline, "training never began"
+        time.sleep(0.05)
+    ranks = psutil.Process(driver.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=15)
+    assert not alive

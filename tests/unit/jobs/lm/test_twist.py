@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+)
+
+from jobs.lm.twist import build_model, verify_weights
+from orchestrator.errors import CorruptError, RequestError
+from orchestrator.ledger.storage import sha256_of
+from orchestrator.spec.recipe import Model
+
+NUM_UNITS, STD = 20, 0.05
+OPT = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "opt": OPTConfig(vocab_size=50, word_embed_proj_dim=16, max_position_embeddings=32, **OPT),
+    "opt-projected": OPTConfig(
+        vocab_size=50, word_embed_proj_dim=8, do_layer_norm_before=False, max_position_embeddings=32, **OPT
+    ),
+    "bloom": BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2, hidden_dropout=0.1),
+    "pythia": GPTNeoXConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        attention_dropout=0.1,
+    ),
+    "llama": LlamaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    ),
+    "llama-tied": LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        tie_word_embeddings=True,
+    ),
+}
+TIED = {"opt", "opt-projected", "bloom", "llama-tied"}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def text_lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp(request.param)
+    model = AutoModelForCausalLM.from_config(CONFIGS[request.param])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))  # no bias is zero, no norm is one
+    model.save_pretrained(folder)
+    return request.param, folder
+
+
+def spec(init: str = "twist", **fields: object) -> Model:
+    return Model.model_validate({"text_model": "x", "revision": "0", "init": init, "init_std": STD, **fields})
+
+
+def build(folder: Path, *, seed: int = 0, **fields: object) -> torch.nn.Module:
+    return build_model(spec(**fields), source=str(folder), num_units=NUM_UNITS, seed=seed)
+
+
+def is_vocabulary(model: torch.nn.Module, parameter: torch.Tensor) -> bool:
+    tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    return any(parameter is table for table in tables)
+
+
+def test_twist_keeps_the_body_bit_for_bit(text_lm: tuple[str, Path]) -> None:
+    _, folder = text_lm
+    original = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    model = build(folder)
+    body = {n: p for n, p in model.named_parameters() if not is_vocabulary(model, p)}
+    assert len(body) > 10
+    for name, parameter in body.items():
+        assert torch.equal(parameter, original[name]), name
+
+
+def test_the_vocabulary_is_the_units(text_lm: tuple[str, Path]) -> None:
+    name, folder = text_lm
+    model = build(folder)
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert table.weight.shape[0] == head.weight.shape[0] == model.config.vocab_size == NUM_UNITS
+    assert (head.weight is table.weight) == (name in TIED)
+    assert table.padding_idx is None
+    assert table.weight.std().item() == pytest.approx(STD, rel=0.2)
+    tokens_BL = torch.arange(NUM_UNITS)[None]
+    assert model(input_ids=tokens_BL).logits.shape == (1, NUM_UNITS, NUM_UNITS)
+    model(input_ids=tokens_BL).logits.logsumexp(-1).sum().backward()
+    assert table.weight.grad.abs().sum(1).min() > 0, "a unit that cannot learn"
+
+
+def test_training_mode_is_deterministic(text_lm: tuple[str, Path]) -> None:
+    _, folder = text_lm
+    model = build(folder).train()
+    tokens_BL = torch.arange(NUM_UNITS)[None]
+    assert torch.equal(model(input_ids=tokens_BL).logits, model(input_ids=tokens_BL).logits)
+
+
+def test_cold_differs_everywhere_but_in_the_unit_table(text_lm: tuple[str, Path]) -> None:
+    _, folder = text_lm
+    warm, cold = build(folder), build(folder, init="cold")
+    warm_parameters = dict(warm.named_parameters())
+    assert {n: p.shape for n, p in cold.named_parameters()} == {n: p.shape for n, p in warm_parameters.items()}
+    for name, parameter in cold.named_parameters():
+        if is_vocabulary(cold, parameter):
+            assert torch.equal(parameter, warm_parameters[name]), name
+            continue
+        assert not torch.equal(parameter, warm_parameters[name]), name
+        if parameter.dim() == 1:
+            assert parameter.unique().tolist() == [0.0 if name.endswith("bias") else 1.0], name
+        else:
+            assert parameter.std().item() == pytest.approx(STD, rel=0.25), name
+
+
+@pytest.mark.parametrize("init", ["twist", "cold"])
+def test_the_seed_decides(text_lm: tuple[str, Path], init: str) -> None:
+    _, folder = text_lm
+    first, again, other = (build(folder, init=init, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_cut_to_the_first_layers(text_lm: tuple[str, Path]) -> None:
+    _, folder = text_lm
+    whole, cut = build(folder), build(folder, num_layers=1)
+    kept = {n for n, _ in cut.named_parameters()}
+    assert 0 < len(kept) < len(list(whole.named_parameters()))
+    state = whole.state_dict()
+    assert all(torch.equal(p, state[n]) for n, p in cut.named_parameters())
+
+
+def test_more_layers_than_there_are(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match=r"has 2 layers, not 3; give 1\.\.2"):
+        build(tmp_path, num_layers=3)
+
+
+def test_survives_saving(text_lm: tuple[str, Path], tmp_path: Path) -> None:
+    _, folder = text_lm
+    model = build(folder)
+    model.save_pretrained(tmp_path)
+    back = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens_BL = torch.arange(NUM_UNITS)[None]
+    assert torch.equal(model.eval()(input_ids=tokens_BL).logits, back.eval()(input_ids=tokens_BL).logits)
+
+
+def test_weights_are_pinned(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(CorruptError, match="the recipe says 0000"):
+        verify_weights(spec(sha256="0" * 64), str(tmp_path))
+    verify_weights(spec(sha256=sha256_of(tmp_path / "model.safetensors")), str(tmp_path))
+    with pytest.raises(RequestError, match=r"has no model\.safetensors"):
+        verify_weights(spec(sha256="0" * 64), str(tmp_path.parent))

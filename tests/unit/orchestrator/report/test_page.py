@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import RequestError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.report.page import summary, write_report
+from tests.unit.orchestrator.report.conftest import Ledger, scores_of
+
+NewLedger = Callable[..., Ledger]
+HOSTILE = "<script>alert(1)</script>$\\frac{1}{2}$&\"'"
+
+
+class _Text(html.parser.HTMLParser):
+    """The tags a browser would see, and the words it would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_of(ledger: Ledger) -> str:
+    return Path(write_report(ledger.run, ledger.store)).read_text()
+
+
+def words_of(page: str) -> str:
+    text = _Text()
+    text.feed(page)
+    return " ".join(" ".join(text.words).split())
+
+
+def test_it_lies_in_the_run_folder_and_says_where(finished: Ledger) -> None:
+    assert write_report(finished.run, finished.store) == f"{finished.run.storage.url}/report.html"
+    assert finished.run.storage.read_bytes("report.html").startswith(b"<!doctype html>")
+
+
+def test_it_goes_where_asked_and_nowhere_else(finished: Ledger, tmp_path: Path) -> None:
+    target = tmp_path / "r.html"
+    assert write_report(finished.run, finished.store, target) == str(target)
+    assert "<svg" in target.read_text()
+    assert not finished.run.storage.exists("report.html")
+
+
+def test_a_target_that_cannot_be_written_is_named(finished: Ledger, tmp_path: Path) -> None:
+    target = tmp_path / "missing" / "r.html"
+    with pytest.raises(RequestError, match=r"-o .*r\.html: cannot be written .*; choose another"):
+        write_report(finished.run, finished.store, target)
+
+
+def test_a_run_that_does_not_exist_is_an_error(finished: Ledger) -> None:
+    with pytest.raises(RequestError, match="nobody: no such run"):
+        write_report(RunFolder(finished.store.run_storage("nobody")), finished.store)
+
+
+def test_a_finished_run_is_told_whole(finished: Ledger) -> None:
+    words = words_of(page_of(finished))
+    assert "succeeded" in words
+    assert "Not there" not in words
+    for sentence in (
+        "Warm start is better: test perplexity 14.10 [13.70, 14.50] warm, 17.00 [16.60, 17.40] cold, "
+        "17.1% lower; the 95 % intervals do not overlap.",
+        "The cold arm does not beat counting pairs of units: the bigram baseline has perplexity 15.50",
+        "One training seed an arm",
+        "bigram counts baseline",
+        "kept 1 h 52 min",
+        "left out 31",
+        "quarantined 2",
+        "train 2,150 2,150 167,700 1 h 40 min 27.9",
+        "unigram entropy bits 6.57",
+        "The encoder's units tell more of the phones than MFCC units do.",
+        "same clusters 0.420 0.316",
+        "19 of 19 shards; 41.25 audio s/s; 223.2 audio s/s, start-up included",
+        "median 256 tokens/s",
+        "preempted: goes on",
+        "continuation 3 4",
+        "torch 2.14.1",
+        "commit 0123abc",
+        "global_batch_tokens: 128",
+    ):
+        assert sentence in words
+    for instance in finished.plan.instances:
+        assert instance.id in words
+        assert instance.key in words
+
+
+def test_it_needs_nothing_from_outside(finished: Ledger) -> None:
+    page = page_of(finished)
+    assert not re.search(r"(src|href|action)=[\"']?(?!#)", page)
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert "default-src 'none'" in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_same_ledger_gives_the_same_bytes(finished: Ledger) -> None:
+    assert page_of(finished) == page_of(finished)
+
+
+def test_both_figures_use_the_pages_colours_and_share_no_id(finished: Ledger) -> None:
+    page = page_of(finished)
+    figures = re.findall(r'<div class="figure">(.*?)</svg>', page, re.DOTALL)
+    assert len(figures) == 2
+    for figure in figures:
+        assert not re.search(r"#[0-9a-f]{6}", figure)
+    assert "var(--warm)" in figures[0]
+    assert "var(--cold)" in figures[0]
+    assert "var(--preempted)" in figures[1]
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {
+        ("", i) for i in ids
+    }
+
+
+def test_hostile_names_stay_text(new_ledger: NewLedger) -> None:
+    ledger = new_ledger(
+        {"model.text_model": ["lm", HOSTILE]},
+        model={"text_model": "x", "revision": "r"},
+    )
+    ledger.finish_data()
+    name = next(v["name"] for v in ledger.plan.variants if "script" in v["name"])
+    ledger.finish_variant(name, scores_of(15.0, 15.0))
+    train = ledger.plan.instance(
+        next(v for v in ledger.plan.variants if v["name"] == name)["instances"]["train"]
+    )
+    ledger.attempt(train, 1.0, state="failed", cause=HOSTILE, reason=HOSTILE)
+    text = _Text()
+    text.feed(page_of(ledger))
+    assert "script" not in text.tags
+    assert " ".join(text.words).count("alert(1)") >= 4
+
+
+def test_a_run_that_was_only_created(new_ledger: NewLedger) -> None:
+    ledger = new_ledger()
+    words = words_of(page_of(ledger))
+    assert "pending" in words
+    assert "No variant has test scores yet." in words
+    assert "No training has reached its first checkpoint yet." in words
+    assert "No attempt of this run yet." in words
+    assert words.count("is not finished: pending.") == len(ledger.plan.instances)
+
+
+def test_a_half_finished_run_shows_what_it_has(new_ledger: NewLedger) -> None:
+    ledger = new_ledger()
+    ledger.finish_data()
+    ledger.finish_variant("init=twist", scores_of(14.2, 14.1))
+    cold = ledger.of_stage("train")[1]
+    ledger.attempt(cold, 60.0)
+    words = words_of(page_of(ledger))
+    assert "Warm start: test perplexity 14.10 [13.70, 14.50]; the cold arm has no scores yet" in words
+    assert f"{cold.id} (init=cold) is not finished: failed." in words
+    assert "node_lost" in words
+    assert "not yet" in words
+
+
+def test_a_training_under_way_is_drawn_up_to_its_newest_checkpoint(new_ledger: NewLedger) -> None:
+    ledger = new_ledger({})
+    (train,) = ledger.of_stage("train")
+    out = ledger.artifact(train).storage
+    for name, steps in {"zombie": (1, 2, 3), "ours": (1, 2)}.items():
+        lines = "".join(json.dumps({"step": s, "loss": 4.0}) + "\n" for s in steps)
+        out.create(f"metrics/{name}.jsonl", lines.encode())
+    for step, lease_n, segment in ((3, 1, "zombie"), (2, 2, "ours")):
+        manifest = {
+            "step": step,
+            "lease_n": lease_n,
+            "metrics": [{"path": f"metrics/{segment}.jsonl", "sha256": ""}],
+            "validation": [],
+        }
+        out.create_json(f"checkpoints/step-{step:08d}-a{lease_n:04d}/MANIFEST.json", manifest)
+    page = page_of(ledger)
+    assert "var(--warm)" in re.findall(r'<div class="figure">(.*?)</svg>', page, re.DOTALL)[0]
+    from orchestrator.report.record import read_record
+
+    assert read_record(ledger.run, ledger.store).variants[0].training == ((1, 4.0), (2, 4.0))
+
+
+def files_below(folder: Path) -> list[str]:
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("plan.json", "report.html"))
+    return sorted(p.relative_to(folder).as_posix() for p in found)
+
+
+@pytest.mark.parametrize("damage", ["remove", "garbage", "null", "list"])
+def test_no_single_file_is_needed(finished: Ledger, damage: str) -> None:
+    """Every file but the plan, one after the other, is taken away or spoilt: the page is written all the same."""
+    root = finished.store.storage.local_root
+    assert root is not None
+    write_report(finished.run, finished.store)
+    bodies = {"garbage": b"\xff{", "null": b"null\n", "list": b"[1]\n"}
+    files = files_below(root)
+    assert len(files) > 40
+    for path in files:
+        file = root / path
+        kept = file.read_bytes()
+        if damage == "remove":
+            file.unlink()
+        else:
+            file.write_bytes(bodies[damage])
+        page = page_of(finished)
+        assert "</html>" in page, path
+        file.write_bytes(kept)
+
+
+def test_a_missing_file_of_a_complete_artifact_is_named(finished: Ledger) -> None:
+    evaluate = finished.of_stage("evaluate")[0]
+    finished.artifact(evaluate).storage.delete("scores.json")
+    assert f"{evaluate.id}: scores.json is missing." in words_of(page_of(finished))
+
+
+def test_an_artifact_of_another_run_is_called_reused(new_ledger: NewLedger) -> None:
+    ledger = new_ledger()
+    corpus = ledger.of_stage("corpus")[0]
+    ledger.publish(corpus, run="earlier-run")
+    words = words_of(page_of(ledger))
+    assert "reused" in words
+    assert "run earlier-run, attempt 1" in words
+
+
+def test_the_summary_gives_both_arms_the_times_and_the_page(finished: Ledger) -> None:
+    lines = summary(finished.run, finished.store)
+    assert lines[0] == f"run {finished.run.name}: succeeded"
+    assert lines[1] == "warm  test perplexity 14.10 [13.70, 14.50] (95 %)"
+    assert lines[2] == "cold  test perplexity 17.00 [16.60, 17.40] (95 %)"
+    assert lines[3].startswith("Warm start is better")
+    assert "train     4 min 50 s in 3 attempts" in lines
+    assert lines[-1] == f"report: not written yet; `orchestrator report {finished.run.name}` writes it"
+    where = write_report(finished.run, finished.store)
+    assert summary(finished.run, finished.store)[-1] == f"report: {where}"
+
+
+def test_importing_the_page_imports_neither_matplotlib_nor_jinja() -> None:
+    code = (
+        "import sys, orchestrator.report.page;"
+        "print([m for m in ('matplotlib', 'jinja2', 'pyarrow', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
