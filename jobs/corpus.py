@@ -1,10 +1,11 @@
 """The corpus stage: which utterances there are, and which shard each belongs to.
 
-In: the recipe's sources below the cluster's roots. Out: ``manifest.parquet`` (a row per utterance), ``shards.parquet``,
-``left_out.parquet`` (what the recipe does not want) and ``quarantine.parquet`` (what cannot be read), all in the
-order of sources and paths, so that the same audio gives the same bytes. Every kept recording is decoded once: only
-that gives its exact length and says whether anything can be heard. Findings are stored block by block on the way,
-which is where a killed attempt goes on.
+In: the recipe's sources below the cluster's roots. Out: ``manifest.parquet`` (a row per utterance),
+``shards.parquet``, ``left_out.parquet`` (what the recipe does not want) and ``quarantine.parquet``
+(what cannot be read), all in the order of sources and paths, so that the same audio gives the same
+bytes. Every kept recording is decoded once: only that gives its exact length and says whether
+anything can be heard. Findings are stored block by block on the way, which is where a killed
+attempt goes on.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ MANIFEST_SCHEMA = pa.schema(
 _SHARDS_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int64())])
 _LEFT_OUT_SCHEMA = pa.schema([(n, pa.string()) for n in ("path", "source", "language", "reason")])
 _QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("path", "source", "reason")])
-_PROBE_SCHEMA = pa.schema([("num_samples", pa.int64()), ("left_out", pa.string()), ("unreadable", pa.string())])
+_PROBE_SCHEMA = pa.schema(
+    [("num_samples", pa.int64()), ("left_out", pa.string()), ("unreadable", pa.string())]
+)
 
 Row = dict[str, Any]
 
@@ -98,13 +101,22 @@ def write_tables(
 ) -> dict[str, Any]:
     """Write the four tables and return the facts. Raises RequestError when no utterance remains."""
     pairs = list(zip(wanted, probes, strict=True))
-    rows = [row for r, p in pairs if not p.left_out and not p.unreadable for row in utterances(r, p, corpus.windows)]
+    rows = [
+        row
+        for r, p in pairs
+        if not p.left_out and not p.unreadable
+        for row in utterances(r, p, corpus.windows)
+    ]
     dropped = [*left_out, *(_left_out(r, p.left_out) for r, p in pairs if p.left_out)]
-    bad = [{"path": r.path, "source": r.source, "reason": p.unreadable} for r, p in pairs if p.unreadable]
+    bad = [
+        {"path": r.path, "source": r.source, "reason": p.unreadable}
+        for r, p in pairs
+        if p.unreadable
+    ]
     if not rows:
         raise RequestError(
-            f"corpus: none of {len(wanted)} recordings can be used ({len(bad)} unreadable, the rest silent or "
-            f"shorter than {corpus.windows.min_s} s); check the data and windows"
+            f"corpus: none of {len(wanted)} recordings can be used ({len(bad)} unreadable, the "
+            f"rest silent or shorter than {corpus.windows.min_s} s); check the data and windows"
         )
     shards = share_out([row["num_samples"] for row in rows], corpus.shard_hours)
     shard_rows = [{"shard": shard, "row": row} for row, shard in enumerate(shards)]
@@ -141,7 +153,7 @@ def utterances(recording: Recording, probe: Probe, windows: Windows) -> list[Row
 
 
 def share_out(num_samples: Sequence[int], shard_hours: float) -> list[int]:
-    """The shard of each row: runs of neighbours with equal shares of the audio, to within an utterance.
+    """The shard of each row: runs of neighbours with equal audio, to within an utterance.
 
     Neighbours stay together so that the windows of one long file are decoded together.
     """
@@ -150,7 +162,7 @@ def share_out(num_samples: Sequence[int], shard_hours: float) -> list[int]:
     shards, before, last = [], 0, -1
     for row, size in enumerate(num_samples):
         middle = (2 * before + size) * count // (2 * total)
-        # No shard may stay empty: at most one further than the last, and enough rows must remain for the rest.
+        # No shard may stay empty: go at most one further, and leave a row for each that is to come.
         last = max(min(middle, last + 1), count - (len(num_samples) - row), 0, last)
         shards.append(last)
         before += size
@@ -192,14 +204,19 @@ def _left_out(recording: Recording, reason: str) -> Row:
 
 
 def _nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:
-    found = ", ".join(sorted({row["language"] or "none" for row in left_out})) or "no audio files at all"
+    found = (
+        ", ".join(sorted({row["language"] or "none" for row in left_out}))
+        or "no audio files at all"
+    )
     return (
         f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
         "check corpus.languages and the cluster's data"
     )
 
 
-def _probe_all(attempt: Attempt, wanted: Sequence[Recording], roots: Mapping[str, Path]) -> list[Probe]:
+def _probe_all(
+    attempt: Attempt, wanted: Sequence[Recording], roots: Mapping[str, Path]
+) -> list[Probe]:
     """A probe per recording, taken from finished blocks where there are any."""
     found: list[Probe] = []
     threads = attempt.resources.cpus_per_worker * attempt.resources.max_workers
@@ -216,7 +233,10 @@ def _blocks(wanted: Sequence[Recording]) -> Iterator[Sequence[Recording]]:
 
 
 def _probe_block(
-    attempt: Attempt, pool: ThreadPoolExecutor, block: Sequence[Recording], roots: Mapping[str, Path]
+    attempt: Attempt,
+    pool: ThreadPoolExecutor,
+    block: Sequence[Recording],
+    roots: Mapping[str, Path],
 ) -> list[Probe]:
     digest = hashlib.sha256("\n".join(r.id for r in block).encode()).hexdigest()[:16]
     path = f"probes/{digest}.parquet"

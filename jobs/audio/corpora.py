@@ -1,6 +1,7 @@
 """Finds the recordings below a source's root: one adapter per way that corpora lay out their files.
 
-In: a source and its root. Out: recordings in a fixed order, each with its language and speaker, nothing decoded.
+In: a source and its root. Out: recordings in a fixed order, each with its language and speaker,
+nothing decoded.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ class Recording(NamedTuple):
 
 
 def list_recordings(source: Source, root: Path) -> list[Recording]:
-    """The source's recordings, sorted by path. Raises RequestError when two of them differ by suffix alone."""
+    """The source's recordings, sorted by path.
+
+    Raises RequestError when two of them differ by suffix alone: they would share an id.
+    """
     found = [_ADAPTERS[source.adapter](source, PurePosixPath(path)) for path in _audio_files(root)]
     taken: dict[str, str] = {}
     for recording in found:
         if taken.setdefault(recording.id, recording.path) != recording.path:
             raise RequestError(
-                f"{root}: {taken[recording.id]} and {recording.path} differ by suffix alone; remove one of them"
+                f"{root}: {taken[recording.id]} and {recording.path} differ by suffix alone; "
+                "remove one of them"
             )
     return found
 

@@ -1,7 +1,7 @@
 """Reads an audio file as what every encoder of the HuBERT family reads: mono float32 at 16 kHz.
 
-In: a path. Out: ``wav_S`` in [-1, 1], S samples at 16 kHz. libsndfile reads what it knows, FFmpeg's libraries (PyAV)
-the rest; raw G.722 has no header, so its file name alone says what it is.
+In: a path. Out: ``wav_S`` in [-1, 1], S samples at 16 kHz. libsndfile reads what it knows, FFmpeg's
+libraries (PyAV) the rest; raw G.722 has no header, so its file name alone says what it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,20 @@ from orchestrator.units import SAMPLE_RATE_HZ
 Wave = npt.NDArray[np.float32]
 
 AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".opus", ".mp3", ".g722", ".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr")
+    (
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".opus",
+        ".mp3",
+        ".g722",
+        ".m4a",
+        ".mp4",
+        ".aac",
+        ".webm",
+        ".wma",
+        ".amr",
+    )
 )
 """File names that are taken for audio, lower case."""
 
@@ -61,12 +74,14 @@ def read_window(
     """
     wav_S = decode(path, lowpass_hz=lowpass_hz)[start_sample : start_sample + num_samples]
     if len(wav_S) != num_samples:
-        raise UnreadableAudioError(path, f"ends before sample {start_sample + num_samples} at 16 kHz")
+        raise UnreadableAudioError(
+            path, f"ends before sample {start_sample + num_samples} at 16 kHz"
+        )
     return wav_S
 
 
 def lowpass(wav_S: Wave, cutoff_hz: float) -> Wave:
-    """The wave without what lies above ``cutoff_hz``: a linear-phase FIR, delay removed, same length."""
+    """The wave without what lies above ``cutoff_hz``: a linear-phase FIR, same length."""
     if cutoff_hz >= SAMPLE_RATE_HZ / 2:
         return wav_S
     filtered = np.convolve(wav_S, _lowpass_kernel(cutoff_hz))
@@ -119,6 +134,7 @@ def _resample(wav_S: Wave, rate_hz: int) -> Wave:
     if rate_hz == SAMPLE_RATE_HZ:
         return wav_S
     if rate_hz // gcd(rate_hz, SAMPLE_RATE_HZ) > _MAX_RESAMPLE_RATIO_TERM:
-        # The polyphase kernel has one row per term: an odd rate would take gigabytes, and hardly shifts the pitch.
+        # The polyphase kernel has a row per term, gigabytes for an odd rate; rounding the rate
+        # shifts the pitch by less than anyone hears.
         rate_hz = round(rate_hz, -2) or rate_hz
     return torchaudio.functional.resample(torch.from_numpy(wav_S), rate_hz, SAMPLE_RATE_HZ).numpy()

@@ -1,11 +1,12 @@
-"""Cuts recordings into utterances: whole ones where they fit, equal windows where they are too long.
+"""Cuts recordings into utterances: whole where they fit, equal windows where they are too long.
 
-In: the length of a recording. Out: spans of samples at 16 kHz. The length of an utterance changes its features, so
-these bounds are part of the corpus' key.
+In: the length of a recording. Out: spans of samples at 16 kHz. The length of an utterance changes
+its features, so these bounds are part of the corpus' key.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ def cut(num_samples: int, windows: Windows) -> list[Span]:
         return []
     count = ceil(num_samples / (windows.max_s * SAMPLE_RATE_HZ))
     edges = [num_samples * i // count for i in range(count + 1)]
-    return [Span(a, b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [Span(a, b - a) for a, b in pairwise(edges)]
 
 
 def is_silent(wav_S: Wave) -> bool:

@@ -1,1 +1,1 @@
-"""The unit language model: initialisation, packing, token stream, training loop, checkpoints and launchers."""
+"""The unit language model: its initial weights, its data, its training and its launchers."""

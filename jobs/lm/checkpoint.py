@@ -1,14 +1,15 @@
-"""Training state that survives: which checkpoints exist, which one to resume from, how one is committed and retired.
+"""Training state that survives: what exists, what to resume from, how it is committed and retired.
 
     checkpoints/step-00000500-a0003/      a = fencing number of the attempt that wrote it
-        mp_rank_00_model_states.pt, …     each rank's files, as DeepSpeed names them, and rng-00000.safetensors
-        MANIFEST.json                     written last, exclusively: the checkpoint exists from here on
-    metrics/step-00000500-a0003.jsonl     lines of the steps since the checkpoint before, without timings
+        mp_rank_00_model_states.pt, …     each rank's files, and rng-00000.safetensors
+        MANIFEST.json                     written last, exclusively: now it exists
+    metrics/step-00000500-a0003.jsonl     steps since the checkpoint before, untimed
     metrics/step-00000500-a0003-validation.jsonl
 
-A manifest lists the whole chain of metric segments behind it, so the curve of a training that went back and forth is the
-chain of its last checkpoint: no gap, no repeat. The chain of the newest attempt's newest checkpoint also says which older
-checkpoints are ancestors; what a zombie wrote after it was fenced off is not on it, and is never loaded.
+A manifest lists the whole chain of metric segments behind it, so the curve of a training that went
+back and forth is the chain of its last checkpoint: no gap, no repeat. The chain of the newest
+attempt's newest checkpoint also says which older checkpoints are ancestors; what a zombie wrote
+after it was fenced off is not on it, and is never loaded.
 
 Nothing is unpickled before its digest was verified. DeepSpeed's own ``latest`` is not used.
 """
@@ -132,7 +133,7 @@ def committed(out: Storage) -> list[Manifest]:
 
 
 def resumable(manifests: Sequence[Manifest], leases: Sequence[int]) -> list[Manifest]:
-    """Checkpoints to try, best first: those of ``leases`` on the chain of the newest attempt that committed one."""
+    """Checkpoints to try, best first: ours, on the chain of the newest attempt that committed."""
     ours = [m for m in manifests if m.lease_n in leases]
     if not ours:
         return []
@@ -143,7 +144,7 @@ def resumable(manifests: Sequence[Manifest], leases: Sequence[int]) -> list[Mani
 
 
 def fetch_verified(out: Storage, manifest: Manifest, names: Sequence[str], into: Path) -> str:
-    """Bring files of a checkpoint here and hash them; returns what is wrong, or "" when all is well."""
+    """Bring files of a checkpoint here and hash them; returns what is wrong, "" for nothing."""
     for name in names:
         path = f"{FOLDER}/{manifest.name}/{name}"
         try:
@@ -165,7 +166,7 @@ def local_folder(out: Storage, into: Path) -> Path:
 
 
 def upload_folder(out: Storage, local: Path, name: str) -> dict[str, FileEntry]:
-    """Make one rank's files durable in the store and remove them here; returns their entries in the manifest."""
+    """Make one rank's files durable and remove them here; returns their manifest entries."""
     entries = {}
     for path in sorted(p for p in local.rglob("*") if p.is_file()):
         _fsync(path)
@@ -184,7 +185,7 @@ def commit(out: Storage, manifest: Manifest) -> None:
 
 
 def retired(manifests: Sequence[Manifest], policy: Policy, leases: Sequence[int]) -> list[Manifest]:
-    """Checkpoints that retention removes; the newest ``keep_last`` that can be resumed from always stay."""
+    """Checkpoints that retention removes; the newest ``keep_last`` resumable ones always stay."""
     chain = resumable(manifests, leases)
     kept = {m.name for m in chain[: policy.keep_last]}
     if policy.keep_every_steps:

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of one rank: its configuration (pure), its process group, and what the loop asks of it."""
+"""The DeepSpeed engine of one rank: its configuration, its process group, and what is asked of it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def ds_config(
 ) -> dict[str, Any]:
     """DeepSpeed's configuration; a pure function, so that tests can compare it as text.
 
-    The learning rate is set before each step by ours, so the one here is only the peak. ``torch_adam``: DeepSpeed's own
-    Adam would be compiled at start (70 s). Without ZeRO in fp32 we clip ourselves, because DeepSpeed would not say the norm.
+    The learning rate is set before each step by ours, so the one here is only the peak.
+    ``torch_adam``: DeepSpeed's own Adam would be compiled at start (70 s). Without ZeRO in fp32 we
+    clip ourselves, because DeepSpeed would not say the norm.
     """
     optimizer, zero_stage = train.optimizer, execution.zero_stage
     zero: dict[str, Any] = {
@@ -87,7 +88,7 @@ def prepare(config: RankConfig) -> None:
 
 
 def connect(config: RankConfig, place: Place) -> Any:
-    """Join the other ranks; returns a group for plain-data messages. Launchers have set ``MASTER_ADDR`` and ``MASTER_PORT``."""
+    """Join the other ranks, at the address in the environment; returns a group for messages."""
     if config.device == "cuda":
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     if not dist.is_initialized():
@@ -134,7 +135,7 @@ class Engine:
         )
 
     def accumulate(self, tokens_BL1: torch.Tensor, *, last: bool) -> torch.Tensor:
-        """Forward and backward of one micro-batch; gradients are averaged over ranks at the last one. Returns the loss."""
+        """Forward and backward of one micro-batch; the last one averages over ranks. Returns the loss."""
         self.deepspeed.set_gradient_accumulation_boundary(last)
         loss = self.loss(tokens_BL1)
         self.deepspeed.backward(loss)
@@ -154,7 +155,7 @@ class Engine:
         return float(self.deepspeed.get_global_grad_norm())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The whole model on the CPU, gathered from all ranks where ZeRO 3 has spread it; a collective call."""
+        """The whole model on the CPU, gathered where ZeRO 3 has spread it; a collective call."""
         if self.config.execution.zero_stage < 3:
             return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         import deepspeed
@@ -171,8 +172,9 @@ def build_engine(config: RankConfig, place: Place, *, universal: bool) -> Engine
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    # DeepSpeed would compile a shared-memory all-reduce at start (40 s, and a killed build leaves a lock that blocks the
-    # next). Its ranks also spin for ever when a peer dies, where gloo's sockets break.
+    # DeepSpeed would compile a shared-memory all-reduce at start (40 s, and a killed build leaves a
+    # lock that blocks the next). Its ranks also spin for ever when a peer dies, where gloo's
+    # sockets break.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     model = build_model(
         config.model,
@@ -203,7 +205,7 @@ def build_engine(config: RankConfig, place: Place, *, universal: bool) -> Engine
 
 
 def to_universal(folder: Path, target: Path) -> None:
-    """Convert a ZeRO checkpoint so that another number of ranks can load it; runs DeepSpeed's own converter."""
+    """Convert a ZeRO checkpoint, by DeepSpeed's own tool, for another number of ranks."""
     import subprocess
 
     command = [

@@ -1,11 +1,14 @@
-"""The training of one rank, from the first or the last committed step to the finished model. Knows nothing of launchers.
+"""The training of one rank, from the last committed step to the finished model.
 
-In: a RankConfig, this rank's Place, and a process group address in the environment.
-Out: checkpoints while it runs; at the end ``model/`` in Hugging Face format, ``metrics.jsonl``, ``validation.jsonl`` and
-``training.json`` in the artifact's folder.
+Knows nothing of launchers.
 
-Each global batch is the same for any number of ranks. Every window has the same number of targets, so the mean of the
-ranks' and micro-batches' means is the mean over the global batch, exactly as defined for one rank.
+In: a RankConfig, this rank's Place, and a process group address in the environment. Out:
+checkpoints while it runs; at the end ``model/`` in Hugging Face format, ``metrics.jsonl``,
+``validation.jsonl`` and ``training.json`` in the artifact's folder.
+
+Each global batch is the same for any number of ranks. Every window has the same number of targets,
+so the mean of the ranks' and micro-batches' means is the mean over the global batch, exactly as
+defined for one rank.
 
 Shape legend: B sequences, L1 = context length + 1 tokens.
 """
@@ -29,7 +32,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs.lm import checkpoint as checkpoints
 from jobs.lm.checkpoint import FileEntry, Manifest, Segment, Stint
-from jobs.lm.engine import Engine, build_engine, connect, prepare, to_universal
+from jobs.lm.engine import build_engine, connect, prepare, to_universal
 from jobs.lm.rank import Place, RankConfig, end_with
 from jobs.lm.token_stream import HASH_START, TokenStream, chain_hash, open_tokens, stripe
 from jobs.lm.tracking import Tracker
@@ -50,8 +53,8 @@ _MAX_VALID_WINDOWS = 256
 def learning_rate(step: int, *, schedule: Schedule, peak: float, steps: int) -> float:
     """The learning rate of optimizer step 1, 2, ... ``steps``.
 
-    Linear warm-up to the peak, then constant; or peak * sqrt(warmup / step) (arXiv 1706.03762, eq. 3); or half a cosine
-    down to a tenth of the peak at the last step.
+    Linear warm-up to the peak, then constant; or peak * sqrt(warmup / step) (arXiv 1706.03762, eq.
+    3); or half a cosine down to a tenth of the peak at the last step.
     """
     warmup = max(schedule.warmup_steps, 1)
     if step <= warmup:
@@ -65,7 +68,7 @@ def learning_rate(step: int, *, schedule: Schedule, peak: float, steps: int) -> 
 
 
 def train_rank(config: RankConfig, place: Place) -> None:
-    """Run this rank until the last step is committed, or until a stop is asked for and a checkpoint was made."""
+    """Run this rank until the last step, or a checkpoint after a wish to stop, is committed."""
     end_with(config.driver)
     prepare(config)
     group = connect(config, place)
@@ -99,6 +102,7 @@ class Rank:
         self._resumed_from = ""
         self._live_at = 0.0
         self._stop_seen = False
+        self._stop_agreed = False
         train_bin, valid_bin = self._fetch_tokens("train.bin", "valid.bin")
         self._stream = TokenStream(
             open_tokens(train_bin), context_length=config.train.context_length, seed=config.seed
@@ -121,7 +125,7 @@ class Rank:
         with Tracker(self._folder, enabled=config.tensorboard and self._leads) as tracker:
             for batch in self._batches():
                 self._take_step(batch, tracker)
-                stop = self._stop_seen
+                stop = self._stop_agreed
                 if self._is_due(config.train.validate_every_steps):
                     self._validate(tracker)
                 if stop or self._is_due(config.train.checkpoint.every_steps):
@@ -146,8 +150,8 @@ class Rank:
         loss = self._mean_over_ranks(torch.stack(losses).mean())
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise RunFailedError(
-                f"train step {progress.step}: loss {loss}, gradient norm {grad_norm}; lower train.optimizer.lr or lengthen "
-                "train.schedule.warmup_steps"
+                f"train step {progress.step}: loss {loss}, gradient norm {grad_norm}; lower "
+                "train.optimizer.lr or lengthen train.schedule.warmup_steps"
             )
         progress.sample_hash = chain_hash(progress.sample_hash, self._sample_ids(progress.step))
         if self._leads:
@@ -187,15 +191,19 @@ class Rank:
         self._stop_seen = self._stop_seen or self._out.exists(self._config.stop_path)
 
     def _mean_over_ranks(self, loss: torch.Tensor) -> float:
-        """The loss over the global batch; the same message tells all ranks whether rank 0 has seen a wish to stop."""
+        """The loss over the global batch.
+
+        The same message carries the wish to stop that rank 0 has seen, so that all ranks act on it
+        after the same step.
+        """
         message = torch.tensor([float(loss), float(self._stop_seen)], dtype=torch.float64)
         dist.all_reduce(message, group=self._group)
-        self._stop_seen = bool(message[1])
+        self._stop_agreed = bool(message[1])
         return float(message[0]) / self._place.world_size
 
     @torch.no_grad()
     def _validate(self, tracker: Tracker) -> None:
-        """Mean NLL over the validation windows; every rank does equally many forward passes, as ZeRO 3 demands."""
+        """Mean NLL over the validation windows; as many forward passes on each rank, for ZeRO 3."""
         windows_BL1, place, model = self._valid_BL1, self._place, self._engine.model
         if not len(windows_BL1):
             return
@@ -255,7 +263,7 @@ class Rank:
     # Checkpoints: all methods below are collective.
 
     def _find_checkpoint(self) -> Manifest | None:
-        """The newest checkpoint that all ranks find whole; why others were refused is kept for the events."""
+        """The newest checkpoint that all ranks find whole; says why others were refused."""
         message: list[Any] = [None]
         if self._leads:
             found = checkpoints.resumable(checkpoints.committed(self._out), self._config.leases)
@@ -271,7 +279,7 @@ class Rank:
         return None
 
     def _verify(self, manifest: Manifest) -> str:
-        """This rank's part of a node's verification: nothing is unpickled before all of it is well."""
+        """This rank's part of a node's verification; nothing is unpickled before it is done."""
         names = sorted(manifest.files)[self._place.local_rank :: self._place.local_world_size]
         problem = checkpoints.fetch_verified(self._out, manifest, names, self._folder / "staging")
         stage = self._config.execution.zero_stage
@@ -318,7 +326,7 @@ class Rank:
         )
 
     def _save(self) -> None:
-        """Make the state after this step durable; it exists once rank 0 has written the manifest."""
+        """Make the state after this step durable; it exists once the manifest is written."""
         name = checkpoints.name_of(self._progress.step, self._config.lease_n)
         local = self._staging / name
         local.mkdir(parents=True, exist_ok=True)
@@ -390,7 +398,8 @@ class Rank:
         shutil.rmtree(self._folder / "staging")
 
     def _publish(self, local: Path, path: str) -> None:
-        # Not yet covered by a manifest: what an earlier attempt left here may differ, and is replaced.
+        # Not yet covered by a manifest: what an earlier attempt left here may differ, and is
+        # replaced.
         self._out.delete(path)
         self._out.upload(local, path)
 

@@ -1,10 +1,12 @@
-"""Unit shards become three token streams: which recording is in which split, and where each utterance lies.
+"""Unit shards become three token streams: which recording is in which split, and where.
 
-In: Parquet shards of (id, recording, units, num_samples), in shard order.
-Out: ``{train,valid,test}.bin`` (little-endian uint16, utterances one after the other, nothing between them) and
-``{split}.idx.parquet`` (id, offset, num_tokens, num_samples). Same shards and shares, same bytes.
+In: Parquet shards of (id, recording, units, num_samples), in shard order. Out:
+``{train,valid,test}.bin`` (little-endian uint16, utterances one after the other, nothing between
+them) and ``{split}.idx.parquet`` (id, offset, num_tokens, num_samples). Same shards and shares,
+same bytes.
 
-A corpus of 150k hours is 21 GB of tokens, so no more than one shard and one row group of the index is ever in memory.
+A corpus of 150k hours is 21 GB of tokens, so no more than one shard and one row group of the index
+is ever in memory.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from orchestrator.spec.recipe import Split
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 RULE = (
-    "utterances of a split are concatenated in shard order, then row order; no BOS, no EOS, no separator; token id = unit "
-    "id, little-endian uint16; a recording's split is its place in [0, 1): the first 8 bytes of sha256(recording) / 2**64; "
-    "the lowest `valid` share is valid, the next `test` share is test, the rest is train"
+    "utterances of a split are concatenated in shard order, then row order; no BOS, no EOS, no "
+    "separator; token id = unit id, little-endian uint16; a recording's split is its place in "
+    "[0, 1): the first 8 bytes of sha256(recording) / 2**64; the lowest `valid` share is valid, the "
+    "next `test` share is test, the rest is train"
 )
 INDEX_SCHEMA = pa.schema(
     [
@@ -82,7 +85,8 @@ class SplitWriter:
         self.num_tokens += len(units)
         self.num_samples += num_samples
         self.num_utterances += 1
-        # Eight bytes a recording: the names of 150k hours of them would not fit in memory comfortably.
+        # Eight bytes a recording: the names of 150k hours of them would not fit in memory
+        # comfortably.
         self.recordings.add(hashlib.sha256(recording.encode()).digest()[:8])
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
@@ -119,7 +123,8 @@ def pack_shards(
 ) -> dict[str, Any]:
     """Write the three splits of the shards into ``folder``; returns the content of ``pack.json``.
 
-    Utterances without any unit are left out and counted. Raises CorruptError when a unit is outside the codebook.
+    Utterances without any unit are left out and counted. Raises CorruptError when a unit is outside
+    the codebook.
     """
     writers = {name: SplitWriter(name, folder) for name in SPLITS}
     try:
@@ -157,7 +162,8 @@ def _pack_shard(
             continue
         if int(own.max()) >= num_units:
             raise CorruptError(
-                f"{shard}: {utterance} holds unit {own.max()} of a codebook of {num_units}; tokenize again"
+                f"{shard}: {utterance} holds unit {own.max()} of a codebook of {num_units}; "
+                "tokenize again"
             )
         writers[split_of(recording, shares)].add(utterance, recording, own, num_samples)
     return num_empty

@@ -1,7 +1,7 @@
 """What one training rank is told, where it stands among the others, and when it ends by itself.
 
-Everything here is plain data that crosses processes as JSON, so that a launcher needs to know nothing of training and
-training nothing of launchers.
+Everything here is plain data that crosses processes as JSON, so that a launcher needs to know
+nothing of training and training nothing of launchers.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Place:
 def execution_of(train: Train, resources: Resources) -> Execution:
     """The recipe's execution, or the one derived for these ranks. Raises RequestError when the batch does not divide.
 
-    Derived: the largest micro-batch that divides a rank's share and stays within 16,384 tokens; ZeRO 1 with several
-    ranks, because it costs no more traffic than 0 and saves memory, and in bf16, because DeepSpeed keeps fp32 optimizer
-    state only there.
+    Derived: the largest micro-batch that divides a rank's share and stays within 16,384 tokens;
+    ZeRO 1 with several ranks, because it costs no more traffic than 0 and saves memory, and in
+    bf16, because DeepSpeed keeps fp32 optimizer state only there.
     """
     world_size = resources.world_size
     share, rest = divmod(train.global_batch, world_size)
@@ -141,8 +141,9 @@ def _indivisible(train: Train, world_size: int) -> str:
 def end_with(driver: Process) -> None:
     """Watch the driver from a thread and leave at once when it is gone.
 
-    A rank whose driver died holds memory, a device and a port that the next attempt needs. On other machines than the
-    driver's the question cannot be asked; there the broken connection to the first rank ends the process.
+    A rank whose driver died holds memory, a device and a port that the next attempt needs. On other
+    machines than the driver's the question cannot be asked; there the broken connection to the
+    first rank ends the process.
     """
     if driver.is_alive() is None:
         return
@@ -171,7 +172,8 @@ def log_to(path: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    # A launcher may have replaced Python's streams by its own, which would not follow the descriptors.
+    # A launcher may have replaced Python's streams by its own, which would not follow the
+    # descriptors.
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 

@@ -1,4 +1,4 @@
-"""Ranks of training started by Ray Train: one worker per rank, placed by Ray, never restarted by it."""
+"""Ranks of training as Ray Train workers: placed by Ray, never restarted by it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ RECORDS = "metrics/ray_train"
 
 
 def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> None:
-    """Run all ranks to their end on a Ray cluster, or on one of our own. Raises RunFailedError when any of them fails."""
+    """Run all ranks to their end, on the Ray cluster at an address or on one of our own.
+
+    Raises RunFailedError when any of them fails.
+    """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    # Otherwise Ray would hide every GPU from workers that ask for none, and move workers out of our folder.
+    # Otherwise Ray would hide every GPU from workers that ask for none, and move workers out of our
+    # folder.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if not ray.is_initialized():
@@ -71,7 +75,8 @@ def failure(config: RankConfig, world_size: int, cause: str) -> str:
     """An error message with the end of the log of the rank that failed, and its path."""
     folder = Path(config.folder)
     paths = [log_path(folder, rank) for rank in range(world_size)]
-    # When one rank dies the others fail after it, by losing it; the log that ended first belongs to the first.
+    # When one rank dies the others fail after it, by losing it; the log that ended first belongs to
+    # the first.
     written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
     path = written[0] if written else paths[0]
     return f"train: a rank failed ({cause}); the last lines of {path}:\n{last_lines(path)}"
@@ -98,5 +103,5 @@ def _join_or_start(address: str, resources: Resources) -> None:
         num_cpus=resources.world_size * resources.cpus_per_worker,
         log_to_driver=False,
         # Unix sockets live below this folder, and their paths are limited to 107 bytes.
-        _temp_dir=tempfile.mkdtemp(prefix="ray-", dir="/tmp"),  # noqa: S108
+        _temp_dir=tempfile.mkdtemp(prefix="ray-", dir="/tmp"),
     )

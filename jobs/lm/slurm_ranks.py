@@ -1,8 +1,9 @@
 """Ranks of training started by submitit: one task per rank.
 
-On one machine they are the tasks of a submitit LocalExecutor. In a Slurm job the driver runs on the allocation's first
-node and the ranks are a step of the same allocation (``srun python -m jobs.lm.slurm_ranks CONFIG``), so that whatever ends
-the job ends them too. Both read their place from submitit's JobEnvironment and meet through a file.
+On one machine they are the tasks of a submitit LocalExecutor. In a Slurm job the driver runs on the
+allocation's first node and the ranks are a step of the same allocation (``srun python -m
+jobs.lm.slurm_ranks CONFIG``), so that whatever ends the job ends them too. Both read their place
+from submitit's JobEnvironment and meet through a file.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Which tokens each optimizer step sees: a pure function of (tokens, context length, seed, cursor).
 
-In: one long stream of tokens. Out: the sample ids and the tokens of any global batch, whatever the number of ranks.
+In: one long stream of tokens. Out: the sample ids and the tokens of any global batch, whatever the
+number of ranks.
 
-Window w holds the ``L + 1`` tokens from ``w * L`` on; its first L are the input, its last L the targets. Windows overlap
-by one token, so that each token but the first of the stream is a target exactly once per epoch; the fewer than L tokens
-after the last whole window are never used. An epoch is a permutation of all windows, drawn by Philox from (seed, epoch).
-The cursor counts windows since the start of training, so a global batch may run across the border of two epochs.
+Window w holds the ``L + 1`` tokens from ``w * L`` on; its first L are the input, its last L the
+targets. Windows overlap by one token, so that each token but the first of the stream is a target
+exactly once per epoch; the fewer than L tokens after the last whole window are never used. An epoch
+is a permutation of all windows, drawn by Philox from (seed, epoch). The cursor counts windows since
+the start of training, so a global batch may run across the border of two epochs.
 
 Shape legend: B sequences, L tokens of context, L1 = L + 1.
 """
@@ -49,7 +51,7 @@ class TokenStream:
         )
 
     def sample_ids(self, cursor: int, count: int) -> np.ndarray:
-        """The window numbers at positions ``cursor .. cursor + count`` of the endless training order."""
+        """The window numbers at ``cursor .. cursor + count`` of the endless training order."""
         epochs, places = np.divmod(np.arange(cursor, cursor + count), self.num_windows)
         ids = np.empty(count, dtype=np.int64)
         for epoch in np.unique(epochs):
@@ -69,12 +71,12 @@ def epoch_order(num_windows: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def stripe(ids: np.ndarray, *, rank: int, world_size: int) -> np.ndarray:
-    """The part of a global batch that one rank computes; the stripes of all ranks are the batch, each id once."""
+    """The part of a global batch that one rank computes; all stripes are the batch, once each."""
     return ids[rank::world_size]
 
 
 def chain_hash(previous: str, ids: np.ndarray) -> str:
-    """The running hash after one more global batch: sha256(previous ‖ ids as little-endian int64), in hex.
+    """The running hash after one more global batch: sha256(previous + ids as int64 LE), in hex.
 
     A chain rather than one long hash, because hashlib cannot save its state into a checkpoint.
     """

@@ -1,4 +1,4 @@
-"""Where the curves of a training go besides the ledger: TensorBoard events in the attempt's folder."""
+"""Where training curves go besides the ledger: TensorBoard events in the attempt's folder."""
 
 from __future__ import annotations
 

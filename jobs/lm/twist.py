@@ -1,10 +1,12 @@
-"""The initial language model: a text LM whose vocabulary becomes the units (TWIST, arXiv 2305.13009, section 3).
+"""The initial language model: a text LM whose vocabulary becomes the units (arXiv 2305.13009).
 
 In: any Hugging Face causal LM (folder, or id and revision), the recipe's ``model`` section, a seed.
-Out: the model with one row per unit in its tables, dropout 0, and no special tokens: token id = unit id.
+Out: the model with one row per unit in its tables, dropout 0, and no special tokens: token id =
+unit id.
 
-``twist`` keeps every other weight bit for bit. ``cold`` is the same architecture with every matrix drawn anew. The unit
-table is drawn first in both, from the same generator, so that the two arms of a comparison share it.
+``twist`` keeps every other weight bit for bit. ``cold`` is the same architecture with every matrix
+drawn anew. The unit table is drawn first in both, from the same generator, so that the two arms of
+a comparison share it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ WEIGHTS = "model.safetensors"
 def build_model(
     spec: Model, *, source: str, num_units: int, seed: int, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """The initial ``PreTrainedModel`` of a training; a pure function of its arguments and the weights at ``source``."""
+    """The initial ``PreTrainedModel``; a pure function of the arguments and of ``source``."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     config = unit_config(spec, source)
@@ -47,7 +49,7 @@ def build_model(
 
 
 def unit_config(spec: Model, source: str) -> Any:
-    """The text model's configuration, cut to ``num_layers``, without dropout, cache and special tokens."""
+    """The text model's config, cut to ``num_layers``, without dropout, cache, special tokens."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, revision=spec.revision)
@@ -62,10 +64,10 @@ def unit_config(spec: Model, source: str) -> Any:
 
 
 def init_std(spec: Model, config: Any) -> float:
-    """Std of drawn weights: the recipe's, else the model config's. Raises RequestError when neither gives one.
+    """Std of drawn weights: the recipe's, else the config's. Raises RequestError for neither.
 
-    A config may be wrong about it: a converted checkpoint that claims 0.02 where 1/sqrt(hidden) was meant makes the cold
-    arm needlessly bad and the comparison flattering.
+    A config may be wrong about it: a converted checkpoint that claims 0.02 where 1/sqrt(hidden) was
+    meant makes the cold arm needlessly bad and the comparison flattering.
     """
     std = (
         spec.init_std
@@ -74,13 +76,14 @@ def init_std(spec: Model, config: Any) -> float:
     )
     if not std:
         raise RequestError(
-            f"model.init_std: {spec.text_model} names no default; give one, such as 1/sqrt(hidden size)"
+            f"model.init_std: {spec.text_model} names no default; give one, such as "
+            "1/sqrt(hidden size)"
         )
     return float(std)
 
 
 def verify_weights(spec: Model, source: str) -> None:
-    """Compare a local folder's weights with ``model.sha256``. Raises RequestError or CorruptError."""
+    """Compare a folder's weights with ``model.sha256``. Raises RequestError, CorruptError."""
     folder = Path(source)
     if spec.sha256 is None or not folder.is_dir():
         return

@@ -15,13 +15,13 @@ from orchestrator.units import SAMPLE_RATE_HZ
 
 
 def prompt_length(num_tokens: int, num_samples: int, prompt_s: float) -> int:
-    """Tokens in the first ``prompt_s`` seconds, at the utterance's mean rate; at most half of a shorter utterance."""
+    """Tokens in the first ``prompt_s`` seconds, at the mean rate; at most half of them."""
     share = min(prompt_s * SAMPLE_RATE_HZ / max(num_samples, 1), 0.5)
     return max(1, round(num_tokens * share))
 
 
 def choose(num_tokens: np.ndarray, count: int) -> list[int]:
-    """The utterances to continue: the longest, because only they have room for prompt and comparison; ties by order."""
+    """The utterances to continue: the longest, for room to compare; ties by order."""
     order = sorted(range(len(num_tokens)), key=lambda n: (-num_tokens[n], n))
     return sorted(order[:count])
 
@@ -36,7 +36,7 @@ def continue_units(
     context_length: int,
     seed: int,
 ) -> list[int]:
-    """Sampled units after the prompt; a pure function of its arguments. The context never exceeds ``context_length``."""
+    """Sampled units after the prompt; the context never exceeds ``context_length``."""
     generator = torch.Generator().manual_seed(seed)
     units = list(prompt)
     tokens_BL, past = torch.tensor([units[-context_length:]]), None
@@ -47,6 +47,7 @@ def continue_units(
         past = out.past_key_values
         tokens_BL = torch.tensor([units[-1:]])
         if past.get_seq_length() >= context_length:
-            # Positions beyond training are meaningless to the model: start again from the newest half of the context.
+            # Positions beyond training are meaningless to the model: start again from the newest
+            # half of the context.
             past, tokens_BL = None, torch.tensor([units[-(context_length // 2) :]])
     return units[len(prompt) :]

@@ -1,10 +1,11 @@
-"""How well a language model predicts held-out units: NLL of each utterance, and what follows from it.
+"""How well a language model predicts held-out units: NLL by utterance, and what follows.
 
-The rule, the same for every model and baseline here: each utterance alone, no BOS and no EOS; its first unit is context
-and never scored, all others are. An utterance longer than the model's context is read in windows of that length that
-advance by half of it, each unit scored once with the longest context available. Perplexity is exp(total NLL / scored
-units); the NLL per second divides the same total by the seconds of audio behind the utterances, and so compares
-tokenisers of different rates, which perplexity cannot.
+The rule, the same for every model and baseline here: each utterance alone, no BOS and no EOS; its
+first unit is context and never scored, all others are. An utterance longer than the model's context
+is read in windows of that length that advance by half of it, each unit scored once with the longest
+context available. Perplexity is exp(total NLL / scored units); the NLL per second divides the same
+total by the seconds of audio behind the utterances, and so compares tokenisers of different rates,
+which perplexity cannot.
 
 Shape legend: B utterances, L tokens (padded), V units.
 """
@@ -25,8 +26,9 @@ from orchestrator.units import SAMPLE_RATE_HZ
 MAX_BIGRAM_UNITS = 4_096
 """Largest codebook whose bigram table is counted: 134 MB at 8 bytes a pair."""
 RULE = (
-    "each utterance alone; no BOS, no EOS; the first unit of an utterance is context and not scored; longer utterances in "
-    "windows of context_length advancing by half; perplexity = exp(sum of NLL / scored units), natural logarithm"
+    "each utterance alone; no BOS, no EOS; the first unit of an utterance is context and not scored; "
+    "longer utterances in windows of context_length advancing by half; perplexity = exp(sum of NLL / "
+    "scored units), natural logarithm"
 )
 _BATCH_TOKENS = 4_096
 _COUNT_CHUNK = 1 << 22
@@ -90,7 +92,7 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def windows_of(num_tokens: int, context_length: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, first scored target) of each window of one utterance; targets ``1 .. num_tokens`` each once."""
+    """(start, end, first scored target) of each window of an utterance; each target once."""
     start, scored = 0, 1
     while scored < num_tokens:
         end = min(start + context_length + 1, num_tokens)
@@ -171,7 +173,7 @@ class Counts:
 
 
 def count(tokens: np.ndarray, num_units: int) -> Counts:
-    """Counts over a token stream, pairs across utterances included, as the language model sees them."""
+    """Counts over a token stream, pairs across utterances included, as the model sees them."""
     unigrams = np.zeros(num_units, dtype=np.int64)
     bigrams = np.zeros(num_units**2, dtype=np.int64) if num_units <= MAX_BIGRAM_UNITS else None
     for start in range(0, len(tokens), _COUNT_CHUNK):

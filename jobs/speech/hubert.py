@@ -1,9 +1,10 @@
 """Runs a HuBERT over padded batches so that every utterance gets the features it would get alone.
 
-In: waves of mixed length. Out: ``feats_TD`` per wave, equal to Hugging Face's ``hidden_states[layer]`` at batch size 1.
-Stock batched inference is not: the first convolution's norm takes statistics over time, BatchNorm turns padding into
-something else than zero before the positional convolution, and attention sees padded keys. So here each convolution's
-valid length is followed, statistics are over valid samples only, and what lies beyond is zeroed again.
+In: waves of mixed length. Out: ``feats_TD`` per wave, equal to Hugging Face's
+``hidden_states[layer]`` at batch size 1. Stock batched inference is not: the first convolution's
+norm takes statistics over time, BatchNorm turns padding into something else than zero before the
+positional convolution, and attention sees padded keys. So here each convolution's valid length is
+followed, statistics are over valid samples only, and what lies beyond is zeroed again.
 
 Shapes: B batch, S samples at 16 kHz, T frames, C channels, D features.
 """
@@ -40,7 +41,7 @@ def plan_batches(
 ) -> list[list[int]]:
     """Indices of utterances grouped into batches of similar length, longest first.
 
-    A pure function of the lengths. An utterance longer than ``max_padded_samples`` is a batch of its own.
+    A pure function of the lengths; one longer than ``max_padded_samples`` is a batch of its own.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(num_samples)), key=lambda i: (-num_samples[i], i)):
@@ -92,20 +93,22 @@ class Hubert:
         device: torch.device | None = None,
         precision: Precision = "fp32",
     ) -> Hubert:
-        """The encoder in ``folder`` (config.json, model.safetensors, perhaps encoder.json) up to ``layer``.
+        """The encoder in ``folder`` up to ``layer``.
 
+        Reads config.json, model.safetensors and, where it is there, encoder.json.
         Raises RequestError when it has no such layer.
         """
         config = json.loads((folder / "config.json").read_text())
         if not 1 <= layer <= config["num_hidden_layers"]:
             raise RequestError(
-                f"encoder.layer: {layer} is no layer of {folder}; use 1..{config['num_hidden_layers']}"
+                f"encoder.layer: {layer} is no layer of {folder}; "
+                f"use 1..{config['num_hidden_layers']}"
             )
         notes = folder / "encoder.json"
         wants_norm = notes.exists() and json.loads(notes.read_text()).get("normalize_waveform")
         model = HubertModel.from_pretrained(
             str(folder),
-            num_hidden_layers=layer,  # deeper layers are never built: they cost time and memory, and change nothing
+            num_hidden_layers=layer,  # deeper layers cost time and memory, and change nothing
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
@@ -119,7 +122,7 @@ class Hubert:
         return num_frames(num_samples, self._kernels, self._strides)
 
     def features(self, waves: Sequence[Wave]) -> list[Tensor]:
-        """``feats_TD`` in fp32 on the encoder's device for each wave, as if it were alone in its batch."""
+        """``feats_TD`` of each wave in fp32, on the encoder's device, as if it were alone."""
         long_enough = [i for i, wav_S in enumerate(waves) if self.num_frames(len(wav_S))]
         feats = [torch.zeros(0, self.dim, device=self.device) for _ in waves]
         if not long_enough:
@@ -156,7 +159,7 @@ def _standardized(wav_S: Wave) -> Wave:
 
 
 def _forbid_inexact_kernels() -> None:
-    """Units must not depend on the kernel cuDNN finds fastest today; TF32 alone changes about one in a hundred."""
+    """Units must not depend on the kernel that cuDNN finds fastest today, nor on TF32's rounding."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
@@ -164,10 +167,10 @@ def _forbid_inexact_kernels() -> None:
 
 
 class _LengthAware(nn.Module):
-    """The forward pass of HubertModel (transformers, modeling_hubert.py) that knows each row's length.
+    """HubertModel's forward pass (transformers, modeling_hubert.py) that knows each row's length.
 
-    For layer L it gives ``hidden_states[L]``: the output of layer L before the final norm that pre-norm models apply
-    at the very end, as in fairseq's ``extract_features(output_layer=L)``.
+    For layer L it gives ``hidden_states[L]``: the output of layer L before the final norm that
+    pre-norm models apply at the very end, as in fairseq's ``extract_features(output_layer=L)``.
     """
 
     def __init__(self, model: HubertModel, layer: int) -> None:
@@ -198,7 +201,9 @@ class _LengthAware(nn.Module):
             hidden_BCT = block.conv(hidden_BCT)
             lengths_B = (lengths_B - block.conv.kernel_size[0]) // block.conv.stride[0] + 1
             if padded:
-                valid_BT = torch.arange(hidden_BCT.shape[2], device=wav_BS.device) < lengths_B[:, None]
+                valid_BT = (
+                    torch.arange(hidden_BCT.shape[2], device=wav_BS.device) < lengths_B[:, None]
+                )
             hidden_BCT = block.activation(_conv_norm(block, hidden_BCT, lengths_B, valid_BT))
             hidden_BCT = _zeroed(hidden_BCT, valid_BT, time_dim=2)
         return hidden_BCT, valid_BT

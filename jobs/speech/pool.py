@@ -1,8 +1,9 @@
 """A pool of Ray actors that pull work: which actor gets which item, and what a death costs.
 
-The driver hands the next item to whichever actor is free, so slow nodes, late nodes and lost nodes need no planning.
-Ray restarts nothing: a dead actor is replaced here, within a budget that progress refills, and its item is given again.
-An item that takes two actors down with it, on nodes that live on, is named and ends the stage.
+The driver hands the next item to whichever actor is free, so slow nodes, late nodes and lost nodes
+need no planning. Ray restarts nothing: a dead actor is replaced here, within a budget that progress
+refills, and its item is given again. An item that takes two actors down with it, on nodes that live
+on, is named and ends the stage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import ray
 import torch
@@ -24,6 +25,9 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from orchestrator.errors import OrchestratorError, RunFailedError
 from orchestrator.spec.cluster import Resources
+
+Item = TypeVar("Item", bound=Hashable)
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ class PoolSize:
     min_workers: int = 1
     """Fewest living actors; below it, and with no budget left, the stage fails."""
     max_workers: int = 2
-    """Most actors at a time; those without a place stay pending, which asks an autoscaler for nodes."""
+    """Most actors at a time; those without a place stay pending: an autoscaler's cue for nodes."""
     cpus_per_worker: int = 1
     """CPU cores of an actor, and its intra-op threads."""
     gpus_per_worker: float = 0.0
@@ -63,16 +67,18 @@ class PoolSize:
 
     @property
     def max_deaths_in_row(self) -> int:
-        """Deaths without one finished item between them after which no actor is replaced any more."""
+        """Deaths without a finished item between them, after which no actor is replaced any more."""
         return 2 * self.max_workers + 2
 
 
 @contextmanager
 def session(address: str, num_cpus: int) -> Iterator[None]:
-    """A Ray session: the run's own at ``address``, or a private one on this machine when that is empty."""
+    """A Ray session: the run's own at ``address``; a private one here when that is empty."""
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     # Unix socket paths are limited to 107 bytes, so the folder's name is short.
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         private = {"num_cpus": num_cpus, "_temp_dir": folder, "include_dashboard": False}
         ray.init(
             address=address or "local",
@@ -106,7 +112,7 @@ class Pool:
         for actor in [*self.starting.values(), *self.free, *self.nodes]:
             ray.kill(actor)
 
-    def run[Item: Hashable](
+    def run(
         self,
         items: Iterable[Item],
         payload: Callable[[Item], Any],
@@ -116,9 +122,10 @@ class Pool:
     ) -> Iterator[tuple[Item, Any]]:
         """``(item, result)`` as they are completed, in no particular order.
 
-        ``payload`` makes what the worker is called with, at the moment the item is given away. ``sticky`` gives an item
-        to the actor that did it last, if that one lives: for workers that keep what they made. ``tick`` is called about
-        once a second. Raises RunFailedError when an item or the whole pool keeps dying, and what the worker raised.
+        ``payload`` makes what the worker is called with, at the moment the item is given away.
+        ``sticky`` gives an item to the actor that did it last, if that one lives: for workers that
+        keep what they made. ``tick`` is called about once a second. Raises RunFailedError when an
+        item or the whole pool keeps dying, and what the worker raised.
         """
         run = _Run(self, deque(items), payload, sticky=sticky)
         while run.unfinished():
@@ -134,7 +141,7 @@ class Pool:
         if exhausted and alive < self._size.min_workers:
             raise RunFailedError(
                 f"pool: {self.deaths_in_row} workers died in a row without finishing anything; "
-                "look for the first error in the workers' logs, and for out-of-memory kills on their nodes"
+                "look in the workers' logs for the first error, and on their nodes for lack of memory"
             )
         wanted = min(self._size.max_workers, max(unfinished, self._size.min_workers))
         for _ in range(0 if exhausted else wanted - alive):
@@ -162,13 +169,13 @@ class Pool:
 
     def bury(self, actor: ActorHandle, error: RayActorError) -> None:
         """Forget a dead actor."""
-        log.warning("a worker died: %s", str(error).splitlines()[0])
+        log.warning("a worker died: %s", _first_line(error))
         self.nodes.pop(actor, None)
         self.homes = {item: home for item, home in self.homes.items() if home != actor}
         self.deaths_in_row += 1
 
 
-class _Run[Item: Hashable]:
+class _Run(Generic[Item]):
     """One pass over items on the pool's actors."""
 
     def __init__(
@@ -232,7 +239,7 @@ class _Run[Item: Hashable]:
         self._deaths[item] += self._pool.nodes[actor] in living
         if self._deaths[item] >= _MAX_DEATHS_OF_ITEM:
             raise RunFailedError(
-                f"pool: item {item} killed {self._deaths[item]} workers ({str(error).splitlines()[0]}); "
+                f"pool: item {item} killed {self._deaths[item]} workers ({_first_line(error)}); "
                 "look at its audio, and at the memory of the workers' nodes"
             ) from None
 
@@ -256,12 +263,16 @@ class _Host:
         return _plainly(lambda: self._worker(payload))
 
 
-def _plainly[Result](act: Callable[[], Result]) -> Result:
-    """What ``act`` returns; its own errors as one that survives pickling, whatever their constructors need."""
+def _plainly(act: Callable[[], Result]) -> Result:
+    """What ``act`` returns; our errors as one that can be pickled, whatever their constructors need."""
     try:
         return act()
     except OrchestratorError as error:
         raise RunFailedError(str(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _result(ref: ray.ObjectRef) -> Any:

@@ -1,12 +1,13 @@
-"""Trains a small HuBERT from nothing by masked prediction (arXiv 2106.07447, section II), in any number of iterations.
+"""Trains a small HuBERT from nothing by masked prediction (arXiv 2106.07447, section II).
 
-In: utterances and ``recipe.encoder.pretrain``. Out: a folder in Hugging Face format, fp16. Everything drawn at a step
-(crops, masks) is a function of (seed, iteration, step), so a training killed anywhere resumes from its last state to
-the same bits, given the same number of threads.
+In: utterances and ``recipe.encoder.pretrain``. Out: a folder in Hugging Face format, fp16.
+Everything drawn at a step (crops, masks) is a function of (seed, iteration, step), so a training
+killed anywhere resumes from its last state to the same bits, given the same number of threads.
 
-Differs from fairseq's HuBERT: a linear softmax head instead of cosine similarity to code embeddings; targets are
-fitted on all frames in the stream; the loss on unmasked frames has a weight above 0, without which small models
-learn nothing for a long time; LayerNorm after every convolution, whose frames do not depend on a batch's padding.
+Differs from fairseq's HuBERT: a linear softmax head instead of cosine similarity to code
+embeddings; targets are fitted on all frames in the stream; the loss on unmasked frames has a weight
+above 0, without which small models learn nothing for a long time; LayerNorm after every
+convolution, whose frames do not depend on a batch's padding.
 
 Shapes: B crops, S samples at 16 kHz, T frames, K clusters, D features.
 """
@@ -69,12 +70,14 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """``logits_BTK``."""
-        hidden_BTD = self.hubert(batch.wav_BS, mask_time_indices=batch.is_masked_BT).last_hidden_state
+        hidden_BTD = self.hubert(
+            batch.wav_BS, mask_time_indices=batch.is_masked_BT
+        ).last_hidden_state
         return self.head(hidden_BTD)
 
 
 def hubert_config(spec: Pretrain) -> HubertConfig:
-    """The architecture: pre-LN, normalised per frame, so that padding a batch changes no valid frame."""
+    """The architecture: pre-LN, normalised per frame, so that padding changes no valid frame."""
     return HubertConfig(
         hidden_size=spec.hidden_size,
         num_hidden_layers=spec.num_layers,
@@ -106,8 +109,13 @@ def join(wavs: Iterable[Wave], grid: targets.Grid) -> targets.Samples:
     return np.concatenate(parts)
 
 
-def train(spec: Pretrain, stream_S: targets.Samples, work: Storage, *, pause: Pause | None = None) -> HubertModel:
-    """The model of the last iteration. ``work`` keeps states and targets, and is where a killed training goes on."""
+def train(
+    spec: Pretrain, stream_S: targets.Samples, work: Storage, *, pause: Pause | None = None
+) -> HubertModel:
+    """The model of the last iteration.
+
+    ``work`` keeps states and targets below ``pretrain/``; a killed training goes on from there.
+    """
     grid = targets.grid_of(spec.conv_kernel, spec.conv_stride)
     steps = sum(i.steps for i in spec.iterations)
     done, model = 0, None
@@ -130,13 +138,17 @@ class Trainer:
         self._iteration = spec.iterations[number - 1]
         torch.manual_seed(_derived_seed(spec.seed, number))
         self.learner = Learner(hubert_config(spec), self._iteration.num_clusters)
-        self._optimizer = torch.optim.Adam(self.learner.parameters(), lr=spec.lr, betas=_ADAM_BETAS, eps=_ADAM_EPS)
+        self._optimizer = torch.optim.Adam(
+            self.learner.parameters(), lr=spec.lr, betas=_ADAM_BETAS, eps=_ADAM_EPS
+        )
         self._step = 0
 
     def load(self) -> bool:
         """Take up the last state, if there is one; whether the iteration is done."""
         if self._work.exists(self._state_path):
-            state = torch.load(io.BytesIO(self._work.read_bytes(self._state_path)), weights_only=True)
+            state = torch.load(
+                io.BytesIO(self._work.read_bytes(self._state_path)), weights_only=True
+            )
             self.learner.load_state_dict(state["learner"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._step = state["step"]
@@ -144,10 +156,18 @@ class Trainer:
         return self._step >= self._iteration.steps
 
     def run(
-        self, stream_S: targets.Samples, targets_T: Integers, *, pause: Pause | None, done_before: int, steps_in_all: int
+        self,
+        stream_S: targets.Samples,
+        targets_T: Integers,
+        *,
+        pause: Pause | None,
+        done_before: int,
+        steps_in_all: int,
     ) -> None:
         """Train to the end of the iteration, saving a state every few minutes and at the end."""
-        draw = CropDraw(spec=self._spec, number=self._number, stream_S=stream_S, targets_T=targets_T)
+        draw = CropDraw(
+            spec=self._spec, number=self._number, stream_S=stream_S, targets_T=targets_T
+        )
         meter, saved_at = Meter(self._spec), time.monotonic()
         self.learner.train()
         while self._step < self._iteration.steps:
@@ -156,7 +176,13 @@ class Trainer:
             if pause:
                 pause(done_before + self._step, steps_in_all)
             if self._step % LOG_EVERY_STEPS == 0:
-                _log.info("iteration %d step %d/%d %s", self._number, self._step, self._iteration.steps, meter.report())
+                _log.info(
+                    "iteration %d step %d/%d %s",
+                    self._number,
+                    self._step,
+                    self._iteration.steps,
+                    meter.report(),
+                )
             if time.monotonic() - saved_at >= SAVE_EVERY_S:
                 self._save()
                 saved_at = time.monotonic()
@@ -169,12 +195,17 @@ class Trainer:
     def _save(self) -> None:
         buffer = io.BytesIO()
         optimizer = self._optimizer.state_dict()
-        torch.save({"step": self._step, "learner": self.learner.state_dict(), "optimizer": optimizer}, buffer)
+        torch.save(
+            {"step": self._step, "learner": self.learner.state_dict(), "optimizer": optimizer},
+            buffer,
+        )
         self._work.replace(self._state_path, buffer.getvalue())
 
     def _advance(self, batch: Batch) -> Tensor:
         for group in self._optimizer.param_groups:
-            group["lr"] = self._spec.lr * lr_share(self._step, self._iteration.steps, self._spec.warmup_steps)
+            group["lr"] = self._spec.lr * lr_share(
+                self._step, self._iteration.steps, self._spec.warmup_steps
+            )
         self._optimizer.zero_grad(set_to_none=True)
         loss, figures = _loss(self.learner(batch), batch, self._spec.unmasked_weight)
         loss.backward()
@@ -199,17 +230,22 @@ class CropDraw:
         rng = np.random.default_rng((self.spec.seed, self.number, step))
         firsts = rng.integers(len(self.targets_T) - num_frames + 1, size=self.spec.batch_size)
         wav_BS = [
-            targets.to_float(self.stream_S[t * grid.hop : t * grid.hop + grid.num_samples(num_frames)]) for t in firsts
+            targets.to_float(
+                self.stream_S[t * grid.hop : t * grid.hop + grid.num_samples(num_frames)]
+            )
+            for t in firsts
         ]
         return Batch(
             wav_BS=torch.stack(wav_BS),
             is_masked_BT=torch.from_numpy(draw_masks(rng, self.spec, num_frames)),
-            targets_BT=torch.from_numpy(np.stack([self.targets_T[t : t + num_frames] for t in firsts])),
+            targets_BT=torch.from_numpy(
+                np.stack([self.targets_T[t : t + num_frames] for t in firsts])
+            ),
         )
 
 
 def draw_masks(rng: np.random.Generator, spec: Pretrain, num_frames: int) -> npt.NDArray[np.bool_]:
-    """``is_masked_BT``: every frame starts a span of ``mask_length`` with probability ``mask_prob``."""
+    """``is_masked_BT``: each frame starts a span of ``mask_length`` by chance ``mask_prob``."""
     starts_BT = rng.random((spec.batch_size, num_frames)) < spec.mask_prob
     is_masked_BT = starts_BT.copy()
     for shift in range(1, min(spec.mask_length, num_frames)):
@@ -218,7 +254,7 @@ def draw_masks(rng: np.random.Generator, spec: Pretrain, num_frames: int) -> npt
 
 
 def lr_share(step: int, steps: int, warmup_steps: int) -> float:
-    """The learning rate at a step, as a share of its peak: linear up, then linear down to a tenth."""
+    """The share of the peak learning rate at a step: linear up, then linear down to a tenth."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     passed = (step - warmup_steps) / max(1, steps - warmup_steps)
@@ -246,15 +282,18 @@ class Meter:
         speed = len(self._figures) * self._step_audio_s / (time.monotonic() - self._since)
         self._reset()
         return (
-            f"loss masked {masked:.3f} unmasked {unmasked:.3f} masked accuracy {accuracy:.3f} audio s/s {speed:.1f}"
+            f"loss masked {masked:.3f} unmasked {unmasked:.3f} "
+            f"masked accuracy {accuracy:.3f} audio s/s {speed:.1f}"
         )
 
 
 def _loss(logits_BTK: Tensor, batch: Batch, unmasked_weight: float) -> tuple[Tensor, Tensor]:
     """The loss, and (masked loss, unmasked loss, masked accuracy)."""
-    nll_BT = nn.functional.cross_entropy(logits_BTK.transpose(1, 2), batch.targets_BT, reduction="none")
+    nll_BT = nn.functional.cross_entropy(
+        logits_BTK.transpose(1, 2), batch.targets_BT, reduction="none"
+    )
     masked, unmasked = batch.is_masked_BT.float(), (~batch.is_masked_BT).float()
-    # A batch may draw no mask at all, or nothing else: the clamp keeps that half at 0 instead of NaN.
+    # A batch may draw no mask, or nothing else: the clamp keeps that half at 0 instead of NaN.
     masked_loss = (nll_BT * masked).sum() / masked.sum().clamp(min=1)
     unmasked_loss = (nll_BT * unmasked).sum() / unmasked.sum().clamp(min=1)
     with torch.no_grad():
@@ -293,7 +332,9 @@ def _targets(
         buffer = io.BytesIO()
         np.save(buffer, targets.label(feats_TD, centroids_KD).astype(np.uint16), allow_pickle=False)
         work.replace(path, buffer.getvalue())
-        _log.info("iteration %d: %d targets for %d frames", number, iteration.num_clusters, len(feats_TD))
+        _log.info(
+            "iteration %d: %d targets for %d frames", number, iteration.num_clusters, len(feats_TD)
+        )
     return np.load(io.BytesIO(work.read_bytes(path)), allow_pickle=False).astype(np.int64)
 
 

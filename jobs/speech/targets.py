@@ -1,8 +1,9 @@
 """Gives every frame of a stretch of audio a cluster: what HuBERT's masked prediction predicts.
 
-In: one long int16 wave whose frames lie on a grid of ``hop`` samples. Out: one integer per frame. Frame t covers
-samples ``t*hop .. t*hop + field``; MFCC windows are centred on the same stretch, so targets and predictions line up.
-k-means here works in memory on a sample of frames; the tokenizer's own, over many nodes, is ``jobs.speech.kmeans``.
+In: one long int16 wave whose frames lie on a grid of ``hop`` samples. Out: one integer per frame.
+Frame t covers samples ``t*hop .. t*hop + field``; MFCC windows are centred on the same stretch, so
+targets and predictions line up. k-means here works in memory on a sample of frames; the tokenizer's
+own, over many nodes, is ``jobs.speech.kmeans``.
 
 Shapes: S samples, T frames, D features, K clusters.
 """
@@ -85,13 +86,18 @@ def mfcc(grid: Grid) -> Features:
         sample_rate=SAMPLE_RATE_HZ,
         n_mfcc=13,
         log_mels=True,
-        melkwargs={"n_fft": _MFCC_WINDOW_SAMPLES, "hop_length": grid.hop, "n_mels": 40, "center": False},
+        melkwargs={
+            "n_fft": _MFCC_WINDOW_SAMPLES,
+            "hop_length": grid.hop,
+            "n_mels": 40,
+            "center": False,
+        },
     )
     lead = (grid.field - _MFCC_WINDOW_SAMPLES) // 2
 
     def compute(wav_S: Tensor) -> Tensor:
         num_frames = grid.num_frames(len(wav_S))
-        # A field narrower than the window (lead < 0) looks beyond both ends of the wave: there is silence.
+        # A field narrower than the window (lead < 0) looks beyond the ends of the wave, at silence.
         padded_S = torch.nn.functional.pad(wav_S, (max(0, -lead), _MFCC_WINDOW_SAMPLES))
         static_DT = transform(padded_S[max(0, lead) :])[:, :num_frames]
         first_DT = torchaudio.functional.compute_deltas(static_DT)
@@ -102,7 +108,7 @@ def mfcc(grid: Grid) -> Features:
 
 
 def standardise(feats_TD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Features with zero mean and unit variance in each dimension, so that no single one rules the distances."""
+    """Features of zero mean and unit variance, so that no dimension rules the distances."""
     return (feats_TD - feats_TD.mean(axis=0)) / (feats_TD.std(axis=0) + 1e-6)
 
 
@@ -126,7 +132,9 @@ def label(feats_TD: npt.NDArray[np.float32], centroids_KD: Tensor) -> npt.NDArra
     """The nearest centroid of every frame."""
     parts = [
         _assign(torch.from_numpy(part), centroids_KD)[0].numpy()
-        for part in np.array_split(np.ascontiguousarray(feats_TD, dtype=np.float32), len(feats_TD) // 65_536 + 1)
+        for part in np.array_split(
+            np.ascontiguousarray(feats_TD, dtype=np.float32), len(feats_TD) // 65_536 + 1
+        )
     ]
     return np.concatenate(parts)
 
@@ -147,7 +155,9 @@ def _spread(data_TD: Tensor, num_clusters: int, rng: np.random.Generator) -> Ten
 def _assign(data_TD: Tensor, centroids_KD: Tensor) -> tuple[Tensor, float]:
     half_K = centroids_KD.square().sum(1) / 2
     best = (data_TD @ centroids_KD.T - half_K).max(1)
-    inertia = float(data_TD.square().sum(dtype=torch.float64) - 2 * best.values.sum(dtype=torch.float64))
+    inertia = float(
+        data_TD.square().sum(dtype=torch.float64) - 2 * best.values.sum(dtype=torch.float64)
+    )
     return best.indices, inertia
 
 

@@ -1,11 +1,13 @@
-"""Says how much of what is spoken units keep: PNMI and purities against exact phone times (HuBERT paper, section IV-F).
+"""Says how much of what is spoken the units keep: PNMI and purities against exact phone times.
 
-In: an encoder, the speech k-means is fitted on, and test speech with phone times. The test speech comes from Festival,
-whose voices state when each phone ends: real phone times without a forced aligner, at the price of synthetic voices.
-Out: a table of the encoder's layers beside MFCC at the same number of clusters. Pauses are not scored: they are
-digital silence, which any features tell apart.
+In: an encoder, the speech k-means is fitted on, and test speech with phone times. The test speech
+comes from Festival, whose voices state when each phone ends: real phone times without a forced
+aligner, at the price of synthetic voices. The measures are those of HuBERT (arXiv 2106.07447,
+section IV-C). Out: a table of the encoder's layers beside MFCC at the same number of clusters.
+Pauses are not scored: they are digital silence, which any features tell apart.
 
-    python -m jobs.speech.unit_quality --encoder recipes/assets/hubert-demo --train material/speech --lowpass-hz 5500
+    python -m jobs.speech.unit_quality --encoder recipes/assets/hubert-demo
+        --train material/speech --lowpass-hz 5500
 
 Shapes: T frames, D features, K clusters, P phones.
 """
@@ -19,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,9 +114,12 @@ class Scored(NamedTuple):
 
 
 def score(phones_T: Integers, units_T: Integers) -> Score:
-    """PNMI, phone purity and cluster purity. Raises RequestError without frames, or with a single phone."""
+    """PNMI and both purities. Raises RequestError without frames, or with a single phone."""
     if len(phones_T) != len(units_T) or not len(phones_T) or len(np.unique(phones_T)) < 2:
-        raise RequestError("unit quality: needs as many phones as units, and two phones at least; check the test speech")
+        raise RequestError(
+            "unit quality: needs as many phones as units, and two phones at least; "
+            "check the test speech"
+        )
     joint_PK = np.zeros((phones_T.max() + 1, units_T.max() + 1))
     np.add.at(joint_PK, (phones_T, units_T), 1)
     joint_PK /= joint_PK.sum()
@@ -130,7 +134,9 @@ def score(phones_T: Integers, units_T: Integers) -> Score:
 
 def phones_at(spoken: Spoken, grid: targets.Grid) -> list[str]:
     """The phone at the centre of every frame; ``pau`` after the last one."""
-    centres_s = (np.arange(grid.num_frames(len(spoken.wav_S))) * grid.hop + grid.field / 2) / SAMPLE_RATE_HZ
+    centres_s = (
+        np.arange(grid.num_frames(len(spoken.wav_S))) * grid.hop + grid.field / 2
+    ) / SAMPLE_RATE_HZ
     places = np.searchsorted(spoken.ends_s, centres_s, side="right")
     return [spoken.phones[i] if i < len(spoken.phones) else "pau" for i in places]
 
@@ -142,7 +148,10 @@ def compare(
     num_clusters: Sequence[int],
     seed: int = 0,
 ) -> list[Scored]:
-    """Scores of every layer and of MFCC (as they are, and standardised), k-means fitted on the training speech."""
+    """Scores of every layer and of MFCC (raw and standardised).
+
+    k-means is fitted on the training speech, as it is for the tokenizer.
+    """
     grid = targets.grid_of(model.config.conv_kernel, model.config.conv_stride)
     said = [phones_at(s, grid) for s in test]
     names = sorted({phone for phones in said for phone in phones} - PAUSES)
@@ -167,16 +176,23 @@ def speak(into: Path, voices: Sequence[str] = VOICES, sentences: Sequence[str] =
     script = into / "speak.scm"
     script.write_text("\n".join(lines) + "\n")
     try:
-        done = subprocess.run(["festival", "-b", str(script)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["festival", "-b", str(script)], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
-        raise BackendError("festival: not on this machine; install festival and festvox-kallpc16k") from None
+        raise BackendError(
+            "festival: not on this machine; install festival and festvox-kallpc16k"
+        ) from None
     if done.returncode or len(list(into.glob("*.lab"))) < len(voices) * len(sentences):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BackendError(f"festival: cannot speak ({last}); check that the voices {', '.join(voices)} are installed")
+        raise BackendError(
+            f"festival: cannot speak ({last}); "
+            f"check that the voices {', '.join(voices)} are installed"
+        )
 
 
 def load_spoken(folder: Path, lowpass_hz: float | None) -> list[Spoken]:
-    """Every ``.wav`` that has a ``.lab`` (Festival's or xwaves': end in seconds, colour, phone) beside it."""
+    """Every ``.wav`` beside a ``.lab`` (xwaves' format: end in seconds, colour, phone)."""
     found = []
     for lab in sorted(folder.glob("*.lab")):
         marks = [line.split() for line in lab.read_text().splitlines()]
@@ -184,12 +200,14 @@ def load_spoken(folder: Path, lowpass_hz: float | None) -> list[Spoken]:
         wav_S = decode(lab.with_suffix(".wav"), lowpass_hz=lowpass_hz)
         found.append(Spoken(wav_S, tuple(float(m[0]) for m in marks), tuple(m[2] for m in marks)))
     if not found:
-        raise RequestError(f"{folder}: holds no .wav with a .lab beside it; give a folder with phone times")
+        raise RequestError(
+            f"{folder}: holds no .wav with a .lab beside it; give a folder with phone times"
+        )
     return found
 
 
 def load_train(root: Path, hours: float, lowpass_hz: float | None) -> list[Wave]:
-    """Recordings below the root by the hash of their names, up to so many hours; unreadable ones are passed over."""
+    """Recordings below the root by the hash of their names, up to ``hours``; no unreadable ones."""
     found, budget = [], hours * 3600 * SAMPLE_RATE_HZ
     recordings = list_recordings(Source(name="train", language="en"), root)
     for recording in sorted(recordings, key=lambda r: hashlib.sha256(r.id.encode()).digest()):
@@ -214,12 +232,19 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     if options.json:
-        print(json.dumps([{"features": r.features, "K": r.num_clusters, **r.score._asdict()} for r in rows], indent=1))
+        print(
+            json.dumps(
+                [{"features": r.features, "K": r.num_clusters, **r.score._asdict()} for r in rows],
+                indent=1,
+            )
+        )
         return 0
     print(f"{'features':<20} {'K':>5} {'PNMI':>7} {'phone purity':>13} {'cluster purity':>15}")
     for row in rows:
         pnmi, phone, cluster = row.score
-        print(f"{row.features:<20} {row.num_clusters:>5} {pnmi:>7.3f} {phone:>13.3f} {cluster:>15.3f}")
+        print(
+            f"{row.features:<20} {row.num_clusters:>5} {pnmi:>7.3f} {phone:>13.3f} {cluster:>15.3f}"
+        )
     return 0
 
 
@@ -272,12 +297,20 @@ def _scheme(into: Path, voice: str, sentences: Sequence[str]) -> Iterator[str]:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.speech.unit_quality", description=__doc__)
     parser.add_argument("--encoder", type=Path, required=True, help="HuBERT in Hugging Face format")
-    parser.add_argument("--train", type=Path, required=True, help="speech that k-means is fitted on")
+    parser.add_argument(
+        "--train", type=Path, required=True, help="speech that k-means is fitted on"
+    )
     parser.add_argument("--fit-hours", type=float, default=1.0, help="hours of it")
-    parser.add_argument("--spoken", type=Path, help="test speech: .wav with .lab; Festival speaks when absent")
+    parser.add_argument(
+        "--spoken", type=Path, help="test speech: .wav with .lab; Festival speaks when absent"
+    )
     parser.add_argument("--voices", nargs="+", default=VOICES, help="Festival's voices")
-    parser.add_argument("--clusters", type=int, nargs="+", default=[100], help="numbers of k-means clusters")
-    parser.add_argument("--lowpass-hz", type=float, help="band limit of all speech, as in the encoder's recipe")
+    parser.add_argument(
+        "--clusters", type=int, nargs="+", default=[100], help="numbers of k-means clusters"
+    )
+    parser.add_argument(
+        "--lowpass-hz", type=float, help="band limit of all speech, as in the encoder's recipe"
+    )
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     return parser.parse_args()

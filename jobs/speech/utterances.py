@@ -1,7 +1,7 @@
 """The corpus artifact as its readers see it: which utterances a shard has, and their waves.
 
-In: ``manifest.parquet`` and ``shards.parquet`` of a corpus artifact, and the roots of its sources on this node.
-Out: utterances in shard order; ``wav_S`` per utterance, S samples at 16 kHz.
+In: ``manifest.parquet`` and ``shards.parquet`` of a corpus artifact, and the roots of its sources
+on this node. Out: utterances in shard order; ``wav_S`` per utterance, S samples at 16 kHz.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.units import SAMPLE_RATE_HZ
 
 PAGE_SAMPLES = 240 * SAMPLE_RATE_HZ
-"""Audio that is decoded ahead, and within which batches are planned; a constant, because batches decide rounding."""
+"""Audio that is decoded ahead and planned into batches: a constant, since batches decide rounding."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class CorpusRows:
 def pages(
     utterances: Sequence[Utterance], max_samples: int = PAGE_SAMPLES
 ) -> Iterator[list[Utterance]]:
-    """Consecutive runs of utterances of at most ``max_samples`` together, or one that is longer alone."""
+    """Consecutive runs of utterances, at most ``max_samples`` together; a longer one is alone."""
     page: list[Utterance] = []
     filled = 0
     for utterance in utterances:
@@ -117,7 +117,8 @@ class WaveReader:
     def read(self, utterance: Utterance) -> Wave:
         """``wav_S`` of an utterance.
 
-        Raises UnreadableAudioError when its file is gone, broken or shorter than the corpus stage found it.
+        Raises UnreadableAudioError when its file is gone, broken or shorter than the corpus stage
+        found it.
         """
         end = utterance.start_sample + utterance.num_samples
         wav_S = self._recording(utterance)[utterance.start_sample : end]
@@ -139,7 +140,8 @@ def batches(
 ) -> Iterator[tuple[list[int], list[Wave]]]:
     """Batches for the encoder: positions in ``utterances`` and their waves.
 
-    A pure function of the utterances. The next page is decoded in a thread while the caller computes.
+    A pure function of the utterances. The next page is decoded in a thread while the caller
+    computes.
     """
     first = 0
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:

@@ -18,7 +18,7 @@ from typing import Any
 
 import fsspec
 
-from orchestrator.errors import AlreadyExistsError, BackendError, CorruptError
+from orchestrator.errors import AlreadyExistsError, BackendError, CorruptError, RequestError
 
 TEMPORARY = ".tmp-"
 """Prefix of files that are not objects yet: what a killed writer leaves behind, and every listing
@@ -177,8 +177,10 @@ class Storage:
 def _open_file_system(url: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise BackendError(f"store {url!r}: {error}; use a path, s3:// or gs://") from None
+    except ImportError as error:
+        raise BackendError(f"store {url!r}: {error}; it is missing in this Python") from None
+    except ValueError as error:
+        raise RequestError(f"store {url!r}: {error}; use a path, s3:// or gs://") from None
     return fs, str(root).rstrip("/")
 
 

@@ -19,7 +19,7 @@ class Store:
 
     @classmethod
     def open(cls, url: str) -> Store:
-        """The store at a URL. Raises BackendError when its file system cannot be used."""
+        """The store at a URL. Raises RequestError or BackendError when that cannot be."""
         return cls(Storage(url))
 
     def artifact(self, stage: str, key: str) -> Artifact:

@@ -192,12 +192,12 @@ def _comparison(warm: Arm, cold: Arm) -> str:
     if _is_below(w, c):
         less = 1 - w.perplexity / c.perplexity
         return (
-            f"Warm start is better: {figures}, {less:.1%} lower; the 95 % intervals do not overlap."
+            f"In this run, warm start is better: {figures}, {100 * less:.1f} % lower; the 95 % intervals do not overlap."
         )
     if _is_below(c, w):
         less = 1 - c.perplexity / w.perplexity
         return (
-            f"Cold start is better: {figures}, {less:.1%} lower for cold; "
+            f"In this run, cold start is better: {figures}, {100 * less:.1f} % lower for cold; "
             "the 95 % intervals do not overlap."
         )
     return f"No difference can be claimed: {figures}; the 95 % intervals overlap."

@@ -20,8 +20,11 @@ Row = tuple[str, str]
 
 _HEX_DIGITS_SHOWN = 12
 _MAX_ITEMS = 8
+_SPLITS = ("train", "valid", "test")
+_SUFFIXES = (("_hz", " Hz"), ("_bits", " bits"))
 _HASH = re.compile(r"^[0-9a-f]{40,64}$")
 _RATE = re.compile(r"^(\w+)_per_s$")
+_UNIT = re.compile(r"_(s|bytes|hours|hz|bits)$")
 
 
 def fact_rows(facts: Mapping[str, Any], skip: tuple[str, ...] = ()) -> tuple[Row, ...]:
@@ -35,7 +38,7 @@ def label(name: str) -> str:
     if rate := _RATE.match(name):
         return f"{rate[1].removeprefix('num_').replace('_', ' ')}/s"
     parts = [part.removeprefix("num_") for part in name.split(".")]
-    last = re.sub(r"_(s|bytes|hours)$", "", parts[-1])
+    last = _UNIT.sub("", parts[-1])
     return " · ".join([*parts[:-1], last]).replace("_", " ")
 
 
@@ -63,9 +66,10 @@ def _number(name: str, value: float) -> str:
         return format_duration(value * 3600)
     if name.endswith("_s") and not name.endswith("_per_s"):
         return format_duration(value)
+    unit = next((text for end, text in _SUFFIXES if name.endswith(end)), "")
     if isinstance(value, int) or value.is_integer():
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}{unit}"
+    return f"{value:,.1f}{unit}" if abs(value) >= 1000 else f"{value:.4g}{unit}"
 
 
 def split_rows(pack_facts: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
@@ -73,11 +77,8 @@ def split_rows(pack_facts: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     splits = pack_facts.get("splits")
     if not isinstance(splits, Mapping):
         return ()
-    return tuple(
-        _split_row(str(name), counts)
-        for name, counts in splits.items()
-        if isinstance(counts, Mapping)
-    )
+    found = {name: splits[name] for name in _SPLITS if isinstance(splits.get(name), Mapping)}
+    return tuple(_split_row(name, counts) for name, counts in found.items())
 
 
 def _split_row(name: str, counts: Mapping[str, Any]) -> tuple[str, ...]:

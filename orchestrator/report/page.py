@@ -33,7 +33,6 @@ from orchestrator.units import format_bytes, format_duration
 PAGE = "report.html"
 _TEMPLATE = Path(__file__).parent / "page.html"
 _MAX_UNITS_SHOWN = 64
-_SPEECH_STAGES = ("corpus", "tokenize")
 _DULL_EVENTS = ("begin", "published")
 
 
@@ -85,48 +84,62 @@ def render(record: Record) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["svg"] = markupsafe.Markup
+    content = page_content(record)
+    drawn = {
+        "curves_svg": plots.curves_svg([item["curve"] for item in content["curves"]]),
+        "gantt_svg": plots.gantt_svg(content["spans"]),
+    }
+    safe = {name: markupsafe.Markup(svg) for name, svg in drawn.items()}
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(content, **safe)
+
+
+def page_content(record: Record) -> dict[str, Any]:
+    """Everything the template shows, figures not drawn yet."""
     matches = contests(record)
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
-        record=record,
-        ended_at=_utc(_ended_at(record)),
-        recipe_name=record.plan.recipe,
-        tiles=_tiles(record, matches),
-        contests=[_contest_view(contest) for contest in matches],
-        curves=_curves_view(record.variants, matches),
-        stages=[_stage_view(record, stage) for stage in record.stages],
-        versions=_versions(record.stages),
-        splits=[
-            (s.instance.id, split_rows(s.facts))
-            for s in record.of_stage("pack")
-            if split_rows(s.facts)
-        ],
-        speech=[
-            _facts_view(s) for name in _SPEECH_STAGES for s in record.of_stage(name) if s.facts
-        ],
-        units=[
-            _facts_view(s)
-            for name in ("encoder", "codebook")
-            for s in record.of_stage(name)
-            if s.facts
-        ],
-        quality=[
-            (s.instance.id, q) for s in record.of_stage("encoder") if (q := unit_quality(s.facts))
-        ],
-        trained=[_facts_view(s) for s in record.of_stage("train") if s.facts],
-        continuations=[v for v in map(_continuations_view, record.variants) if v["said"]],
-        gantt=_gantt(record),
-        attempts=[
-            _attempt_view(stage, a)
-            for stage in record.stages
-            if stage.is_leader
-            for a in stage.attempts
-        ],
-        goodput=[(label(name), format_duration(value)) for name, value in record.goodput.items()],
-        by_stage=_time_by_stage(record),
-        commit=str(record.code.get("commit") or "not a checkout"),
-        is_patched=bool(record.code.get("patch")),
-    )
+    return {
+        "record": record,
+        "ended_at": _utc(_ended_at(record)),
+        "tiles": _tiles(record, matches),
+        "contests": [_contest_view(contest) for contest in matches],
+        "curves": _curves_view(record.variants, matches),
+        "window": max((plots.mean_window(len(v.training)) for v in record.variants), default=1),
+        "is_raw_shown": sum(bool(v.training) for v in record.variants) <= plots.NUM_RAW_CURVES,
+        "continuations": [v for v in map(_continuations_view, record.variants) if v["said"]],
+        **_data_content(record),
+        **_time_content(record),
+        **_lineage_content(record),
+    }
+
+
+def _data_content(record: Record) -> dict[str, Any]:
+    splits = [(s.instance.id, split_rows(s.facts)) for s in record.of_stage("pack")]
+    quality = [(s.instance.id, unit_quality(s.facts)) for s in record.of_stage("encoder")]
+    return {
+        "splits": [(instance_id, rows) for instance_id, rows in splits if rows],
+        "quality": [(instance_id, view) for instance_id, view in quality if view],
+        "speech": _facts_views(record, "corpus", "tokenize"),
+        "units": _facts_views(record, "encoder", "codebook"),
+        "trained": _facts_views(record, "train"),
+    }
+
+
+def _time_content(record: Record) -> dict[str, Any]:
+    leaders = [s for s in record.stages if s.is_leader]
+    return {
+        "spans": _spans(record),
+        "attempts": [_attempt_view(stage, a) for stage in leaders for a in stage.attempts],
+        "goodput": [(label(name), shown(name, value)) for name, value in record.goodput.items()],
+        "by_stage": _time_by_stage(record),
+    }
+
+
+def _lineage_content(record: Record) -> dict[str, Any]:
+    return {
+        "stages": [_stage_view(record, stage) for stage in record.stages],
+        "versions": _versions(record.stages),
+        "commit": str(record.code.get("commit") or "not a checkout"),
+        "is_patched": bool(record.code.get("patch")),
+    }
 
 
 def _tiles(record: Record, matches: Sequence[Contest]) -> list[tuple[str, str, str]]:
@@ -141,14 +154,13 @@ def _tiles(record: Record, matches: Sequence[Contest]) -> list[tuple[str, str, s
             )
             for name, arm in matches[0].arms.items()
         ]
-    packs = [split_rows(s.facts) for s in record.of_stage("pack")]
-    tiles += [
-        ("speech to train on", rows[0][4], f"{rows[0][3]} tokens") for rows in packs[:1] if rows
-    ]
+    packs = record.of_stage("pack")
+    rows = split_rows(packs[0].facts) if len(packs) == 1 else ()
+    tiles += [("speech to train on", r[4], f"{r[3]} tokens") for r in rows if r[0] == "train"]
     if elapsed_s := record.goodput.get("elapsed_s"):
         done = sum(s.is_complete for s in record.stages)
         tiles.append(
-            ("time", format_duration(elapsed_s), f"{done} of {len(record.stages)} stages done")
+            ("time", format_duration(elapsed_s), f"{done} of {len(record.stages)} stage instances done")
         )
     return tiles
 
@@ -189,26 +201,17 @@ def _baseline_row(name: str, variants: Iterable[VariantRecord]) -> dict[str, Any
 
 def _curves_view(
     variants: Sequence[VariantRecord], matches: Sequence[Contest]
-) -> dict[str, Any] | None:
+) -> list[dict[str, Any]]:
     shown_variants = [v for v in variants if v.training or v.validation]
-    if not shown_variants:
-        return None
     best = {name for contest in matches for arm in contest.arms.values() for name in arm.variants}
     seen: Counter[str] = Counter()
-    curves, legend = [], []
+    views = []
     for variant in shown_variants:
         dash = plots.DASHES[seen[variant.arm] % len(plots.DASHES)]
         seen[variant.arm] += 1
         is_best = variant.name in best or len(shown_variants) <= len(ARMS)
-        curves.append(_curve(variant, dash, is_best=is_best))
-        legend.append({"name": variant.name, "arm": variant.arm, "dash": dash, "is_best": is_best})
-    longest = max(len(v.training) for v in shown_variants)
-    return {
-        "svg": plots.curves_svg(curves),
-        "legend": legend,
-        "window": plots.mean_window(longest),
-        "has_raw": len(curves) <= plots.NUM_RAW_CURVES,
-    }
+        views.append({"name": variant.name, "curve": _curve(variant, dash, is_best=is_best)})
+    return views
 
 
 def _curve(variant: VariantRecord, dash: str, *, is_best: bool) -> plots.Curve:
@@ -228,7 +231,7 @@ def _stage_view(record: Record, stage: StageRecord) -> dict[str, Any]:
     return {
         "id": instance.id,
         "key": instance.key,
-        "variants": instance.variants,
+        "variants": _variants(record, stage),
         "needs": list(instance.needs.values()),
         "state": "reused" if stage.is_reused else stage.state,
         "decision": f"{instance.decision}: {instance.reason}"
@@ -238,6 +241,11 @@ def _stage_view(record: Record, stage: StageRecord) -> dict[str, Any]:
         "size": format_bytes(sum(f.get("size", 0) for f in files)) if files else "",
         "num_files": len(files),
     }
+
+
+def _variants(record: Record, stage: StageRecord) -> str:
+    names = stage.instance.variants
+    return "all variants" if 1 < len(names) == len(record.variants) else "; ".join(names)
 
 
 def _maker(record: Record, producer: Mapping[str, Any]) -> str:
@@ -263,9 +271,18 @@ def _versions(stages: Sequence[StageRecord]) -> list[tuple[str, str]]:
     return [(", ".join(ids), text) for text, ids in makers.items()]
 
 
-def _facts_view(stage: StageRecord) -> dict[str, Any]:
-    rows = fact_rows(stage.facts, skip=("unit_quality", "history", "splits"))
-    return {"id": stage.instance.id, "variants": stage.instance.variants, "rows": rows}
+def _facts_views(record: Record, *stages: str) -> list[dict[str, Any]]:
+    """A card for each finished artifact of some stages; what has a table of its own is left out."""
+    return [
+        {
+            "id": stage.instance.id,
+            "variants": _variants(record, stage),
+            "rows": fact_rows(stage.facts, skip=("unit_quality", "history", "splits")),
+        }
+        for name in stages
+        for stage in record.of_stage(name)
+        if stage.facts
+    ]
 
 
 def _continuations_view(variant: VariantRecord) -> dict[str, Any]:
@@ -337,23 +354,19 @@ def _audio_s_per_s(stage: StageRecord, attempt: AttemptRecord) -> float | None:
     return audio_s / took_s if took_s > 0 else None
 
 
-def _gantt(record: Record) -> str:
+def _spans(record: Record) -> list[plots.Span]:
     rows = [(s, a) for s in record.stages if s.is_leader for a in s.attempts]
-    if not rows:
-        return ""
-    began_at, now = min(a.started_at for _, a in rows), _ended_at(record)
-    return plots.gantt_svg(
-        [
-            plots.Span(
-                row=stage.instance.id,
-                number=a.number,
-                state=a.state,
-                start_s=a.started_at - began_at,
-                end_s=max(a.ended_at or now, a.started_at) - began_at,
-            )
-            for stage, a in rows
-        ]
-    )
+    began_at, now = min((a.started_at for _, a in rows), default=0.0), _ended_at(record)
+    return [
+        plots.Span(
+            row=stage.instance.id,
+            number=a.number,
+            state=a.state,
+            start_s=a.started_at - began_at,
+            end_s=max(a.ended_at or now, a.started_at) - began_at,
+        )
+        for stage, a in rows
+    ]
 
 
 def _time_by_stage(record: Record) -> list[tuple[str, str]]:

@@ -36,6 +36,7 @@ _CSS = {
     "cancelled": "#0a0a0a",
 }
 """CSS variable to the colour that stands for it while matplotlib draws."""
+_CURVES_INCH = (9.6, 3.5)
 _INCH_PER_ROW = 0.27
 _GROUP_ID = re.compile(r'<g id="[^"]*">')
 _REFERENCE = re.compile(r'id="|url\(#|href="#')
@@ -71,9 +72,12 @@ class Span:
 
 
 def curves_svg(curves: Sequence[Curve]) -> str:
-    """Training and validation loss over steps, all variants on the same axes."""
-    with _drawing((9.6, 3.5)) as figure:
-        left, right = figure.subplots(1, 2, sharey=True)
+    """Training and validation loss over steps, all variants on the same axes; "" without any."""
+    if not curves:
+        return ""
+    with _drawing(_CURVES_INCH) as figure:
+        left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+        _set_margins(figure, left=0.6, bottom=0.5)
         for curve in curves:
             _draw_curve(left, right, curve, is_raw_shown=len(curves) <= NUM_RAW_CURVES)
         for axes, title in ((left, "training loss"), (right, "validation loss")):
@@ -128,18 +132,21 @@ def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
 
 
 def gantt_svg(spans: Sequence[Span]) -> str:
-    """One row a stage instance, one bar an attempt."""
+    """One row a stage instance, one bar an attempt; "" without any."""
+    if not spans:
+        return ""
     rows = list(dict.fromkeys(span.row for span in spans))
     scale, unit = _time_unit(max(span.end_s for span in spans))
     tries = {row: sum(span.row == row for span in spans) for row in rows}
-    with _drawing((9.6, _INCH_PER_ROW * len(rows) + 0.75)) as figure:
+    with _drawing((_CURVES_INCH[0], _INCH_PER_ROW * len(rows) + 0.8)) as figure:
         axes = figure.subplots()
+        _set_margins(figure, left=1.75, bottom=0.5)
         for span in spans:
             _draw_span(
                 axes, span, y=rows.index(span.row), scale=scale, is_numbered=tries[span.row] > 1
             )
         axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_ylim(len(rows) - 0.45, -0.7)
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{unit} since the first attempt began")
         axes.grid(axis="x")
@@ -173,7 +180,19 @@ def _drawing(size_inch: tuple[float, float]) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_settings()):
-        yield Figure(figsize=size_inch, layout="constrained")
+        yield Figure(figsize=size_inch)
+
+
+def _set_margins(figure: Any, *, left: float, bottom: float) -> None:
+    """Margins in inches; matplotlib's own layouts draw everything twice to find theirs."""
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(
+        left=left / width,
+        bottom=bottom / height,
+        right=1 - 0.15 / width,
+        top=1 - 0.25 / height,
+        wspace=0.06,
+    )
 
 
 def _settings() -> Any:

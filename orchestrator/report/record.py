@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import yaml
+
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.artifact import MANIFEST, Artifact
 from orchestrator.ledger.goodput import goodput
@@ -27,7 +29,15 @@ Point = tuple[int, float]
 """Step and loss."""
 
 _T = TypeVar("_T")
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OrchestratorError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OrchestratorError,
+    yaml.YAMLError,
+)
 """What reading a missing, truncated or foreign file can raise."""
 
 

@@ -5,11 +5,11 @@ Changes no result.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from orchestrator.spec.model import Count, Name, PositiveFloat, PositiveInt, Spec
+from orchestrator.spec.model import Count, Name, NonNegativeFloat, PositiveFloat, PositiveInt, Spec
 
 StageName = Literal["corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"]
 
@@ -26,7 +26,8 @@ class Resources(Spec):
     cpus_per_worker: PositiveInt = 1
     """CPU cores of one worker or rank; also its intra-op threads."""
     gpus_per_worker: PositiveFloat = 1.0
-    """Share of an accelerator that one actor of a data stage holds, where gpus_per_node is not 0; 0.5 puts two on one."""
+    """Share of an accelerator that one actor of a data stage holds, where gpus_per_node is not 0;
+    0.5 puts two on one."""
     mem_gb: PositiveFloat = 4.0
     """Host memory of one node, in GB."""
     walltime_min: PositiveInt = 240
@@ -35,6 +36,15 @@ class Resources(Spec):
     """Ray actors a data stage starts with."""
     max_workers: PositiveInt = 2
     """Most Ray actors of a data stage."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_workers > self.max_workers:
+            raise ValueError(
+                f"min_workers ({self.min_workers}) must not be above "
+                f"max_workers ({self.max_workers})"
+            )
+        return self
 
     @property
     def world_size(self) -> int:
@@ -67,7 +77,7 @@ class Environment(Spec):
 class Prices(Spec):
     """What things cost, for estimates."""
 
-    gpu_hour: Annotated[float, Field(ge=0)] = 0.0
+    gpu_hour: NonNegativeFloat = 0.0
     """Price of one accelerator for one hour."""
     currency: str = "USD"
     """Currency of the prices."""
@@ -78,7 +88,7 @@ class Cluster(Spec):
 
     backend: Literal["local", "slurm", "ray", "fake"]
     """What starts processes."""
-    store: str
+    store: Annotated[str, Field(min_length=1)]
     """URL of the store: a path (relative to this file), ``s3://`` or ``gs://``."""
     data: dict[Name, str] = Field(default_factory=dict)
     """Source name to its root here (a path, relative to this file)."""

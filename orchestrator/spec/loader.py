@@ -56,6 +56,15 @@ class _SafeLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+def _refuse_tag(_: _SafeLoader, node: yaml.Node) -> None:
+    raise yaml.MarkedYAMLError(
+        problem=f"tag {node.tag!r} is not allowed; write the value plainly",
+        problem_mark=node.start_mark,
+    )
+
+
+_SafeLoader.add_constructor(None, _refuse_tag)
+
 # YAML 1.1 reads 1e-3 as text; everybody who writes a learning rate means a number.
 _SafeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -132,10 +141,11 @@ def sweep_points(recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def variant_name(overrides: Mapping[str, Any]) -> str:
-    """``base``, or the last part of each swept key with its value."""
-    return (
-        ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in overrides.items()) or "base"
-    )
+    """``base``, or the last part of each swept key with its value; whole keys where those clash."""
+    short = [key.rsplit(".", 1)[-1] for key in overrides]
+    names = short if len(set(short)) == len(short) else overrides
+    pairs = zip(names, overrides.values(), strict=True)
+    return ",".join(f"{name}={value}" for name, value in pairs) or "base"
 
 
 def variant_recipe(recipe: Recipe, overrides: Mapping[str, Any], *, where: str = "sweep") -> Recipe:
@@ -144,7 +154,8 @@ def variant_recipe(recipe: Recipe, overrides: Mapping[str, Any], *, where: str =
     raw.pop("sweep", None)
     for key, value in overrides.items():
         _assign(raw, key, value, f"{where}: sweep.{key}")
-    return _validated(Recipe, raw, where)
+    at = f"{where}: sweep {variant_name(overrides)}" if overrides else where
+    return _validated(Recipe, raw, at)
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -159,6 +170,8 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return raw
     if not isinstance(parent, str):
         raise RequestError(f"{path.name}: extends: {parent!r} is not a file name; give one path")
+    if not (path.parent / parent).is_file():
+        raise RequestError(f"{path.name}: extends: {parent!r} is not a file; check the path")
     return _merged(read_yaml(path.parent / parent, (*seen, path)), raw)
 
 
@@ -173,16 +186,30 @@ def _parse(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise RequestError(f"{path.name}: not UTF-8 text; save it as UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise RequestError(f"{path.name}{place}: {error.problem or 'not valid YAML'}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RequestError(f"{path.name}: not valid YAML ({line})") from None
+    except _YAML_ERRORS as error:
+        raise RequestError(f"{path.name}{_yaml_place(error)}: {_yaml_problem(error)}") from None
     if not isinstance(value, dict):
         raise RequestError(f"{path.name}: must be a mapping of sections, not {_kind(value)}")
     return value
+
+
+# ValueError: 2020-13-41 and !!int many; RecursionError: ten thousand brackets.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def _yaml_place(error: Exception) -> str:
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong with the YAML, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        problem = error.problem or "not valid YAML"
+        return f"{error.context}, {problem}" if problem.startswith("but ") else problem
+    if isinstance(error, RecursionError):
+        return "nested too deeply; this is no recipe"
+    return f"not valid YAML ({str(error).splitlines()[0]})"
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,16 +224,14 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _with_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         key, separator, value = text.partition("=")
-        if not separator or not key.strip():
+        if not separator or not all(key.strip().split(".")):
             raise RequestError(
                 f"--set {text}: not of the form key=value; write --set train.steps=100"
             )
         try:
             parsed = yaml.load(value, Loader=_SafeLoader)
-        except yaml.YAMLError as error:
-            raise RequestError(
-                f"--set {text}: the value is not valid YAML ({str(error).splitlines()[0]})"
-            ) from None
+        except _YAML_ERRORS as error:
+            raise RequestError(f"--set {text}: {_yaml_problem(error)}") from None
         _assign(raw, key.strip(), parsed, f"--set {key.strip()}")
     return raw
 
@@ -240,28 +265,76 @@ def _validated(model: type[SpecT], raw: Mapping[str, Any], where: str) -> SpecT:
         found = [dict(p) for p in error.errors(include_url=False)]
         # A list whose items are wrong is also called too short; only an empty one is.
         found = [p for p in found if p["type"] != "too_short" or not p["input"]] or found
-        lines = (_line(model, problem, where) for problem in found)
-        raise SpecErrors(list(dict.fromkeys(lines))) from None
+        raise SpecErrors(_lines(model, found, where)) from None
 
 
-def _line(model: type[BaseModel], problem: Mapping[str, Any], where: str) -> str:
-    place = [str(p) for p in problem["loc"] if not _is_union_tag(str(p))]
-    name = ".".join(place)
-    prefix = f"{where}: {name}: " if name else f"{where}: "
-    if problem["type"] == "extra_forbidden":
-        return f"{prefix}unknown key{_did_you_mean(place, model)}"
-    if problem["type"] == "missing":
-        return f"{prefix}missing; give it a value"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    value = problem.get("input")
-    shown = "" if isinstance(value, dict | list) else f", not {value!r:.60}"
-    return f"{prefix}{message}{shown if problem['type'] != 'value_error' else ''}"
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "string_pattern_mismatch": "text like {pattern}",
+    "string_too_short": "at least {min_length} character long",
+    "tuple_type": "a list",
+    "dict_type": "a section",
+    "model_type": "a section",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "finite_number": "finite",
+    "literal_error": "{expected}",
+}
+"""Pydantic's type of a problem to what would be right, in the words of a recipe's author."""
 
 
-def _is_union_tag(part: str) -> bool:
-    """Whether a part of the place names the member of a union that pydantic tried, not a key."""
-    return part.startswith(("literal[", "constrained-", "function-")) or part in (
+def _lines(
+    model: type[BaseModel], problems: Sequence[Mapping[str, Any]], where: str
+) -> tuple[str, ...]:
+    """One line a place; what each member of a union would have taken is joined by "or"."""
+    by_place: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for problem in problems:
+        place = tuple(str(p) for p in problem["loc"] if not _is_inner_tag(str(p)))
+        by_place.setdefault(place, []).append(problem)
+    return tuple(
+        f"{where}: {'.'.join(place)}: {_said(model, place, found)}"
+        if place
+        else f"{where}: {_said(model, place, found)}"
+        for place, found in by_place.items()
+    )
+
+
+def _said(model: type[BaseModel], place: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
+    first = found[0]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key{_did_you_mean(place, model)}"
+    if first["type"] == "missing":
+        return "missing; give it a value"
+    if any(problem["type"] not in _EXPECTED for problem in found):
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return message[0].lower() + message[1:]
+    expected = [_EXPECTED[p["type"]].format(**p.get("ctx", {})) for p in found]
+    return f"must be {' or '.join(dict.fromkeys(expected))}, not {_shown(first['input'])}"
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "a section"
+    if isinstance(value, list | tuple | set):
+        return "a list" if value else "an empty list"
+    text = repr(value) if isinstance(value, str | int | float) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_inner_tag(part: str) -> bool:
+    """Whether a part of the place is pydantic's, not a key: a union's member, or ``[key]``."""
+    return part.startswith(("literal[", "constrained-", "function-", "[key]")) or part in (
         "int",
         "str",
         "float",
@@ -295,8 +368,5 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def _kind(value: Any) -> str:
-    return (
-        "empty"
-        if value is None
-        else {"list": "a list", "str": "text"}.get(type(value).__name__, "a number")
-    )
+    names = {type(None): "empty", list: "a list", str: "text", bool: "a truth value"}
+    return names.get(type(value), "a number")

@@ -6,20 +6,27 @@ context and precision are not in the paper, so those are this project's own choi
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.spec.model import (
     Count,
+    Float,
     Fraction,
+    Int,
     Language,
     Name,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Sha256,
     Spec,
 )
+
+MAX_VARIANTS = 1000
+"""Most points of one sweep; more is a slip of the pen."""
 
 
 class Source(Spec):
@@ -61,21 +68,28 @@ class Corpus(Spec):
     fingerprinted instead."""
     languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("en",)
     """ISO 639 codes that are kept; utterances in others are listed as left out."""
-    data_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    data_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
     """Share of the kept recordings that is used, chosen by the hash of their ids; in (0, 1]."""
     windows: Windows = Windows()
     """Bounds on the length of an utterance."""
     shard_hours: PositiveFloat = 0.5
     """Hours of audio in one shard, the unit of work that is done or not done."""
 
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        names = [source.name for source in self.sources]
+        if twice := next((n for n in names if names.count(n) > 1), None):
+            raise ValueError(f"sources: {twice!r} is given twice; give each its own name")
+        return self
+
 
 class PretrainIteration(Spec):
     """One pass of HuBERT's masked prediction, with its own targets."""
 
-    targets: Literal["mfcc"] | Annotated[int, Field(ge=1)] = "mfcc"
+    targets: Literal["mfcc"] | Annotated[Int, Field(ge=1)] = "mfcc"
     """What is clustered into targets: MFCC with deltas, or a layer of the previous iteration's
     model."""
-    num_clusters: Annotated[int, Field(ge=2, le=65_535)] = 100
+    num_clusters: Annotated[Int, Field(ge=2, le=65_535)] = 100
     """Number of k-means targets."""
     steps: PositiveInt
     """Optimiser steps."""
@@ -109,11 +123,11 @@ class Pretrain(Spec):
     """Crops in one step."""
     crop_s: PositiveFloat = 3.0
     """Seconds of audio in one crop."""
-    mask_prob: Annotated[float, Field(gt=0, lt=1)] = 0.08
+    mask_prob: Annotated[Float, Field(gt=0, lt=1)] = 0.08
     """Probability that a frame starts a masked span."""
     mask_length: PositiveInt = 10
     """Frames in a masked span."""
-    unmasked_weight: Annotated[float, Field(ge=0)] = 0.5
+    unmasked_weight: NonNegativeFloat = 0.5
     """Weight of the loss on frames that were not masked."""
     max_hours: PositiveFloat = 8.0
     """Hours of audio drawn from the corpus."""
@@ -173,7 +187,7 @@ class Encoder(Spec):
 class Tokenizer(Spec):
     """How features become units."""
 
-    num_clusters: Annotated[int, Field(ge=2, le=65_535)] = 500
+    num_clusters: Annotated[Int, Field(ge=2, le=65_535)] = 500
     """Units in the codebook; they must fit a uint16."""
     fit_hours: PositiveFloat = 10.0
     """Hours of audio whose frames k-means is fitted on."""
@@ -218,7 +232,7 @@ class Optimizer(Spec):
     """Decay of the first and second moment."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     grad_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
@@ -238,7 +252,7 @@ class Checkpoint(Spec):
 
     every_steps: PositiveInt = 500
     """Steps between checkpoints."""
-    keep_last: Annotated[int, Field(ge=2)] = 2
+    keep_last: Annotated[Int, Field(ge=2)] = 2
     """Newest checkpoints kept; never fewer than two."""
     keep_every_steps: PositiveInt | None = None
     """Also keep every checkpoint whose step divides by this."""
@@ -262,7 +276,7 @@ class Execution(Spec):
 class Train(Spec):
     """One training of the language model."""
 
-    context_length: Annotated[int, Field(ge=8)] = 1024
+    context_length: Annotated[Int, Field(ge=8)] = 1024
     """Tokens in one sequence."""
     global_batch_tokens: PositiveInt = 262_144
     """Tokens in one optimizer step over all ranks; a multiple of context_length."""
@@ -299,16 +313,16 @@ class Train(Spec):
 class Split(Spec):
     """Which recordings are held out; whole recordings, by the hash of their ids."""
 
-    valid: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    valid: Annotated[Float, Field(gt=0, lt=0.5)] = 0.02
     """Share of recordings for validation: choosing between variants."""
-    test: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    test: Annotated[Float, Field(gt=0, lt=0.5)] = 0.02
     """Share of recordings for the reported perplexity."""
 
 
 class Evaluate(Spec):
     """What is measured on the trained model."""
 
-    bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
+    bootstrap_samples: Annotated[Int, Field(ge=100)] = 1000
     """Resamplings of utterances behind the 95 % interval."""
     continuations: Count = 4
     """Test utterances whose beginning is continued by the model."""
@@ -356,3 +370,13 @@ class Recipe(Spec):
     """Dotted key to values; the product of all lists gives the variants."""
     seed: Count = 0
     """Seed of the training: weights, data order and dropout."""
+
+    @model_validator(mode="after")
+    def _distinct_variants(self) -> Self:
+        for key, values in self.sweep.items():
+            texts = [str(value) for value in values]
+            if twice := next((t for t in texts if texts.count(t) > 1), None):
+                raise ValueError(f"sweep.{key}: {twice} is given twice; keep one")
+        if (num_variants := math.prod(map(len, self.sweep.values()))) > MAX_VARIANTS:
+            raise ValueError(f"sweep: {num_variants} variants; keep it to {MAX_VARIANTS}")
+        return self

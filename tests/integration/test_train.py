@@ -1,4 +1,4 @@
-"""Units to scores with tiny models, by both launchers: real processes, real DeepSpeed, a real Ray session."""
+"""Units to scores with tiny models, by both launchers: real DeepSpeed, a real Ray session."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class World:
     lm: Path
 
     def artifact(self, stage: str, name: str = "0") -> Artifact:
-        return Artifact(stage, name * 64, Storage(str(self.root / "artifacts" / stage / (name * 12))))
+        return Artifact(
+            stage, name * 64, Storage(str(self.root / "artifacts" / stage / (name * 12)))
+        )
 
     def attempt(self, stage: str, name: str = "0", **options: object) -> Attempt:
         """What run_stage would hand to the stage's work."""
@@ -142,7 +144,7 @@ def write_units(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(world: World) -> Artifact:
-    """The train artifact: its first attempt was asked to stop on the way, the second finished it."""
+    """The train artifact: its first attempt was asked to stop, the second finished it."""
     first = world.attempt("train")
     out = first.out
     lose = threading.Thread(target=when, args=(lambda: len(checkpoint.committed(out)) > 0, first))
@@ -155,13 +157,16 @@ def trained(world: World) -> Artifact:
 
     facts = train.work(world.attempt("train", lease_n=2))
     assert facts["steps"] == STEPS
-    assert [(s["lease_n"], s["first_step"]) for s in facts["history"]] == [(1, 1), (2, stopped_at + 1)]
+    assert [(s["lease_n"], s["first_step"]) for s in facts["history"]] == [
+        (1, 1),
+        (2, stopped_at + 1),
+    ]
     return world.artifact("train")
 
 
 def when(happened: Callable[[], bool], attempt: Attempt) -> None:
     """Take the lease away once something has happened."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not happened() and time.monotonic() < deadline:
         time.sleep(0.01)
     attempt._lost = "lease 1 was lost to 2"
@@ -173,7 +178,9 @@ def test_the_curve_has_no_gap_and_learns(trained: Artifact) -> None:
     assert set(lines[0]) == {"step", "loss", "lr", "grad_norm", "tokens_seen", "sample_hash"}
     assert lines[0]["loss"] == pytest.approx(math.log(NUM_UNITS), rel=0.05)
     assert np.mean([line["loss"] for line in lines[-20:]]) < 0.6 * lines[0]["loss"]
-    validated = [json.loads(line) for line in trained.storage.read_bytes("validation.jsonl").splitlines()]
+    validated = [
+        json.loads(line) for line in trained.storage.read_bytes("validation.jsonl").splitlines()
+    ]
     assert [line["step"] for line in validated] == [200, 400]
 
 
@@ -227,7 +234,7 @@ def test_ranks_end_with_a_killed_driver(world: World) -> None:
     )
     argv = [sys.executable, "-c", code, str(Path(__file__).parent), str(world.root)]
     driver = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    out, deadline = world.artifact("train", "3").storage, time.monotonic() + 60
+    out, deadline = world.artifact("train", "3").storage, time.monotonic() + 240
     while not checkpoint.committed(out):
         assert driver.poll() is None, "the driver ended by itself"
         assert time.monotonic() < deadline, "training never began"
@@ -236,5 +243,5 @@ def test_ranks_end_with_a_killed_driver(world: World) -> None:
     assert len(ranks) >= 2
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    _, alive = psutil.wait_procs(ranks, timeout=15)
+    _, alive = psutil.wait_procs(ranks, timeout=60)
     assert not alive

@@ -1,4 +1,4 @@
-"""A training that was killed and resumed is the training that never was: bit for bit, at the same world size."""
+"""A training that was killed and resumed equals one that never was, bit for bit."""
 
 from __future__ import annotations
 
@@ -48,11 +48,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pack").mkdir()
     rng = np.random.default_rng(0)
     for name, size in (("train", 3_000), ("valid", 300)):
-        (np.cumsum(rng.integers(0, 3, size)) % 20).astype("<u2").tofile(folder / "pack" / f"{name}.bin")
+        (np.cumsum(rng.integers(0, 3, size)) % 20).astype("<u2").tofile(
+            folder / "pack" / f"{name}.bin"
+        )
     return folder
 
 
-def config(inputs: Path, root: Path, *, zero_stage: int, lease_n: int = 1, micro_batch: int = 2) -> RankConfig:
+def config(
+    inputs: Path, root: Path, *, zero_stage: int, lease_n: int = 1, micro_batch: int = 2
+) -> RankConfig:
     folder = root / f"attempt-{lease_n}"
     folder.mkdir(parents=True)
     return RankConfig(
@@ -100,13 +104,13 @@ def _rank(told: str, rank: int, world_size: int, port: int) -> None:
 
 def finish(ranks: list[BaseProcess]) -> list[int | None]:
     for rank in ranks:
-        rank.join(60)
+        rank.join(240)
     return [rank.exitcode for rank in ranks]
 
 
 def kill_after(out: Storage, step: int, victim: BaseProcess) -> None:
     """SIGKILL one rank as soon as the checkpoint of ``step`` is committed."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     manifest = f"{checkpoint.FOLDER}/{checkpoint.name_of(step, 1)}/{checkpoint.MANIFEST}"
     while not out.exists(manifest):
         assert time.monotonic() < deadline, "the checkpoint never came"
@@ -164,7 +168,8 @@ def test_another_world_size_sees_the_same_batches(inputs: Path, tmp_path: Path) 
     assert finish(start(second, world_size=1)) == [0]
     assert Storage(str(moved / "out")).read_json(second.live_path)["resumed_from"]
     one, two = (
-        [json.loads(line) for line in results(root)["metrics.jsonl"].splitlines()] for root in (whole, moved)
+        [json.loads(line) for line in results(root)["metrics.jsonl"].splitlines()]
+        for root in (whole, moved)
     )
     assert [line["sample_hash"] for line in one] == [line["sample_hash"] for line in two]
     for name in ("loss", "grad_norm"):

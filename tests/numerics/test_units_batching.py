@@ -1,4 +1,4 @@
-"""Units must not depend on batching: padded batches against stock Hugging Face inference at batch size 1."""
+"""Units must not depend on batching: padded batches against stock inference at batch size 1."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def _model(config: dict[str, Any]) -> HubertModel:
     torch.manual_seed(0)
     model = HubertModel(HubertConfig(**{**SMALL, **config})).eval()
     norm = model.encoder.pos_conv_embed.batch_norm
-    if norm is not None:  # the statistics of a trained model: a fresh norm would hide what padding does to it
+    if (
+        norm is not None
+    ):  # the statistics of a trained model: a fresh norm would hide what padding does to it
         norm.running_mean.normal_()
         norm.running_var.uniform_(0.5, 2)
         norm.bias.data.normal_()
@@ -98,11 +100,13 @@ def _stock_padded(model: HubertModel, waves: list[np.ndarray], layer: int) -> li
 
 
 def _miss_rate(feats: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
-    """Share of units that differ; the codebook is made of frames of the reference, so that all units occur."""
+    """Share of units that differ; the codebook is frames of the reference, so all units occur."""
     flat_ND = torch.cat(reference)
     centroids_KD = flat_ND[torch.linspace(0, len(flat_ND) - 1, NUM_CLUSTERS).long()]
     wrong = sum(
-        int((torch.cdist(a, centroids_KD).argmin(1) != torch.cdist(b, centroids_KD).argmin(1)).sum())
+        int(
+            (torch.cdist(a, centroids_KD).argmin(1) != torch.cdist(b, centroids_KD).argmin(1)).sum()
+        )
         for a, b in zip(feats, reference, strict=True)
     )
     return wrong / len(flat_ND)

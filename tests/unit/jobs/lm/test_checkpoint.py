@@ -16,7 +16,9 @@ def out(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "artifact"))
 
 
-def save(out: Storage, step: int, lease_n: int, after: Manifest | None = None, *, whole: bool = True) -> Manifest:
+def save(
+    out: Storage, step: int, lease_n: int, after: Manifest | None = None, *, whole: bool = True
+) -> Manifest:
     """A checkpoint as a rank makes it, with one file and its metrics segment."""
     name = checkpoint.name_of(step, lease_n)
     local = Path(f"{out.url}-staging") / name
@@ -93,7 +95,10 @@ def test_segments_of_a_chain_have_no_gap_and_no_repeat(out: Storage) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda path: path.write_text("step-00000010-a9999"), "bytes differ from the manifest's sha256"),
+        (
+            lambda path: path.write_text("step-00000010-a9999"),
+            "bytes differ from the manifest's sha256",
+        ),
         (lambda path: path.write_text(""), "0 bytes, the manifest says 19"),
         (lambda path: path.unlink(), "missing"),
     ],
@@ -121,7 +126,11 @@ def test_retention_removes_what_was_never_committed_by_earlier_attempts(out: Sto
     two = save(out, 20, 2, one)
     save(out, 30, 2, two, whole=False)  # being written right now
     checkpoint.retire(out, Checkpoint(), (1, 2))
-    assert out.children("checkpoints") == ("step-00000010-a0001", "step-00000020-a0002", "step-00000030-a0002")
+    assert out.children("checkpoints") == (
+        "step-00000010-a0001",
+        "step-00000020-a0002",
+        "step-00000030-a0002",
+    )
 
 
 def test_retention_removes_forks_before_ancestors(out: Storage) -> None:

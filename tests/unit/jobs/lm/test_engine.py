@@ -14,7 +14,12 @@ GPU_TRAIN = Train(context_length=1024, global_batch_tokens=1024 * 256, steps=10)
 
 CASES = {
     "cpu_fp32": (TRAIN, Execution(zero_stage=0, micro_batch=4), 2, "cpu"),
-    "gpu_bf16_zero2_offload": (GPU_TRAIN, Execution(zero_stage=2, micro_batch=8, offload=True), 16, "cuda"),
+    "gpu_bf16_zero2_offload": (
+        GPU_TRAIN,
+        Execution(zero_stage=2, micro_batch=8, offload=True),
+        16,
+        "cuda",
+    ),
 }
 
 
@@ -28,7 +33,11 @@ def test_golden(name: str) -> None:
 def test_batch_sizes_multiply_to_the_global_batch() -> None:
     for world_size in (1, 2, 4, 8):
         said = ds_config(TRAIN, Execution(micro_batch=2), world_size=world_size, device="cpu")
-        product = said["train_micro_batch_size_per_gpu"] * said["gradient_accumulation_steps"] * world_size
+        product = (
+            said["train_micro_batch_size_per_gpu"]
+            * said["gradient_accumulation_steps"]
+            * world_size
+        )
         assert product == said["train_batch_size"] == 32
 
 

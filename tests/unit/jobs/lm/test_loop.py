@@ -10,7 +10,10 @@ from orchestrator.spec.recipe import Schedule
 
 def rates(kind: str, steps: int = 100, warmup: int = 10) -> list[float]:
     schedule = Schedule.model_validate({"kind": kind, "warmup_steps": warmup})
-    return [learning_rate(step, schedule=schedule, peak=1.0, steps=steps) for step in range(1, steps + 1)]
+    return [
+        learning_rate(step, schedule=schedule, peak=1.0, steps=steps)
+        for step in range(1, steps + 1)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["inverse_sqrt", "cosine", "constant"])
@@ -49,7 +52,9 @@ def test_validation_of_a_large_split_is_spread_over_it() -> None:
     assert len(np.unique(windows_BL1[:, 0])) == 256
 
 
-@pytest.mark.parametrize(("num_tokens", "shape"), [(0, (0, 0)), (1, (0, 0)), (2, (1, 2)), (8, (1, 8)), (9, (1, 9))])
+@pytest.mark.parametrize(
+    ("num_tokens", "shape"), [(0, (0, 0)), (1, (0, 0)), (2, (1, 2)), (8, (1, 8)), (9, (1, 9))]
+)
 def test_validation_of_a_small_split(num_tokens: int, shape: tuple[int, int]) -> None:
     assert validation_windows(np.arange(num_tokens, dtype="<u2"), 8).shape == shape
 

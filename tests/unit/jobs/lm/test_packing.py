@@ -13,10 +13,12 @@ from orchestrator.errors import CorruptError, RequestError
 from orchestrator.spec.recipe import Split
 
 SHARES = Split(valid=0.2, test=0.2)
-PINNED = ['train', 'train', 'train', 'train', 'train', 'test', 'valid', 'train']
+PINNED = ["train", "train", "train", "train", "train", "test", "valid", "train"]
 
 
-def write_shards(folder: Path, num_shards: int = 3, rows: int = 20, num_units: int = 50) -> list[Path]:
+def write_shards(
+    folder: Path, num_shards: int = 3, rows: int = 20, num_units: int = 50
+) -> list[Path]:
     rng, paths = np.random.default_rng(0), []
     for shard in range(num_shards):
         units = [rng.integers(0, num_units, n).astype(np.uint16) for n in rng.integers(1, 9, rows)]
@@ -46,11 +48,17 @@ def test_nothing_is_lost_and_the_index_finds_it(tmp_path: Path) -> None:
     for split in SPLITS:
         tokens = np.fromfile(tmp_path / "out" / f"{split}.bin", "<u2")
         index = pq.read_table(tmp_path / "out" / f"{split}.idx.parquet").to_pylist()
-        assert sum(row["num_tokens"] for row in index) == len(tokens) == facts["splits"][split]["num_tokens"]
+        assert (
+            sum(row["num_tokens"] for row in index)
+            == len(tokens)
+            == facts["splits"][split]["num_tokens"]
+        )
         for row in index:
             found[row["id"]] = tokens[row["offset"] : row["offset"] + row["num_tokens"]].tolist()
             assert row["num_samples"] == 320 * row["num_tokens"]
-    assert found == {row["id"]: row["units"] for shard in shards for row in pq.read_table(shard).to_pylist()}
+    assert found == {
+        row["id"]: row["units"] for shard in shards for row in pq.read_table(shard).to_pylist()
+    }
 
 
 def test_utterances_keep_shard_order(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from orchestrator.spec.cluster import Resources
 from orchestrator.spec.recipe import Execution, Train
 
 
-def train(sequences: int, *, context_length: int = 128, precision: str = "fp32", **execution: object) -> Train:
+def train(
+    sequences: int, *, context_length: int = 128, precision: str = "fp32", **execution: object
+) -> Train:
     fields = {
         "context_length": context_length,
         "global_batch_tokens": sequences * context_length,
@@ -31,13 +33,16 @@ def train(sequences: int, *, context_length: int = 128, precision: str = "fp32",
     ("sequences", "ranks", "context_length", "micro_batch"),
     [(32, 1, 128, 32), (32, 4, 128, 8), (256, 1, 1024, 16), (24, 1, 1024, 12), (6, 2, 65_536, 1)],
 )
-def test_derived_micro_batch(sequences: int, ranks: int, context_length: int, micro_batch: int) -> None:
+def test_derived_micro_batch(
+    sequences: int, ranks: int, context_length: int, micro_batch: int
+) -> None:
     asked = train(sequences, context_length=context_length)
     assert execution_of(asked, Resources(ranks_per_node=ranks)).micro_batch == micro_batch
 
 
 @pytest.mark.parametrize(
-    ("ranks", "precision", "zero_stage"), [(1, "fp32", 0), (2, "fp32", 1), (1, "bf16", 1), (2, "bf16", 1)]
+    ("ranks", "precision", "zero_stage"),
+    [(1, "fp32", 0), (2, "fp32", 1), (1, "bf16", 1), (2, "bf16", 1)],
 )
 def test_derived_zero_stage(ranks: int, precision: str, zero_stage: int) -> None:
     asked = train(8, precision=precision)
@@ -59,12 +64,14 @@ def test_a_batch_that_does_not_divide_names_sizes_that_do() -> None:
 
 
 def test_more_ranks_than_sequences() -> None:
-    with pytest.raises(RequestError, match="use 512 tokens, or a number of ranks out of 1, 2$"):
+    with pytest.raises(RequestError, match=r"use 512 tokens, or a number of ranks out of 1, 2$"):
         execution_of(train(2), Resources(ranks_per_node=4))
 
 
 def test_a_micro_batch_that_does_not_divide_names_those_that_do() -> None:
-    with pytest.raises(RequestError, match="3 does not divide the 16 .* give one of 1, 2, 4, 8, 16$"):
+    with pytest.raises(
+        RequestError, match=r"3 does not divide the 16 .* give one of 1, 2, 4, 8, 16$"
+    ):
         execution_of(train(32, micro_batch=3), Resources(ranks_per_node=2))
 
 
@@ -106,10 +113,14 @@ def test_a_rank_ends_with_its_driver() -> None:
     process = Process.of(driver.pid)
     told = json.dumps({"host": process.host, "pid": process.pid, "started_at": process.started_at})
     code = (
-        "import json, sys, time; from jobs.lm.rank import end_with; from orchestrator.ledger.lease import Process;"
-        "end_with(Process(**json.loads(sys.argv[1]))); print('watching', flush=True); time.sleep(60)"
+        "import json, sys, time; from jobs.lm.rank import end_with;"
+        "from orchestrator.ledger.lease import Process;"
+        "end_with(Process(**json.loads(sys.argv[1])));"
+        "print('watching', flush=True); time.sleep(60)"
     )
-    rank = subprocess.Popen([sys.executable, "-c", code, told], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    rank = subprocess.Popen(
+        [sys.executable, "-c", code, told], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert rank.stdout
     assert rank.stdout.readline() == b"watching\n"
     driver.kill()

@@ -5,9 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.lm.token_stream import HASH_START, TokenStream, chain_hash, epoch_order, open_tokens, stripe
+from jobs.lm.token_stream import (
+    HASH_START,
+    TokenStream,
+    chain_hash,
+    epoch_order,
+    open_tokens,
+    stripe,
+)
 from orchestrator.errors import RequestError
-
 
 PINNED = [7, 6, 4, 5, 1, 0, 3, 2]
 
@@ -74,7 +80,9 @@ def test_the_hash_chains() -> None:
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 8])
 def test_too_few_tokens_is_a_clear_error(num_tokens: int) -> None:
-    with pytest.raises(RequestError, match=rf"has {num_tokens} tokens, fewer than the 9 of one window"):
+    with pytest.raises(
+        RequestError, match=rf"has {num_tokens} tokens, fewer than the 9 of one window"
+    ):
         stream(num_tokens)
 
 

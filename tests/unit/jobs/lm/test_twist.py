@@ -23,7 +23,11 @@ OPT = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_
 CONFIGS: dict[str, PreTrainedConfig] = {
     "opt": OPTConfig(vocab_size=50, word_embed_proj_dim=16, max_position_embeddings=32, **OPT),
     "opt-projected": OPTConfig(
-        vocab_size=50, word_embed_proj_dim=8, do_layer_norm_before=False, max_position_embeddings=32, **OPT
+        vocab_size=50,
+        word_embed_proj_dim=8,
+        do_layer_norm_before=False,
+        max_position_embeddings=32,
+        **OPT,
     ),
     "bloom": BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2, hidden_dropout=0.1),
     "pythia": GPTNeoXConfig(
@@ -35,7 +39,11 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         attention_dropout=0.1,
     ),
     "llama": LlamaConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
     ),
     "llama-tied": LlamaConfig(
         vocab_size=50,
@@ -50,7 +58,9 @@ TIED = {"opt", "opt-projected", "bloom", "llama-tied"}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def text_lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def text_lm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp(request.param)
     model = AutoModelForCausalLM.from_config(CONFIGS[request.param])
@@ -62,7 +72,9 @@ def text_lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def spec(init: str = "twist", **fields: object) -> Model:
-    return Model.model_validate({"text_model": "x", "revision": "0", "init": init, "init_std": STD, **fields})
+    return Model.model_validate(
+        {"text_model": "x", "revision": "0", "init": init, "init_std": STD, **fields}
+    )
 
 
 def build(folder: Path, *, seed: int = 0, **fields: object) -> torch.nn.Module:
@@ -109,7 +121,9 @@ def test_cold_differs_everywhere_but_in_the_unit_table(text_lm: tuple[str, Path]
     _, folder = text_lm
     warm, cold = build(folder), build(folder, init="cold")
     warm_parameters = dict(warm.named_parameters())
-    assert {n: p.shape for n, p in cold.named_parameters()} == {n: p.shape for n, p in warm_parameters.items()}
+    assert {n: p.shape for n, p in cold.named_parameters()} == {
+        n: p.shape for n, p in warm_parameters.items()
+    }
     for name, parameter in cold.named_parameters():
         if is_vocabulary(cold, parameter):
             assert torch.equal(parameter, warm_parameters[name]), name
@@ -150,7 +164,9 @@ def test_survives_saving(text_lm: tuple[str, Path], tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     back = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokens_BL = torch.arange(NUM_UNITS)[None]
-    assert torch.equal(model.eval()(input_ids=tokens_BL).logits, back.eval()(input_ids=tokens_BL).logits)
+    assert torch.equal(
+        model.eval()(input_ids=tokens_BL).logits, back.eval()(input_ids=tokens_BL).logits
+    )
 
 
 def test_weights_are_pinned(tmp_path: Path) -> None:

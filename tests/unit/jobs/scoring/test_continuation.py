@@ -48,7 +48,9 @@ def test_it_goes_on_past_the_context(model: LlamaForCausalLM) -> None:
     class Watched(torch.nn.Module):
         device = model.device
 
-        def forward(self, input_ids: torch.Tensor, past_key_values: object, use_cache: bool) -> object:
+        def forward(
+            self, input_ids: torch.Tensor, past_key_values: object, use_cache: bool
+        ) -> object:
             nonlocal longest
             out = model(input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache)
             longest = max(longest, out.past_key_values.get_seq_length())
@@ -59,9 +61,12 @@ def test_it_goes_on_past_the_context(model: LlamaForCausalLM) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "seconds", "expected"), [(100, 10.0, 30), (100, 6.0, 50), (100, 2.0, 50), (1, 1.0, 1)]
+    ("num_tokens", "seconds", "expected"),
+    [(100, 10.0, 30), (100, 6.0, 50), (100, 2.0, 50), (1, 1.0, 1)],
 )
-def test_prompts_are_seconds_long_but_leave_half(num_tokens: int, seconds: float, expected: int) -> None:
+def test_prompts_are_seconds_long_but_leave_half(
+    num_tokens: int, seconds: float, expected: int
+) -> None:
     assert prompt_length(num_tokens, int(seconds * 16_000), 3.0) == expected
 
 

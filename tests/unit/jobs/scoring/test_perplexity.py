@@ -25,7 +25,11 @@ NUM_UNITS = 6
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=NUM_UNITS, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=NUM_UNITS,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -60,7 +64,9 @@ def test_long_utterances_keep_half_a_context(model: LlamaForCausalLM) -> None:
     scored = score_model(model, said, context_length=context_length, num_samples=samples(said))
     expected, units = 0.0, said[0].astype(np.int64)
     for start, end, first in windows_of(40, context_length):
-        log_p = torch.log_softmax(model(input_ids=torch.from_numpy(units[start:end])[None]).logits[0].double(), -1)
+        log_p = torch.log_softmax(
+            model(input_ids=torch.from_numpy(units[start:end])[None]).logits[0].double(), -1
+        )
         expected -= sum(float(log_p[t - 1 - start, units[t]]) for t in range(first, end))
     assert scored.nll[0] == pytest.approx(expected, abs=1e-4)
     assert scored.num_scored[0] == 39
@@ -116,14 +122,18 @@ def test_no_bigram_table_for_a_huge_codebook() -> None:
 
 def test_a_uniform_model_has_the_perplexity_of_its_codebook() -> None:
     said = utterances(10, 20)
-    scored = score_unigram(count(np.zeros(0, dtype="<u2"), NUM_UNITS), said, num_samples=samples(said))
+    scored = score_unigram(
+        count(np.zeros(0, dtype="<u2"), NUM_UNITS), said, num_samples=samples(said)
+    )
     assert scored.perplexity == pytest.approx(NUM_UNITS)
     assert scored.nats_per_s == pytest.approx(math.log(NUM_UNITS) * 28 / (640 * 30 / 16_000))
 
 
 def test_intervals_hold_the_estimate_and_follow_the_seed() -> None:
     rng = np.random.default_rng(0)
-    scored = Scored(nll=rng.normal(40, 8, 200), num_scored=np.full(200, 20), num_samples=np.full(200, 16_000))
+    scored = Scored(
+        nll=rng.normal(40, 8, 200), num_scored=np.full(200, 20), num_samples=np.full(200, 16_000)
+    )
     first, again, other = (summary(scored, bootstrap_samples=500, seed=seed) for seed in (0, 0, 1))
     low, high = first["perplexity_95"]
     assert low < first["perplexity"] < high

@@ -1,17 +1,18 @@
-"""A run in a real store, written with the ledger's own functions: finished, half-finished or odd."""
+"""A run in a real store, written with the ledger's own functions: finished or half-finished."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import AttemptFolder, RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan, Variant, make_plan
@@ -114,7 +115,12 @@ FACTS: dict[str, dict[str, Any]] = {
             for name, n in {"train": 2150, "valid": 70, "test": 190}.items()
         },
     },
-    "train": {"num_parameters": 21_300_000, "steps": STEPS, "tokens_seen": STEPS * 128, "epochs": 0.03},
+    "train": {
+        "num_parameters": 21_300_000,
+        "steps": STEPS,
+        "tokens_seen": STEPS * 128,
+        "epochs": 0.03,
+    },
 }
 
 
@@ -157,7 +163,9 @@ class Ledger:
             "instance": instance.id,
             "versions": {"torch": "2.14.1"},
         }
-        artifact.publish(inputs=instance.inputs, facts=FACTS.get(instance.stage, {}), producer=producer)
+        artifact.publish(
+            inputs=instance.inputs, facts=FACTS.get(instance.stage, {}), producer=producer
+        )
 
     def write_training(self, instance: Instance, drop: float) -> None:
         lines = [{"step": n, "loss": 4.6 - drop * n / STEPS} for n in range(1, STEPS + 1)]
@@ -174,7 +182,9 @@ class Ledger:
                 attempt = self.attempt(instance, 30.0, state="succeeded")
                 progress = {"at": self.clock, "done": 19, "total": 19, "unit": "shards"}
                 rates = {"audio_s_per_s": 41.25}
-                attempt.storage.replace("progress.json", json.dumps({**progress, "rates": rates}).encode())
+                attempt.storage.replace(
+                    "progress.json", json.dumps({**progress, "rates": rates}).encode()
+                )
                 self.publish(instance)
 
     def finish_variant(self, name: str, scores: dict[str, Any]) -> None:
@@ -190,7 +200,13 @@ class Ledger:
         self.attempt(evaluate, 10.0, state="succeeded")
         storage = self.artifact(evaluate).storage
         storage.create_json("scores.json", scores)
-        said = {"id": "utt-1", "prompt": [1, 2], "prompt_s": 0.5, "continuation": [3, 4], "truth": [5, 6]}
+        said = {
+            "id": "utt-1",
+            "prompt": [1, 2],
+            "prompt_s": 0.5,
+            "continuation": [3, 4],
+            "truth": [5, 6],
+        }
         storage.create_json("continuations.json", [said])
         self.publish(evaluate)
 
@@ -208,6 +224,8 @@ def new_ledger(tmp_path: Path) -> Callable[..., Ledger]:
 def finished(new_ledger: Callable[..., Ledger]) -> Ledger:
     """Two arms, all stages done, one training attempt lost on the way."""
     ledger = new_ledger()
+    supervisor = ledger.run.begin_supervisor(process=asdict(Process.current()))
+    supervisor.finish(state="succeeded")
     ledger.finish_data()
     first = ledger.of_stage("train")[0]
     ledger.attempt(first, 50.0, state="preempted", cause="preempted", reason="goes on")

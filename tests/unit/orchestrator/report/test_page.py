@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import RequestError
+from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
-from orchestrator.report.page import summary, write_report
+from orchestrator.report.page import page_content, summary, write_report
+from orchestrator.report.record import read_record
 from tests.unit.orchestrator.report.conftest import Ledger, scores_of
 
 NewLedger = Callable[..., Ledger]
@@ -27,7 +30,7 @@ class _Text(html.parser.HTMLParser):
         self.tags: list[str] = []
         self.words: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, _: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
 
     def handle_data(self, data: str) -> None:
@@ -72,12 +75,12 @@ def test_a_finished_run_is_told_whole(finished: Ledger) -> None:
     assert "succeeded" in words
     assert "Not there" not in words
     for sentence in (
-        "Warm start is better: test perplexity 14.10 [13.70, 14.50] warm, 17.00 [16.60, 17.40] cold, "
-        "17.1% lower; the 95 % intervals do not overlap.",
-        "The cold arm does not beat counting pairs of units: the bigram baseline has perplexity 15.50",
+        "Warm start is better: test perplexity 14.10 [13.70, 14.50] warm, 17.00 [16.60, 17.40] "
+        "cold, 17.1% lower; the 95 % intervals do not overlap.",
+        "The cold arm does not beat counting pairs of units: the bigram baseline has perplexity 15",
         "One training seed an arm",
         "bigram counts baseline",
-        "kept 1 h 52 min",
+        "kept 1 h 51 min",
         "left out 31",
         "quarantined 2",
         "train 2,150 2,150 167,700 1 h 40 min 27.9",
@@ -100,7 +103,7 @@ def test_a_finished_run_is_told_whole(finished: Ledger) -> None:
 
 def test_it_needs_nothing_from_outside(finished: Ledger) -> None:
     page = page_of(finished)
-    assert not re.search(r"(src|href|action)=[\"']?(?!#)", page)
+    assert not re.search(r'(src|href|action)=(?!"#)', page)
     assert not re.search(r"@import|url\((?!#)", page)
     assert "default-src 'none'" in page
     assert "prefers-color-scheme: dark" in page
@@ -161,10 +164,23 @@ def test_a_half_finished_run_shows_what_it_has(new_ledger: NewLedger) -> None:
     cold = ledger.of_stage("train")[1]
     ledger.attempt(cold, 60.0)
     words = words_of(page_of(ledger))
-    assert "Warm start: test perplexity 14.10 [13.70, 14.50]; the cold arm has no scores yet" in words
+    assert (
+        "Warm start: test perplexity 14.10 [13.70, 14.50]; the cold arm has no scores yet" in words
+    )
     assert f"{cold.id} (init=cold) is not finished: failed." in words
     assert "node_lost" in words
     assert "not yet" in words
+
+
+def test_while_the_supervisor_lives_the_last_attempt_is_running(new_ledger: NewLedger) -> None:
+    ledger = new_ledger()
+    ledger.run.begin_supervisor(process=asdict(Process.current()))
+    corpus, encoder = (ledger.of_stage(s)[0] for s in ("corpus", "encoder"))
+    ledger.attempt(corpus, 60.0)
+    record = read_record(ledger.run, ledger.store)
+    assert record.state == "running"
+    assert record.stage(corpus.id).state == "running"
+    assert record.stage(encoder.id).state == "queued"
 
 
 def test_a_training_under_way_is_drawn_up_to_its_newest_checkpoint(new_ledger: NewLedger) -> None:
@@ -184,22 +200,21 @@ def test_a_training_under_way_is_drawn_up_to_its_newest_checkpoint(new_ledger: N
         out.create_json(f"checkpoints/step-{step:08d}-a{lease_n:04d}/MANIFEST.json", manifest)
     page = page_of(ledger)
     assert "var(--warm)" in re.findall(r'<div class="figure">(.*?)</svg>', page, re.DOTALL)[0]
-    from orchestrator.report.record import read_record
-
     assert read_record(ledger.run, ledger.store).variants[0].training == ((1, 4.0), (2, 4.0))
 
 
 def files_below(folder: Path) -> list[str]:
-    found = (p for p in folder.rglob("*") if p.is_file() and p.name not in ("plan.json", "report.html"))
+    found = (
+        p for p in folder.rglob("*") if p.is_file() and p.name not in ("plan.json", "report.html")
+    )
     return sorted(p.relative_to(folder).as_posix() for p in found)
 
 
 @pytest.mark.parametrize("damage", ["remove", "garbage", "null", "list"])
 def test_no_single_file_is_needed(finished: Ledger, damage: str) -> None:
-    """Every file but the plan, one after the other, is taken away or spoilt: the page is written all the same."""
+    """Every file but the plan is taken away or spoilt in turn: there is a page all the same."""
     root = finished.store.storage.local_root
     assert root is not None
-    write_report(finished.run, finished.store)
     bodies = {"garbage": b"\xff{", "null": b"null\n", "list": b"[1]\n"}
     files = files_below(root)
     assert len(files) > 40
@@ -210,9 +225,19 @@ def test_no_single_file_is_needed(finished: Ledger, damage: str) -> None:
             file.unlink()
         else:
             file.write_bytes(bodies[damage])
-        page = page_of(finished)
-        assert "</html>" in page, path
+        assert page_content(read_record(finished.run, finished.store))["stages"], path
         file.write_bytes(kept)
+
+
+@pytest.mark.parametrize("name", ["attempt.json", "MANIFEST.json", "scores.json", "recipe.yaml"])
+def test_the_page_is_whole_without_any_file_of_a_name(finished: Ledger, name: str) -> None:
+    root = finished.store.storage.local_root
+    assert root is not None
+    victims = list(root.rglob(name))
+    assert victims
+    for file in victims:
+        file.unlink()
+    assert page_of(finished).rstrip().endswith("</html>")
 
 
 def test_a_missing_file_of_a_complete_artifact_is_named(finished: Ledger) -> None:
@@ -237,7 +262,9 @@ def test_the_summary_gives_both_arms_the_times_and_the_page(finished: Ledger) ->
     assert lines[2] == "cold  test perplexity 17.00 [16.60, 17.40] (95 %)"
     assert lines[3].startswith("Warm start is better")
     assert "train     4 min 50 s in 3 attempts" in lines
-    assert lines[-1] == f"report: not written yet; `orchestrator report {finished.run.name}` writes it"
+    assert (
+        lines[-1] == f"report: not written yet; `orchestrator report {finished.run.name}` writes it"
+    )
     where = write_report(finished.run, finished.store)
     assert summary(finished.run, finished.store)[-1] == f"report: {where}"
 

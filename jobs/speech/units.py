@@ -1,0 +1,267 @@
+"""Turns features into units, and units into shards.
+
+In: ``feats_TD`` of an utterance and ``centroids_KD`` of a codebook. Out: one Parquet shard per
+codebook with the same bytes wherever and however often it is made.
+
+Shapes: N frames of several utterances, T frames, D features, K clusters, L tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from jobs.speech.hubert import Hubert, Precision, best_device
+from jobs.speech.utterances import Root, Utterance, WaveReader, batches
+from orchestrator.errors import AlreadyExistsError, CorruptError
+from orchestrator.ledger.storage import Storage
+from orchestrator.units import SAMPLE_RATE_HZ
+
+Units = npt.NDArray[np.uint16]
+
+SHARD_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("recording", pa.string()),
+        ("units", pa.list_(pa.uint16())),
+        ("durations", pa.list_(pa.uint16())),
+        ("num_samples", pa.int64()),
+    ]
+)
+CODEBOOK = "codebook.safetensors"
+_CHUNK_FRAMES = 8_192
+
+
+def nearest(feats_ND: Tensor, centroids_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of each frame's nearest centroid, and the squared distance to it, in fp32.
+
+    Works in chunks of a fixed number of frames, so that a frame's result depends on nothing but its
+    chunk.
+    """
+    norms_K = centroids_KD.square().sum(1)
+    indices, distances = [], []
+    for chunk_ND in feats_ND.split(_CHUNK_FRAMES):
+        # The frame's own norm changes no argmin; it is added for the distance alone.
+        lowest_N, index_N = torch.addmm(norms_K, chunk_ND, centroids_KD.T, alpha=-2).min(1)
+        indices.append(index_N)
+        distances.append((lowest_N + chunk_ND.square().sum(1)).clamp_min(0))
+    if not indices:
+        return feats_ND.new_zeros(0, dtype=torch.long), feats_ND.new_zeros(0)
+    return torch.cat(indices), torch.cat(distances)
+
+
+def deduplicated(units_T: Units) -> tuple[Units, Units]:
+    """Runs of one unit as one token: units and their durations in frames.
+
+    Raises OverflowError for a run of more than 65,535 frames.
+    """
+    starts = np.flatnonzero(np.diff(units_T.astype(np.int32), prepend=-1))
+    durations = np.diff(np.append(starts, len(units_T)))
+    if durations.size and durations.max() > np.iinfo(np.uint16).max:
+        raise OverflowError(f"a run of {durations.max()} frames does not fit a uint16")
+    return units_T[starts], durations.astype(np.uint16)
+
+
+def shard_path(shard: int) -> str:
+    """Where a shard lies below its artifact."""
+    return f"shards/{shard // 1000:03d}/{shard:06d}.parquet"
+
+
+def shard_bytes(utterances: Sequence[Utterance], units: Sequence[Units], *, dedup: bool) -> bytes:
+    """The Parquet file of one shard; equal arguments give equal bytes."""
+    tokens = [deduplicated(u) if dedup else (u, np.ones_like(u)) for u in units]
+    table = pa.table(
+        {
+            "id": [u.id for u in utterances],
+            "recording": [u.recording for u in utterances],
+            "units": [units_L for units_L, _ in tokens],
+            "durations": [durations_L for _, durations_L in tokens],
+            "num_samples": [u.num_samples for u in utterances],
+        },
+        schema=SHARD_SCHEMA,
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", version="2.6", row_group_size=1 << 20)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """What one shard, or several together, hold."""
+
+    num_utterances: int
+    num_samples: int
+    unit_counts: npt.NDArray[np.int64]
+    """K: how often each unit occurs."""
+
+    @classmethod
+    def of(cls, data: bytes, num_clusters: int) -> ShardStats:
+        """Counted from the bytes of a shard."""
+        table = pq.read_table(io.BytesIO(data), columns=["units", "num_samples"])
+        units = table["units"].combine_chunks().flatten().to_numpy()
+        return cls(
+            num_utterances=table.num_rows,
+            num_samples=int(table["num_samples"].to_numpy().sum()),
+            unit_counts=np.bincount(units, minlength=num_clusters),
+        )
+
+    @classmethod
+    def sum(cls, parts: Iterable[ShardStats]) -> ShardStats:
+        """All parts together; there must be one."""
+        parts = list(parts)
+        return cls(
+            num_utterances=sum(p.num_utterances for p in parts),
+            num_samples=sum(p.num_samples for p in parts),
+            unit_counts=np.sum([p.unit_counts for p in parts], axis=0),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, after deduplication where that was asked for."""
+        return int(self.unit_counts.sum())
+
+    @property
+    def entropy_bits(self) -> float:
+        """Entropy of the unigram distribution of units."""
+        share_K = self.unit_counts[self.unit_counts > 0] / max(self.num_tokens, 1)
+        return float(-(share_K * np.log2(share_K)).sum()) + 0.0  # no -0.0 in facts
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio."""
+        return self.num_samples / SAMPLE_RATE_HZ
+
+
+def write_codebook(out: Storage, centroids_KD: Tensor, notes: Mapping[str, float | int]) -> str:
+    """Create ``codebook.safetensors`` and ``codebook.json``; the SHA-256 of the former.
+
+    What a killed attempt left is completed: the same fit gives the same bytes.
+    """
+    data = save({"centroids": centroids_KD.contiguous()})
+    digest = hashlib.sha256(data).hexdigest()
+    num_clusters, dim = centroids_KD.shape
+    about = {"num_clusters": num_clusters, "dim": dim, "sha256": digest, **notes}
+    create_same(out, CODEBOOK, data)
+    create_same(out, "codebook.json", (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
+    return digest
+
+
+def read_codebook(codebook: Storage) -> Tensor:
+    """``centroids_KD`` of a codebook artifact. Raises CorruptError when its digest is another."""
+    data, about = codebook.read_bytes(CODEBOOK), codebook.read_json("codebook.json")
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise CorruptError(
+            f"{codebook.url}/{CODEBOOK}: bytes differ from codebook.json's sha256; fit it again"
+        )
+    return load(data)["centroids"]
+
+
+def create_same(out: Storage, path: str, data: bytes) -> None:
+    """Create the object, or find the same bytes there. Raises CorruptError when they differ."""
+    try:
+        out.create(path, data)
+    except AlreadyExistsError:
+        if out.read_bytes(path) != data:
+            raise CorruptError(
+                f"{out.url}/{path}: another attempt wrote other bytes under the same key; "
+                "compare the package versions, device kinds and cpus_per_worker of the attempts"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """What a worker needs to build the encoder."""
+
+    url: str
+    """Folder of the encoder's artifact."""
+    layer: int
+    """HF ``hidden_states`` index."""
+    precision: Precision = "fp32"
+    """Arithmetic."""
+
+    def load(self) -> Hubert:
+        """The encoder on this process's device."""
+        storage = Storage(self.url)
+        with tempfile.TemporaryDirectory() as folder:
+            names = ("config.json", "model.safetensors", "encoder.json")
+            paths = [storage.fetch(n, Path(folder)) for n in names if storage.exists(n)]
+            return Hubert.load(
+                paths[0].parent, self.layer, device=best_device(), precision=self.precision
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard to be tokenized."""
+
+    shard: int
+    """Its number."""
+    utterances: Sequence[Utterance]
+    """Its rows."""
+    missing: Sequence[int]
+    """Positions of the codebooks whose shard is not there yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """One codebook and where its units go."""
+
+    codebook_url: str
+    """Folder of the codebook's artifact."""
+    out_url: str
+    """Folder of the tokenize artifact."""
+
+
+class Tokenizer:
+    """The tokenize stage's worker: one pass of the encoder over a shard serves all codebooks."""
+
+    def __init__(
+        self,
+        encoder: EncoderSpec,
+        roots: Mapping[str, Root],
+        destinations: Sequence[Destination],
+        dedup: bool,
+    ) -> None:
+        self._hubert = encoder.load()
+        self._reader = WaveReader(roots)
+        self._dedup = dedup
+        self._outs = [Storage(d.out_url) for d in destinations]
+        self._codebooks = [
+            read_codebook(Storage(d.codebook_url)).to(self._hubert.device) for d in destinations
+        ]
+
+    def __call__(self, task: ShardTask) -> dict[int, ShardStats]:
+        """Write the shard for every codebook that misses it; what each shard holds."""
+        units = self._units(task)
+        stats = {}
+        for which in task.missing:
+            data = shard_bytes(task.utterances, units[which], dedup=self._dedup)
+            create_same(self._outs[which], shard_path(task.shard), data)
+            stats[which] = ShardStats.of(data, len(self._codebooks[which]))
+        return stats
+
+    def _units(self, task: ShardTask) -> dict[int, list[Units]]:
+        empty = np.zeros(0, np.uint16)
+        units = {which: [empty] * len(task.utterances) for which in task.missing}
+        for positions, waves in batches(task.utterances, self._reader):
+            feats = self._hubert.features(waves)
+            lengths = [len(feats_TD) for feats_TD in feats]
+            for which, found in units.items():
+                units_N = nearest(torch.cat(feats), self._codebooks[which])[0].cpu().numpy()
+                parts = np.split(units_N.astype(np.uint16), np.cumsum(lengths)[:-1])
+                for position, units_T in zip(positions, parts, strict=True):
+                    found[position] = units_T
+        return units

@@ -1,0 +1,127 @@
+"""The tokenize stage: every shard of the corpus becomes a shard of units, for each codebook.
+
+In: corpus, encoder and one codebook per key. Out: ``shards/000/000017.parquet`` per key. A shard
+that is there is done: a later attempt does what is missing. HuBERT runs once per shard, however
+many codebooks want it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from jobs.attempt import Attempt, run_stage
+from jobs.codebook import source_roots
+from jobs.speech.pool import Pool, PoolSize, session
+from jobs.speech.units import (
+    Destination,
+    EncoderSpec,
+    ShardStats,
+    ShardTask,
+    Tokenizer,
+    shard_path,
+)
+from jobs.speech.utterances import CorpusRows
+from orchestrator.ledger.storage import Storage
+from orchestrator.units import SAMPLE_RATE_HZ
+
+_READERS = 8
+
+
+def work(attempt: Attempt) -> dict[str, Any]:
+    """Write every missing shard; returns what the units are like, per key."""
+    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
+    num_clusters = [u["codebook"].facts["num_clusters"] for u in attempt.upstreams]
+    missing = missing_shards(rows.shards, attempt.outs)
+    stats = [
+        _present(
+            out, [s for s in rows.shards if which not in missing.get(s, ())], num_clusters[which]
+        )
+        for which, out in enumerate(attempt.outs)
+    ]
+    if missing:
+        for found in _tokenized(attempt, rows, missing):
+            for which, part in found.items():
+                stats[which].append(part)
+    totals = [ShardStats.sum(parts) for parts in stats]
+    return facts(attempt.keys, totals, num_shards=len(rows.shards))
+
+
+def missing_shards(shards: Iterable[int], outs: Sequence[Storage]) -> dict[int, tuple[int, ...]]:
+    """For each shard that some output misses, the positions of those outputs."""
+    present = [out.list("shards") for out in outs]
+    missing = {
+        shard: tuple(i for i, paths in enumerate(present) if shard_path(shard) not in paths)
+        for shard in shards
+    }
+    return {shard: which for shard, which in missing.items() if which}
+
+
+def facts(keys: Sequence[str], totals: Sequence[ShardStats], *, num_shards: int) -> dict[str, Any]:
+    """What the manifests say: the audio is the same for all keys, the units are each key's own."""
+    per_key = {
+        key: {"num_tokens": total.num_tokens, "unit_entropy_bits": total.entropy_bits}
+        for key, total in zip(keys, totals, strict=True)
+    }
+    return {
+        "num_shards": num_shards,
+        "num_utterances": totals[0].num_utterances,
+        "audio_s": totals[0].audio_s,
+        "per_key": per_key,
+    }
+
+
+def _present(out: Storage, shards: Sequence[int], num_clusters: int) -> list[ShardStats]:
+    """What an earlier attempt's shards hold."""
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(
+            threads.map(
+                lambda s: ShardStats.of(out.read_bytes(shard_path(s)), num_clusters), shards
+            )
+        )
+
+
+def _tokenized(
+    attempt: Attempt, rows: CorpusRows, missing: dict[int, tuple[int, ...]]
+) -> Iterable[dict[int, ShardStats]]:
+    """Let the pool make the missing shards; what each holds, as they are completed."""
+    size, total, samples = PoolSize.of(attempt.resources), len(rows.shards), 0
+    before = total - len(missing)
+    attempt.progress(before, total, "shards")
+    with (
+        session(attempt.ray_address, size.max_workers * size.cpus_per_worker),
+        _pool(attempt, size) as pool,
+    ):
+        started_at = time.monotonic()
+        results = pool.run(missing, lambda s: _task(rows, s, missing[s]), tick=attempt.check)
+        for done, (_, found) in enumerate(results, start=before + 1):
+            samples += next(iter(found.values())).num_samples
+            rate = samples / SAMPLE_RATE_HZ / (time.monotonic() - started_at)
+            attempt.progress(done, total, "shards", audio_s_per_s=round(rate, 1))
+            yield found
+
+
+def _task(rows: CorpusRows, shard: int, missing: tuple[int, ...]) -> ShardTask:
+    return ShardTask(shard=shard, utterances=rows.of_shard(shard), missing=missing)
+
+
+def _pool(attempt: Attempt, size: PoolSize) -> Pool:
+    encoder = attempt.recipe.encoder
+    spec = EncoderSpec(
+        url=attempt.upstream["encoder"].storage.url,
+        layer=encoder.layer,
+        precision=encoder.precision,
+    )
+    destinations = [
+        Destination(codebook_url=upstream["codebook"].storage.url, out_url=out.url)
+        for upstream, out in zip(attempt.upstreams, attempt.outs, strict=True)
+    ]
+    dedup = attempt.recipe.tokenizer.deduplicate
+    return Pool(Tokenizer, spec, source_roots(attempt), destinations, dedup, size=size)
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("tokenize", work))

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from jobs.audio.decode import UnreadableAudioError, decode, lowpass, read_window
+from orchestrator.units import SAMPLE_RATE_HZ
+
+
+def tone(frequency_hz: float, seconds: float, rate_hz: int) -> np.ndarray:
+    return np.sin(2 * np.pi * frequency_hz * np.arange(int(seconds * rate_hz)) / rate_hz) / 2
+
+
+def loudest_hz(wav_S: np.ndarray) -> float:
+    return float(np.abs(np.fft.rfft(wav_S)).argmax() * SAMPLE_RATE_HZ / len(wav_S))
+
+
+def level(wav_S: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(wav_S[1000:-1000]))))
+
+
+def write_g722(path: Path, wav_S: np.ndarray) -> None:
+    with av.open(str(path), "w", format="g722") as container:
+        stream = container.add_stream("g722", rate=SAMPLE_RATE_HZ, layout="mono")
+        pcm = (wav_S * 32_767).astype(np.int16)[None]
+        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+        frame.rate, frame.time_base = SAMPLE_RATE_HZ, Fraction(1, SAMPLE_RATE_HZ)
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate_hz"), [("wav", 44_100), ("flac", 8_000), ("mp3", 11_025), ("ogg", 48_000)]
+)
+def test_formats_and_rates_become_mono_at_16_khz(tmp_path: Path, suffix: str, rate_hz: int) -> None:
+    path = tmp_path / f"a.{suffix}"
+    mono = tone(500, 2.0, rate_hz)
+    soundfile.write(path, np.stack([mono, mono], axis=1), rate_hz)
+    wav_S = decode(path)
+    assert wav_S.dtype == np.float32
+    assert wav_S.ndim == 1
+    assert len(wav_S) == pytest.approx(2 * SAMPLE_RATE_HZ, rel=0.05)  # MP3 pads
+    assert loudest_hz(wav_S) == pytest.approx(500, abs=1)
+    assert level(wav_S) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
+def test_raw_g722_is_read_by_its_name(tmp_path: Path) -> None:
+    write_g722(tmp_path / "a.g722", tone(1000, 1.0, SAMPLE_RATE_HZ))
+    wav_S = decode(tmp_path / "a.g722")
+    assert len(wav_S) == SAMPLE_RATE_HZ
+    assert loudest_hz(wav_S) == pytest.approx(1000, abs=2)
+    assert level(wav_S) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
+def test_lowpass_takes_what_is_above_and_leaves_what_is_below() -> None:
+    below, above = (tone(f, 1.0, SAMPLE_RATE_HZ).astype(np.float32) for f in (1000, 7000))
+    kept = lowpass(below + above, 5500)
+    assert len(kept) == len(below)
+    assert np.abs(kept - below)[1000:-1000].max() < 1e-3  # same phase, so no delay either
+
+
+def test_lowpass_keeps_the_length_of_a_wave_shorter_than_its_kernel() -> None:
+    assert len(lowpass(np.ones(40, np.float32), 5500)) == 40
+
+
+def test_a_window_equals_the_same_stretch_of_the_whole(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(300, 1.0, 8000), 8000)
+    whole = decode(tmp_path / "a.wav")
+    assert np.array_equal(read_window(tmp_path / "a.wav", 4000, 5000), whole[4000:9000])
+
+
+def test_a_window_beyond_the_end_is_an_error_that_says_where(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(300, 1.0, 16_000), 16_000)
+    with pytest.raises(UnreadableAudioError, match="ends before sample 17000"):
+        read_window(tmp_path / "a.wav", 12_000, 5000)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.m4a"])
+def test_garbage_is_unreadable_with_a_reason(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"this is no audio at all" * 20)
+    with pytest.raises(
+        UnreadableAudioError, match=r"a\.\w+: .+; repair the file or remove it"
+    ) as error:
+        decode(tmp_path / name)
+    assert error.value.reason
+    assert str(tmp_path) not in error.value.reason  # a reason must not depend on the cluster
+
+
+@pytest.mark.parametrize("name", ["empty.g722", "none.wav"])
+def test_nothing_to_hear_is_unreadable(tmp_path: Path, name: str) -> None:
+    if name.endswith("g722"):
+        (tmp_path / name).touch()
+    with pytest.raises(UnreadableAudioError):
+        decode(tmp_path / name)
+
+
+def test_samples_that_are_no_numbers_are_unreadable(tmp_path: Path) -> None:
+    wav_S = np.zeros(16_000)
+    wav_S[7] = np.nan
+    soundfile.write(tmp_path / "a.wav", wav_S, 16_000, subtype="FLOAT")
+    with pytest.raises(UnreadableAudioError, match="no numbers"):
+        decode(tmp_path / "a.wav")

@@ -1,0 +1,145 @@
+"""The pool on a real Ray session: pulling, deaths, replacement."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from jobs.audio.decode import UnreadableAudioError
+from jobs.speech.pool import Pool, PoolSize, session
+from orchestrator.errors import RunFailedError
+from orchestrator.spec.cluster import Resources
+
+pytestmark = pytest.mark.slow
+ONE, TWO = PoolSize(max_workers=1), PoolSize(max_workers=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with session("", num_cpus=2):
+        yield
+
+
+class Pids:
+    """Answers with its process, its threads and how many items it has seen."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def __call__(self, payload: float) -> tuple[int, int, str, int]:
+        import torch
+
+        time.sleep(payload)
+        self._seen += 1
+        return os.getpid(), torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], self._seen
+
+
+class DiesOf:
+    """Kills its own process when it is given a number; the first time only where ``once`` is a path."""
+
+    def __init__(self, deadly: int, once: Path | None = None) -> None:
+        self._deadly, self._once = deadly, once
+
+    def __call__(self, payload: int) -> int:
+        if payload == self._deadly and not (self._once and self._once.exists()):
+            if self._once:
+                self._once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return payload * payload
+
+
+class Raises:
+    """Fails in the way that is asked for."""
+
+    def __call__(self, payload: str) -> None:
+        if payload == "ours":
+            raise UnreadableAudioError(Path("a.wav"), "holds no samples")
+        raise ZeroDivisionError(payload)
+
+
+class CannotStart:
+    """A worker that cannot be built."""
+
+    def __init__(self) -> None:
+        raise RunFailedError("encoder: no such file")
+
+
+def test_actors_pull_their_work() -> None:
+    with Pool(Pids, size=TWO) as pool:
+        list(pool.run(range(2), lambda _: 0.0))  # both have started before the clock matters
+        sleeps_s = [1.0, 0.05, 0.05, 0.05, 0.05, 0.05]
+        results = dict(pool.run(range(6), lambda item: sleeps_s[item]))
+    slow_pid = results[0][0]
+    assert sorted(results) == list(range(6))
+    assert [r[0] == slow_pid for r in results.values()].count(True) == 1
+    assert {(threads, variable) for _, threads, variable, _ in results.values()} == {(1, "1")}
+
+
+def test_sticky_items_return_to_the_actor_that_did_them() -> None:
+    with Pool(Pids, size=TWO) as pool:
+        first = {i: r[0] for i, r in pool.run(range(6), lambda _: 0.05, sticky=True)}
+        second = {i: r[0] for i, r in pool.run(range(6), lambda _: 0.05, sticky=True)}
+    assert first == second
+
+
+def test_a_dead_actor_is_replaced_and_its_item_given_again(tmp_path: Path) -> None:
+    with Pool(DiesOf, 3, tmp_path / "died", size=ONE) as pool:
+        assert dict(pool.run(range(5), int)) == {n: n * n for n in range(5)}
+    assert (tmp_path / "died").exists()
+
+
+def test_an_item_that_kills_twice_is_named() -> None:
+    with (
+        Pool(DiesOf, 7, size=ONE) as pool,
+        pytest.raises(RunFailedError, match="pool: item seven killed 2 workers"),
+    ):
+        list(pool.run(["seven"], lambda _: 7))
+
+
+def test_a_pool_that_only_dies_gives_up() -> None:
+    items = range(20)  # each kills one actor only: no single item is to blame
+    with Pool(DiesOf, 7, size=ONE) as pool, pytest.raises(RunFailedError, match="died in a row"):
+        pool.deaths_in_row = ONE.max_deaths_in_row
+        list(pool.run(items, lambda _: 7))
+
+
+def test_what_the_worker_raises_reaches_the_driver() -> None:
+    with Pool(Raises, size=ONE) as pool:
+        with pytest.raises(RunFailedError, match=r"^a\.wav: holds no samples; repair the file or"):
+            list(pool.run([1], lambda _: "ours"))
+        with pytest.raises(ZeroDivisionError, match="theirs"):
+            list(pool.run([1], lambda _: "theirs"))
+
+
+def test_a_worker_that_cannot_start_ends_the_run_at_once() -> None:
+    with (
+        Pool(CannotStart, size=ONE) as pool,
+        pytest.raises(RunFailedError, match=r"^encoder: no such file$"),
+    ):
+        list(pool.run([1], int))
+
+
+def test_pending_actors_do_no_harm_and_ticks_go_on() -> None:
+    ticks = []
+    with Pool(Pids, size=PoolSize(min_workers=1, max_workers=5)) as pool:
+        results = list(pool.run(range(5), lambda _: 0.05, tick=lambda: ticks.append(1)))
+    assert len(results) == 5
+    assert ticks
+
+
+def test_the_size_follows_the_resources() -> None:
+    gpus = Resources(gpus_per_node=4, gpus_per_worker=0.5, cpus_per_worker=3, max_workers=9)
+    assert PoolSize.of(gpus) == PoolSize(max_workers=9, cpus_per_worker=3, gpus_per_worker=0.5)
+    assert PoolSize.of(Resources(min_workers=4)) == PoolSize(min_workers=4, max_workers=4)
+
+
+def test_the_session_leaves_signal_handlers_alone() -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

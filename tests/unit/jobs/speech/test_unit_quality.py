@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.speech.targets import Grid
+from jobs.speech.unit_quality import Spoken, load_spoken, phones_at, score, speak
+from orchestrator.errors import RequestError
+
+PHONES = np.array([0, 0, 0, 1, 1, 1])
+
+
+def test_units_that_name_the_phones_score_one() -> None:
+    assert score(PHONES, 5 - PHONES) == pytest.approx((1, 1, 1))
+
+
+def test_units_that_say_nothing_score_no_information() -> None:
+    found = score(PHONES, np.zeros(6, np.int64))
+    assert found == pytest.approx((0, 0.5, 1))
+
+
+def test_scores_against_a_joint_table_by_hand() -> None:
+    found = score(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
+    entropy_phone = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    information = entropy_phone + np.log(2) - (0.5 * np.log(2) + 0.5 * np.log(4))
+    assert found.pnmi == pytest.approx(information / entropy_phone)
+    assert found.phone_purity == pytest.approx(0.75)
+    assert found.cluster_purity == pytest.approx(0.75)
+
+
+def test_a_single_phone_has_no_information_to_keep() -> None:
+    with pytest.raises(RequestError, match="two phones at least"):
+        score(np.zeros(4, np.int64), np.arange(4))
+
+
+def test_frames_take_the_phone_at_their_centre() -> None:
+    spoken = Spoken(np.zeros(16_000, np.float32), (0.5, 0.75), ("a", "b"))
+    # Centres: 0.2, 0.4, 0.6, 0.8 s; after 0.75 s nobody speaks.
+    assert phones_at(spoken, Grid(hop=3200, field=6400)) == ["a", "a", "b", "pau"]
+
+
+@pytest.mark.skipif(not shutil.which("festival"), reason="needs festival")
+def test_festival_states_phone_times(tmp_path: Path) -> None:
+    speak(tmp_path, ["kal_diphone"], ["Six foxes."])
+    (spoken,) = load_spoken(tmp_path, None)
+    said = [p for p in spoken.phones if p != "pau"]
+    assert said[:4] == ["s", "ih", "k", "s"]
+    assert list(spoken.ends_s) == sorted(spoken.ends_s)
+    assert 0 <= len(spoken.wav_S) / 16_000 - spoken.ends_s[-1] < 0.3
+
+
+def test_a_folder_without_phone_times_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no .wav with a .lab"):
+        load_spoken(tmp_path, None)

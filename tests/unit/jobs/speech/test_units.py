@@ -1,0 +1,144 @@
+"""Units, shards and codebooks as bytes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs.speech.units import (
+    SHARD_SCHEMA,
+    ShardStats,
+    create_same,
+    deduplicated,
+    nearest,
+    read_codebook,
+    shard_bytes,
+    shard_path,
+    write_codebook,
+)
+from jobs.speech.utterances import Utterance
+from jobs.tokenize import facts, missing_shards
+from orchestrator.errors import CorruptError
+from orchestrator.ledger.storage import Storage
+
+
+def _utterance(name: str, num_samples: int) -> Utterance:
+    return Utterance(
+        id=name,
+        source="s",
+        path=f"{name}.wav",
+        start_sample=0,
+        num_samples=num_samples,
+        recording=name,
+    )
+
+
+def _units(*units: int) -> np.ndarray:
+    return np.array(units, np.uint16)
+
+
+def test_nearest_is_the_argmin_of_the_distance() -> None:
+    torch.manual_seed(0)
+    feats_ND, centroids_KD = torch.randn(300, 8) + 3, torch.randn(20, 8) + 3
+    index_N, distance_N = nearest(feats_ND, centroids_KD)
+    expected = torch.cdist(feats_ND, centroids_KD).square().min(1)
+    assert torch.equal(index_N, expected.indices)
+    torch.testing.assert_close(distance_N, expected.values, atol=1e-3, rtol=1e-3)
+
+
+def test_nearest_of_no_frames() -> None:
+    index_N, distance_N = nearest(torch.zeros(0, 4), torch.zeros(2, 4))
+    assert (len(index_N), len(distance_N)) == (0, 0)
+
+
+def test_deduplication_keeps_durations() -> None:
+    units, durations = deduplicated(_units(7, 7, 7, 0, 65_535, 65_535, 7))
+    assert units.tolist() == [7, 0, 65_535, 7]
+    assert durations.tolist() == [3, 1, 2, 1]
+    assert units.dtype == durations.dtype == np.uint16
+
+
+def test_deduplication_of_nothing_and_of_too_much() -> None:
+    assert [a.tolist() for a in deduplicated(_units())] == [[], []]
+    with pytest.raises(OverflowError, match="65536 frames"):
+        deduplicated(np.zeros(65_536, np.uint16))
+
+
+def test_shards_have_equal_bytes_and_the_promised_columns() -> None:
+    utterances = [_utterance("a", 960), _utterance("empty", 10), _utterance("b", 640)]
+    units = [_units(3, 3, 4), _units(), _units(4, 4)]
+    data = shard_bytes(utterances, units, dedup=True)
+    assert data == shard_bytes(utterances, units, dedup=True)
+    table = pq.read_table(io.BytesIO(data))
+    assert table.schema.equals(SHARD_SCHEMA)
+    assert table["units"].to_pylist() == [[3, 4], [], [4]]
+    assert table["durations"].to_pylist() == [[2, 1], [], [2]]
+    assert table["num_samples"].to_pylist() == [960, 10, 640]
+
+
+def test_without_deduplication_every_frame_is_a_token() -> None:
+    table = pq.read_table(
+        io.BytesIO(shard_bytes([_utterance("a", 960)], [_units(3, 3, 4)], dedup=False))
+    )
+    assert table["units"].to_pylist() == [[3, 3, 4]]
+    assert table["durations"].to_pylist() == [[1, 1, 1]]
+
+
+def test_shards_lie_a_thousand_in_a_folder() -> None:
+    assert [shard_path(n) for n in (17, 1000, 1_234_567)] == [
+        "shards/000/000017.parquet",
+        "shards/001/001000.parquet",
+        "shards/1234/1234567.parquet",
+    ]
+
+
+def test_stats_and_facts() -> None:
+    one = ShardStats.of(shard_bytes([_utterance("a", 16_000)], [_units(0, 1, 1)], dedup=True), 4)
+    two = ShardStats.of(shard_bytes([_utterance("b", 8_000)], [_units(2, 3)], dedup=True), 4)
+    total = ShardStats.sum([one, two])
+    assert facts(["k"], [total], num_shards=2) == {
+        "num_shards": 2,
+        "num_utterances": 2,
+        "audio_s": 1.5,
+        "per_key": {"k": {"num_tokens": 4, "unit_entropy_bits": 2.0}},
+    }
+
+
+def test_only_absent_shards_are_missing(tmp_path: Path) -> None:
+    outs = [Storage(str(tmp_path / name)) for name in ("a", "b")]
+    outs[0].create(shard_path(0), b"")
+    outs[1].create(shard_path(0), b"")
+    outs[1].create(shard_path(2), b"")
+    assert missing_shards([0, 1, 2], outs) == {1: (0, 1), 2: (0,)}
+
+
+def test_a_codebook_survives_and_its_digest_is_checked(tmp_path: Path) -> None:
+    out, centroids_KD = Storage(str(tmp_path)), torch.randn(5, 3)
+    for _ in range(2):  # the second time as an attempt after one that was killed
+        write_codebook(out, centroids_KD, {"inertia": 1.5, "iterations": 2})
+    assert torch.equal(read_codebook(out), centroids_KD)
+    assert out.read_json("codebook.json").keys() == {
+        "num_clusters",
+        "dim",
+        "sha256",
+        "inertia",
+        "iterations",
+    }
+    data = bytearray(out.read_bytes("codebook.safetensors"))
+    data[-1] ^= 1
+    out.replace("codebook.safetensors", bytes(data))
+    with pytest.raises(CorruptError, match=r"bytes differ from codebook\.json's sha256"):
+        read_codebook(out)
+
+
+def test_other_bytes_under_the_same_key_are_an_error(tmp_path: Path) -> None:
+    out = Storage(str(tmp_path))
+    create_same(out, "x", b"one")
+    create_same(out, "x", b"one")
+    with pytest.raises(CorruptError, match="wrote other bytes under the same key"):
+        create_same(out, "x", b"two")

@@ -1,0 +1,124 @@
+"""The corpus stage on a small tree of real files, without a run around it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from jobs.corpus import choose, probe, share_out, write_tables
+from orchestrator.errors import RequestError
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Corpus, Source
+
+RATE_HZ = 16_000
+
+
+def corpus_of(**over: Any) -> Corpus:
+    given = {"sources": [Source(name="a"), Source(name="b")], "shard_hours": 2 / 3600, **over}
+    return Corpus.model_validate({"windows": {"min_s": 0.4, "max_s": 1.5}, **given})
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> dict[str, Path]:
+    rng = np.random.default_rng(0)
+    for path, seconds in {
+        "a/en/x.wav": 1.0,
+        "a/en/long.wav": 4.0,
+        "a/es/y.wav": 1.0,
+        "b/en/tiny.wav": 0.1,
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / path, rng.normal(size=int(seconds * RATE_HZ)) / 10, RATE_HZ)
+    soundfile.write(tmp_path / "b/en/still.wav", np.zeros(RATE_HZ), RATE_HZ)
+    (tmp_path / "b/en/broken.wav").write_bytes(b"no")
+    return {"a": tmp_path / "a", "b": tmp_path / "b"}
+
+
+def build(out: Storage, corpus: Corpus, roots: dict[str, Path]) -> dict[str, Any]:
+    wanted, left_out = choose(corpus, roots)
+    probes = [probe(r, roots[r.source], corpus.windows) for r in wanted]
+    return write_tables(out, corpus, wanted, probes, left_out)
+
+
+def rows(out: Storage, path: str) -> list[dict[str, Any]]:
+    return pq.read_table(io.BytesIO(out.read_bytes(path))).to_pylist()
+
+
+def test_every_file_is_in_exactly_one_table(tmp_path: Path, roots: dict[str, Path]) -> None:
+    out = Storage(str(tmp_path / "out"))
+    facts = build(out, corpus_of(), roots)
+    assert [
+        (r["id"], r["start_sample"], r["num_samples"]) for r in rows(out, "manifest.parquet")
+    ] == [
+        ("a/en/long@0", 0, 21_333),
+        ("a/en/long@21333", 21_333, 21_333),
+        ("a/en/long@42666", 42_666, 21_334),
+        ("a/en/x", 0, 16_000),
+    ]
+    assert {(r["path"], r["reason"]) for r in rows(out, "left_out.parquet")} == {
+        ("es/y.wav", "language"),
+        ("en/tiny.wav", "shorter than 0.4 s"),
+        ("en/still.wav", "silent"),
+    }
+    (bad,) = rows(out, "quarantine.parquet")
+    assert bad["path"] == "en/broken.wav"
+    assert bad["reason"]
+    assert [r["shard"] for r in rows(out, "shards.parquet")] == [0, 1, 1, 2]
+    assert facts == {
+        "kept_hours": pytest.approx(5 / 3600),
+        "num_recordings": 2,
+        "num_utterances": 4,
+        "num_shards": 3,
+        "num_left_out": 3,
+        "num_quarantined": 1,
+    }
+
+
+def test_the_same_audio_gives_the_same_bytes(tmp_path: Path, roots: dict[str, Path]) -> None:
+    outs = [Storage(str(tmp_path / name)) for name in ("one", "two")]
+    for out in outs:
+        build(out, corpus_of(), roots)
+    assert len(outs[0].list()) == 4
+    assert {p: outs[0].digest(p) for p in outs[0].list()} == {
+        p: outs[1].digest(p) for p in outs[1].list()
+    }
+
+
+def test_a_fraction_is_part_of_every_larger_one(roots: dict[str, Path]) -> None:
+    for i in range(40):
+        (roots["a"] / f"en/{i}.wav").touch()
+    quarter, half = (
+        {r.id for r in choose(corpus_of(data_fraction=f), roots)[0]} for f in (0.25, 0.5)
+    )
+    assert quarter < half
+    assert 3 <= len(quarter) <= 20
+    assert 12 <= len(half) <= 33
+
+
+def test_shards_are_runs_of_neighbours_and_none_is_empty() -> None:
+    sizes = [int(s) for s in np.random.default_rng(1).integers(8_000, 480_000, 500)]
+    shards = share_out(sizes, 0.05)
+    assert shards == sorted(shards)
+    assert set(shards) == set(range(shards[-1] + 1))
+    audio = [
+        sum(s for s, n in zip(sizes, shards, strict=True) if n == shard) for shard in set(shards)
+    ]
+    assert max(audio) - min(audio) < 2 * 480_000
+
+
+@pytest.mark.parametrize("sizes", [[1000, 1, 1, 1, 1], [1, 1, 1, 1, 1000], [5], [1, 1000, 1]])
+def test_one_very_long_row_leaves_no_shard_empty(sizes: list[int]) -> None:
+    shards = share_out(sizes, sum(sizes) / 3 / 3600 / RATE_HZ)
+    assert set(shards) == set(range(min(3, len(sizes))))
+
+
+def test_a_corpus_with_nothing_usable_says_so(tmp_path: Path, roots: dict[str, Path]) -> None:
+    corpus = corpus_of(sources=[Source(name="b")])
+    with pytest.raises(RequestError, match=r"none of 3 recordings can be used \(1 unreadable"):
+        build(Storage(str(tmp_path / "out")), corpus, roots)

@@ -1,0 +1,917 @@
+"""Recipes and clusters that are wrong in one way each, and what must be said about them.
+
+Everything else about each request is sound. ``{folder}`` in a message is the folder of the files.
+"""
+
+# ruff: noqa: E501 (a message is as long as the line it is printed on)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+RECIPE = """\
+name: small
+corpus:
+  sources: [{name: speech, language: en}]
+encoder: {model: hubert, sha256: "HUBERT", layer: 2}
+tokenizer: {num_clusters: 20}
+model: {text_model: tiny-lm, sha256: "TEXT_LM"}
+train: {context_length: 32, global_batch_tokens: 128, steps: 12, precision: fp32}
+"""
+RECIPE = RECIPE.replace("HUBERT", "a" * 64).replace("TEXT_LM", "b" * 64)
+
+CLUSTER = """\
+backend: local
+store: store
+data: {speech: speech}
+models: {hubert: hubert, tiny-lm: tiny-lm}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """One wrong request."""
+
+    id: str
+    says: tuple[str, ...]
+    """Every line of stderr after the one that names the cluster."""
+    recipe: str | bytes | None = RECIPE
+    cluster: str | bytes | None = CLUSTER
+    more: dict[str, str] = field(default_factory=dict)
+    """Other files beside the recipe."""
+    overrides: tuple[str, ...] = ()
+    names_cluster: bool = True
+    """Whether the cluster was chosen before the problem was found."""
+
+    def write(self, folder: Path) -> list[str]:
+        """The files on disk, and the arguments that name them."""
+        files = {"r.yaml": self.recipe, "c.yaml": self.cluster, **self.more}
+        for name, content in files.items():
+            if content is not None:
+                data = content if isinstance(content, bytes) else content.encode()
+                (folder / name).write_bytes(data)
+        words = [str(folder / "r.yaml"), "--cluster", str(folder / "c.yaml")]
+        return [*words, *(w for o in self.overrides for w in ("--set", o))]
+
+
+def edited(old: str, new: str, text: str = RECIPE) -> str:
+    """The text with one thing changed; ``old`` must be there."""
+    assert old in text
+    return text.replace(old, new)
+
+
+def added(lines: str, text: str = RECIPE) -> str:
+    """The text with lines added at its end."""
+    return f"{text}{lines}\n"
+
+
+_LAUGHS = "\n".join(
+    ["a0: &a0 [ha, ha]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))]
+)
+_PRETRAIN = "pretrain: {num_layers: 2, iterations: [{targets: mfcc, steps: 5}]}"
+_HUBERT = f'model: hubert, sha256: "{"a" * 64}"'
+
+RECIPES = (
+    Broken(
+        id="a count beyond counting",
+        recipe=edited("steps: 12", f"steps: 1{'0' * 400}"),
+        says=(f"r.yaml: train.steps: must be at most 9007199254740992, not 1{'0' * 56}...",),
+    ),
+    Broken(
+        id="a sweep without end",
+        recipe=added(f"sweep: {{seed: {list(range(40))}, train.steps: {list(range(1, 41))}}}"),
+        says=("r.yaml: sweep: 1600 variants; keep it to 1000",),
+    ),
+    Broken(
+        id="unknown key",
+        recipe=edited("num_clusters", "num_cluster"),
+        says=("r.yaml: tokenizer.num_cluster: unknown key; did you mean 'num_clusters'?",),
+    ),
+    Broken(
+        id="unknown section",
+        recipe=added("zzz: 1"),
+        says=(
+            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+        ),
+    ),
+    Broken(
+        id="two problems",
+        recipe=edited("num_clusters: 20", "num_cluster: 20, seed: x"),
+        says=(
+            "r.yaml: tokenizer.seed: must be a whole number, not 'x'",
+            "r.yaml: tokenizer.num_cluster: unknown key; did you mean 'num_clusters'?",
+        ),
+    ),
+    Broken(
+        id="missing key",
+        recipe=edited("steps: 12, ", ""),
+        says=("r.yaml: train.steps: missing; give it a value",),
+    ),
+    Broken(
+        id="missing section",
+        recipe="name: small\n",
+        says=(
+            "r.yaml: corpus: missing; give it a value",
+            "r.yaml: encoder: missing; give it a value",
+            "r.yaml: model: missing; give it a value",
+            "r.yaml: train: missing; give it a value",
+        ),
+    ),
+    Broken(
+        id="text for a number",
+        recipe=edited("steps: 12", "steps: many"),
+        says=("r.yaml: train.steps: must be a whole number, not 'many'",),
+    ),
+    Broken(
+        id="fraction for a count",
+        recipe=edited("steps: 12", "steps: 12.5"),
+        says=("r.yaml: train.steps: must be a whole number, not 12.5",),
+    ),
+    Broken(
+        id="list for a number",
+        recipe=edited("steps: 12", "steps: [12]"),
+        says=("r.yaml: train.steps: must be a whole number, not a list",),
+    ),
+    Broken(
+        id="mapping for a number",
+        recipe=edited("steps: 12", "steps: {a: 1}"),
+        says=("r.yaml: train.steps: must be a whole number, not a section",),
+    ),
+    Broken(
+        id="number for a section",
+        recipe=edited("tokenizer: {num_clusters: 20}", "tokenizer: 20"),
+        says=("r.yaml: tokenizer: must be a section, not 20",),
+    ),
+    Broken(
+        id="text for a list",
+        recipe=edited("sources: [{name: speech, language: en}]", "sources: speech"),
+        says=("r.yaml: corpus.sources: must be a list, not 'speech'",),
+    ),
+    Broken(
+        id="null for a section",
+        recipe=edited("tokenizer: {num_clusters: 20}", "tokenizer:"),
+        says=("r.yaml: tokenizer: must be a section, not null",),
+    ),
+    Broken(
+        id="boolean for a number",
+        recipe=edited("num_clusters: 20", "num_clusters: yes"),
+        says=("r.yaml: tokenizer.num_clusters: must be a whole number, not true",),
+    ),
+    Broken(
+        id="number for a boolean",
+        recipe=edited("num_clusters: 20", "deduplicate: 3"),
+        says=("r.yaml: tokenizer.deduplicate: must be true or false, not 3",),
+    ),
+    Broken(
+        id="quoted number",
+        recipe=edited("steps: 12", "steps: '12'"),
+        says=("r.yaml: train.steps: must be a whole number, not '12'",),
+    ),
+    Broken(
+        id="number for text",
+        recipe=edited("name: small", "name: 5"),
+        says=("r.yaml: name: must be text, not 5",),
+    ),
+    Broken(
+        id="name with a slash",
+        recipe=edited("name: small", "name: a/b"),
+        says=("r.yaml: name: must be text like ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$, not 'a/b'",),
+    ),
+    Broken(
+        id="negative steps",
+        recipe=edited("steps: 12", "steps: -1"),
+        says=("r.yaml: train.steps: must be above 0, not -1",),
+    ),
+    Broken(
+        id="no steps",
+        recipe=edited("steps: 12", "steps: 0"),
+        says=("r.yaml: train.steps: must be above 0, not 0",),
+    ),
+    Broken(
+        id="nan lr",
+        recipe=edited("steps: 12", "steps: 12, optimizer: {lr: .nan}"),
+        says=("r.yaml: train.optimizer.lr: must be finite, not nan",),
+    ),
+    Broken(
+        id="infinite lr",
+        recipe=edited("steps: 12", "steps: 12, optimizer: {lr: .inf}"),
+        says=("r.yaml: train.optimizer.lr: must be finite, not inf",),
+    ),
+    Broken(
+        id="lr overflow",
+        recipe=edited("steps: 12", "steps: 12, optimizer: {lr: 1e999}"),
+        says=("r.yaml: train.optimizer.lr: must be finite, not inf",),
+    ),
+    Broken(
+        id="nan weight decay",
+        recipe=edited("steps: 12", "steps: 12, optimizer: {weight_decay: .nan}"),
+        says=("r.yaml: train.optimizer.weight_decay: must be finite, not nan",),
+    ),
+    Broken(
+        id="inf weight decay",
+        recipe=edited("steps: 12", "steps: 12, optimizer: {weight_decay: .inf}"),
+        says=("r.yaml: train.optimizer.weight_decay: must be finite, not inf",),
+    ),
+    Broken(
+        id="nan fraction",
+        recipe=edited("sources:", "data_fraction: .nan\n  sources:"),
+        says=("r.yaml: corpus.data_fraction: must be finite, not nan",),
+    ),
+    Broken(
+        id="beta one",
+        recipe=edited("steps: 12", "steps: 12, optimizer: {betas: [0.9, 1.0]}"),
+        says=("r.yaml: train.optimizer.betas.1: must be below 1, not 1.0",),
+    ),
+    Broken(
+        id="one beta",
+        recipe=edited("steps: 12", "steps: 12, optimizer: {betas: [0.9]}"),
+        says=("r.yaml: train.optimizer.betas.1: missing; give it a value",),
+    ),
+    Broken(
+        id="unknown schedule",
+        recipe=edited("steps: 12", "steps: 12, schedule: {kind: linear}"),
+        says=(
+            "r.yaml: train.schedule.kind: must be 'inverse_sqrt', 'cosine' or 'constant', not 'linear'",
+        ),
+    ),
+    Broken(
+        id="batch no multiple",
+        recipe=edited("tokens: 128", "tokens: 100"),
+        says=(
+            "r.yaml: train: global_batch_tokens (100) must be a multiple of context_length (32)",
+        ),
+    ),
+    Broken(
+        id="keep one checkpoint",
+        recipe=edited("steps: 12", "steps: 12, checkpoint: {keep_last: 1}"),
+        says=("r.yaml: train.checkpoint.keep_last: must be at least 2, not 1",),
+    ),
+    Broken(
+        id="zero stage 4",
+        recipe=edited("steps: 12", "steps: 12, execution: {micro_batch: 1, zero_stage: 4}"),
+        says=("r.yaml: train.execution.zero_stage: must be 0, 1, 2 or 3, not 4",),
+    ),
+    Broken(
+        id="too many units",
+        recipe=edited("clusters: 20", "clusters: 70000"),
+        says=("r.yaml: tokenizer.num_clusters: must be at most 65535, not 70000",),
+    ),
+    Broken(
+        id="no sources",
+        recipe=edited("[{name: speech, language: en}]", "[]"),
+        says=("r.yaml: corpus.sources: must be a list of at least 1, not an empty list",),
+    ),
+    Broken(
+        id="bad source",
+        recipe=edited("language: en}]", "language: english}]"),
+        says=(
+            "r.yaml: corpus.sources.0.language: must be text like ^[a-z]{2,3}$ or 'from_folder', not 'english'",
+        ),
+    ),
+    Broken(
+        id="source twice",
+        recipe=edited("language: en}]", "language: en}, {name: speech, language: en}]"),
+        says=("r.yaml: corpus: sources: 'speech' is given twice; give each its own name",),
+    ),
+    Broken(
+        id="unknown adapter",
+        recipe=edited("language: en}]", "adapter: libri}]"),
+        says=("r.yaml: corpus.sources.0.adapter: must be 'folder' or 'librispeech', not 'libri'",),
+    ),
+    Broken(
+        id="no languages",
+        recipe=edited("sources:", "languages: []\n  sources:"),
+        says=("r.yaml: corpus.languages: must be a list of at least 1, not an empty list",),
+    ),
+    Broken(
+        id="windows reversed",
+        recipe=edited("sources:", "windows: {min_s: 9, max_s: 3}\n  sources:"),
+        says=("r.yaml: corpus.windows: min_s (9.0) must be below max_s (3.0)",),
+    ),
+    Broken(
+        id="splits use all",
+        recipe=added("split: {valid: 0.6}"),
+        says=("r.yaml: split.valid: must be below 0.5, not 0.6",),
+    ),
+    Broken(
+        id="model and pretrain",
+        recipe=edited("layer: 2", f"{_PRETRAIN}, layer: 2"),
+        says=("r.yaml: encoder: give exactly one of model and pretrain",),
+    ),
+    Broken(
+        id="neither model nor pretrain",
+        recipe=edited(_HUBERT + ", ", ""),
+        says=("r.yaml: encoder: give exactly one of model and pretrain",),
+    ),
+    Broken(
+        id="layer beyond pretrain",
+        recipe=edited(f"{_HUBERT}, layer: 2", f"{_PRETRAIN}, layer: 3"),
+        says=("r.yaml: encoder: layer must be 1..2, the layers of pretrain",),
+    ),
+    Broken(
+        id="first targets a layer",
+        recipe=edited(
+            f"{_HUBERT}", "pretrain: {num_layers: 2, iterations: [{targets: 1, steps: 5}]}"
+        ),
+        says=(
+            "r.yaml: encoder.pretrain: iterations[0].targets must be mfcc: there is no earlier model to take a layer of",
+        ),
+    ),
+    Broken(
+        id="targets nonsense",
+        recipe=edited(
+            f"{_HUBERT}", "pretrain: {num_layers: 2, iterations: [{targets: fbank, steps: 5}]}"
+        ),
+        says=(
+            "r.yaml: encoder.pretrain.iterations.0.targets: must be 'mfcc' or a whole number, not 'fbank'",
+        ),
+    ),
+    Broken(
+        id="target layer beyond",
+        recipe=edited(
+            f"{_HUBERT}",
+            "pretrain: {num_layers: 2, iterations: [{targets: mfcc, steps: 5}, {targets: 9, steps: 5}]}",
+        ),
+        says=("r.yaml: encoder.pretrain: iterations: targets must be a layer of 1..2",),
+    ),
+    Broken(
+        id="no iterations",
+        recipe=edited(f"{_HUBERT}", "pretrain: {iterations: []}"),
+        says=(
+            "r.yaml: encoder.pretrain.iterations: must be a list of at least 1, not an empty list",
+        ),
+    ),
+    Broken(
+        id="unequal convs",
+        recipe=edited(
+            f"{_HUBERT}", "pretrain: {conv_dim: [8], iterations: [{targets: mfcc, steps: 5}]}"
+        ),
+        says=(
+            "r.yaml: encoder.pretrain: conv_dim, conv_kernel and conv_stride must have the same length",
+        ),
+    ),
+    Broken(
+        id="heads do not divide",
+        recipe=edited(
+            f"{_HUBERT}",
+            "pretrain: {num_layers: 2, hidden_size: 50, iterations: [{targets: mfcc, steps: 5}]}",
+        ),
+        says=("r.yaml: encoder.pretrain: hidden_size (50) must divide by num_heads (4)",),
+    ),
+    Broken(
+        id="unpinned encoder",
+        recipe=edited(_HUBERT, "model: hubert"),
+        says=(
+            "r.yaml: encoder: model needs revision (a Hugging Face commit) or sha256 (of model.safetensors)",
+        ),
+    ),
+    Broken(
+        id="unpinned text model",
+        recipe=edited(f', sha256: "{"b" * 64}"', ""),
+        says=(
+            "r.yaml: model: text_model needs revision (a Hugging Face commit) or sha256 (of its weights file)",
+        ),
+    ),
+    Broken(
+        id="short digest",
+        recipe=edited("b" * 64, "b" * 63),
+        says=(
+            "r.yaml: model.sha256: must be text like ^[0-9a-f]{64}$, not 'bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb...",
+        ),
+    ),
+    Broken(
+        id="empty sweep list",
+        recipe=added("sweep: {train.steps: []}"),
+        says=("r.yaml: sweep.train.steps: must be a list of at least 1, not an empty list",),
+    ),
+    Broken(
+        id="sweep no list",
+        recipe=added("sweep: {train.steps: 5}"),
+        says=("r.yaml: sweep.train.steps: must be a list, not 5",),
+    ),
+    Broken(
+        id="sweep of a list",
+        recipe=added("sweep: [train.steps]"),
+        says=("r.yaml: sweep: must be a section, not a list",),
+    ),
+    Broken(
+        id="sweep of lists",
+        recipe=added("sweep: {corpus.languages: [[en], [fr]]}"),
+        says=(
+            "r.yaml: sweep.corpus.languages.0: must be text or a whole number or a number or true or false, not a list",
+            "r.yaml: sweep.corpus.languages.1: must be text or a whole number or a number or true or false, not a list",
+        ),
+    ),
+    Broken(
+        id="sweep unknown key",
+        recipe=added("sweep: {train.step: [1, 2]}"),
+        says=("r.yaml: sweep step=1: train.step: unknown key; did you mean 'steps'?",),
+    ),
+    Broken(
+        id="sweep unknown section",
+        recipe=added("sweep: {trains.steps: [1, 2]}"),
+        says=("r.yaml: sweep steps=1: trains: unknown key; did you mean 'train'?",),
+    ),
+    Broken(
+        id="sweep wrong type",
+        recipe=added("sweep: {train.steps: [5, many]}"),
+        says=("r.yaml: sweep steps=many: train.steps: must be a whole number, not 'many'",),
+    ),
+    Broken(
+        id="sweep through a leaf",
+        recipe=added("sweep: {train.steps.x: [5]}"),
+        says=("r.yaml: sweep.train.steps.x: 'steps' is not a section; set it as a whole",),
+    ),
+    Broken(
+        id="sweep of the sweep",
+        recipe=added("sweep: {sweep.train.steps: [5]}"),
+        says=("r.yaml: sweep steps=5: sweep.train.steps: must be a list, not 5",),
+    ),
+    Broken(
+        id="sweep same value twice",
+        recipe=added("sweep: {train.steps: [5, 5]}"),
+        says=("r.yaml: sweep.train.steps: 5 is given twice; keep one",),
+    ),
+    Broken(
+        id="sweep into a list",
+        recipe=added("sweep: {corpus.sources.0.language: [en, fr]}"),
+        says=(
+            "r.yaml: sweep.corpus.sources.0.language: 'sources' is not a section; set it as a whole",
+        ),
+    ),
+    Broken(
+        id="execution without micro batch",
+        recipe=edited("steps: 12", "steps: 12, execution: {zero_stage: 1}"),
+        says=("r.yaml: train.execution.micro_batch: missing; give it a value",),
+    ),
+)
+SYNTAX = (
+    Broken(id="empty file", recipe="", says=("r.yaml: must be a mapping of sections, not empty",)),
+    Broken(
+        id="only comments",
+        recipe="# nothing\n",
+        says=("r.yaml: must be a mapping of sections, not empty",),
+    ),
+    Broken(
+        id="list at top",
+        recipe="- a\n- b\n",
+        says=("r.yaml: must be a mapping of sections, not a list",),
+    ),
+    Broken(
+        id="text at top",
+        recipe="hello\n",
+        says=("r.yaml: must be a mapping of sections, not text",),
+    ),
+    Broken(
+        id="number at top",
+        recipe="12\n",
+        says=("r.yaml: must be a mapping of sections, not a number",),
+    ),
+    Broken(
+        id="boolean at top",
+        recipe="true\n",
+        says=("r.yaml: must be a mapping of sections, not a truth value",),
+    ),
+    Broken(
+        id="two documents",
+        recipe=RECIPE + "---\n" + RECIPE,
+        says=("r.yaml:8:1: expected a single document in the stream, but found another document",),
+    ),
+    Broken(
+        id="tabs",
+        recipe="name: small\ncorpus:\n\tsources: []\n",
+        says=("r.yaml:3:1: found character '\\t' that cannot start any token",),
+    ),
+    Broken(
+        id="unclosed",
+        recipe="name: [small\n",
+        says=("r.yaml:2:1: expected ',' or ']', but got '<stream end>'",),
+    ),
+    Broken(
+        id="unclosed quote",
+        recipe="name: 'small\n",
+        says=("r.yaml:2:1: found unexpected end of stream",),
+    ),
+    Broken(
+        id="binary",
+        recipe=b"\x00\x01\x02\xff\xfe",
+        says=("r.yaml: not UTF-8 text; save it as UTF-8",),
+    ),
+    Broken(
+        id="NUL",
+        recipe=b"name: a\x00b\n",
+        says=(
+            "r.yaml: not valid YAML (unacceptable character #x0000: special characters are not allowed)",
+        ),
+    ),
+    Broken(
+        id="latin-1",
+        recipe="name: caf\xe9\n".encode("latin-1"),
+        says=("r.yaml: not UTF-8 text; save it as UTF-8",),
+    ),
+    Broken(
+        id="utf-16",
+        recipe=RECIPE.encode("utf-16"),
+        says=("r.yaml: not UTF-8 text; save it as UTF-8",),
+    ),
+    Broken(
+        id="bom",
+        recipe=b"\xef\xbb\xbf" + RECIPE.encode() + b"zzz: 1\n",
+        says=(
+            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+        ),
+    ),
+    Broken(
+        id="too large",
+        recipe=RECIPE + "#" * 1_000_001,
+        says=("r.yaml: larger than 1000000 bytes; this is no recipe",),
+    ),
+    Broken(
+        id="deep", recipe="a: " + "[" * 1000, says=("r.yaml: nested too deeply; this is no recipe",)
+    ),
+    Broken(
+        id="billion laughs",
+        recipe=_LAUGHS,
+        says=("r.yaml:2:10: aliases are not allowed; write the value out",),
+    ),
+    Broken(
+        id="alias",
+        recipe=RECIPE + "a: &a 1\nb: *a\n",
+        says=("r.yaml:9:4: aliases are not allowed; write the value out",),
+    ),
+    Broken(
+        id="merge",
+        recipe=RECIPE + "<<: {a: 1}\n",
+        says=("r.yaml:8:1: tag 'tag:yaml.org,2002:merge' is not allowed; write the value plainly",),
+    ),
+    Broken(
+        id="python apply",
+        recipe=RECIPE + "a: !!python/object/apply:os.system ['touch pwned']\n",
+        says=(
+            "r.yaml:8:4: tag 'tag:yaml.org,2002:python/object/apply:os.system' is not allowed; write the value plainly",
+        ),
+    ),
+    Broken(
+        id="python name",
+        recipe=RECIPE + "a: !!python/name:os.system\n",
+        says=(
+            "r.yaml:8:4: tag 'tag:yaml.org,2002:python/name:os.system' is not allowed; write the value plainly",
+        ),
+    ),
+    Broken(
+        id="own tag",
+        recipe=RECIPE + "a: !env HOME\n",
+        says=("r.yaml:8:4: tag '!env' is not allowed; write the value plainly",),
+    ),
+    Broken(
+        id="duplicate key",
+        recipe=RECIPE + "name: other\n",
+        says=("r.yaml:8:1: key 'name' is given twice; keep one",),
+    ),
+    Broken(
+        id="nested duplicate key",
+        recipe=edited("steps: 12", "steps: 12, steps: 13"),
+        says=("r.yaml:7:66: key 'steps' is given twice; keep one",),
+    ),
+    Broken(
+        id="number key", recipe=RECIPE + "5: 6\n", says=("r.yaml:8:1: key 5 is not text; quote it",)
+    ),
+    Broken(
+        id="boolean key",
+        recipe=RECIPE + "on: 6\n",
+        says=("r.yaml:8:1: key True is not text; quote it",),
+    ),
+    Broken(
+        id="null key",
+        recipe=RECIPE + "~: 6\n",
+        says=("r.yaml:8:1: key None is not text; quote it",),
+    ),
+    Broken(
+        id="list key",
+        recipe=RECIPE + "? [a, b]\n: 6\n",
+        says=("r.yaml:8:3: key ['a', 'b'] is not text; quote it",),
+    ),
+    Broken(
+        id="mapping key",
+        recipe=RECIPE + "? {a: b}\n: 6\n",
+        says=("r.yaml:8:3: key {'a': 'b'} is not text; quote it",),
+    ),
+    Broken(
+        id="set",
+        recipe=edited("tokenizer: {num_clusters: 20}", "tokenizer: !!set {a, b}"),
+        says=("r.yaml: tokenizer: must be a section, not a list",),
+    ),
+    Broken(
+        id="omap",
+        recipe=edited("tokenizer: {num_clusters: 20}", "tokenizer: !!omap [a: 1]"),
+        says=("r.yaml: tokenizer: must be a section, not a list",),
+    ),
+    Broken(
+        id="date",
+        recipe=edited("name: small", "name: 2020-01-01"),
+        says=("r.yaml: name: must be text, not 2020-01-01",),
+    ),
+    Broken(
+        id="bad date",
+        recipe=edited("name: small", "name: 2020-13-41"),
+        says=("r.yaml: not valid YAML (month must be in 1..12)",),
+    ),
+    Broken(
+        id="bad int tag",
+        recipe=edited("steps: 12", "steps: !!int many"),
+        says=("r.yaml: not valid YAML (invalid literal for int() with base 10: 'many')",),
+    ),
+    Broken(
+        id="missing file",
+        recipe=None,
+        names_cluster=False,
+        says=("{folder}/r.yaml: no such recipe; check the path",),
+    ),
+    Broken(
+        id="missing parent",
+        recipe="extends: nope.yaml\n" + RECIPE,
+        says=("r.yaml: extends: 'nope.yaml' is not a file; check the path",),
+    ),
+    Broken(
+        id="parent is folder",
+        recipe="extends: .\n" + RECIPE,
+        says=("r.yaml: extends: '.' is not a file; check the path",),
+    ),
+    Broken(
+        id="extends list",
+        recipe="extends: [a.yaml]\n" + RECIPE,
+        says=("r.yaml: extends: ['a.yaml'] is not a file name; give one path",),
+    ),
+    Broken(
+        id="extends itself",
+        recipe="extends: r.yaml\n" + RECIPE,
+        says=("r.yaml: extends: r.yaml -> r.yaml is a cycle; remove one of them",),
+    ),
+    Broken(
+        id="extends cycle",
+        recipe="extends: s.yaml\n" + RECIPE,
+        more={"s.yaml": "extends: r.yaml\n"},
+        says=("r.yaml: extends: r.yaml -> s.yaml -> r.yaml is a cycle; remove one of them",),
+    ),
+    Broken(
+        id="problem in parent",
+        recipe="extends: s.yaml\n" + RECIPE,
+        more={"s.yaml": "a: [\n"},
+        says=("s.yaml:2:1: expected the node content, but found '<stream end>'",),
+    ),
+    Broken(
+        id="unknown key in parent",
+        recipe="extends: s.yaml\n" + RECIPE,
+        more={"s.yaml": "zzz: 1\n"},
+        says=(
+            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+        ),
+    ),
+    Broken(
+        id="extends null",
+        recipe="extends:\n" + RECIPE + "zzz: 1\n",
+        says=(
+            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+        ),
+    ),
+)
+SETS = (
+    Broken(
+        id="set no value",
+        overrides=("train.steps",),
+        says=("--set train.steps: not of the form key=value; write --set train.steps=100",),
+    ),
+    Broken(
+        id="set no key",
+        overrides=("=5",),
+        says=("--set =5: not of the form key=value; write --set train.steps=100",),
+    ),
+    Broken(
+        id="set unknown",
+        overrides=("train.step=5",),
+        says=("r.yaml: train.step: unknown key; did you mean 'steps'?",),
+    ),
+    Broken(
+        id="set unknown section",
+        overrides=("trian.steps=5",),
+        says=("r.yaml: trian: unknown key; did you mean 'train'?",),
+    ),
+    Broken(
+        id="set wrong type",
+        overrides=("train.steps=many",),
+        says=("r.yaml: train.steps: must be a whole number, not 'many'",),
+    ),
+    Broken(
+        id="set through leaf",
+        overrides=("train.steps.x=5",),
+        says=("--set train.steps.x: 'steps' is not a section; set it as a whole",),
+    ),
+    Broken(
+        id="set bad yaml",
+        overrides=("train.steps=[",),
+        says=("--set train.steps=[: expected the node content, but found '<stream end>'",),
+    ),
+    Broken(
+        id="set python tag",
+        overrides=("train.steps=!!python/name:os.system",),
+        says=(
+            "--set train.steps=!!python/name:os.system: tag 'tag:yaml.org,2002:python/name:os.system' is not allowed; write the value plainly",
+        ),
+    ),
+    Broken(
+        id="set dots",
+        overrides=("train..steps=5",),
+        says=("--set train..steps=5: not of the form key=value; write --set train.steps=100",),
+    ),
+    Broken(
+        id="set empty",
+        overrides=("train.steps=",),
+        says=("r.yaml: train.steps: must be a whole number, not null",),
+    ),
+    Broken(
+        id="set sweep empty",
+        overrides=("sweep.train.steps=[]",),
+        says=("r.yaml: sweep.train.steps: must be a list of at least 1, not an empty list",),
+    ),
+    Broken(
+        id="set sweep scalar",
+        overrides=("sweep.train.steps=5",),
+        says=("r.yaml: sweep.train.steps: must be a list, not 5",),
+    ),
+    Broken(
+        id="set sweep null",
+        overrides=("sweep=",),
+        says=("r.yaml: sweep: must be a section, not null",),
+    ),
+    Broken(
+        id="set nan",
+        overrides=("train.optimizer.lr=.nan",),
+        says=("r.yaml: train.optimizer.lr: must be finite, not nan",),
+    ),
+    Broken(
+        id="set duplicate key",
+        overrides=("train={steps: 1, steps: 2}",),
+        says=("--set train={steps: 1, steps: 2}: key 'steps' is given twice; keep one",),
+    ),
+    Broken(
+        id="set extends",
+        overrides=("extends=x.yaml",),
+        says=(
+            "r.yaml: extends: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+        ),
+    ),
+)
+CLUSTERS = (
+    Broken(
+        id="cluster missing file",
+        cluster=None,
+        names_cluster=False,
+        says=("{folder}/c.yaml: no such cluster file; check --cluster and $ORCHESTRATOR_CLUSTER",),
+    ),
+    Broken(
+        id="cluster empty", cluster="", says=("c.yaml: must be a mapping of sections, not empty",)
+    ),
+    Broken(
+        id="cluster without store",
+        cluster=edited("store: store\n", "", CLUSTER),
+        says=("c.yaml: store: missing; give it a value",),
+    ),
+    Broken(
+        id="cluster without backend",
+        cluster=edited("backend: local\n", "", CLUSTER),
+        says=("c.yaml: backend: missing; give it a value",),
+    ),
+    Broken(
+        id="unknown backend",
+        cluster=edited("local", "kubernetes", CLUSTER),
+        says=("c.yaml: backend: must be 'local', 'slurm', 'ray' or 'fake', not 'kubernetes'",),
+    ),
+    Broken(
+        id="unknown stage in resources",
+        cluster=added("resources: {tokenise: {nodes: 1}}", CLUSTER),
+        says=(
+            "c.yaml: resources.tokenise: must be 'corpus', 'encoder', 'codebook', 'tokenize', 'pack', 'train' or 'evaluate', not 'tokenise'",
+        ),
+    ),
+    Broken(
+        id="unknown resource",
+        cluster=added("resources: {train: {gpus: 1}}", CLUSTER),
+        says=(
+            "c.yaml: resources.train.gpus: unknown key; known here: nodes, gpus_per_node, ranks_per_node, cpus_per_worker, gpus_per_worker, mem_gb, walltime_min, min_workers, max_workers",
+        ),
+    ),
+    Broken(
+        id="negative nodes",
+        cluster=added("resources: {train: {nodes: -1}}", CLUSTER),
+        says=("c.yaml: resources.train.nodes: must be above 0, not -1",),
+    ),
+    Broken(
+        id="no nodes",
+        cluster=added("resources: {train: {nodes: 0}}", CLUSTER),
+        says=("c.yaml: resources.train.nodes: must be above 0, not 0",),
+    ),
+    Broken(
+        id="infinite memory",
+        cluster=added("resources: {train: {mem_gb: .inf}}", CLUSTER),
+        says=("c.yaml: resources.train.mem_gb: must be finite, not inf",),
+    ),
+    Broken(
+        id="more min than max workers",
+        cluster=added("resources: {tokenize: {min_workers: 9, max_workers: 2}}", CLUSTER),
+        says=("c.yaml: resources.tokenize: min_workers (9) must not be above max_workers (2)",),
+    ),
+    Broken(
+        id="unknown launcher",
+        cluster=added("launcher: mpirun", CLUSTER),
+        says=("c.yaml: launcher: must be 'ray_train' or 'submitit', not 'mpirun'",),
+    ),
+    Broken(
+        id="no cpus",
+        cluster=added("cpus: 0", CLUSTER),
+        says=("c.yaml: cpus: must be above 0, not 0",),
+    ),
+    Broken(
+        id="negative price",
+        cluster=added("prices: {gpu_hour: -1}", CLUSTER),
+        says=("c.yaml: prices.gpu_hour: must be at least 0, not -1",),
+    ),
+    Broken(
+        id="nan price",
+        cluster=added("prices: {gpu_hour: .nan}", CLUSTER),
+        says=("c.yaml: prices.gpu_hour: must be finite, not nan",),
+    ),
+    Broken(
+        id="setup is text",
+        cluster=added("environment: {setup: module load cuda}", CLUSTER),
+        says=("c.yaml: environment.setup: must be a list, not 'module load cuda'",),
+    ),
+    Broken(
+        id="retry budget",
+        cluster=added("retry: {max_attempts: 0}", CLUSTER),
+        says=("c.yaml: retry.max_attempts: must be above 0, not 0",),
+    ),
+    Broken(
+        id="data is list",
+        cluster=edited("{speech: speech}", "[speech]", CLUSTER),
+        says=("c.yaml: data: must be a section, not a list",),
+    ),
+    Broken(
+        id="data null",
+        cluster=edited("{speech: speech}", "{speech: }", CLUSTER),
+        says=("c.yaml: data.speech: must be text, not null",),
+    ),
+    Broken(
+        id="data bad name",
+        cluster=edited("{speech: speech}", "{'a b': speech}", CLUSTER),
+        says=("c.yaml: data.a b: must be text like ^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$, not 'a b'",),
+    ),
+    Broken(
+        id="store number",
+        cluster=edited("store: store", "store: 5", CLUSTER),
+        says=("c.yaml: store: must be text, not 5",),
+    ),
+    Broken(
+        id="store env not set",
+        cluster=edited("store: store", "store: '${env:NO_SUCH_VARIABLE}/x'", CLUSTER),
+        says=(
+            "cluster: store: environment variable NO_SUCH_VARIABLE is not set; export it and try again",
+        ),
+    ),
+    Broken(
+        id="data env not set",
+        cluster=edited("speech: speech", "speech: '${env:NO_SUCH_VARIABLE}/x'", CLUSTER),
+        says=(
+            "cluster: data.speech: environment variable NO_SUCH_VARIABLE is not set; export it and try again",
+        ),
+    ),
+    Broken(
+        id="store unknown scheme",
+        cluster=edited("store: store", "store: ftpz://x/y", CLUSTER),
+        says=("store 'ftpz://x/y': Protocol not known: ftpz; use a path, s3:// or gs://",),
+    ),
+    Broken(
+        id="store empty",
+        cluster=edited("store: store", "store: ''", CLUSTER),
+        says=("c.yaml: store: must be at least 1 character long, not ''",),
+    ),
+    Broken(
+        id="a recipe for a cluster",
+        cluster=RECIPE,
+        says=(
+            "c.yaml: backend: missing; give it a value",
+            "c.yaml: store: missing; give it a value",
+            "c.yaml: name: unknown key; known here: backend, store, data, models, resources, launcher, cpus, environment, retry, prices",
+            "c.yaml: corpus: unknown key; did you mean 'cpus'?",
+            "c.yaml: encoder: unknown key; known here: backend, store, data, models, resources, launcher, cpus, environment, retry, prices",
+            "c.yaml: tokenizer: unknown key; known here: backend, store, data, models, resources, launcher, cpus, environment, retry, prices",
+            "c.yaml: model: unknown key; did you mean 'models'?",
+            "c.yaml: train: unknown key; known here: backend, store, data, models, resources, launcher, cpus, environment, retry, prices",
+        ),
+    ),
+    Broken(
+        id="cluster extends",
+        cluster=added("extends: nope.yaml", CLUSTER),
+        says=("c.yaml: extends: 'nope.yaml' is not a file; check the path",),
+    ),
+)
