@@ -8,28 +8,29 @@ field, digest). A published model is copied into the store, so that a run needs 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import numpy as np
 import torch
 from transformers import HubertConfig, HubertModel
 
 from jobs.attempt import Attempt, run_stage
-from jobs.audio.decode import read_window
+from jobs.codebook import source_roots
 from jobs.speech import pretrain, targets
+from jobs.speech.utterances import CorpusRows, WaveReader
 from orchestrator.errors import CorruptError, RequestError
-from orchestrator.ledger.storage import Storage, sha256_of
-from orchestrator.spec.recipe import Corpus, Encoder, Pretrain
+from orchestrator.ledger.storage import sha256_of
+from orchestrator.spec.recipe import Encoder, Pretrain
 from orchestrator.units import SAMPLE_RATE_HZ
 
 CONFIG, WEIGHTS, DESCRIPTION = "config.json", "model.safetensors", "encoder.json"
+QUALITY = "unit_quality.json"
+"""Beside published weights: what was measured on them, with their ``sha256``."""
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
@@ -41,7 +42,9 @@ def work(attempt: Attempt) -> dict[str, Any]:
         if encoder.pretrain:
             facts = _pretrain(attempt, encoder.pretrain, folder)
         elif encoder.model:
-            copy_published(encoder, attempt.model_source(encoder.model), folder)
+            source = attempt.model_source(encoder.model)
+            copy_published(encoder, source, folder)
+            facts = measured(Path(source), folder)
         description = describe(encoder, folder)
         attempt.out.upload(folder / CONFIG, CONFIG)
         attempt.out.upload(folder / WEIGHTS, WEIGHTS)
@@ -93,49 +96,32 @@ def copy_published(encoder: Encoder, source: str, folder: Path) -> None:
         )
 
 
-def read_rows(corpus: Storage) -> list[dict[str, Any]]:
-    """The corpus' manifest."""
-    return pq.read_table(io.BytesIO(corpus.read_bytes("manifest.parquet"))).to_pylist()
+def measured(source: Path, folder: Path) -> dict[str, Any]:
+    """The unit quality that was measured on exactly these weights, where their folder says so."""
+    if not (source / QUALITY).is_file():
+        return {}
+    quality = json.loads((source / QUALITY).read_text())
+    return {"unit_quality": quality} if quality["sha256"] == sha256_of(folder / WEIGHTS) else {}
 
 
-def stream(
-    rows: Sequence[Mapping[str, Any]],
-    corpus: Corpus,
-    spec: Pretrain,
-    root_of: Callable[[str], Path],
-) -> targets.Samples:
+def join_corpus(rows: CorpusRows, reader: WaveReader, spec: Pretrain) -> targets.Samples:
     """The audio to train on, as one wave: ``max_hours`` by the hash of ids, in corpus order."""
-    lowpass_hz = {s.name: s.lowpass_hz for s in corpus.sources}
+    drawn = rows.at(_drawn(rows, spec.max_hours))
     grid = targets.grid_of(spec.conv_kernel, spec.conv_stride)
-    waves = (
-        read_window(
-            root_of(row["source"]) / row["path"],
-            row["start_sample"],
-            row["num_samples"],
-            lowpass_hz=lowpass_hz[row["source"]],
-        )
-        for row in _drawn(rows, spec.max_hours)
-    )
-    return pretrain.join(waves, grid)
+    return pretrain.join((reader.read(utterance) for utterance in drawn), grid)
 
 
-def _drawn(rows: Sequence[Mapping[str, Any]], max_hours: float) -> list[Mapping[str, Any]]:
-    budget = max_hours * 3600 * SAMPLE_RATE_HZ
-    chosen = []
-    for row in sorted(
-        range(len(rows)), key=lambda i: hashlib.sha256(rows[i]["id"].encode()).digest()
-    ):
-        budget -= rows[row]["num_samples"]
-        if budget < 0:
-            break
-        chosen.append(row)
-    return [rows[i] for i in sorted(chosen)]
+def _drawn(rows: CorpusRows, max_hours: float) -> list[int]:
+    ids, num_samples = rows.ids, rows.num_samples
+    order = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
+    filled = np.cumsum(num_samples[order])
+    return sorted(order[: np.searchsorted(filled, max_hours * 3600 * SAMPLE_RATE_HZ, side="right")])
 
 
 def _pretrain(attempt: Attempt, spec: Pretrain, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(attempt.resources.cpus_per_worker)
-    rows = read_rows(attempt.upstream["corpus"].storage)
-    stream_S = stream(rows, attempt.recipe.corpus, spec, attempt.data_root)
+    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
+    stream_S = join_corpus(rows, WaveReader(source_roots(attempt)), spec)
 
     def pause(done: int, total: int) -> None:
         attempt.check()

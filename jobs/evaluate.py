@@ -68,7 +68,9 @@ class HeldOut:
 def load_model(train: Storage, cache: Path) -> Any:
     """The trained model in fp32, ready to score."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     folder = (train.local_root or cache) / "model"
     for path in train.list("model"):
         train.fetch(path, cache)

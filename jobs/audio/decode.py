@@ -107,9 +107,10 @@ def _read(path: Path) -> tuple[Wave, int]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return str(getattr(error, "error_string", error)).rstrip(".")
+    """What went wrong, without the path: that differs between clusters, and tables must not."""
+    if isinstance(error, soundfile.LibsndfileError):
+        return str(error.error_string).rstrip(".")
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _read_sndfile(path: Path) -> tuple[Wave, int]:

@@ -1,10 +1,11 @@
-"""The DeepSpeed engine of one rank: its configuration, its process group, and what is asked of it."""
+"""The DeepSpeed engine of one rank: its configuration, its process group, what it does."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -81,6 +82,7 @@ def prepare(config: RankConfig) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(config.seed)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -135,7 +137,7 @@ class Engine:
         )
 
     def accumulate(self, tokens_BL1: torch.Tensor, *, last: bool) -> torch.Tensor:
-        """Forward and backward of one micro-batch; the last one averages over ranks. Returns the loss."""
+        """Forward and backward of a micro-batch, the last one over all ranks; returns the loss."""
         self.deepspeed.set_gradient_accumulation_boundary(last)
         loss = self.loss(tokens_BL1)
         self.deepspeed.backward(loss)

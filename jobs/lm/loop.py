@@ -36,7 +36,7 @@ from jobs.lm.engine import build_engine, connect, prepare, to_universal
 from jobs.lm.rank import Place, RankConfig, end_with
 from jobs.lm.token_stream import HASH_START, TokenStream, chain_hash, open_tokens, stripe
 from jobs.lm.tracking import Tracker
-from orchestrator.errors import RunFailedError
+from orchestrator.errors import RequestError, RunFailedError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Schedule
 
@@ -274,6 +274,7 @@ class Rank:
             problems = self._gather(self._verify(manifest))
             if not any(problems):
                 self._resumed_from = manifest.name
+                self._check_stage(manifest)
                 return manifest
             self._refused.append(next(p for p in problems if p))
         return None
@@ -281,11 +282,15 @@ class Rank:
     def _verify(self, manifest: Manifest) -> str:
         """This rank's part of a node's verification; nothing is unpickled before it is done."""
         names = sorted(manifest.files)[self._place.local_rank :: self._place.local_world_size]
-        problem = checkpoints.fetch_verified(self._out, manifest, names, self._folder / "staging")
-        stage = self._config.execution.zero_stage
-        if not problem and manifest.zero_stage != stage:
-            return f"{manifest.name}: written with ZeRO {manifest.zero_stage}, this attempt uses {stage}"
-        return problem
+        return checkpoints.fetch_verified(self._out, manifest, names, self._folder / "staging")
+
+    def _check_stage(self, manifest: Manifest) -> None:
+        asked = self._config.execution.zero_stage
+        if manifest.zero_stage != asked:
+            raise RequestError(
+                f"train.execution.zero_stage: {manifest.name} was written with stage "
+                f"{manifest.zero_stage}, not {asked}; give {manifest.zero_stage}"
+            )
 
     def _needs_conversion(self, manifest: Manifest) -> bool:
         return manifest.zero_stage > 0 and manifest.world_size != self._place.world_size
@@ -417,7 +422,7 @@ class Rank:
 
 
 def validation_windows(tokens: np.ndarray, context_length: int) -> np.ndarray:
-    """``tokens_BL1``: at most 256 windows spread evenly over the split; one shorter window when it holds no whole one."""
+    """``tokens_BL1``: at most 256 windows, evenly spread; one shorter one in a short split."""
     if len(tokens) < 2:
         return np.zeros((0, 0), dtype=np.int64)
     length = min(context_length, len(tokens) - 1)

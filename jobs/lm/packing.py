@@ -27,10 +27,10 @@ from orchestrator.spec.recipe import Split
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
 RULE = (
-    "utterances of a split are concatenated in shard order, then row order; no BOS, no EOS, no "
-    "separator; token id = unit id, little-endian uint16; a recording's split is its place in "
-    "[0, 1): the first 8 bytes of sha256(recording) / 2**64; the lowest `valid` share is valid, the "
-    "next `test` share is test, the rest is train"
+    "utterances of a split are concatenated in shard order, then row order; no BOS, no EOS, "
+    "no separator; token id = unit id, little-endian uint16; a recording's split is its place "
+    "in [0, 1): the first 8 bytes of sha256(recording) / 2**64; the lowest `valid` share is "
+    "valid, the next `test` share is test, the rest is train"
 )
 INDEX_SCHEMA = pa.schema(
     [

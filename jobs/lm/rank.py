@@ -91,17 +91,17 @@ class Place:
 
 
 def execution_of(train: Train, resources: Resources) -> Execution:
-    """The recipe's execution, or the one derived for these ranks. Raises RequestError when the batch does not divide.
+    """The recipe's execution, or one derived. Raises RequestError when the batch does not divide.
 
-    Derived: the largest micro-batch that divides a rank's share and stays within 16,384 tokens;
-    ZeRO 1 with several ranks, because it costs no more traffic than 0 and saves memory, and in
-    bf16, because DeepSpeed keeps fp32 optimizer state only there.
+    Derived: the largest micro-batch that divides a rank's share and stays within 16,384 tokens; in
+    bf16 ZeRO 1, because DeepSpeed keeps fp32 optimizer state only there, else 0. Not by the number
+    of ranks: a checkpoint of one stage cannot be loaded by another.
     """
     world_size = resources.world_size
     share, rest = divmod(train.global_batch, world_size)
     if rest or not share:
         raise RequestError(_indivisible(train, world_size))
-    execution = train.execution or _derived(train, share, world_size)
+    execution = train.execution or _derived(train, share)
     if share % execution.micro_batch:
         divisors = [n for n in range(1, share + 1) if share % n == 0]
         raise RequestError(
@@ -110,17 +110,16 @@ def execution_of(train: Train, resources: Resources) -> Execution:
         )
     if train.precision == "bf16" and execution.zero_stage == 0:
         raise RequestError(
-            "train.execution.zero_stage: 0 would keep the optimizer's state in bf16; give 1 or more, or "
-            "precision fp32"
+            "train.execution.zero_stage: 0 would keep the optimizer's state in bf16; "
+            "give 1 or more, or precision fp32"
         )
     return execution
 
 
-def _derived(train: Train, share: int, world_size: int) -> Execution:
+def _derived(train: Train, share: int) -> Execution:
     largest = max(1, _MAX_MICRO_BATCH_TOKENS // train.context_length)
     micro_batch = max(n for n in range(1, min(share, largest) + 1) if share % n == 0)
-    sharded = world_size > 1 or train.precision == "bf16"
-    return Execution(zero_stage=int(sharded), micro_batch=micro_batch)
+    return Execution(zero_stage=int(train.precision == "bf16"), micro_batch=micro_batch)
 
 
 def _indivisible(train: Train, world_size: int) -> str:
@@ -132,9 +131,9 @@ def _indivisible(train: Train, world_size: int) -> str:
     sizes = " or ".join(str(size) for size in (below, above) if size)
     ranks = [n for n in range(1, train.global_batch + 1) if train.global_batch % n == 0]
     return (
-        f"train.global_batch_tokens: {train.global_batch_tokens} is {train.global_batch} sequences of "
-        f"{train.context_length}, which {world_size} ranks cannot share equally; use {sizes} tokens, or a number of ranks "
-        f"out of {', '.join(map(str, ranks))}"
+        f"train.global_batch_tokens: {train.global_batch_tokens} is {train.global_batch} sequences "
+        f"of {train.context_length}, which {world_size} ranks cannot share equally; "
+        f"use {sizes} tokens, or a number of ranks out of {', '.join(map(str, ranks))}"
     )
 
 

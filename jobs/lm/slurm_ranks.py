@@ -55,7 +55,7 @@ def run_task(config_json: str) -> None:
 
 
 def meet(path: Path, *, leads: bool, timeout_s: float = _MEET_TIMEOUT_S) -> tuple[str, int]:
-    """Where rank 0 listens: it says so in a file, which the others wait for. Raises TimeoutError."""
+    """Where rank 0 listens: it says so in a file that the others await. Raises TimeoutError."""
     if leads:
         host = socket.gethostname() if "SLURM_JOB_ID" in os.environ else "127.0.0.1"
         aside = path.with_suffix(".tmp")

@@ -42,8 +42,8 @@ class TokenStream:
         self.num_windows = max(len(tokens) - 1, 0) // context_length
         if not self.num_windows:
             raise RequestError(
-                f"train.context_length: the training split has {len(tokens)} tokens, fewer than the {context_length + 1} "
-                "of one window; add data or shorten the context"
+                f"train.context_length: the training split has {len(tokens)} tokens, "
+                f"fewer than the {context_length + 1} of one window; add data or shorten it"
             )
         # Two are in use while a batch runs across epochs; one of 10 M windows is 80 MB.
         self._order = lru_cache(maxsize=2)(

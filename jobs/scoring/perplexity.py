@@ -26,9 +26,9 @@ from orchestrator.units import SAMPLE_RATE_HZ
 MAX_BIGRAM_UNITS = 4_096
 """Largest codebook whose bigram table is counted: 134 MB at 8 bytes a pair."""
 RULE = (
-    "each utterance alone; no BOS, no EOS; the first unit of an utterance is context and not scored; "
-    "longer utterances in windows of context_length advancing by half; perplexity = exp(sum of NLL / "
-    "scored units), natural logarithm"
+    "each utterance alone; no BOS, no EOS; the first unit of an utterance is context and not "
+    "scored; longer utterances in windows of context_length advancing by half; perplexity = "
+    "exp(sum of NLL / scored units), natural logarithm"
 )
 _BATCH_TOKENS = 4_096
 _COUNT_CHUNK = 1 << 22

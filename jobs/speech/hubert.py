@@ -159,7 +159,7 @@ def _standardized(wav_S: Wave) -> Wave:
 
 
 def _forbid_inexact_kernels() -> None:
-    """Units must not depend on the kernel that cuDNN finds fastest today, nor on TF32's rounding."""
+    """Units must not depend on the kernel cuDNN finds fastest today, nor on TF32's rounding."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = False

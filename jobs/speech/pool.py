@@ -67,13 +67,19 @@ class PoolSize:
 
     @property
     def max_deaths_in_row(self) -> int:
-        """Deaths without a finished item between them, after which no actor is replaced any more."""
+        """Deaths without a finished item between them, after which no actor is replaced."""
         return 2 * self.max_workers + 2
 
 
 @contextmanager
 def session(address: str, num_cpus: int) -> Iterator[None]:
-    """A Ray session: the run's own at ``address``; a private one here when that is empty."""
+    """A Ray session: the run's own at ``address``; a private one here when that is empty.
+
+    Where the process is in a session already, that one goes on.
+    """
+    if ray.is_initialized():
+        yield
+        return
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
     # Unix socket paths are limited to 107 bytes, so the folder's name is short.
     with tempfile.TemporaryDirectory(
@@ -128,11 +134,14 @@ class Pool:
         item or the whole pool keeps dying, and what the worker raised.
         """
         run = _Run(self, deque(items), payload, sticky=sticky)
-        while run.unfinished():
-            tick()
-            self._recruit(run.unfinished())
-            run.assign()
-            yield from run.collect()
+        try:
+            while run.unfinished():
+                tick()
+                self._recruit(run.unfinished())
+                run.assign()
+                yield from run.collect()
+        finally:
+            run.abandon()
 
     def _recruit(self, unfinished: int) -> None:
         """Ask for actors up to what the items and the size allow."""
@@ -141,7 +150,7 @@ class Pool:
         if exhausted and alive < self._size.min_workers:
             raise RunFailedError(
                 f"pool: {self.deaths_in_row} workers died in a row without finishing anything; "
-                "look in the workers' logs for the first error, and on their nodes for lack of memory"
+                "look in their logs for the first error, and on their nodes for lack of memory"
             )
         wanted = min(self._size.max_workers, max(unfinished, self._size.min_workers))
         for _ in range(0 if exhausted else wanted - alive):
@@ -168,11 +177,15 @@ class Pool:
             self.free.append(actor)
 
     def bury(self, actor: ActorHandle, error: RayActorError) -> None:
-        """Forget a dead actor."""
+        """Forget an actor that died, and count its death."""
         log.warning("a worker died: %s", _first_line(error))
+        self.forget(actor)
+        self.deaths_in_row += 1
+
+    def forget(self, actor: ActorHandle) -> None:
+        """Expect nothing of this actor any more."""
         self.nodes.pop(actor, None)
         self.homes = {item: home for item, home in self.homes.items() if home != actor}
-        self.deaths_in_row += 1
 
 
 class _Run(Generic[Item]):
@@ -212,6 +225,12 @@ class _Run(Generic[Item]):
             else:
                 yield from self._finished(ref)
 
+    def abandon(self) -> None:
+        """End the actors whose results nobody will take; nothing when all items are done."""
+        for _, actor in self._running.values():
+            self._pool.forget(actor)
+            ray.kill(actor)
+
     def _next_for(self, actor: ActorHandle) -> Item | None:
         homes = self._pool.homes if self._sticky else {}
         for position, item in enumerate(self._queue):
@@ -221,14 +240,16 @@ class _Run(Generic[Item]):
         return None
 
     def _finished(self, ref: ray.ObjectRef) -> Iterator[tuple[Item, Any]]:
-        item, actor = self._running.pop(ref)
+        item, actor = self._running[ref]
         try:
             result = _result(ref)
         except RayActorError as error:
+            del self._running[ref]
             self._blame(item, actor, error)
             self._pool.bury(actor, error)
             self._queue.appendleft(item)
             return
+        del self._running[ref]
         self._pool.free.append(actor)
         self._pool.deaths_in_row = 0
         yield item, result
@@ -264,7 +285,7 @@ class _Host:
 
 
 def _plainly(act: Callable[[], Result]) -> Result:
-    """What ``act`` returns; our errors as one that can be pickled, whatever their constructors need."""
+    """What ``act`` returns; our errors as one that can be pickled, whatever built them."""
     try:
         return act()
     except OrchestratorError as error:

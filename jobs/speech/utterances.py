@@ -24,7 +24,7 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.units import SAMPLE_RATE_HZ
 
 PAGE_SAMPLES = 240 * SAMPLE_RATE_HZ
-"""Audio that is decoded ahead and planned into batches: a constant, since batches decide rounding."""
+"""Audio decoded ahead and planned into batches: a constant, since batches decide rounding."""
 
 
 @dataclass(frozen=True)

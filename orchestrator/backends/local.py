@@ -80,6 +80,7 @@ class LocalBackend:
         code = child.poll()
         if code is None:
             return JobStatus(state=JobState.RUNNING, node=node)
+        end_session(child.pid)  # a killed driver leaves ranks behind, and they would write on
         state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
         return JobStatus(state=state, exit_code=code, node=node)
 

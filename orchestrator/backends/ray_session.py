@@ -83,6 +83,9 @@ class RaySession:
                 str(num_cpus),
             ),
             *("--include-dashboard", "false", "--temp-dir", str(self._folder)),
+            # Ports of its own throughout: sessions of other runs live on the same machine.
+            *("--ray-client-server-port", str(_free_port()), "--dashboard-port", str(_free_port())),
+            *("--min-worker-port", "0", "--max-worker-port", "0"),
             *("--object-store-memory", str(512 * 1024**2)),
         ]
         with self._log.open("wb") as log:

@@ -12,12 +12,14 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.control.status import FINAL, run_cause, run_status
+from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.report.page import summary
 from orchestrator.units import format_duration
 
 EVERY_S = 1.0
+REPORT_TIMEOUT_S = 60.0
 _MAX_ATTEMPTS_LISTED = 3
 
 
@@ -36,11 +38,22 @@ def watch(run: RunFolder, store: Store) -> int:
             live.update(stage_table(status))
             if not console.is_terminal:
                 _print_changes(status, shown)
+    _wait_for_last_words(run)
     if status["state"] != "succeeded":
         _print_failures(run, status)
         return 1
     print("\n".join(summary(run, store)))
     return 0
+
+
+def _wait_for_last_words(run: RunFolder) -> None:
+    """The supervisor writes the report after it has said how the run ended."""
+    deadline = time.monotonic() + REPORT_TIMEOUT_S
+    supervisors = run.supervisors()
+    while supervisors and time.monotonic() < deadline:
+        if Process(**supervisors[-1].started["process"]).is_alive() is not True:
+            return
+        time.sleep(0.1)
 
 
 def stage_table(status: Mapping[str, Any]) -> Table:

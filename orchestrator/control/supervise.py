@@ -23,7 +23,7 @@ from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.job import code_env, cpus_of, stage_job
 from orchestrator.control.policy import Decision, Ending, Past, decide
-from orchestrator.errors import LeaseHeldError
+from orchestrator.errors import LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
@@ -349,9 +349,17 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
         raise
     stopped = state in ("running", "pending")
     state = "failed" if stopped else state
-    write_report(run, store)
     record.finish(state=state, cause="preempted" if stopped else "", reason="")
+    _report(run, store)
     return 0 if state == "succeeded" else 1
+
+
+def _report(run: RunFolder, store: Store) -> None:
+    """The page is a convenience: `orchestrator report` writes it again, so its failure is not the run's."""
+    try:
+        write_report(run, store)
+    except (OrchestratorError, OSError) as error:
+        say(f"report: {error}; `orchestrator report {run.name}` tries again")
 
 
 def _local_folder(storage: Storage) -> Path:

@@ -45,10 +45,10 @@ class Artifact:
         Raises FileNotFoundError while incomplete, CorruptError when it is another key's.
         """
         manifest: dict[str, Any] = self.storage.read_json(MANIFEST)
-        if manifest["key"] != self.key:
+        key = manifest.get("key") if isinstance(manifest, dict) else None
+        if key != self.key:
             raise CorruptError(
-                f"{self.storage.url}: holds key {manifest['key']}, not {self.key}; "
-                "move the folder away"
+                f"{self.storage.url}: holds key {key}, not {self.key}; move the folder away"
             )
         return manifest
 

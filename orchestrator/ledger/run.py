@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import AlreadyExistsError, RequestError
+from orchestrator.ledger import lease as leases
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Plan, Variant
@@ -156,21 +157,38 @@ class RunFolder:
         return self._begin("supervisor", about)
 
     def live_supervisor(self) -> AttemptFolder | None:
-        """The supervisor at work on this machine, if any."""
+        """The supervisor at work, if any."""
         for attempt in reversed(self.supervisors()):
-            if (
-                attempt.end is None
-                and Process(**attempt.started["process"]).is_alive() is not False
-            ):
+            if attempt.end is None and self._is_at_work(Process(**attempt.started["process"])):
                 return attempt
         return None
 
+    @property
+    def supervision(self) -> Storage:
+        """Where the supervisor's lease lies."""
+        return self.storage.at("supervisor-lease")
+
+    def _is_at_work(self, supervisor: Process) -> bool:
+        alive = supervisor.is_alive()
+        if alive is not None:
+            return alive
+        # Another machine, or this one before its last boot: only the heartbeat can tell.
+        held = leases.current(self.supervision)
+        timeout_s = self.cluster().retry.heartbeat_timeout_s
+        return held is not None and held.process == supervisor and held.is_live(timeout_s)
+
     def request_cancel(self, stage: str | None) -> None:
         """Ask whoever supervises the run to stop it, or one stage of it."""
-        number = len(self.storage.children("cancel")) + 1
-        self.storage.create_json(
-            f"cancel/{number:04d}.json", {"stage": stage, "asked_at": time.time()}
-        )
+        number = len(self.storage.children("cancel"))
+        while True:
+            number += 1
+            try:
+                self.storage.create_json(
+                    f"cancel/{number:04d}.json", {"stage": stage, "asked_at": time.time()}
+                )
+            except AlreadyExistsError:  # somebody else asks as well
+                continue
+            return
 
     def cancel_requests(self) -> tuple[dict[str, Any], ...]:
         """All wishes to stop, oldest first."""

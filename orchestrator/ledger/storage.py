@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -185,17 +185,21 @@ def _open_file_system(url: str) -> tuple[Any, str]:
 
 
 def _write_aside(target: Path, data: bytes) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _aside(target)
-    with temporary.open("xb") as file:
+    with _open_aside(target) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    return temporary
+    return Path(file.name)
 
 
-def _aside(target: Path) -> Path:
-    return target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+def _open_aside(target: Path) -> BinaryIO:
+    """A new temporary file in the target's folder, which is made when it is not there."""
+    while True:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}").open("xb")
+        except FileNotFoundError:  # somebody deleted the folder's last object just now
+            continue
 
 
 def _link_exclusively(target: Path, data: bytes) -> None:
@@ -203,13 +207,11 @@ def _link_exclusively(target: Path, data: bytes) -> None:
 
 
 def _copy_exclusively(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _aside(target)
-    with source.open("rb") as reader, temporary.open("xb") as writer:
+    with source.open("rb") as reader, _open_aside(target) as writer:
         shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
         writer.flush()
         os.fsync(writer.fileno())
-    _publish(temporary, target)
+    _publish(Path(writer.name), target)
 
 
 def _publish(temporary: Path, target: Path) -> None:
@@ -244,6 +246,9 @@ def _list_path(root: Path, prefix: str) -> dict[str, int]:
 
 
 def _remove_empty_parents(folder: Path, root: Path) -> None:
-    while folder != root and not any(folder.iterdir()):
-        folder.rmdir()
+    while folder != root:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or removed by somebody else
+            return
         folder = folder.parent

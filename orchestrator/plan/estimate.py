@@ -16,7 +16,8 @@ from orchestrator.spec.recipe import Recipe
 
 STATE_BYTES_PER_PARAMETER = 16
 HUBERT_FLOP_PER_AUDIO_S = 14e9
-_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:[._]\d+)?)\s*([mb])(?![a-z0-9])", re.IGNORECASE)
+# 350m, 1.3b, 1_7b, and BLOOM's own 1b7.
+_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:[._]\d+)?[mb]|\d+b\d+)(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,5 +54,7 @@ def parameters_in_name(name: str) -> int | None:
     match = _SIZE.search(name.rsplit("/", 1)[-1])
     if not match:
         return None
-    scale = {"m": 1e6, "b": 1e9}[match.group(2).lower()]
-    return int(float(match.group(1).replace("_", ".")) * scale)
+    size = match.group(1).lower()
+    scale = 1e6 if size.endswith("m") else 1e9
+    number = size.rstrip("mb").replace("_", ".").replace("b", ".")
+    return round(float(number) * scale)

@@ -165,9 +165,10 @@ def _sentences(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> tu
     if len(arms) < len(ARMS):
         return (_one_sided(arms, variants), *_against_bigram(arms, variants))
     warm, cold = arms["warm"], arms["cold"]
+    num_waiting = sum(measure(v, "test") is None for v in variants)
     return (
-        _comparison(warm, cold),
-        _choice(warm, cold, variants),
+        _comparison(warm, cold, num_waiting),
+        _choice(warm, cold),
         _seeds(warm, cold),
         *_catching_up(warm, cold, variants),
         *_against_bigram(arms, variants),
@@ -184,48 +185,29 @@ def _one_sided(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> st
     return f"{figure}; {why}, so nothing can be compared."
 
 
-def _comparison(warm: Arm, cold: Arm) -> str:
+def _comparison(warm: Arm, cold: Arm, num_waiting: int) -> str:
+    lead = f"So far, with {num_waiting} variants not scored yet" if num_waiting else "In this run"
     figures = f"test perplexity {warm.test.text} warm, {cold.test.text} cold"
-    w, c = warm.test, cold.test
-    if None in (w.low, w.high, c.low, c.high):
-        return f"No comparison: {figures}, but without 95 % intervals the difference says nothing."
-    if _is_below(w, c):
-        less = 1 - w.perplexity / c.perplexity
-        return (
-            f"In this run, warm start is better: {figures}, {100 * less:.1f} % lower; the 95 % intervals do not overlap."
-        )
-    if _is_below(c, w):
-        less = 1 - c.perplexity / w.perplexity
-        return (
-            f"In this run, cold start is better: {figures}, {100 * less:.1f} % lower for cold; "
-            "the 95 % intervals do not overlap."
-        )
-    return f"No difference can be claimed: {figures}; the 95 % intervals overlap."
-
-
-def _is_below(a: Measure, b: Measure) -> bool:
-    return a.high is not None and b.low is not None and a.high < b.low
-
-
-def _choice(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> str:
-    num_scored = sum(measure(v, "test") is not None for v in variants)
-    waiting = (
-        f" {len(variants) - num_scored} of {len(variants)} variants have no scores yet."
-        if num_scored < len(variants)
-        else ""
+    better, worse = sorted((warm, cold), key=lambda arm: arm.test.perplexity)
+    if better.test.high is None or worse.test.low is None:
+        return f"{lead}, no difference can be claimed: {figures}, and no 95 % intervals."
+    if better.test.high >= worse.test.low:
+        return f"{lead}, no difference can be claimed: {figures}; the 95 % intervals overlap."
+    less = 100 * (1 - better.test.perplexity / worse.test.perplexity)
+    return (
+        f"{lead}, {better.name} start is better: {figures}, {less:.1f} % lower; "
+        "the 95 % intervals do not overlap."
     )
+
+
+def _choice(warm: Arm, cold: Arm) -> str:
     if warm.num_settings == cold.num_settings == 1:
-        return f"One setting an arm, so nothing was tuned.{waiting}"
-    chosen = "; ".join(
-        f"{a.name}: {a.setting or 'the recipe as it is'}, of {a.num_settings}" for a in (warm, cold)
-    )
-    uneven = (
-        ""
-        if warm.num_settings == cold.num_settings
-        else " The arms were tuned over unequal numbers of settings."
-    )
-    how = f"Each arm's setting was chosen on the validation split ({chosen})"
-    return f"{how} and is reported on test.{uneven}{waiting}"
+        return "One setting an arm, so nothing was tuned."
+    settings = "; ".join(f"{a.name}: {a.setting}, out of {a.num_settings}" for a in (warm, cold))
+    chosen = f"Each arm's setting was chosen on the validation split ({settings})"
+    if warm.num_settings == cold.num_settings:
+        return f"{chosen} and is reported on test."
+    return f"{chosen} and is reported on test; the arms were not tuned equally."
 
 
 def _seeds(warm: Arm, cold: Arm) -> str:

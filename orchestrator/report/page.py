@@ -160,7 +160,11 @@ def _tiles(record: Record, matches: Sequence[Contest]) -> list[tuple[str, str, s
     if elapsed_s := record.goodput.get("elapsed_s"):
         done = sum(s.is_complete for s in record.stages)
         tiles.append(
-            ("time", format_duration(elapsed_s), f"{done} of {len(record.stages)} stage instances done")
+            (
+                "time",
+                format_duration(elapsed_s),
+                f"{done} of {len(record.stages)} stage instances done",
+            )
         )
     return tiles
 

@@ -77,7 +77,7 @@ def curves_svg(curves: Sequence[Curve]) -> str:
         return ""
     with _drawing(_CURVES_INCH) as figure:
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-        _set_margins(figure, left=0.6, bottom=0.5)
+        _set_margins(figure, left=0.72, bottom=0.5)
         for curve in curves:
             _draw_curve(left, right, curve, is_raw_shown=len(curves) <= NUM_RAW_CURVES)
         for axes, title in ((left, "training loss"), (right, "validation loss")):

@@ -110,7 +110,7 @@ def finish(ranks: list[BaseProcess]) -> list[int | None]:
 
 def kill_after(out: Storage, step: int, victim: BaseProcess) -> None:
     """SIGKILL one rank as soon as the checkpoint of ``step`` is committed."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     manifest = f"{checkpoint.FOLDER}/{checkpoint.name_of(step, 1)}/{checkpoint.MANIFEST}"
     while not out.exists(manifest):
         assert time.monotonic() < deadline, "the checkpoint never came"

@@ -42,9 +42,11 @@ def test_derived_micro_batch(
 
 @pytest.mark.parametrize(
     ("ranks", "precision", "zero_stage"),
-    [(1, "fp32", 0), (2, "fp32", 1), (1, "bf16", 1), (2, "bf16", 1)],
+    [(1, "fp32", 0), (2, "fp32", 0), (1, "bf16", 1), (2, "bf16", 1)],
 )
-def test_derived_zero_stage(ranks: int, precision: str, zero_stage: int) -> None:
+def test_derived_zero_stage_is_the_same_for_any_number_of_ranks(
+    ranks: int, precision: str, zero_stage: int
+) -> None:
     asked = train(8, precision=precision)
     assert execution_of(asked, Resources(ranks_per_node=ranks)).zero_stage == zero_stage
 
@@ -58,8 +60,8 @@ def test_a_batch_that_does_not_divide_names_sizes_that_do() -> None:
     with pytest.raises(RequestError) as raised:
         execution_of(train(32), Resources(ranks_per_node=3))
     assert str(raised.value) == (
-        "train.global_batch_tokens: 4096 is 32 sequences of 128, which 3 ranks cannot share equally; "
-        "use 3840 or 4224 tokens, or a number of ranks out of 1, 2, 4, 8, 16, 32"
+        "train.global_batch_tokens: 4096 is 32 sequences of 128, which 3 ranks cannot "
+        "share equally; use 3840 or 4224 tokens, or a number of ranks out of 1, 2, 4, 8, 16, 32"
     )
 
 

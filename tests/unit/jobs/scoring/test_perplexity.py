@@ -44,7 +44,7 @@ def samples(said: list[np.ndarray]) -> np.ndarray:
 
 
 def one_by_one(model: LlamaForCausalLM, units: np.ndarray) -> float:
-    """The definition, without windows, padding or batches: sum over t of -log p(u_t | u_0 .. u_t-1)."""
+    """The definition, without windows, padding, batches: sum of -log p(u_t | u_0 .. u_t-1)."""
     tokens_BL = torch.from_numpy(units.astype(np.int64))[None]
     log_p = torch.log_softmax(model(input_ids=tokens_BL).logits[0].double(), -1)
     return -sum(float(log_p[t - 1, units[t]]) for t in range(1, len(units)))

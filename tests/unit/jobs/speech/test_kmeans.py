@@ -1,4 +1,4 @@
-"""The pure parts of k-means; that workers do not matter is tests/integration/test_units_on_ray.py."""
+"""The pure parts of k-means; tests/numerics/test_units_on_ray.py has it on workers."""
 
 from __future__ import annotations
 

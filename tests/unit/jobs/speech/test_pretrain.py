@@ -43,7 +43,7 @@ def spec_of(*steps: int, **over: Any) -> Pretrain:
 
 
 def babble(seconds: float) -> targets.Samples:
-    """Tones of five pitches in random order, 0.2 s each: sounds that can be told apart and tracked."""
+    """Tones of five pitches in random order, 0.2 s each: sounds that can be told apart."""
     rng = np.random.default_rng(0)
     time_S = np.arange(3200) / 16_000
     tones = [np.sin(2 * np.pi * f * time_S) for f in (200, 500, 1100, 2300, 4700)]

@@ -17,6 +17,7 @@ from orchestrator.ledger.run import AttemptFolder, RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan, Variant, make_plan
 from orchestrator.plan.stages import Facts
+from orchestrator.report.page import write_report
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import sweep_points, variant_name, variant_recipe
 from orchestrator.spec.recipe import Recipe
@@ -221,9 +222,20 @@ def new_ledger(tmp_path: Path) -> Callable[..., Ledger]:
 
 
 @pytest.fixture
-def finished(new_ledger: Callable[..., Ledger]) -> Ledger:
+def finished(tmp_path: Path) -> Ledger:
+    return finish(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, str]:
+    """A finished run that no test changes, and its page: drawing takes most of a page's time."""
+    ledger = finish(tmp_path_factory.mktemp("untouched"))
+    return ledger, Path(write_report(ledger.run, ledger.store)).read_text()
+
+
+def finish(folder: Path) -> Ledger:
     """Two arms, all stages done, one training attempt lost on the way."""
-    ledger = new_ledger()
+    ledger = Ledger.create(folder, recipe_of({"model.init": ["twist", "cold"]}))
     supervisor = ledger.run.begin_supervisor(process=asdict(Process.current()))
     supervisor.finish(state="succeeded")
     ledger.finish_data()

@@ -16,15 +16,16 @@ from jobs.audio.decode import UnreadableAudioError
 from jobs.speech.pool import Pool, PoolSize, session
 from orchestrator.errors import RunFailedError
 from orchestrator.spec.cluster import Resources
+from tests.local_ray import two_cpus
 
 pytestmark = pytest.mark.slow
 ONE, TWO = PoolSize(max_workers=1), PoolSize(max_workers=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
+def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with session("", num_cpus=2):
+    with two_cpus(tmp_path_factory.mktemp("ray")) as address, session(address, num_cpus=2):
         yield
 
 
@@ -43,7 +44,7 @@ class Pids:
 
 
 class DiesOf:
-    """Kills its own process when it is given a number; the first time only where ``once`` is a path."""
+    """Kills its own process when given a number; only the first time where ``once`` is a path."""
 
     def __init__(self, deadly: int, once: Path | None = None) -> None:
         self._deadly, self._once = deadly, once
@@ -105,10 +106,10 @@ def test_an_item_that_kills_twice_is_named() -> None:
 
 
 def test_a_pool_that_only_dies_gives_up() -> None:
-    items = range(20)  # each kills one actor only: no single item is to blame
-    with Pool(DiesOf, 7, size=ONE) as pool, pytest.raises(RunFailedError, match="died in a row"):
-        pool.deaths_in_row = ONE.max_deaths_in_row
-        list(pool.run(items, lambda _: 7))
+    with Pool(DiesOf, 7, size=ONE) as pool:
+        pool.deaths_in_row = ONE.max_deaths_in_row  # the next death is one too many
+        with pytest.raises(RunFailedError, match="5 workers died in a row without finishing"):
+            list(pool.run(range(20), lambda _: 7))
 
 
 def test_what_the_worker_raises_reaches_the_driver() -> None:

@@ -1,0 +1,218 @@
+"""Codebook and tokenize on real actors: the same bytes, whoever computes, dies or resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from transformers import HubertConfig, HubertModel
+
+from jobs import codebook, tokenize
+from jobs.attempt import Attempt
+from jobs.smoke_material import babble
+from jobs.speech.pool import session
+from jobs.speech.units import read_codebook
+from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.run import AttemptFolder
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.cluster import Cluster, Resources
+from orchestrator.spec.loader import load_recipe
+from tests.local_ray import ROOT, two_cpus
+
+pytestmark = pytest.mark.slow
+NUM_RECORDINGS, NUM_SHARDS = 24, 6
+
+
+@dataclass
+class Observed(Attempt):
+    """An attempt whose progress someone acts on."""
+
+    on_progress: Callable[[float], None] = lambda _done: None
+
+    def progress(self, done: float, total: float, unit: str, **rates: float) -> None:
+        """Tell the observer too."""
+        super().progress(done, total, unit, **rates)
+        self.on_progress(done)
+
+
+@dataclass(frozen=True)
+class World:
+    """A corpus and an encoder that are done, and stages to run on them."""
+
+    folder: Path
+
+    def artifact(self, stage: str, name: str = "upstream") -> Artifact:
+        key = hashlib.sha256(f"{stage} {name}".encode()).hexdigest()
+        return Artifact(stage, key, Storage(str(self.folder / stage / name)))
+
+    def attempt(
+        self, stage: str, *names: str, workers: int, codebooks: tuple[str, ...] = ()
+    ) -> Observed:
+        upstream = {"corpus": self.artifact("corpus"), "encoder": self.artifact("encoder")}
+        folder = self.folder / "attempts" / stage / "-".join(names)
+        folder.mkdir(parents=True, exist_ok=True)
+        return Observed(
+            recipe=load_recipe(ROOT / "recipes" / "smoke.yaml"),
+            cluster=Cluster(backend="local", store="", data={"smoke": str(self.folder / "speech")}),
+            resources=Resources(min_workers=workers, max_workers=workers),
+            artifacts=tuple(self.artifact(stage, name) for name in names),
+            upstreams=tuple(
+                {**upstream, "codebook": self.artifact("codebook", c)} for c in codebooks
+            )
+            or (upstream,),
+            lease_n=1,
+            folder=folder,
+            record=AttemptFolder(1, Storage(str(folder))),
+        )
+
+    def fit(self, name: str, attempt: Attempt) -> dict[str, Any]:
+        facts = codebook.work(attempt)
+        artifact = self.artifact("codebook", name)
+        artifact.publish(inputs={}, facts=facts, producer={})
+        return facts
+
+    def bytes_of(self, stage: str, name: str) -> dict[str, bytes]:
+        storage = self.artifact(stage, name).storage
+        return {p: storage.read_bytes(p) for p in storage.list() if p != "MANIFEST.json"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    torch.set_num_threads(1)
+    world = World(tmp_path_factory.mktemp("world"))
+    _make_corpus(world)
+    _make_encoder(world)
+    with two_cpus(tmp_path_factory.mktemp("ray")) as address, session(address, num_cpus=2):
+        world.fit("one", world.attempt("codebook", "one", workers=1))
+        yield world
+
+
+def _make_corpus(world: World) -> None:
+    rows = []
+    (world.folder / "speech").mkdir()
+    for number in range(NUM_RECORDINGS):
+        wave = babble(np.random.default_rng(number), syllables=12 + number % 7)
+        soundfile.write(world.folder / "speech" / f"{number}.wav", wave, 16_000, subtype="PCM_16")
+        for start, end in ((0, len(wave) // 3), (len(wave) // 3, len(wave))):
+            rows.append(_row(number, start, end - start))
+    storage = world.artifact("corpus").storage
+    shards = {
+        "shard": [r * NUM_SHARDS // len(rows) for r in range(len(rows))],
+        "row": range(len(rows)),
+    }
+    for name, table in (("manifest", pa.Table.from_pylist(rows)), ("shards", pa.table(shards))):
+        Path(storage.url).mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, Path(storage.url) / f"{name}.parquet")
+
+
+def _row(number: int, start: int, num_samples: int) -> dict[str, Any]:
+    return {
+        "id": f"{number}@{start}",
+        "source": "smoke",
+        "path": f"{number}.wav",
+        "start_sample": start,
+        "num_samples": num_samples,
+        "recording": str(number),
+    }
+
+
+def _make_encoder(world: World) -> None:
+    torch.manual_seed(0)
+    config = HubertConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        conv_dim=(16,) * 7,
+    )
+    HubertModel(config).save_pretrained(world.artifact("encoder").storage.url)
+
+
+def _kill_one_actor() -> None:
+    """SIGKILL the youngest worker process of this process's Ray session."""
+    actors = [p for p in psutil.process_iter() if _is_our_actor(p)]
+    max(actors, key=lambda p: p.create_time()).kill()
+
+
+def _is_our_actor(process: psutil.Process) -> bool:
+    try:
+        return "ray::_Host" in " ".join(process.cmdline()) and any(
+            parent.ppid() == psutil.Process().pid for parent in process.parents()
+        )
+    except psutil.Error:
+        return False
+
+
+def test_a_codebook_is_the_same_with_two_workers_of_which_one_dies(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempt = world.attempt("codebook", "two", workers=2)
+    attempt.on_progress = lambda done: _kill_one_actor() if done == 2 else None
+    with caplog.at_level(logging.WARNING):
+        facts = world.fit("two", attempt)
+    assert "a worker died" in caplog.text
+    assert world.bytes_of("codebook", "two") == world.bytes_of("codebook", "one")
+    assert facts == world.artifact("codebook", "one").facts
+    assert facts["iterations"] > 2
+
+
+def test_shards_are_the_same_with_two_workers_of_which_one_dies(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = tokenize.work(world.attempt("tokenize", "alone", workers=1, codebooks=("one",)))
+    attempt = world.attempt("tokenize", "a", "b", workers=2, codebooks=("one", "one"))
+    attempt.on_progress = lambda done: _kill_one_actor() if done == 1 else None
+    with caplog.at_level(logging.WARNING):
+        both = tokenize.work(attempt)
+    assert "a worker died" in caplog.text
+    expected = world.bytes_of("tokenize", "alone")
+    assert len(expected) == NUM_SHARDS
+    assert world.bytes_of("tokenize", "a") == world.bytes_of("tokenize", "b") == expected
+    assert list(both["per_key"].values()) == 2 * list(alone["per_key"].values())
+    assert alone["num_utterances"] == 2 * NUM_RECORDINGS
+
+
+def test_a_later_attempt_makes_what_is_missing_and_nothing_else(world: World) -> None:
+    first = tokenize.work(world.attempt("tokenize", "again", workers=1, codebooks=("one",)))
+    expected = world.bytes_of("tokenize", "again")
+    storage = world.artifact("tokenize", "again").storage
+    paths = sorted(expected)
+    written = {p: (Path(storage.url) / p).stat().st_ctime_ns for p in paths}
+    storage.delete(paths[2])
+    second = tokenize.work(world.attempt("tokenize", "again", workers=1, codebooks=("one",)))
+    assert second == first
+    assert world.bytes_of("tokenize", "again") == expected
+    changed = {p for p in paths if (Path(storage.url) / p).stat().st_ctime_ns != written[p]}
+    assert changed == {paths[2]}
+
+
+def test_units_are_those_of_each_utterance_alone(world: World) -> None:
+    """Shards against stock inference at batch size 1, deduplicated by hand."""
+    tokenize.work(world.attempt("tokenize", "exact", workers=2, codebooks=("one",)))
+    model = HubertModel.from_pretrained(world.artifact("encoder").storage.url).eval()
+    centroids_KD = read_codebook(world.artifact("codebook", "one").storage)
+    for data in world.bytes_of("tokenize", "exact").values():
+        for row in pq.read_table(pa.BufferReader(data)).to_pylist():
+            wave, _ = soundfile.read(
+                world.folder / "speech" / f"{row['recording']}.wav", dtype="float32"
+            )
+            start = int(row["id"].split("@")[1])
+            wav_BS = torch.from_numpy(wave[start : start + row["num_samples"]])[None]
+            with torch.inference_mode():
+                feats_TD = model(wav_BS, output_hidden_states=True).hidden_states[2][0]
+            units_T = torch.cdist(feats_TD, centroids_KD).argmin(1).numpy()
+            assert np.repeat(row["units"], row["durations"]).tolist() == units_T.tolist()
+            assert all(a != b for a, b in zip(row["units"], row["units"][1:], strict=False))

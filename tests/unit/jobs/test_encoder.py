@@ -1,0 +1,126 @@
+"""What the encoder stage writes, on models made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import HubertModel
+
+from jobs.audio.corpora import list_recordings
+from jobs.corpus import probe, write_tables
+from jobs.encoder import copy_published, describe, join_corpus, measured
+from jobs.speech import pretrain
+from jobs.speech.utterances import CorpusRows, Root, WaveReader
+from orchestrator.errors import CorruptError, RequestError
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Corpus, Encoder, Pretrain, Source
+
+SMALL = Pretrain.model_validate(
+    {
+        "conv_dim": (8, 16),
+        "conv_kernel": (20, 18),
+        "conv_stride": (20, 16),
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "iterations": [{"steps": 1}],
+    }
+)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> tuple[Path, str]:
+    folder = tmp_path / "published"
+    return folder, pretrain.save(HubertModel(pretrain.hubert_config(SMALL)), folder)
+
+
+def encoder_of(digest: str, **over: Any) -> Encoder:
+    return Encoder.model_validate({"model": "m", "sha256": digest, "layer": 2, **over})
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    (tmp_path / "into").mkdir()
+    return tmp_path / "into"
+
+
+def test_published_weights_are_copied_and_described(
+    published: tuple[Path, str], into: Path
+) -> None:
+    folder, digest = published
+    copy_published(encoder_of(digest), str(folder), into)
+    assert (into / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert describe(encoder_of(digest), into) == {
+        "layer": 2,
+        "frame_rate_hz": 50.0,
+        "hop": 320,
+        "receptive_field": 360,
+        "sha256": digest,
+    }
+
+
+def test_other_weights_than_the_recipe_names_are_refused(
+    published: tuple[Path, str], into: Path
+) -> None:
+    with pytest.raises(CorruptError, match=r"encoder.sha256: .* has .*, not 0000"):
+        copy_published(encoder_of("0" * 64), str(published[0]), into)
+
+
+def test_a_model_that_is_nowhere_is_a_wrong_request(
+    tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RequestError, match=r"cannot be loaded .*; name a local folder"):
+        copy_published(encoder_of("0" * 64), str(tmp_path / "nowhere"), into)
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"frame_rate_hz": 25}, "encoder.frame_rate_hz: is 25, but the model's strides give 50"),
+        ({"layer": 3}, r"encoder.layer: is 3, but the model has 2 layers; give 1..2"),
+    ],
+)
+def test_a_recipe_that_means_another_model_is_refused(
+    published: tuple[Path, str], over: dict[str, Any], message: str
+) -> None:
+    folder, digest = published
+    with pytest.raises(RequestError, match=message):
+        describe(encoder_of(digest, **over), folder)
+
+
+def test_figures_count_only_for_the_weights_they_were_measured_on(
+    published: tuple[Path, str], into: Path
+) -> None:
+    folder, digest = published
+    copy_published(encoder_of(digest), str(folder), into)
+    assert measured(folder, into) == {}
+    for sha256, found in ((digest, True), ("0" * 64, False)):
+        quality = {"sha256": sha256, "encoder_pnmi": 0.5}
+        (folder / "unit_quality.json").write_text(json.dumps(quality))
+        assert measured(folder, into) == ({"unit_quality": quality} if found else {})
+
+
+def test_the_stream_is_max_hours_of_whole_hops_in_corpus_order(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "en").mkdir(parents=True)
+    for i in range(8):
+        # Constant waves: the stream's values then say which utterances it holds, in which order.
+        soundfile.write(root / f"en/{i}.wav", np.full(8_100, (i + 1) / 10), 16_000, subtype="FLOAT")
+    source = Source(name="s")
+    corpus = Corpus(sources=(source,))
+    wanted = list_recordings(source, root)
+    out = Storage(str(tmp_path / "out"))
+    write_tables(out, corpus, wanted, [probe(r, root, corpus.windows) for r in wanted], [])
+    spec = SMALL.model_copy(update={"max_hours": 5 * 8_100 / 16_000 / 3600})
+    stream_S = join_corpus(CorpusRows.read(out), WaveReader({"s": Root(root)}), spec)
+    assert len(stream_S) == 5 * 8_000
+    heard = [round(float(v) / 32_767 * 10) for v in stream_S[::8_000]]
+    assert heard == sorted(heard)
+    assert len(set(heard)) == 5

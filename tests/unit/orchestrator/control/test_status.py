@@ -1,0 +1,185 @@
+"""The document of ``status --json``: its fields are a contract, its states follow the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.control.status import run_cause, run_status
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import to_json
+from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Instance
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+
+ME = Process.current().__dict__
+GONE = {**ME, "started_at": 1.0}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def run(store: Store) -> RunFolder:
+    run = RunFolder(store.run_storage("small"))
+    run.create(plan_of(recipe()), recipe(), cluster(store.storage.url), {}, {})
+    return run
+
+
+def instance(run: RunFolder, stage: str) -> Instance:
+    return next(i for i in run.plan().instances if i.stage == stage)
+
+
+def publish(run: RunFolder, store: Store, *stages: str) -> None:
+    for stage in stages:
+        i = instance(run, stage)
+        artifact = store.artifact(i.stage, i.key)
+        artifact.publish(inputs=i.inputs, facts={"num_shards": 4}, producer={})
+
+
+def stage_row(run: RunFolder, store: Store, stage: str) -> dict[str, Any]:
+    return next(s for s in run_status(run, store)["stages"] if s["name"] == stage)
+
+
+def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
+    run.begin_attempt(instance(run, "corpus").id)
+    status = run_status(run, store)
+    assert set(status) == {"run", "state", "backend", "stages", "goodput"}
+    assert set(status["stages"][0]) == {
+        "id", "name", "variant", "key", "state", "reused", "shards_done", "shards_total",
+        "step", "steps", "progress", "attempts",
+    }  # fmt: skip
+    assert set(status["stages"][0]["attempts"][0]) == {
+        "n", "state", "cause", "action", "reason", "started_at", "ended_at", "node", "log",
+    }  # fmt: skip
+    assert set(status["goodput"]) == {"elapsed_s", "useful_s", "lost_s", "idle_s"}
+    assert json.loads(json.dumps(status)) == status
+
+
+def test_a_run_nobody_has_started(run: RunFolder, store: Store) -> None:
+    status = run_status(run, store)
+    assert (status["run"], status["state"], status["backend"]) == ("small", "pending", "fake")
+    assert [s["id"] for s in status["stages"]] == [i.id for i in run.plan().instances]
+    assert {s["state"] for s in status["stages"]} == {"pending"}
+    assert run_cause(run) == ""
+
+
+def test_a_supervised_run_is_queued_then_running(run: RunFolder, store: Store) -> None:
+    run.begin_supervisor(process=ME)
+    assert run_status(run, store)["state"] == "queued"
+    assert stage_row(run, store, "train")["state"] == "queued"
+    attempt = run.begin_attempt(instance(run, "corpus").id)
+    assert run_status(run, store)["state"] == "running"
+    row = stage_row(run, store, "corpus")
+    assert row["state"] == row["attempts"][0]["state"] == "running"
+    assert row["attempts"][0]["log"] == f"{attempt.storage.url}/driver.log"
+
+
+def test_a_run_whose_supervisor_is_gone_has_failed(run: RunFolder, store: Store) -> None:
+    run.begin_supervisor(process=GONE)
+    run.begin_attempt(instance(run, "corpus").id)
+    status = run_status(run, store)
+    assert status["state"] == "failed"
+    assert run_cause(run) == "node_lost"
+    attempt = stage_row(run, store, "corpus")["attempts"][0]
+    assert (attempt["state"], attempt["cause"], attempt["ended_at"]) == (
+        "failed",
+        "node_lost",
+        None,
+    )
+
+
+def test_a_supervisor_that_is_killed_is_gone_at_once(run: RunFolder) -> None:
+    child = os.fork()
+    if not child:
+        signal.pause()
+    run.begin_supervisor(process=Process.of(child).__dict__)
+    assert run_cause(run) == ""
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert run_cause(run) == "node_lost"
+
+
+def test_complete_artifacts_make_a_run_succeed(run: RunFolder, store: Store) -> None:
+    publish(run, store, *(i.stage for i in run.plan().instances))
+    status = run_status(run, store)
+    assert status["state"] == "succeeded"
+    assert all(s["state"] == "succeeded" and s["reused"] for s in status["stages"])
+    train = stage_row(run, store, "train")
+    assert (train["step"], train["steps"]) == (12, 12)
+
+
+def test_what_this_run_made_is_not_reused(run: RunFolder, store: Store) -> None:
+    run.begin_attempt(instance(run, "corpus").id).finish(state="succeeded", cause="", action="done")
+    publish(run, store, "corpus")
+    row = stage_row(run, store, "corpus")
+    assert (row["state"], row["reused"]) == ("succeeded", False)
+
+
+@pytest.mark.parametrize(
+    ("end", "alive", "state"),
+    [
+        ({"state": "failed", "cause": "error", "action": "resume"}, True, "queued"),
+        ({"state": "failed", "cause": "error", "action": "stop"}, True, "failed"),
+        ({"state": "failed", "cause": "error", "action": "resume"}, False, "failed"),
+        ({"state": "preempted", "cause": "preempted", "action": "resume"}, True, "queued"),
+        ({"state": "cancelled", "cause": "cancelled", "action": "stop"}, True, "cancelled"),
+    ],
+)
+def test_the_last_attempt_decides_a_stage_without_artifact(
+    run: RunFolder, store: Store, end: dict[str, str], alive: bool, state: str
+) -> None:
+    run.begin_supervisor(process=ME if alive else GONE)
+    run.begin_attempt(instance(run, "train").id).finish(state="failed", action="stop")
+    run.begin_attempt(instance(run, "train").id).finish(**end)
+    row = stage_row(run, store, "train")
+    assert row["state"] == state
+    assert [a["n"] for a in row["attempts"]] == [1, 2]
+    assert row["attempts"][1]["cause"] == end["cause"]
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "cause"),
+    [
+        ({"state": "failed", "cause": ""}, "failed", ""),
+        ({"state": "cancelled", "cause": ""}, "cancelled", ""),
+        ({"state": "failed", "cause": "preempted"}, "failed", "preempted"),
+    ],
+)
+def test_how_the_supervisor_ended_decides_the_run(
+    run: RunFolder, store: Store, end: dict[str, str], state: str, cause: str
+) -> None:
+    run.begin_supervisor(process=ME).finish(**end)
+    assert run_status(run, store)["state"] == state
+    assert run_cause(run) == cause
+
+
+def test_shards_and_steps_in_the_store_are_counted(run: RunFolder, store: Store) -> None:
+    publish(run, store, "corpus")
+    tokenize, train = instance(run, "tokenize"), instance(run, "train")
+    shards = store.artifact("tokenize", tokenize.key).storage
+    shards.create("shards/000/000000.parquet", b"x")
+    checkpoints = store.artifact("train", train.key).storage
+    checkpoints.create("checkpoints/step-00000006-a0001/MANIFEST.json", b"{}")
+    row = stage_row(run, store, "tokenize")
+    assert (row["shards_done"], row["shards_total"], row["steps"]) == (1, 4, None)
+    row = stage_row(run, store, "train")
+    assert (row["step"], row["steps"], row["shards_total"]) == (6, 12, None)
+
+
+def test_live_steps_count_before_they_are_checkpointed(run: RunFolder, store: Store) -> None:
+    run.begin_supervisor(process=ME)
+    attempt = run.begin_attempt(instance(run, "train").id)
+    said = {"at": 1.0, "done": 9, "total": 12, "unit": "steps", "rates": {"tokens_per_s": 5.0}}
+    attempt.storage.replace("progress.json", to_json(said))
+    row = stage_row(run, store, "train")
+    assert row["step"] == 9
+    assert row["progress"] == said

@@ -1,0 +1,313 @@
+"""The supervisor over a backend that plays a script: what it starts, and what it makes of ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.backends.fake import DONE, FakeBackend
+from orchestrator.control.supervise import Supervisor, only_supervisor
+from orchestrator.errors import LeaseHeldError
+from orchestrator.ledger.lease import Lease, Process, acquire
+from orchestrator.ledger.run import AttemptFolder, RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Plan
+from orchestrator.spec.recipe import Recipe
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept
+
+ALL = ["corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"]
+KILLED = JobStatus(state=JobState.FAILED, exit_code=-9, node="n1")
+PREEMPTED = JobStatus(state=JobState.PREEMPTED, exit_code=-15, node="n1")
+
+
+def failed(exit_code: int) -> JobStatus:
+    return JobStatus(state=JobState.FAILED, exit_code=exit_code, node="n1")
+
+
+class Scene:
+    """A run in a store of its own, its jobs played by a script; done jobs leave their artifacts."""
+
+    def __init__(self, folder: Path, what: Recipe | None = None, **settings: Any) -> None:
+        self.recipe = what or recipe()
+        self.store = Store.open(str(folder / "store"))
+        self.run = RunFolder(self.store.run_storage("small"))
+        self.plan: Plan = plan_of(self.recipe)
+        where = cluster(str(folder / "store"), **settings)
+        self.run.create(self.plan, self.recipe, where, {}, {})
+        self.also: Callable[[Job, JobStatus], object] = lambda _job, _status: None
+        self.backend = FakeBackend()
+
+    def id(self, stage: str) -> str:
+        return next(i.id for i in self.plan.instances if i.stage == stage)
+
+    def supervisor(
+        self, script: dict[str, Sequence[JobStatus]] | None = None, **how: Any
+    ) -> Supervisor:
+        by_id = {self.id(stage): ends for stage, ends in (script or {}).items()}
+        self.backend = FakeBackend(by_id, self._effect)
+        return Supervisor(self.store, self.run, self.backend, tick_s=0.01, **how)
+
+    def publish(self, stage: str) -> None:
+        for instance in self.plan.group(self.id(stage)):
+            artifact = self.store.artifact(instance.stage, instance.key)
+            artifact.publish(inputs=instance.inputs, facts={}, producer={})
+
+    def started(self) -> list[str]:
+        return [job.name.split("-")[0] for job in self.backend.jobs]
+
+    def ends(self, stage: str) -> list[tuple[str, str, str]]:
+        attempts = self.run.attempts(self.id(stage))
+        return [(e["state"], e["cause"], e["action"]) for a in attempts if (e := a.end)]
+
+    def _effect(self, job: Job, status: JobStatus) -> None:
+        self.also(job, status)
+        if status == DONE:
+            for instance in self.plan.group(job.name):
+                artifact = self.store.artifact(instance.stage, instance.key)
+                artifact.publish(inputs=instance.inputs, facts={}, producer={})
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_stages_run_in_the_order_of_the_data(scene: Scene) -> None:
+    assert scene.supervisor().run() == "succeeded"
+    assert sorted(scene.started()) == sorted(ALL)
+    order = {stage: n for n, stage in enumerate(scene.started())}
+    for instance in scene.plan.instances:
+        assert all(order[need] < order[instance.stage] for need in instance.needs)
+    assert all(scene.ends(stage) == [("succeeded", "", "done")] for stage in ALL)
+
+
+def test_nothing_starts_before_what_it_needs_has_ended(scene: Scene) -> None:
+    def check(job: Job, _: JobStatus) -> None:
+        instance = scene.plan.instance(job.name)
+        for needed in instance.needs.values():
+            (attempt,) = scene.run.attempts(needed)
+            assert attempt.end is not None
+
+    scene.also = check
+    assert scene.supervisor().run() == "succeeded"
+
+
+def test_what_is_complete_is_not_started(scene: Scene) -> None:
+    for stage in ("corpus", "encoder", "codebook"):
+        scene.publish(stage)
+    assert scene.supervisor().run() == "succeeded"
+    assert scene.started() == ["tokenize", "pack", "train", "evaluate"]
+    assert scene.run.attempts(scene.id("corpus")) == ()
+
+
+def test_a_finished_run_starts_nothing(scene: Scene) -> None:
+    for stage in ALL:
+        scene.publish(stage)
+    assert scene.supervisor().run() == "succeeded"
+    assert scene.started() == []
+
+
+def at_once(scene: Scene, supervisor: Supervisor) -> int:
+    """The most training jobs that ran side by side."""
+    most = 0
+
+    def count(job: Job, _: JobStatus) -> None:
+        nonlocal most
+        running = [
+            a
+            for i in scene.plan.instances
+            if i.stage == "train"
+            for a in scene.run.attempts(i.id)
+            if a.end is None
+        ]
+        most = max(most, len(running))
+
+    scene.also = count
+    assert supervisor.run() == "succeeded"
+    return most
+
+
+@pytest.mark.parametrize(("cpus", "most"), [(2, 2), (1, 1), (8, 3)])
+def test_variants_run_side_by_side_as_far_as_the_cpus_go(
+    tmp_path: Path, cpus: int, most: int
+) -> None:
+    scene = Scene(tmp_path, swept(recipe(), seed=[1, 2, 3]), cpus=cpus)
+    assert at_once(scene, scene.supervisor()) == most
+    assert scene.started().count("train") == 3
+    assert scene.started().count("pack") == 1
+
+
+def test_a_stage_that_asks_for_more_than_there_is_runs_alone(tmp_path: Path) -> None:
+    wide = {"train": {"ranks_per_node": 4, "cpus_per_worker": 2}}
+    scene = Scene(tmp_path, swept(recipe(), seed=[1, 2]), cpus=2, resources=wide)
+    assert at_once(scene, scene.supervisor()) == 1
+
+
+def test_codebooks_of_one_pass_are_one_job(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, swept(recipe(), **{"tokenizer.num_clusters": [20, 40]}))
+    assert scene.supervisor().run() == "succeeded"
+    assert scene.started().count("codebook") == 2
+    assert scene.started().count("tokenize") == 1
+    assert scene.started().count("train") == 2
+
+
+def test_a_killed_job_is_started_again(scene: Scene) -> None:
+    assert scene.supervisor({"train": [KILLED]}).run() == "succeeded"
+    assert scene.started().count("train") == 2
+    assert scene.ends("train") == [("failed", "killed", "resume"), ("succeeded", "", "done")]
+    first = scene.run.attempts(scene.id("train"))[0].end
+    assert first is not None
+    assert (first["exit_code"], first["node"]) == (-9, "n1")
+
+
+def test_a_preempted_job_is_started_again(scene: Scene) -> None:
+    assert scene.supervisor({"train": [PREEMPTED]}).run() == "succeeded"
+    assert scene.ends("train")[0] == ("preempted", "preempted", "resume")
+
+
+def test_a_wrong_request_is_not_tried_again(scene: Scene) -> None:
+    assert scene.supervisor({"pack": [failed(2)]}).run() == "failed"
+    assert scene.started() == ["corpus", "encoder", "codebook", "tokenize", "pack"]
+    assert scene.ends("pack") == [("failed", "bad_request", "stop")]
+
+
+def test_two_ends_without_progress_stop_the_stage(scene: Scene) -> None:
+    assert scene.supervisor({"pack": [failed(1), failed(1), failed(1)]}).run() == "failed"
+    assert scene.ends("pack") == [("failed", "error", "resume"), ("failed", "error", "stop")]
+
+
+def test_success_without_an_artifact_is_not_success(scene: Scene) -> None:
+    lying = JobStatus(state=JobState.SUCCEEDED, exit_code=0, node="n1")
+    assert scene.supervisor({"pack": [lying, lying]}).run() == "failed"
+    assert scene.ends("pack") == [("failed", "unknown", "resume"), ("failed", "unknown", "stop")]
+
+
+def test_an_artifact_is_success_whatever_the_exit_code(scene: Scene) -> None:
+    scene.also = lambda job, _: scene.publish("pack") if job.name == scene.id("pack") else None
+    assert scene.supervisor({"pack": [failed(1)]}).run() == "succeeded"
+    assert scene.ends("pack") == [("succeeded", "", "done")]
+
+
+def test_a_variant_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, swept(recipe(), seed=[1, 2]))
+    assert scene.supervisor({"train": [failed(2)]}).run() == "failed"
+    assert scene.started().count("train") == 2
+    assert scene.started().count("evaluate") == 1
+
+
+def test_a_log_line_tells_the_cause(scene: Scene) -> None:
+    def complain(job: Job, _: JobStatus) -> None:
+        if job.name == scene.id("pack"):
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            job.log.write_text("x\nerror: bad_data: nothing left after the language filter\n")
+
+    scene.also = complain
+    assert scene.supervisor({"pack": [failed(1)]}).run() == "failed"
+    assert scene.ends("pack") == [("failed", "bad_data", "stop")]
+
+
+def test_cancelling_a_stage_stops_it_and_what_needs_it(scene: Scene) -> None:
+    scene.also = lambda job, _: (
+        scene.run.request_cancel("train") if job.name == scene.id("train") else None
+    )
+    # Never ending by itself: cancelled before it is asked a second time.
+    assert scene.supervisor({"train": [KILLED]}).run() == "cancelled"
+    assert scene.ends("train") == [("cancelled", "cancelled", "stop")]
+    assert "evaluate" not in scene.started()
+
+
+def test_cancelling_the_run_stops_everything(scene: Scene) -> None:
+    scene.also = lambda _job, _: scene.run.request_cancel(None)
+    assert scene.supervisor({"corpus": [KILLED], "encoder": [KILLED]}).run() == "cancelled"
+    assert set(scene.started()) <= {"corpus", "encoder"}
+
+
+def test_an_old_wish_to_stop_does_not_stop_a_resumed_run(scene: Scene) -> None:
+    scene.run.request_cancel(None)
+    assert scene.supervisor().run() == "succeeded"
+
+
+def test_stopping_the_supervisor_ends_its_jobs_and_leaves_the_rest(scene: Scene) -> None:
+    supervisor = scene.supervisor({"pack": [KILLED]})
+    scene.also = lambda job, _: supervisor.stop() if job.name == scene.id("pack") else None
+    assert supervisor.run() == "running"
+    ref = JobRef(backend="fake", id=str(len(scene.backend.jobs) - 1))
+    assert scene.backend.poll([ref])[ref].state is not JobState.RUNNING
+    assert scene.supervisor().run() == "succeeded"
+
+
+def hold(scene: Scene, stage: str, process: Process) -> None:
+    """Another run's lease on a stage's key."""
+    instance = scene.plan.instance(scene.id(stage))
+    lease = Lease(number=1, holder="other/pack", process=process, heartbeat_at=time.time())
+    storage = scene.store.artifact(stage, instance.key).storage
+    storage.create_json("lease/000001.json", asdict(lease))
+
+
+def test_what_another_run_works_on_is_waited_for_and_taken(scene: Scene) -> None:
+    hold(scene, "pack", Process.current())
+    publishing = threading.Timer(0.6, scene.publish, ["pack"])
+    publishing.start()
+    assert scene.supervisor().run() == "succeeded"
+    publishing.join()
+    assert "pack" not in scene.started()
+    assert scene.run.attempts(scene.id("pack")) == ()
+
+
+def test_what_a_dead_run_worked_on_is_started(scene: Scene) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        hold(scene, "pack", Process.of(child.pid))
+        child.kill()
+    assert scene.supervisor().run() == "succeeded"
+    assert "pack" in scene.started()
+
+
+def test_losing_the_race_for_a_lease_is_no_failure(scene: Scene) -> None:
+    assert scene.supervisor({"pack": [failed(75)]}).run() == "succeeded"
+    assert scene.ends("pack") == [("cancelled", "lease_held", "wait"), ("succeeded", "", "done")]
+
+
+def test_a_supervisor_that_lost_its_right_ends_its_jobs(scene: Scene) -> None:
+    beats = iter(range(3))
+
+    def beat() -> None:
+        if next(beats) == 2:
+            raise LeaseHeldError("lost")
+
+    supervisor = scene.supervisor({"corpus": [KILLED], "encoder": [KILLED]}, beat=beat)
+    with pytest.raises(LeaseHeldError):
+        supervisor.run()
+    refs = [JobRef(backend="fake", id=str(n)) for n in range(len(scene.backend.jobs))]
+    assert refs
+    assert all(s.state is not JobState.RUNNING for s in scene.backend.poll(refs).values())
+
+
+def test_only_one_supervisor_at_a_time(scene: Scene) -> None:
+    def supervise() -> None:
+        with only_supervisor(scene.run, timeout_s=60):
+            pass
+
+    with only_supervisor(scene.run, timeout_s=60), pytest.raises(LeaseHeldError):
+        supervise()
+    supervise()
+
+
+def test_supervision_is_what_the_run_calls_it(scene: Scene) -> None:
+    with only_supervisor(scene.run, timeout_s=60), pytest.raises(LeaseHeldError):
+        acquire(scene.run.supervision, holder="me", timeout_s=60)
+
+
+def test_an_attempt_is_recorded_before_its_job_is_sent(scene: Scene) -> None:
+    seen: list[AttemptFolder] = []
+    scene.also = lambda job, _: seen.extend(scene.run.attempts(job.name))
+    scene.supervisor().run()
+    assert len(seen) == len(ALL)

@@ -1,0 +1,206 @@
+"""A run's folder: created once, by one plan; attempts are numbered and never overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import RequestError
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.run import RunFolder, find_run
+from orchestrator.ledger.storage import Storage
+from orchestrator.plan.planner import Plan
+from orchestrator.spec.recipe import Recipe
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept, variants_of
+
+RECIPE = swept(recipe(), **{"model.init": ["twist", "cold"], "model.num_layers": [None, 3]})
+ELSEWHERE = {"host": "another-machine/0", "pid": 1, "started_at": 0.0}
+
+
+def create(run: RunFolder, what: Recipe = RECIPE, plan: Plan | None = None) -> bool:
+    code = {"jobs/train.py": b"pass\n"}
+    return run.create(plan or plan_of(what), what, cluster("/store"), code, {"commit": "abc"})
+
+
+@pytest.fixture
+def run(storage: Storage) -> RunFolder:
+    run = RunFolder(storage.at("runs", "small"))
+    assert create(run)
+    return run
+
+
+def test_a_run_tells_what_it_was_asked_for(run: RunFolder) -> None:
+    assert run.name == "small"
+    assert run.exists()
+    assert run.plan() == plan_of(RECIPE)
+    assert run.cluster() == cluster("/store")
+    assert run.recipe() == RECIPE
+    assert run.variants() == variants_of(RECIPE)
+    assert run.storage.read_bytes("code/jobs/train.py") == b"pass\n"
+    assert run.storage.read_json("code.json") == {"commit": "abc"}
+
+
+def test_the_stored_recipe_makes_the_same_keys(run: RunFolder) -> None:
+    again = plan_of(run.recipe())
+    assert {i.key for i in again.instances} == {i.key for i in run.plan().instances}
+
+
+def test_the_same_run_again_attaches(run: RunFolder) -> None:
+    assert create(run) is False
+
+
+def test_the_same_name_for_other_keys_is_refused(run: RunFolder) -> None:
+    with pytest.raises(RequestError) as raised:
+        create(run, recipe(**{"train.steps": 13}))
+    assert str(raised.value) == (
+        "--name small: a run of this name exists with other keys; "
+        "choose another name, or leave --name out"
+    )
+    assert run.recipe() == RECIPE
+
+
+def test_one_of_several_submitters_creates(tmp_path: Path) -> None:
+    run = RunFolder(Storage(str(tmp_path / "runs" / "small")))
+    with ThreadPoolExecutor(4) as pool:
+        created = list(pool.map(lambda _: create(run), range(4)))
+    assert sorted(created) == [False, False, False, True]
+
+
+def test_no_such_run(storage: Storage) -> None:
+    run = RunFolder(storage.at("runs", "nope"))
+    assert not run.exists()
+    with pytest.raises(RequestError) as raised:
+        run.plan()
+    url = run.storage.url
+    assert str(raised.value) == (f"nope: no such run in {url}; `orchestrator status` lists them")
+
+
+def test_attempts_are_numbered_from_one(run: RunFolder) -> None:
+    assert run.attempts("train-1") == ()
+    first = run.begin_attempt("train-1", supervisor=7)
+    second = run.begin_attempt("train-1")
+    assert [first.number, second.number] == [1, 2]
+    assert [a.number for a in run.attempts("train-1")] == [1, 2]
+    assert first.started["supervisor"] == 7
+    assert first.storage.url.endswith("stages/train-1/attempts/0001")
+    assert run.attempts("train-2") == ()
+
+
+def test_attempts_begun_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
+    run = RunFolder(Storage(str(tmp_path)))
+    with ThreadPoolExecutor(8) as pool:
+        attempts = list(pool.map(lambda _: run.begin_attempt("train-1"), range(8)))
+    assert sorted(a.number for a in attempts) == list(range(1, 9))
+
+
+def test_an_attempt_ends_once(run: RunFolder) -> None:
+    attempt = run.begin_attempt("train-1")
+    assert attempt.end is None
+    attempt.finish(state="failed", cause="killed")
+    attempt.finish(state="succeeded", cause="")
+    assert attempt.end is not None
+    assert attempt.end["state"] == "failed"
+    assert attempt.end["ended_at"] >= attempt.started["started_at"]
+
+
+def test_progress_and_events(run: RunFolder) -> None:
+    attempt = run.begin_attempt("train-1")
+    assert attempt.progress == {}
+    assert list(attempt.events()) == []
+    attempt.storage.replace("progress.json", b'{"done": 3}')
+    attempt.storage.create("events-0002.jsonl", b'{"kind": "c"}\n')
+    attempt.storage.create("events-0001.jsonl", b'{"kind": "a"}\n{"kind": "b"}\n')
+    assert attempt.progress == {"done": 3}
+    assert [e["kind"] for e in attempt.events()] == ["a", "b", "c"]
+
+
+def test_the_live_supervisor_is_the_one_whose_process_lives(run: RunFolder) -> None:
+    assert run.live_supervisor() is None
+    gone = {**Process.current().__dict__, "started_at": 1.0}
+    run.begin_supervisor(process=gone)
+    assert run.live_supervisor() is None
+    mine = run.begin_supervisor(process=Process.current().__dict__)
+    found = run.live_supervisor()
+    assert found is not None
+    assert found.number == mine.number
+    mine.finish(state="succeeded")
+    assert run.live_supervisor() is None
+    assert [s.number for s in run.supervisors()] == [1, 2]
+
+
+def lease_of(supervisor: dict[str, Any], beaten_s_ago: float) -> dict[str, Any]:
+    return {
+        "number": 1,
+        "holder": "small",
+        "process": supervisor,
+        "heartbeat_at": time.time() - beaten_s_ago,
+    }
+
+
+def test_a_supervisor_elsewhere_is_at_work_while_its_heart_beats(run: RunFolder) -> None:
+    run.begin_supervisor(process=ELSEWHERE)
+    assert run.live_supervisor() is None  # it never took the lease
+    lease = run.supervision.at("lease")
+    lease.create_json("000001.json", lease_of(ELSEWHERE, beaten_s_ago=30))
+    assert run.live_supervisor() is not None
+    lease.replace("000001.json", json.dumps(lease_of(ELSEWHERE, beaten_s_ago=90)).encode())
+    assert run.live_supervisor() is None
+
+
+def test_a_later_supervisors_heart_does_not_beat_for_an_earlier_one(run: RunFolder) -> None:
+    run.begin_supervisor(process=ELSEWHERE)
+    other = {**ELSEWHERE, "pid": 2}
+    run.supervision.create_json("lease/000001.json", lease_of(other, beaten_s_ago=0))
+    assert run.live_supervisor() is None
+
+
+def test_wishes_to_stop_are_kept_in_order(run: RunFolder) -> None:
+    assert run.cancel_requests() == ()
+    for stage in ("train", None):
+        run.request_cancel(stage)
+    assert [r["stage"] for r in run.cancel_requests()] == ["train", None]
+
+
+def test_wishes_at_once_are_all_kept(tmp_path: Path) -> None:
+    run = RunFolder(Storage(str(tmp_path)))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(run.request_cancel, ["train"] * 8))
+    assert len(run.cancel_requests()) == 8
+
+
+def test_a_run_is_found_by_name_and_by_url(run: RunFolder, storage: Storage) -> None:
+    assert find_run("small", storage.at("runs")).storage.url == run.storage.url
+    assert find_run(run.storage.url, None).storage.url == run.storage.url
+
+
+def test_a_run_is_found_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(RunFolder(Storage(str(tmp_path / "runs" / "small"))))
+    monkeypatch.chdir(tmp_path)
+    assert find_run("runs/small", None).plan().recipe == "small"
+    assert os.fspath(tmp_path) in find_run("./runs/small/", None).storage.url
+
+
+def test_a_name_needs_a_store() -> None:
+    with pytest.raises(RequestError) as raised:
+        find_run("small", None)
+    assert str(raised.value) == (
+        "small: no store to look in; give --cluster, or the run folder's path"
+    )
+
+
+def test_values_from_the_environment_are_never_written_down(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_ROOT", "/very/secret")
+    run = RunFolder(storage.at("runs", "small"))
+    where = cluster("${env:SECRET_ROOT}/store", data={"speech": "${env:SECRET_ROOT}/x"})
+    run.create(plan_of(RECIPE), RECIPE, where, {}, {})
+    contents = b"".join(run.storage.read_bytes(path) for path in run.storage.list())
+    assert b"secret" not in contents
+    assert run.cluster() == where

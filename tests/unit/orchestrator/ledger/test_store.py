@@ -1,0 +1,151 @@
+"""What a store says is there, and what verification says about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.verify import verify
+from orchestrator.plan.planner import Found, Instance, Plan
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+
+
+@pytest.fixture
+def store(storage: Storage) -> Store:
+    return Store(storage)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return plan_of(recipe())
+
+
+def stage(plan: Plan, name: str) -> Instance:
+    return next(i for i in plan.instances if i.stage == name)
+
+
+def publish(store: Store, instance: Instance, steps: Sequence[int] = range(1, 13)) -> None:
+    """A small artifact of an instance."""
+    artifact = store.artifact(instance.stage, instance.key)
+    artifact.begin(instance.inputs)
+    artifact.storage.create("data.bin", b"0123456789")
+    if instance.stage == "train":
+        lines = "".join(json.dumps({"step": step}) + "\n" for step in steps)
+        artifact.storage.create("metrics.jsonl", lines.encode())
+    artifact.publish(inputs=instance.inputs, facts={"num_shards": 3}, producer={})
+
+
+def find(store: Store, instance: Instance) -> Found:
+    return store.find({instance.id: f"{instance.stage}/{instance.key}"})[instance.id]
+
+
+def test_an_empty_store(store: Store, plan: Plan) -> None:
+    assert store.runs() == ()
+    assert store.inputs_of("train") == ()
+    assert find(store, stage(plan, "train")) == Found(complete=False)
+
+
+def test_an_artifact_lies_under_twelve_digits_of_its_key(store: Store, plan: Plan) -> None:
+    key = stage(plan, "pack").key
+    assert store.artifact("pack", key).storage.url.endswith(f"artifacts/pack/{key[:12]}")
+
+
+def test_what_is_complete_is_found_with_its_facts(store: Store, plan: Plan) -> None:
+    publish(store, stage(plan, "pack"))
+    assert find(store, stage(plan, "pack")) == Found(complete=True, facts={"num_shards": 3})
+
+
+def test_whole_shards_and_the_newest_checkpoint_are_found(store: Store, plan: Plan) -> None:
+    tokenize, train = stage(plan, "tokenize"), stage(plan, "train")
+    shards = store.artifact("tokenize", tokenize.key).storage
+    for number in range(3):
+        shards.create(f"shards/000/{number:06d}.parquet", b"x")
+    steps = store.artifact("train", train.key).storage
+    for name in ("step-00000005-a0001", "step-00000010-a0002"):
+        steps.create(f"checkpoints/{name}/MANIFEST.json", b"{}")
+    steps.create("checkpoints/step-00000015-a0002/weights.bin", b"half of it")
+    assert find(store, tokenize).shards_done == 3
+    assert find(store, train).step == 10
+
+
+def test_runs_and_inputs_are_listed(store: Store, plan: Plan) -> None:
+    publish(store, stage(plan, "pack"))
+    RunFolder(store.run_storage("small")).create(plan, recipe(), cluster("s"), {}, {})
+    assert store.runs() == ("small",)
+    assert store.inputs_of("pack") == (stage(plan, "pack").inputs,)
+
+
+@pytest.fixture
+def run(store: Store, plan: Plan) -> RunFolder:
+    run = RunFolder(store.run_storage("small"))
+    run.create(plan, recipe(), cluster("s"), {}, {})
+    return run
+
+
+def problems(run: RunFolder, store: Store) -> dict[str, tuple[str, ...]]:
+    return {v.instance.split("-")[0]: v.problems for v in verify(run, store) if v.problems}
+
+
+def test_a_whole_run_verifies(run: RunFolder, store: Store, plan: Plan) -> None:
+    for instance in plan.instances:
+        publish(store, instance)
+    verdicts = list(verify(run, store))
+    assert [v.instance for v in verdicts] == [i.id for i in plan.instances]
+    assert problems(run, store) == {}
+    assert [v.num_files for v in verdicts] == [1, 1, 1, 1, 1, 2, 1]
+    assert verdicts[0].num_bytes == 10
+
+
+def test_what_is_not_complete_says_how_to_finish(run: RunFolder, store: Store) -> None:
+    assert set(problems(run, store).values()) == {
+        ("not complete; `orchestrator resume` finishes it",)
+    }
+
+
+def test_damage_is_found_where_it_is(run: RunFolder, store: Store, plan: Plan) -> None:
+    for instance in plan.instances:
+        publish(store, instance)
+    damaged = store.artifact("pack", stage(plan, "pack").key).storage
+    damaged.replace("data.bin", b"0123456780")
+    assert problems(run, store) == {
+        "pack": (f"{damaged.url}/data.bin: bytes differ from the manifest's sha256",)
+    }
+
+
+def test_a_manifest_with_other_inputs_is_found(run: RunFolder, store: Store, plan: Plan) -> None:
+    for instance in plan.instances:
+        publish(store, instance)
+    pack = stage(plan, "pack")
+    folder = store.artifact("pack", pack.key).storage
+    manifest = folder.read_json("MANIFEST.json")
+    manifest["inputs"]["version"] += 1
+    folder.replace("MANIFEST.json", json.dumps(manifest).encode())
+    assert problems(run, store) == {
+        "pack": (f"{folder.url}: the manifest's inputs do not make the key {pack.key}",)
+    }
+
+
+@pytest.mark.parametrize("steps", [[*range(1, 12)], [1, 1, *range(2, 13)], [2, 1, *range(3, 13)]])
+def test_every_step_is_recorded_once_in_order(
+    run: RunFolder, store: Store, plan: Plan, steps: list[int]
+) -> None:
+    for instance in plan.instances:
+        publish(store, instance, steps)
+    url = store.artifact("train", stage(plan, "train").key).storage.url
+    assert problems(run, store) == {
+        "train": (f"{url}/metrics.jsonl: steps are not 1..12, each once",)
+    }
+
+
+def test_a_broken_manifest_is_a_verdict_not_a_crash(
+    run: RunFolder, store: Store, plan: Plan
+) -> None:
+    for instance in plan.instances:
+        publish(store, instance)
+    store.artifact("pack", stage(plan, "pack").key).storage.replace("MANIFEST.json", b"{")
+    assert "not valid JSON" in problems(run, store)["pack"][0]

@@ -1,0 +1,208 @@
+"""What a key is made of: a field of a recipe changes its own stage and the later ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.plan.keys import canonical_json, changes, flatten, key_of, nearest_changes
+from orchestrator.plan.stages import BY_NAME, STAGES, Facts, inputs_of
+from orchestrator.spec.recipe import Recipe
+from tests.unit.orchestrator.recipes import FACTS, keys_of, plan_of, pretrained_recipe, recipe
+
+ORDER = [stage.name for stage in STAGES]
+NEVER = None
+LM = "0" * 64
+
+# Dotted key, another value, the first stage that it changes.
+FIELDS: tuple[tuple[str, Any, str | None], ...] = (
+    ("name", "other", NEVER),
+    ("corpus.sources", [{"name": "speech", "language": "en", "lowpass_hz": 4000}], "corpus"),
+    ("corpus.snapshot", "2026-01", "corpus"),
+    ("corpus.languages", ["en", "fr"], "corpus"),
+    ("corpus.data_fraction", 0.5, "corpus"),
+    ("corpus.windows.min_s", 0.5, "corpus"),
+    ("corpus.windows.max_s", 9, "corpus"),
+    ("corpus.shard_hours", 0.1, "corpus"),
+    ("encoder.model", "the-same-weights-elsewhere", NEVER),
+    ("encoder.revision", "abc", NEVER),
+    ("encoder.sha256", LM, "encoder"),
+    ("encoder.frame_rate_hz", 25, NEVER),
+    ("encoder.layer", 1, "codebook"),
+    ("encoder.precision", "bf16", "tokenize"),
+    ("tokenizer.num_clusters", 40, "codebook"),
+    ("tokenizer.fit_hours", 1, "codebook"),
+    ("tokenizer.seed", 1, "codebook"),
+    ("tokenizer.deduplicate", False, "tokenize"),
+    ("split.valid", 0.1, "pack"),
+    ("split.test", 0.1, "pack"),
+    ("train.context_length", 64, "pack"),
+    ("model.text_model", "the-same-weights-elsewhere", NEVER),
+    ("model.revision", "abc", NEVER),
+    ("model.sha256", LM, "train"),
+    ("model.num_layers", 3, "train"),
+    ("model.init", "cold", "train"),
+    ("model.init_std", 0.05, "train"),
+    ("seed", 1, "train"),
+    ("train.global_batch_tokens", 256, "train"),
+    ("train.steps", 13, "train"),
+    ("train.optimizer.lr", 1e-3, "train"),
+    ("train.optimizer.betas", [0.9, 0.95], "train"),
+    ("train.optimizer.eps", 1e-6, "train"),
+    ("train.optimizer.weight_decay", 0.1, "train"),
+    ("train.optimizer.grad_clip", 2, "train"),
+    ("train.schedule.kind", "cosine", "train"),
+    ("train.schedule.warmup_steps", 5, "train"),
+    ("train.precision", "bf16", "train"),
+    ("train.validate_every_steps", 5, "train"),
+    ("train.checkpoint.every_steps", 5, NEVER),
+    ("train.checkpoint.keep_last", 3, NEVER),
+    ("train.checkpoint.keep_every_steps", 10, NEVER),
+    ("train.execution", {"micro_batch": 1, "zero_stage": 2, "offload": True}, NEVER),
+    ("evaluate.bootstrap_samples", 200, "evaluate"),
+    ("evaluate.continuations", 1, "evaluate"),
+    ("evaluate.prompt_s", 1, "evaluate"),
+    ("evaluate.continuation_tokens", 8, "evaluate"),
+    ("evaluate.temperature", 1, "evaluate"),
+    ("evaluate.seed", 1, "evaluate"),
+    ("tracking.tensorboard", False, NEVER),
+)
+PRETRAIN_FIELDS: tuple[tuple[str, Any], ...] = (
+    ("conv_dim", [16, 16, 16, 16, 16]),
+    ("conv_kernel", [10, 8, 4, 4, 2]),
+    ("conv_stride", [5, 4, 4, 2, 4]),
+    ("hidden_size", 96),
+    ("num_layers", 3),
+    ("num_heads", 2),
+    ("intermediate_size", 96),
+    ("iterations", [{"targets": "mfcc", "steps": 6}]),
+    ("lr", 1e-4),
+    ("warmup_steps", 1),
+    ("batch_size", 2),
+    ("crop_s", 1),
+    ("mask_prob", 0.1),
+    ("mask_length", 5),
+    ("unmasked_weight", 0),
+    ("max_hours", 1),
+    ("seed", 3),
+)
+
+
+def changed(base: Recipe, other: Recipe) -> list[str]:
+    """Stages whose keys differ."""
+    before, after = keys_of(plan_of(base)), keys_of(plan_of(other))
+    return [stage for stage in ORDER if before[stage] != after[stage]]
+
+
+def after(first: str | None, *, without: tuple[str, ...] = ()) -> list[str]:
+    stages = ORDER[ORDER.index(first) :] if first else []
+    return [stage for stage in stages if stage not in without]
+
+
+@pytest.mark.parametrize(("field", "value", "first"), FIELDS, ids=[f[0] for f in FIELDS])
+def test_a_field_changes_its_stage_and_the_later_ones(
+    field: str, value: Any, first: str | None
+) -> None:
+    # A published encoder does not depend on the corpus.
+    without = ("encoder",) if first == "corpus" else ()
+    assert changed(recipe(), recipe(**{field: value})) == after(first, without=without)
+
+
+@pytest.mark.parametrize(("field", "value"), PRETRAIN_FIELDS, ids=[f[0] for f in PRETRAIN_FIELDS])
+def test_everything_under_pretrain_changes_the_encoder(field: str, value: Any) -> None:
+    other = pretrained_recipe(**{f"encoder.pretrain.{field}": value})
+    assert changed(pretrained_recipe(), other) == after("encoder")
+
+
+def test_a_pretrained_encoder_depends_on_its_corpus() -> None:
+    other = pretrained_recipe(**{"corpus.data_fraction": 0.5})
+    assert changed(pretrained_recipe(), other) == ORDER
+
+
+def test_no_field_of_the_recipe_was_forgotten_here() -> None:
+    known = {name for name, _, _ in FIELDS} | {"sweep", "encoder.pretrain"}
+    known |= {f"encoder.pretrain.{name}" for name, _ in PRETRAIN_FIELDS}
+    fields = {*_leaves(recipe().model_dump()), *_leaves(pretrained_recipe().model_dump())}
+    assert fields - {"corpus.sources"} == known - {"corpus.sources"}
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> set[str]:
+    leaves = set()
+    for name, part in value.items():
+        inner = isinstance(part, dict) and part
+        leaves |= _leaves(part, f"{prefix}{name}.") if inner else {f"{prefix}{name}"}
+    return leaves
+
+
+def test_unpinned_by_digest_the_name_and_revision_count() -> None:
+    pin = {"model.sha256": None, "model.revision": "abc"}
+    base = recipe(**pin)
+    assert changed(base, recipe(**pin, **{"model.text_model": "other"})) == after("train")
+    assert changed(base, recipe(**{**pin, "model.revision": "def"})) == after("train")
+    pin = {"encoder.sha256": None, "encoder.revision": "abc"}
+    base = recipe(**pin)
+    assert changed(base, recipe(**{**pin, "encoder.revision": "def"})) == after("encoder")
+    assert changed(base, recipe(**pin, **{"encoder.model": "other"})) == after("encoder")
+
+
+def test_other_recordings_under_the_same_name_are_another_corpus() -> None:
+    other = plan_of(recipe(), facts=Facts(listings={"speech": "d" * 64}))
+    assert keys_of(plan_of(recipe()))["corpus"] != keys_of(other)["corpus"]
+
+
+def test_a_listing_of_another_source_changes_nothing() -> None:
+    facts = Facts(listings={**FACTS.listings, "music": "d" * 64})
+    assert keys_of(plan_of(recipe(), facts=facts)) == keys_of(plan_of(recipe()))
+
+
+def test_a_whole_number_and_its_float_are_the_same_value() -> None:
+    assert (
+        changed(recipe(**{"tokenizer.fit_hours": 3}), recipe(**{"tokenizer.fit_hours": 3.0})) == []
+    )
+    assert changed(recipe(**{"train.steps": 100}), recipe(**{"train.steps": 1e2})) == []
+
+
+def test_a_default_written_out_is_the_same_as_left_out() -> None:
+    assert changed(recipe(), recipe(**{"train.schedule.kind": "inverse_sqrt", "seed": 0})) == []
+
+
+def test_a_stage_version_is_part_of_the_key() -> None:
+    inputs = inputs_of(BY_NAME["pack"], recipe(), FACTS, {"tokenize": "e" * 64})
+    assert key_of(inputs) != key_of({**inputs, "version": inputs["version"] + 1})
+
+
+def test_canonical_json_has_one_spelling() -> None:
+    assert canonical_json({"b": [1, 2.5], "a": "é"}) == b'{"a":"\\u00e9","b":[1,2.5]}'
+    assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_canonical_json_refuses_what_json_cannot_say(value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"a": value})
+
+
+def test_the_key_of_nothing_is_known() -> None:
+    assert key_of({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+
+
+def test_flatten_goes_into_lists_of_mappings_only() -> None:
+    value = {"a": {"b": [1, 2]}, "c": [{"d": 3}, {"d": 4}], "e": {}}
+    assert flatten(value) == {"a.b": [1, 2], "c.0.d": 3, "c.1.d": 4, "e": {}}
+
+
+def test_changes_name_the_input_and_shorten_digests() -> None:
+    old = {"fields": {"x": {"lr": 0.1}}, "upstream": {"pack": "a" * 64}}
+    new = {"fields": {"x": {"lr": 0.2}}, "upstream": {"pack": "b" * 64}}
+    assert changes(old, new) == ("x.lr: 0.1 -> 0.2", f"upstream.pack: {'a' * 12} -> {'b' * 12}")
+    assert changes(old, old) == ()
+    assert changes({"a": 1}, {"b": None}) == ("a: 1 -> null",)
+
+
+def test_nearest_changes_compares_with_the_most_similar() -> None:
+    new = {"a": 1, "b": 2, "c": 3}
+    assert nearest_changes(new, [{"a": 9, "b": 9, "c": 9}, {"a": 1, "b": 2, "c": 4}]) == (
+        "c: 4 -> 3",
+    )
+    assert nearest_changes(new, []) == ()

@@ -1,0 +1,184 @@
+"""Which instances a recipe needs, which of them share a job, and why each runs or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from orchestrator.plan.planner import Finder, Found, Plan, stage_order
+from orchestrator.plan.stages import STAGES
+from orchestrator.spec.loader import variant_name
+from tests.unit.orchestrator.recipes import plan_of, pretrained_recipe, recipe, swept
+
+COMPLETE = Found(complete=True)
+
+
+def holding(there: Mapping[str, Found]) -> Finder:
+    """A store in which stages (by name) are as said."""
+    return lambda keys: {
+        i: there[address.split("/")[0]]
+        for i, address in keys.items()
+        if address.split("/")[0] in there
+    }
+
+
+def decisions(plan: Plan) -> dict[str, tuple[str, str]]:
+    return {i.stage: (i.decision, i.reason) for i in plan.instances}
+
+
+def test_one_variant_has_one_instance_a_stage_in_data_order() -> None:
+    plan = plan_of(recipe())
+    assert [i.stage for i in plan.instances] == [s.name for s in STAGES]
+    assert [stage_order(i.stage) for i in plan.instances] == list(range(len(STAGES)))
+    assert all(i.id == f"{i.stage}-{i.key[:12]}" == i.leader for i in plan.instances)
+    assert plan.variants == (
+        {"name": "base", "overrides": {}, "instances": {i.stage: i.id for i in plan.instances}},
+    )
+
+
+def test_needs_are_the_upstream_instances() -> None:
+    plan = plan_of(recipe())
+    ids = {i.stage: i.id for i in plan.instances}
+    needs = {i.stage: i.needs for i in plan.instances}
+    assert needs["corpus"] == needs["encoder"] == {}
+    assert needs["tokenize"] == {s: ids[s] for s in ("corpus", "encoder", "codebook")}
+    assert needs["train"] == {s: ids[s] for s in ("pack", "codebook")}
+    assert needs["evaluate"] == {s: ids[s] for s in ("pack", "train")}
+
+
+def test_pretraining_needs_the_corpus() -> None:
+    plan = plan_of(pretrained_recipe())
+    encoder = next(i for i in plan.instances if i.stage == "encoder")
+    assert list(encoder.needs) == ["corpus"]
+
+
+def test_variants_share_what_they_agree_on() -> None:
+    plan = plan_of(swept(recipe(), **{"model.init": ["twist", "cold"], "seed": [1, 2]}))
+    counts = {s.name: sum(i.stage == s.name for i in plan.instances) for s in STAGES}
+    assert counts["corpus"] == counts["pack"] == 1
+    assert counts["train"] == counts["evaluate"] == 4
+    pack = next(i for i in plan.instances if i.stage == "pack")
+    assert pack.variants == (
+        "init=twist,seed=1", "init=twist,seed=2", "init=cold,seed=1", "init=cold,seed=2",
+    )  # fmt: skip
+
+
+def test_codebooks_of_one_sweep_share_one_hubert_pass() -> None:
+    plan = plan_of(swept(recipe(), **{"tokenizer.num_clusters": [20, 40, 60]}))
+    tokenize = [i for i in plan.instances if i.stage == "tokenize"]
+    assert len(tokenize) == 3
+    assert {i.leader for i in tokenize} == {tokenize[0].id}
+    assert plan.group(tokenize[0].id) == tuple(tokenize)
+    codebooks = [i for i in plan.instances if i.stage == "codebook"]
+    assert len({i.leader for i in codebooks}) == 3
+
+
+def test_another_layer_or_deduplication_is_another_pass() -> None:
+    for key, values in (("encoder.layer", [1, 2]), ("tokenizer.deduplicate", [True, False])):
+        plan = plan_of(swept(recipe(), **{key: values}))
+        tokenize = [i for i in plan.instances if i.stage == "tokenize"]
+        assert [i.leader for i in tokenize] == [i.id for i in tokenize]
+
+
+def test_the_leader_comes_first_in_its_group() -> None:
+    plan = plan_of(swept(recipe(), **{"tokenizer.num_clusters": [60, 20]}))
+    leader = next(i for i in plan.instances if i.stage == "tokenize").leader
+    assert plan.group(leader)[0].id == leader
+    assert plan.instance(leader).id == leader
+
+
+def test_an_empty_store_runs_everything_for_no_other_reason() -> None:
+    assert set(decisions(plan_of(recipe())).values()) == {("run", "nothing like it in the store")}
+
+
+def test_what_is_complete_is_reused() -> None:
+    plan = plan_of(recipe(), found=holding({s.name: COMPLETE for s in STAGES}))
+    assert set(decisions(plan).values()) == {("reuse", "complete in the store")}
+    assert next(i for i in plan.instances if i.stage == "train").step == 12
+
+
+def test_half_done_shards_and_steps_are_resumed() -> None:
+    there = {
+        "corpus": Found(complete=True, facts={"num_shards": 7}),
+        "tokenize": Found(complete=False, shards_done=3),
+        "train": Found(complete=False, step=8),
+    }
+    plan = plan_of(recipe(), found=holding(there))
+    assert decisions(plan)["tokenize"] == ("resume", "3 of 7 shards")
+    assert decisions(plan)["train"] == ("resume", "step 8 of 12")
+    rows = {i.stage: i for i in plan.instances}
+    assert (rows["tokenize"].shards_done, rows["tokenize"].shards_total) == (3, 7)
+    assert (rows["train"].step, rows["train"].steps) == (8, 12)
+
+
+def test_shards_of_an_unknown_total() -> None:
+    plan = plan_of(recipe(), found=holding({"tokenize": Found(complete=False, shards_done=3)}))
+    assert decisions(plan)["tokenize"] == ("resume", "3 of ? shards")
+
+
+def test_finished_units_count_all_shards() -> None:
+    there = {"tokenize": Found(complete=True, facts={"num_shards": 5})}
+    plan = plan_of(recipe(), found=holding(there))
+    assert next(i for i in plan.instances if i.stage == "tokenize").shards_done == 5
+
+
+def test_a_miss_names_the_input_that_changed_all_the_way_down() -> None:
+    old = plan_of(recipe())
+    known = {i.stage: (i.inputs,) for i in old.instances}
+    done = {i.key for i in old.instances}
+
+    def found(keys: Mapping[str, str]) -> dict[str, Found]:
+        return {i: Found(complete=a.split("/")[1] in done) for i, a in keys.items()}
+
+    new = plan_of(
+        recipe(**{"tokenizer.num_clusters": 40}), found=found, known_inputs=known.__getitem__
+    )
+    cause = "tokenizer.num_clusters: 20 -> 40"
+    said = decisions(new)
+    assert said["corpus"] == said["encoder"] == ("reuse", "complete in the store")
+    assert said["codebook"] == ("run", cause)
+    assert said["tokenize"] == ("run", f"codebook changed ({cause})")
+    assert said["pack"] == ("run", f"tokenize changed (codebook changed ({cause}))")
+    assert said["train"][1].startswith(f"codebook changed ({cause}); pack changed (")
+
+
+def test_several_changed_inputs_are_all_named() -> None:
+    old = plan_of(recipe())
+    known = {i.stage: (i.inputs,) for i in old.instances}
+    other = recipe(**{"train.steps": 13, "train.optimizer.lr": 0.001})
+    reason = decisions(plan_of(other, known_inputs=known.__getitem__))["train"][1]
+    assert reason == "train.optimizer.lr: 0.0004 -> 0.001; train.steps: 12 -> 13"
+
+
+def test_a_plan_survives_json() -> None:
+    plan = plan_of(swept(recipe(), **{"tokenizer.num_clusters": [20, 40], "model.init": ["cold"]}))
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_the_run_is_named_by_recipe_and_keys() -> None:
+    name = plan_of(recipe()).run
+    assert name.startswith("small-")
+    assert len(name) == len("small-") + 8
+    assert plan_of(recipe()).run == name
+    assert plan_of(recipe(**{"train.checkpoint.every_steps": 3})).run == name
+    assert plan_of(recipe(**{"train.steps": 13})).run != name
+    assert plan_of(recipe(), run="mine").run == "mine"
+
+
+def test_the_order_of_a_sweep_does_not_rename_the_run() -> None:
+    one, other = ([1, 2], [2, 1])
+    runs = {plan_of(swept(recipe(), seed=values)).run for values in (one, other)}
+    assert len(runs) == 1
+
+
+def test_variant_names_use_whole_keys_where_last_parts_clash() -> None:
+    assert variant_name({}) == "base"
+    assert variant_name({"model.init": "cold", "seed": 1}) == "init=cold,seed=1"
+    clashing = {"tokenizer.seed": 1, "evaluate.seed": 2}
+    assert variant_name(clashing) == "tokenizer.seed=1,evaluate.seed=2"
+
+
+def test_the_plan_of_a_sweep(golden: Callable[[str, str], None]) -> None:
+    sweep = {"tokenizer.num_clusters": [20, 40], "model.init": ["twist", "cold"]}
+    plan = plan_of(swept(recipe(), **sweep))
+    golden("plan_sweep.json", json.dumps(plan.to_json(), indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.report.facts import fact_rows, label, shown, split_rows, unit_quality
+
+NO_BETTER = (
+    "The encoder's units do not beat MFCC units: "
+    "they tell no more of the phones than plain spectra do."
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "row"),
+    [
+        ("kept_hours", 1.5, ("kept", "1 h 30 min")),
+        ("audio_s", 90.0, ("audio", "1 min 30 s")),
+        ("audio_s_per_s", 41.256, ("audio s/s", "41.26")),
+        ("tokens_per_s", 1234.56, ("tokens/s", "1,234.6")),
+        ("num_left_out", 12345, ("left out", "12,345")),
+        ("model_bytes", 2_100_000, ("model", "2.1 MB")),
+        ("frame_rate_hz", 12.5, ("frame rate", "12.5 Hz")),
+        ("entropy_bits", 6.5712, ("entropy", "6.571 bits")),
+        ("sha256", "0123456789abcdef" * 4, ("sha256", "0123456789ab")),
+        ("deduplicated", True, ("deduplicated", "yes")),
+        ("inertia", float("nan"), ("inertia", "nan")),
+        ("why", None, ("why", "none")),
+        ("langs", ["en", "fr"], ("langs", "en, fr")),
+        ("many", list(range(20)), ("many", "0, 1, 2, 3, 4, 5, 6, 7, … (20 in all)")),
+    ],
+)
+def test_a_fact_is_shown_in_the_unit_of_its_name(
+    name: str, value: object, row: tuple[str, str]
+) -> None:
+    assert (label(name), shown(name, value)) == row
+
+
+def test_nested_facts_are_joined_and_sections_can_be_left_out() -> None:
+    facts = {"final": {"metrics_loss": 2.5}, "history": [{"a": 1}]}
+    assert fact_rows(facts, skip=("history",)) == (("final · metrics loss", "2.5"),)
+
+
+def test_splits_come_in_order_with_their_rate() -> None:
+    counts = {"num_recordings": 1, "num_utterances": 2, "num_tokens": 40, "num_samples": 32_000}
+    rows = split_rows({"splits": {"test": {}, "train": counts, "valid": counts}})
+    assert [r[0] for r in rows] == ["train", "valid", "test"]
+    assert rows[0] == ("train", "1", "2", "40", "2.0 s", "20.0")
+    assert rows[2] == ("test", "0", "0", "0", "0.0 s", "-")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mfcc", "verdict"),
+    [
+        (0.42, 0.316, "The encoder's units tell more of the phones than MFCC units do."),
+        (0.31, 0.316, NO_BETTER),
+        (0.316, 0.316, NO_BETTER),
+    ],
+)
+def test_whether_units_beat_mfcc_is_said_plainly(encoder: float, mfcc: float, verdict: str) -> None:
+    found = unit_quality({"unit_quality": {"encoder": {"pnmi": encoder}, "mfcc": {"pnmi": mfcc}}})
+    assert found is not None
+    assert found.verdict == verdict
+    assert found.rows == (("same clusters", f"{encoder:.3f}", f"{mfcc:.3f}"),)
+
+
+def test_several_conditions_are_paired_by_what_is_left_of_their_names() -> None:
+    quality = {"k100": {"pnmi": 0.42, "mfcc_pnmi": 0.3}, "k50": {"pnmi": 0.2, "mfcc_pnmi": 0.3}}
+    found = unit_quality({"unit_quality": quality})
+    assert found is not None
+    assert found.rows == (("k100", "0.420", "0.300"), ("k50", "0.200", "0.300"))
+    assert found.verdict == "The encoder's units beat MFCC units in 1 of 2 conditions only."
+
+
+def test_an_encoder_without_the_comparison_has_no_block() -> None:
+    assert unit_quality({"layer": 3}) is None

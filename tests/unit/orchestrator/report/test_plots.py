@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+from orchestrator.report.plots import Curve, Span, curves_svg, gantt_svg, running_mean, thinned
+
+
+def spans(length_s: float) -> list[Span]:
+    return [Span(row="train-0", number=1, state="succeeded", start_s=0.0, end_s=length_s)]
+
+
+def curve(arm: str, points: list[tuple[int, float]]) -> Curve:
+    return Curve(arm=arm, dash="7 3", is_best=True, training=points, validation=points)
+
+
+def test_figures_are_wellformed_and_named_apart() -> None:
+    drawn = [curves_svg([curve("warm", [(1, 4.0), (2, 3.0)])]), gantt_svg(spans(10.0))]
+    ids = [re.findall(r' id="([^"]*)"', svg) for svg in drawn]
+    for svg in drawn:
+        assert ET.fromstring(svg).tag.endswith("svg")
+        assert not re.search(r"#[0-9a-f]{6}", svg)
+    assert ids[0]
+    assert not set(ids[0]) & set(ids[1])
+
+
+def test_a_training_without_validation_is_drawn() -> None:
+    only_training = Curve(
+        arm="cold", dash="none", is_best=False, training=[(1, 4.0)], validation=[]
+    )
+    assert "var(--cold)" in curves_svg([only_training])
+
+
+def test_nothing_to_draw_is_no_figure() -> None:
+    assert curves_svg([]) == ""
+    assert gantt_svg([]) == ""
+
+
+def test_the_time_axis_fits_the_run() -> None:
+    units = ("seconds", "minutes", "hours", "days")
+    for length_s, unit in zip((20.0, 900.0, 40_000.0, 600_000.0), units, strict=True):
+        assert f"{unit} since the first attempt began" in gantt_svg(spans(length_s))
+
+
+def test_the_running_mean_looks_back_only() -> None:
+    points = [(n, float(n)) for n in range(1, 61)]  # a window of 3
+    means = running_mean(points)
+    assert means[:3] == [(1, 1.0), (2, 1.5), (3, 2.0)]
+    assert means[-1] == (60, 59.0)
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
+    points = [(n, 0.0) for n in range(100_001)]
+    kept = thinned(points)
+    assert len(kept) <= 402
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert thinned(points[:5]) == points[:5]
+    assert thinned([]) == []
