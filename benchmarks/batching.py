@@ -1,6 +1,7 @@
-"""Exact padded batches over batch size 1, interleaved in one run: ``python -m benchmarks.batching``.
+"""Exact padded batches over batch size 1, interleaved: ``python -m benchmarks.batching``.
 
-Prints the ratio of audio seconds per second, with its spread over the rounds, and how many units differ.
+Prints the ratio of audio seconds per second with its spread over the rounds, and how many units
+differ.
 """
 
 from __future__ import annotations
@@ -37,9 +38,14 @@ def main() -> None:
         alone_s, alone = _timed(encoder, waves, [[i] for i in range(len(waves))])
         batched_s, batched = _timed(encoder, waves, plan_batches([len(w) for w in waves]))
         ratios.append(alone_s / batched_s)
-        differing = sum(_num_different(a, b, codebook_KD) for a, b in zip(alone, batched, strict=True))
+        differing = sum(
+            _num_different(a, b, codebook_KD) for a, b in zip(alone, batched, strict=True)
+        )
     print(f"audio: {sum(lengths) / SAMPLE_RATE_HZ:.0f} s in {len(waves)} utterances, 1 thread")
-    print(f"batched over alone: {statistics.median(ratios):.2f} x ({min(ratios):.2f} to {max(ratios):.2f})")
+    print(
+        f"batched over alone: {statistics.median(ratios):.2f} x "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
     print(f"units that differ: {differing}")
 
 
@@ -56,7 +62,9 @@ def _config() -> HubertConfig:
     )
 
 
-def _timed(encoder: Hubert, waves: list[Wave], batches: list[list[int]]) -> tuple[float, list[torch.Tensor]]:
+def _timed(
+    encoder: Hubert, waves: list[Wave], batches: list[list[int]]
+) -> tuple[float, list[torch.Tensor]]:
     feats: list[torch.Tensor] = [torch.empty(0)] * len(waves)
     started = time.perf_counter()
     for batch in batches:

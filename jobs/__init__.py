@@ -1,1 +1,1 @@
-"""The data plane: what runs on nodes. One module per stage, each an entry point for ``python -m``."""
+"""The data plane: what runs on nodes, one module per stage, each run by ``python -m``."""

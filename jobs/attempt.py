@@ -1,8 +1,8 @@
 """One attempt of one stage, from its command line to its exit code.
 
-Takes the key's lease, keeps its heartbeat, hands the stage a view of what it may read and where it may write, and
-publishes the artifact's manifest when the work is done. Any instruction may be the last one: whatever is left behind is
-work in progress that the next attempt takes up.
+Takes the key's lease, keeps its heartbeat, hands the stage a view of what it may read and where it
+may write, and publishes the artifact's manifest when the work is done. Any instruction may be the
+last one: whatever is left behind is work in progress that the next attempt takes up.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
         return _explain(error, error.exit_code)
     except StopRequestedError:
         return _explain("stopped by a signal", EXIT_STOPPED)
-    except Exception:  # noqa: BLE001 (the last stop: the traceback goes to the log, the code to the supervisor)
+    except Exception:  # noqa: BLE001 (the last stop: traceback to the log, code to the supervisor)
         traceback.print_exc()
         return 1
     return 0

@@ -1,7 +1,8 @@
-"""What recipes/smoke.yaml needs, made from nothing: a minute of synthetic syllables and a tiny text LM.
+"""What recipes/smoke.yaml needs, made from nothing: synthetic syllables and a tiny text LM.
 
-The syllables are harmonics under two formants between bursts of noise: enough structure for k-means to find, none of a
-real voice. The language model is a two-layer LLaMA with seeded weights. Both are the same bytes wherever they are made.
+The syllables are harmonics under two formants between bursts of noise: enough structure for k-means
+to find, none of a real voice. The language model is a two-layer LLaMA with seeded weights. Both are
+the same bytes wherever they are made.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def make_text_lm(folder: Path) -> None:
             weight.data.normal_(0, 0.05, generator=generator)
         else:
             weight.data.fill_(1.0 if "norm" in name else 0.0)
-    weights = {n: w.detach().contiguous() for n, w in model.named_parameters() if "lm_head" not in n}
+    weights = {
+        n: w.detach().contiguous() for n, w in model.named_parameters() if "lm_head" not in n
+    }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1, sort_keys=True))
@@ -91,7 +94,9 @@ def make_text_lm(folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the material below a folder."""
     parser = argparse.ArgumentParser(prog="python -m jobs.smoke_material", description=__doc__)
-    parser.add_argument("--to", type=Path, default=Path("material/smoke"), help="folder to write to")
+    parser.add_argument(
+        "--to", type=Path, default=Path("material/smoke"), help="folder to write to"
+    )
     make_material(Path(os.fspath(parser.parse_args(argv).to)))
 
 

@@ -1,4 +1,4 @@
-"""The smoke recipe as a user runs it: own material, own store, the real command line, real processes."""
+"""The smoke recipe as a user runs it: own store, the real command line, real processes."""
 
 from __future__ import annotations
 
@@ -48,8 +48,12 @@ class Smoke:
         """Run one command line to its end."""
         done = subprocess.run(self._argv(words), capture_output=True, text=True, timeout=TIMEOUT_S)
         if check and done.returncode != 0:
-            logs = "\n".join(f"{p}:\n{p.read_text()[-3000:]}" for p in self.folder.rglob("driver.log"))
-            raise AssertionError(f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{logs}")
+            logs = "\n".join(
+                f"{p}:\n{p.read_text()[-3000:]}" for p in self.folder.rglob("driver.log")
+            )
+            raise AssertionError(
+                f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{logs}"
+            )
         return done
 
     def submit(self, *words: str) -> str:
@@ -79,11 +83,13 @@ class Smoke:
         return {p.relative_to(artifacts).as_posix(): _sha256(p) for p in sorted(files)}
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of this store's runs: supervisor, drivers, Ray daemons, actors and training ranks."""
+        """Every process of this store's runs: supervisor, drivers, Ray daemons, actors, ranks."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.pid != os.getpid() and str(self.folder) in process.environ().get("PYTHONPATH", ""):
+                if process.pid != os.getpid() and str(self.folder) in process.environ().get(
+                    "PYTHONPATH", ""
+                ):
                     found.append(process)
             except psutil.Error:
                 continue
@@ -106,7 +112,9 @@ class Smoke:
         """Whatever is left of the run's processes after waiting for them to end."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            left = [p for p in self.processes() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+            left = [
+                p for p in self.processes() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE
+            ]
             if not left:
                 return []
             time.sleep(0.2)

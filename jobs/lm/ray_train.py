@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,11 @@ def run_in_worker(told: dict[str, Any]) -> None:
     log_to(log_path(Path(config.folder), place.rank))
     from jobs.lm.loop import train_rank
 
-    train_rank(config, place)
+    try:
+        train_rank(config, place)
+    except BaseException:
+        traceback.print_exc()  # Ray carries it to the driver and leaves nothing in our log
+        raise
 
 
 def failure(config: RankConfig, world_size: int, cause: str) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 
@@ -49,7 +50,9 @@ class LocalBackend:
                     f"{job.argv[0]}: cannot be started ({error.strerror}); check the path"
                 ) from None
         ref = JobRef(backend=NAME, id=f"{child.pid}:{psutil.Process(child.pid).create_time()}")
-        if not job.detached:
+        if job.detached:  # reaped, should it end before we do
+            threading.Thread(target=child.wait, daemon=True).start()
+        else:
             self._children[ref] = child
         return ref
 

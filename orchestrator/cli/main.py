@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     parser = argparse.ArgumentParser(
         prog="orchestrator",
-        description="Train speech language models the TWIST way: one recipe in; a model, its scores and a record out.",
+        description="Train speech language models the TWIST way: "
+        "one recipe in; a model, its scores and a record out.",
         epilog="exit codes: 0 done, 1 the run failed, 2 the request was wrong, "
         "3 the backend could not be reached, 130 interrupted (the run goes on)",
     )

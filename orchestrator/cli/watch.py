@@ -68,9 +68,8 @@ def stage_table(status: Mapping[str, Any]) -> Table:
     for stage in status["stages"]:
         state = "reused" if stage["reused"] else stage["state"]
         left = _left(stage) if state == "running" else ""
-        table.add_row(
-            stage["id"], _short(stage["variant"]), state, _progress(stage), left, _attempts(stage)
-        )
+        variant = "all" if stage["variant"] == everyone else _short(stage["variant"])
+        table.add_row(stage["id"], variant, state, _progress(stage), left, _attempts(stage))
     return table
 
 

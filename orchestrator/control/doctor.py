@@ -96,7 +96,7 @@ def _folder(value: str, where: str, needed: str | None) -> str:
     path = Path(resolve_env(value, where=where))
     if not path.is_dir() or (needed and not (path / needed).is_file()):
         raise OSError(
-            f"{path}: {'no ' + needed + ' in it' if path.is_dir() and needed else 'not a folder'}; check the path"
+            f"{path}: {f'no {needed} in it' if path.is_dir() else 'not a folder'}; check the path"
         )
     return str(path)
 

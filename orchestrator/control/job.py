@@ -1,4 +1,4 @@
-"""How a plan's stage, and the supervisor of a run, become jobs: the exact command, environment and log.
+"""How stages and supervisors become jobs: the exact command, environment and log.
 
 In: a run's folder, its cluster, a stage instance. Out: a `Job` as it is sent to the backend.
 """

@@ -1,6 +1,7 @@
 """What an attempt's end means, and what to do about it: one pure function.
 
-In: how it ended, its last log lines, how far it got, what was tried before. Out: a cause and an action:
+In: how it ended, its last log lines, how far it got, what was tried before. Out: a cause and one of
+these actions:
 
     done        the artifact is there
     wait        another run works on the same key
@@ -73,7 +74,8 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("bad_data", r"bad_data:"),
     (
         "worker_lost",
-        r"ActorDiedError|WorkerCrashedError|died unexpectedly|ended by signal|Connection closed by peer",
+        r"ActorDiedError|WorkerCrashedError|died unexpectedly|ended by signal|"
+        r"Connection closed by peer",
     ),
     (
         "ray_lost",
@@ -135,7 +137,7 @@ def _cause(ending: Ending) -> str:
 
 
 def _spent(ending: Ending, cause: str, past: Past) -> int:
-    """Attempts that count against the budget: those of free causes do not while they make progress."""
+    """Attempts that count against the budget: free causes do not while they make progress."""
     ends = [*past.attempts, (cause, ending.progress, ending.node)]
     before = [0.0, *(progress for _, progress, _ in ends)]
     return sum(

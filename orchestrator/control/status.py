@@ -117,7 +117,7 @@ def _run_state(run: RunFolder, alive: bool, stages: Sequence[Mapping[str, Any]])
 
 
 def run_cause(run: RunFolder) -> str:
-    """Why a run that is not at work has not succeeded: ``node_lost`` when its supervisor died without a word."""
+    """Why a run stopped short: ``node_lost`` when its supervisor died without a word."""
     supervisors = run.supervisors()
     if not supervisors or run.live_supervisor():
         return ""

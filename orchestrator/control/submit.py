@@ -1,4 +1,4 @@
-"""From a recipe file to a run that is under way: find the cluster, plan, refuse what cannot be, create, start.
+"""From a recipe file to a run that is under way: plan, refuse what cannot be, create, start.
 
 `prepare` looks things up and plans; `submit` sends exactly what was planned.
 """
@@ -95,7 +95,10 @@ def prepare(
 
 
 def submit(prepared: Prepared) -> tuple[RunFolder, str]:
-    """Create the run, or attach to it, and see that somebody works on it; the run and what happened, in words."""
+    """Create the run, or attach to it, and see that somebody works on it.
+
+    Returns the run, and what happened in words. Raises SpecErrors with everything that is missing.
+    """
     problems = missing(prepared)
     if problems:
         raise SpecErrors(problems)
@@ -109,7 +112,7 @@ def submit(prepared: Prepared) -> tuple[RunFolder, str]:
 
 
 def ensure_supervised(run: RunFolder, store: Store) -> str:
-    """Start a supervisor unless one is at work or nothing is left to do; what was done, in words."""
+    """Start a supervisor unless one is at work or all is done; what was done, in words."""
     plan, cluster = run.plan(), run.cluster()
     if run.live_supervisor():
         return "already running"
@@ -171,9 +174,10 @@ def missing(prepared: Prepared) -> list[str]:
 def _missing_data(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[str]:
     for source in recipe.corpus.sources:
         if source.name not in cluster.data:
-            yield f"{where}: data.{source.name}: missing; map the recipe's source to its folder here"
+            yield f"{where}: data.{source.name}: missing; map the source to its folder here"
         elif cluster.backend == "local" and not _root(cluster, source).is_dir():
-            yield f"{where}: data.{source.name}: {_root(cluster, source)} is not a folder; check the path"
+            root = _root(cluster, source)
+            yield f"{where}: data.{source.name}: {root} is not a folder; check the path"
 
 
 def _missing_models(variants: Sequence[Variant], cluster: Cluster, where: str) -> Iterator[str]:
@@ -195,30 +199,30 @@ def _missing_hardware(variants: Sequence[Variant], cluster: Cluster, where: str)
     train = cluster.resources_of("train")
     gpus = num_gpus()
     if train.gpus_per_node > gpus:
-        yield f"{where}: resources.train.gpus_per_node: {train.gpus_per_node} asked, this machine has {gpus}"
+        asked = f"{where}: resources.train.gpus_per_node: {train.gpus_per_node} asked"
+        yield f"{asked}, this machine has {gpus}; use a cluster that has them"
     if train.gpus_per_node == 0:
         for variant in variants:
             yield from _too_much_for_cpus(variant.recipe, where)
-    for stage in ("encoder", "codebook", "tokenize", "train"):
-        cpus, have = (
-            cpus_of(stage, cluster.resources_of(stage)),
-            cluster.cpus or os.cpu_count() or 1,
-        )
-        if cpus > have and stage == "train":
-            yield f"{where}: resources.{stage}: {cpus} CPU cores asked, {have} here; ask for fewer ranks"
+    cpus, have = cpus_of("train", train), cluster.cpus or os.cpu_count() or 1
+    if cpus > have:
+        asked = f"{where}: resources.train: {cpus} CPU cores asked"
+        yield f"{asked}, {have} here; ask for fewer ranks"
 
 
 def _too_much_for_cpus(recipe: Recipe, where: str) -> Iterator[str]:
     if recipe.train.precision != "fp32":
         yield (
-            f"{where}: resources.train.gpus_per_node: 0, but train.precision is {recipe.train.precision}, "
-            "which needs accelerators; use a cluster with GPUs, or --set train.precision=fp32"
+            f"{where}: resources.train.gpus_per_node: 0, "
+            f"but train.precision is {recipe.train.precision}, which needs accelerators; "
+            "use a cluster with GPUs, or --set train.precision=fp32"
         )
     size = parameters_in_name(recipe.model.text_model)
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size and recipe.model.num_layers is None and STATE_BYTES_PER_PARAMETER * size > have:
         need_gb = STATE_BYTES_PER_PARAMETER * size / 1e9
-        yield f"{where}: {recipe.model.text_model} needs {need_gb:.0f} GB of training state, this machine has {have / 1e9:.0f} GB"
+        need = f"{where}: {recipe.model.text_model} needs {need_gb:.0f} GB of training state"
+        yield f"{need}, this machine has {have / 1e9:.0f} GB; use a cluster with accelerators"
 
 
 def _missing_packages(cluster: Cluster) -> Iterator[str]:
@@ -273,12 +277,13 @@ def _existing(path: Path) -> Path:
 def _require_local(cluster: Cluster) -> None:
     if cluster.backend != "local":
         raise RequestError(
-            f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; use local"
+            f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; "
+            "use local"
         )
 
 
 def _wait_for_supervisor(run: RunFolder, before: int, log: Path) -> None:
-    """Return once a supervisor has announced itself: then `status` tells the truth from the first moment on."""
+    """Return once a supervisor has announced itself, so that `status` is true from then on."""
     deadline = time.monotonic() + SUPERVISOR_START_TIMEOUT_S
     while time.monotonic() < deadline:
         if len(run.supervisors()) > before:
@@ -300,7 +305,7 @@ def code_snapshot() -> dict[str, bytes]:
 
 
 def code_origin() -> dict[str, Any]:
-    """Commit and uncommitted patch of the checkout, if it is one, and the versions of what is installed."""
+    """Commit and uncommitted patch of the checkout, if it is one, and installed versions."""
     checkout = _package_folder("orchestrator").parent
     versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     return {

@@ -1,7 +1,8 @@
-"""The supervisor of a run: starts what is ready, decides about what has ended, and is the only one that retries.
+"""The supervisor of a run: starts what is ready, decides about what has ended, alone retries.
 
-It holds no state that matters: everything it needs is in the store, so that killing it costs nothing but time.
-``python -m orchestrator.control.supervise --store URL --run NAME`` is what `submit` starts, detached.
+It holds no state that matters: everything it needs is in the store, so that killing it costs
+nothing but time. ``python -m orchestrator.control.supervise --store URL --run NAME`` is what
+`submit` starts, detached.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ class Supervisor:
         )
 
     def _keep_ray(self) -> None:
-        """A Ray session while a stage that is left needs one: started early, since it takes seconds."""
+        """A Ray session while a stage that is left needs one: started early, as it takes time."""
         left = [w for w in self._works.values() if w.state in ("pending", "running")]
         if not self._start_ray or not any(BY_NAME[w.leader.stage].uses_ray for w in left):
             return
@@ -355,7 +356,7 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
 
 
 def _report(run: RunFolder, store: Store) -> None:
-    """The page is a convenience: `orchestrator report` writes it again, so its failure is not the run's."""
+    """Write the page; `orchestrator report` can do it again, so a failure here is not the run's."""
     try:
         write_report(run, store)
     except (OrchestratorError, OSError) as error:

@@ -1,6 +1,7 @@
-"""Kill -9 of random processes of the smoke run, again and again: nothing may be lost, nothing may differ.
+"""Kill -9 of random processes of the smoke run, again and again: nothing may differ.
 
-``python -m tests.chaos.drill --kills 30`` prints one line a kill and the totals that belong into benchmarks/drills.md.
+``python -m tests.chaos.drill --kills 30`` prints a line for each run and the totals that belong
+into benchmarks/drills.md.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def main() -> int:
     calm.finish(calm.submit())
     print(f"undisturbed: {time.monotonic() - started:.0f} s", flush=True)
     kills, bad = _drill(folder, calm, options.kills, random.Random(options.seed))
-    print(f"kills: {sum(kills.values())} ({', '.join(f'{n} {w}' for w, n in sorted(kills.items()))})")
+    print(
+        f"kills: {sum(kills.values())} ({', '.join(f'{n} {w}' for w, n in sorted(kills.items()))})"
+    )
     print(f"runs that ended differently: {bad}")
     if not bad:
         shutil.rmtree(folder)
@@ -47,7 +50,9 @@ def _drill(folder: Path, calm: Smoke, wanted: int, rng: random.Random) -> tuple[
         smoke = Smoke.create(folder / f"run{number}", folder / "material")
         started = time.monotonic()
         run = smoke.submit()
-        here, resumes = _kill_and_resume(smoke, run, min(MAX_KILLS_A_RUN, wanted - kills.total()), rng)
+        here, resumes = _kill_and_resume(
+            smoke, run, min(MAX_KILLS_A_RUN, wanted - kills.total()), rng
+        )
         kills.update(here)
         same = smoke.fingerprint() == calm.fingerprint()
         left = smoke.wait_gone()
@@ -63,7 +68,9 @@ def _drill(folder: Path, calm: Smoke, wanted: int, rng: random.Random) -> tuple[
     return kills, bad
 
 
-def _kill_and_resume(smoke: Smoke, run: str, wanted: int, rng: random.Random) -> tuple[list[str], int]:
+def _kill_and_resume(
+    smoke: Smoke, run: str, wanted: int, rng: random.Random
+) -> tuple[list[str], int]:
     """Up to ``wanted`` kills while the run lasts, each followed by a resume; what was killed."""
     killed: list[str] = []
     resumes = 0

@@ -82,7 +82,8 @@ def test_a_job_waits_for_nothing(tmp_path: Path) -> None:
         "job: the local backend has no queue; submit it when its upstream is done"
     )
     wait(lambda: backend.poll([first])[first].state.is_final, "not cancelled")
-    backend.submit(job(tmp_path, "pass"), after=[first])
+    second = backend.submit(job(tmp_path, "pass"), after=[first])
+    assert end_of(backend, second) == (JobState.SUCCEEDED, 0)
 
 
 def test_cancelling_warns_first(tmp_path: Path) -> None:
@@ -136,8 +137,6 @@ def test_what_an_ended_job_left_running_is_ended(tmp_path: Path) -> None:
     wait(lambda: is_gone(child), "the job's child lives on")
 
 
-# Nobody waits for a detached process; that is its point.
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_detached_job_is_known_by_pid_and_start_time(tmp_path: Path) -> None:
     backend = LocalBackend(grace_s=5)
     ref = backend.submit(job(tmp_path, "import time; time.sleep(60)", detached=True))
@@ -147,8 +146,8 @@ def test_a_detached_job_is_known_by_pid_and_start_time(tmp_path: Path) -> None:
     someone_else = JobRef(backend="local", id=f"{pid}:1.0")
     assert backend.poll([someone_else])[someone_else].state is JobState.UNKNOWN
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert backend.poll([ref])[ref].state is JobState.UNKNOWN
+    wait(lambda: backend.poll([ref])[ref].state is JobState.UNKNOWN, "taken to be running")
+    wait(lambda: not psutil.pid_exists(pid), "a zombie stays")
 
 
 def test_cancelling_what_is_gone_is_fine(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_hub_id_needs_no_folder(project: Path) -> None:
 
 
 def test_more_gpus_than_there_are(project: Path) -> None:
-    (line,) = lacking(project, resources={"train": {"gpus_per_node": 64}})
+    (line,) = lacking(project, cpus=64, resources={"train": {"gpus_per_node": 64}})
     assert line.startswith("c.yaml: resources.train.gpus_per_node: 64 asked, this machine has ")
 
 

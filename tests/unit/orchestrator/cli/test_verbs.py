@@ -1,0 +1,243 @@
+"""The command line over a run whose artifacts are all there, with a real supervisor process."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.main import VERBS, main
+from orchestrator.control.submit import prepare
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from tests.unit.orchestrator import broken
+
+
+class Project:
+    """A recipe, a cluster, and a store in which everything the recipe needs is complete."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for model in ("hubert", "tiny-lm"):
+            (folder / model).mkdir()
+            (folder / model / "config.json").write_text("{}")
+        (folder / "speech").mkdir()
+        (folder / "r.yaml").write_text(broken.RECIPE)
+        (folder / "c.yaml").write_text(broken.CLUSTER)
+        prepared = prepare(folder / "r.yaml", folder / "c.yaml")
+        self.plan, self.store = prepared.plan, prepared.store
+        for instance in self.plan.instances:
+            artifact = self.store.artifact(instance.stage, instance.key)
+            artifact.begin(instance.inputs)
+            artifact.storage.create("data.bin", b"0123456789")
+            if instance.stage == "train":
+                lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 13)]
+                artifact.storage.create("metrics.jsonl", "\n".join(lines).encode())
+            artifact.publish(inputs=instance.inputs, facts={}, producer={})
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.store.run_storage(self.plan.run))
+
+    def orchestrator(self, *words: str) -> int:
+        return main([*words, "--cluster", str(self.folder / "c.yaml")])
+
+
+def wait_until_over(run: RunFolder) -> None:
+    """Return once the supervisor has done its last: the report."""
+    deadline = time.monotonic() + 60
+    while not run.storage.exists("report.html"):
+        log = Path(run.storage.url, "supervisor.log").read_text()
+        assert time.monotonic() < deadline, f"no report:\n{log}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = Project(tmp_path_factory.mktemp("project"))
+    assert project.orchestrator("submit", str(project.folder / "r.yaml")) == 0
+    wait_until_over(project.run)
+    return project
+
+
+def test_a_submitted_run_has_everything_its_jobs_need(project: Project) -> None:
+    names = set(project.run.storage.children())
+    assert {"recipe.yaml", "cluster.yaml", "plan.json", "code.json", "code"} <= names
+    assert project.run.storage.exists("code/jobs/train.py")
+    assert project.run.storage.exists("report.html")
+    assert [s.end["state"] for s in project.run.supervisors() if s.end] == ["succeeded"]
+
+
+def test_plan_says_that_everything_is_there(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.orchestrator("plan", str(project.folder / "r.yaml")) == 0
+    said = capsys.readouterr()
+    assert said.out.count("reuse") == 7
+    assert said.err == f"cluster: {project.folder}/c.yaml (given by --cluster)\n"
+
+
+def test_plan_as_json_is_one_document(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("plan", str(project.folder / "r.yaml"), "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["run"] == project.plan.run
+    assert {i["decision"] for i in document["instances"]} == {"reuse"}
+
+
+def test_submitting_again_attaches(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("submit", str(project.folder / "r.yaml")) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{project.plan.run}\n"
+    assert said.err.splitlines()[-1] == (
+        f"run {project.plan.run}: attached to what is there; everything is done"
+    )
+    assert len(project.run.supervisors()) == 1
+
+
+def test_the_same_name_for_other_keys_is_refused(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--set", "train.steps=13", "--name", project.plan.run]
+    assert project.orchestrator("submit", str(project.folder / "r.yaml"), *words) == 2
+    assert "a run of this name exists with other keys" in capsys.readouterr().err
+
+
+def test_resuming_what_is_done(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("resume", project.plan.run) == 0
+    assert capsys.readouterr().err == f"run {project.plan.run}: everything is done\n"
+
+
+@pytest.mark.parametrize("by", ["name", "path"])
+def test_status_as_json(project: Project, by: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = project.plan.run if by == "name" else project.run.storage.url
+    assert project.orchestrator("status", name, "--json") == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["run"], status["state"]) == (project.plan.run, "succeeded")
+    assert [s["name"] for s in status["stages"]] == [i.stage for i in project.plan.instances]
+
+
+def test_status_for_people(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("status", project.plan.run) == 0
+    assert capsys.readouterr().out.count("reused") == 7
+
+
+def test_status_of_all_runs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("status", "--json") == 0
+    assert [r["run"] for r in json.loads(capsys.readouterr().out)] == [project.plan.run]
+    assert project.orchestrator("status") == 0
+    assert "7/7" in capsys.readouterr().out
+
+
+def test_watching_what_is_over_returns(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.orchestrator("status", project.plan.run, "--watch") == 0
+    assert f"run {project.plan.run}: succeeded" in capsys.readouterr().out
+
+
+def test_verify(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("verify", project.plan.run) == 0
+    assert capsys.readouterr().out.count(": ok") == 7
+    assert project.orchestrator("verify", project.plan.run, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_verify_finds_a_flipped_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = Project(tmp_path)
+    project.orchestrator("submit", str(tmp_path / "r.yaml"))
+    wait_until_over(project.run)
+    pack = next(i for i in project.plan.instances if i.stage == "pack")
+    project.store.artifact("pack", pack.key).storage.replace("data.bin", b"0123456780")
+    capsys.readouterr()
+    assert project.orchestrator("verify", project.plan.run) == 1
+    assert "data.bin: bytes differ from the manifest's sha256" in capsys.readouterr().out
+
+
+def test_report(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert project.orchestrator("report", project.plan.run, "-o", str(page)) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_cancelling_what_is_over(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("cancel", project.plan.run) == 0
+    assert capsys.readouterr().err == (f"run {project.plan.run}: not running; nothing to cancel\n")
+    assert project.orchestrator("cancel", project.plan.run, "trian") == 2
+    assert capsys.readouterr().err.startswith(f"trian: no such stage in {project.plan.run}; ")
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "resume", "cancel", "verify", "report"])
+def test_no_such_run(project: Project, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator(verb, "nope") == 2
+    assert capsys.readouterr().err == (
+        f"nope: no such run in {project.folder}/store/runs/nope; `orchestrator status` lists them\n"
+    )
+
+
+def test_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = Project(tmp_path)
+    project.orchestrator("submit", str(tmp_path / "r.yaml"))
+    wait_until_over(project.run)
+    run, name = project.run, project.plan.run
+    train = next(i.id for i in project.plan.instances if i.stage == "train")
+    for text in ("first\n", "starting\nTraceback (most recent call last):\n  x\nKeyError: 'y'\n"):
+        attempt = run.begin_attempt(train)
+        attempt.storage.create("driver.log", text.encode())
+    attempt.storage.create("rank-00001.log", b"rank one\n")
+    where = f"{run.storage.url}/stages/{train}/attempts"
+    capsys.readouterr()
+
+    def said(*words: str) -> str:
+        assert project.orchestrator("logs", name, *words) == 0
+        return capsys.readouterr().out
+
+    assert said("train").startswith(f"==> {where}/0002/driver.log <==\nstarting\n")
+    assert said("train", "--attempt", "1") == f"==> {where}/0001/driver.log <==\nfirst\n"
+    assert said(train, "--rank", "1") == f"==> {where}/0002/rank-00001.log <==\nrank one\n"
+    assert said("--first-error").startswith(
+        f"==> {where}/0002/driver.log:2 <==\nTraceback (most recent call last):\n"
+    )
+    assert project.orchestrator("logs", name, "trian") == 2
+
+
+def test_doctor(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    project.orchestrator("doctor")
+    lines = capsys.readouterr().out.splitlines()
+    assert f"ok    store: {project.folder}/store: exclusive creation works" in lines
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: orchestrator {verb}")
+
+
+def test_help_lists_the_verbs_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f" {verb} " in said for verb in VERBS)
+    assert "exit codes: 0 done, 1 the run failed, 2 the request was wrong" in said
+
+
+@pytest.mark.parametrize("words", [[], ["frobnicate"], ["plan"], ["plan", "r.yaml", "--nope"]])
+def test_a_wrong_command_line_exits_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert "usage: orchestrator" in capsys.readouterr().err
+
+
+def test_a_store_that_is_another_projects(tmp_path: Path) -> None:
+    """Two stores share nothing: what is complete in one is planned anew in the other."""
+    Project(tmp_path)
+    (tmp_path / "c.yaml").write_text(broken.CLUSTER.replace("store: store", "store: other"))
+    prepared = prepare(tmp_path / "r.yaml", tmp_path / "c.yaml")
+    assert {i.decision for i in prepared.plan.instances} == {"run"}
+    assert Store.open(str(tmp_path / "store")).runs() == ()
