@@ -9,7 +9,7 @@ SAMPLE_RATE_HZ = 16_000
 def format_bytes(num_bytes: float) -> str:
     """Decimal bytes, as disks and clouds count them: ``21.0 GB``."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(num_bytes) < 1000:
+        if round(abs(num_bytes), 1) < 1000:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} PB"
@@ -17,7 +17,7 @@ def format_bytes(num_bytes: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """The two leading units of a duration: ``3 d 4 h``, ``12 min 5 s``, ``4.2 s``."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest_s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -32,7 +32,7 @@ def format_duration(seconds: float) -> str:
 def format_count(count: float) -> str:
     """A count with an SI suffix: ``10.5 G``, ``134.5 M``, ``512``."""
     for suffix in ("", " k", " M", " G"):
-        if abs(count) < 1000:
+        if round(abs(count), 1) < 1000:
             return f"{count:.0f}" if not suffix else f"{count:.1f}{suffix}"
         count /= 1000
     return f"{count:.1f} T"

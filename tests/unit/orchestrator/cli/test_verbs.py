@@ -27,7 +27,7 @@ class Project:
         (folder / "r.yaml").write_text(broken.RECIPE)
         (folder / "c.yaml").write_text(broken.CLUSTER)
         prepared = prepare(folder / "r.yaml", folder / "c.yaml")
-        self.plan, self.store = prepared.plan, prepared.store
+        self.prepared, self.plan, self.store = prepared, prepared.plan, prepared.store
         for instance in self.plan.instances:
             artifact = self.store.artifact(instance.stage, instance.key)
             artifact.begin(instance.inputs)
@@ -40,6 +40,11 @@ class Project:
     @property
     def run(self) -> RunFolder:
         return RunFolder(self.store.run_storage(self.plan.run))
+
+    def create(self) -> RunFolder:
+        """The run without a supervisor."""
+        self.run.create(self.plan, self.prepared.recipe, self.prepared.cluster, {}, {})
+        return self.run
 
     def orchestrator(self, *words: str) -> int:
         return main([*words, "--cluster", str(self.folder / "c.yaml")])
@@ -146,11 +151,9 @@ def test_verify(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_verify_finds_a_flipped_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project = Project(tmp_path)
-    project.orchestrator("submit", str(tmp_path / "r.yaml"))
-    wait_until_over(project.run)
+    project.create()
     pack = next(i for i in project.plan.instances if i.stage == "pack")
     project.store.artifact("pack", pack.key).storage.replace("data.bin", b"0123456780")
-    capsys.readouterr()
     assert project.orchestrator("verify", project.plan.run) == 1
     assert "data.bin: bytes differ from the manifest's sha256" in capsys.readouterr().out
 
@@ -179,16 +182,13 @@ def test_no_such_run(project: Project, verb: str, capsys: pytest.CaptureFixture[
 
 def test_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project = Project(tmp_path)
-    project.orchestrator("submit", str(tmp_path / "r.yaml"))
-    wait_until_over(project.run)
-    run, name = project.run, project.plan.run
+    run, name = project.create(), project.plan.run
     train = next(i.id for i in project.plan.instances if i.stage == "train")
     for text in ("first\n", "starting\nTraceback (most recent call last):\n  x\nKeyError: 'y'\n"):
         attempt = run.begin_attempt(train)
         attempt.storage.create("driver.log", text.encode())
     attempt.storage.create("rank-00001.log", b"rank one\n")
     where = f"{run.storage.url}/stages/{train}/attempts"
-    capsys.readouterr()
 
     def said(*words: str) -> str:
         assert project.orchestrator("logs", name, *words) == 0

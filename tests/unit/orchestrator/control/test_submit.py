@@ -135,7 +135,7 @@ def test_nothing_is_missing(project: Path) -> None:
 
 def test_missing_data(project: Path) -> None:
     assert lacking(project, data={}) == [
-        "c.yaml: data.speech: missing; map the recipe's source to its folder here"
+        "c.yaml: data.speech: missing; map the source to its folder here"
     ]
     assert lacking(project, data={"speech": "nope"}) == [
         "c.yaml: data.speech: {folder}/nope is not a folder; check the path"

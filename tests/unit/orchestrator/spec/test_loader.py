@@ -1,0 +1,226 @@
+"""How files, ``extends``, ``--set``, sweeps and the environment become specs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from orchestrator.errors import RequestError
+from orchestrator.spec.cluster import Cluster, Resources
+from orchestrator.spec.loader import (
+    load_cluster,
+    load_recipe,
+    read_yaml,
+    resolve_env,
+    sweep_points,
+    variant_recipe,
+)
+from orchestrator.spec.model import Spec
+from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.schema import FILES, schema_text
+from tests.unit.orchestrator import broken
+from tests.unit.orchestrator.recipes import recipe, swept
+
+ROOT = Path(__file__).parent.parent.parent.parent.parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+CLUSTERS = sorted((ROOT / "cluster_configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], Path]:
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_of_the_project_loads(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda p: p.stem)
+def test_every_cluster_of_the_project_loads(path: Path) -> None:
+    assert load_cluster(path).backend in path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_no_recipe_names_a_place_of_some_cluster(path: Path) -> None:
+    text = json.dumps(load_recipe(path).model_dump(mode="json"))
+    assert "/" not in text.replace("huggyllama/", "").replace("facebook/", "").replace("slprl/", "")
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_the_schemas_beside_the_files_are_those_of_the_code(path: str) -> None:
+    assert (ROOT / path).read_text(encoding="utf-8") == schema_text(path), "run `make schemas`"
+
+
+@pytest.mark.parametrize("model", [Recipe, Cluster])
+def test_every_field_is_described(model: type[Spec]) -> None:
+    schema = model.model_json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    fields = [(s["title"], n, f) for s in sections for n, f in s.get("properties", {}).items()]
+    assert fields
+    assert [(title, name) for title, name, f in fields if not f.get("description")] == []
+
+
+def test_a_child_overrides_key_by_key(write: Write) -> None:
+    write("base.yaml", broken.RECIPE)
+    child = write("sub/child.yaml", "extends: ../base.yaml\nname: child\ntrain: {steps: 5}\n")
+    loaded = load_recipe(child)
+    assert (loaded.name, loaded.train.steps) == ("child", 5)
+    assert loaded.train.context_length == recipe().train.context_length
+    assert loaded.model == recipe().model
+
+
+def test_lists_and_sweeps_are_replaced_whole(write: Write) -> None:
+    write("base.yaml", broken.added("sweep: {seed: [1, 2], train.steps: [3, 4]}"))
+    child = write("child.yaml", "extends: base.yaml\nsweep: {model.init: [cold]}\n")
+    assert load_recipe(child).sweep == {"model.init": ("cold",)}
+
+
+def test_the_youngest_of_three_wins(write: Write) -> None:
+    write("a.yaml", broken.RECIPE)
+    write("b.yaml", "extends: a.yaml\nseed: 1\nname: b\n")
+    assert load_recipe(write("c.yaml", "extends: b.yaml\nseed: 2\n")).seed == 2
+    assert read_yaml(write("d.yaml", "extends: b.yaml\n"))["name"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "value"),
+    [
+        ("train.steps=7", ("train", "steps"), 7),
+        ("train.optimizer.lr=1e-3", ("train", "optimizer", "lr"), 0.001),
+        ("train.optimizer.lr=1.0e-3", ("train", "optimizer", "lr"), 0.001),
+        ("train.optimizer.lr=2E-4", ("train", "optimizer", "lr"), 0.0002),
+        ("train.steps=1e3", ("train", "steps"), 1000),
+        ("model.num_layers=6", ("model", "num_layers"), 6),
+        ("model.num_layers=null", ("model", "num_layers"), None),
+        ("tokenizer.deduplicate=false", ("tokenizer", "deduplicate"), False),
+        ("corpus.snapshot=a=b", ("corpus", "snapshot"), "a=b"),
+        ("corpus.languages=[en, fr]", ("corpus", "languages"), ("en", "fr")),
+        ("train.checkpoint={every_steps: 3}", ("train", "checkpoint", "every_steps"), 3),
+        ("name=a.b", ("name",), "a.b"),
+        (" train.steps =7", ("train", "steps"), 7),
+    ],
+)
+def test_overrides(write: Write, override: str, place: tuple[str, ...], value: object) -> None:
+    found: object = load_recipe(write("r.yaml", broken.RECIPE), [override])
+    for name in place:
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_last_override_wins_and_sections_are_made(write: Write) -> None:
+    path = write("r.yaml", broken.RECIPE)
+    loaded = load_recipe(path, ["train.steps=7", "train.steps=8", "evaluate.seed=3"])
+    assert (loaded.train.steps, loaded.evaluate.seed) == (8, 3)
+
+
+def test_an_override_may_add_to_the_sweep(write: Write) -> None:
+    loaded = load_recipe(write("r.yaml", broken.RECIPE), ["sweep.train.optimizer.lr=[1e-3, 3e-3]"])
+    assert loaded.sweep == {"train.optimizer.lr": (0.001, 0.003)}
+
+
+def test_a_sweep_is_the_product_of_its_lists() -> None:
+    points = list(sweep_points(swept(recipe(), seed=[1, 2], **{"model.init": ["twist", "cold"]})))
+    assert points == [
+        {"seed": 1, "model.init": "twist"},
+        {"seed": 1, "model.init": "cold"},
+        {"seed": 2, "model.init": "twist"},
+        {"seed": 2, "model.init": "cold"},
+    ]
+    assert list(sweep_points(recipe())) == [{}]
+
+
+def test_swept_values_keep_their_types() -> None:
+    values = [True, 1.5, "a", None]
+    found = swept(recipe(), **{"model.num_layers": [None, 3]}).sweep["model.num_layers"]
+    assert found == (None, 3)
+    raw = {**yaml.safe_load(broken.RECIPE), "sweep": {"name": values}}
+    assert [type(v) for v in Recipe.model_validate(raw).sweep["name"]] == [
+        bool,
+        float,
+        str,
+        type(None),
+    ]
+
+
+def test_a_variant_has_no_sweep_and_leaves_its_recipe_alone() -> None:
+    base = swept(recipe(), seed=[1, 2])
+    variant = variant_recipe(base, {"seed": 2})
+    assert (variant.seed, variant.sweep) == (2, {})
+    assert base.seed == 0
+
+
+def test_specs_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        recipe().seed = 1
+
+
+def test_paths_of_a_cluster_are_relative_to_its_file(write: Write, tmp_path: Path) -> None:
+    loaded = load_cluster(
+        write(
+            "conf/c.yaml",
+            "backend: local\nstore: ../store\ndata: {a: data, b: /abs, c: '${env:X}/y'}\n"
+            "models: {m: ../m}\n",
+        )
+    )
+    assert loaded.store == str(tmp_path / "store")
+    assert loaded.data == {"a": str(tmp_path / "conf/data"), "b": "/abs", "c": "${env:X}/y"}
+    assert loaded.models == {"m": str(tmp_path / "m")}
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "memory://x"])
+def test_a_url_stays_as_it_is(write: Write, url: str) -> None:
+    assert load_cluster(write("c.yaml", f"backend: ray\nstore: {url}\n")).store == url
+
+
+def test_a_home_folder_is_found(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert (
+        load_cluster(write("c.yaml", "backend: local\nstore: ~/store\n")).store == "/home/me/store"
+    )
+
+
+def test_environment_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A", "1")
+    monkeypatch.setenv("B", "${env:A}")
+    assert resolve_env("x/${env:A}/${env:B}", where="w") == "x/1/${env:A}"
+    assert resolve_env("$A ${A}", where="w") == "$A ${A}"
+    with pytest.raises(RequestError) as raised:
+        resolve_env("${env:NOPE}", where="c.yaml: store")
+    assert str(raised.value) == (
+        "c.yaml: store: environment variable NOPE is not set; export it and try again"
+    )
+
+
+def test_resources_of_a_stage_that_is_not_named_are_the_defaults() -> None:
+    raw = {"backend": "local", "store": "s", "resources": {"train": {"nodes": 2}}}
+    where = Cluster.model_validate(raw)
+    assert where.resources_of("train").nodes == 2
+    assert where.resources_of("pack") == Resources()
+
+
+@pytest.mark.parametrize(
+    ("resources", "world_size"),
+    [
+        (Resources(), 1),
+        (Resources(nodes=2, ranks_per_node=3), 6),
+        (Resources(nodes=4, gpus_per_node=8, ranks_per_node=3), 32),
+    ],
+)
+def test_world_size(resources: Resources, world_size: int) -> None:
+    assert resources.world_size == world_size
