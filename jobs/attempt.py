@@ -193,7 +193,7 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         held = _take_leases(stack, artifacts, run, options)
         attempt = _attempt(stack, store, run, plan, members, held[0].number, options)
-        stack.enter_context(_heartbeat(attempt, held, options.parent))
+        stack.enter_context(_heartbeat(attempt, held))
         for instance, artifact in zip(members, artifacts, strict=True):
             artifact.begin(instance.inputs)
         attempt.event("begin", stage=stage, lease=attempt.lease_n)
@@ -272,13 +272,11 @@ def _publish(
 
 
 @contextmanager
-def _heartbeat(attempt: Attempt, held: Sequence[leases.HeldLease], parent: int | None) -> Any:
-    """Keep the leases alive and the events flowing; end with the parent process."""
+def _heartbeat(attempt: Attempt, held: Sequence[leases.HeldLease]) -> Any:
+    """Keep the leases alive and the events flowing."""
     ended = threading.Event()
     every_s = attempt.cluster.retry.heartbeat_timeout_s / 6
-    thread = threading.Thread(
-        target=_beat, args=(attempt, held, parent, every_s, ended), daemon=True
-    )
+    thread = threading.Thread(target=_beat, args=(attempt, held, every_s, ended), daemon=True)
     thread.start()
     try:
         yield
@@ -291,14 +289,11 @@ def _heartbeat(attempt: Attempt, held: Sequence[leases.HeldLease], parent: int |
 def _beat(
     attempt: Attempt,
     held: Sequence[leases.HeldLease],
-    parent: int | None,
     every_s: float,
     ended: threading.Event,
 ) -> None:
     beaten_at = time.monotonic()
     while not ended.wait(_TICK_S):
-        if parent is not None and os.getppid() != parent:
-            os._exit(EXIT_STOPPED)  # nobody is left to read our exit code or to stop us
         attempt.flush()
         if time.monotonic() - beaten_at >= every_s:
             beaten_at = time.monotonic()
@@ -321,9 +316,6 @@ def _parse(stage: str, argv: Sequence[str] | None) -> argparse.Namespace:
         "--instance", required=True, help="stage instance, such as tokenize-0123456789ab"
     )
     parser.add_argument("--attempt", required=True, type=int, help="number of the attempt")
-    parser.add_argument(
-        "--parent", type=int, help="pid of the supervisor; the attempt ends when it does"
-    )
     return parser.parse_args(argv)
 
 

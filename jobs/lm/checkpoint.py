@@ -27,6 +27,7 @@ from typing import Any
 
 from pydantic import Field
 
+from orchestrator.errors import CorruptError
 from orchestrator.ledger.storage import Storage, sha256_of, to_json
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Checkpoint as Policy
@@ -121,8 +122,8 @@ def write_segment(out: Storage, path: str, lines: Sequence[dict[str, Any]]) -> S
 
 
 def join_segments(out: Storage, segments: Sequence[Segment]) -> bytes:
-    """The lines of a chain of segments, one file after the other."""
-    return b"".join(out.read_bytes(segment.path) for segment in segments)
+    """The lines of a chain of segments, in order. Raises CorruptError when one has changed."""
+    return b"".join(_read_segment(out, segment) for segment in segments)
 
 
 def committed(out: Storage) -> list[Manifest]:
@@ -216,6 +217,13 @@ def _read(out: Storage, name: str) -> Manifest | None:
         return Manifest.model_validate(out.read_json(f"{FOLDER}/{name}/{MANIFEST}"))
     except FileNotFoundError:
         return None
+
+
+def _read_segment(out: Storage, segment: Segment) -> bytes:
+    data = out.read_bytes(segment.path)
+    if _digest(data) != segment.sha256:
+        raise CorruptError(f"{out.url}/{segment.path}: bytes differ from the checkpoint's sha256")
+    return data
 
 
 def _digest(data: bytes) -> str:

@@ -21,22 +21,20 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
 from jobs.lm import checkpoint as checkpoints
-from jobs.lm.checkpoint import FileEntry, Manifest, Segment, Stint
-from jobs.lm.engine import build_engine, connect, prepare, to_universal
+from jobs.lm.engine import connect, prepare
+from jobs.lm.keeper import Keeper
 from jobs.lm.rank import Place, RankConfig, end_with
-from jobs.lm.token_stream import HASH_START, TokenStream, chain_hash, open_tokens, stripe
+from jobs.lm.token_stream import TokenStream, chain_hash, open_tokens, stripe
 from jobs.lm.tracking import Tracker
-from orchestrator.errors import RequestError, RunFailedError
+from orchestrator.errors import RunFailedError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Schedule
 
@@ -78,28 +76,12 @@ def train_rank(config: RankConfig, place: Place) -> None:
     dist.destroy_process_group()
 
 
-@dataclass
-class Progress:
-    """How far the training is; the same on every rank but for the lines, which rank 0 keeps."""
-
-    step: int = 0
-    sample_hash: str = HASH_START
-    metrics: tuple[Segment, ...] = ()
-    validation: tuple[Segment, ...] = ()
-    history: tuple[Stint, ...] = ()
-    metric_lines: list[dict[str, Any]] = field(default_factory=list)
-    validation_lines: list[dict[str, Any]] = field(default_factory=list)
-
-
 class Rank:
     """One rank at work."""
 
     def __init__(self, config: RankConfig, place: Place, group: Any) -> None:
         self._config, self._place, self._group = config, place, group
         self._out, self._folder = Storage(config.out_url), Path(config.folder)
-        self._staging = self._folder / "staging" / f"rank-{place.rank:05d}"
-        self._refused: list[str] = []
-        self._resumed_from = ""
         self._live_at = 0.0
         self._stop_seen = False
         self._stop_agreed = False
@@ -108,12 +90,8 @@ class Rank:
             open_tokens(train_bin), context_length=config.train.context_length, seed=config.seed
         )
         self._valid_BL1 = validation_windows(open_tokens(valid_bin), config.train.context_length)
-        found = self._find_checkpoint()
-        self._engine = build_engine(
-            config, place, universal=bool(found and self._needs_conversion(found))
-        )
-        self._progress = self._restore(found) if found else Progress()
-        self._begin_stint()
+        self._keeper = Keeper(config, place, group)
+        self._engine, self._progress = self._keeper.resume()
 
     @property
     def _leads(self) -> bool:
@@ -129,7 +107,7 @@ class Rank:
                 if self._is_due(config.train.validate_every_steps):
                     self._validate(tracker)
                 if stop or self._is_due(config.train.checkpoint.every_steps):
-                    self._save()
+                    self._keeper.save(self._engine, self._progress)
                 if stop:
                     return
         self._finish()
@@ -184,8 +162,8 @@ class Rank:
         live = {
             "step": self._progress.step,
             "rates": rates,
-            "resumed_from": self._resumed_from,
-            "refused": self._refused,
+            "resumed_from": self._keeper.resumed_from,
+            "refused": self._keeper.refused,
         }
         self._out.replace(self._config.live_path, json.dumps(live).encode())
         self._stop_seen = self._stop_seen or self._out.exists(self._config.stop_path)
@@ -260,135 +238,12 @@ class Rank:
         dist.barrier(group=self._group)
         return [(pack.local_root or cache) / name for name in names]
 
-    # Checkpoints: all methods below are collective.
-
-    def _find_checkpoint(self) -> Manifest | None:
-        """The newest checkpoint that all ranks find whole; says why others were refused."""
-        message: list[Any] = [None]
-        if self._leads:
-            found = checkpoints.resumable(checkpoints.committed(self._out), self._config.leases)
-            message = [[m.model_dump(mode="json") for m in found]]
-        dist.broadcast_object_list(message, src=0, group=self._group)
-        for raw in message[0]:
-            manifest = Manifest.model_validate(raw)
-            problems = self._gather(self._verify(manifest))
-            if not any(problems):
-                self._resumed_from = manifest.name
-                self._check_stage(manifest)
-                return manifest
-            self._refused.append(next(p for p in problems if p))
-        return None
-
-    def _verify(self, manifest: Manifest) -> str:
-        """This rank's part of a node's verification; nothing is unpickled before it is done."""
-        names = sorted(manifest.files)[self._place.local_rank :: self._place.local_world_size]
-        return checkpoints.fetch_verified(self._out, manifest, names, self._folder / "staging")
-
-    def _check_stage(self, manifest: Manifest) -> None:
-        asked = self._config.execution.zero_stage
-        if manifest.zero_stage != asked:
-            raise RequestError(
-                f"train.execution.zero_stage: {manifest.name} was written with stage "
-                f"{manifest.zero_stage}, not {asked}; give {manifest.zero_stage}"
-            )
-
-    def _needs_conversion(self, manifest: Manifest) -> bool:
-        return manifest.zero_stage > 0 and manifest.world_size != self._place.world_size
-
-    def _restore(self, manifest: Manifest) -> Progress:
-        folder = checkpoints.local_folder(self._out, self._folder / "staging")
-        own_rng = folder / manifest.name / manifest.rng.get(str(self._place.rank), "none")
-        tag = manifest.name
-        if self._needs_conversion(manifest):
-            universal = self._folder / "staging" / "universal"
-            if self._place.local_rank == 0:
-                to_universal(folder / manifest.name, universal / tag)
-            dist.barrier(group=self._group)
-            folder = universal
-        self._engine.deepspeed.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
-        if own_rng.is_file():
-            restore_rng(load_file(own_rng))
-        return Progress(
-            step=manifest.step,
-            sample_hash=manifest.sample_hash,
-            metrics=manifest.metrics,
-            validation=manifest.validation,
-            history=manifest.history,
-        )
-
-    def _begin_stint(self) -> None:
-        config, progress = self._config, self._progress
-        progress.history = (
-            *progress.history,
-            Stint(
-                lease_n=config.lease_n,
-                first_step=progress.step + 1,
-                world_size=self._place.world_size,
-                zero_stage=config.execution.zero_stage,
-                micro_batch=config.execution.micro_batch,
-                device=torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
-            ),
-        )
-
-    def _save(self) -> None:
-        """Make the state after this step durable; it exists once the manifest is written."""
-        name = checkpoints.name_of(self._progress.step, self._config.lease_n)
-        local = self._staging / name
-        local.mkdir(parents=True, exist_ok=True)
-        self._engine.deepspeed.save_checkpoint(str(self._staging), tag=name, save_latest=False)
-        rng_name = f"rng-{self._place.rank:05d}.safetensors"
-        save_file(rng_state(), local / rng_name)
-        entries = checkpoints.upload_folder(self._out, local, name)
-        parts = self._gather(
-            {"files": {n: e.model_dump() for n, e in entries.items()}, "rng": rng_name}
-        )
-        if self._leads:
-            self._commit(parts)
-        dist.barrier(group=self._group)
-
-    def _commit(self, parts: list[dict[str, Any]]) -> None:
-        config, progress = self._config, self._progress
-        self._close_segments()
-        manifest = Manifest(
-            step=progress.step,
-            lease_n=config.lease_n,
-            world_size=self._place.world_size,
-            zero_stage=config.execution.zero_stage,
-            cursor=progress.step * config.train.global_batch,
-            sample_hash=progress.sample_hash,
-            files={
-                n: FileEntry.model_validate(e) for part in parts for n, e in part["files"].items()
-            },
-            metrics=progress.metrics,
-            validation=progress.validation,
-            rng={str(rank): part["rng"] for rank, part in enumerate(parts)},
-            history=progress.history,
-        )
-        checkpoints.commit(self._out, manifest)
-        checkpoints.retire(self._out, config.train.checkpoint, config.leases)
-
-    def _close_segments(self) -> None:
-        progress, lease_n = self._progress, self._config.lease_n
-        path = checkpoints.segment_path(progress.step, lease_n)
-        segment = checkpoints.write_segment(self._out, path, progress.metric_lines)
-        progress.metrics = (*progress.metrics, segment)
-        if progress.validation_lines:
-            path = checkpoints.segment_path(progress.step, lease_n, validation=True)
-            segment = checkpoints.write_segment(self._out, path, progress.validation_lines)
-            progress.validation = (*progress.validation, segment)
-        progress.metric_lines, progress.validation_lines = [], []
-
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self._place.world_size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
     def _finish(self) -> None:
         """Write what the finished artifact holds beyond checkpoints."""
         state = self._engine.state_dict()
         if not self._leads:
             return
-        local = self._staging / MODEL_FOLDER
+        local = self._folder / "staging" / MODEL_FOLDER
         model = self._engine.model
         model.save_pretrained(local, state_dict=state)
         for path in sorted(local.iterdir()):
@@ -431,18 +286,3 @@ def validation_windows(tokens: np.ndarray, context_length: int) -> np.ndarray:
         np.linspace(0, num_windows - 1, min(num_windows, _MAX_VALID_WINDOWS)).astype(np.int64)
     )
     return np.stack([tokens[n * length : (n + 1) * length + 1] for n in chosen]).astype(np.int64)
-
-
-def rng_state() -> dict[str, torch.Tensor]:
-    """States of torch's random generators, the only ones that may be used inside a step."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_rng(state: dict[str, torch.Tensor]) -> None:
-    """Put the generators where ``rng_state`` found them."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,24 @@ def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> Non
 
     Raises RunFailedError when any of them fails.
     """
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    # Otherwise Ray would hide every GPU from workers that ask for none, and move workers out of our
-    # folder.
+    # Ray would hide the GPUs from workers that ask for none, and move workers out of our folder.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    if not ray.is_initialized():
-        _join_or_start(ray_address, resources)
+    with session(ray_address, resources):
+        try:
+            _trainer(config, resources).fit()
+        except TrainingFailedError as error:
+            raise RunFailedError(failure(config, resources.world_size, _cause(error))) from None
+
+
+def _trainer(config: RankConfig, resources: Resources) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     gpu = config.device == "cuda"
-    trainer = TorchTrainer(
+    return TorchTrainer(
         run_in_worker,
         train_loop_config={"config": config.model_dump_json()},
         scaling_config=ScalingConfig(
@@ -49,10 +56,6 @@ def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> Non
             failure_config=FailureConfig(max_failures=0),  # only the supervisor retries
         ),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise RunFailedError(failure(config, resources.world_size, _cause(error))) from None
 
 
 def run_in_worker(told: dict[str, Any]) -> None:
@@ -89,24 +92,32 @@ def failure(config: RankConfig, world_size: int, cause: str) -> str:
 
 def _cause(error: Exception) -> str:
     failures = getattr(error, "worker_failures", None) or {}
-    said = [
-        f"rank {rank}: {str(reason).strip().splitlines()[-1]}"
-        for rank, reason in sorted(failures.items())
-    ]
-    return "; ".join(said) or str(error).strip().splitlines()[-1]
+    said = [f"rank {rank}: {_last_line(reason)}" for rank, reason in sorted(failures.items())]
+    return "; ".join(said) or _last_line(error)
 
 
-def _join_or_start(address: str, resources: Resources) -> None:
+def _last_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+@contextmanager
+def session(address: str, resources: Resources) -> Iterator[None]:
+    """A connection to the Ray cluster at ``address``; to one of our own, as large as the training, when empty.
+
+    Left again at once: Ray ends a process that is still connected when its cluster goes away.
+    """
     import ray
 
-    if address:
-        ray.init(address=address, log_to_driver=False)
-        return
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        num_cpus=resources.world_size * resources.cpus_per_worker,
-        log_to_driver=False,
-        # Unix sockets live below this folder, and their paths are limited to 107 bytes.
-        _temp_dir=tempfile.mkdtemp(prefix="ray-", dir="/tmp"),
-    )
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        own = {
+            "include_dashboard": False,
+            "num_cpus": resources.world_size * resources.cpus_per_worker,
+            "_temp_dir": folder,  # short, because paths of Unix sockets are limited to 107 bytes
+        }
+        ray.init(address=address or "local", log_to_driver=False, **({} if address else own))
+        try:
+            yield
+        finally:
+            ray.shutdown()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from orchestrator.errors import BackendError
 NAME = "local"
 GRACE_S = 20.0
 """Between the warning and the end of a cancelled job."""
+_PR_SET_PDEATHSIG = 1
 
 
 class LocalBackend:
@@ -44,6 +47,7 @@ class LocalBackend:
                     cwd=job.log.parent,
                     env={**os.environ, **job.env},
                     start_new_session=True,
+                    preexec_fn=None if job.detached else die_with_parent,
                 )
             except OSError as error:
                 raise BackendError(
@@ -86,6 +90,15 @@ class LocalBackend:
         end_session(child.pid)  # a killed driver leaves ranks behind, and they would write on
         state = JobState.SUCCEEDED if code == 0 else JobState.FAILED
         return JobStatus(state=state, exit_code=code, node=node)
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when its parent ends, however that comes about.
+
+    Run between fork and exec. Linux only (prctl(2), PR_SET_PDEATHSIG); elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def end_session(session: int) -> None:

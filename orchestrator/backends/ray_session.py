@@ -1,11 +1,12 @@
 """The one Ray session of a local run: a head on loopback ports of its own, guarded by a token.
 
-``ray start --block`` ends all of its daemons when it ends; it is our child, so that the session
+``ray start --block`` ends all of its daemons when it ends, and ends with us, so that the session
 cannot outlive the supervisor by more than Ray's own reaper takes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -17,18 +18,25 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.backends.local import end_session
+import psutil
+
+from orchestrator.backends.local import die_with_parent, end_session
 from orchestrator.errors import BackendError
 
 READY_TIMEOUT_S = 90.0
+_TEMPORARY = Path("/tmp")
+"""A short path is needed, and TMPDIR may be long."""
 
 
 class RaySession:
     """A running head, started in the background; `wait_ready` returns when it answers."""
 
-    def __init__(self, *, num_cpus: int, log: Path, code_env: Mapping[str, str]) -> None:
+    def __init__(self, *, run: str, num_cpus: int, log: Path, code_env: Mapping[str, str]) -> None:
         # Unix socket paths are limited to 107 bytes, so the folder's name is short.
-        self._folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp"))
+        prefix = f"orc-{hashlib.sha256(run.encode()).hexdigest()[:8]}-"
+        for left in _TEMPORARY.glob(f"{prefix}*"):
+            _end_left_session(left)
+        self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=_TEMPORARY))
         self._port = _free_port()
         self._log = log
         self._code_env = code_env
@@ -97,7 +105,19 @@ class RaySession:
                 cwd=self._log.parent,
                 env={**os.environ, **self._code_env, **self.env, "RAY_ADDRESS": ""},
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
+
+
+def _end_left_session(folder: Path) -> None:
+    """What a supervisor that was killed left of its session: processes that name its folder."""
+    for process in psutil.process_iter():
+        try:
+            if any(str(folder) in word for word in process.cmdline()):
+                process.kill()
+        except psutil.Error:
+            continue
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_port() -> int:

@@ -5,7 +5,6 @@ In: a run's folder, its cluster, a stage instance. Out: a `Job` as it is sent to
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,14 +32,7 @@ def stage_job(
     argv = (
         *(python_of(cluster), "-u", "-m", BY_NAME[instance.stage].module),
         *("--store", store.storage.url, "--run", run.name),
-        *(
-            "--instance",
-            instance.id,
-            "--attempt",
-            str(attempt.number),
-            "--parent",
-            str(os.getpid()),
-        ),
+        *("--instance", instance.id, "--attempt", str(attempt.number)),
     )
     return Job(
         name=instance.id,

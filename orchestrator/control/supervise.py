@@ -330,6 +330,7 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
         run,
         LocalBackend(),
         start_ray=lambda: RaySession(
+            run=run.storage.url,
             num_cpus=cluster.cpus or os.cpu_count() or 1,
             log=folder / "ray.log",
             code_env=code_env(run),

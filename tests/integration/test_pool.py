@@ -16,16 +16,15 @@ from jobs.audio.decode import UnreadableAudioError
 from jobs.speech.pool import Pool, PoolSize, session
 from orchestrator.errors import RunFailedError
 from orchestrator.spec.cluster import Resources
-from tests.local_ray import two_cpus
 
 pytestmark = pytest.mark.slow
 ONE, TWO = PoolSize(max_workers=1), PoolSize(max_workers=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _ray() -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with two_cpus(tmp_path_factory.mktemp("ray")) as address, session(address, num_cpus=2):
+    with session("", num_cpus=2):
         yield
 
 

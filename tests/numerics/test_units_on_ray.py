@@ -28,9 +28,9 @@ from orchestrator.ledger.run import AttemptFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import load_recipe
-from tests.local_ray import ROOT, two_cpus
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent.parent
 NUM_RECORDINGS, NUM_SHARDS = 24, 6
 
 
@@ -93,7 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world = World(tmp_path_factory.mktemp("world"))
     _make_corpus(world)
     _make_encoder(world)
-    with two_cpus(tmp_path_factory.mktemp("ray")) as address, session(address, num_cpus=2):
+    with session("", num_cpus=2):
         world.fit("one", world.attempt("codebook", "one", workers=1))
         yield world
 

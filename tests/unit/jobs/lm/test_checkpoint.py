@@ -6,7 +6,7 @@ import pytest
 
 from jobs.lm import checkpoint
 from jobs.lm.checkpoint import FileEntry, Manifest, Segment
-from orchestrator.errors import AlreadyExistsError
+from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Checkpoint
 
@@ -156,3 +156,10 @@ def test_floats_keep_every_digit(out: Storage) -> None:
     segment = checkpoint.write_segment(out, "metrics/x.jsonl", [{"loss": 0.1 + 0.2}])
     assert isinstance(segment, Segment)
     assert out.read_bytes("metrics/x.jsonl") == b'{"loss": 0.30000000000000004}\n'
+
+
+def test_a_changed_segment_is_refused(out: Storage) -> None:
+    last = save(out, 3, 1)
+    out.replace(last.metrics[0].path, b"{}")
+    with pytest.raises(CorruptError, match="bytes differ from the checkpoint's sha256"):
+        checkpoint.join_segments(out, last.metrics)

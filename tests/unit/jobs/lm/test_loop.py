@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.lm.loop import learning_rate, restore_rng, rng_state, validation_windows
+from jobs.lm.keeper import restore_rng, rng_state
+from jobs.lm.loop import learning_rate, validation_windows
 from orchestrator.spec.recipe import Schedule
 
 

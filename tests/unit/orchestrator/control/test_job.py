@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +35,7 @@ def test_a_stage(run: RunFolder, store: Store, tmp_path: Path) -> None:
     job = stage_job(run, store, where, train, attempt, {"RAY_ADDRESS": "127.0.0.1:1"})
     assert job.argv == (
         *(sys.executable, "-u", "-m", "jobs.train", "--store", str(tmp_path), "--run", "small"),
-        *("--instance", train.id, "--attempt", "1", "--parent", str(os.getpid())),
+        *("--instance", train.id, "--attempt", "1"),
     )
     assert job.name == train.id
     assert job.log == tmp_path / f"runs/small/stages/{train.id}/attempts/0001/driver.log"
