@@ -19,7 +19,7 @@ from jobs.smoke_material import make_material
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "smoke.yaml"
-TIMEOUT_S = 600
+TIMEOUT_S = 900
 
 
 @dataclass(frozen=True)

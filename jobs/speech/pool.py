@@ -60,7 +60,7 @@ class PoolSize:
         """The pool a stage's resources ask for."""
         return cls(
             min_workers=resources.min_workers,
-            max_workers=max(resources.min_workers, resources.max_workers),
+            max_workers=resources.max_workers,
             cpus_per_worker=resources.cpus_per_worker,
             gpus_per_worker=resources.gpus_per_worker if resources.gpus_per_node else 0.0,
         )

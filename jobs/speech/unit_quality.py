@@ -146,9 +146,10 @@ def compare(
     train: Sequence[Wave],
     test: Sequence[Spoken],
     num_clusters: Sequence[int],
+    layers: Sequence[int],
     seed: int = 0,
 ) -> list[Scored]:
-    """Scores of every layer and of MFCC (raw and standardised).
+    """Scores of the layers and of MFCC (raw and standardised).
 
     k-means is fitted on the training speech, as it is for the tokenizer.
     """
@@ -156,7 +157,7 @@ def compare(
     said = [phones_at(s, grid) for s in test]
     names = sorted({phone for phones in said for phone in phones} - PAUSES)
     rows = []
-    for name, features in _contenders(model, grid, train):
+    for name, features in _contenders(model, grid, train, layers):
         train_TD = np.concatenate([features(wav_S) for wav_S in train])
         test_TD = np.concatenate([features(s.wav_S) for s in test])
         heard = np.array([names.index(p) if p in names else -1 for phones in said for p in phones])
@@ -256,7 +257,8 @@ def _run(options: argparse.Namespace) -> list[Scored]:
         if not options.spoken:
             speak(folder, options.voices)
         test = load_spoken(folder, options.lowpass_hz)
-    return compare(model, train, test, options.clusters)
+    layers = options.layers or range(1, model.config.num_hidden_layers + 1)
+    return compare(model, train, test, options.clusters, layers)
 
 
 def _entropy(shares: npt.NDArray[np.float64]) -> float:
@@ -266,14 +268,14 @@ def _entropy(shares: npt.NDArray[np.float64]) -> float:
 
 
 def _contenders(
-    model: HubertModel, grid: targets.Grid, train: Sequence[Wave]
+    model: HubertModel, grid: targets.Grid, train: Sequence[Wave], layers: Sequence[int]
 ) -> Iterator[tuple[str, Callable[[Wave], Floats]]]:
     mfcc = _numpy(targets.mfcc(grid))
     yield "mfcc", mfcc
     seen_TD = np.concatenate([mfcc(wav_S) for wav_S in train])
     mean_D, std_D = seen_TD.mean(axis=0), seen_TD.std(axis=0) + 1e-6
     yield "mfcc standardised", lambda wav_S: (mfcc(wav_S) - mean_D) / std_D
-    for layer in range(1, model.config.num_hidden_layers + 1):
+    for layer in layers:
         yield f"encoder layer {layer}", _numpy(pretrain.layer_features(model, layer))
 
 
@@ -300,6 +302,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--train", type=Path, required=True, help="speech that k-means is fitted on"
     )
+    parser.add_argument("--layers", type=int, nargs="+", help="of the encoder; all when absent")
     parser.add_argument("--fit-hours", type=float, default=1.0, help="hours of it")
     parser.add_argument(
         "--spoken", type=Path, help="test speech: .wav with .lab; Festival speaks when absent"

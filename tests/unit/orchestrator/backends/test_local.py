@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -135,6 +136,35 @@ def test_what_an_ended_job_left_running_is_ended(tmp_path: Path) -> None:
     child = started_child(asked)
     assert end_of(backend, ref) == (JobState.SUCCEEDED, 0)
     wait(lambda: is_gone(child), "the job's child lives on")
+
+
+SUBMITTER = """
+import sys, time
+from pathlib import Path
+from orchestrator.backends.base import Job
+from orchestrator.backends.local import LocalBackend
+script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+argv = (sys.executable, "-S", "-c", script)
+detached = sys.argv[2] == "detached"
+LocalBackend().submit(Job(name="job", argv=argv, log=Path(sys.argv[1]), detached=detached))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["attached", "detached"])
+def test_a_job_ends_with_whoever_submitted_it_unless_detached(tmp_path: Path, kind: str) -> None:
+    log = tmp_path / "job.log"
+    argv = [sys.executable, "-c", SUBMITTER, str(log), kind]
+    with subprocess.Popen(argv) as submitter:
+        wait(lambda: log.exists() and log.read_text().endswith("\n"), "the job did not start")
+        child = psutil.Process(int(log.read_text()))
+        submitter.kill()
+    if kind == "attached":
+        wait(lambda: is_gone(child), "the job outlives its submitter")
+    else:
+        time.sleep(0.2)
+        assert not is_gone(child)
+        child.kill()
 
 
 def test_a_detached_job_is_known_by_pid_and_start_time(tmp_path: Path) -> None:

@@ -52,9 +52,8 @@ def test_every_line_names_a_file_or_an_option() -> None:
     assert len(CASES) == len({case.id for case in CASES}) >= 30
 
 
-@pytest.mark.parametrize("name", ["billion laughs", "python apply", "cluster without store"])
-def test_as_a_process_without_a_traceback(name: str, tmp_path: Path) -> None:
-    case = next(c for c in CASES if c.id == name)
+def test_as_a_process_without_a_traceback(tmp_path: Path) -> None:
+    case = next(c for c in CASES if c.id == "python apply")
     words = case.write(tmp_path)
     argv = [sys.executable, "-m", "orchestrator.cli.main", "submit", *words]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=60)
