@@ -102,6 +102,7 @@ def submit(prepared: Prepared) -> tuple[RunFolder, str]:
     problems = missing(prepared)
     if problems:
         raise SpecErrors(problems)
+    _require_local(prepared.cluster)
     run = RunFolder(prepared.store.run_storage(prepared.plan.run))
     created = run.create(
         prepared.plan, prepared.recipe, prepared.cluster, code_snapshot(), code_origin()

@@ -268,6 +268,8 @@ class Supervisor:
         refs = [w.ref for w in stopped if w.ref]
         self._backend.cancel(refs)
         for work in stopped:
+            if self._is_complete(work):  # it finished while it was being asked to stop
+                continue
             if work.attempt and work.state == "running":
                 work.attempt.finish(
                     state="cancelled",
@@ -288,7 +290,7 @@ def say(text: str) -> None:
 @contextmanager
 def only_supervisor(run: RunFolder, timeout_s: float) -> Iterator[Callable[[], None]]:
     """Hold the run's supervision; yields what must be called to keep it. Raises LeaseHeldError."""
-    held = leases.acquire(run.storage.at("supervisor-lease"), holder=run.name, timeout_s=timeout_s)
+    held = leases.acquire(run.supervision, holder=run.name, timeout_s=timeout_s)
     beaten_at = time.monotonic()
 
     def beat() -> None:

@@ -24,7 +24,7 @@ ONE, TWO = PoolSize(max_workers=1), PoolSize(max_workers=2)
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with session("", num_cpus=2):
+    with session("", num_cpus=4):  # of which the two actors below keep two
         yield
 
 
