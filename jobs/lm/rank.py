@@ -186,6 +186,21 @@ def last_lines(path: Path, count: int = 20) -> str:
     return "\n".join(lines[-count:])
 
 
+def last_line(error: object) -> str:
+    """What an error says at its end, where the exception itself stands."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def failure(config: RankConfig, world_size: int, cause: str) -> str:
+    """An error message with the end of the log of the rank that failed, and its path."""
+    folder = Path(config.folder)
+    paths = [log_path(folder, rank) for rank in range(world_size)]
+    # When one rank dies the others fail after it, by losing it: its log ended first.
+    written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
+    path = written[0] if written else paths[0]
+    return f"train: a rank failed ({cause}); the last lines of {path}:\n{last_lines(path)}"
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on right now."""
     with socket.socket() as probe:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.lm.rank import Place, RankConfig, last_lines, log_path, log_to
+from jobs.lm.rank import Place, RankConfig, failure, last_line, log_path, log_to
 from orchestrator.errors import RunFailedError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
@@ -79,30 +79,15 @@ def run_in_worker(told: dict[str, Any]) -> None:
         raise
 
 
-def failure(config: RankConfig, world_size: int, cause: str) -> str:
-    """An error message with the end of the log of the rank that failed, and its path."""
-    folder = Path(config.folder)
-    paths = [log_path(folder, rank) for rank in range(world_size)]
-    # When one rank dies the others fail after it, by losing it; the log that ended first belongs to
-    # the first.
-    written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
-    path = written[0] if written else paths[0]
-    return f"train: a rank failed ({cause}); the last lines of {path}:\n{last_lines(path)}"
-
-
 def _cause(error: Exception) -> str:
     failures = getattr(error, "worker_failures", None) or {}
-    said = [f"rank {rank}: {_last_line(reason)}" for rank, reason in sorted(failures.items())]
-    return "; ".join(said) or _last_line(error)
-
-
-def _last_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    said = [f"rank {rank}: {last_line(reason)}" for rank, reason in sorted(failures.items())]
+    return "; ".join(said) or last_line(error)
 
 
 @contextmanager
 def session(address: str, resources: Resources) -> Iterator[None]:
-    """A connection to the Ray cluster at ``address``; to one of our own, as large as the training, when empty.
+    """A connection to the Ray cluster at ``address``; to a new one of our own when empty.
 
     Left again at once: Ray ends a process that is still connected when its cluster goes away.
     """

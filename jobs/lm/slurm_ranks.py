@@ -16,8 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.lm.rank import Place, RankConfig, free_port, log_path, log_to
-from jobs.lm.ray_train import failure
+from jobs.lm.rank import Place, RankConfig, failure, free_port, last_line, log_path, log_to
 from orchestrator.errors import RunFailedError
 from orchestrator.spec.cluster import Resources
 
@@ -86,8 +85,7 @@ def _launch_local(config: RankConfig, resources: Resources) -> None:
         time.sleep(_POLL_S)
     error = next((e for e in (task.exception() for task in _tasks(job)) if e), None)
     if error is not None:
-        cause = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise RunFailedError(failure(config, resources.world_size, cause))
+        raise RunFailedError(failure(config, resources.world_size, last_line(error)))
 
 
 def _tasks(job: object) -> list[object]:

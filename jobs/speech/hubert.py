@@ -15,16 +15,18 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import HubertModel
 
 from orchestrator.errors import RequestError
 from orchestrator.units import SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:
+    from transformers import HubertModel
 
 Wave = npt.NDArray[np.float32]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -98,6 +100,8 @@ class Hubert:
         Reads config.json, model.safetensors and, where it is there, encoder.json.
         Raises RequestError when it has no such layer.
         """
+        from transformers import HubertModel  # takes seconds, which drivers need not spend
+
         config = json.loads((folder / "config.json").read_text())
         if not 1 <= layer <= config["num_hidden_layers"]:
             raise RequestError(

@@ -64,7 +64,9 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         return Observed(
             recipe=load_recipe(ROOT / "recipes" / "smoke.yaml"),
-            cluster=Cluster(backend="local", store="", data={"smoke": str(self.folder / "speech")}),
+            cluster=Cluster(
+                backend="local", store="unused", data={"smoke": str(self.folder / "speech")}
+            ),
             resources=Resources(min_workers=workers, max_workers=workers),
             artifacts=tuple(self.artifact(stage, name) for name in names),
             upstreams=tuple(
