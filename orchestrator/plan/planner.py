@@ -16,6 +16,8 @@ from orchestrator.spec.recipe import Recipe
 
 Decision = Literal["reuse", "resume", "run"]
 
+_MAX_CHANGES_SHOWN = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -189,12 +191,15 @@ def _decided(
 ) -> tuple[Instance, ...]:
     corpora = {i.id: there[i.id].facts for i in instances if i.stage == "corpus" and i.id in there}
     decided: list[Instance] = []
+    causes: dict[str, tuple[str, ...]] = {}
     for instance in instances:
         found = there.get(instance.id, Found(complete=False))
         total = corpora.get(instance.needs.get("corpus", ""), {}).get("num_shards")
         instance = _measured(instance, found, total)
-        decision, reason = _decide(instance, found, known_inputs)
-        reason = _named_by_cause(reason, [i for i in decided if i.id in instance.needs.values()])
+        decision, reason = _decide(instance, found)
+        if decision == "run":
+            causes[instance.id] = _causes(instance, known_inputs(instance.stage), causes)
+            reason = _listed(causes[instance.id]) or "nothing like it in the store"
         decided.append(replace(instance, decision=decision, reason=reason))
     return tuple(decided)
 
@@ -209,31 +214,34 @@ def _measured(instance: Instance, found: Found, num_shards: int | None) -> Insta
     return replace(instance, shards_done=done, shards_total=num_shards)
 
 
-def _decide(
-    instance: Instance,
-    found: Found,
-    known_inputs: Callable[[str], Sequence[Mapping[str, Any]]],
-) -> tuple[Decision, str]:
+def _decide(instance: Instance, found: Found) -> tuple[Decision, str]:
     if found.complete:
         return "reuse", "complete in the store"
     if found.step:
         return "resume", f"step {found.step} of {instance.steps}"
     if found.shards_done:
         return "resume", f"{found.shards_done} of {instance.shards_total or '?'} shards"
-    others = [i for i in known_inputs(instance.stage) if key_of(i) != instance.key]
-    changed = nearest_changes(instance.inputs, others)
-    return "run", "; ".join(changed) or "nothing like it in the store"
+    return "run", ""
 
 
-def _named_by_cause(reason: str, upstream: Sequence[Instance]) -> str:
-    """The reason with changed upstream keys replaced by what changed there, where known."""
-    causes = {i.stage: i.reason for i in upstream if i.decision == "run"}
-    parts = []
-    for part in reason.split("; "):
-        stage = part.removeprefix("upstream.").split(":")[0]
-        changed = part.startswith("upstream.") and stage in causes
-        parts.append(f"{stage} changed ({causes[stage]})" if changed else part)
-    return "; ".join(parts)
+def _causes(
+    instance: Instance,
+    known_inputs: Sequence[Mapping[str, Any]],
+    causes: Mapping[str, tuple[str, ...]],
+) -> tuple[str, ...]:
+    """The key inputs that changed; for an upstream key, those that changed there, where known."""
+    others = [inputs for inputs in known_inputs if key_of(inputs) != instance.key]
+    roots: list[str] = []
+    for change in nearest_changes(instance.inputs, others):
+        stage = change.split(":")[0].removeprefix("upstream.")
+        roots += causes.get(instance.needs.get(stage, ""), ()) or (change,)
+    return tuple(dict.fromkeys(roots))
+
+
+def _listed(changes: Sequence[str]) -> str:
+    shown = "; ".join(changes[:_MAX_CHANGES_SHOWN])
+    more = len(changes) - _MAX_CHANGES_SHOWN
+    return f"{shown}; and {more} more" if more > 0 else shown
 
 
 def stage_order(name: str) -> int:

@@ -136,10 +136,15 @@ def test_a_miss_names_the_input_that_changed_all_the_way_down() -> None:
     cause = "tokenizer.num_clusters: 20 -> 40"
     said = decisions(new)
     assert said["corpus"] == said["encoder"] == ("reuse", "complete in the store")
-    assert said["codebook"] == ("run", cause)
-    assert said["tokenize"] == ("run", f"codebook changed ({cause})")
-    assert said["pack"] == ("run", f"tokenize changed (codebook changed ({cause}))")
-    assert said["train"][1].startswith(f"codebook changed ({cause}); pack changed (")
+    for stage in ("codebook", "tokenize", "pack", "train", "evaluate"):
+        assert said[stage] == ("run", cause), stage
+
+
+def test_many_changed_inputs_are_counted() -> None:
+    known = {i.stage: (i.inputs,) for i in plan_of(recipe()).instances}
+    values = {"train.steps": 13, "train.optimizer.lr": 0.001, "seed": 7, "model.init_std": 0.5}
+    plan = plan_of(recipe(**values), known_inputs=known.__getitem__)
+    assert decisions(plan)["train"][1].endswith("; and 1 more")
 
 
 def test_several_changed_inputs_are_all_named() -> None:
