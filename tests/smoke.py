@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +82,12 @@ class Smoke:
             *artifacts.glob("train/*/validation.jsonl"),
         ]
         return {p.relative_to(artifacts).as_posix(): _sha256(p) for p in sorted(files)}
+
+    def begun(self) -> Counter[str]:
+        """How often each stage's work was begun under a lease, over all runs of the store."""
+        segments = (self.folder / "store" / "runs").glob("*/stages/*/attempts/*/events-*.jsonl")
+        events = (json.loads(line) for path in segments for line in path.read_text().splitlines())
+        return Counter(e["stage"] for e in events if e["kind"] == "begin")
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this store's runs: supervisor, drivers, Ray daemons, actors, ranks."""

@@ -20,10 +20,10 @@ IDS = [f"utterance-{n}" for n in range(200)]
 ONE_MINUTE = [60 * 16_000] * 200
 
 
-def _islands() -> torch.Tensor:
-    """1,000 frames around 10 points that are far apart."""
+def _islands(spread: float = 100) -> torch.Tensor:
+    """1,000 frames around 10 points."""
     torch.manual_seed(0)
-    centres_KD = 100 * torch.randn(10, 4)
+    centres_KD = spread * torch.randn(10, 4)
     return centres_KD.repeat(100, 1) + torch.randn(1_000, 4)
 
 
@@ -63,7 +63,7 @@ def test_blocks_add_up_to_the_whole() -> None:
 
 
 def test_plus_plus_finds_every_island() -> None:
-    feats_MD = _islands()
+    feats_MD = _islands(spread=3_000)  # so far apart that missing one has odds of about 1 : 20,000
     centroids_KD = plus_plus(feats_MD, 10, seed=3)
     assert torch.cdist(feats_MD, centroids_KD).min(1).values.max() < 15
     assert torch.equal(centroids_KD, plus_plus(feats_MD, 10, seed=3))
