@@ -184,7 +184,8 @@ def _unwanted(recording: Recording, corpus: Corpus) -> str:
     """Why the recipe does not want the recording; empty when it does."""
     if recording.language not in corpus.languages:
         return "language"
-    if _hash_share(recording.id) >= corpus.data_fraction:
+    # Salted, because the split into train, valid and test hashes the same ids.
+    if _hash_share(f"data_fraction/{recording.id}") >= corpus.data_fraction:
         return "data_fraction"
     return ""
 

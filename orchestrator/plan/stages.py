@@ -122,7 +122,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="corpus",
         module="jobs.corpus",
-        version=1,
+        version=2,
         upstream=_reads(),
         fields=_corpus,
         uses_ray=False,

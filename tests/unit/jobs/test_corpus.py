@@ -12,9 +12,10 @@ import pytest
 import soundfile
 
 from jobs.corpus import choose, probe, share_out, write_tables
+from jobs.lm.packing import split_of
 from orchestrator.errors import RequestError
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.recipe import Corpus, Source
+from orchestrator.spec.recipe import Corpus, Source, Split
 
 RATE_HZ = 16_000
 
@@ -99,6 +100,16 @@ def test_a_fraction_is_part_of_every_larger_one(roots: dict[str, Path]) -> None:
     assert quarter < half
     assert 3 <= len(quarter) <= 20
     assert 12 <= len(half) <= 33
+
+
+def test_the_data_fraction_leaves_the_split_alone(tmp_path: Path) -> None:
+    """A part of the data is split as the whole is: neither hash may decide the other."""
+    (tmp_path / "en").mkdir()
+    for n in range(2000):
+        (tmp_path / "en" / f"{n}.wav").touch()
+    part, _ = choose(corpus_of(sources=[Source(name="s")], data_fraction=0.4), {"s": tmp_path})
+    held_out = [r for r in part if split_of(r.id, Split(valid=0.03, test=0.08)) != "train"]
+    assert 0.07 < len(held_out) / len(part) < 0.15
 
 
 def test_shards_are_runs_of_neighbours_and_none_is_empty() -> None:
