@@ -195,11 +195,14 @@ def _write_aside(target: Path, data: bytes) -> Path:
 def _open_aside(target: Path) -> BinaryIO:
     """A new temporary file in the target's folder, which is made when it is not there."""
     while True:
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             return target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}").open("xb")
-        except FileNotFoundError:  # somebody deleted the folder's last object just now
-            continue
+        except (FileNotFoundError, FileExistsError):
+            # Somebody deleted the folder's last object just now; mkdir says "exists" of a folder
+            # that is gone when it looks again.
+            if target.parent.is_file():
+                raise
 
 
 def _link_exclusively(target: Path, data: bytes) -> None:
