@@ -25,8 +25,9 @@ check: setup ## ruff, mypy, unit and golden tests
 	$(RUN)/mypy
 	$(RUN)/pytest -q tests/unit tests/golden
 
-test: check ## everything but the drills
+test: setup ## everything but the drills
 	./apt-packages.sh
+	$(MAKE) check
 	$(RUN)/pytest tests --ignore=tests/unit --ignore=tests/golden --ignore=tests/chaos/drill.py
 
 drill: setup ## the long kills over smoke.yaml; figures go to benchmarks/drills.md

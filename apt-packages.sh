@@ -3,7 +3,9 @@
 set -euo pipefail
 
 packages=(
-  chromium          # the report page is opened in a real browser
+  festival            # speaks test material with exact phone times (jobs/speech/unit_quality.py)
+  festvox-kallpc16k   # its first voice
+  festvox-kdlpc16k    # its second voice
 )
 
 missing=()

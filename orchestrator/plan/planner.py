@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from orchestrator.plan.keys import key_of, nearest_changes
-from orchestrator.plan.stages import BY_NAME, STAGES, Facts, Stage, inputs_of
+from orchestrator.plan.stages import STAGES, Facts, Stage, inputs_of
 from orchestrator.spec.recipe import Recipe
 
 Decision = Literal["reuse", "resume", "run"]
@@ -242,8 +242,3 @@ def _listed(changes: Sequence[str]) -> str:
     shown = "; ".join(changes[:_MAX_CHANGES_SHOWN])
     more = len(changes) - _MAX_CHANGES_SHOWN
     return f"{shown}; and {more} more" if more > 0 else shown
-
-
-def stage_order(name: str) -> int:
-    """Position of a stage on the data's path."""
-    return STAGES.index(BY_NAME[name])
