@@ -21,8 +21,10 @@ from transformers import HubertConfig, HubertModel
 from jobs import codebook, tokenize
 from jobs.attempt import Attempt
 from jobs.smoke_material import babble
+from jobs.speech.kmeans import BLOCK_SAMPLES
 from jobs.speech.pool import session
 from jobs.speech.units import read_codebook
+from jobs.speech.utterances import pages
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.run import AttemptFolder
 from orchestrator.ledger.storage import Storage
@@ -32,6 +34,8 @@ from orchestrator.spec.loader import load_recipe
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 NUM_RECORDINGS, NUM_SHARDS = 24, 6
+NUM_BLOCKS = 3
+"""What k-means keeps the corpus in: about 500 s in blocks of at most 240 s."""
 
 
 @dataclass
@@ -63,7 +67,7 @@ class World:
         folder = self.folder / "attempts" / stage / "-".join(names)
         folder.mkdir(parents=True, exist_ok=True)
         return Observed(
-            recipe=load_recipe(ROOT / "recipes" / "smoke.yaml"),
+            recipe=load_recipe(ROOT / "recipes" / "smoke.yaml", ["tokenizer.fit_hours=1"]),
             cluster=Cluster(
                 backend="local", store="unused", data={"smoke": str(self.folder / "speech")}
             ),
@@ -104,7 +108,7 @@ def _make_corpus(world: World) -> None:
     rows = []
     (world.folder / "speech").mkdir()
     for number in range(NUM_RECORDINGS):
-        wave = babble(np.random.default_rng(number), syllables=12 + number % 7)
+        wave = babble(np.random.default_rng(number), syllables=90 + number % 7)
         soundfile.write(world.folder / "speech" / f"{number}.wav", wave, 16_000, subtype="PCM_16")
         for start, end in ((0, len(wave) // 3), (len(wave) // 3, len(wave))):
             rows.append(_row(number, start, end - start))
@@ -143,10 +147,16 @@ def _make_encoder(world: World) -> None:
     HubertModel(config).save_pretrained(world.artifact("encoder").storage.url)
 
 
-def _kill_one_actor() -> None:
-    """SIGKILL the youngest worker process of this process's Ray session."""
+def _actors() -> list[psutil.Process]:
+    """The worker processes of this process's Ray session, oldest first."""
     actors = [p for p in psutil.process_iter() if _is_our_actor(p)]
-    max(actors, key=lambda p: p.create_time()).kill()
+    return sorted(actors, key=lambda p: p.create_time())
+
+
+def _kill_all_actors() -> None:
+    """SIGKILL every worker: one alone may hold no block, and then nobody misses it."""
+    for actor in _actors():
+        actor.kill()
 
 
 def _is_our_actor(process: psutil.Process) -> bool:
@@ -158,11 +168,12 @@ def _is_our_actor(process: psutil.Process) -> bool:
         return False
 
 
-def test_a_codebook_is_the_same_with_two_workers_of_which_one_dies(
+def test_a_codebook_is_the_same_with_two_workers_that_die(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempt = world.attempt("codebook", "two", workers=2)
-    attempt.on_progress = lambda done: _kill_one_actor() if done == 2 else None
+    assert len(list(pages(codebook.sampled(attempt), BLOCK_SAMPLES))) == NUM_BLOCKS
+    attempt.on_progress = lambda done: _kill_all_actors() if done == 2 else None
     with caplog.at_level(logging.WARNING):
         facts = world.fit("two", attempt)
     assert "a worker died" in caplog.text
@@ -176,7 +187,7 @@ def test_shards_are_the_same_with_two_workers_of_which_one_dies(
 ) -> None:
     alone = tokenize.work(world.attempt("tokenize", "alone", workers=1, codebooks=("one",)))
     attempt = world.attempt("tokenize", "a", "b", workers=2, codebooks=("one", "one"))
-    attempt.on_progress = lambda done: _kill_one_actor() if done == 1 else None
+    attempt.on_progress = lambda done: _actors()[-1].kill() if done == 1 else None
     with caplog.at_level(logging.WARNING):
         both = tokenize.work(attempt)
     assert "a worker died" in caplog.text
