@@ -10,23 +10,32 @@ from rich.table import Table
 
 from orchestrator.cli.arguments import add_run, run_and_store, store_of
 from orchestrator.cli.watch import stage_table, watch
-from orchestrator.control.status import run_status
+from orchestrator.control.status import run_progress, run_status
+from orchestrator.errors import RequestError
+from orchestrator.ledger.goodput import goodput_line
+from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """[RUN] [--watch] [--json] [--cluster F]."""
+    """[RUN] [--watch] [--json | --openmetrics] [--cluster F]."""
     add_run(parser, optional=True)
     parser.add_argument(
         "--watch", action="store_true", help="go on until the run ends; Ctrl-C leaves it running"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    form.add_argument(
+        "--openmetrics", action="store_true", help="RUN's figures in the format Prometheus reads"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the status of one run, or a line for each."""
     if options.run is None:
+        if options.openmetrics:
+            raise RequestError("--openmetrics: no RUN given; name one of `orchestrator status`")
         return _all(store_of(options), as_json=options.json)
     folder, store = run_and_store(options)
     if options.watch:
@@ -34,19 +43,21 @@ def run(options: argparse.Namespace) -> int:
     status = run_status(folder, store)
     if options.json:
         print(json.dumps(status, indent=1))
+    elif options.openmetrics:
+        print(openmetrics(folder.name, status), end="")
     else:
         Console().print(stage_table(status))
+        print(f"\n{goodput_line(status['goodput'])}")
     return 0
 
 
 def _all(store: Store, *, as_json: bool) -> int:
     folders = [f for name in store.runs() if (f := RunFolder(store.run_storage(name))).exists()]
-    rows = [run_status(f, store) for f in folders]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([run_status(f, store) for f in folders], indent=1))
         return 0
     table = Table("run", "state", "backend", "stages done", box=None, pad_edge=False)
-    for row in rows:
+    for row in (run_progress(f, store) for f in folders):
         done = sum(s["state"] == "succeeded" for s in row["stages"])
         table.add_row(row["run"], row["state"], row["backend"], f"{done}/{len(row['stages'])}")
     Console().print(table)

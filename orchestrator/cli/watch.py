@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.control.status import FINAL, run_cause, run_status
+from orchestrator.control.status import FINAL, run_cause, run_progress
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
@@ -29,12 +29,12 @@ def watch(run: RunFolder, store: Store) -> int:
     Interrupting leaves the run alone.
     """
     console = Console(stderr=True)
-    status = run_status(run, store)
+    status = run_progress(run, store)
     shown: dict[str, str] = {}
     with Live(stage_table(status), console=console, refresh_per_second=2, transient=False) as live:
         while status["state"] not in FINAL:
             time.sleep(EVERY_S)
-            status = run_status(run, store)
+            status = run_progress(run, store)
             live.update(stage_table(status))
             if not console.is_terminal:
                 _print_changes(status, shown)

@@ -6,21 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.ledger.goodput import goodput
+from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Found, Instance
 
 FINAL = ("succeeded", "failed", "cancelled")
+OPENMETRICS = "metrics.openmetrics"
 
 
 def run_status(run: RunFolder, store: Store) -> dict[str, Any]:
     """The document of ``status RUN --json``."""
+    return {**run_progress(run, store), "goodput": run_goodput(run)}
+
+
+def run_progress(run: RunFolder, store: Store) -> dict[str, Any]:
+    """The document without its goodput, which reads every step line: for asking each second."""
     plan, cluster = run.plan(), run.cluster()
     alive = run.live_supervisor() is not None
     found = store.find({i.id: f"{i.stage}/{i.key}" for i in plan.instances})
-    attempts = {i.id: run.attempts(i.leader) for i in plan.instances}
     stages = [
-        _stage(i, found[i.id], attempts[i.id], alive, _shards_total(i, found))
+        _stage(i, found[i.id], run.attempts(i.leader), alive, _shards_total(i, found))
         for i in plan.instances
     ]
     return {
@@ -28,8 +34,23 @@ def run_status(run: RunFolder, store: Store) -> dict[str, Any]:
         "state": _run_state(run, alive, stages),
         "backend": cluster.backend,
         "stages": stages,
-        "goodput": goodput(a for i in plan.instances if i.leader == i.id for a in attempts[i.id]),
     }
+
+
+def run_goodput(run: RunFolder) -> dict[str, float | None]:
+    """Where the run's wall-clock time went, from its first supervisor's start on."""
+    return goodput(
+        {i.id: run.attempts(i.id) for i in run.plan().instances if i.leader == i.id},
+        submitted_at=next((s.started["started_at"] for s in run.supervisors()), None),
+        is_alive=run.live_supervisor() is not None,
+    )
+
+
+def write_openmetrics(run: RunFolder, store: Store) -> str:
+    """Write the run's figures for monitoring into its folder; returns where they are."""
+    text = openmetrics(run.name, run_status(run, store))
+    run.storage.replace(OPENMETRICS, text.encode())
+    return f"{run.storage.url}/{OPENMETRICS}"
 
 
 def _stage(

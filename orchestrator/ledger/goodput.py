@@ -1,45 +1,249 @@
-"""Where a run's wall-clock time went, from its attempts alone."""
+"""Where a run's wall-clock time went, from what its attempts have written down.
+
+In: the attempts of every stage instance. Out: seconds by part, which add up to the elapsed time.
+Each attempt is cut, without a gap, into intervals that carry the name of a part; a sweep over the
+intervals of all attempts then gives every instant to one part, so that stages side by side count
+once.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 from orchestrator.ledger.run import AttemptFolder
 
+PART_NAMES = {
+    "productive": "productive",
+    "checkpoint": "checkpoint stall",
+    "lost": "lost",
+    "restart": "restart",
+    "startup": "start-up",
+    "queue": "queue",
+    "idle": "idle",
+}
+"""Every part and what people call it."""
 
-def goodput(attempts: Iterable[AttemptFolder]) -> dict[str, Any]:
-    """Seconds of attempts that ended in their artifact, of those that did not, and in between.
+_PRIORITY = ("productive", "checkpoint", "lost", "startup", "restart", "queue")
+"""Which part an instant belongs to where intervals overlap; idle is what no interval covers."""
 
-    ``elapsed_s`` runs from the first attempt's start to the last one's end. Attempts of independent
-    stages overlap, so the parts are unions of intervals and
-    ``useful_s + lost_s + idle_s == elapsed_s``.
+_TRAINING = "train"
+"""The stage whose attempts write step lines."""
+
+
+class Interval(NamedTuple):
+    """A stretch of time that one attempt spent on one part."""
+
+    began_at: float
+    ended_at: float
+    part: str
+
+
+class _Step(NamedTuple):
+    """One optimizer step as its line tells it."""
+
+    number: int
+    ended_at: float
+    step_s: float
+    stall_s: float
+    """How long training then stood still for saving."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Life:
+    """One attempt, reduced to what its accounting needs."""
+
+    created_at: float
+    begun_at: float
+    """When its process was at work: before that it waited."""
+    ended_at: float
+    """Of a running attempt: now."""
+    state: str
+    steps: tuple[_Step, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """The part its work belongs to: what still runs is productive until it says otherwise."""
+        return "productive" if self.state in ("succeeded", "running") else "lost"
+
+
+def goodput(
+    attempts_by_instance: Mapping[str, Sequence[AttemptFolder]],
+    *,
+    submitted_at: float | None = None,
+    is_alive: bool = True,
+) -> dict[str, float | None]:
+    """Seconds of every part, their sum ``elapsed_s``, and ``ettr``.
+
+    Attempts are listed oldest first under their instance's id. Time from ``submitted_at`` to the
+    first of them is queue. With nobody alive, an attempt that nobody ended is taken to have ended
+    with its last sign of life.
+
+    ``ettr`` is the effective training time ratio: productive runtime over available wall-clock time
+    (Revisiting Reliability in Large-Scale Machine Learning Research Clusters, arXiv 2410.21680).
+    The time in queue is not counted as available here: the ratio tells of the run, not of how busy
+    the cluster was. None when nothing has run.
     """
-    useful: list[tuple[float, float]] = []
-    lost: list[tuple[float, float]] = []
-    for attempt in attempts:
-        end = attempt.end
-        span = (attempt.started["started_at"], end["ended_at"] if end else time.time())
-        running_or_done = end is None or end["state"] == "succeeded"
-        (useful if running_or_done else lost).append(span)
-    if not useful and not lost:
-        return {"elapsed_s": 0.0, "useful_s": 0.0, "lost_s": 0.0, "idle_s": 0.0}
-    spans = useful + lost
-    elapsed_s = max(e for _, e in spans) - min(s for s, _ in spans)
-    useful_s, busy_s = _covered_s(useful), _covered_s(spans)
+    now = time.time()
+    intervals = [
+        interval
+        for instance_id, attempts in attempts_by_instance.items()
+        for interval in _of_instance(
+            _lives(attempts, now if is_alive else None),
+            trains=instance_id.partition("-")[0] == _TRAINING,
+        )
+    ]
+    if submitted_at is not None:
+        intervals += _before_all(intervals, submitted_at, now if is_alive else submitted_at)
+    return _totals(sweep(intervals))
+
+
+def goodput_line(parts: Mapping[str, float | None]) -> str:
+    """The goodput in one line of text: the share of every part, and the ETTR."""
+    if not parts["elapsed_s"]:
+        return "goodput: nothing has run yet"
+    shares = ", ".join(
+        f"{share:.1f} % {PART_NAMES[part]}" for part, share in shares_percent(parts).items()
+    )
+    ettr = parts["ettr"]
+    return f"goodput: {shares}; ETTR {'unknown' if ettr is None else f'{ettr:.2f}'}"
+
+
+def shares_percent(parts: Mapping[str, float | None]) -> dict[str, float]:
+    """The share of every part in the elapsed time; empty when no time has elapsed."""
+    elapsed_s = parts.get("elapsed_s")
+    if not elapsed_s:
+        return {}
+    return {part: 100 * (parts[f"{part}_s"] or 0.0) / elapsed_s for part in PART_NAMES}
+
+
+def sweep(intervals: Iterable[Interval]) -> dict[str, float]:
+    """Seconds of every part: each instant between the first and the last edge counts once."""
+    edges = sorted(
+        edge
+        for began_at, ended_at, part in intervals
+        if ended_at > began_at
+        for edge in ((began_at, part, 1), (ended_at, part, -1))
+    )
+    spans_s: dict[str, list[float]] = {part: [] for part in PART_NAMES}
+    open_now: Counter[str] = Counter()
+    for (at, part, change), (until, _, _) in pairwise(edges):
+        open_now[part] += change
+        spans_s[next((p for p in _PRIORITY if open_now[p]), "idle")].append(until - at)
+    return {part: math.fsum(spans) for part, spans in spans_s.items()}
+
+
+def _totals(seconds: Mapping[str, float]) -> dict[str, float | None]:
+    run_s = math.fsum(s for part, s in seconds.items() if part != "queue")
     return {
-        "elapsed_s": elapsed_s,
-        "useful_s": useful_s,
-        "lost_s": busy_s - useful_s,
-        "idle_s": elapsed_s - busy_s,
+        "elapsed_s": math.fsum(seconds.values()),
+        **{f"{part}_s": s for part, s in seconds.items()},
+        "ettr": seconds["productive"] / run_s if run_s else None,
     }
 
 
-def _covered_s(spans: list[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
-    covered, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        covered += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return covered
+def _before_all(
+    intervals: Sequence[Interval], submitted_at: float, otherwise: float
+) -> list[Interval]:
+    first_at = min((i.began_at for i in intervals), default=otherwise)
+    return [Interval(submitted_at, first_at, "queue")]
+
+
+def _of_instance(lives: Sequence[_Life], *, trains: bool) -> list[Interval]:
+    """The intervals of all attempts of a stage instance and of the gaps before its retries."""
+    intervals: list[Interval] = []
+    redone_from = math.inf
+    for before, life in reversed(list(zip([None, *lives], lives, strict=False))):
+        wait, warm_up = "queue", "startup"
+        if before and before.state != "succeeded":
+            wait, warm_up = "restart", "restart"
+            intervals.append(Interval(before.ended_at, life.created_at, "restart"))
+        cuts = _training(life, warm_up, redone_from) if trains else [(life.ended_at, life.outcome)]
+        intervals += _cut(life, [(life.begun_at, wait), *cuts])
+        if life.steps:
+            redone_from = min(redone_from, life.steps[0].number)
+    return intervals
+
+
+def _training(life: _Life, warm_up: str, redone_from: float) -> list[tuple[float, str]]:
+    """Until when a training attempt did what, from its begin to its end.
+
+    What lies between two steps, such as validation, belongs to the second of them.
+    """
+    if not life.steps:
+        is_warming_up = life.state == "running" or warm_up == "restart"
+        return [(life.ended_at, warm_up if is_warming_up else life.outcome)]
+    first = life.steps[0]
+    steps = chain.from_iterable(
+        (
+            (step.ended_at, "lost" if step.number >= redone_from else "productive"),
+            (step.ended_at + step.stall_s, "checkpoint"),
+        )
+        for step in life.steps
+    )
+    return [(first.ended_at - first.step_s, warm_up), *steps, (life.ended_at, life.outcome)]
+
+
+def _cut(life: _Life, cuts: Iterable[tuple[float, str]]) -> Iterator[Interval]:
+    """The attempt's time, cut at the given instants.
+
+    Clocks of different machines may disagree, so no cut goes back, or beyond the attempt's end.
+    """
+    reached = life.created_at
+    for until, part in cuts:
+        at = min(max(until, reached), life.ended_at)
+        yield Interval(reached, at, part)
+        reached = at
+
+
+def _lives(attempts: Sequence[AttemptFolder], now: float | None) -> list[_Life]:
+    """What the attempts of an instance have written; without ``now`` nobody is alive."""
+    starts = [attempt.started["started_at"] for attempt in attempts]
+    return [
+        _life(attempt, next_at, now)
+        for attempt, next_at in zip(attempts, [*starts[1:], None], strict=False)
+    ]
+
+
+def _life(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _Life:
+    created_at = attempt.started["started_at"]
+    steps = tuple(map(_step, attempt.steps()))
+    ended_at, state = _end(attempt, steps, next_at, now)
+    begun_at = next((e["at"] for e in attempt.events() if e["kind"] == "begin"), None)
+    if begun_at is None:
+        # It waits, or was cancelled while it did; else it died before its first events were out.
+        has_waited_only = state in ("running", "cancelled") and not steps
+        begun_at = ended_at if has_waited_only else created_at
+    return _Life(
+        created_at=created_at,
+        begun_at=begun_at,
+        ended_at=max(ended_at, created_at),
+        state=state,
+        steps=steps,
+    )
+
+
+def _end(
+    attempt: AttemptFolder, steps: Sequence[_Step], next_at: float | None, now: float | None
+) -> tuple[float, str]:
+    """When and how it ended: when nobody has said so, at the latest when the next one started."""
+    if end := attempt.end:
+        return end["ended_at"], end["state"]
+    if next_at is not None:
+        return next_at, "unknown"
+    return (now, "running") if now is not None else (_last_sign_at(attempt, steps), "unknown")
+
+
+def _last_sign_at(attempt: AttemptFolder, steps: Sequence[_Step]) -> float:
+    said = [attempt.started["started_at"], attempt.progress.get("at", 0.0)]
+    said += [step.ended_at + step.stall_s for step in steps[-1:]]
+    return float(max(said + [event["at"] for event in attempt.events()]))
+
+
+def _step(line: Mapping[str, Any]) -> _Step:
+    return _Step(line["step"], line["at"], line["step_s"], line["stall_s"])

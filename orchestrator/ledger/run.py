@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import AlreadyExistsError, RequestError
+from orchestrator.errors import AlreadyExistsError, CorruptError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
@@ -35,6 +35,9 @@ from orchestrator.spec.recipe import Recipe
 
 PLAN = "plan.json"
 DRIVER_LOG = "driver.log"
+
+_STEP_TIMES = {"step", "at", "step_s", "stall_s"}
+"""What a step's line must have to say where time went; the first runs wrote lines without."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,32 @@ class AttemptFolder:
         for name in self.storage.children():
             if name.startswith("events-"):
                 yield from map(json.loads, self.storage.read_bytes(name).decode().splitlines())
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """The lines of all optimizer steps in order, of those that say when a step ended.
+
+        A last line of a segment that was torn when its writer was killed is left out. Raises
+        CorruptError when any other line does not parse.
+        """
+        for name in self.storage.children():
+            if name.startswith("metrics-"):
+                yield from filter(_tells_time, self._whole_lines(name))
+
+    def _whole_lines(self, name: str) -> Iterator[Any]:
+        lines = self.storage.read_bytes(name).splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                if number < len(lines):
+                    raise CorruptError(
+                        f"{self.storage.url}/{name}: line {number} is not valid JSON ({error}); "
+                        "remove that line"
+                    ) from None
+
+
+def _tells_time(line: Any) -> bool:
+    return isinstance(line, dict) and line.keys() >= _STEP_TIMES
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import RequestError
+from orchestrator.ledger.goodput import PART_NAMES, shares_percent
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.report import plots
@@ -128,9 +129,22 @@ def _time_content(record: Record) -> dict[str, Any]:
     return {
         "spans": _spans(record),
         "attempts": [_attempt_view(stage, a) for stage in leaders for a in stage.attempts],
-        "goodput": [(label(name), shown(name, value)) for name, value in record.goodput.items()],
+        "goodput": _goodput_view(record.goodput),
         "by_stage": _time_by_stage(record),
     }
+
+
+def _goodput_view(parts: Mapping[str, float | None]) -> list[tuple[str, str]]:
+    """The elapsed time, every part of it with its share, and the effective training time ratio."""
+    view = [
+        (PART_NAMES[part], f"{format_duration(parts[f'{part}_s'] or 0.0)} ({share:.1f} %)")
+        for part, share in shares_percent(parts).items()
+    ]
+    if elapsed_s := parts.get("elapsed_s"):
+        view.insert(0, ("elapsed", format_duration(elapsed_s)))
+    if (ettr := parts.get("ettr")) is not None:
+        view.append(("ETTR", f"{ettr:.2f}"))
+    return view
 
 
 def _lineage_content(record: Record) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Record:
     """Commit and package versions at submission."""
     stages: tuple[StageRecord, ...]
     variants: tuple[VariantRecord, ...]
-    goodput: Mapping[str, float]
+    goodput: Mapping[str, float | None]
     gaps: tuple[str, ...]
     """What is not there, one sentence each."""
 
@@ -170,7 +170,7 @@ def read_record(run: RunFolder, store: Store) -> Record:
         variants=tuple(
             _variant(reader, row, recipes.get(row["name"]), by_id) for row in plan.variants
         ),
-        goodput=reader.ask("attempts", lambda: goodput(_leaders_attempts(run, plan))) or {},
+        goodput=_goodput(reader, run, plan, is_alive=is_alive),
         gaps=tuple(dict.fromkeys(reader.gaps)),
     )
 
@@ -282,8 +282,22 @@ def _run_state(
     return "cancelled" if _mapping(ends[-1]).get("state") == "cancelled" else "failed"
 
 
-def _leaders_attempts(run: RunFolder, plan: Plan) -> Iterable[AttemptFolder]:
-    return [a for i in plan.instances if i.leader == i.id for a in run.attempts(i.id)]
+def _goodput(
+    reader: _Reader, run: RunFolder, plan: Plan, *, is_alive: bool
+) -> Mapping[str, float | None]:
+    submitted_at = reader.ask(
+        "supervisor",
+        lambda: next((float(s.started["started_at"]) for s in run.supervisors()), None),
+    )
+    parts = reader.ask(
+        "attempts",
+        lambda: goodput(
+            {i.id: run.attempts(i.id) for i in plan.instances if i.leader == i.id},
+            submitted_at=submitted_at,
+            is_alive=is_alive,
+        ),
+    )
+    return parts or {}
 
 
 def _variant(

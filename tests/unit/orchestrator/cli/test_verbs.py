@@ -125,7 +125,21 @@ def test_status_as_json(project: Project, by: str, capsys: pytest.CaptureFixture
 
 def test_status_for_people(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("status", project.plan.run) == 0
-    assert capsys.readouterr().out.count("reused") == 7
+    said = capsys.readouterr().out
+    assert said.count("reused") == 7
+    assert said.splitlines()[-1].startswith("goodput: ")
+
+
+def test_status_as_openmetrics(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("status", project.plan.run, "--openmetrics") == 0
+    said = capsys.readouterr().out
+    state = f'orchestrator_run_state{{run="{project.plan.run}",state="succeeded"}} 1.0\n'
+    assert state in said
+    assert said.endswith("# EOF\n")
+    assert project.orchestrator("status", "--openmetrics") == 2
+    assert capsys.readouterr().err == (
+        "--openmetrics: no RUN given; name one of `orchestrator status`\n"
+    )
 
 
 def test_status_of_all_runs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.control.status import run_cause, run_status
+from orchestrator.control.status import run_cause, run_progress, run_status, write_openmetrics
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import to_json
@@ -60,8 +60,47 @@ def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     assert set(status["stages"][0]["attempts"][0]) == {
         "n", "state", "cause", "action", "reason", "started_at", "ended_at", "node", "log",
     }  # fmt: skip
-    assert set(status["goodput"]) == {"elapsed_s", "useful_s", "lost_s", "idle_s"}
+    assert set(status["goodput"]) == {
+        "elapsed_s", "productive_s", "checkpoint_s", "lost_s", "restart_s", "startup_s", "queue_s",
+        "idle_s", "ettr",
+    }  # fmt: skip
     assert json.loads(json.dumps(status)) == status
+
+
+def test_progress_is_the_status_without_goodput(run: RunFolder, store: Store) -> None:
+    run.begin_attempt(instance(run, "corpus").id)
+    status = run_status(run, store)
+    del status["goodput"]
+    assert run_progress(run, store) == status
+
+
+def test_a_run_waits_from_its_first_supervisor_on(run: RunFolder, store: Store) -> None:
+    run.begin_supervisor(process=GONE, started_at=10.0)
+    run.begin_supervisor(process=ME, started_at=12.0)
+    corpus, pack = instance(run, "corpus"), instance(run, "pack")
+    run.begin_attempt(corpus.id, started_at=14.0).finish(state="succeeded", ended_at=20.0)
+    run.begin_attempt(pack.id, started_at=20.0).finish(state="failed", ended_at=22.0)
+    goodput = run_status(run, store)["goodput"]
+    assert {name: value for name, value in goodput.items() if value} == {
+        "elapsed_s": 12.0, "queue_s": 4.0, "productive_s": 6.0, "lost_s": 2.0, "ettr": 0.75,
+    }  # fmt: skip
+
+
+def test_a_dead_runs_time_stands_still(run: RunFolder, store: Store) -> None:
+    run.begin_supervisor(process=GONE, started_at=10.0)
+    attempt = run.begin_attempt(instance(run, "corpus").id, started_at=14.0)
+    attempt.storage.replace("progress.json", to_json({"at": 18.0, "done": 1, "total": 4}))
+    goodput = run_status(run, store)["goodput"]
+    assert (goodput["elapsed_s"], goodput["lost_s"]) == (8.0, 4.0)
+
+
+def test_openmetrics_lie_in_the_run_folder(run: RunFolder, store: Store) -> None:
+    assert write_openmetrics(run, store) == f"{run.storage.url}/metrics.openmetrics"
+    run.begin_attempt(instance(run, "corpus").id)
+    assert write_openmetrics(run, store) == f"{run.storage.url}/metrics.openmetrics"
+    lines = run.storage.read_bytes("metrics.openmetrics").decode().splitlines()
+    assert 'orchestrator_run_state{run="small",state="pending"} 1.0' in lines
+    assert lines[-1] == "# EOF"
 
 
 def test_a_run_nobody_has_started(run: RunFolder, store: Store) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import RequestError
+from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder, find_run
 from orchestrator.ledger.storage import Storage
@@ -158,6 +158,42 @@ def test_a_later_supervisors_heart_does_not_beat_for_an_earlier_one(run: RunFold
     other = {**ELSEWHERE, "pid": 2}
     run.supervision.create_json("lease/000001.json", lease_of(other, beaten_s_ago=0))
     assert run.live_supervisor() is None
+
+
+def step_line(step: int, **more: float) -> str:
+    return json.dumps({"step": step, "at": 10.0 * step, "step_s": 2.0, "stall_s": 0.0, **more})
+
+
+def test_steps_come_from_whole_segments_in_order(run: RunFolder) -> None:
+    attempt = run.begin_attempt("train-0a1b2c")
+    assert list(attempt.steps()) == []
+    segments = {
+        "metrics-0002.jsonl": f"{step_line(3)}\n",
+        "metrics-0001.jsonl": f"{step_line(1, loss=4.5)}\n{step_line(2)}\n",
+        "events-0001.jsonl": '{"at": 1.0, "kind": "begin"}\n',
+    }
+    for name, text in segments.items():
+        attempt.storage.replace(name, text.encode())
+    steps = list(attempt.steps())
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert steps[0] == {"step": 1, "at": 10.0, "step_s": 2.0, "stall_s": 0.0, "loss": 4.5}
+
+
+def test_steps_without_times_and_a_torn_last_line_are_left_out(run: RunFolder) -> None:
+    attempt = run.begin_attempt("train-0a1b2c")
+    lines = ['{"step": 1, "step_s": 2.0}', "null", step_line(2), step_line(3)[:20]]
+    attempt.storage.replace("metrics-0001.jsonl", "\n".join(lines).encode())
+    assert [step["step"] for step in attempt.steps()] == [2]
+
+
+def test_a_step_line_that_is_spoilt_is_named(run: RunFolder) -> None:
+    attempt = run.begin_attempt("train-0a1b2c")
+    attempt.storage.replace("metrics-0001.jsonl", f"{{\n{step_line(2)}\n".encode())
+    with pytest.raises(CorruptError) as raised:
+        list(attempt.steps())
+    where, problem = str(raised.value).split(": line 1 is not valid JSON ", 1)
+    assert where == f"{attempt.storage.url}/metrics-0001.jsonl"
+    assert problem.endswith("; remove that line")
 
 
 def test_wishes_to_stop_are_kept_in_order(run: RunFolder) -> None:

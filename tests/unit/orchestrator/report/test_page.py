@@ -104,6 +104,15 @@ def test_a_finished_run_is_told_whole(untouched: tuple[Ledger, str]) -> None:
         assert instance.key in words
 
 
+def test_the_elapsed_time_is_shown_by_part(untouched: tuple[Ledger, str]) -> None:
+    """The second attempt of the training wrote lines without times, so all of it is restart."""
+    assert (
+        "elapsed 7 min 40 s · productive 4 min 50 s (63.0 %) · checkpoint stall 0.0 s (0.0 %) · "
+        "lost 50.0 s (10.9 %) · restart 2 min 0 s (26.1 %) · start-up 0.0 s (0.0 %) · "
+        "queue 0.0 s (0.0 %) · idle 0.0 s (0.0 %) · ETTR 0.63"
+    ) in words_of(untouched[1])
+
+
 def test_it_needs_nothing_from_outside(untouched: tuple[Ledger, str]) -> None:
     _, page = untouched
     assert not re.search(r'(src|href|action)=(?!"#)', page)
