@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -28,7 +29,7 @@ from typing import Any
 from orchestrator.errors import LeaseHeldError, OrchestratorError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
-from orchestrator.ledger.run import AttemptFolder, RunFolder
+from orchestrator.ledger.run import FAULT_ORDER, AttemptFolder, RunFolder
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
@@ -39,7 +40,7 @@ from orchestrator.spec.recipe import Recipe
 EXIT_LEASE_HELD = 75
 """Another attempt works on this key: wait, do not count it as a failure."""
 EXIT_STOPPED = 143
-"""Asked to stop by SIGTERM or SIGINT."""
+"""Asked to stop by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2, which schedulers send as a warning."""
 
 _PROGRESS_EVERY_S = 0.5
 _TICK_S = 0.5
@@ -58,7 +59,7 @@ Work = Callable[["Attempt"], dict[str, Any]]
 
 
 class StopRequestedError(BaseException):
-    """SIGTERM arrived: let every ``finally`` run, then leave.
+    """A signal or a preemption notice arrived: let every ``finally`` run, then leave.
 
     Not an Exception, so that no handler swallows it.
     """
@@ -84,6 +85,10 @@ class Attempt:
     record: AttemptFolder
     ray_address: str = ""
     """Address of the run's Ray session; empty when there is none."""
+    name: str = ""
+    """Run and stage instance: ``twist-1a2b3c4d/train-0123456789ab``."""
+    interruptions: tuple[int, float] = (0, 0.0)
+    """How many attempts before this one did not succeed, and how many seconds they lasted."""
     _events: list[str] = field(default_factory=list)
     _segments: int = 0
     _progressed_at: float = 0.0
@@ -164,8 +169,8 @@ def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
     """Run one attempt as the command line says and return its exit code."""
     options = _parse(stage, argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _stop)
     try:
         _run(stage, work, options)
     except LeaseHeldError as error:
@@ -242,7 +247,15 @@ def _attempt(
         folder=folder,
         record=record,
         ray_address=os.environ.get("RAY_ADDRESS", ""),
+        name=f"{run.name}/{options.instance}",
+        interruptions=_interruptions(run, options),
     )
+
+
+def _interruptions(run: RunFolder, options: argparse.Namespace) -> tuple[int, float]:
+    before = [a for a in run.attempts(options.instance) if a.number < options.attempt]
+    ended = [(a.started, end) for a in before if (end := a.end) and end["state"] != "cancelled"]
+    return len(ended), sum(end["ended_at"] - start["started_at"] for start, end in ended)
 
 
 def _upstream(store: Store, plan: Plan, instance: Instance) -> dict[str, Artifact]:
@@ -295,6 +308,7 @@ def _beat(
     beaten_at = time.monotonic()
     while not ended.wait(_TICK_S):
         attempt.flush()
+        _obey_drill(attempt)
         if time.monotonic() - beaten_at >= every_s:
             beaten_at = time.monotonic()
             try:
@@ -303,6 +317,14 @@ def _beat(
             except LeaseHeldError as error:
                 attempt._lost = str(error)
                 return
+
+
+def _obey_drill(attempt: Attempt) -> None:
+    """Be the victim of `orchestrator chaos`, when it names the driver or this machine."""
+    if attempt.record.storage.exists(FAULT_ORDER):
+        fault = attempt.record.storage.read_json(FAULT_ORDER)
+        if fault["kind"] == "driver" or fault.get("node") == socket.gethostname():
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _parse(stage: str, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -2,7 +2,9 @@
 
     checkpoints/step-00000500-a0003/      a = fencing number of the attempt that wrote it
         mp_rank_00_model_states.pt, …     each rank's files, and rng-00000.safetensors
+        done-00000.json                   a rank's word that its files are whole, with their digests
         MANIFEST.json                     written last, exclusively: now it exists
+    notes/skips-0001.json                 positions of the training order that are passed over
     metrics/step-00000500-a0003.jsonl     steps since the checkpoint before, untimed
     metrics/step-00000500-a0003-validation.jsonl
 
@@ -18,15 +20,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from jobs.lm import faults
 from orchestrator.errors import CorruptError
 from orchestrator.ledger.storage import Storage, sha256_of, to_json
 from orchestrator.spec.model import Spec
@@ -84,7 +86,9 @@ class Manifest(Spec):
     zero_stage: int
     """DeepSpeed ZeRO stage it was written in."""
     cursor: int
-    """Windows of the training order used so far."""
+    """First position of the training order that is not used yet."""
+    skips: tuple[int, ...] = ()
+    """Positions that are passed over."""
     sample_hash: str
     """Running hash of the sample ids used so far."""
     files: dict[str, FileEntry]
@@ -97,6 +101,8 @@ class Manifest(Spec):
     """Rank to the file of its random generators' states."""
     history: tuple[Stint, ...] = ()
     """Attempts that led here."""
+    tracker: str = ""
+    """Id of the curves this training continues."""
 
     @property
     def name(self) -> str:
@@ -114,11 +120,10 @@ def segment_path(step: int, lease_n: int, *, validation: bool = False) -> str:
     return f"metrics/{name_of(step, lease_n)}{'-validation' if validation else ''}.jsonl"
 
 
-def write_segment(out: Storage, path: str, lines: Sequence[dict[str, Any]]) -> Segment:
-    """Create one file of metric lines; floats keep every digit."""
+def segment(path: str, lines: Sequence[dict[str, Any]]) -> tuple[Segment, bytes]:
+    """One file of metric lines before it is written; floats keep every digit."""
     data = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    out.create(path, data)
-    return Segment(path=path, sha256=_digest(data))
+    return Segment(path=path, sha256=_digest(data)), data
 
 
 def join_segments(out: Storage, segments: Sequence[Segment]) -> bytes:
@@ -166,18 +171,27 @@ def local_folder(out: Storage, into: Path) -> Path:
     return (out.local_root or into) / FOLDER
 
 
-def upload_folder(out: Storage, local: Path, name: str) -> dict[str, FileEntry]:
+def upload_folder(
+    out: Storage, local: Path, name: str, passed: Callable[[str], None]
+) -> dict[str, FileEntry]:
     """Make one rank's files durable and remove them here; returns their manifest entries."""
     entries = {}
     for path in sorted(p for p in local.rglob("*") if p.is_file()):
-        _fsync(path)
         relative = path.relative_to(local).as_posix()
         size = path.stat().st_size
+        faults.throttle(size)
         entries[relative] = FileEntry(
             size=size, sha256=out.upload(path, f"{FOLDER}/{name}/{relative}")
         )
+        passed("publish.file")
+    passed("publish.files")
     shutil.rmtree(local)
     return entries
+
+
+def done_path(name: str, rank: int) -> str:
+    """Where a rank says that its files of a checkpoint are whole."""
+    return f"{FOLDER}/{name}/done-{rank:05d}.json"
 
 
 def commit(out: Storage, manifest: Manifest) -> None:
@@ -194,15 +208,33 @@ def retired(manifests: Sequence[Manifest], policy: Policy, leases: Sequence[int]
     return [m for m in manifests if m.name not in kept and m.lease_n in leases]
 
 
-def retire(out: Storage, policy: Policy, leases: Sequence[int]) -> None:
+def retire(
+    out: Storage, policy: Policy, leases: Sequence[int], passed: Callable[[str], None]
+) -> None:
     """Apply retention, and remove what earlier attempts began and never committed."""
     manifests = committed(out)
     gone = {m.name for m in retired(manifests, policy, leases)} | _abandoned(out, manifests, leases)
     for name in sorted(gone):
+        passed("retire.begin")
         # The manifest first: a checkpoint that is half removed must not look whole.
         out.delete(f"{FOLDER}/{name}/{MANIFEST}")
+        passed("retire.manifest")
         for path in out.list(f"{FOLDER}/{name}"):
             out.delete(path)
+            passed("retire.file")
+        passed("retire.end")
+
+
+def skipped(out: Storage) -> frozenset[int]:
+    """Positions of the training order that earlier attempts found to give no finite loss."""
+    names = [name for name in out.children("notes") if name.startswith("skips-")]
+    return frozenset(p for name in names for p in out.read_json(f"notes/{name}")["positions"])
+
+
+def note_skips(out: Storage, positions: Sequence[int], **why: Any) -> None:
+    """Put positions on the skip list, durably."""
+    number = sum(name.startswith("skips-") for name in out.children("notes")) + 1
+    out.create_json(f"notes/skips-{number:04d}.json", {"positions": list(positions), **why})
 
 
 def _abandoned(out: Storage, manifests: Sequence[Manifest], leases: Sequence[int]) -> set[str]:
@@ -228,11 +260,3 @@ def _read_segment(out: Storage, segment: Segment) -> bytes:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

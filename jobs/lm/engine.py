@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from jobs.lm.flops import flops_per_token
 from jobs.lm.rank import Place, RankConfig, free_port
 from jobs.lm.twist import build_model
 from orchestrator.spec.recipe import Execution, Train
@@ -112,6 +114,8 @@ class Engine:
     config: RankConfig
     deepspeed: Any
     """The DeepSpeedEngine."""
+    flops_per_token: float
+    """Of a forward and backward pass."""
 
     @property
     def device(self) -> torch.device:
@@ -136,23 +140,38 @@ class Engine:
             logits_BLV.flatten(0, 1).float(), tokens_BL1[:, 1:].flatten()
         )
 
-    def accumulate(self, tokens_BL1: torch.Tensor, *, last: bool) -> torch.Tensor:
-        """Forward and backward of a micro-batch, the last one over all ranks; returns the loss."""
+    def accumulate(
+        self, tokens_BL1: torch.Tensor, *, last: bool, poisoned: bool = False
+    ) -> torch.Tensor:
+        """Forward and backward of a micro-batch, the last one over all ranks; returns the loss.
+
+        ``poisoned`` makes it NaN, for drills.
+        """
         self.deepspeed.set_gradient_accumulation_boundary(last)
         loss = self.loss(tokens_BL1)
+        if poisoned:
+            loss = loss * math.nan
         self.deepspeed.backward(loss)
         if not last:
             self.deepspeed.step()
         return loss.detach().double()
 
     def step(self) -> float:
-        """Clip and apply the accumulated gradients; returns their global norm before clipping."""
+        """Clip and apply the accumulated gradients; returns their global norm before clipping.
+
+        A norm that is not finite applies nothing: ZeRO drops such gradients by itself.
+        """
         if clips_itself(self.config.train, self.config.execution):
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.config.train.optimizer.grad_clip
+            norm = float(
+                torch.nn.utils.clip_grad_norm_(
+                    self.model.parameters(), self.config.train.optimizer.grad_clip
+                )
             )
-            self.deepspeed.step()
-            return float(norm)
+            if math.isfinite(norm):
+                self.deepspeed.step()
+            else:
+                self.deepspeed.zero_grad()
+            return norm
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm())
 
@@ -184,7 +203,9 @@ def build_engine(config: RankConfig, place: Place, *, universal: bool) -> Engine
         num_units=config.num_units,
         seed=config.seed,
         dtype=DTYPES[config.train.precision],
+        attention=config.execution.attention,
     )
+    flops = flops_per_token(model, config.train.context_length)
     if config.execution.activation_checkpointing:
         model.gradient_checkpointing_enable()
     settings = ds_config(
@@ -203,7 +224,7 @@ def build_engine(config: RankConfig, place: Place, *, universal: bool) -> Engine
     )
     if config.execution.compile and config.device == "cuda":
         engine.compile()
-    return Engine(config, engine)
+    return Engine(config, engine, flops)
 
 
 def to_universal(folder: Path, target: Path) -> None:

@@ -5,7 +5,11 @@ Every method of the keeper is collective: all ranks call it, at the same step.
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,17 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from jobs.lm import checkpoint as checkpoints
-from jobs.lm.checkpoint import FileEntry, Manifest, Segment, Stint
+from jobs.lm import faults
+from jobs.lm.checkpoint import Manifest, Segment, Stint
 from jobs.lm.engine import Engine, build_engine, to_universal
+from jobs.lm.publisher import Publisher, Snapshot
 from jobs.lm.rank import Place, RankConfig
-from jobs.lm.token_stream import HASH_START
-from orchestrator.errors import CorruptError, RequestError
-from orchestrator.ledger.storage import Storage
+from orchestrator.errors import CorruptError, RequestError, RunFailedError
+from orchestrator.ledger.storage import Storage, sha256_of
+from orchestrator.plan.token_order import HASH_START
+
+CONVERTED = "CONVERTED.json"
+"""Written last into a converted checkpoint: what was converted, and the digest of every file."""
 
 
 @dataclass
@@ -27,6 +36,7 @@ class Progress:
     """How far the training is; the same on every rank but for the lines, which rank 0 keeps."""
 
     step: int = 0
+    cursor: int = 0
     sample_hash: str = HASH_START
     metrics: tuple[Segment, ...] = ()
     validation: tuple[Segment, ...] = ()
@@ -41,14 +51,20 @@ class Keeper:
 
     def __init__(self, config: RankConfig, place: Place, group: Any) -> None:
         self._config, self._place, self._group = config, place, group
-        self._out, self._staging = Storage(config.out_url), Path(config.folder) / "staging"
+        self._out = Storage(config.out_url)
+        self._scratch = Path(config.scratch)
+        self._staging = self._scratch / f"a{config.lease_n:04d}"
+        self.publisher = Publisher(config, place)
         self.resumed_from = ""
         """Name of the checkpoint that was loaded; empty for a new training."""
         self.refused: list[str] = []
         """What was wrong with newer ones."""
+        self.skips: frozenset[int] = frozenset()
+        """Positions of the training order that are passed over."""
 
     def resume(self) -> tuple[Engine, Progress]:
         """The model and the progress of the newest whole checkpoint, or of step 0."""
+        self._sweep()
         found = self._find()
         universal = bool(found and self._needs_conversion(found))
         engine = build_engine(self._config, self._place, universal=universal)
@@ -57,28 +73,65 @@ class Keeper:
             progress.history = (*progress.history, self._stint(progress.step + 1))
         return engine, progress
 
-    def save(self, engine: Engine, progress: Progress) -> None:
-        """Make the state after this step durable; it exists once the manifest is written."""
+    def save(self, engine: Engine, progress: Progress) -> float:
+        """Put the state after this step on the node's disk and let the publisher go on from there.
+
+        Returns how long training stood still, in seconds. Raises what the publication before this
+        one ran into.
+        """
+        started = time.monotonic()
         name = checkpoints.name_of(progress.step, self._config.lease_n)
+        passed = partial(
+            faults.passing,
+            rank=self._place.rank,
+            step=progress.step,
+            driver_pid=self._config.driver.pid,
+        )
+        passed("save.begin")
         own = self._staging / f"rank-{self._place.rank:05d}"
         (own / name).mkdir(parents=True, exist_ok=True)
         engine.deepspeed.save_checkpoint(str(own), tag=name, save_latest=False)
+        passed("save.written")
         rng_name = f"rng-{self._place.rank:05d}.safetensors"
         save_file(rng_state(), own / name / rng_name)
-        entries = checkpoints.upload_folder(self._out, own / name, name)
-        files = {path: entry.model_dump() for path, entry in entries.items()}
-        parts = self._gather({"files": files, "rng": rng_name})
-        if self._place.rank == 0:
-            self._commit(progress, parts)
+        passed("save.staged")
+        self.drain()
+        snapshot = Snapshot(name=name, step=progress.step, folder=own / name, rng_name=rng_name)
+        self.publisher.start(self._led(snapshot, progress) if self._place.rank == 0 else snapshot)
+        return time.monotonic() - started
+
+    def drain(self) -> None:
+        """Wait until the snapshot on its way is a checkpoint. Raises RunFailedError, OSError."""
+        problem = self.publisher.wait_uploaded()
+        self.publisher.raise_if_failed()
+        problems = [p for p in self._gather(problem) if p]
+        if problems:
+            raise RunFailedError(f"train: a rank could not publish its checkpoint: {problems[0]}")
+        self.publisher.wait_committed()
+
+    def close(self) -> None:
+        """Publish what is left, and leave nothing on the node's disk."""
+        self.drain()
         dist.barrier(group=self._group)
+        if self._place.local_rank == 0:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what earlier attempts had staged on this node and can publish no more."""
+        if self._place.local_rank == 0:
+            for left in self._scratch.glob("a*"):
+                if left != self._staging:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _find(self) -> Manifest | None:
         """The newest checkpoint that all ranks find whole."""
-        message: list[Any] = [None]
+        message: list[Any] = [None, None]
         if self._place.rank == 0:
             found = checkpoints.resumable(checkpoints.committed(self._out), self._config.leases)
-            message = [[m.model_dump(mode="json") for m in found]]
+            skips = sorted(checkpoints.skipped(self._out))
+            message = [[m.model_dump(mode="json") for m in found], skips]
         dist.broadcast_object_list(message, src=0, group=self._group)
+        self.skips = frozenset(message[1])
         for raw in message[0]:
             manifest = Manifest.model_validate(raw)
             problems = [problem for problem in self._gather(self._verify(manifest)) if problem]
@@ -107,7 +160,7 @@ class Keeper:
         folder, tag = checkpoints.local_folder(self._out, self._staging), manifest.name
         own_rng = folder / tag / manifest.rng.get(str(self._place.rank), "none")
         if self._needs_conversion(manifest):
-            folder = self._convert(folder / tag)
+            folder = self._convert(folder / tag, manifest)
         loaded, _ = engine.deepspeed.load_checkpoint(
             str(folder), tag=tag, load_lr_scheduler_states=False
         )
@@ -117,17 +170,27 @@ class Keeper:
             restore_rng(load_file(own_rng))
         return Progress(
             step=manifest.step,
+            cursor=manifest.cursor,
             sample_hash=manifest.sample_hash,
             metrics=manifest.metrics,
             validation=manifest.validation,
             history=manifest.history,
         )
 
-    def _convert(self, folder: Path) -> Path:
-        """A folder with the checkpoint in a form that any number of ranks can load."""
-        universal = self._staging / "universal"
-        if self._place.local_rank == 0:
-            to_universal(folder, universal / folder.name)
+    def _convert(self, folder: Path, manifest: Manifest) -> Path:
+        """A folder with the checkpoint in a form that any number of ranks can load.
+
+        Kept on the node's disk, so that an attempt that dies after it need not convert again; it is
+        used only when every byte is still what the conversion wrote.
+        """
+        universal = self._scratch / "universal"
+        target = universal / manifest.name
+        if self._place.local_rank == 0 and not is_converted(target, manifest):
+            shutil.rmtree(target, ignore_errors=True)
+            to_universal(folder, target)
+            digests = {p: sha256_of(target / p) for p in files_below(target)}
+            said = {"of": manifest.model_dump(mode="json")["files"], "files": digests}
+            Storage(str(target)).create_json(CONVERTED, said)
         dist.barrier(group=self._group)
         return universal
 
@@ -142,41 +205,67 @@ class Keeper:
             device=torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
         )
 
-    def _commit(self, progress: Progress, parts: list[dict[str, Any]]) -> None:
-        self._close_segments(progress)
-        config = self._config
-        entries = {path: entry for part in parts for path, entry in part["files"].items()}
-        manifest = Manifest(
+    def _led(self, snapshot: Snapshot, progress: Progress) -> Snapshot:
+        """Rank 0's snapshot: with the metric lines, and the manifest but for its files."""
+        segments = self._close_segments(progress)
+        draft = Manifest(
             step=progress.step,
-            lease_n=config.lease_n,
+            lease_n=self._config.lease_n,
             world_size=self._place.world_size,
-            zero_stage=config.execution.zero_stage,
-            cursor=progress.step * config.train.global_batch,
+            zero_stage=self._config.execution.zero_stage,
+            cursor=progress.cursor,
+            skips=tuple(sorted(self.skips)),
             sample_hash=progress.sample_hash,
-            files={path: FileEntry.model_validate(entry) for path, entry in entries.items()},
+            files={},
             metrics=progress.metrics,
             validation=progress.validation,
-            rng={str(rank): part["rng"] for rank, part in enumerate(parts)},
             history=progress.history,
+            tracker=self._config.tracker,
         )
-        checkpoints.commit(self._out, manifest)
-        checkpoints.retire(self._out, config.train.checkpoint, config.leases)
+        return Snapshot(
+            name=snapshot.name,
+            step=snapshot.step,
+            folder=snapshot.folder,
+            rng_name=snapshot.rng_name,
+            draft=draft,
+            segments=segments,
+        )
 
-    def _close_segments(self, progress: Progress) -> None:
-        lease_n = self._config.lease_n
-        path = checkpoints.segment_path(progress.step, lease_n)
-        segment = checkpoints.write_segment(self._out, path, progress.metric_lines)
-        progress.metrics = (*progress.metrics, segment)
+    def _close_segments(self, progress: Progress) -> list[tuple[Segment, bytes]]:
+        """The lines since the last checkpoint, as files to be written; the chain grows by them."""
+        name, lease_n = partial(checkpoints.segment_path, progress.step), self._config.lease_n
+        closed = [checkpoints.segment(name(lease_n), progress.metric_lines)]
+        progress.metrics = (*progress.metrics, closed[0][0])
         if progress.validation_lines:
-            path = checkpoints.segment_path(progress.step, lease_n, validation=True)
-            segment = checkpoints.write_segment(self._out, path, progress.validation_lines)
-            progress.validation = (*progress.validation, segment)
+            path = name(lease_n, validation=True)
+            closed.append(checkpoints.segment(path, progress.validation_lines))
+            progress.validation = (*progress.validation, closed[1][0])
         progress.metric_lines, progress.validation_lines = [], []
+        return closed
 
     def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self._place.world_size
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative paths of all files below a folder."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def is_converted(target: Path, manifest: Manifest) -> bool:
+    """Whether a folder holds this checkpoint's conversion, byte for byte as it was written."""
+    marker = target / CONVERTED
+    if not marker.is_file():
+        return False
+    said = json.loads(marker.read_text())
+    if said["of"] != manifest.model_dump(mode="json")["files"]:
+        return False
+    present = [p for p in files_below(target) if p != CONVERTED]
+    return present == sorted(said["files"]) and all(
+        sha256_of(target / path) == digest for path, digest in said["files"].items()
+    )
 
 
 def rng_state() -> dict[str, torch.Tensor]:

@@ -15,12 +15,13 @@ Shape legend: B sequences, L1 = context length + 1 tokens.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
+import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,25 @@ import torch
 import torch.distributed as dist
 
 from jobs.lm import checkpoint as checkpoints
+from jobs.lm import faults
+from jobs.lm.cadence import Cadence
 from jobs.lm.engine import connect, prepare
+from jobs.lm.flops import peak_flops
+from jobs.lm.herald import Herald
 from jobs.lm.keeper import Keeper
 from jobs.lm.rank import Place, RankConfig, end_with
-from jobs.lm.token_stream import TokenStream, chain_hash, open_tokens, stripe
+from jobs.lm.token_stream import TokenStream, open_tokens, stripe
 from jobs.lm.tracking import Tracker
 from orchestrator.errors import RunFailedError
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.storage import Storage, to_json
+from orchestrator.plan.token_order import Draw, TokenOrder, chain_hash
 from orchestrator.spec.recipe import Schedule
 
 MODEL_FOLDER = "model"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 TRAINING = "training.json"
-LIVE_EVERY_S = 2.0
 
 _COSINE_FLOOR = 0.1
 _MAX_VALID_WINDOWS = 256
@@ -68,30 +74,84 @@ def learning_rate(step: int, *, schedule: Schedule, peak: float, steps: int) -> 
 def train_rank(config: RankConfig, place: Place) -> None:
     """Run this rank until the last step, or a checkpoint after a wish to stop, is committed."""
     end_with(config.driver)
-    prepare(config)
-    group = connect(config, place)
-    rank = Rank(config, place, group)
-    rank.run()
-    dist.barrier(group=group)
+    phases = Phases()
+    with Herald(config, place) as herald:
+        prepare(config)
+        phases.end("start")
+        group = connect(config, place)
+        phases.end("connect")
+        Rank(config, place, group, herald, phases).run()
+        dist.barrier(group=group)
     dist.destroy_process_group()
+
+
+class Phases:
+    """How long each part of the way to the first step took, from the birth of the process."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = Process.current().started_at
+
+    def end(self, name: str) -> None:
+        """Say that a phase is over, and that the next begins."""
+        now = time.time()
+        self.seconds[name] = now - self._since
+        self._since = now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's share of a global batch, and what it is a share of."""
+
+    draw: Draw
+    """The whole global batch."""
+    micro_batches: list[torch.Tensor]
+    """``tokens_BL1`` of this rank, in pinned memory where there is an accelerator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What all ranks know and agree on after a step."""
+
+    loss: float
+    """Mean over the global batch."""
+    stops: bool
+    """Some rank was asked to leave."""
+    saves: bool
+    """Rank 0 finds that a checkpoint is due."""
+    hurries: bool
+    """No time for another checkpoint: publish the one on its way, and leave."""
 
 
 class Rank:
     """One rank at work."""
 
-    def __init__(self, config: RankConfig, place: Place, group: Any) -> None:
+    def __init__(
+        self, config: RankConfig, place: Place, group: Any, herald: Herald, phases: Phases
+    ) -> None:
         self._config, self._place, self._group = config, place, group
-        self._out, self._folder = Storage(config.out_url), Path(config.folder)
-        self._live_at = 0.0
-        self._stop_seen = False
-        self._stop_agreed = False
+        self._herald, self._phases = herald, phases
+        self._out, self._scratch = Storage(config.out_url), Path(config.scratch)
+        self._bad: list[Batch] = []
+        """Batches in a row, up to now, whose loss or gradient was not finite."""
         train_bin, valid_bin = self._fetch_tokens("train.bin", "valid.bin")
         self._stream = TokenStream(
-            open_tokens(train_bin), context_length=config.train.context_length, seed=config.seed
+            open_tokens(train_bin), context_length=config.train.context_length
         )
         self._valid_BL1 = validation_windows(open_tokens(valid_bin), config.train.context_length)
         self._keeper = Keeper(config, place, group)
         self._engine, self._progress = self._keeper.resume()
+        phases.end("load")
+        self._order = TokenOrder(
+            self._stream.num_windows, seed=config.seed, skips=self._keeper.skips
+        )
+        self._cadence = Cadence(config.train.checkpoint, mtbf_s=config.mtbf_s)
+        herald.step = self._progress.step
+        herald.live |= {
+            "resumed_from": self._keeper.resumed_from,
+            "refused": self._keeper.refused,
+            "phases": phases.seconds,
+        }
 
     @property
     def _leads(self) -> bool:
@@ -100,84 +160,132 @@ class Rank:
     def run(self) -> None:
         """Train from where the progress stands; finish when the last step is done."""
         config = self._config
-        with Tracker(self._folder, enabled=config.tensorboard and self._leads) as tracker:
+        folder = Path(config.tensorboard) if config.tensorboard and self._leads else None
+        with Tracker(folder, after_step=self._progress.step) as tracker:
             for batch in self._batches():
-                self._take_step(batch, tracker)
-                stop = self._stop_agreed
-                if self._is_due(config.train.validate_every_steps):
+                started = time.perf_counter()
+                verdict, line = self._take_step(batch)
+                step_s = time.perf_counter() - started
+                if self._validates():
                     self._validate(tracker)
-                if stop or self._is_due(config.train.checkpoint.every_steps):
-                    self._keeper.save(self._engine, self._progress)
-                if stop:
+                stall_s = self._save(verdict)
+                if self._leads:
+                    self._say(line, step_s, stall_s, tracker)
+                self._give_up_on_bad_batches()
+                if verdict.stops:
+                    self._keeper.close()
+                    self._herald.live["stopped"] = True
                     return
         self._finish()
 
-    def _take_step(self, micro_batches: list[torch.Tensor], tracker: Tracker) -> None:
-        started_s = time.perf_counter()
-        train, progress = self._config.train, self._progress
+    def _take_step(self, batch: Batch) -> tuple[Verdict, dict[str, Any]]:
+        train, progress, micro_batches = self._config.train, self._progress, batch.micro_batches
+        self._keeper.publisher.raise_if_failed()
         progress.step += 1
         lr = learning_rate(
             progress.step, schedule=train.schedule, peak=train.optimizer.lr, steps=train.steps
         )
         self._engine.set_lr(lr)
-        losses = [
-            self._engine.accumulate(tokens_BL1, last=n == len(micro_batches) - 1)
-            for n, tokens_BL1 in enumerate(micro_batches)
-        ]
+        poisoned = faults.poisoned(batch.draw.positions)
+        losses = []
+        for n, tokens_BL1 in enumerate(micro_batches):
+            last = n == len(micro_batches) - 1
+            losses.append(self._engine.accumulate(tokens_BL1, last=last, poisoned=poisoned))
+            self._herald.tick("training")
         grad_norm = self._engine.step()
-        loss = self._mean_over_ranks(torch.stack(losses).mean())
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise RunFailedError(
-                f"train step {progress.step}: loss {loss}, gradient norm {grad_norm}; lower "
-                "train.optimizer.lr or lengthen train.schedule.warmup_steps"
-            )
-        progress.sample_hash = chain_hash(progress.sample_hash, self._sample_ids(progress.step))
-        if self._leads:
-            self._record(loss, lr, grad_norm, time.perf_counter() - started_s, tracker)
-
-    def _record(
-        self, loss: float, lr: float, grad_norm: float, step_s: float, tracker: Tracker
-    ) -> None:
-        progress, train = self._progress, self._config.train
+        verdict = self._agree(torch.stack(losses).mean())
+        is_finite = math.isfinite(verdict.loss) and math.isfinite(grad_norm)
+        self._bad = [] if is_finite else [*self._bad, batch]
+        progress.cursor = batch.draw.cursor
+        progress.sample_hash = chain_hash(progress.sample_hash, batch.draw.windows)
         line = {
             "step": progress.step,
-            "loss": loss,
+            "loss": verdict.loss if is_finite else None,
             "lr": lr,
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if is_finite else None,
             "tokens_seen": progress.step * train.global_batch_tokens,
             "sample_hash": progress.sample_hash,
         }
-        progress.metric_lines.append(line)
-        with (self._folder / "metrics-0001.jsonl").open("a") as file:
-            file.write(json.dumps({**line, "step_s": step_s}) + "\n")
-        tracker.scalars("train", progress.step, {"loss": loss, "lr": lr, "grad_norm": grad_norm})
-        self._show(loss=loss, tokens_per_s=train.global_batch_tokens / step_s)
+        if self._leads:
+            progress.metric_lines.append(line)
+        self._herald.step = progress.step
+        if faults.stalls(rank=self._place.rank, step=progress.step):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return verdict, line
 
-    def _show(self, **rates: float) -> None:
-        """Say how far we are, for the driver, which may be on another machine."""
-        now = time.monotonic()
-        if now - self._live_at < LIVE_EVERY_S and self._progress.step < self._config.train.steps:
-            return
-        self._live_at = now
-        live = {
-            "step": self._progress.step,
-            "rates": rates,
-            "resumed_from": self._keeper.resumed_from,
-            "refused": self._keeper.refused,
-        }
-        self._out.replace(self._config.live_path, json.dumps(live).encode())
-        self._stop_seen = self._stop_seen or self._out.exists(self._config.stop_path)
-
-    def _mean_over_ranks(self, loss: torch.Tensor) -> float:
-        """The loss over the global batch.
-
-        The same message carries the wish to stop that rank 0 has seen, so that all ranks act on it
-        after the same step.
-        """
-        message = torch.tensor([float(loss), float(self._stop_seen)], dtype=torch.float64)
+    def _agree(self, loss: torch.Tensor) -> Verdict:
+        """The loss over the global batch, and in the same message what to do after this step."""
+        hurries = (
+            self._herald.stop_seen
+            and self._keeper.publisher.is_busy
+            and self._keeper.publisher.took_s > self._config.notice_s
+        )
+        saves = self._leads and self._cadence.is_due(self._progress.step)
+        message = torch.tensor(
+            [float(loss), float(self._herald.stop_seen), float(saves), float(hurries)],
+            dtype=torch.float64,
+        )
         dist.all_reduce(message, group=self._group)
-        self._stop_agreed = bool(message[1])
-        return float(message[0]) / self._place.world_size
+        return Verdict(
+            loss=float(message[0]) / self._place.world_size,
+            stops=bool(message[1]),
+            saves=bool(message[2]),
+            hurries=bool(message[3]),
+        )
+
+    def _save(self, verdict: Verdict) -> float:
+        """Make a checkpoint if one is due; how long training stood still, in seconds."""
+        is_last = self._progress.step == self._config.train.steps
+        wanted = (verdict.stops and not verdict.hurries) or verdict.saves or is_last
+        # In a row of bad batches there is no checkpoint: a rollback must get behind them.
+        if not wanted or (self._bad and not verdict.stops):
+            return 0.0
+        stall_s = self._keeper.save(self._engine, self._progress)
+        self._cadence.saved(stall_s=stall_s, publish_s=self._keeper.publisher.took_s)
+        self._herald.tick("saving")
+        return stall_s
+
+    def _give_up_on_bad_batches(self) -> None:
+        """Go back to the last checkpoint and around these batches, when there are too many.
+
+        Raises RunFailedError on every rank; the next attempt finds the skip list.
+        """
+        if len(self._bad) <= self._config.train.max_nonfinite_in_row:
+            return
+        self._keeper.drain()
+        step = self._progress.step
+        if self._leads:
+            positions = [int(p) for batch in self._bad for p in batch.draw.positions]
+            checkpoints.note_skips(self._out, positions, at_step=step, lease_n=self._config.lease_n)
+        raise RunFailedError(
+            f"nonfinite: train step {step}: loss or gradient not finite {len(self._bad)} times in "
+            "a row; rolled back, their windows are on the skip list; if it comes back, lower "
+            "train.optimizer.lr or lengthen train.schedule.warmup_steps"
+        )
+
+    def _say(self, line: dict[str, Any], step_s: float, stall_s: float, tracker: Tracker) -> None:
+        """Tell the attempt's folder and the curves what a step was like."""
+        tokens_per_s = self._config.train.global_batch_tokens / step_s
+        if "first_step" not in self._phases.seconds:
+            self._phases.end("first_step")
+        timed = {"at": time.time() - stall_s, "step_s": step_s, "stall_s": stall_s}
+        self._herald.record({**line, **timed})
+        rates = {"loss": line["loss"], "grad_norm": line["grad_norm"], "lr": line["lr"]}
+        rates |= {"tokens_per_s": tokens_per_s, "mfu": self._mfu(tokens_per_s)}
+        rates["checkpoint_every_s"] = self._cadence.interval_s
+        known = {name: value for name, value in rates.items() if value is not None}
+        self._herald.live |= {"rates": known, "cadence": self._cadence.facts()}
+        tracker.scalars(
+            "train", line["step"], {**known, **({"checkpoint_stall_s": stall_s} if stall_s else {})}
+        )
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """Share of the devices' peak that the model's own arithmetic takes; None on a CPU."""
+        if self._config.device != "cuda":
+            return None
+        peak = peak_flops(torch.cuda.get_device_name())
+        flops = self._engine.flops_per_token * tokens_per_s / self._place.world_size
+        return flops / peak if peak else None
 
     @torch.no_grad()
     def _validate(self, tracker: Tracker) -> None:
@@ -192,6 +300,7 @@ class Rank:
             mine = windows_BL1[start + place.rank * size : start + (place.rank + 1) * size]
             batch = torch.from_numpy(mine if len(mine) else windows_BL1[:1])
             total += float(self._engine.loss(batch)) * len(mine)
+            self._herald.tick("validating")
         model.train()
         dist.all_reduce(total, group=self._group)
         loss = float(total) / len(windows_BL1)
@@ -200,38 +309,37 @@ class Rank:
             self._progress.validation_lines.append(line)
             tracker.scalars("valid", self._progress.step, {"loss": loss})
 
-    def _is_due(self, every_steps: int) -> bool:
-        return (
-            self._progress.step % every_steps == 0
-            or self._progress.step == self._config.train.steps
-        )
+    def _validates(self) -> bool:
+        step, train = self._progress.step, self._config.train
+        return step % train.validate_every_steps == 0 or step == train.steps
 
-    def _sample_ids(self, step: int) -> np.ndarray:
-        batch = self._config.train.global_batch
-        return self._stream.sample_ids((step - 1) * batch, batch)
-
-    def _micro_batches(self, step: int) -> list[torch.Tensor]:
-        ids = stripe(
-            self._sample_ids(step), rank=self._place.rank, world_size=self._place.world_size
-        )
-        tokens_BL1 = torch.from_numpy(self._stream.windows(ids))
+    def _share(self, draw: Draw) -> list[torch.Tensor]:
+        place = self._place
+        mine = stripe(draw.windows, rank=place.rank, world_size=place.world_size)
+        tokens_BL1 = torch.from_numpy(self._stream.windows(mine))
         if self._config.device == "cuda":
             tokens_BL1 = tokens_BL1.pin_memory()
         return list(tokens_BL1.split(self._config.execution.micro_batch))
 
-    def _batches(self) -> Iterator[list[torch.Tensor]]:
-        """The micro-batches of each remaining step, read one step ahead of the computation."""
-        steps = range(self._progress.step + 1, self._config.train.steps + 1)
+    def _batches(self) -> Iterator[Batch]:
+        """The batch of each remaining step, read one step ahead of the computation."""
+        steps_left = self._config.train.steps - self._progress.step
+        size, cursor = self._config.train.global_batch, self._progress.cursor
+
+        def read(cursor: int) -> Batch:
+            draw = self._order.draw(cursor, size)
+            return Batch(draw=draw, micro_batches=self._share(draw))
+
         with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(self._micro_batches, steps[0]) if steps else None
-            for step in steps:
+            ahead = reader.submit(read, cursor) if steps_left else None
+            for left in range(steps_left, 0, -1):
                 batch = ahead.result()
-                ahead = reader.submit(self._micro_batches, min(step + 1, steps[-1]))
+                ahead = reader.submit(read, batch.draw.cursor) if left > 1 else None
                 yield batch
 
     def _fetch_tokens(self, *names: str) -> list[Path]:
         """Local token files; on each node the first rank brings them from a remote store."""
-        pack, cache = Storage(self._config.pack_url), self._folder / "tokens"
+        pack, cache = Storage(self._config.pack_url), self._scratch / "tokens"
         if self._place.local_rank == 0:
             for name in names:
                 pack.fetch(name, cache)
@@ -240,22 +348,24 @@ class Rank:
 
     def _finish(self) -> None:
         """Write what the finished artifact holds beyond checkpoints."""
+        self._keeper.drain()
+        self._herald.tick("finishing")
         state = self._engine.state_dict()
-        if not self._leads:
-            return
-        local = self._folder / "staging" / MODEL_FOLDER
-        model = self._engine.model
-        model.save_pretrained(local, state_dict=state)
+        if self._leads:
+            self._publish_model(state)
+            for name, segments in (
+                (METRICS, self._progress.metrics),
+                (VALIDATION, self._progress.validation),
+            ):
+                self._out.replace(name, checkpoints.join_segments(self._out, segments))
+            self._out.replace(TRAINING, to_json(self._summary(self._engine.model)))
+        self._keeper.close()
+
+    def _publish_model(self, state: dict[str, torch.Tensor]) -> None:
+        local = self._scratch / MODEL_FOLDER
+        self._engine.model.save_pretrained(local, state_dict=state)
         for path in sorted(local.iterdir()):
             self._publish(path, f"{MODEL_FOLDER}/{path.name}")
-        self._out.replace(METRICS, checkpoints.join_segments(self._out, self._progress.metrics))
-        self._out.replace(
-            VALIDATION, checkpoints.join_segments(self._out, self._progress.validation)
-        )
-        self._out.replace(
-            TRAINING, json.dumps(self._summary(model), indent=1, sort_keys=True).encode()
-        )
-        shutil.rmtree(self._folder / "staging")
 
     def _publish(self, local: Path, path: str) -> None:
         # Not yet covered by a manifest: what an earlier attempt left here may differ, and is
@@ -271,6 +381,9 @@ class Rank:
             "tokens_seen": progress.step * train.global_batch_tokens,
             "num_windows": self._stream.num_windows,
             "epochs": progress.step * train.global_batch / self._stream.num_windows,
+            "global_batch": train.global_batch,
+            "seed": self._config.seed,
+            "skips": sorted(self._keeper.skips),
             "sample_hash": progress.sample_hash,
             "history": [stint.model_dump() for stint in progress.history],
         }

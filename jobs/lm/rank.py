@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.errors import RequestError
 from orchestrator.ledger.lease import Process
-from orchestrator.spec.cluster import Resources
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Execution, Model, Train
 
 EXIT_ORPHANED = 70
 """Exit code of a rank whose driver is gone."""
 
-_MAX_MICRO_BATCH_TOKENS = 16_384
 _WATCH_EVERY_S = 1.0
 
 
@@ -50,13 +47,23 @@ class RankConfig(Spec):
     lease_n: int
     """Fencing number of this attempt."""
     folder: str
-    """Local folder of this attempt: rank logs, TensorBoard, staging."""
+    """Local folder of this attempt: rank logs."""
+    record_url: str
+    """Folder of this attempt in the store: beats, metric lines, orders."""
+    scratch: str
+    """Folder on each node's own disk, the same for all attempts at this key."""
+    tracker: str
+    """Id of the training's curves, the same for all its attempts."""
+    tensorboard: str | None = None
+    """Local folder of TensorBoard events, the same for all attempts; none when absent."""
+    mtbf_s: float = 86_400.0
+    """Mean time between failures of the whole job, in seconds."""
+    notice_s: float = 90.0
+    """How long the ranks have to publish once they were asked to stop, in seconds."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Kind of device."""
     threads: int = 1
     """Intra-op threads of a CPU rank."""
-    tensorboard: bool = True
-    """Write TensorBoard events."""
     driver: Process
     """The process that started the ranks; they end when it does."""
 
@@ -64,16 +71,6 @@ class RankConfig(Spec):
     def leases(self) -> tuple[int, ...]:
         """Fencing numbers whose checkpoints may be loaded."""
         return tuple(range(1, self.lease_n + 1))
-
-    @property
-    def stop_path(self) -> str:
-        """Object whose presence asks the ranks to save and leave."""
-        return f"metrics/stop-a{self.lease_n:04d}"
-
-    @property
-    def live_path(self) -> str:
-        """Object with the newest step, for those who watch."""
-        return f"metrics/live-a{self.lease_n:04d}.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,53 +85,6 @@ class Place:
     """Number among the ranks of this node."""
     local_world_size: int
     """Ranks on this node."""
-
-
-def execution_of(train: Train, resources: Resources) -> Execution:
-    """The recipe's execution, or one derived. Raises RequestError when the batch does not divide.
-
-    Derived: the largest micro-batch that divides a rank's share and stays within 16,384 tokens; in
-    bf16 ZeRO 1, because DeepSpeed keeps fp32 optimizer state only there, else 0. Not by the number
-    of ranks: a checkpoint of one stage cannot be loaded by another.
-    """
-    world_size = resources.world_size
-    share, rest = divmod(train.global_batch, world_size)
-    if rest or not share:
-        raise RequestError(_indivisible(train, world_size))
-    execution = train.execution or _derived(train, share)
-    if share % execution.micro_batch:
-        divisors = [n for n in range(1, share + 1) if share % n == 0]
-        raise RequestError(
-            f"train.execution.micro_batch: {execution.micro_batch} does not divide the {share} "
-            f"sequences of each of {world_size} ranks; give one of {', '.join(map(str, divisors))}"
-        )
-    if train.precision == "bf16" and execution.zero_stage == 0:
-        raise RequestError(
-            "train.execution.zero_stage: 0 would keep the optimizer's state in bf16; "
-            "give 1 or more, or precision fp32"
-        )
-    return execution
-
-
-def _derived(train: Train, share: int) -> Execution:
-    largest = max(1, _MAX_MICRO_BATCH_TOKENS // train.context_length)
-    micro_batch = max(n for n in range(1, min(share, largest) + 1) if share % n == 0)
-    return Execution(zero_stage=int(train.precision == "bf16"), micro_batch=micro_batch)
-
-
-def _indivisible(train: Train, world_size: int) -> str:
-    step = train.context_length * world_size
-    below, above = (
-        (train.global_batch // world_size) * step,
-        (train.global_batch // world_size + 1) * step,
-    )
-    sizes = " or ".join(str(size) for size in (below, above) if size)
-    ranks = [n for n in range(1, train.global_batch + 1) if train.global_batch % n == 0]
-    return (
-        f"train.global_batch_tokens: {train.global_batch_tokens} is {train.global_batch} sequences "
-        f"of {train.context_length}, which {world_size} ranks cannot share equally; "
-        f"use {sizes} tokens, or a number of ranks out of {', '.join(map(str, ranks))}"
-    )
 
 
 def end_with(driver: Process) -> None:

@@ -1,4 +1,4 @@
-"""Where training curves go besides the ledger: TensorBoard events in the attempt's folder."""
+"""Where training curves go besides the ledger: TensorBoard events, one folder a training."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Self
 
 
 class Tracker:
-    """TensorBoard scalars of one attempt; does nothing when switched off."""
+    """TensorBoard scalars of a training, continued after a step; nothing without a folder."""
 
-    def __init__(self, folder: Path, *, enabled: bool) -> None:
+    def __init__(self, folder: Path | None, *, after_step: int) -> None:
         self._writer = None
-        if enabled:
+        if folder:
             # tensorboardX rather than torch's writer: it imports no TensorFlow and starts in 0.2 s.
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(logdir=str(folder / "tensorboard"))
+            # What an earlier attempt wrote beyond the step is done again: TensorBoard hides it.
+            self._writer = SummaryWriter(logdir=str(folder), purge_step=after_step + 1)
 
     def __enter__(self) -> Self:
         return self

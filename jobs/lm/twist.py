@@ -25,20 +25,28 @@ WEIGHTS = "model.safetensors"
 
 
 def build_model(
-    spec: Model, *, source: str, num_units: int, seed: int, dtype: torch.dtype = torch.float32
+    spec: Model,
+    *,
+    source: str,
+    num_units: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
 ) -> Any:
     """The initial ``PreTrainedModel``; a pure function of the arguments and of ``source``."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     config = unit_config(spec, source)
+    # Hugging Face takes sdpa by itself where a model has it, and refuses it by name elsewhere.
+    asked = {} if attention == "sdpa" else {"attn_implementation": attention}
     std = init_std(spec, config)
     generator = torch.Generator().manual_seed(seed)
     if spec.init == "cold":
         config.vocab_size = num_units
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **asked)
     else:
         model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, revision=spec.revision, dtype=dtype
+            source, config=config, revision=spec.revision, dtype=dtype, **asked
         )
     kept = _replace_vocabulary(model, num_units, std, generator)
     if spec.init == "cold":

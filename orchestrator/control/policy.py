@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.plan.execution import DEVICE_OOM
+
 Action = Literal["done", "wait", "resume", "elsewhere", "smaller", "stop"]
 
 EXIT_REQUEST = 2
@@ -65,7 +67,9 @@ class Decision:
 FREE_CAUSES = frozenset({"preempted", "walltime", "node_lost"})
 
 _SIGNS: tuple[tuple[str, str], ...] = (
-    ("device_oom", r"CUDA out of memory|OutOfMemoryError|HIP out of memory"),
+    ("device_oom", DEVICE_OOM),
+    ("comm_hang", r"comm_hang:|Watchdog caught collective operation timeout"),
+    ("nonfinite", r"nonfinite:"),
     (
         "storage",
         r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle",

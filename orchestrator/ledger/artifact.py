@@ -18,7 +18,7 @@ from orchestrator.ledger.storage import Storage
 
 MANIFEST = "MANIFEST.json"
 INPUTS = "inputs.json"
-UNLISTED = ("lease/", "checkpoints/", "metrics/", "pretrain/")
+UNLISTED = ("lease/", "checkpoints/", "metrics/", "pretrain/", "notes/")
 """Work in progress that carries its own manifests, or none: not part of the finished artifact."""
 
 KEY_DIGITS = 12

@@ -7,6 +7,7 @@ runs/<run>/
         attempt.json        who started it, where; written first
         progress.json       how far it is, overwritten as it goes
         events-0001.jsonl   what happened, in whole numbered segments
+        beats/rank-00000.json  metrics-0001.jsonl  orders/…    of a training
         driver.log rank-00000.log …
         end.json            how it ended; written last
     supervisor/0001/…       the same for the supervisor itself
@@ -38,6 +39,8 @@ DRIVER_LOG = "driver.log"
 
 _STEP_TIMES = {"step", "at", "step_s", "stall_s"}
 """What a step's line must have to say where time went; the first runs wrote lines without."""
+FAULT_ORDER = "orders/fault.json"
+"""In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
 
 
 @dataclass(frozen=True)

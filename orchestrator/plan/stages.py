@@ -162,7 +162,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="train",
         module="jobs.train",
-        version=1,
+        version=2,
         upstream=_reads("pack", "codebook"),
         fields=_train,
         uses_ray=True,

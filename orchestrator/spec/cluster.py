@@ -61,6 +61,15 @@ class Retry(Spec):
     """Attempts in a row that may end the same way without progress."""
     heartbeat_timeout_s: PositiveFloat = 60.0
     """A lease whose heartbeat is older than this is dead; its key may be taken over."""
+    hang_timeout_s: PositiveFloat = 900.0
+    """A rank that does nothing for this long, in seconds, hangs: its attempt is ended and tried
+    again. Longer than the longest forward and backward pass."""
+    start_timeout_s: PositiveFloat = 3600.0
+    """The same before the first step, while models load and compile, in seconds."""
+    notice_s: PositiveFloat = 90.0
+    """Seconds between a preemption notice and the end: what is saved must be published by then."""
+    mtbf_h: PositiveFloat | None = None
+    """Mean time between failures of the whole training job, in hours; observed when absent."""
 
 
 class Environment(Spec):
@@ -97,6 +106,9 @@ class Cluster(Spec):
     without a hub."""
     resources: dict[StageName, Resources] = Field(default_factory=dict)
     """What each stage asks for; a stage not named here gets the defaults."""
+    scratch: str | None = None
+    """Node-local folder for checkpoints on their way to the store; the system's temporary folder
+    when absent."""
     launcher: Literal["ray_train", "submitit"] = "ray_train"
     """What starts the ranks of training."""
     cpus: PositiveInt | None = None

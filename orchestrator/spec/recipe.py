@@ -250,8 +250,11 @@ class Schedule(Spec):
 class Checkpoint(Spec):
     """When training state is made durable; changes no result, so it is in no key."""
 
-    every_steps: PositiveInt = 500
-    """Steps between checkpoints."""
+    every_steps: PositiveInt | Literal["auto"] = 500
+    """Steps between checkpoints; ``auto``: as many as take sqrt(2 C M) seconds, for the measured
+    stall C of a checkpoint and the mean time M between failures (Young 1974, Daly 2006)."""
+    every_min: PositiveFloat | None = None
+    """Minutes between checkpoints, in place of ``every_steps``."""
     keep_last: Annotated[Int, Field(ge=2)] = 2
     """Newest checkpoints kept; never fewer than two."""
     keep_every_steps: PositiveInt | None = None
@@ -271,6 +274,8 @@ class Execution(Spec):
     """Recompute activations in the backward pass."""
     compile: bool = False
     """torch.compile the model (GPU only)."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """How attention is computed; flash_attention_2 needs a GPU, bf16 and its own package."""
 
 
 class Train(Spec):
@@ -292,6 +297,9 @@ class Train(Spec):
     """Steps between validation losses; the last step is always validated."""
     checkpoint: Checkpoint = Checkpoint()
     """When training state is saved."""
+    max_nonfinite_in_row: Count = 3
+    """Steps in a row whose loss or gradient is not finite that are passed over; one more rolls back
+    to the last checkpoint and puts their windows on the skip list."""
     execution: Execution | None = None
     """ZeRO stage and micro-batch; derived from the model's size and the cluster when absent."""
 

@@ -16,6 +16,10 @@ def out(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "artifact"))
 
 
+def nothing(_point: str) -> None:
+    """Nobody is to be killed."""
+
+
 def save(
     out: Storage, step: int, lease_n: int, after: Manifest | None = None, *, whole: bool = True
 ) -> Manifest:
@@ -24,9 +28,10 @@ def save(
     local = Path(f"{out.url}-staging") / name
     local.mkdir(parents=True)
     (local / "state.pt").write_text(name)
-    entries = checkpoint.upload_folder(out, local, name)
+    entries = checkpoint.upload_folder(out, local, name, nothing)
     lines = [{"step": n} for n in range((after.step if after else 0) + 1, step + 1)]
-    segment = checkpoint.write_segment(out, checkpoint.segment_path(step, lease_n), lines)
+    segment, data = checkpoint.segment(checkpoint.segment_path(step, lease_n), lines)
+    out.create(segment.path, data)
     manifest = Manifest(
         step=step,
         lease_n=lease_n,
@@ -114,7 +119,7 @@ def test_retention_keeps_the_newest_and_the_milestones(out: Storage) -> None:
     last = None
     for step in range(10, 70, 10):
         last = save(out, step, 1, last)
-    checkpoint.retire(out, Checkpoint(keep_last=2, keep_every_steps=20), (1,))
+    checkpoint.retire(out, Checkpoint(keep_last=2, keep_every_steps=20), (1,), nothing)
     assert [m.step for m in checkpoint.committed(out)] == [20, 40, 50, 60]
     folders = {path.split("/")[1] for path in out.list("checkpoints")}
     assert folders == set(names(checkpoint.committed(out))), "files were left behind"
@@ -125,7 +130,7 @@ def test_retention_removes_what_was_never_committed_by_earlier_attempts(out: Sto
     save(out, 20, 1, one, whole=False)
     two = save(out, 20, 2, one)
     save(out, 30, 2, two, whole=False)  # being written right now
-    checkpoint.retire(out, Checkpoint(), (1, 2))
+    checkpoint.retire(out, Checkpoint(), (1, 2), nothing)
     assert out.children("checkpoints") == (
         "step-00000010-a0001",
         "step-00000020-a0002",
@@ -137,7 +142,7 @@ def test_retention_removes_forks_before_ancestors(out: Storage) -> None:
     one = save(out, 10, 1)
     save(out, 40, 1, one)
     two = save(out, 20, 2, one)
-    checkpoint.retire(out, Checkpoint(keep_last=2), (1, 2))
+    checkpoint.retire(out, Checkpoint(keep_last=2), (1, 2), nothing)
     assert checkpoint.committed(out) == [one, two]
 
 
@@ -145,17 +150,25 @@ def test_upload_removes_the_staged_files(out: Storage, tmp_path: Path) -> None:
     local = tmp_path / "staged"
     local.mkdir()
     (local / "a.pt").write_bytes(b"abc")
-    entries = checkpoint.upload_folder(out, local, "step-00000001-a0001")
+    entries = checkpoint.upload_folder(out, local, "step-00000001-a0001", nothing)
     assert entries["a.pt"] == FileEntry(
         size=3, sha256="ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
     assert not local.exists()
 
 
-def test_floats_keep_every_digit(out: Storage) -> None:
-    segment = checkpoint.write_segment(out, "metrics/x.jsonl", [{"loss": 0.1 + 0.2}])
+def test_floats_keep_every_digit() -> None:
+    segment, data = checkpoint.segment("metrics/x.jsonl", [{"loss": 0.1 + 0.2}])
     assert isinstance(segment, Segment)
-    assert out.read_bytes("metrics/x.jsonl") == b'{"loss": 0.30000000000000004}\n'
+    assert data == b'{"loss": 0.30000000000000004}\n'
+
+
+def test_the_skip_list_grows_and_is_never_rewritten(out: Storage) -> None:
+    assert checkpoint.skipped(out) == set()
+    checkpoint.note_skips(out, [3, 4], at_step=7)
+    checkpoint.note_skips(out, [9], at_step=8)
+    assert checkpoint.skipped(out) == {3, 4, 9}
+    assert out.read_json("notes/skips-0001.json") == {"positions": [3, 4], "at_step": 7}
 
 
 def test_a_changed_segment_is_refused(out: Storage) -> None:

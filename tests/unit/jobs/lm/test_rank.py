@@ -8,78 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.lm.rank import EXIT_ORPHANED, execution_of, free_port, last_lines
+from jobs.lm.rank import EXIT_ORPHANED, free_port, last_lines
 from jobs.lm.slurm_ranks import meet, step_command
-from orchestrator.errors import RequestError
 from orchestrator.ledger.lease import Process
 from orchestrator.spec.cluster import Resources
-from orchestrator.spec.recipe import Execution, Train
-
-
-def train(
-    sequences: int, *, context_length: int = 128, precision: str = "fp32", **execution: object
-) -> Train:
-    fields = {
-        "context_length": context_length,
-        "global_batch_tokens": sequences * context_length,
-        "steps": 1,
-        "precision": precision,
-        "execution": Execution.model_validate(execution) if execution else None,
-    }
-    return Train.model_validate(fields)
-
-
-@pytest.mark.parametrize(
-    ("sequences", "ranks", "context_length", "micro_batch"),
-    [(32, 1, 128, 32), (32, 4, 128, 8), (256, 1, 1024, 16), (24, 1, 1024, 12), (6, 2, 65_536, 1)],
-)
-def test_derived_micro_batch(
-    sequences: int, ranks: int, context_length: int, micro_batch: int
-) -> None:
-    asked = train(sequences, context_length=context_length)
-    assert execution_of(asked, Resources(ranks_per_node=ranks)).micro_batch == micro_batch
-
-
-@pytest.mark.parametrize(
-    ("ranks", "precision", "zero_stage"),
-    [(1, "fp32", 0), (2, "fp32", 0), (1, "bf16", 1), (2, "bf16", 1)],
-)
-def test_derived_zero_stage_is_the_same_for_any_number_of_ranks(
-    ranks: int, precision: str, zero_stage: int
-) -> None:
-    asked = train(8, precision=precision)
-    assert execution_of(asked, Resources(ranks_per_node=ranks)).zero_stage == zero_stage
-
-
-def test_what_the_recipe_says_is_used() -> None:
-    asked = train(32, zero_stage=3, micro_batch=2)
-    assert execution_of(asked, Resources(nodes=2, gpus_per_node=8)) == asked.execution
-
-
-def test_a_batch_that_does_not_divide_names_sizes_that_do() -> None:
-    with pytest.raises(RequestError) as raised:
-        execution_of(train(32), Resources(ranks_per_node=3))
-    assert str(raised.value) == (
-        "train.global_batch_tokens: 4096 is 32 sequences of 128, which 3 ranks cannot "
-        "share equally; use 3840 or 4224 tokens, or a number of ranks out of 1, 2, 4, 8, 16, 32"
-    )
-
-
-def test_more_ranks_than_sequences() -> None:
-    with pytest.raises(RequestError, match=r"use 512 tokens, or a number of ranks out of 1, 2$"):
-        execution_of(train(2), Resources(ranks_per_node=4))
-
-
-def test_a_micro_batch_that_does_not_divide_names_those_that_do() -> None:
-    with pytest.raises(
-        RequestError, match=r"3 does not divide the 16 .* give one of 1, 2, 4, 8, 16$"
-    ):
-        execution_of(train(32, micro_batch=3), Resources(ranks_per_node=2))
-
-
-def test_bf16_needs_zero() -> None:
-    with pytest.raises(RequestError, match="give 1 or more, or precision fp32"):
-        execution_of(train(32, precision="bf16", micro_batch=2), Resources())
 
 
 def test_ranks_meet_through_a_file(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("train.checkpoint.every_steps", 5, NEVER),
     ("train.checkpoint.keep_last", 3, NEVER),
     ("train.checkpoint.keep_every_steps", 10, NEVER),
+    ("train.checkpoint.every_min", 5.0, NEVER),
+    ("train.max_nonfinite_in_row", 1, NEVER),
     ("train.execution", {"micro_batch": 1, "zero_stage": 2, "offload": True}, NEVER),
     ("evaluate.bootstrap_samples", 200, "evaluate"),
     ("evaluate.continuations", 1, "evaluate"),

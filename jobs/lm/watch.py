@@ -1,0 +1,187 @@
+"""The driver's view of its ranks: what they say, whether they hang, when they must leave.
+
+In: the attempt's folder, into which every rank's herald writes. Out: progress and events for those
+who watch; an order to save and leave; the stacks of all ranks and their end when one hangs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.attempt import Attempt, StopRequestedError
+from jobs.lm.herald import DUMP, LIVE, STOP, beat_path, stacks_path
+from jobs.lm.rank import RankConfig
+from orchestrator.errors import RunFailedError
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.storage import Storage
+
+log = logging.getLogger(__name__)
+
+_DUMP_WAIT_S = 6.0
+"""Three beats: how long ranks get to write their own stacks."""
+_LOOK_EVERY_S = 1.0
+
+
+class Watch:
+    """Passes on what rank 0 says, finds hangs, and asks the ranks to save and leave."""
+
+    def __init__(self, attempt: Attempt, config: RankConfig, world_size: int) -> None:
+        self._attempt, self._config, self._world_size = attempt, config, world_size
+        self._record: Storage = attempt.record.storage
+        self._began = False
+        self._interval_s: float | None = None
+        self._ticks: dict[int, tuple[int, float]] = {}
+        """Rank to its ticks and when they last changed, by this machine's clock."""
+        self._born_at = time.monotonic()
+        self._looked_at = 0.0
+
+    def look(self) -> None:
+        """Report the newest step.
+
+        Raises LeaseHeldError when the right to this key is lost, RunFailedError when a rank hangs,
+        StopRequestedError when Ray is about to take a node away.
+        """
+        self._attempt.check()
+        now = time.monotonic()
+        if now - self._looked_at < _LOOK_EVERY_S:
+            return
+        self._looked_at = now
+        self._report()
+        self._find_hang(now)
+        if draining_hosts() & self._hosts():
+            self._attempt.event("preemption_notice")
+            raise StopRequestedError
+
+    def stopped(self) -> bool:
+        """Whether the ranks left after a wish to stop, before the last step."""
+        live = self._live()
+        return bool(live and live.get("stopped"))
+
+    def report(self) -> None:
+        """Pass on the last words of ranks that have ended."""
+        self._report()
+
+    def ask_to_stop(self) -> None:
+        """Ask the ranks to make a checkpoint after their current step and to end."""
+        self._record.replace(STOP, b"{}")
+        self._attempt.event("stop_asked")
+
+    def _live(self) -> dict[str, Any] | None:
+        try:
+            live: dict[str, Any] = self._record.read_json(LIVE)
+        except FileNotFoundError:
+            return None
+        return live
+
+    def _report(self) -> None:
+        live = self._live()
+        if live is None or "first_step" not in live["phases"]:
+            return
+        if not self._began:
+            self._began = True
+            for problem in live["refused"]:
+                self._attempt.event("checkpoint_refused", problem=problem)
+            self._attempt.event(
+                "training", resumed_from=live["resumed_from"], phases=live["phases"]
+            )
+        interval_s = live.get("cadence", {}).get("interval_s")
+        if interval_s != self._interval_s:
+            self._interval_s = interval_s
+            self._attempt.event("checkpoint_interval", **live["cadence"])
+        self._attempt.progress(live["step"], self._config.train.steps, "steps", **live["rates"])
+
+    def _find_hang(self, now: float) -> None:
+        retry = self._attempt.cluster.retry
+        beats = {rank: self._beat(rank) for rank in range(self._world_size)}
+        for rank, beat in beats.items():
+            ticks = beat["ticks"] if beat else 0
+            if rank not in self._ticks or self._ticks[rank][0] != ticks:
+                self._ticks[rank] = (ticks, now)
+            timeout_s = retry.hang_timeout_s if ticks else retry.start_timeout_s
+            if (idle_s := now - self._ticks[rank][1]) > timeout_s:
+                self._end_hang(beats, idle_s)
+
+    def _beat(self, rank: int) -> dict[str, Any] | None:
+        try:
+            beat: dict[str, Any] = self._record.read_json(beat_path(rank))
+        except FileNotFoundError:
+            return None
+        return beat
+
+    def _hosts(self) -> set[str]:
+        beats = map(self._beat, range(self._world_size))
+        return {beat["process"]["host"].split("/")[0] for beat in beats if beat}
+
+    def _end_hang(self, beats: dict[int, dict[str, Any] | None], idle_s: float) -> None:
+        """Keep the stacks of all ranks, end them, and raise RunFailedError."""
+        suspect = _suspect(beats)
+        self._record.replace(DUMP, b"{}")
+        time.sleep(_DUMP_WAIT_S)
+        for rank, process in _here(beats):
+            path = stacks_path(rank)
+            if not self._record.exists(path):  # it cannot run: look from outside
+                self._record.replace(path, seen_from_outside(process.pid))
+        self._attempt.event("hang", rank=suspect, idle_s=idle_s)
+        for _, process in _here(beats):
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+        raise RunFailedError(
+            f"comm_hang: rank {suspect} made no progress for {idle_s:.0f} s; the stacks of all "
+            f"ranks are in {self._record.url}/rank-*.stacks.txt"
+        )
+
+
+def _suspect(beats: dict[int, dict[str, Any] | None]) -> int:
+    """The rank that is furthest behind; of those, the one that was silent the longest."""
+
+    def behind(rank: int) -> tuple[int, float]:
+        beat = beats[rank]
+        return (beat["ticks"], beat["at"]) if beat else (-1, 0.0)
+
+    return min(beats, key=behind)
+
+
+def _here(beats: dict[int, dict[str, Any] | None]) -> Iterator[tuple[int, Process]]:
+    """Ranks whose process is on this machine; those elsewhere end with their launcher."""
+    for rank, beat in beats.items():
+        if beat:
+            process = Process(**beat["process"])
+            if process.is_alive() is not None:
+                yield rank, process
+
+
+def seen_from_outside(pid: int) -> bytes:
+    """The Python stacks of another process, by py-spy; what went wrong where that cannot look."""
+    beside = Path(sys.executable).with_name("py-spy")
+    tool = str(beside) if beside.exists() else shutil.which("py-spy")
+    if tool is None:
+        return b"py-spy is not installed on this node; pip install py-spy\n"
+    done = subprocess.run(
+        [tool, "dump", "--nonblocking", "--pid", str(pid)],
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    return done.stdout or done.stderr
+
+
+def draining_hosts() -> set[str]:
+    """Names of the hosts that this process's Ray cluster was told will go away; empty without."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return set()
+    from ray._private.state import state
+
+    draining = state.get_draining_nodes()
+    if not draining:
+        return set()
+    return {n["NodeManagerHostname"] for n in ray.nodes() if n["NodeID"] in draining}

@@ -1,0 +1,68 @@
+"""How a global batch is shared by ranks: micro-batch and ZeRO stage, for any number of ranks.
+
+Pure, so that a split that cannot be is refused before anything starts.
+"""
+
+from __future__ import annotations
+
+from orchestrator.errors import RequestError
+from orchestrator.spec.recipe import Execution, Train
+
+MAX_MICRO_BATCH_TOKENS = 16_384
+DEVICE_OOM = r"CUDA out of memory|OutOfMemoryError|HIP out of memory"
+"""What a log says when a micro-batch does not fit the device: a regular expression."""
+
+
+def execution_of(train: Train, world_size: int, max_micro_batch: int | None = None) -> Execution:
+    """The recipe's execution, or one derived. Raises RequestError when the batch does not divide.
+
+    Derived: the largest micro-batch that divides a rank's share and stays within 16,384 tokens; in
+    bf16 ZeRO 1, because DeepSpeed keeps fp32 optimizer state only there, else 0. Not by the number
+    of ranks, so that a training may move to another number of them. ``max_micro_batch`` is what an
+    earlier attempt found to fit the device's memory: the global batch stays, more is accumulated.
+    """
+    share, rest = divmod(train.global_batch, world_size)
+    if rest or not share:
+        raise RequestError(_indivisible(train, world_size))
+    execution = train.execution or _derived(train, share)
+    if share % execution.micro_batch:
+        divisors = [n for n in range(1, share + 1) if share % n == 0]
+        raise RequestError(
+            f"train.execution.micro_batch: {execution.micro_batch} does not divide the {share} "
+            f"sequences of each of {world_size} ranks; give one of {', '.join(map(str, divisors))}"
+        )
+    if train.precision == "bf16" and execution.zero_stage == 0:
+        raise RequestError(
+            "train.execution.zero_stage: 0 would keep the optimizer's state in bf16; "
+            "give 1 or more, or precision fp32"
+        )
+    if max_micro_batch and execution.micro_batch > max_micro_batch:
+        return execution.model_copy(update={"micro_batch": _divisor(share, max_micro_batch)})
+    return execution
+
+
+def _derived(train: Train, share: int) -> Execution:
+    largest = max(1, MAX_MICRO_BATCH_TOKENS // train.context_length)
+    return Execution(
+        zero_stage=int(train.precision == "bf16"), micro_batch=_divisor(share, largest)
+    )
+
+
+def _divisor(share: int, at_most: int) -> int:
+    """The largest divisor of a rank's share that is not above a limit."""
+    return max(n for n in range(1, min(share, at_most) + 1) if share % n == 0)
+
+
+def _indivisible(train: Train, world_size: int) -> str:
+    step = train.context_length * world_size
+    below, above = (
+        (train.global_batch // world_size) * step,
+        (train.global_batch // world_size + 1) * step,
+    )
+    sizes = " or ".join(str(size) for size in (below, above) if size)
+    ranks = [n for n in range(1, train.global_batch + 1) if train.global_batch % n == 0]
+    return (
+        f"train.global_batch_tokens: {train.global_batch_tokens} is {train.global_batch} sequences "
+        f"of {train.context_length}, which {world_size} ranks cannot share equally; "
+        f"use {sizes} tokens, or a number of ranks out of {', '.join(map(str, ranks))}"
+    )

@@ -1,0 +1,180 @@
+"""A tiny training as its ranks see it: no launcher, real DeepSpeed, processes to be killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.lm import checkpoint, faults
+from jobs.lm.herald import LIVE
+from jobs.lm.loop import train_rank
+from jobs.lm.rank import Place, RankConfig, free_port
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule, Train
+
+TIMEOUT_S = 300.0
+NUM_UNITS = 20
+_CONTEXT = multiprocessing.get_context("forkserver")
+# Imports take seconds; the server makes them once and forks each rank from there.
+_CONTEXT.set_forkserver_preload(
+    ["jobs.lm.loop", "deepspeed", "transformers.models.llama.modeling_llama"]
+)
+
+
+def make_inputs(folder: Path) -> Path:
+    """A tiny text LM, and packed tokens with some structure to learn."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "lm")
+    (folder / "pack").mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("train", 3_000), ("valid", 300)):
+        (np.cumsum(rng.integers(0, 3, size)) % NUM_UNITS).astype("<u2").tofile(
+            folder / "pack" / f"{name}.bin"
+        )
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training: its inputs, its folder, and what all of its attempts are told."""
+
+    inputs: Path
+    root: Path
+    steps: int = 48
+    every_steps: int = 8
+    zero_stage: int = 0
+    micro_batch: int = 2
+    global_batch: int = 8
+    max_nonfinite_in_row: int = 3
+    out_url: str = ""
+    """Where the artifact lies; below ``root`` when empty."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Fields of the RankConfig."""
+
+    @property
+    def out(self) -> Storage:
+        """The artifact's folder."""
+        return Storage(self.out_url or str(self.root / "out"))
+
+    def record(self, lease_n: int) -> Storage:
+        """The folder of an attempt."""
+        return Storage(str(self.root / f"attempt-{lease_n}"))
+
+    def live(self, lease_n: int) -> dict[str, Any]:
+        """Rank 0's last words."""
+        return self.record(lease_n).read_json(LIVE)
+
+    def config(self, lease_n: int, driver: Process | None = None) -> RankConfig:
+        """What the ranks of an attempt are told."""
+        folder = self.root / f"attempt-{lease_n}"
+        folder.mkdir(parents=True)
+        return RankConfig(
+            model=Model(text_model="tiny", revision="0"),
+            train=Train(
+                context_length=16,
+                global_batch_tokens=16 * self.global_batch,
+                steps=self.steps,
+                precision="fp32",
+                optimizer=Optimizer(lr=3e-3, weight_decay=0.01),
+                schedule=Schedule(warmup_steps=4),
+                validate_every_steps=12,
+                checkpoint=Checkpoint(every_steps=self.every_steps),
+                max_nonfinite_in_row=self.max_nonfinite_in_row,
+            ),
+            execution=Execution(zero_stage=self.zero_stage, micro_batch=self.micro_batch),
+            seed=3,
+            num_units=NUM_UNITS,
+            source=str(self.inputs / "lm"),
+            pack_url=str(self.inputs / "pack"),
+            out_url=self.out.url,
+            lease_n=lease_n,
+            folder=str(folder),
+            record_url=str(folder),
+            scratch=str(self.root / "scratch"),
+            tracker="test",
+            driver=driver or Process.current(),
+            **self.more,
+        )
+
+    def start(
+        self,
+        lease_n: int = 1,
+        *,
+        world_size: int = 2,
+        fault: dict[str, Any] | None = None,
+        driver: Process | None = None,
+    ) -> list[BaseProcess]:
+        """The ranks of an attempt, under way."""
+        told, port = self.config(lease_n, driver).model_dump_json(), free_port()
+        ranks = [
+            _CONTEXT.Process(target=_rank, args=(told, rank, world_size, port, fault))
+            for rank in range(world_size)
+        ]
+        for rank in ranks:
+            rank.start()
+        return ranks
+
+    def run(self, lease_n: int = 1, **options: Any) -> list[int | None]:
+        """Exit codes of an attempt's ranks."""
+        return finish(self.start(lease_n, **options))
+
+    def results(self) -> dict[str, bytes]:
+        """What must not depend on what happened on the way."""
+        names = ("model/model.safetensors", "metrics.jsonl", "validation.jsonl")
+        return {name: self.out.read_bytes(name) for name in names}
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The metric lines of the finished training."""
+        return [json.loads(line) for line in self.out.read_bytes("metrics.jsonl").splitlines()]
+
+    def kill_after(self, step: int, victim: BaseProcess, lease_n: int = 1) -> None:
+        """SIGKILL one rank as soon as the checkpoint of ``step`` is committed."""
+        name = checkpoint.name_of(step, lease_n)
+        wait_for(lambda: self.out.exists(f"{checkpoint.FOLDER}/{name}/{checkpoint.MANIFEST}"), name)
+        os.kill(victim.pid or 0, signal.SIGKILL)
+
+
+def wait_for(happened: Any, what: str) -> None:
+    """Return once something has happened."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} never came"
+        time.sleep(0.002)
+
+
+def finish(ranks: list[BaseProcess]) -> list[int | None]:
+    """Exit codes, once all have ended."""
+    for rank in ranks:
+        rank.join(TIMEOUT_S)
+    return [rank.exitcode for rank in ranks]
+
+
+def _rank(told: str, rank: int, world_size: int, port: int, fault: dict[str, Any] | None) -> None:
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(port)
+    if fault:
+        os.environ[faults.VARIABLE] = json.dumps(fault)
+    train_rank(
+        RankConfig.model_validate_json(told),
+        Place(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size),
+    )
