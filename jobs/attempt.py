@@ -29,6 +29,7 @@ from typing import Any
 from orchestrator.errors import LeaseHeldError, OrchestratorError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import FAULT_ORDER, AttemptFolder, RunFolder
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
@@ -201,7 +202,8 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
         stack.enter_context(_heartbeat(attempt, held))
         for instance, artifact in zip(members, artifacts, strict=True):
             artifact.begin(instance.inputs)
-        attempt.event("begin", stage=stage, lease=attempt.lease_n)
+        born_at = Process.current().started_at
+        attempt.event("begin", stage=stage, lease=attempt.lease_n, born_at=born_at)
         facts = work(attempt)
         attempt.check()
         _publish(attempt, members, facts, options)

@@ -49,7 +49,9 @@ def rank_config(attempt: Attempt) -> RankConfig:
     recipe, resources, retry = attempt.recipe, attempt.resources, attempt.cluster.retry
     source = attempt.model_source(recipe.model.text_model)
     known = attempt.out.read_json(FITS) if attempt.out.exists(FITS) else {}
-    curves = attempt.folder.parent.parent / "tensorboard"
+    # Beside the attempts, so that they share curves; a remote store has no such folder here.
+    is_local = attempt.record.storage.local_root is not None
+    curves = (attempt.folder.parent.parent if is_local else attempt.folder) / "tensorboard"
     return RankConfig(
         model=recipe.model,
         train=recipe.train,

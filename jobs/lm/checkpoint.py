@@ -179,7 +179,7 @@ def upload_folder(
     for path in sorted(p for p in local.rglob("*") if p.is_file()):
         relative = path.relative_to(local).as_posix()
         size = path.stat().st_size
-        faults.throttle(size)
+        faults.uploading(size)
         entries[relative] = FileEntry(
             size=size, sha256=out.upload(path, f"{FOLDER}/{name}/{relative}")
         )

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import threading
 import time
 from functools import cache
 from typing import Any
@@ -68,8 +70,18 @@ def stalls(*, rank: int, step: int) -> bool:
     return told.get("kind") == "hang" and (told["rank"], told["step"]) == (rank, step)
 
 
-def throttle(num_bytes: int) -> None:
-    """Wait as long as a slow store would take for so many bytes."""
+_store_is_broken = threading.Event()
+
+
+def break_store() -> None:
+    """Let this process's next upload of a checkpoint fail, as `orchestrator chaos` asks."""
+    _store_is_broken.set()
+
+
+def uploading(num_bytes: int) -> None:
+    """Wait as long as a slow store would take for so many bytes. Raises OSError in a drill."""
+    if _store_is_broken.is_set():
+        raise OSError(errno.EIO, "the store is out of reach (a drill)")
     told = _told()
     if told.get("kind") == "slow_store":
         time.sleep(num_bytes / (told["mb_per_s"] * 1e6))

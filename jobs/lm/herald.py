@@ -25,6 +25,7 @@ import time
 from types import FrameType
 from typing import Any, Self
 
+from jobs.lm import faults
 from jobs.lm.rank import Place, RankConfig
 from orchestrator.errors import LedgerError
 from orchestrator.ledger.lease import Process
@@ -143,9 +144,11 @@ class Herald:
 
     def _obey(self, fault: dict[str, Any]) -> None:
         """Be the victim of a drill, when it names this rank or its whole node."""
-        if fault.get("rank") == self._place.rank or fault.get("node") == socket.gethostname():
-            number = signal.SIGSTOP if fault["kind"] == "hang" else signal.SIGKILL
-            os.kill(os.getpid(), number)
+        named = fault.get("rank") == self._place.rank
+        if named and fault["kind"] == "store":
+            faults.break_store()
+        elif named or fault.get("node") == socket.gethostname():
+            os.kill(os.getpid(), signal.SIGSTOP if fault["kind"] == "hang" else signal.SIGKILL)
 
 
 def stacks() -> bytes:

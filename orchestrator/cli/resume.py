@@ -1,13 +1,14 @@
-"""``orchestrator resume``: continue a run that stopped."""
+"""``orchestrator resume``: continue a run that stopped, here or on another cluster."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.cli.watch import watch
-from orchestrator.control.submit import ensure_supervised
+from orchestrator.control.submit import ensure_supervised, move
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,5 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Start a supervisor where none is at work."""
     folder, store = run_and_store(options)
+    if options.cluster and move(folder, Path(options.cluster)):
+        print(f"run {folder.name}: moves to {options.cluster}", file=sys.stderr)
     print(f"run {folder.name}: {ensure_supervised(folder, store)}", file=sys.stderr)
     return watch(folder, store) if options.watch else 0

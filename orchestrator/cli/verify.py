@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
                 f"{verdict.instance}: {verdict.num_files} files, {format_bytes(verdict.num_bytes)}",
                 end="",
             )
+            print("".join(f", {note}" for note in verdict.notes), end="")
             print(": ok" if not verdict.problems else "")
             for problem in verdict.problems:
                 print(f"  {problem}")

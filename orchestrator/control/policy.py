@@ -67,14 +67,19 @@ class Decision:
 FREE_CAUSES = frozenset({"preempted", "walltime", "node_lost"})
 
 _SIGNS: tuple[tuple[str, str], ...] = (
+    # Ray's own OutOfMemoryError is the host's; what it says of any death mentions memory too.
+    (
+        "host_oom",
+        r"oom-kill|Out of memory: Killed|running low on memory|Cannot allocate memory",
+    ),
     ("device_oom", DEVICE_OOM),
     ("comm_hang", r"comm_hang:|Watchdog caught collective operation timeout"),
     ("nonfinite", r"nonfinite:"),
     (
         "storage",
-        r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle",
+        r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle|"
+        r"Input/output error|the store is out of reach",
     ),
-    ("host_oom", r"oom-kill|Out of memory: Killed|raylet.*memory usage|Cannot allocate memory"),
     ("bad_data", r"bad_data:"),
     (
         "worker_lost",
@@ -86,6 +91,19 @@ _SIGNS: tuple[tuple[str, str], ...] = (
         r"Failed to connect to GCS|GCS.*unavailable|raylet.*(died|crashed)|Ray is not available",
     ),
 )
+
+
+_REMEDIES = {
+    "comm_hang": "a rank hung; the stacks of all ranks are in the attempt's folder",
+    "nonfinite": "back to the last checkpoint and around the batches that gave no finite loss",
+    "storage": "the store failed; free space there, or look at its mount",
+    "host_oom": "the node ran out of memory; raise mem_gb or lower the number of workers",
+    "worker_lost": "a process was lost",
+    "killed": "the driver was killed",
+    "node_lost": "the node was lost",
+    "preempted": "asked to leave",
+}
+"""What each cause means, and what its user might do; shown with the decision."""
 
 
 def decide(ending: Ending, past: Past) -> Decision:
@@ -120,7 +138,10 @@ def decide(ending: Ending, past: Past) -> Decision:
         )
     if _fails_alone(ending, past):
         return Decision(cause=cause, action="elsewhere", reason=f"node {ending.node} fails alone")
-    return Decision(cause=cause, action="resume", reason=f"{cause}: goes on where it stopped")
+    remedy = _REMEDIES.get(cause, "see the end of its log")
+    return Decision(
+        cause=cause, action="resume", reason=f"{cause}: {remedy}; goes on where it stopped"
+    )
 
 
 def _cause(ending: Ending) -> str:

@@ -25,6 +25,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.estimate import STATE_BYTES_PER_PARAMETER, parameters_in_name
+from orchestrator.plan.execution import execution_of
 from orchestrator.plan.planner import Plan, Variant, make_plan
 from orchestrator.plan.stages import Facts
 from orchestrator.spec.cluster import Cluster
@@ -129,6 +130,25 @@ def ensure_supervised(run: RunFolder, store: Store) -> str:
     return "supervisor started"
 
 
+def move(run: RunFolder, cluster_file: Path) -> bool:
+    """Let a run go on where another cluster file says; False when that is where it is.
+
+    Raises RequestError when the run cannot go on there, or is at work.
+    """
+    cluster = load_cluster(cluster_file)
+    if cluster == run.cluster():
+        return False
+    if run.live_supervisor():
+        raise RequestError(
+            f"{run.name}: is at work; `orchestrator cancel {run.name}` before it moves"
+        )
+    problems = impossible_splits(run.variants(), cluster, cluster_file.name)
+    if problems:
+        raise SpecErrors(problems)
+    run.move(cluster)
+    return True
+
+
 def open_store(cluster: Cluster) -> Store:
     """The cluster's store.
 
@@ -168,6 +188,7 @@ def missing(prepared: Prepared) -> list[str]:
         *_missing_data(recipe, cluster, where),
         *_missing_models(prepared.variants, cluster, where),
         *_missing_hardware(prepared.variants, cluster, where),
+        *impossible_splits(prepared.variants, cluster, where),
         *_missing_packages(cluster),
     ]
 
@@ -209,6 +230,18 @@ def _missing_hardware(variants: Sequence[Variant], cluster: Cluster, where: str)
     if cpus > have:
         asked = f"{where}: resources.train: {cpus} CPU cores asked"
         yield f"{asked}, {have} here; ask for fewer ranks"
+
+
+def impossible_splits(variants: Sequence[Variant], cluster: Cluster, where: str) -> tuple[str, ...]:
+    """Why this cluster's ranks cannot share the variants' batches, and which sizes would do."""
+    world_size = cluster.resources_of("train").world_size
+    problems = []
+    for variant in variants:
+        try:
+            execution_of(variant.recipe.train, world_size)
+        except RequestError as error:
+            problems.append(f"{where}: resources.train: {world_size} ranks: {error}")
+    return tuple(dict.fromkeys(problems))
 
 
 def _too_much_for_cpus(recipe: Recipe, where: str) -> Iterator[str]:

@@ -24,10 +24,11 @@ from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.job import code_env, cpus_of, stage_job
 from orchestrator.control.policy import Decision, Ending, Past, decide
+from orchestrator.control.status import write_openmetrics
 from orchestrator.errors import LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
+from orchestrator.ledger.run import DRIVER_LOG, FAULT_ORDER, AttemptFolder, RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
@@ -39,6 +40,7 @@ TICK_S = 0.25
 LEASE_WAIT_S = 2.0
 RETRY_DELAY_S = 1.0
 LOG_TAIL_BYTES = 20_000
+FIGURES_EVERY_S = 60.0
 
 
 @dataclass
@@ -81,6 +83,7 @@ class Supervisor:
         self._complete: set[str] = set()
         self._cancels_seen = len(run.cancel_requests())
         self._stopping = False
+        self._figures_at = time.monotonic()
 
     def run(self) -> str:
         """Work until nothing more can be done; the run's final state."""
@@ -108,6 +111,9 @@ class Supervisor:
     def _step(self) -> bool:
         """One look at everything; whether there is more to do."""
         self._beat()
+        if time.monotonic() - self._figures_at > FIGURES_EVERY_S:
+            self._figures_at = time.monotonic()
+            write_figures(self._run, self._store)
         self._mark_complete()
         self._obey_cancels()
         self._collect_ended()
@@ -281,6 +287,14 @@ class Supervisor:
             say(f"{work.leader.id}: cancelled")
 
 
+def write_figures(run: RunFolder, store: Store) -> None:
+    """Write what monitoring scrapes; a failure here is not the run's."""
+    try:
+        write_openmetrics(run, store)
+    except (OrchestratorError, OSError) as error:
+        say(f"figures: {error}")
+
+
 def say(text: str) -> None:
     """A line of the supervisor's own log."""
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
@@ -327,6 +341,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[], None]) -> int:
     record = run.begin_supervisor(process=Process.current().__dict__)
     folder = _local_folder(record.storage)
+
+    def beat_and_obey() -> None:
+        beat()
+        if record.storage.exists(FAULT_ORDER):  # a drill that takes this node down
+            os.kill(os.getpid(), signal.SIGKILL)
+
     supervisor = Supervisor(
         store,
         run,
@@ -337,7 +357,7 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
             log=folder / "ray.log",
             code_env=code_env(run),
         ),
-        beat=beat,
+        beat=beat_and_obey,
     )
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -354,6 +374,7 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
     stopped = state in ("running", "pending")
     state = "failed" if stopped else state
     record.finish(state=state, cause="preempted" if stopped else "", reason="")
+    write_figures(run, store)
     _report(run, store)
     return 0 if state == "succeeded" else 1
 

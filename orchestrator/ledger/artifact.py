@@ -89,18 +89,23 @@ class Artifact:
 
     def problems(self) -> Iterator[str]:
         """Every way in which the folder differs from its manifest."""
-        present = self.storage.list()
-        for path, entry in self.manifest()["files"].items():
-            where, size = f"{self.storage.url}/{path}", entry["size"]
-            if path not in present:
-                yield f"{where}: missing"
-            elif present[path] != size:
-                yield f"{where}: {present[path]} bytes, the manifest says {size}"
-            elif self.storage.digest(path) != entry["sha256"]:
-                yield f"{where}: bytes differ from the manifest's sha256"
+        yield from differences(self.storage, self.manifest()["files"])
 
     def _entry(self, path: str, size: int) -> dict[str, Any]:
         return {"size": size, "sha256": self.storage.digest(path)}
+
+
+def differences(folder: Storage, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Every way in which a folder differs from ``{path: {"size": ..., "sha256": ...}}``."""
+    present = folder.list()
+    for path, entry in files.items():
+        where, size = f"{folder.url}/{path}", entry["size"]
+        if path not in present:
+            yield f"{where}: missing"
+        elif present[path] != size:
+            yield f"{where}: {present[path]} bytes, the manifest says {size}"
+        elif folder.digest(path) != entry["sha256"]:
+            yield f"{where}: bytes differ from the manifest's sha256"
 
 
 def is_listed(path: str) -> bool:

@@ -214,7 +214,9 @@ def _life(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _
     created_at = attempt.started["started_at"]
     steps = tuple(map(_step, attempt.steps()))
     ended_at, state = _end(attempt, steps, next_at, now)
-    begun_at = next((e["at"] for e in attempt.events() if e["kind"] == "begin"), None)
+    begin = next((e for e in attempt.events() if e["kind"] == "begin"), None)
+    # The queue ends with the birth of the process, which then imports for seconds.
+    begun_at = max(begin.get("born_at", begin["at"]), created_at) if begin else None
     if begun_at is None:
         # It waits, or was cancelled while it did; else it died before its first events were out.
         has_waited_only = state in ("running", "cancelled") and not steps

@@ -2,6 +2,7 @@
 
 runs/<run>/
     recipe.yaml  cluster.yaml  code.json  code/…   what was asked for and what the jobs execute
+    clusters/0001.yaml                             where it has moved to since
     plan.json                                      created last and exclusively: now the run exists
     stages/<instance>/attempts/0002/
         attempt.json        who started it, where; written first
@@ -157,8 +158,15 @@ class RunFolder:
         return parse_recipe(self._yaml("recipe.yaml"), where=f"{self.name}/recipe.yaml")
 
     def cluster(self) -> Cluster:
-        """The cluster as submitted."""
-        return parse_cluster(self._yaml("cluster.yaml"), where=f"{self.name}/cluster.yaml")
+        """The cluster as submitted, or the one the run has moved to since."""
+        moves = self.storage.children("clusters")
+        path = f"clusters/{moves[-1]}" if moves else "cluster.yaml"
+        return parse_cluster(self._yaml(path), where=f"{self.name}/{path}")
+
+    def move(self, cluster: Cluster) -> None:
+        """Go on with another cluster from the next supervisor on."""
+        number = len(self.storage.children("clusters")) + 1
+        self.storage.create(f"clusters/{number:04d}.yaml", to_yaml(cluster))
 
     def variants(self) -> tuple[Variant, ...]:
         """Every variant with its recipe."""

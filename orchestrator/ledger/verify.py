@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.errors import LedgerError
-from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.artifact import MANIFEST, Artifact, differences
+from orchestrator.ledger.coverage import Coverage, replay, steps_problem
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.keys import key_of
@@ -22,6 +23,8 @@ class Verdict:
     num_files: int
     num_bytes: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What else was proven."""
 
 
 def verify(run: RunFolder, store: Store) -> Iterator[Verdict]:
@@ -31,13 +34,17 @@ def verify(run: RunFolder, store: Store) -> Iterator[Verdict]:
         try:
             files = artifact.manifest()["files"]
             problems = tuple(_problems(instance, artifact))
+            found = _coverage(instance, artifact) if instance.stage == "train" else ""
         except FileNotFoundError:
             yield Verdict(instance.id, 0, 0, ("not complete; `orchestrator resume` finishes it",))
             continue
         except LedgerError as error:
             yield Verdict(instance.id, 0, 0, (str(error),))
             continue
-        yield Verdict(instance.id, len(files), sum(f["size"] for f in files.values()), problems)
+        size = sum(f["size"] for f in files.values())
+        wrong = (*problems, found) if isinstance(found, str) and found else problems
+        notes = (str(found),) if isinstance(found, Coverage) else ()
+        yield Verdict(instance.id, len(files), size, wrong, notes)
 
 
 def _problems(instance: Instance, artifact: Artifact) -> Iterator[str]:
@@ -45,16 +52,26 @@ def _problems(instance: Instance, artifact: Artifact) -> Iterator[str]:
         yield f"{artifact.storage.url}: the manifest's inputs do not make the key {instance.key}"
     yield from artifact.problems()
     if instance.stage == "train":
-        yield from _step_problems(instance, artifact)
+        yield from _checkpoint_problems(artifact)
 
 
-def _step_problems(instance: Instance, artifact: Artifact) -> Iterator[str]:
-    """Every optimizer step must be recorded once, in order."""
+def _checkpoint_problems(artifact: Artifact) -> Iterator[str]:
+    """Every way in which a checkpoint that retention has left differs from its manifest."""
+    for name in artifact.storage.children("checkpoints"):
+        folder = artifact.storage.at("checkpoints", name)
+        if folder.exists(MANIFEST):
+            yield from differences(folder, folder.read_json(MANIFEST)["files"])
+
+
+def _coverage(instance: Instance, artifact: Artifact) -> Coverage | str:
+    """What the metric lines prove of the training; what is wrong with them otherwise."""
+    where = f"{artifact.storage.url}/metrics.jsonl"
     try:
-        lines = artifact.storage.read_bytes("metrics.jsonl").decode().splitlines()
+        data = artifact.storage.read_bytes("metrics.jsonl")
     except FileNotFoundError:
-        yield f"{artifact.storage.url}/metrics.jsonl: missing"
-        return
-    steps = [json.loads(line)["step"] for line in lines]
-    if steps != list(range(1, (instance.steps or 0) + 1)):
-        yield f"{artifact.storage.url}/metrics.jsonl: steps are not 1..{instance.steps}, each once"
+        return ""  # said already
+    lines = [json.loads(line) for line in data.splitlines()]
+    if problem := steps_problem((line["step"] for line in lines), instance.steps or 0):
+        return f"{where}: {problem}, each once"
+    found = replay(artifact.facts, lines)
+    return f"{where}: {found}" if isinstance(found, str) else found

@@ -51,7 +51,7 @@ class World:
         """What run_stage would hand to the stage's work."""
         lease_n = int(str(options.pop("lease_n", 1)))
         launcher = options.pop("launcher", "submitit")
-        folder = self.root / "runs" / f"{stage}-{name}" / f"{lease_n:04d}"
+        folder = self.root / "runs" / f"{stage}-{name}" / "attempts" / f"{lease_n:04d}"
         folder.mkdir(parents=True)
         cluster = Cluster.model_validate(
             {
@@ -185,12 +185,22 @@ def test_the_curve_has_no_gap_and_learns(trained: Artifact) -> None:
 
 
 def test_the_attempt_keeps_logs_curves_and_progress(world: World, trained: Artifact) -> None:
-    folder = world.root / "runs" / "train-0" / "0002"
+    folder = world.root / "runs" / "train-0" / "attempts" / "0002"
     assert {p.name for p in folder.glob("rank-*.log")} == {"rank-00000.log", "rank-00001.log"}
-    assert list((folder / "tensorboard").iterdir())
     assert json.loads((folder / "progress.json").read_text())["done"] == STEPS
-    live = [json.loads(line) for line in (folder / "metrics-0001.jsonl").read_text().splitlines()]
-    assert all(line["step_s"] > 0 for line in live)
+    steps = list(AttemptFolder(2, Storage(str(folder))).steps())
+    assert [step["step"] for step in steps] == list(range(steps[0]["step"], STEPS + 1))
+    assert all(step["step_s"] > 0 for step in steps)
+    assert any(step["stall_s"] > 0 for step in steps)
+
+
+def test_the_curves_of_all_attempts_are_one(world: World, trained: Artifact) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    curves = EventAccumulator(str(world.root / "runs" / "train-0" / "tensorboard"))
+    curves.Reload()
+    assert [point.step for point in curves.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert curves.Scalars("train/checkpoint_stall_s")
 
 
 def test_ray_train_gives_the_same_model(world: World, trained: Artifact) -> None:
@@ -222,7 +232,7 @@ def test_a_rank_that_fails_is_quoted(world: World) -> None:
         train.work(world.attempt("train", name="2", lr=1e30))
     said = str(raised.value)
     assert "lower train.optimizer.lr" in said
-    assert str(world.root / "runs" / "train-2" / "0001" / "rank-0000") in said
+    assert str(world.root / "runs" / "train-2" / "attempts" / "0001" / "rank-0000") in said
 
 
 def test_ranks_end_with_a_killed_driver(world: World) -> None:

@@ -31,6 +31,12 @@ FIRST_ENDS = (
 SIGNS = (
     ("torch.OutOfMemoryError: CUDA out of memory. Tried", "device_oom", "smaller"),
     ("HIP out of memory", "device_oom", "smaller"),
+    ("ray.exceptions.OutOfMemoryError: node running low on memory", "host_oom", "resume"),
+    ("comm_hang: rank 1 made no progress for 900 s", "comm_hang", "resume"),
+    ("nonfinite: train step 7: loss or gradient not finite", "nonfinite", "resume"),
+    ("OSError: [Errno 5] the store is out of reach (a drill)", "storage", "resume"),
+    # What Ray says of any death.
+    ("ActorDiedError ... (1) killed by the OOM killer due to high memory", "worker_lost", "resume"),
     ("OSError: [Errno 28] No space left on device", "storage", "resume"),
     ("OSError: [Errno 122] Disk quota exceeded", "storage", "resume"),
     ("OSError: [Errno 116] Stale file handle", "storage", "resume"),

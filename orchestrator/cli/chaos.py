@@ -1,0 +1,67 @@
+"""``orchestrator chaos``: a drill on a running training, before the long run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.control.chaos import FAULTS, Outcome, await_recovery, find_target, strike
+from orchestrator.units import format_duration
+
+TIMEOUT_S = 3600.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """RUN --kill WHAT [STAGE] [--rank R] [--timeout S] [--json] [--cluster F]."""
+    add_run(parser)
+    parser.add_argument(
+        "stage", metavar="STAGE", nargs="?", help="which training; the first under way when absent"
+    )
+    parser.add_argument(
+        "--kill",
+        required=True,
+        choices=FAULTS,
+        help="rank, driver and node are killed; hang stops a rank; store fails the next "
+        "publication; byte harms the newest checkpoint and kills a rank",
+    )
+    parser.add_argument("--rank", type=int, default=0, help="the rank it strikes; 0 when absent")
+    parser.add_argument(
+        "--timeout", type=float, default=TIMEOUT_S, metavar="S", help="longest wait, in seconds"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Strike, wait, and print what it cost."""
+    folder, store = run_and_store(options)
+    target = find_target(folder, store, options.stage)
+    struck_at = strike(folder, target, options.kill, options.rank)
+    print(f"{target.instance.id}: {options.kill} struck near step {target.step}", file=sys.stderr)
+    outcome = await_recovery(
+        folder,
+        store,
+        target,
+        options.kill,
+        struck_at,
+        options.timeout,
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    print(json.dumps(dataclasses.asdict(outcome)) if options.json else "\n".join(_lines(outcome)))
+    return 0
+
+
+def _lines(outcome: Outcome) -> list[str]:
+    phases = ", ".join(f"{name} {format_duration(s)}" for name, s in outcome.phases_s.items())
+    came_from = outcome.resumed_from or "the beginning: there was no checkpoint"
+    return [
+        f"{outcome.instance}: attempt {outcome.attempt} ended as {outcome.cause}",
+        f"lost       {outcome.steps_lost} steps (from step {outcome.step} back to {came_from})",
+        *(f"refused    {problem}" for problem in outcome.refused),
+        f"noticed    {format_duration(outcome.noticed_s)} after the fault",
+        f"restarted  {format_duration(outcome.restarted_s)} after that",
+        f"first step {phases}",
+        f"recovered  {format_duration(outcome.recovered_s)} after the fault",
+    ]
