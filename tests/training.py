@@ -18,7 +18,7 @@ import torch
 from jobs.lm import checkpoint, faults
 from jobs.lm.herald import LIVE
 from jobs.lm.loop import train_rank
-from jobs.lm.rank import Place, RankConfig, free_port
+from jobs.lm.rank import Place, RankConfig, free_port, log_path, log_to
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule, Train
@@ -174,7 +174,9 @@ def _rank(told: str, rank: int, world_size: int, port: int, fault: dict[str, Any
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(port)
     if fault:
         os.environ[faults.VARIABLE] = json.dumps(fault)
+    config = RankConfig.model_validate_json(told)
+    log_to(log_path(Path(config.folder), rank))
     train_rank(
-        RankConfig.model_validate_json(told),
+        config,
         Place(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size),
     )

@@ -50,7 +50,7 @@ class World:
     def attempt(self, stage: str, name: str = "0", **options: object) -> Attempt:
         """What run_stage would hand to the stage's work."""
         lease_n = int(str(options.pop("lease_n", 1)))
-        launcher = options.pop("launcher", "submitit")
+        launcher, retry = options.pop("launcher", "submitit"), options.pop("retry", {})
         folder = self.root / "runs" / f"{stage}-{name}" / "attempts" / f"{lease_n:04d}"
         folder.mkdir(parents=True)
         cluster = Cluster.model_validate(
@@ -58,6 +58,7 @@ class World:
                 "backend": "local",
                 "store": str(self.root),
                 "launcher": launcher,
+                "retry": retry,
                 "models": {"tiny": str(self.lm)},
                 "resources": {"train": {"ranks_per_node": 2}},
             }
@@ -99,9 +100,13 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_world(root: Path) -> World:
+    """A packed corpus and a text LM, both tiny."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    root = tmp_path_factory.mktemp("world")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50,

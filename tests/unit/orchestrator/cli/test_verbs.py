@@ -12,7 +12,7 @@ from orchestrator.cli.main import VERBS, main
 from orchestrator.control.submit import prepare
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
-from tests.unit.orchestrator import broken
+from tests.unit.orchestrator import broken, trainings
 
 
 class Project:
@@ -33,9 +33,9 @@ class Project:
             artifact.begin(instance.inputs)
             artifact.storage.create("data.bin", b"0123456789")
             if instance.stage == "train":
-                lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 13)]
-                artifact.storage.create("metrics.jsonl", "\n".join(lines).encode())
-            artifact.publish(inputs=instance.inputs, facts={}, producer={})
+                artifact.storage.create("metrics.jsonl", trainings.metric_lines(range(1, 13)))
+            facts = trainings.FACTS if instance.stage == "train" else {}
+            artifact.publish(inputs=instance.inputs, facts=facts, producer={})
 
     @property
     def run(self) -> RunFolder:
@@ -158,7 +158,9 @@ def test_watching_what_is_over_returns(
 
 def test_verify(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("verify", project.plan.run) == 0
-    assert capsys.readouterr().out.count(": ok") == 7
+    said = capsys.readouterr().out
+    assert said.count(": ok") == 7
+    assert "each of 5 windows used 9 or 10 times: ok" in said
     assert project.orchestrator("verify", project.plan.run, "--json") == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
 

@@ -17,10 +17,12 @@ from orchestrator.control.submit import (
     code_snapshot,
     listing_digest,
     missing,
+    move,
     plan_document,
     prepare,
 )
-from orchestrator.errors import RequestError
+from orchestrator.errors import RequestError, SpecErrors
+from orchestrator.ledger.run import RunFolder
 from tests.unit.orchestrator import broken
 from tests.unit.orchestrator.recipes import cluster
 
@@ -154,8 +156,8 @@ def test_a_hub_id_needs_no_folder(project: Path) -> None:
 
 
 def test_more_gpus_than_there_are(project: Path) -> None:
-    (line,) = lacking(project, cpus=64, resources={"train": {"gpus_per_node": 64}})
-    assert line.startswith("c.yaml: resources.train.gpus_per_node: 64 asked, this machine has ")
+    (line,) = lacking(project, cpus=64, resources={"train": {"gpus_per_node": 4}})
+    assert line.startswith("c.yaml: resources.train.gpus_per_node: 4 asked, this machine has ")
 
 
 def test_bf16_needs_accelerators(project: Path) -> None:
@@ -171,9 +173,31 @@ def test_a_model_beyond_this_machine(project: Path) -> None:
 
 
 def test_more_ranks_than_cpus(project: Path) -> None:
-    assert lacking(project, cpus=2, resources={"train": {"ranks_per_node": 3}}) == [
-        "c.yaml: resources.train: 3 CPU cores asked, 2 here; ask for fewer ranks"
+    assert lacking(project, cpus=2, resources={"train": {"ranks_per_node": 4}}) == [
+        "c.yaml: resources.train: 4 CPU cores asked, 2 here; ask for fewer ranks"
     ]
+
+
+def test_ranks_that_cannot_share_the_batch(project: Path) -> None:
+    (line,) = lacking(project, cpus=3, resources={"train": {"ranks_per_node": 3}})
+    assert line.startswith("c.yaml: resources.train: 3 ranks: train.global_batch_tokens: 128 is 4")
+    assert line.endswith("use 96 or 192 tokens, or a number of ranks out of 1, 2, 4")
+
+
+def test_a_run_moves_to_another_cluster_and_refuses_what_cannot_be(project: Path) -> None:
+    prepared = prepare(project / "r.yaml", project / "c.yaml")
+    run = RunFolder(prepared.store.run_storage(prepared.plan.run))
+    run.create(prepared.plan, prepared.recipe, prepared.cluster, {}, {})
+    assert move(run, project / "c.yaml") is False
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    other = project / "other.yaml"
+    other.write_text(yaml.safe_dump({**spec, "resources": {"train": {"ranks_per_node": 3}}}))
+    with pytest.raises(SpecErrors, match=r"other.yaml: resources.train: 3 ranks"):
+        move(run, other)
+    other.write_text(yaml.safe_dump({**spec, "resources": {"train": {"ranks_per_node": 2}}}))
+    assert move(run, other) is True
+    assert run.cluster().resources_of("train").ranks_per_node == 2
+    assert move(run, other) is False
 
 
 def test_other_backends_look_for_themselves(project: Path) -> None:

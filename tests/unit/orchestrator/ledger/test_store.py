@@ -12,6 +12,7 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.verify import verify
 from orchestrator.plan.planner import Found, Instance, Plan
+from tests.unit.orchestrator import trainings
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 
@@ -35,9 +36,9 @@ def publish(store: Store, instance: Instance, steps: Sequence[int] = range(1, 13
     artifact.begin(instance.inputs)
     artifact.storage.create("data.bin", b"0123456789")
     if instance.stage == "train":
-        lines = "".join(json.dumps({"step": step}) + "\n" for step in steps)
-        artifact.storage.create("metrics.jsonl", lines.encode())
-    artifact.publish(inputs=instance.inputs, facts={"num_shards": 3}, producer={})
+        artifact.storage.create("metrics.jsonl", trainings.metric_lines(steps))
+    facts = {"num_shards": 3, **trainings.FACTS}
+    artifact.publish(inputs=instance.inputs, facts=facts, producer={})
 
 
 def find(store: Store, instance: Instance) -> Found:
@@ -57,7 +58,9 @@ def test_an_artifact_lies_under_twelve_digits_of_its_key(store: Store, plan: Pla
 
 def test_what_is_complete_is_found_with_its_facts(store: Store, plan: Plan) -> None:
     publish(store, stage(plan, "pack"))
-    assert find(store, stage(plan, "pack")) == Found(complete=True, facts={"num_shards": 3})
+    assert find(store, stage(plan, "pack")) == Found(
+        complete=True, facts={"num_shards": 3, **trainings.FACTS}
+    )
 
 
 def test_whole_shards_and_the_newest_checkpoint_are_found(store: Store, plan: Plan) -> None:

@@ -1,0 +1,120 @@
+"""What goes wrong under a running training, on real ranks: hangs, warnings, full disks, buckets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import train
+from jobs.lm import checkpoint
+from orchestrator.control.policy import Ending, Past, decide
+from orchestrator.errors import RunFailedError
+from tests.integration.test_train import World, make_world
+from tests.training import Training, finish, make_inputs, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def test_a_rank_that_is_stopped_is_found_its_stacks_kept_and_the_training_finished(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retry = {"hang_timeout_s": 6, "start_timeout_s": 120}
+    monkeypatch.setenv("ORCHESTRATOR_FAULT", json.dumps({"kind": "hang", "rank": 1, "step": 150}))
+    with pytest.raises(RunFailedError, match="comm_hang: rank 1 made no progress") as raised:
+        train.work(world.attempt("train", name="4", retry=retry))
+    said = Ending(exit_code=1, complete=False, progress=100.0, log_tail=str(raised.value))
+    assert decide(said, Past()).cause == "comm_hang"
+    folder = world.root / "runs" / "train-4" / "attempts" / "0001"
+    for rank in (0, 1):
+        assert "loop.py" in (folder / f"rank-0000{rank}.stacks.txt").read_text()
+    monkeypatch.delenv("ORCHESTRATOR_FAULT")
+    assert train.work(world.attempt("train", name="4", lease_n=2, retry=retry))["steps"] == 400
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_warning_to_one_rank_saves_all_of_them(
+    inputs: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    training = Training(inputs=inputs, root=tmp_path, steps=100_000, every_steps=50_000)
+    ranks = training.start()
+    wait_for(lambda: training.record(1).exists("metrics-0001.jsonl"), "the first step")
+    os.kill(ranks[1].pid or 0, number)
+    assert finish(ranks) == [0, 0]
+    (saved,) = checkpoint.committed(training.out)
+    live = training.live(1)
+    assert live["stopped"]
+    assert saved.step == live["step"]
+    assert not list((tmp_path / "scratch").glob("*")), "something was left on the node's disk"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs with room for some checkpoints; needs root, as tests in CI have."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_store_is_a_storage_failure_and_harms_no_checkpoint(
+    inputs: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    training = Training(inputs=inputs, root=tmp_path, out_url=str(small_disk / "out"))
+    ranks = training.start()
+    wait_for(lambda: len(checkpoint.committed(training.out)) == 2, "the second checkpoint")
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(bytes(4 << 20))
+    assert all(code != 0 for code in finish(ranks))
+    whole = checkpoint.committed(training.out)
+    assert len(whole) >= 2
+    for manifest in whole:
+        assert not checkpoint.fetch_verified(
+            training.out, manifest, sorted(manifest.files), tmp_path
+        )
+    ballast.unlink()
+    assert training.run(2) == [0, 0]
+    assert training.live(2)["resumed_from"] == whole[-1].name
+
+
+def test_a_slow_store_holds_training_back_rather_than_filling_the_disk(
+    inputs: Path, tmp_path: Path
+) -> None:
+    training = Training(inputs=inputs, root=tmp_path, steps=12, every_steps=2)
+    staged: list[int] = []
+    ended = threading.Event()
+
+    def count() -> None:
+        while not ended.wait(0.02):
+            staged.append(len(list((tmp_path / "scratch").glob("a0001/rank-00000/*"))))
+
+    watcher = threading.Thread(target=count)
+    watcher.start()
+    assert training.run(fault={"kind": "slow_store", "mb_per_s": 0.2}) == [0, 0]
+    ended.set()
+    watcher.join()
+    assert max(staged) == 2  # one on its way, one behind it
+    stalls = [s["stall_s"] for s in map(json.loads, _segment(training).splitlines())]
+    assert max(stalls) > 5 * min(s for s in stalls if s)
+
+
+def _segment(training: Training) -> bytes:
+    return training.record(1).read_bytes("metrics-0001.jsonl")
