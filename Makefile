@@ -35,6 +35,7 @@ drill: setup ## the long kills over smoke.yaml; figures go to benchmarks/drills.
 
 bench: setup ## ratios, interleaved
 	$(RUN)/python -m benchmarks.batching
+	$(RUN)/python -m benchmarks.step_time
 
 format: setup ## rewrite the code in the house format
 	$(RUN)/ruff format .
