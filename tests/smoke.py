@@ -103,17 +103,22 @@ class Smoke:
         return found
 
     def kill_one(self, rng: random.Random) -> str | None:
-        """SIGKILL a random process of the run; what it was."""
-        candidates = [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]
-        if not candidates:
+        """SIGKILL a process of the run, each kind as likely as any other; which kind it was."""
+        kinds: dict[str, list[psutil.Process]] = {}
+        for process in self.processes():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    kinds.setdefault(kind_of(process), []).append(process)
+            except psutil.NoSuchProcess:
+                continue
+        if not kinds:
             return None
-        victim = rng.choice(candidates)
+        kind = rng.choice(sorted(kinds))
         try:
-            what = " ".join(victim.cmdline()[:6]) or victim.name()
-            victim.kill()
+            rng.choice(kinds[kind]).kill()
         except psutil.NoSuchProcess:
             return None
-        return what
+        return kind
 
     def wait_gone(self, timeout_s: float = 60) -> list[psutil.Process]:
         """Whatever is left of the run's processes after waiting for them to end."""
@@ -131,6 +136,21 @@ class Smoke:
         verb, *rest = words
         argv = [sys.executable, "-m", "orchestrator.cli.main", verb, *rest]
         return [*argv, "--cluster", str(self.folder / "cluster.yaml")]
+
+
+KINDS = (
+    ("orchestrator.control.supervise", "supervisor"),
+    ("jobs.", "driver"),
+    ("RayTrainWorker", "training rank"),
+    ("ray::_Host", "actor"),
+    ("ray::", "other Ray worker"),
+)
+
+
+def kind_of(process: psutil.Process) -> str:
+    """Supervisor, driver of a stage, training rank, actor of a data stage, or one of Ray's."""
+    command = " ".join(process.cmdline())
+    return next((kind for word, kind in KINDS if word in command), "Ray daemon")
 
 
 def _sha256(path: Path) -> str:

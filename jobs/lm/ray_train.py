@@ -29,6 +29,8 @@ def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> Non
     # Ray would hide the GPUs from workers that ask for none, and move workers out of our folder.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # How soon a dead rank is noticed; nothing else waits for it, as nothing is reported to Ray.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     with session(ray_address, resources):
         try:
             _trainer(config, resources).fit()

@@ -57,7 +57,8 @@ class Watch:
         self._looked_at = now
         self._report()
         self._find_hang(now)
-        if draining_hosts() & self._hosts():
+        # Ranks that have beaten were started by a Ray that is imported whole.
+        if (hosts := self._hosts()) and hosts & draining_hosts():
             self._attempt.event("preemption_notice")
             raise StopRequestedError
 

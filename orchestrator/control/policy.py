@@ -83,12 +83,13 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ("bad_data", r"bad_data:"),
     (
         "worker_lost",
-        r"ActorDiedError|WorkerCrashedError|died unexpectedly|ended by signal|"
+        r"ActorDiedError|WorkerCrashedError|worker process has died|died unexpectedly|"
+        r"ended by signal|"
         r"Connection closed by peer",
     ),
     (
         "ray_lost",
-        r"Failed to connect to GCS|GCS.*unavailable|raylet.*(died|crashed)|Ray is not available",
+        r"Failed to connect to GCS|GCS.*unavailable|[Rr]aylet (has )?(died|crashed)|Ray is not available",
     ),
 )
 

@@ -23,7 +23,7 @@ from orchestrator.backends.base import Backend, JobRef, JobState, JobStatus
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.job import code_env, cpus_of, stage_job
-from orchestrator.control.policy import Decision, Ending, Past, decide
+from orchestrator.control.policy import FREE_CAUSES, Decision, Ending, Past, decide
 from orchestrator.control.status import write_openmetrics
 from orchestrator.errors import LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
@@ -226,9 +226,9 @@ class Supervisor:
             work.state = "failed"
         else:
             work.state = "pending"
-            work.not_before = time.monotonic() + (
-                LEASE_WAIT_S if decision.action == "wait" else RETRY_DELAY_S
-            )
+            is_free = decision.cause in FREE_CAUSES and decision.action == "resume"
+            delay_s = LEASE_WAIT_S if decision.action == "wait" else RETRY_DELAY_S
+            work.not_before = time.monotonic() + (0.0 if is_free else delay_s)
             if decision.action != "wait":
                 work.past.append((decision.cause, self._progress(work), status.node))
 

@@ -80,24 +80,9 @@ def _kill_and_resume(
             break
         what = smoke.kill_one(rng)
         if what:
-            killed.append(kind_of(what))
+            killed.append(what)
         resumes += smoke.orchestrator("resume", run).returncode == 0
     return killed, resumes + smoke.finish(run)
-
-
-def kind_of(command: str) -> str:
-    """Supervisor, driver of a stage, Ray daemon or Ray worker."""
-    for word, kind in (
-        ("orchestrator.control.supervise", "supervisor"),
-        ("jobs.", "driver"),
-        ("ray::", "ray worker"),
-        ("default_worker", "ray worker"),
-        ("gcs_server", "ray daemon"),
-        ("raylet", "ray daemon"),
-    ):
-        if word in command:
-            return kind
-    return "ray daemon"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ SIGNS = (
     ("comm_hang: rank 1 made no progress for 900 s", "comm_hang", "resume"),
     ("nonfinite: train step 7: loss or gradient not finite", "nonfinite", "resume"),
     ("OSError: [Errno 5] the store is out of reach (a drill)", "storage", "resume"),
-    # What Ray says of any death.
+    # What Ray says of any death, and of its own.
+    ("(raylet) A worker died or was killed; ActorDiedError", "worker_lost", "resume"),
+    ("The raylet has died", "ray_lost", "resume"),
     ("ActorDiedError ... (1) killed by the OOM killer due to high memory", "worker_lost", "resume"),
     ("OSError: [Errno 28] No space left on device", "storage", "resume"),
     ("OSError: [Errno 122] Disk quota exceeded", "storage", "resume"),
