@@ -28,14 +28,17 @@ check: setup ## ruff, mypy, unit and golden tests
 test: setup ## everything but the drills
 	./apt-packages.sh
 	$(MAKE) check
-	$(RUN)/pytest tests --ignore=tests/unit --ignore=tests/golden --ignore=tests/chaos/drill.py
+	$(RUN)/pytest tests --ignore=tests/unit --ignore=tests/golden
 
-drill: setup ## the long kills over smoke.yaml; figures go to benchmarks/drills.md
+drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
+	$(RUN)/python -m tests.chaos.points
+	$(RUN)/python -m tests.chaos.verb
 	$(RUN)/python -m tests.chaos.drill
 
 bench: setup ## ratios, interleaved
 	$(RUN)/python -m benchmarks.batching
 	$(RUN)/python -m benchmarks.step_time
+	$(RUN)/python -m benchmarks.checkpoint_stall
 
 format: setup ## rewrite the code in the house format
 	$(RUN)/ruff format .

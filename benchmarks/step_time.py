@@ -84,7 +84,7 @@ def main() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     _SPAWN.set_forkserver_preload(["benchmarks.rivals", *_PRELOADED])
     with tempfile.TemporaryDirectory(prefix="step-time-") as name:
-        inputs = _make_inputs(Path(name))
+        inputs = make_inputs(Path(name))
         for num_ranks in options.ranks:
             rounds = [
                 {loop: _run(loop, inputs, num_ranks, options.steps) for loop in LOOPS}
@@ -97,7 +97,7 @@ def _run(loop: str, inputs: Path, num_ranks: int, steps: int) -> Timing:
     """One training by one loop, in processes of its own. Raises RunFailedError."""
     with tempfile.TemporaryDirectory(dir=inputs) as name:
         folder = Path(name)
-        config = _config(inputs, folder, steps)
+        config = rank_config(inputs, folder, steps)
         told, port = config.model_dump_json(), free_port()
         ranks = [
             _SPAWN.Process(target=_rank, args=(loop, told, rank, num_ranks, port), daemon=True)
@@ -160,7 +160,7 @@ def _recorded(record: Path) -> list[tuple[float, float]]:
     return [(line["at"], line["loss"]) for line in lines]
 
 
-def _config(inputs: Path, folder: Path, steps: int) -> RankConfig:
+def rank_config(inputs: Path, folder: Path, steps: int) -> RankConfig:
     """What the ranks of every loop are told."""
     return RankConfig(
         model=Model(text_model="small", revision="0"),
@@ -190,7 +190,7 @@ def _config(inputs: Path, folder: Path, steps: int) -> RankConfig:
     )
 
 
-def _make_inputs(folder: Path) -> Path:
+def make_inputs(folder: Path, *, hidden_size: int = 192, num_layers: int = 4) -> Path:
     """A small text LM, and packed tokens with some structure to learn."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -199,9 +199,9 @@ def _make_inputs(folder: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1000,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
+        hidden_size=hidden_size,
+        intermediate_size=8 * hidden_size // 3,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         max_position_embeddings=_CONTEXT_LENGTH,
     )

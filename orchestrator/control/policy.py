@@ -89,7 +89,8 @@ _SIGNS: tuple[tuple[str, str], ...] = (
     ),
     (
         "ray_lost",
-        r"Failed to connect to GCS|GCS.*unavailable|[Rr]aylet (has )?(died|crashed)|Ray is not available",
+        r"Failed to connect to GCS|GCS.*unavailable|[Rr]aylet (has )?(died|crashed)|"
+        r"Ray is not available",
     ),
 )
 

@@ -3,7 +3,10 @@
 Only four things are asked of the store, because object stores give no more: exclusive creation,
 whole-object overwrite, listing and reading. There are no renames and no appends. On a path,
 exclusive creation is a hard link of a fsynced temporary file; on an object store it is one
-conditional PUT.
+conditional PUT, or the conditional completion of a multipart upload.
+
+Nothing is answered from a listing cache: other machines write to the same folder. What a store's
+library raises in its own tongue becomes an OSError, so that callers need to know only one.
 """
 
 from __future__ import annotations
@@ -13,6 +16,9 @@ import json
 import os
 import secrets
 import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +31,8 @@ TEMPORARY = ".tmp-"
 ignores."""
 
 _CHUNK_BYTES = 1 << 20
+_CONFLICT_PAUSES_S = (0.1, 0.5, 2.0)
+"""S3 answers a conditional write with 409 while another write or a deletion is under way: ask again."""
 
 
 def sha256_of(path: Path) -> str:
@@ -57,12 +65,13 @@ class Storage:
         """Whether the object is there; never answered from a cache."""
         if self.local_root:
             return (self.local_root / path).exists()
-        self._fs.invalidate_cache()
-        return bool(self._fs.exists(self._full(path)))
+        with self._reached(path):
+            return bool(self._fs.exists(self._full(path)))
 
     def read_bytes(self, path: str) -> bytes:
         """The whole object. Raises FileNotFoundError."""
-        return bytes(self._fs.cat_file(self._full(path)))
+        with self._reached(path):
+            return bytes(self._fs.cat_file(self._full(path)))
 
     def read_json(self, path: str) -> Any:
         """The object parsed as JSON.
@@ -82,10 +91,8 @@ class Storage:
         if self.local_root:
             _link_exclusively(self.local_root / path, data)
             return
-        try:
-            self._fs.pipe_file(self._full(path), data, mode="create")
-        except FileExistsError:
-            raise AlreadyExistsError(f"{self.url}/{path}: already exists") from None
+        full = self._full(path)
+        self._exclusively(path, lambda: self._fs.pipe_file(full, data, mode="create"))
 
     def create_json(self, path: str, value: Any) -> None:
         """Create the object from a value. Raises AlreadyExistsError when something is there."""
@@ -98,19 +105,22 @@ class Storage:
             temporary = _write_aside(target, data)
             temporary.replace(target)
         else:
-            self._fs.pipe_file(self._full(path), data)
+            with self._reached(path):
+                self._fs.pipe_file(self._full(path), data)
 
     def list(self, prefix: str = "") -> dict[str, int]:
         """Relative path to size in bytes of every object below ``prefix``, sorted."""
         if self.local_root:
             return _list_path(self.local_root, prefix)
-        self._fs.invalidate_cache()
         try:
-            found = self._fs.find(self._full(prefix), detail=True)
+            with self._reached(prefix):
+                found = self._fs.find(self._full(prefix), detail=True)
         except FileNotFoundError:
             return {}
+        below = self._below(prefix)
         start = len(self._root.strip("/")) + 1
-        return {name.strip("/")[start:]: int(info["size"]) for name, info in sorted(found.items())}
+        sizes = {name.strip("/"): int(info["size"]) for name, info in sorted(found.items())}
+        return {name[start:]: size for name, size in sizes.items() if name.startswith(below)}
 
     def children(self, prefix: str = "") -> tuple[str, ...]:
         """Names directly below ``prefix``, sorted: one listing, not a walk."""
@@ -118,15 +128,20 @@ class Storage:
             folder = self.local_root / prefix
             names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
             return tuple(sorted(n for n in names if not n.startswith(TEMPORARY)))
-        self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self._full(prefix), detail=False)
+            with self._reached(prefix):
+                found = self._fs.ls(self._full(prefix), detail=False)
         except FileNotFoundError:
             return ()
-        return tuple(sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found))
+        below = self._below(prefix)
+        names = (name.strip("/") for name in found)
+        return tuple(sorted(name[len(below) :] for name in names if name.startswith(below)))
 
     def upload(self, local: Path, path: str) -> str:
         """Create the object from a local file; its sha256. The same bytes already there are fine.
+
+        An object store gets it in parts of at least 50 MB, ten at a time (s3fs's figures), and its
+        completion is what is conditional: neither memory nor S3's 5 GB for one PUT limits the file.
 
         Raises CorruptError when other bytes are there.
         """
@@ -135,9 +150,9 @@ class Storage:
             if self.local_root:
                 _copy_exclusively(local, self.local_root / path)
             else:
-                # A conditional PUT carries its body in one request; stores allow 5 GB.
-                self._fs.pipe_file(self._full(path), local.read_bytes(), mode="create")
-        except (AlreadyExistsError, FileExistsError):
+                full = self._full(path)
+                self._exclusively(path, lambda: self._fs.put_file(str(local), full, mode="create"))
+        except AlreadyExistsError:
             if self.digest(path) != digest:
                 raise CorruptError(f"{self.url}/{path}: holds other bytes than {local}") from None
         return digest
@@ -148,7 +163,8 @@ class Storage:
             return self.local_root / path
         target = into / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._fs.get_file(self._full(path), str(target))
+        with self._reached(path):
+            self._fs.get_file(self._full(path), str(target))
         return target
 
     def digest(self, path: str) -> str:
@@ -156,7 +172,7 @@ class Storage:
         if self.local_root:
             return sha256_of(self.local_root / path)
         running = hashlib.sha256()
-        with self._fs.open(self._full(path), "rb") as file:
+        with self._reached(path), self._fs.open(self._full(path), "rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 running.update(chunk)
         return running.hexdigest()
@@ -164,7 +180,8 @@ class Storage:
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens when it is not there."""
         try:
-            self._fs.rm_file(self._full(path))
+            with self._reached(path):
+                self._fs.rm_file(self._full(path))
         except FileNotFoundError:
             return
         if self.local_root:
@@ -173,10 +190,56 @@ class Storage:
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}".rstrip("/")
 
+    def _below(self, prefix: str) -> str:
+        """What names of objects below a folder begin with; the folder's own name does not."""
+        return f"{self._full(prefix)}/".lstrip("/")
+
+    def _exclusively(self, path: str, send: Callable[[], object]) -> None:
+        """Carry out a conditional write. Raises AlreadyExistsError when something is there."""
+        pauses_s = iter(_CONFLICT_PAUSES_S)
+        while True:
+            try:
+                with self._reached(path):
+                    send()
+                return
+            except OSError as error:
+                status = http_status(error)
+                if isinstance(error, FileExistsError) or status == 412:
+                    raise AlreadyExistsError(f"{self.url}/{path}: already exists") from None
+                pause_s = next(pauses_s, None) if status == 409 else None
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+
+    @contextmanager
+    def _reached(self, path: str) -> Iterator[None]:
+        """Turn what a store's library raises into an OSError that says which object it was about."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise ConnectionError(
+                f"{self.url}/{path}: the store did not do as asked ({said}); "
+                "see that it is up, and its address and credentials right"
+            ) from error
+
+
+def http_status(error: BaseException) -> int:
+    """The HTTP status behind an error of s3fs, 0 when there is none.
+
+    AWS names the condition that failed, from which s3fs makes a FileExistsError; other stores that
+    speak S3 say just 412, from which s3fs makes "invalid argument".
+    """
+    response = getattr(error.__cause__, "response", None)
+    said = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    return int(said.get("HTTPStatusCode", 0))
+
 
 def _open_file_system(url: str) -> tuple[Any, str]:
     try:
-        fs, root = fsspec.core.url_to_fs(url)
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise BackendError(f"store {url!r}: {error}; it is missing in this Python") from None
     except ValueError as error:
