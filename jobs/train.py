@@ -35,7 +35,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     config = rank_config(attempt)
     verify_weights(config.model, config.source)
     watch = Watch(attempt, config, attempt.resources.world_size)
-    with _halving_on_oom(attempt, config):
+    with halving_on_oom(attempt, config):
         run_watched(lambda: launch(config, attempt), watch, config.notice_s)
     watch.report()
     if watch.stopped():
@@ -110,7 +110,7 @@ def mtbf_s(retry: Retry, resources: Resources, interruptions: int, lasted_s: flo
 
 
 @contextmanager
-def _halving_on_oom(attempt: Attempt, config: RankConfig) -> Iterator[None]:
+def halving_on_oom(attempt: Attempt, config: RankConfig) -> Iterator[None]:
     """Remember that the device's memory was too small, so that the next attempt uses less of it.
 
     Raises RequestError when a single sequence does not fit.

@@ -32,8 +32,8 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def make_inputs(folder: Path) -> Path:
-    """A tiny text LM, and packed tokens with some structure to learn."""
+def make_lm(folder: Path) -> None:
+    """A tiny text LM."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -45,7 +45,12 @@ def make_inputs(folder: Path) -> Path:
         num_attention_heads=4,
         max_position_embeddings=64,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "lm")
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def make_inputs(folder: Path) -> Path:
+    """A tiny text LM, and packed tokens with some structure to learn."""
+    make_lm(folder / "lm")
     (folder / "pack").mkdir()
     rng = np.random.default_rng(0)
     for name, size in (("train", 3_000), ("valid", 300)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from jobs.lm import checkpoint as checkpoints
-from jobs.lm import faults
 from jobs.lm.checkpoint import Manifest, Segment, Stint
 from jobs.lm.engine import Engine, build_engine, to_universal
 from jobs.lm.publisher import Publisher, Snapshot
@@ -81,12 +80,7 @@ class Keeper:
         """
         started = time.monotonic()
         name = checkpoints.name_of(progress.step, self._config.lease_n)
-        passed = partial(
-            faults.passing,
-            rank=self._place.rank,
-            step=progress.step,
-            driver_pid=self._config.driver.pid,
-        )
+        passed = self.publisher.passed(progress.step)
         passed("save.begin")
         own = self._staging / f"rank-{self._place.rank:05d}"
         (own / name).mkdir(parents=True, exist_ok=True)
@@ -222,14 +216,7 @@ class Keeper:
             history=progress.history,
             tracker=self._config.tracker,
         )
-        return Snapshot(
-            name=snapshot.name,
-            step=snapshot.step,
-            folder=snapshot.folder,
-            rng_name=snapshot.rng_name,
-            draft=draft,
-            segments=segments,
-        )
+        return replace(snapshot, draft=draft, segments=segments)
 
     def _close_segments(self, progress: Progress) -> list[tuple[Segment, bytes]]:
         """The lines since the last checkpoint, as files to be written; the chain grows by them."""

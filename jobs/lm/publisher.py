@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,11 @@ class Publisher:
         """Whether a snapshot is on its way."""
         return self._thread is not None and self._thread.is_alive()
 
+    def passed(self, step: int) -> Callable[[str], None]:
+        """What this rank calls at each named point of a checkpoint, where a drill may kill it."""
+        rank, driver_pid = self._place.rank, self._config.driver.pid
+        return partial(faults.passing, rank=rank, step=step, driver_pid=driver_pid)
+
     def start(self, snapshot: Snapshot) -> None:
         """Publish a snapshot from now on; the one before it must be done."""
         self._uploaded.clear()
@@ -97,12 +102,7 @@ class Publisher:
             self.took_s = time.monotonic() - started
 
     def _publish(self, snapshot: Snapshot) -> None:
-        passed = partial(
-            faults.passing,
-            rank=self._place.rank,
-            step=snapshot.step,
-            driver_pid=self._config.driver.pid,
-        )
+        passed = self.passed(snapshot.step)
         passed("publish.begin")
         files = checkpoints.upload_folder(self._out, snapshot.folder, snapshot.name, passed)
         note = {"rng": snapshot.rng_name, "files": {p: e.model_dump() for p, e in files.items()}}

@@ -15,7 +15,7 @@ import pytest
 from jobs import train
 from jobs.lm import checkpoint
 from orchestrator.control.policy import Ending, Past, decide
-from orchestrator.errors import RunFailedError
+from orchestrator.errors import RequestError, RunFailedError
 from tests.integration.test_train import World, make_world
 from tests.training import Training, finish, make_inputs, wait_for
 
@@ -118,3 +118,37 @@ def test_a_slow_store_holds_training_back_rather_than_filling_the_disk(
 
 def _segment(training: Training) -> bytes:
     return training.record(1).read_bytes("metrics-0001.jsonl")
+
+
+def test_a_notice_shorter_than_an_upload_publishes_what_is_staged(
+    inputs: Path, tmp_path: Path
+) -> None:
+    training = Training(
+        inputs=inputs, root=tmp_path, steps=100_000, every_steps=20, more={"notice_s": 0.1}
+    )
+    ranks = training.start(fault={"kind": "slow_store", "mb_per_s": 0.2})
+    wait_for(lambda: len(checkpoint.committed(training.out)) > 1, "the second checkpoint")
+    for rank in ranks:
+        os.kill(rank.pid or 0, signal.SIGTERM)
+    assert finish(ranks) == [0, 0]
+    newest = checkpoint.committed(training.out)[-1]
+    live = training.live(1)
+    assert live["stopped"]
+    assert newest.step % 20 == 0
+    assert newest.step < live["step"], "it made another checkpoint instead"
+
+
+def test_a_device_without_memory_gets_half_the_micro_batch_from_then_on(world: World) -> None:
+    attempt = world.attempt("train", name="6")
+    config = train.rank_config(attempt)
+    assert config.execution.micro_batch == 2
+    with pytest.raises(RunFailedError), train.halving_on_oom(attempt, config):
+        raise RunFailedError("a rank failed: torch.OutOfMemoryError: CUDA out of memory")
+    again = train.rank_config(attempt)
+    assert again.execution.micro_batch == 1
+    assert again.train.global_batch_tokens == config.train.global_batch_tokens
+    with (
+        pytest.raises(RequestError, match="one sequence does not fit the device's memory"),
+        train.halving_on_oom(attempt, again),
+    ):
+        raise RunFailedError("CUDA out of memory")

@@ -18,7 +18,6 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from jobs import evaluate, pack, train
 from jobs.attempt import Attempt
@@ -29,6 +28,7 @@ from orchestrator.ledger.run import AttemptFolder
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.recipe import Recipe
+from tests.training import make_lm
 
 pytestmark = pytest.mark.slow
 
@@ -105,18 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def make_world(root: Path) -> World:
     """A packed corpus and a text LM, both tiny."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    )
-    LlamaForCausalLM(config).save_pretrained(root / "lm")
+    make_lm(root / "lm")
     made = World(root, root / "lm")
     write_units(Path(made.artifact("tokenize").storage.url))
     pack.work(made.attempt("pack"))
