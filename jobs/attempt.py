@@ -43,6 +43,9 @@ EXIT_LEASE_HELD = 75
 EXIT_STOPPED = 143
 """Asked to stop by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2, which schedulers send as a warning."""
 
+NOT_INTERRUPTED = ("", "cancelled", "lease_held", "bad_request", "bad_data", "device_oom")
+"""Causes of ends that say nothing about how often the machines fail."""
+
 _PROGRESS_EVERY_S = 0.5
 _TICK_S = 0.5
 _REPORTED_PACKAGES = (
@@ -256,8 +259,9 @@ def _attempt(
 
 def _interruptions(run: RunFolder, options: argparse.Namespace) -> tuple[int, float]:
     before = [a for a in run.attempts(options.instance) if a.number < options.attempt]
-    ended = [(a.started, end) for a in before if (end := a.end) and end["state"] != "cancelled"]
-    return len(ended), sum(end["ended_at"] - start["started_at"] for start, end in ended)
+    ended = [(a.started, end) for a in before if (end := a.end)]
+    lasted_s = sum(end["ended_at"] - start["started_at"] for start, end in ended)
+    return sum(end.get("cause") not in NOT_INTERRUPTED for _, end in ended), lasted_s
 
 
 def _upstream(store: Store, plan: Plan, instance: Instance) -> dict[str, Artifact]:

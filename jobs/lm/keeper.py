@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -48,12 +49,18 @@ class Progress:
 class Keeper:
     """One rank's part in saving and resuming."""
 
-    def __init__(self, config: RankConfig, place: Place, group: Any) -> None:
+    def __init__(
+        self,
+        config: RankConfig,
+        place: Place,
+        group: Any,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
         self._config, self._place, self._group = config, place, group
         self._out = Storage(config.out_url)
         self._scratch = Path(config.scratch)
         self._staging = self._scratch / f"a{config.lease_n:04d}"
-        self.publisher = Publisher(config, place)
+        self.publisher = Publisher(config, place, tick)
         self.resumed_from = ""
         """Name of the checkpoint that was loaded; empty for a new training."""
         self.refused: list[str] = []
@@ -125,12 +132,16 @@ class Keeper:
             skips = sorted(checkpoints.skipped(self._out))
             message = [[m.model_dump(mode="json") for m in found], skips]
         dist.broadcast_object_list(message, src=0, group=self._group)
-        self.skips = frozenset(message[1])
+        noted = frozenset(message[1])
+        self.skips = noted
         for raw in message[0]:
             manifest = Manifest.model_validate(raw)
             problems = [problem for problem in self._gather(self._verify(manifest)) if problem]
             if not problems:
                 self.resumed_from = manifest.name
+                # What is behind the cursor was used or skipped, whatever was noted since.
+                ahead = {p for p in noted if p >= manifest.cursor}
+                self.skips = frozenset(manifest.skips) | ahead
                 return manifest
             self.refused.append(problems[0])
         return None

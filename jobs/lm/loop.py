@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class Rank:
             open_tokens(train_bin), context_length=config.train.context_length
         )
         self._valid_BL1 = validation_windows(open_tokens(valid_bin), config.train.context_length)
-        self._keeper = Keeper(config, place, group)
+        self._keeper = Keeper(config, place, group, tick=partial(herald.tick, "publishing"))
         self._engine, self._progress = self._keeper.resume()
         phases.end("load")
         self._order = TokenOrder(
@@ -372,6 +373,7 @@ class Rank:
         # replaced.
         self._out.delete(path)
         self._out.upload(local, path)
+        self._herald.tick("finishing")
 
     def _summary(self, model: Any) -> dict[str, Any]:
         progress, train = self._progress, self._config.train

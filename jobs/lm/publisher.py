@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from jobs.lm import checkpoint as checkpoints
 from jobs.lm import faults
 from jobs.lm.checkpoint import FileEntry, Manifest, Segment
 from jobs.lm.rank import Place, RankConfig
+from orchestrator.errors import LeaseHeldError
+from orchestrator.ledger import lease as leases
 from orchestrator.ledger.storage import Storage, to_json
 
 COMMIT_TIMEOUT_S = 3600.0
@@ -50,8 +51,12 @@ class Snapshot:
 class Publisher:
     """One rank's way to the store."""
 
-    def __init__(self, config: RankConfig, place: Place) -> None:
+    def __init__(
+        self, config: RankConfig, place: Place, tick: Callable[[], None] = lambda: None
+    ) -> None:
         self._config, self._place, self._out = config, place, Storage(config.out_url)
+        self._tick = tick
+        """Called with every file that is in the store."""
         self._thread: threading.Thread | None = None
         self._uploaded = threading.Event()
         self._error: BaseException | None = None
@@ -65,8 +70,14 @@ class Publisher:
 
     def passed(self, step: int) -> Callable[[str], None]:
         """What this rank calls at each named point of a checkpoint, where a drill may kill it."""
-        rank, driver_pid = self._place.rank, self._config.driver.pid
-        return partial(faults.passing, rank=rank, step=step, driver_pid=driver_pid)
+
+        def passing(point: str) -> None:
+            self._tick()
+            faults.passing(
+                point, rank=self._place.rank, step=step, driver_pid=self._config.driver.pid
+            )
+
+        return passing
 
     def start(self, snapshot: Snapshot) -> None:
         """Publish a snapshot from now on; the one before it must be done."""
@@ -111,6 +122,7 @@ class Publisher:
         self._uploaded.set()
         if snapshot.draft:
             notes = self._gather(snapshot.name)
+            self._require_lease()
             passed("commit.gathered")
             for segment, data in snapshot.segments:
                 self._out.create(segment.path, data)
@@ -119,6 +131,15 @@ class Publisher:
             passed("commit.manifest")
             policy = self._config.train.checkpoint
             checkpoints.retire(self._out, policy, self._config.leases, passed)
+
+    def _require_lease(self) -> None:
+        """Raise LeaseHeldError when a later attempt has taken over: its checkpoints are its own."""
+        newest = leases.current(self._out)
+        if newest and newest.number > self._config.lease_n:
+            raise LeaseHeldError(
+                f"{self._out.url}: lease {self._config.lease_n} was lost to {newest.number}; "
+                "this attempt must end"
+            )
 
     def _gather(self, name: str) -> list[dict[str, Any]]:
         """Every rank's note, in the order of ranks. Raises TimeoutError."""

@@ -39,9 +39,8 @@ class Watch:
         self._record: Storage = attempt.record.storage
         self._began = False
         self._interval_s: float | None = None
-        self._ticks: dict[int, tuple[int, float]] = {}
-        """Rank to its ticks and when they last changed, by this machine's clock."""
-        self._born_at = time.monotonic()
+        self._ticks, self._ticked_at = 0, time.monotonic()
+        """Work done by all ranks, and when it last grew, by this machine's clock."""
         self._looked_at = 0.0
 
     def look(self) -> None:
@@ -101,15 +100,19 @@ class Watch:
         self._attempt.progress(live["step"], self._config.train.steps, "steps", **live["rates"])
 
     def _find_hang(self, now: float) -> None:
+        """End the attempt when no rank has done anything for too long.
+
+        Ranks wait for each other in every step, so one that hangs soon stops all of them; and a
+        rank that waits for a slow one, or for its upload, is no hang.
+        """
         retry = self._attempt.cluster.retry
         beats = {rank: self._beat(rank) for rank in range(self._world_size)}
-        for rank, beat in beats.items():
-            ticks = beat["ticks"] if beat else 0
-            if rank not in self._ticks or self._ticks[rank][0] != ticks:
-                self._ticks[rank] = (ticks, now)
-            timeout_s = retry.hang_timeout_s if ticks else retry.start_timeout_s
-            if (idle_s := now - self._ticks[rank][1]) > timeout_s:
-                self._end_hang(beats, idle_s)
+        ticks = sum(beat["ticks"] for beat in beats.values() if beat)
+        if ticks != self._ticks:
+            self._ticks, self._ticked_at = ticks, now
+        timeout_s = retry.hang_timeout_s if ticks else retry.start_timeout_s
+        if (idle_s := now - self._ticked_at) > timeout_s:
+            self._end_hang(beats, idle_s)
 
     def _beat(self, rank: int) -> dict[str, Any] | None:
         try:

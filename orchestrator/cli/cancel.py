@@ -10,7 +10,8 @@ from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.errors import RequestError, RunFailedError
 from orchestrator.ledger.run import RunFolder
 
-TIMEOUT_S = 60.0
+SLACK_S = 60.0
+"""Added to the time that jobs get to save."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +43,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _wait(folder: RunFolder, stage: str | None) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
+    timeout_s = folder.cluster().retry.notice_s + SLACK_S
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if not folder.live_supervisor() or (stage and _has_stopped(folder, stage)):
             return
         time.sleep(0.2)
     raise RunFailedError(
-        f"{folder.name}: still not stopped after {TIMEOUT_S:.0f} s; see `orchestrator status`"
+        f"{folder.name}: still not stopped after {timeout_s:.0f} s; see `orchestrator status`"
     )
 
 

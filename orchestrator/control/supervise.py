@@ -350,7 +350,7 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
     supervisor = Supervisor(
         store,
         run,
-        LocalBackend(),
+        LocalBackend(grace_s=cluster.retry.notice_s),
         start_ray=lambda: RaySession(
             run=run.storage.url,
             num_cpus=cluster.cpus or os.cpu_count() or 1,
