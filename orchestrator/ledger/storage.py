@@ -32,7 +32,7 @@ ignores."""
 
 _CHUNK_BYTES = 1 << 20
 _CONFLICT_PAUSES_S = (0.1, 0.5, 2.0)
-"""S3 answers a conditional write with 409 while another write or a deletion is under way: ask again."""
+"""S3 answers a conditional write with 409 while another write or a deletion is under way."""
 
 
 def sha256_of(path: Path) -> str:
@@ -134,14 +134,15 @@ class Storage:
         except FileNotFoundError:
             return ()
         below = self._below(prefix)
-        names = (name.strip("/") for name in found)
-        return tuple(sorted(name[len(below) :] for name in names if name.startswith(below)))
+        there = (name.strip("/") for name in found)
+        return tuple(sorted(name[len(below) :] for name in there if name.startswith(below)))
 
     def upload(self, local: Path, path: str) -> str:
         """Create the object from a local file; its sha256. The same bytes already there are fine.
 
-        An object store gets it in parts of at least 50 MB, ten at a time (s3fs's figures), and its
-        completion is what is conditional: neither memory nor S3's 5 GB for one PUT limits the file.
+        s3fs sends a file of 100 MiB or more in parts of 50 MiB, ten at a time (1 GiB of memory
+        whatever the file's size), and makes their completion conditional, so S3's 5 GB for one PUT
+        is no limit. Some stores ignore that condition: hence the object is looked for before.
 
         Raises CorruptError when other bytes are there.
         """
@@ -150,8 +151,7 @@ class Storage:
             if self.local_root:
                 _copy_exclusively(local, self.local_root / path)
             else:
-                full = self._full(path)
-                self._exclusively(path, lambda: self._fs.put_file(str(local), full, mode="create"))
+                self._put_exclusively(local, path)
         except AlreadyExistsError:
             if self.digest(path) != digest:
                 raise CorruptError(f"{self.url}/{path}: holds other bytes than {local}") from None
@@ -194,6 +194,12 @@ class Storage:
         """What names of objects below a folder begin with; the folder's own name does not."""
         return f"{self._full(prefix)}/".lstrip("/")
 
+    def _put_exclusively(self, local: Path, path: str) -> None:
+        full = self._full(path)
+        if self._fs.isfile(full):
+            raise AlreadyExistsError(f"{self.url}/{path}: already exists")
+        self._exclusively(path, lambda: self._fs.put_file(str(local), full, mode="create"))
+
     def _exclusively(self, path: str, send: Callable[[], object]) -> None:
         """Carry out a conditional write. Raises AlreadyExistsError when something is there."""
         pauses_s = iter(_CONFLICT_PAUSES_S)
@@ -203,7 +209,7 @@ class Storage:
                     send()
                 return
             except OSError as error:
-                status = http_status(error)
+                status = _http_status(error)
                 if isinstance(error, FileExistsError) or status == 412:
                     raise AlreadyExistsError(f"{self.url}/{path}: already exists") from None
                 pause_s = next(pauses_s, None) if status == 409 else None
@@ -213,7 +219,7 @@ class Storage:
 
     @contextmanager
     def _reached(self, path: str) -> Iterator[None]:
-        """Turn what a store's library raises into an OSError that says which object it was about."""
+        """Turn what a store's library raises into an OSError that names the object."""
         try:
             yield
         except OSError:
@@ -226,17 +232,6 @@ class Storage:
             ) from error
 
 
-def http_status(error: BaseException) -> int:
-    """The HTTP status behind an error of s3fs, 0 when there is none.
-
-    AWS names the condition that failed, from which s3fs makes a FileExistsError; other stores that
-    speak S3 say just 412, from which s3fs makes "invalid argument".
-    """
-    response = getattr(error.__cause__, "response", None)
-    said = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    return int(said.get("HTTPStatusCode", 0))
-
-
 def _open_file_system(url: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
@@ -245,6 +240,17 @@ def _open_file_system(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise RequestError(f"store {url!r}: {error}; use a path, s3:// or gs://") from None
     return fs, str(root).rstrip("/")
+
+
+def _http_status(error: BaseException) -> int:
+    """The HTTP status behind an error of s3fs, 0 when there is none.
+
+    AWS names the condition that failed, from which s3fs makes a FileExistsError; other stores that
+    speak S3 say just 412, from which s3fs makes "invalid argument".
+    """
+    response = getattr(error.__cause__, "response", None)
+    said = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    return int(said.get("HTTPStatusCode", 0))
 
 
 def _write_aside(target: Path, data: bytes) -> Path:

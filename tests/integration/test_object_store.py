@@ -1,0 +1,305 @@
+"""The store and a training on a real S3 API: a server of its own, spoken to over HTTP.
+
+Skipped where s3fs or moto is missing, as with requirements.lock: both need botocore, which asks for
+python-dateutil<3, and the lock has 4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+
+from jobs.lm import checkpoint
+from jobs.lm.rank import free_port
+from orchestrator.errors import AlreadyExistsError, CorruptError
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.storage import Storage, sha256_of
+from tests import training as trainings
+from tests.training import Training, finish, make_inputs
+
+pytest.importorskip("s3fs", reason="needs the extra s3")
+pytest.importorskip("moto", reason="needs moto[server,s3]")
+
+pytestmark = pytest.mark.slow
+EVERY = 8
+BUCKET = "bucket"
+# One request at a time: moto looks and writes in two steps where S3 does both in one.
+SERVER = """
+import sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+app = DomainDispatcherApplication(create_backend_app)
+run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=False)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnObjectStore(Training):
+    """A training whose ranks are told where the object store is.
+
+    Their fork server has the environment of the first test that started it.
+    """
+
+    environment: dict[str, str]
+
+    def start(
+        self,
+        lease_n: int = 1,
+        *,
+        world_size: int = 2,
+        fault: dict[str, Any] | None = None,
+        driver: Process | None = None,
+    ) -> list[BaseProcess]:
+        told, port = self.config(lease_n, driver).model_dump_json(), free_port()
+        ranks = [
+            trainings._CONTEXT.Process(
+                target=_rank, args=(self.environment, told, rank, world_size, port, fault)
+            )
+            for rank in range(world_size)
+        ]
+        for rank in ranks:
+            rank.start()
+        return ranks
+
+
+def _rank(environment: dict[str, str], *told: Any) -> None:
+    os.environ.update(environment)
+    trainings._rank(*told)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (URLError, ConnectionError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An S3 server, and the variables that lead to it, which are set here too."""
+    import boto3
+
+    port, log = free_port(), tmp_path_factory.mktemp("s3") / "server.log"
+    url = f"http://127.0.0.1:{port}"
+    told = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "anyone",
+        "AWS_SECRET_ACCESS_KEY": "anything",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patched, log.open("wb") as out:
+        for name, value in told.items():
+            patched.setenv(name, value)
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(port)], stdout=out, stderr=subprocess.STDOUT
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while not _answers(f"{url}/moto-api/"):
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            boto3.client("s3").create_bucket(Bucket=BUCKET)
+            yield told
+        finally:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture
+def storage(environment: dict[str, str], request: pytest.FixtureRequest) -> Storage:
+    """A folder of the bucket for one test."""
+    return Storage(f"s3://{BUCKET}/{request.node.name}")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def _create_all(url: str, worker: int, num_objects: int) -> list[int]:
+    """The objects that this process won."""
+    storage, won = Storage(url), []
+    for n in range(num_objects):
+        try:
+            storage.create(f"race/{n}", bytes([worker]) * 1000)
+            won.append(n)
+        except AlreadyExistsError:
+            continue
+    return won
+
+
+def test_one_of_eight_threads_wins(storage: Storage) -> None:
+    together = Barrier(8)
+
+    def attempt(worker: int, name: str) -> int | None:
+        mine = Storage(storage.url)
+        together.wait()
+        try:
+            mine.create(name, bytes([worker]) * 1000)
+        except AlreadyExistsError:
+            return None
+        return worker
+
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(5):
+            name = f"race/{turn}"
+            winners = [w for w in pool.map(attempt, range(8), [name] * 8) if w is not None]
+            assert len(winners) == 1
+            assert storage.read_bytes(name) == bytes(winners) * 1000
+
+
+def test_one_of_two_processes_wins(storage: Storage) -> None:
+    num_objects = 40
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        told = [(storage.url, worker, num_objects) for worker in range(2)]
+        won = pool.starmap(_create_all, told, chunksize=1)
+        pool.close()
+        pool.join()
+    assert sorted(won[0] + won[1]) == list(range(num_objects))
+    for worker, numbers in enumerate(won):
+        for n in numbers:
+            assert storage.read_bytes(f"race/{n}") == bytes([worker]) * 1000
+
+
+def test_whole_life_of_objects(storage: Storage) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes("b/2")
+    assert (storage.list(), storage.children(), storage.exists("b")) == ({}, (), False)
+    storage.delete("b/2")
+    storage.create("once", b"1")
+    with pytest.raises(AlreadyExistsError) as raised:
+        storage.create("once", b"2")
+    assert str(raised.value) == f"{storage.url}/once: already exists"
+    storage.delete("once")
+    for path, size in (("b/2", 2), ("a", 1), ("b/c/3", 3), ("bb/4", 4)):
+        storage.create(path, b"x" * size)
+    assert list(storage.list().items()) == [("a", 1), ("b/2", 2), ("b/c/3", 3), ("bb/4", 4)]
+    assert storage.children() == ("a", "b", "bb")
+    storage.replace("b/2", b"other")
+    assert storage.read_bytes("b/2") == b"other"
+    assert storage.digest("b/2") == hashlib.sha256(b"other").hexdigest()
+    storage.delete("b/2")
+    assert not storage.exists("b/2")
+    assert storage.list("b") == {"b/c/3": 3}
+
+
+def test_folders_that_begin_alike_are_not_mixed_up(storage: Storage) -> None:
+    for path in ("a/1", "ab/2", "a.json"):
+        storage.create(path, b"x")
+    assert storage.list("a") == {"a/1": 1}
+    assert storage.children("a") == ("1",)
+    assert Storage(f"{storage.url}/a").list() == {"1": 1}
+    assert not storage.exists("a/2")
+    assert (storage.list("a.json"), storage.children("a.json")) == ({}, ())
+
+
+def test_more_objects_than_one_page_of_a_listing(storage: Storage) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: storage.create(f"p/{n:04d}", b"x"), range(1_050)))
+    assert len(storage.list()) == len(storage.children("p")) == 1_050
+
+
+def test_upload_and_fetch(storage: Storage, tmp_path: Path) -> None:
+    local = tmp_path / "local.bin"
+    local.write_bytes(b"bytes")
+    digest = storage.upload(local, "a/b.bin")
+    assert digest == storage.upload(local, "a/b.bin") == storage.digest("a/b.bin")
+    assert sha256_of(storage.fetch("a/b.bin", tmp_path / "into")) == digest
+    local.write_bytes(b"other")
+    with pytest.raises(CorruptError) as raised:
+        storage.upload(local, "a/b.bin")
+    assert str(raised.value) == f"{storage.url}/a/b.bin: holds other bytes than {local}"
+    assert storage.read_bytes("a/b.bin") == b"bytes"
+    with pytest.raises(FileNotFoundError):
+        storage.fetch("a/c.bin", tmp_path / "into")
+
+
+def test_a_large_file_goes_in_parts(storage: Storage, tmp_path: Path) -> None:
+    local = tmp_path / "large.bin"
+    with local.open("wb") as file:
+        for n in range(110):
+            file.write(bytes([n]) * (1 << 20))
+    digest = storage.upload(local, "large.bin")
+    assert storage.list() == {"large.bin": 110 << 20}
+    assert storage.digest("large.bin") == digest == storage.upload(local, "large.bin")
+    assert sha256_of(storage.fetch("large.bin", tmp_path / "into")) == digest
+    with local.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptError):
+        storage.upload(local, "large.bin")
+    assert storage.digest("large.bin") == digest
+
+
+def test_what_another_client_does_is_seen_at_once(storage: Storage) -> None:
+    import boto3
+
+    other, key = boto3.client("s3"), f"{storage.url.removeprefix(f's3://{BUCKET}/')}/a/b"
+    assert (storage.exists("a/b"), storage.list(), storage.children("a")) == (False, {}, ())
+    other.put_object(Bucket=BUCKET, Key=key, Body=b"1")
+    assert (storage.exists("a/b"), storage.list("a"), storage.children()) == (
+        True,
+        {"a/b": 1},
+        ("a",),
+    )
+    other.put_object(Bucket=BUCKET, Key=key, Body=b"longer")
+    assert storage.read_bytes("a/b") == b"longer"
+    assert storage.digest("a/b") == hashlib.sha256(b"longer").hexdigest()
+    other.delete_object(Bucket=BUCKET, Key=key)
+    assert (storage.exists("a/b"), storage.list(), storage.children()) == (False, {}, ())
+
+
+def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
+    inputs: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Killed, resumed, killed again, its newest checkpoint harmed, and resumed to the end."""
+    whole = Training(inputs=inputs, root=tmp_path / "whole", zero_stage=1)
+    assert whole.run() == [0, 0]
+    broken = OnObjectStore(
+        inputs=inputs,
+        root=tmp_path / "broken",
+        zero_stage=1,
+        out_url=f"s3://{BUCKET}/run",
+        environment=environment,
+    )
+    ranks = broken.start()
+    broken.kill_after(2 * EVERY, ranks[1])
+    assert all(code != 0 for code in finish(ranks)), "a rank went on without its peer"
+    first = checkpoint.committed(broken.out)[-1]
+    assert first.step < broken.steps, "the kill came too late to prove anything"
+
+    ranks = broken.start(2)
+    broken.kill_after(first.step + EVERY, ranks[0], 2)
+    finish(ranks)
+    *_, before, newest = checkpoint.committed(broken.out)
+    assert newest.step < broken.steps, "the kill came too late to prove anything"
+    assert [(s.lease_n, s.first_step) for s in newest.history] == [(1, 1), (2, first.step + 1)]
+
+    name = next(n for n in newest.files if "optim_states" in n)
+    path = f"{checkpoint.FOLDER}/{newest.name}/{name}"
+    data = broken.out.read_bytes(path)
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    broken.out.replace(path, flipped)
+    assert broken.run(3) == [0, 0]
+    (problem,) = broken.live(3)["refused"]
+    assert problem == f"{path}: bytes differ from the manifest's sha256"
+    assert broken.live(3)["resumed_from"] == before.name
+    assert broken.results() == whole.results()
+    assert [line["step"] for line in broken.lines()] == list(range(1, broken.steps + 1))
