@@ -76,6 +76,8 @@ class Training:
     """Where the artifact lies; below ``root`` when empty."""
     more: dict[str, Any] = field(default_factory=dict)
     """Fields of the RankConfig."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of the ranks; those of the fork server are its first user's."""
 
     @property
     def out(self) -> Storage:
@@ -132,8 +134,11 @@ class Training:
     ) -> list[BaseProcess]:
         """The ranks of an attempt, under way."""
         told, port = self.config(lease_n, driver).model_dump_json(), free_port()
+        environment = {**self.environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if fault:
+            environment[faults.VARIABLE] = json.dumps(fault)
         ranks = [
-            _CONTEXT.Process(target=_rank, args=(told, rank, world_size, port, fault))
+            _CONTEXT.Process(target=_rank, args=(told, rank, world_size, environment))
             for rank in range(world_size)
         ]
         for rank in ranks:
@@ -175,10 +180,8 @@ def finish(ranks: list[BaseProcess]) -> list[int | None]:
     return [rank.exitcode for rank in ranks]
 
 
-def _rank(told: str, rank: int, world_size: int, port: int, fault: dict[str, Any] | None) -> None:
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(port)
-    if fault:
-        os.environ[faults.VARIABLE] = json.dumps(fault)
+def _rank(told: str, rank: int, world_size: int, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     config = RankConfig.model_validate_json(told)
     log_to(log_path(Path(config.folder), rank))
     train_rank(

@@ -1,25 +1,17 @@
-"""The store and a training on a real S3 API: a server of its own, spoken to over HTTP.
-
-Skipped where s3fs or moto is missing, as with requirements.lock: both need botocore, which asks for
-python-dateutil<3, and the lock has 4.
-"""
+"""The store and a training on a real S3 API: a server of its own, spoken to over HTTP."""
 
 from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Barrier
-from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -27,13 +19,8 @@ import pytest
 from jobs.lm import checkpoint
 from jobs.lm.rank import free_port
 from orchestrator.errors import AlreadyExistsError, CorruptError
-from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, sha256_of
-from tests import training as trainings
 from tests.training import Training, finish, make_inputs
-
-pytest.importorskip("s3fs", reason="needs the extra s3")
-pytest.importorskip("moto", reason="needs moto[server,s3]")
 
 pytestmark = pytest.mark.slow
 EVERY = 8
@@ -46,40 +33,6 @@ from werkzeug.serving import run_simple
 app = DomainDispatcherApplication(create_backend_app)
 run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=False)
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnObjectStore(Training):
-    """A training whose ranks are told where the object store is.
-
-    Their fork server has the environment of the first test that started it.
-    """
-
-    environment: dict[str, str]
-
-    def start(
-        self,
-        lease_n: int = 1,
-        *,
-        world_size: int = 2,
-        fault: dict[str, Any] | None = None,
-        driver: Process | None = None,
-    ) -> list[BaseProcess]:
-        told, port = self.config(lease_n, driver).model_dump_json(), free_port()
-        ranks = [
-            trainings._CONTEXT.Process(
-                target=_rank, args=(self.environment, told, rank, world_size, port, fault)
-            )
-            for rank in range(world_size)
-        ]
-        for rank in ranks:
-            rank.start()
-        return ranks
-
-
-def _rank(environment: dict[str, str], *told: Any) -> None:
-    os.environ.update(environment)
-    trainings._rank(*told)
 
 
 def _answers(url: str) -> bool:
@@ -271,7 +224,7 @@ def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
     """Killed, resumed, killed again, its newest checkpoint harmed, and resumed to the end."""
     whole = Training(inputs=inputs, root=tmp_path / "whole", zero_stage=1)
     assert whole.run() == [0, 0]
-    broken = OnObjectStore(
+    broken = Training(
         inputs=inputs,
         root=tmp_path / "broken",
         zero_stage=1,
