@@ -43,7 +43,16 @@ EXIT_LEASE_HELD = 75
 EXIT_STOPPED = 143
 """Asked to stop by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2, which schedulers send as a warning."""
 
-NOT_INTERRUPTED = ("", "cancelled", "lease_held", "bad_request", "bad_data", "device_oom")
+NOT_INTERRUPTED = (
+    "",
+    "cancelled",
+    "lease_held",
+    "bad_request",
+    "bad_data",
+    "device_oom",
+    "nonfinite",
+    "error",
+)
 """Causes of ends that say nothing about how often the machines fail."""
 
 _PROGRESS_EVERY_S = 0.5
@@ -58,6 +67,8 @@ _REPORTED_PACKAGES = (
     "numpy",
     "pyarrow",
 )
+
+log = logging.getLogger(__name__)
 
 Work = Callable[["Attempt"], dict[str, Any]]
 
@@ -163,10 +174,12 @@ class Attempt:
         with self._lock:
             if not self._events:
                 return
+            events = tuple(self._events)
+        data = "\n".join([*events, ""]).encode()
+        self.record.storage.replace(f"events-{self._segments + 1:04d}.jsonl", data)
+        with self._lock:
+            del self._events[: len(events)]
             self._segments += 1
-            data = "\n".join([*self._events, ""]).encode()
-            self._events.clear()
-        self.record.storage.replace(f"events-{self._segments:04d}.jsonl", data)
 
 
 def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
@@ -258,7 +271,8 @@ def _attempt(
 
 
 def _interruptions(run: RunFolder, options: argparse.Namespace) -> tuple[int, float]:
-    before = [a for a in run.attempts(options.instance) if a.number < options.attempt]
+    earlier = [a for a in run.attempts(options.instance) if a.number < options.attempt]
+    before = [a for a in earlier if not a.storage.exists(FAULT_ORDER)]
     ended = [(a.started, end) for a in before if (end := a.end)]
     lasted_s = sum(end["ended_at"] - start["started_at"] for start, end in ended)
     return sum(end.get("cause") not in NOT_INTERRUPTED for _, end in ended), lasted_s
@@ -313,16 +327,18 @@ def _beat(
 ) -> None:
     beaten_at = time.monotonic()
     while not ended.wait(_TICK_S):
-        attempt.flush()
-        _obey_drill(attempt)
-        if time.monotonic() - beaten_at >= every_s:
-            beaten_at = time.monotonic()
-            try:
+        try:
+            attempt.flush()
+            _obey_drill(attempt)
+            if time.monotonic() - beaten_at >= every_s:
                 for lease in held:
                     lease.beat()
-            except LeaseHeldError as error:
-                attempt._lost = str(error)
-                return
+                beaten_at = time.monotonic()
+        except LeaseHeldError as error:
+            attempt._lost = str(error)
+            return
+        except (OSError, OrchestratorError) as error:  # the store may be back at the next beat
+            log.warning("the store is out of reach: %s", error)
 
 
 def _obey_drill(attempt: Attempt) -> None:

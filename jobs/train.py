@@ -20,13 +20,15 @@ from jobs.lm.watch import Watch
 from orchestrator.errors import RequestError, RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import to_json
-from orchestrator.plan.execution import DEVICE_OOM, execution_of
+from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM, execution_of
 from orchestrator.spec.cluster import Resources, Retry
 from orchestrator.spec.loader import resolve_env
 
 FITS = "notes/fits.json"
 """In the train artifact: what was found to fit the devices' memory."""
 USUAL_MTBF_DEVICE_H = 45_600
+MIN_INTERRUPTIONS = 3
+"""Fewer say little of how often the machines fail."""
 _POLL_S = 0.5
 
 
@@ -70,6 +72,7 @@ def rank_config(attempt: Attempt) -> RankConfig:
         threads=resources.cpus_per_worker,
         tensorboard=str(curves.resolve()) if recipe.tracking.tensorboard else None,
         mtbf_s=mtbf_s(retry, resources, *attempt.interruptions),
+        wait_s=retry.start_timeout_s + retry.hang_timeout_s,
         notice_s=retry.notice_s,
         driver=Process.current(),
     )
@@ -104,7 +107,7 @@ def mtbf_s(retry: Retry, resources: Resources, interruptions: int, lasted_s: flo
     """
     if retry.mtbf_h:
         return retry.mtbf_h * 3600
-    if interruptions and lasted_s:
+    if interruptions >= MIN_INTERRUPTIONS:
         return lasted_s / interruptions
     return USUAL_MTBF_DEVICE_H * 3600 / resources.world_size
 
@@ -118,7 +121,7 @@ def halving_on_oom(attempt: Attempt, config: RankConfig) -> Iterator[None]:
     try:
         yield
     except RunFailedError as error:
-        if not re.search(DEVICE_OOM, str(error)):
+        if re.search(HOST_OOM, str(error)) or not re.search(DEVICE_OOM, str(error)):
             raise
         micro_batch = config.execution.micro_batch
         if micro_batch == 1:

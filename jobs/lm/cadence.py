@@ -27,11 +27,11 @@ def best_interval_s(stall_s: float, mtbf_s: float) -> float:
 class Cadence:
     """The choice, and what it is made of."""
 
-    def __init__(self, policy: Checkpoint, *, mtbf_s: float) -> None:
+    def __init__(self, policy: Checkpoint, *, mtbf_s: float, step: int = 0) -> None:
         self._policy, self._mtbf_s = policy, mtbf_s
         self._stalls: deque[float] = deque(maxlen=_REMEMBERED)
         self._publish_s = 0.0
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), step
 
     @property
     def interval_s(self) -> float | None:
@@ -51,13 +51,14 @@ class Cadence:
         if interval_s is not None:
             return time.monotonic() - self._saved_at >= interval_s
         assert isinstance(self._policy.every_steps, int)  # what else it may be has an interval
-        return step % self._policy.every_steps == 0
+        # One that was put off stays due.
+        return step // self._policy.every_steps > self._saved_step // self._policy.every_steps
 
-    def saved(self, *, stall_s: float, publish_s: float) -> None:
+    def saved(self, step: int, *, stall_s: float, publish_s: float) -> None:
         """Learn what a checkpoint cost, and count from here."""
         self._stalls.append(stall_s)
         self._publish_s = publish_s
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), step
 
     def facts(self) -> dict[str, float]:
         """What the interval was chosen from."""

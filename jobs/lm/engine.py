@@ -23,7 +23,6 @@ from orchestrator.spec.recipe import Execution, Train
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _NEVER = 1_000_000_000
-_CONNECT_TIMEOUT = timedelta(minutes=30)
 
 
 def ds_config(
@@ -95,6 +94,7 @@ def connect(config: RankConfig, place: Place) -> Any:
     """Join the other ranks, at the address in the environment; returns a group for messages."""
     if config.device == "cuda":
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+    timeout = timedelta(seconds=config.wait_s)
     if not dist.is_initialized():
         if place.world_size == 1:
             os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(free_port())
@@ -102,9 +102,13 @@ def connect(config: RankConfig, place: Place) -> Any:
             "nccl" if config.device == "cuda" else "gloo",
             rank=place.rank,
             world_size=place.world_size,
-            timeout=_CONNECT_TIMEOUT,
+            timeout=timeout,
         )
-    return dist.new_group(backend="gloo") if config.device == "cuda" else dist.group.WORLD
+    return (
+        dist.new_group(backend="gloo", timeout=timeout)
+        if config.device == "cuda"
+        else dist.group.WORLD
+    )
 
 
 @dataclass

@@ -64,6 +64,8 @@ class Herald:
         self.phase = "starting"
         self.step = 0
         self.ticks = 0
+        self.files = 0
+        """Steps on the way of checkpoints to the store, counted by another thread."""
         self._lines: list[str] = []
         self._segment, self._written = 1, 0
         self._dumped = False
@@ -88,6 +90,10 @@ class Herald:
         self.phase = phase
         self.ticks += 1
 
+    def published(self) -> None:
+        """Note that a publication got a little further."""
+        self.files += 1
+
     def record(self, line: dict[str, Any]) -> None:
         """Keep one step's line for the next segment."""
         with self._lock:
@@ -111,6 +117,7 @@ class Herald:
             "step": self.step,
             "phase": self.phase,
             "ticks": self.ticks,
+            "files": self.files,
             "at": time.time(),
             "process": Process.current().__dict__,
         }

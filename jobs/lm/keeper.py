@@ -63,6 +63,8 @@ class Keeper:
         self.publisher = Publisher(config, place, tick)
         self.resumed_from = ""
         """Name of the checkpoint that was loaded; empty for a new training."""
+        self.waited_s = 0.0
+        """How long the last save waited for the publication before it."""
         self.refused: list[str] = []
         """What was wrong with newer ones."""
         self.skips: frozenset[int] = frozenset()
@@ -96,7 +98,9 @@ class Keeper:
         rng_name = f"rng-{self._place.rank:05d}.safetensors"
         save_file(rng_state(), own / name / rng_name)
         passed("save.staged")
+        staged = time.monotonic()
         self.drain()
+        self.waited_s = time.monotonic() - staged
         snapshot = Snapshot(name=name, step=progress.step, folder=own / name, rng_name=rng_name)
         self.publisher.start(self._led(snapshot, progress) if self._place.rank == 0 else snapshot)
         return time.monotonic() - started
@@ -144,11 +148,22 @@ class Keeper:
                 self.skips = frozenset(manifest.skips) | ahead
                 return manifest
             self.refused.append(problems[0])
+        if self.refused:
+            raise RunFailedError(
+                f"train: storage: none of {len(self.refused)} checkpoints verifies, the newest: "
+                f"{self.refused[0]}; look at the store and this node, or remove "
+                f"{self._out.url}/{checkpoints.FOLDER} to begin anew"
+            )
         return None
 
     def _verify(self, manifest: Manifest) -> str:
         """This rank's part of a node's verification; nothing is unpickled before it is done."""
         names = sorted(manifest.files)[self._place.local_rank :: self._place.local_world_size]
+        if self._place.rank == 0:
+            try:
+                checkpoints.join_segments(self._out, (*manifest.metrics, *manifest.validation))
+            except (FileNotFoundError, CorruptError) as error:
+                return str(error)
         return checkpoints.fetch_verified(self._out, manifest, names, self._staging)
 
     def _needs_conversion(self, manifest: Manifest) -> bool:

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +140,15 @@ class Rank:
             open_tokens(train_bin), context_length=config.train.context_length
         )
         self._valid_BL1 = validation_windows(open_tokens(valid_bin), config.train.context_length)
-        self._keeper = Keeper(config, place, group, tick=partial(herald.tick, "publishing"))
+        self._keeper = Keeper(config, place, group, tick=herald.published)
         self._engine, self._progress = self._keeper.resume()
         phases.end("load")
         self._order = TokenOrder(
             self._stream.num_windows, seed=config.seed, skips=self._keeper.skips
         )
-        self._cadence = Cadence(config.train.checkpoint, mtbf_s=config.mtbf_s)
+        self._cadence = Cadence(
+            config.train.checkpoint, mtbf_s=config.mtbf_s, step=self._progress.step
+        )
         herald.step = self._progress.step
         herald.live |= {
             "resumed_from": self._keeper.resumed_from,
@@ -237,27 +239,38 @@ class Rank:
     def _save(self, verdict: Verdict) -> float:
         """Make a checkpoint if one is due; how long training stood still, in seconds."""
         is_last = self._progress.step == self._config.train.steps
-        wanted = (verdict.stops and not verdict.hurries) or verdict.saves or is_last
+        must = (verdict.stops and not verdict.hurries) or is_last
         # In a row of bad batches there is no checkpoint: a rollback must get behind them.
-        if not wanted or (self._bad and not verdict.stops):
+        may = verdict.saves and not self._bad
+        if self._has_too_many_bad() or not (must or may):
             return 0.0
+        self._herald.phase = "saving"
         stall_s = self._keeper.save(self._engine, self._progress)
-        self._cadence.saved(stall_s=stall_s, publish_s=self._keeper.publisher.took_s)
+        self._cadence.saved(
+            self._progress.step,
+            stall_s=stall_s - self._keeper.waited_s,
+            publish_s=self._keeper.publisher.took_s,
+        )
         self._herald.tick("saving")
         return stall_s
+
+    def _has_too_many_bad(self) -> bool:
+        return len(self._bad) > self._config.train.max_nonfinite_in_row
 
     def _give_up_on_bad_batches(self) -> None:
         """Go back to the last checkpoint and around these batches, when there are too many.
 
         Raises RunFailedError on every rank; the next attempt finds the skip list.
         """
-        if len(self._bad) <= self._config.train.max_nonfinite_in_row:
+        if not self._has_too_many_bad():
             return
         self._keeper.drain()
         step = self._progress.step
         if self._leads:
+            self._keeper.publisher.require_lease()
             positions = [int(p) for batch in self._bad for p in batch.draw.positions]
             checkpoints.note_skips(self._out, positions, at_step=step, lease_n=self._config.lease_n)
+        dist.barrier(group=self._group)  # nobody ends the training before the note is written
         raise RunFailedError(
             f"nonfinite: train step {step}: loss or gradient not finite {len(self._bad)} times in "
             "a row; rolled back, their windows are on the skip list; if it comes back, lower "
@@ -349,8 +362,8 @@ class Rank:
 
     def _finish(self) -> None:
         """Write what the finished artifact holds beyond checkpoints."""
-        self._keeper.drain()
         self._herald.tick("finishing")
+        self._keeper.drain()
         state = self._engine.state_dict()
         if self._leads:
             self._publish_model(state)
@@ -364,6 +377,7 @@ class Rank:
 
     def _publish_model(self, state: dict[str, torch.Tensor]) -> None:
         local = self._scratch / MODEL_FOLDER
+        shutil.rmtree(local, ignore_errors=True)  # of an attempt that died here
         self._engine.model.save_pretrained(local, state_dict=state)
         for path in sorted(local.iterdir()):
             self._publish(path, f"{MODEL_FOLDER}/{path.name}")
@@ -371,6 +385,7 @@ class Rank:
     def _publish(self, local: Path, path: str) -> None:
         # Not yet covered by a manifest: what an earlier attempt left here may differ, and is
         # replaced.
+        self._keeper.publisher.require_lease()
         self._out.delete(path)
         self._out.upload(local, path)
         self._herald.tick("finishing")

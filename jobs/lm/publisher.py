@@ -122,7 +122,7 @@ class Publisher:
         self._uploaded.set()
         if snapshot.draft:
             notes = self._gather(snapshot.name)
-            self._require_lease()
+            self.require_lease()
             passed("commit.gathered")
             for segment, data in snapshot.segments:
                 self._out.create(segment.path, data)
@@ -132,7 +132,7 @@ class Publisher:
             policy = self._config.train.checkpoint
             checkpoints.retire(self._out, policy, self._config.leases, passed)
 
-    def _require_lease(self) -> None:
+    def require_lease(self) -> None:
         """Raise LeaseHeldError when a later attempt has taken over: its checkpoints are its own."""
         newest = leases.current(self._out)
         if newest and newest.number > self._config.lease_n:

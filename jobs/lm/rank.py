@@ -58,6 +58,8 @@ class RankConfig(Spec):
     """Local folder of TensorBoard events, the same for all attempts; none when absent."""
     mtbf_s: float = 86_400.0
     """Mean time between failures of the whole job, in seconds."""
+    wait_s: float = 7200.0
+    """Longest wait of ranks for each other, in seconds: beyond what the driver takes for a hang."""
     notice_s: float = 90.0
     """How long the ranks have to publish once they were asked to stop, in seconds."""
     device: Literal["cpu", "cuda"] = "cpu"

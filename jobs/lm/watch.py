@@ -14,11 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jobs.attempt import Attempt, StopRequestedError
-from jobs.lm.herald import DUMP, LIVE, STOP, beat_path, stacks_path
+from jobs.lm.herald import BEAT_S, DUMP, LIVE, STOP, beat_path, stacks_path
 from jobs.lm.rank import RankConfig
 from orchestrator.errors import RunFailedError
 from orchestrator.ledger.lease import Process
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 _DUMP_WAIT_S = 6.0
 """Three beats: how long ranks get to write their own stacks."""
 _LOOK_EVERY_S = 1.0
+STEPPING = ("training", "validating")
+"""Phases in which ranks do something every few seconds; elsewhere they load or write for long."""
 
 
 class Watch:
@@ -54,10 +57,15 @@ class Watch:
         if now - self._looked_at < _LOOK_EVERY_S:
             return
         self._looked_at = now
-        self._report()
-        self._find_hang(now)
+        try:
+            self._report()
+            self._find_hang(now)
+            hosts = self._hosts()
+        except OSError as error:  # the store may be back at the next look
+            log.warning("the attempt's folder is out of reach: %s", error)
+            return
         # Ranks that have beaten were started by a Ray that is imported whole.
-        if (hosts := self._hosts()) and hosts & draining_hosts():
+        if hosts and hosts & draining_hosts():
             self._attempt.event("preemption_notice")
             raise StopRequestedError
 
@@ -68,12 +76,14 @@ class Watch:
 
     def report(self) -> None:
         """Pass on the last words of ranks that have ended."""
-        self._report()
+        with suppress(OSError):
+            self._report()
 
     def ask_to_stop(self) -> None:
         """Ask the ranks to make a checkpoint after their current step and to end."""
-        self._record.replace(STOP, b"{}")
         self._attempt.event("stop_asked")
+        with suppress(OSError):  # what ends this attempt must not be hidden by another error
+            self._record.replace(STOP, b"{}")
 
     def _live(self) -> dict[str, Any] | None:
         try:
@@ -107,10 +117,12 @@ class Watch:
         """
         retry = self._attempt.cluster.retry
         beats = {rank: self._beat(rank) for rank in range(self._world_size)}
-        ticks = sum(beat["ticks"] for beat in beats.values() if beat)
+        known = [beat for beat in beats.values() if beat]
+        ticks = sum(beat["ticks"] + beat["files"] for beat in known)
         if ticks != self._ticks:
             self._ticks, self._ticked_at = ticks, now
-        timeout_s = retry.hang_timeout_s if ticks else retry.start_timeout_s
+        steps = bool(known) and all(beat["phase"] in STEPPING for beat in known)
+        timeout_s = retry.hang_timeout_s if steps else retry.start_timeout_s
         if (idle_s := now - self._ticked_at) > timeout_s:
             self._end_hang(beats, idle_s)
 
@@ -145,11 +157,13 @@ class Watch:
 
 
 def _suspect(beats: dict[int, dict[str, Any] | None]) -> int:
-    """The rank that is furthest behind; of those, the one that was silent the longest."""
+    """The rank that has fallen silent; else the one that has done least."""
+    newest = max((beat["at"] for beat in beats.values() if beat), default=0.0)
 
-    def behind(rank: int) -> tuple[int, float]:
+    def behind(rank: int) -> tuple[bool, int]:
         beat = beats[rank]
-        return (beat["ticks"], beat["at"]) if beat else (-1, 0.0)
+        is_silent = not beat or newest - beat["at"] > 3 * BEAT_S
+        return (not is_silent, beat["ticks"] if beat else 0)
 
     return min(beats, key=behind)
 
@@ -169,12 +183,11 @@ def seen_from_outside(pid: int) -> bytes:
     tool = str(beside) if beside.exists() else shutil.which("py-spy")
     if tool is None:
         return b"py-spy is not installed on this node; pip install py-spy\n"
-    done = subprocess.run(
-        [tool, "dump", "--nonblocking", "--pid", str(pid)],
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
+    words = [tool, "dump", "--nonblocking", "--pid", str(pid)]
+    try:
+        done = subprocess.run(words, capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{error}\n".encode()
     return done.stdout or done.stderr
 
 

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from orchestrator.control.submit import ensure_supervised
-from orchestrator.errors import OrchestratorError, RequestError, RunFailedError
+from orchestrator.errors import (
+    AlreadyExistsError,
+    OrchestratorError,
+    RequestError,
+    RunFailedError,
+)
 from orchestrator.ledger.artifact import MANIFEST, Artifact
 from orchestrator.ledger.run import FAULT_ORDER, AttemptFolder, RunFolder
 from orchestrator.ledger.storage import Storage
@@ -23,6 +28,7 @@ from orchestrator.plan.planner import Instance
 Fault = Literal["rank", "driver", "node", "store", "hang", "byte"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 _POLL_S = 0.5
+_END_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,8 @@ def find_target(run: RunFolder, store: Store, stage: str | None = None) -> Targe
 
     Raises RequestError when there is none.
     """
+    if not run.live_supervisor():
+        raise RequestError(f"{run.name}: is not at work; `orchestrator resume {run.name}` first")
     for instance in run.plan().instances:
         if instance.stage != "train" or stage not in (None, "train", instance.id):
             continue
@@ -100,10 +108,14 @@ def strike(run: RunFolder, target: Target, fault: Fault, rank: int) -> float:
         order = {"kind": fault}
     if fault == "node":
         order = {"kind": fault, "node": _host_of(target, rank)}
-    if fault == "byte":
-        flip_a_byte(_newest_checkpoint(target.artifact))
     struck_at = time.time()
-    target.attempt.storage.create_json(FAULT_ORDER, order)
+    try:
+        target.attempt.storage.create_json(FAULT_ORDER, order)
+    except AlreadyExistsError:
+        raise RequestError(f"{run.name}: another drill strikes this attempt already") from None
+    if fault == "byte":  # once nobody writes any more, and before the next attempt reads
+        _await_end(target)
+        flip_a_byte(_newest_checkpoint(target.artifact))
     supervisor = run.live_supervisor()
     if fault == "node" and supervisor and _name(supervisor.started) == order["node"]:
         supervisor.storage.create_json(FAULT_ORDER, order)
@@ -132,14 +144,24 @@ def await_recovery(
         live = _live(following[-1]) if following else None
         if live and "first_step" in live["phases"]:
             return _outcome(target, following[-1], live, fault, struck_at)
-        end = target.attempt.end
-        if end and end.get("action") == "stop" and not following:
+        if target.artifact.is_complete():
+            raise RequestError(f"{run.name}: the training ended before the fault could tell")
+        end = (following or (target.attempt,))[-1].end
+        if end and end.get("action") == "stop":
             raise RunFailedError(f"{run.name}: gave up after the fault: {end['reason']}")
         if not run.live_supervisor() and time.time() - struck_at > 2 * _POLL_S:
             say(f"no supervisor is left; resuming: {ensure_supervised(run, store)}")
     raise RunFailedError(
         f"{run.name}: no new step within {timeout_s:.0f} s; see `orchestrator status {run.name}`"
     )
+
+
+def _await_end(target: Target) -> None:
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while target.attempt.end is None:
+        if time.monotonic() > deadline:
+            raise RunFailedError(f"{target.instance.id}: the rank was not killed; is it stuck?")
+        time.sleep(_POLL_S / 10)
 
 
 def flip_a_byte(folder: Storage) -> str:

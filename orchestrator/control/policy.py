@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.plan.execution import DEVICE_OOM
+from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM
 
 Action = Literal["done", "wait", "resume", "elsewhere", "smaller", "stop"]
 
@@ -67,18 +67,14 @@ class Decision:
 FREE_CAUSES = frozenset({"preempted", "walltime", "node_lost"})
 
 _SIGNS: tuple[tuple[str, str], ...] = (
-    # Ray's own OutOfMemoryError is the host's; what it says of any death mentions memory too.
-    (
-        "host_oom",
-        r"oom-kill|Out of memory: Killed|running low on memory|Cannot allocate memory",
-    ),
+    ("host_oom", HOST_OOM),  # before the device's: what Ray says of it looks like both
     ("device_oom", DEVICE_OOM),
     ("comm_hang", r"comm_hang:|Watchdog caught collective operation timeout"),
     ("nonfinite", r"nonfinite:"),
     (
         "storage",
         r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle|"
-        r"Input/output error|the store is out of reach",
+        r"Input/output error|the store is out of reach|checkpoints verifies",
     ),
     ("bad_data", r"bad_data:"),
     (
@@ -129,14 +125,14 @@ def decide(ending: Ending, past: Past) -> Decision:
         return Decision(
             cause=cause, action="stop", reason=f"budget of {past.max_attempts} attempts is spent"
         )
+    if cause == "device_oom":  # each time with half; a sequence that does not fit is a bad request
+        return Decision(
+            cause=cause, action="smaller", reason="half the micro-batch, the same global batch"
+        )
     stuck = _ends_in_a_row(ending, cause, past)
     if stuck >= past.max_without_progress:
         return Decision(
             cause=cause, action="stop", reason=f"ended {stuck} times as {cause} without progress"
-        )
-    if cause == "device_oom":
-        return Decision(
-            cause=cause, action="smaller", reason="half the micro-batch, the same global batch"
         )
     if _fails_alone(ending, past):
         return Decision(cause=cause, action="elsewhere", reason=f"node {ending.node} fails alone")

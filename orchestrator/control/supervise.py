@@ -41,6 +41,8 @@ LEASE_WAIT_S = 2.0
 RETRY_DELAY_S = 1.0
 LOG_TAIL_BYTES = 20_000
 FIGURES_EVERY_S = 60.0
+LAST_WORDS_S = 10.0
+"""What a driver gets beyond the time its ranks may take to save."""
 
 
 @dataclass
@@ -350,7 +352,7 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
     supervisor = Supervisor(
         store,
         run,
-        LocalBackend(grace_s=cluster.retry.notice_s),
+        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S),
         start_ray=lambda: RaySession(
             run=run.storage.url,
             num_cpus=cluster.cpus or os.cpu_count() or 1,

@@ -11,6 +11,8 @@ from orchestrator.spec.recipe import Execution, Train
 MAX_MICRO_BATCH_TOKENS = 16_384
 DEVICE_OOM = r"CUDA out of memory|OutOfMemoryError|HIP out of memory"
 """What a log says when a micro-batch does not fit the device: a regular expression."""
+HOST_OOM = r"oom-kill|Out of memory: Killed|running low on memory|Cannot allocate memory"
+"""What it says when the node's memory was too small; Ray calls that OutOfMemoryError too."""
 
 
 def execution_of(train: Train, world_size: int, max_micro_batch: int | None = None) -> Execution:

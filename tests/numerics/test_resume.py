@@ -102,3 +102,28 @@ def test_batches_without_a_finite_loss_are_rolled_back_and_passed_over(
     said = training.out.read_json("training.json")
     assert said["skips"] == list(range(80, 96))
     assert np.mean([line["loss"] for line in lines[-5:]]) < lines[0]["loss"]
+
+
+def test_a_last_batch_without_a_finite_loss_still_ends_the_training_whole(
+    inputs: Path, tmp_path: Path
+) -> None:
+    training = Training(inputs=inputs, root=tmp_path, steps=10)
+    poison = {"kind": "nan", "positions": [79]}  # step 10, two after the last checkpoint
+    assert training.run(fault=poison) == [0, 0]
+    assert [line["step"] for line in training.lines()] == list(range(1, 11))
+    assert training.lines()[-1]["loss"] is None
+    assert checkpoint.committed(training.out)[-1].step == 10
+
+
+def test_when_no_checkpoint_verifies_nothing_is_begun_anew(inputs: Path, tmp_path: Path) -> None:
+    training = Training(inputs=inputs, root=tmp_path)
+    ranks = training.start()
+    training.kill_after(2 * EVERY, ranks[0])
+    finish(ranks)
+    kept = [m.name for m in checkpoint.committed(training.out)]
+    for path in (tmp_path / "out" / "metrics").iterdir():
+        path.write_bytes(b"{}")
+    assert all(training.run(2))
+    assert [m.name for m in checkpoint.committed(training.out)] == kept
+    log = (tmp_path / "attempt-2" / "rank-00000.log").read_text()
+    assert f"none of {len(kept)} checkpoints verifies" in log

@@ -12,6 +12,7 @@ def test_the_configured_time_between_failures_comes_first() -> None:
 
 def test_the_observed_one_follows() -> None:
     assert mtbf_s(Retry(), Resources(), 5, 1000.0) == 200.0
+    assert mtbf_s(Retry(), Resources(), 2, 1000.0) > 1e6  # two say little
 
 
 def test_else_it_is_what_is_usual_for_so_many_devices() -> None:

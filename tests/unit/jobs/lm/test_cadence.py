@@ -12,7 +12,12 @@ def test_the_best_interval_is_youngs() -> None:
 
 def test_by_steps() -> None:
     cadence = Cadence(Checkpoint(every_steps=8), mtbf_s=3600.0)
-    assert [step for step in range(1, 25) if cadence.is_due(step)] == [8, 16, 24]
+    due = []
+    for step in range(1, 25):
+        if cadence.is_due(step) and step != 16:  # put off once, as in a row of bad batches
+            due.append(step)
+            cadence.saved(step, stall_s=0.1, publish_s=0.1)
+    assert due == [8, 17, 24]
     assert cadence.interval_s is None
 
 
@@ -26,7 +31,7 @@ def test_auto_learns_from_what_checkpoints_cost() -> None:
     cadence = Cadence(Checkpoint(every_steps="auto"), mtbf_s=3600.0)
     assert cadence.interval_s == FIRST_AFTER_S
     for stall_s in (2.0, 2.0, 50.0):  # one was slow for another reason
-        cadence.saved(stall_s=stall_s, publish_s=5.0)
+        cadence.saved(7, stall_s=stall_s, publish_s=5.0)
     assert cadence.interval_s == 120.0
     assert not cadence.is_due(7)
     assert cadence.facts() == {
@@ -36,5 +41,5 @@ def test_auto_learns_from_what_checkpoints_cost() -> None:
 
 def test_auto_is_never_faster_than_the_store() -> None:
     cadence = Cadence(Checkpoint(every_steps="auto"), mtbf_s=3600.0)
-    cadence.saved(stall_s=2.0, publish_s=500.0)
+    cadence.saved(7, stall_s=2.0, publish_s=500.0)
     assert cadence.interval_s == pytest.approx(500.0)

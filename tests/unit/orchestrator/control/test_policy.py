@@ -123,3 +123,9 @@ def test_a_node_that_fails_like_the_others_is_not() -> None:
 def test_waiting_for_another_run_costs_nothing() -> None:
     past = Past(attempts=[("lease_held", 0.0, "n1")] * 50, max_attempts=2)
     assert decide(ending(exit_code=75), past).action == "wait"
+
+
+def test_a_micro_batch_is_halved_as_often_as_it_takes() -> None:
+    past = Past(attempts=[("device_oom", 0.0, "n1")] * 3)
+    said = ending(exit_code=1, log_tail="CUDA out of memory", progress=0.0)
+    assert decide(said, past).action == "smaller"
