@@ -20,13 +20,10 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -34,16 +31,16 @@ from jobs.lm import checkpoint as checkpoints
 from jobs.lm import faults
 from jobs.lm.cadence import Cadence
 from jobs.lm.engine import connect, prepare
+from jobs.lm.feed import Batch, Feed
 from jobs.lm.flops import peak_flops
 from jobs.lm.herald import Herald
 from jobs.lm.keeper import Keeper
 from jobs.lm.rank import Place, RankConfig, end_with
-from jobs.lm.token_stream import TokenStream, open_tokens, stripe
 from jobs.lm.tracking import Tracker
 from orchestrator.errors import RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, to_json
-from orchestrator.plan.token_order import Draw, TokenOrder, chain_hash
+from orchestrator.plan.token_order import chain_hash
 from orchestrator.spec.recipe import Schedule
 
 MODEL_FOLDER = "model"
@@ -52,7 +49,6 @@ VALIDATION = "validation.jsonl"
 TRAINING = "training.json"
 
 _COSINE_FLOOR = 0.1
-_MAX_VALID_WINDOWS = 256
 
 
 def learning_rate(step: int, *, schedule: Schedule, peak: float, steps: int) -> float:
@@ -101,16 +97,6 @@ class Phases:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One rank's share of a global batch, and what it is a share of."""
-
-    draw: Draw
-    """The whole global batch."""
-    micro_batches: list[torch.Tensor]
-    """``tokens_BL1`` of this rank, in pinned memory where there is an accelerator."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What all ranks know and agree on after a step."""
 
@@ -132,20 +118,13 @@ class Rank:
     ) -> None:
         self._config, self._place, self._group = config, place, group
         self._herald, self._phases = herald, phases
-        self._out, self._scratch = Storage(config.out_url), Path(config.scratch)
+        self._out = Storage(config.out_url)
         self._bad: list[Batch] = []
         """Batches in a row, up to now, whose loss or gradient was not finite."""
-        train_bin, valid_bin = self._fetch_tokens("train.bin", "valid.bin")
-        self._stream = TokenStream(
-            open_tokens(train_bin), context_length=config.train.context_length
-        )
-        self._valid_BL1 = validation_windows(open_tokens(valid_bin), config.train.context_length)
+        self._feed = Feed(config, place, group)
         self._keeper = Keeper(config, place, group, tick=herald.published)
         self._engine, self._progress = self._keeper.resume()
         phases.end("load")
-        self._order = TokenOrder(
-            self._stream.num_windows, seed=config.seed, skips=self._keeper.skips
-        )
         self._cadence = Cadence(
             config.train.checkpoint, mtbf_s=config.mtbf_s, step=self._progress.step
         )
@@ -165,7 +144,9 @@ class Rank:
         config = self._config
         folder = Path(config.tensorboard) if config.tensorboard and self._leads else None
         with Tracker(folder, after_step=self._progress.step) as tracker:
-            for batch in self._batches():
+            left = config.train.steps - self._progress.step
+            cursor, skips = self._progress.cursor, self._keeper.skips
+            for batch in self._feed.batches(left, cursor=cursor, skips=skips):
                 started = time.perf_counter()
                 verdict, line = self._take_step(batch)
                 step_s = time.perf_counter() - started
@@ -304,7 +285,7 @@ class Rank:
     @torch.no_grad()
     def _validate(self, tracker: Tracker) -> None:
         """Mean NLL over the validation windows; as many forward passes on each rank, for ZeRO 3."""
-        windows_BL1, place, model = self._valid_BL1, self._place, self._engine.model
+        windows_BL1, place, model = self._feed.valid_BL1, self._place, self._engine.model
         if not len(windows_BL1):
             return
         model.eval()
@@ -327,39 +308,6 @@ class Rank:
         step, train = self._progress.step, self._config.train
         return step % train.validate_every_steps == 0 or step == train.steps
 
-    def _share(self, draw: Draw) -> list[torch.Tensor]:
-        place = self._place
-        mine = stripe(draw.windows, rank=place.rank, world_size=place.world_size)
-        tokens_BL1 = torch.from_numpy(self._stream.windows(mine))
-        if self._config.device == "cuda":
-            tokens_BL1 = tokens_BL1.pin_memory()
-        return list(tokens_BL1.split(self._config.execution.micro_batch))
-
-    def _batches(self) -> Iterator[Batch]:
-        """The batch of each remaining step, read one step ahead of the computation."""
-        steps_left = self._config.train.steps - self._progress.step
-        size, cursor = self._config.train.global_batch, self._progress.cursor
-
-        def read(cursor: int) -> Batch:
-            draw = self._order.draw(cursor, size)
-            return Batch(draw=draw, micro_batches=self._share(draw))
-
-        with ThreadPoolExecutor(max_workers=1) as reader:
-            ahead = reader.submit(read, cursor) if steps_left else None
-            for left in range(steps_left, 0, -1):
-                batch = ahead.result()
-                ahead = reader.submit(read, batch.draw.cursor) if left > 1 else None
-                yield batch
-
-    def _fetch_tokens(self, *names: str) -> list[Path]:
-        """Local token files; on each node the first rank brings them from a remote store."""
-        pack, cache = Storage(self._config.pack_url), self._scratch / "tokens"
-        if self._place.local_rank == 0:
-            for name in names:
-                pack.fetch(name, cache)
-        dist.barrier(group=self._group)
-        return [(pack.local_root or cache) / name for name in names]
-
     def _finish(self) -> None:
         """Write what the finished artifact holds beyond checkpoints."""
         self._herald.tick("finishing")
@@ -376,7 +324,7 @@ class Rank:
         self._keeper.close()
 
     def _publish_model(self, state: dict[str, torch.Tensor]) -> None:
-        local = self._scratch / MODEL_FOLDER
+        local = Path(self._config.scratch) / MODEL_FOLDER
         shutil.rmtree(local, ignore_errors=True)  # of an attempt that died here
         self._engine.model.save_pretrained(local, state_dict=state)
         for path in sorted(local.iterdir()):
@@ -396,23 +344,11 @@ class Rank:
             "num_parameters": model.num_parameters(),
             "steps": progress.step,
             "tokens_seen": progress.step * train.global_batch_tokens,
-            "num_windows": self._stream.num_windows,
-            "epochs": progress.step * train.global_batch / self._stream.num_windows,
+            "num_windows": self._feed.num_windows,
+            "epochs": progress.step * train.global_batch / self._feed.num_windows,
             "global_batch": train.global_batch,
             "seed": self._config.seed,
             "skips": sorted(self._keeper.skips),
             "sample_hash": progress.sample_hash,
             "history": [stint.model_dump() for stint in progress.history],
         }
-
-
-def validation_windows(tokens: np.ndarray, context_length: int) -> np.ndarray:
-    """``tokens_BL1``: at most 256 windows, evenly spread; one shorter one in a short split."""
-    if len(tokens) < 2:
-        return np.zeros((0, 0), dtype=np.int64)
-    length = min(context_length, len(tokens) - 1)
-    num_windows = (len(tokens) - 1) // length
-    chosen = np.unique(
-        np.linspace(0, num_windows - 1, min(num_windows, _MAX_VALID_WINDOWS)).astype(np.int64)
-    )
-    return np.stack([tokens[n * length : (n + 1) * length + 1] for n in chosen]).astype(np.int64)
