@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _DUMP_WAIT_S = 6.0
 """Three beats: how long ranks get to write their own stacks."""
 _LOOK_EVERY_S = 1.0
+CHANGE_TOLD = 0.1
+"""Relative change of the time between checkpoints that is worth an event."""
 STEPPING = ("training", "validating")
 """Phases in which ranks do something every few seconds; elsewhere they load or write for long."""
 
@@ -41,7 +43,7 @@ class Watch:
         self._attempt, self._config, self._world_size = attempt, config, world_size
         self._record: Storage = attempt.record.storage
         self._began = False
-        self._interval_s: float | None = None
+        self._interval_s = 0.0
         self._ticks, self._ticked_at = 0, time.monotonic()
         """Work done by all ranks, and when it last grew, by this machine's clock."""
         self._looked_at = 0.0
@@ -103,8 +105,8 @@ class Watch:
             self._attempt.event(
                 "training", resumed_from=live["resumed_from"], phases=live["phases"]
             )
-        interval_s = live.get("cadence", {}).get("interval_s")
-        if interval_s != self._interval_s:
+        interval_s = live.get("cadence", {}).get("interval_s", 0.0)
+        if abs(interval_s - self._interval_s) > CHANGE_TOLD * self._interval_s:
             self._interval_s = interval_s
             self._attempt.event("checkpoint_interval", **live["cadence"])
         self._attempt.progress(live["step"], self._config.train.steps, "steps", **live["rates"])

@@ -16,6 +16,7 @@ from orchestrator.ledger.goodput import goodput_line
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
+from orchestrator.units import format_duration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,15 @@ def run(options: argparse.Namespace) -> int:
         print(openmetrics(folder.name, status), end="")
     else:
         Console().print(stage_table(status))
-        print(f"\n{goodput_line(status['goodput'])}")
+        print()
+        for stage in status["stages"]:
+            if said := stage.get("checkpoint_interval"):
+                facts = ", ".join(
+                    f"{name.removesuffix('_s')} {format_duration(seconds)}"
+                    for name, seconds in said.items()
+                )
+                print(f"{stage['id']}: checkpoints by time: {facts}")
+        print(goodput_line(status["goodput"]))
     return 0
 
 

@@ -46,6 +46,12 @@ def run_goodput(run: RunFolder) -> dict[str, float | None]:
     )
 
 
+def _checkpoint_interval(attempts: Sequence[AttemptFolder]) -> dict[str, float] | None:
+    """The newest choice of the time between checkpoints, with what it was chosen from."""
+    events = [e for a in attempts[-1:] for e in a.events() if e["kind"] == "checkpoint_interval"]
+    return {k: v for k, v in events[-1].items() if k not in ("at", "kind")} if events else None
+
+
 def write_openmetrics(run: RunFolder, store: Store) -> str:
     """Write the run's figures for monitoring into its folder; returns where they are."""
     text = openmetrics(run.name, run_status(run, store))
@@ -75,6 +81,7 @@ def _stage(
         "shards_total": shards_total,
         "step": _step(instance, found, progress),
         "steps": instance.steps,
+        "checkpoint_interval": _checkpoint_interval(attempts) if instance.steps else None,
         "progress": progress,
         "attempts": rows,
     }

@@ -55,7 +55,7 @@ def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     assert set(status) == {"run", "state", "backend", "stages", "goodput"}
     assert set(status["stages"][0]) == {
         "id", "name", "variant", "key", "state", "reused", "shards_done", "shards_total",
-        "step", "steps", "progress", "attempts",
+        "step", "steps", "checkpoint_interval", "progress", "attempts",
     }  # fmt: skip
     assert set(status["stages"][0]["attempts"][0]) == {
         "n", "state", "cause", "action", "reason", "started_at", "ended_at", "node", "log",
@@ -65,6 +65,18 @@ def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
         "idle_s", "ettr",
     }  # fmt: skip
     assert json.loads(json.dumps(status)) == status
+
+
+def test_the_time_between_checkpoints_is_shown_with_its_reasons(
+    run: RunFolder, store: Store
+) -> None:
+    attempt = run.begin_attempt(instance(run, "train").id)
+    said = {"interval_s": 120.0, "stall_s": 2.0, "mtbf_s": 3600.0}
+    for n, interval_s in enumerate((60.0, 120.0), start=1):
+        event = {"at": 1.0, "kind": "checkpoint_interval", **said, "interval_s": interval_s}
+        attempt.storage.create(f"events-{n:04d}.jsonl", json.dumps(event).encode() + b"\n")
+    assert stage_row(run, store, "train")["checkpoint_interval"] == said
+    assert stage_row(run, store, "corpus")["checkpoint_interval"] is None
 
 
 def test_progress_is_the_status_without_goodput(run: RunFolder, store: Store) -> None:
