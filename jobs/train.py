@@ -80,14 +80,14 @@ def rank_config(attempt: Attempt) -> RankConfig:
 
 def launch(config: RankConfig, attempt: Attempt) -> None:
     """Run all ranks to their end with the cluster's launcher. Raises RunFailedError."""
-    if attempt.cluster.launcher == "ray_train":
+    if attempt.cluster.rank_launcher == "ray_train":
         from jobs.lm import ray_train
 
         ray_train.launch(config, attempt.resources, ray_address=attempt.ray_address)
     else:
         from jobs.lm import slurm_ranks
 
-        slurm_ranks.launch(config, attempt.resources)
+        slurm_ranks.launch(config, attempt.resources, attempt.event)
 
 
 def scratch(attempt: Attempt) -> str:

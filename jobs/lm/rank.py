@@ -143,10 +143,11 @@ def last_line(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def failure(config: RankConfig, world_size: int, cause: str) -> str:
+def failure(config: RankConfig, world_size: int, cause: str, rank: int | None = None) -> str:
     """An error message with the end of the log of the rank that failed, and its path."""
     folder = Path(config.folder)
-    paths = [log_path(folder, rank) for rank in range(world_size)]
+    ranks = range(world_size) if rank is None else (rank,)
+    paths = [log_path(folder, r) for r in ranks]
     # When one rank dies the others fail after it, by losing it: its log ended first.
     written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
     path = written[0] if written else paths[0]

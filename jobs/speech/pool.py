@@ -179,8 +179,9 @@ class Pool:
     def bury(self, actor: ActorHandle, error: RayActorError) -> None:
         """Forget an actor that died, and count its death."""
         log.warning("a worker died: %s", _first_line(error))
+        # Nodes are taken away at any time; only deaths on nodes that live on tell of the work.
+        self.deaths_in_row += self.nodes.get(actor) not in dead_nodes()
         self.forget(actor)
-        self.deaths_in_row += 1
 
     def forget(self, actor: ActorHandle) -> None:
         """Expect nothing of this actor any more."""
@@ -256,13 +257,17 @@ class _Run(Generic[Item]):
 
     def _blame(self, item: Item, actor: ActorHandle, error: RayActorError) -> None:
         """Count the death against the item, unless the actor's node went with it."""
-        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        self._deaths[item] += self._pool.nodes[actor] in living
+        self._deaths[item] += self._pool.nodes[actor] not in dead_nodes()
         if self._deaths[item] >= _MAX_DEATHS_OF_ITEM:
             raise RunFailedError(
                 f"pool: item {item} killed {self._deaths[item]} workers ({_first_line(error)}); "
                 "look at its audio, and at the memory of the workers' nodes"
             ) from None
+
+
+def dead_nodes() -> set[str]:
+    """Ids of the nodes that have left the Ray cluster."""
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 @ray.remote

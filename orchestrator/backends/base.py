@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from orchestrator.spec.cluster import Resources
+from orchestrator.spec.cluster import SlurmOptions
+
+Start = Literal["succeeded", "started", "failed"]
+"""Which event of the jobs before it a job waits for."""
 
 
 class JobState(StrEnum):
@@ -32,6 +35,22 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The resources a scheduler gives to a job, on each of its nodes."""
+
+    num_nodes: int = 1
+    """Nodes that start together; the command runs once on each."""
+    array: int = 0
+    """How many such jobs, each by itself; 0: one job that is no array."""
+    cpus: int = 1
+    gpus: int = 0
+    mem_gb: float = 4.0
+    walltime_min: int = 240
+    warn_s: int = 90
+    """How long before the end of its walltime the job is told, in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What is asked of the backend, exactly as it is sent."""
 
@@ -41,9 +60,23 @@ class Job:
     """Local file that gets stdout and stderr."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of the backend's processes."""
-    resources: Resources = field(default_factory=Resources)
     detached: bool = False
     """Outlives whoever submits it, as a run's supervisor must."""
+    shape: Shape = field(default_factory=Shape)
+    """What it asks of a scheduler; a backend without one takes no notice, as of what follows."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the command."""
+    launch_words: tuple[str, ...] = ()
+    """Options for what launches the command on the nodes."""
+    requeue: bool = True
+    """Whether the scheduler may start it again by itself."""
+    options: SlurmOptions = field(default_factory=SlurmOptions)
+    """Where it may run, and at whose cost."""
+    tag: str = ""
+    """Recognises the job in the scheduler's books, so that it is never submitted twice."""
+    start: Start = "succeeded"
+    """It starts once all of what it comes after have succeeded, or have started, or once one of
+    them has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +85,8 @@ class JobRef:
 
     backend: str
     id: str
+    submitted_at: float = 0.0
+    """Seconds since the epoch: schedulers use their ids again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +98,16 @@ class JobStatus:
     """The process's exit code; negative when a signal ended it; None when not known."""
     node: str = ""
     detail: str = ""
+    """The scheduler's own words."""
+    cause: str = ""
+    """Why it ended, where the scheduler alone knows: a cause of `control.policy`."""
 
 
 class Backend(Protocol):
     """Three verbs."""
 
     def submit(self, job: Job, after: Sequence[JobRef] = ()) -> JobRef:
-        """Hand a job over, to start once all of ``after`` have succeeded. Raises BackendError."""
+        """Hand a job over, to start when ``after`` are as it wants them. Raises BackendError."""
         ...
 
     def poll(self, refs: Sequence[JobRef]) -> dict[JobRef, JobStatus]:

@@ -1,4 +1,4 @@
-"""The one Ray session of a local run: a head on loopback ports of its own, guarded by a token.
+"""A Ray head on ports of its own, guarded by a token; and a node that joins one.
 
 ``ray start --block`` ends all of its daemons when it ends, and ends with us, so that the session
 cannot outlive the supervisor by more than Ray's own reaper takes.
@@ -15,15 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from orchestrator.backends.local import die_with_parent, end_session
 from orchestrator.errors import BackendError
+from orchestrator.ledger.invitation import Invitation
 
+LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 90.0
+OBJECT_STORE_BYTES = 512 * 1024**2
+"""Of each node: what passes through it is shards of units and sums, never audio."""
 _TEMPORARY = Path("/tmp")
 """A short path is needed, and TMPDIR may be long."""
 
@@ -31,7 +35,16 @@ _TEMPORARY = Path("/tmp")
 class RaySession:
     """A running head, started in the background; `wait_ready` returns when it answers."""
 
-    def __init__(self, *, run: str, num_cpus: int, log: Path, code_env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        *,
+        run: str,
+        num_cpus: int,
+        log: Path,
+        code_env: Mapping[str, str],
+        address: str = LOOPBACK,
+    ) -> None:
+        """``address``: of this machine, as other nodes reach it; by default none of them can."""
         # Unix socket paths are limited to 107 bytes, so the folder's name is short.
         prefix = f"orc-{hashlib.sha256(run.encode()).hexdigest()[:8]}-"
         for left in _TEMPORARY.glob(f"{prefix}*"):
@@ -40,15 +53,11 @@ class RaySession:
         self._port = _free_port()
         self._log = log
         self._code_env = code_env
-        token = self._folder / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        self._address = address
+        self.invitation = Invitation(address=f"{address}:{self._port}", token=secrets.token_hex(32))
         self.env = {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-            "RAY_ADDRESS": f"127.0.0.1:{self._port}",
+            **_token_env(self._folder, self.invitation),
+            "RAY_ADDRESS": self.invitation.address,
         }
         self._process = self._start(num_cpus)
 
@@ -69,44 +78,93 @@ class RaySession:
 
     def stop(self) -> None:
         """End the session and remove its folder."""
-        if self.is_alive():
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._process.wait()
-        end_session(self._process.pid)
+        _end(self._process)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, num_cpus: int) -> subprocess.Popen[bytes]:
-        argv = [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            *(
-                "--node-ip-address",
-                "127.0.0.1",
-                "--port",
-                str(self._port),
-                "--num-cpus",
-                str(num_cpus),
-            ),
-            *("--include-dashboard", "false", "--temp-dir", str(self._folder)),
+        words = [
+            *("--head", "--node-ip-address", self._address, "--port", str(self._port)),
+            *("--num-cpus", str(num_cpus), "--include-dashboard", "false"),
+            *("--temp-dir", str(self._folder)),
             # Ports of its own throughout: sessions of other runs live on the same machine.
             *("--ray-client-server-port", str(_free_port()), "--dashboard-port", str(_free_port())),
-            *("--min-worker-port", "0", "--max-worker-port", "0"),
-            *("--object-store-memory", str(512 * 1024**2)),
         ]
-        with self._log.open("wb") as log:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self._log.parent,
-                env={**os.environ, **self._code_env, **self.env, "RAY_ADDRESS": ""},
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
+        return _ray_start(words, self._log, {**self._code_env, **self.env})
+
+
+class RayNode:
+    """This node, as one more of a session whose head is elsewhere."""
+
+    def __init__(
+        self,
+        invitation: Invitation,
+        *,
+        address: str,
+        num_cpus: int,
+        num_gpus: int,
+        log: Path,
+        code_env: Mapping[str, str],
+    ) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="orc-node-", dir=_TEMPORARY))
+        words = [
+            *("--address", invitation.address, "--node-ip-address", address),
+            *("--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)),
+        ]
+        env = _token_env(self._folder, invitation)
+        self._process = _ray_start(words, log, {**code_env, **env})
+
+    def is_alive(self) -> bool:
+        """Whether the node is part of the session, or on its way to it."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Leave the session."""
+        _end(self._process)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _ray_start(words: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    argv = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words),
+        *("--min-worker-port", "0", "--max-worker-port", "0"),
+        *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+    ]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env={**os.environ, **env, "RAY_ADDRESS": ""},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+
+
+def _token_env(folder: Path, invitation: Invitation) -> dict[str, str]:
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(invitation.token)
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Let Ray end its daemons, then whatever is left of its session."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+    end_session(process.pid)
 
 
 def _end_left_session(folder: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.control.carrier import observe
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
 
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     while True:
         for title, text in _logs(folder, options):
             _print_rest(title, text, printed)
-        if not options.follow or not folder.live_supervisor():
+        if not options.follow or not observe(folder).is_alive:
             return 0
         time.sleep(FOLLOW_EVERY_S)
 

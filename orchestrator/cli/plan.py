@@ -10,14 +10,20 @@ from rich.table import Table
 
 from orchestrator.cli.arguments import add_recipe, prepared
 from orchestrator.control.submit import Prepared, missing, plan_document
+from orchestrator.errors import RequestError
+from orchestrator.ledger.run import RunFolder
 from orchestrator.plan.estimate import estimate
 from orchestrator.units import format_bytes, format_count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE [--cluster F] [--set k=v]... [--json]."""
+    """RECIPE [--cluster F] [--set k=v]... [--json | --scripts]."""
     add_recipe(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    form.add_argument(
+        "--scripts", action="store_true", help="exactly what a scheduler would be given, on stdout"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,10 +32,27 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(plan_document(request).decode())
         return 0
+    if options.scripts:
+        print(scripts(request), end="")
+        return 0
     show(request, Console())
     for problem in missing(request):
         print(f"submit would refuse: {problem}", file=sys.stderr)
     return 0
+
+
+def scripts(request: Prepared) -> str:
+    """Every job's script, each after a line with its name and how many of it there are."""
+    if request.cluster.backend != "slurm":
+        raise RequestError(
+            f"--scripts: {request.cluster_file.name} is for {request.cluster.backend}, which is "
+            "given no scripts; use a cluster file with backend: slurm"
+        )
+    from orchestrator.control.on_slurm import previewed
+
+    run = RunFolder(request.store.run_storage(request.plan.run))
+    parts = previewed(run, request.store, request.cluster, request.plan)
+    return "\n".join(f"# ==> {name} <==\n{text}" for name, text in parts)
 
 
 def show(request: Prepared, console: Console) -> None:

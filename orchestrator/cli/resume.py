@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.cli.watch import watch
-from orchestrator.control.submit import ensure_supervised, move
+from orchestrator.control.submit import ensure, move
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Start a supervisor where none is at work."""
+    """See to it that what is left is worked on."""
     folder, store = run_and_store(options)
     if options.cluster and move(folder, Path(options.cluster)):
         print(f"run {folder.name}: moves to {options.cluster}", file=sys.stderr)
-    print(f"run {folder.name}: {ensure_supervised(folder, store)}", file=sys.stderr)
+    print(f"run {folder.name}: {ensure(folder, store)}", file=sys.stderr)
     return watch(folder, store) if options.watch else 0

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.arguments import add_run, run_and_store, store_of
 from orchestrator.cli.watch import stage_table, watch
+from orchestrator.control.carrier import observe_all
 from orchestrator.control.status import run_progress, run_status
-from orchestrator.errors import RequestError
+from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.goodput import goodput_line
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
@@ -42,6 +45,13 @@ def run(options: argparse.Namespace) -> int:
     if options.watch:
         return watch(folder, store)
     status = run_status(folder, store)
+    _show(folder, status, options)
+    if status["problem"]:
+        raise BackendError(f"{status['problem']}; shown is what was last known")
+    return 0
+
+
+def _show(folder: RunFolder, status: Mapping[str, Any], options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(status, indent=1))
     elif options.openmetrics:
@@ -57,17 +67,19 @@ def run(options: argparse.Namespace) -> int:
                 )
                 print(f"{stage['id']}: checkpoints by time: {facts}")
         print(goodput_line(status["goodput"]))
-    return 0
 
 
 def _all(store: Store, *, as_json: bool) -> int:
     folders = [f for name in store.runs() if (f := RunFolder(store.run_storage(name))).exists()]
+    observed = observe_all(folders)
     if as_json:
-        print(json.dumps([run_status(f, store) for f in folders], indent=1))
-        return 0
-    table = Table("run", "state", "backend", "stages done", box=None, pad_edge=False)
-    for row in (run_progress(f, store) for f in folders):
-        done = sum(s["state"] == "succeeded" for s in row["stages"])
-        table.add_row(row["run"], row["state"], row["backend"], f"{done}/{len(row['stages'])}")
-    Console().print(table)
+        print(json.dumps([run_status(f, store, observed[f.name]) for f in folders], indent=1))
+    else:
+        table = Table("run", "state", "backend", "stages done", box=None, pad_edge=False)
+        for row in (run_progress(f, store, observed[f.name]) for f in folders):
+            done = sum(s["state"] == "succeeded" for s in row["stages"])
+            table.add_row(row["run"], row["state"], row["backend"], f"{done}/{len(row['stages'])}")
+        Console().print(table)
+    if problem := next((o.problem for o in observed.values() if o.problem), ""):
+        raise BackendError(f"{problem}; shown is what was last known")
     return 0

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from orchestrator.control.carrier import observe
 from orchestrator.control.status import FINAL, run_cause, run_progress
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
@@ -19,6 +20,8 @@ from orchestrator.report.page import summary
 from orchestrator.units import format_duration
 
 EVERY_S = 1.0
+LOOK_EVERY_S = 15.0
+"""How often a scheduler is asked; what jobs write themselves is read every second."""
 REPORT_TIMEOUT_S = 60.0
 _MAX_ATTEMPTS_LISTED = 3
 
@@ -29,12 +32,16 @@ def watch(run: RunFolder, store: Store) -> int:
     Interrupting leaves the run alone.
     """
     console = Console(stderr=True)
-    status = run_progress(run, store)
+    observed, observed_at = observe(run), time.monotonic()
+    status = run_progress(run, store, observed)
+    every_s = LOOK_EVERY_S if observed.jobs else EVERY_S
     shown: dict[str, str] = {}
     with Live(stage_table(status), console=console, refresh_per_second=2, transient=False) as live:
         while status["state"] not in FINAL:
             time.sleep(EVERY_S)
-            status = run_progress(run, store)
+            if time.monotonic() - observed_at >= every_s:
+                observed, observed_at = observe(run), time.monotonic()
+            status = run_progress(run, store, observed)
             live.update(stage_table(status))
             if not console.is_terminal:
                 _print_changes(status, shown)

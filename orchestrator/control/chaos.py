@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from orchestrator.control.submit import ensure_supervised
+from orchestrator.control.carrier import observe
+from orchestrator.control.submit import ensure
 from orchestrator.errors import (
     AlreadyExistsError,
     OrchestratorError,
@@ -76,7 +77,7 @@ def find_target(run: RunFolder, store: Store, stage: str | None = None) -> Targe
 
     Raises RequestError when there is none.
     """
-    if not run.live_supervisor():
+    if not observe(run).is_alive:
         raise RequestError(f"{run.name}: is not at work; `orchestrator resume {run.name}` first")
     for instance in run.plan().instances:
         if instance.stage != "train" or stage not in (None, "train", instance.id):
@@ -149,8 +150,9 @@ def await_recovery(
         end = (following or (target.attempt,))[-1].end
         if end and end.get("action") == "stop":
             raise RunFailedError(f"{run.name}: gave up after the fault: {end['reason']}")
-        if not run.live_supervisor() and time.time() - struck_at > 2 * _POLL_S:
-            say(f"no supervisor is left; resuming: {ensure_supervised(run, store)}")
+        is_local = run.cluster().backend == "local"  # elsewhere the scheduler starts it again
+        if is_local and not run.live_supervisor() and time.time() - struck_at > 2 * _POLL_S:
+            say(f"no supervisor is left; resuming: {ensure(run, store)}")
     raise RunFailedError(
         f"{run.name}: no new step within {timeout_s:.0f} s; see `orchestrator status {run.name}`"
     )

@@ -28,18 +28,22 @@ def stage_job(
     attempt: AttemptFolder,
     env: Mapping[str, str],
 ) -> Job:
-    """The job of one attempt of a stage, started by this process."""
+    """The job of one attempt of a stage, started by this process.
+
+    A scheduler's job has been through the environment's set-up when it starts its stage.
+    """
+    is_set_up = cluster.backend != "local"
     argv = (
-        *(python_of(cluster), "-u", "-m", BY_NAME[instance.stage].module),
+        *(sys.executable if is_set_up else python_of(cluster), "-u", "-m"),
+        BY_NAME[instance.stage].module,
         *("--store", store.storage.url, "--run", run.name),
         *("--instance", instance.id, "--attempt", str(attempt.number)),
     )
     return Job(
         name=instance.id,
-        argv=with_setup(cluster, argv),
+        argv=argv if is_set_up else with_setup(cluster, argv),
         log=Path(attempt.storage.local_root or "", DRIVER_LOG),
         env={**code_env(run), **env},
-        resources=cluster.resources_of(instance.stage),
     )
 
 
@@ -98,6 +102,6 @@ def code_path(run: RunFolder) -> str:
     """
     if run.storage.local_root is None:
         raise OrchestratorError(
-            f"{run.storage.url}: the local backend needs a store that is a path"
+            f"{run.storage.url}: jobs run their code from the store, which must be a path here"
         )
     return str(run.storage.local_root / "code")

@@ -42,8 +42,10 @@ class Ending:
     """Work done so far, in any unit that only grows: shards or steps in the store."""
     log_tail: str = ""
     node: str = ""
-    preempted: bool = False
-    """The scheduler says that it took the resources away."""
+    others: bool = False
+    """Whether it is to blame alone: other nodes of the same attempt lived on."""
+    stopped: str = ""
+    """Cause, when the resources were taken away: ``preempted`` or ``walltime``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,9 @@ class Decision:
     action: Action
     reason: str
 
+
+_NODE_CAUSES = frozenset({"worker_lost", "killed", "comm_hang"})
+"""What a broken node looks like; an exception in Python looks alike on all of them."""
 
 FREE_CAUSES = frozenset({"preempted", "walltime", "node_lost"})
 
@@ -100,6 +105,7 @@ _REMEDIES = {
     "killed": "the driver was killed",
     "node_lost": "the node was lost",
     "preempted": "asked to leave",
+    "walltime": "the job's time was over",
 }
 """What each cause means, and what its user might do; shown with the decision."""
 
@@ -130,7 +136,11 @@ def decide(ending: Ending, past: Past) -> Decision:
             cause=cause, action="smaller", reason="half the micro-batch, the same global batch"
         )
     stuck = _ends_in_a_row(ending, cause, past)
-    if stuck >= past.max_without_progress:
+    if stuck >= past.max_without_progress and _is_to_blame(ending, cause, past, stuck):
+        return Decision(
+            cause=cause, action="elsewhere", reason=f"node {ending.node} failed {stuck} times"
+        )
+    if stuck >= past.max_without_progress and cause != "preempted":
         return Decision(
             cause=cause, action="stop", reason=f"ended {stuck} times as {cause} without progress"
         )
@@ -143,8 +153,8 @@ def decide(ending: Ending, past: Past) -> Decision:
 
 
 def _cause(ending: Ending) -> str:
-    if ending.preempted or ending.exit_code == EXIT_STOPPED:
-        return "preempted"
+    if ending.stopped or ending.exit_code == EXIT_STOPPED:
+        return ending.stopped or "preempted"
     if ending.exit_code is None:
         return "node_lost"
     if ending.exit_code < 0:
@@ -177,6 +187,12 @@ def _ends_in_a_row(ending: Ending, cause: str, past: Past) -> int:
             break
         count += 1
     return count
+
+
+def _is_to_blame(ending: Ending, cause: str, past: Past, stuck: int) -> bool:
+    """Whether it was the same node of several each time, and by what a node may cause."""
+    nodes = {node for _, _, node in past.attempts[len(past.attempts) - stuck + 1 :]}
+    return ending.others and cause in _NODE_CAUSES and nodes == {ending.node}
 
 
 def _fails_alone(ending: Ending, past: Past) -> bool:

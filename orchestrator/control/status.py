@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.backends.base import JobState, JobStatus
+from orchestrator.control.carrier import Observed, observe
 from orchestrator.ledger.goodput import goodput
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
@@ -15,34 +17,36 @@ FINAL = ("succeeded", "failed", "cancelled")
 OPENMETRICS = "metrics.openmetrics"
 
 
-def run_status(run: RunFolder, store: Store) -> dict[str, Any]:
+def run_status(run: RunFolder, store: Store, observed: Observed | None = None) -> dict[str, Any]:
     """The document of ``status RUN --json``."""
-    return {**run_progress(run, store), "goodput": run_goodput(run)}
+    observed = observed or observe(run)
+    return {**run_progress(run, store, observed), "goodput": run_goodput(run, observed)}
 
 
-def run_progress(run: RunFolder, store: Store) -> dict[str, Any]:
+def run_progress(run: RunFolder, store: Store, observed: Observed | None = None) -> dict[str, Any]:
     """The document without its goodput, which reads every step line: for asking each second."""
+    observed = observed or observe(run)
     plan, cluster = run.plan(), run.cluster()
-    alive = run.live_supervisor() is not None
     found = store.find({i.id: f"{i.stage}/{i.key}" for i in plan.instances})
     stages = [
-        _stage(i, found[i.id], run.attempts(i.leader), alive, _shards_total(i, found))
+        _stage(i, found[i.id], run.attempts(i.leader), observed, _shards_total(i, found))
         for i in plan.instances
     ]
     return {
         "run": run.name,
-        "state": _run_state(run, alive, stages),
+        "state": _run_state(run, observed, stages),
         "backend": cluster.backend,
+        "problem": observed.problem,
         "stages": stages,
     }
 
 
-def run_goodput(run: RunFolder) -> dict[str, float | None]:
-    """Where the run's wall-clock time went, from its first supervisor's start on."""
+def run_goodput(run: RunFolder, observed: Observed) -> dict[str, float | None]:
+    """Where the run's wall-clock time went, from its submission on."""
     return goodput(
         {i.id: run.attempts(i.id) for i in run.plan().instances if i.leader == i.id},
-        submitted_at=next((s.started["started_at"] for s in run.supervisors()), None),
-        is_alive=run.live_supervisor() is not None,
+        submitted_at=run.submitted_at(),
+        is_alive=observed.is_alive,
     )
 
 
@@ -63,18 +67,20 @@ def _stage(
     instance: Instance,
     found: Found,
     attempts: Sequence[AttemptFolder],
-    alive: bool,
+    observed: Observed,
     shards_total: int | None,
 ) -> dict[str, Any]:
-    rows = [_attempt(a, alive) for a in attempts]
+    rows = [_attempt(a, observed.jobs.get(instance.leader), observed) for a in attempts]
     progress = attempts[-1].progress if attempts and not found.complete else {}
+    job = observed.jobs.get(instance.leader)
     return {
         "id": instance.id,
         "name": instance.stage,
         "variant": ", ".join(instance.variants),
         "key": instance.key,
-        "state": _stage_state(found, rows, alive),
+        "state": _stage_state(found, rows, job, expected=observed.expects(instance.leader)),
         "reused": found.complete and not rows,
+        "job": job.detail if job else "",
         "shards_done": (shards_total if found.complete else found.shards_done)
         if shards_total
         else None,
@@ -103,21 +109,25 @@ def _shards_total(instance: Instance, found: Mapping[str, Found]) -> int | None:
     return int(total) if total is not None else None
 
 
-def _stage_state(found: Found, rows: Sequence[Mapping[str, Any]], alive: bool) -> str:
+def _stage_state(
+    found: Found, rows: Sequence[Mapping[str, Any]], job: JobStatus | None, *, expected: bool
+) -> str:
     if found.complete:
         return "succeeded"
+    if job and job.state is JobState.CANCELLED:
+        return "cancelled"
     if not rows:
-        return "queued" if alive else "pending"
+        return "queued" if expected else "failed" if job else "pending"
     last = rows[-1]
     if last["state"] in ("running", "cancelled"):
         return str(last["state"])
-    return "queued" if alive and last["action"] != "stop" else "failed"
+    return "queued" if expected and last["action"] != "stop" else "failed"
 
 
-def _attempt(attempt: AttemptFolder, alive: bool) -> dict[str, Any]:
+def _attempt(attempt: AttemptFolder, job: JobStatus | None, observed: Observed) -> dict[str, Any]:
     started, end = attempt.started, attempt.end
     if end is None:  # whoever could have written the end is gone, or still at work
-        end = {"state": "running" if alive else "failed", "cause": "" if alive else "node_lost"}
+        end = _presumed(job, is_alive=observed.is_alive)
     return {
         "n": attempt.number,
         "state": end["state"],
@@ -126,17 +136,30 @@ def _attempt(attempt: AttemptFolder, alive: bool) -> dict[str, Any]:
         "reason": end.get("reason", ""),
         "started_at": started["started_at"],
         "ended_at": end.get("ended_at"),
-        "node": end.get("node", ""),
+        "node": end.get("node", "") or started.get("node", ""),
         "log": f"{attempt.storage.url}/{DRIVER_LOG}",
     }
 
 
-def _run_state(run: RunFolder, alive: bool, stages: Sequence[Mapping[str, Any]]) -> str:
+def _presumed(job: JobStatus | None, *, is_alive: bool) -> dict[str, str]:
+    """The state of an attempt that has not said how it ended."""
+    if job is None:
+        return {"state": "running"} if is_alive else {"state": "failed", "cause": "node_lost"}
+    if job.state is JobState.RUNNING:
+        return {"state": "running"}
+    if job.state.is_final:
+        return {"state": "failed", "cause": job.cause or "node_lost"}
+    return {"state": "unknown"}  # its job is in the queue again, or the scheduler knows nothing
+
+
+def _run_state(run: RunFolder, observed: Observed, stages: Sequence[Mapping[str, Any]]) -> str:
     states = [s["state"] for s in stages]
-    if alive:
-        return "running" if any(s["attempts"] for s in stages) else "queued"
     if all(s == "succeeded" for s in states):
-        return "succeeded"
+        return "running" if observed.is_alive and not observed.jobs else "succeeded"
+    if observed.is_alive:
+        return "running" if any(s["attempts"] for s in stages) else "queued"
+    if observed.jobs:
+        return "failed" if "failed" in states or "cancelled" not in states else "cancelled"
     supervisors = run.supervisors()
     if not supervisors:
         return "pending"

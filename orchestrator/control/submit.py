@@ -12,15 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.backends.local import LocalBackend
-from orchestrator.control.job import cpus_of, supervisor_job
-from orchestrator.errors import BackendError, RequestError, SpecErrors
+from orchestrator.control.carrier import carrier_of, observe, require_carrier
+from orchestrator.control.job import cpus_of
+from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
@@ -39,7 +38,6 @@ from orchestrator.spec.loader import (
 )
 from orchestrator.spec.recipe import Recipe, Source
 
-SUPERVISOR_START_TIMEOUT_S = 30.0
 _JOB_PACKAGES = (
     "torch",
     "torchaudio",
@@ -103,31 +101,25 @@ def submit(prepared: Prepared) -> tuple[RunFolder, str]:
     problems = missing(prepared)
     if problems:
         raise SpecErrors(problems)
-    _require_local(prepared.cluster)
+    require_carrier(prepared.cluster)
     run = RunFolder(prepared.store.run_storage(prepared.plan.run))
     created = run.create(
         prepared.plan, prepared.recipe, prepared.cluster, code_snapshot(), code_origin()
     )
-    return run, ("created" if created else "attached to what is there") + "; " + ensure_supervised(
+    return run, ("created" if created else "attached to what is there") + "; " + ensure(
         run, prepared.store
     )
 
 
-def ensure_supervised(run: RunFolder, store: Store) -> str:
-    """Start a supervisor unless one is at work or all is done; what was done, in words."""
-    plan, cluster = run.plan(), run.cluster()
-    if run.live_supervisor():
-        return "already running"
-    if run.supervisors() and all(
-        store.artifact(i.stage, i.key).is_complete() for i in plan.instances
-    ):
-        return "everything is done"
-    _require_local(cluster)
-    before = len(run.supervisors())
-    job = supervisor_job(run, store, cluster)
-    LocalBackend().submit(job)
-    _wait_for_supervisor(run, before, job.log)
-    return "supervisor started"
+def ensure(run: RunFolder, store: Store) -> str:
+    """See that somebody works on the run; what was done, in words."""
+    cluster = run.cluster()
+    require_carrier(cluster)
+    if absent := [name for name in cluster.environment.export if name not in os.environ]:
+        raise RequestError(
+            f"cluster: environment.export: {', '.join(absent)} not set here; export and try again"
+        )
+    return carrier_of(cluster).ensure(run, store)
 
 
 def move(run: RunFolder, cluster_file: Path) -> bool:
@@ -138,7 +130,7 @@ def move(run: RunFolder, cluster_file: Path) -> bool:
     cluster = load_cluster(cluster_file)
     if cluster == run.cluster():
         return False
-    if run.live_supervisor():
+    if observe(run).is_alive:
         raise RequestError(
             f"{run.name}: is at work; `orchestrator cancel {run.name}` before it moves"
         )
@@ -190,6 +182,7 @@ def missing(prepared: Prepared) -> list[str]:
         *_missing_hardware(prepared.variants, cluster, where),
         *impossible_splits(prepared.variants, cluster, where),
         *_missing_packages(cluster),
+        *_missing_store(prepared.store, cluster, where),
     ]
 
 
@@ -267,6 +260,14 @@ def _missing_packages(cluster: Cluster) -> Iterator[str]:
         yield f"this Python: {', '.join(absent)} not installed; pip install 'orchestrator[jobs]'"
 
 
+def _missing_store(store: Store, cluster: Cluster, where: str) -> Iterator[str]:
+    if cluster.backend == "slurm" and store.storage.local_root is None:
+        yield (
+            f"{where}: store: {store.storage.url} is no path; jobs on Slurm need a folder that all "
+            "nodes share"
+        )
+
+
 def num_gpus() -> int:
     """Accelerators of this machine, counted without a driver library."""
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
@@ -306,25 +307,6 @@ def _existing(path: Path) -> Path:
             f"{path}: no such cluster file; check --cluster and $ORCHESTRATOR_CLUSTER"
         )
     return path
-
-
-def _require_local(cluster: Cluster) -> None:
-    if cluster.backend != "local":
-        raise RequestError(
-            f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; "
-            "use local"
-        )
-
-
-def _wait_for_supervisor(run: RunFolder, before: int, log: Path) -> None:
-    """Return once a supervisor has announced itself, so that `status` is true from then on."""
-    deadline = time.monotonic() + SUPERVISOR_START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if len(run.supervisors()) > before:
-            return
-        time.sleep(0.05)
-    tail = log.read_text(errors="replace")[-500:] if log.exists() else ""
-    raise BackendError(f"{run.name}: the supervisor did not start; see {log}\n{tail}")
 
 
 def code_snapshot() -> dict[str, bytes]:

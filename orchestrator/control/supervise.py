@@ -13,11 +13,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from orchestrator.backends.base import Backend, JobRef, JobState, JobStatus
 from orchestrator.backends.local import LocalBackend
@@ -69,10 +70,17 @@ class Supervisor:
         run: RunFolder,
         backend: Backend,
         *,
+        only: str | None = None,
+        past: Sequence[tuple[str, float, str]] = (),
+        about: Mapping[str, Any] | None = None,
         start_ray: Callable[[], RaySession] | None = None,
         beat: Callable[[], None] = lambda: None,
         tick_s: float = TICK_S,
     ) -> None:
+        """``only``: the one stage instance to work on, whose ``past`` attempts count.
+
+        ``about`` is noted with each attempt.
+        """
         self._store, self._run, self._backend = store, run, backend
         self._plan: Plan = run.plan()
         self._cluster: Cluster = run.cluster()
@@ -80,11 +88,13 @@ class Supervisor:
         self._ray: RaySession | None = None
         self._beat = beat
         self._tick_s = tick_s
-        leaders = [i for i in self._plan.instances if i.leader == i.id]
-        self._works = {i.id: Work(i, self._plan.group(i.id)) for i in leaders}
+        leaders = [i for i in self._plan.instances if i.leader == i.id and only in (None, i.id)]
+        self._works = {i.id: Work(i, self._plan.group(i.id), past=list(past)) for i in leaders}
+        self._chooses_nodes = only is None
+        self._about = {"supervisor": os.getpid(), **(about or {})}
         self._complete: set[str] = set()
         self._cancels_seen = len(run.cancel_requests())
-        self._stopping = False
+        self._stop_cause = ""
         self._figures_at = time.monotonic()
 
     def run(self) -> str:
@@ -94,13 +104,14 @@ class Supervisor:
                 time.sleep(self._tick_s)
         finally:
             self._backend.cancel([w.ref for w in self._works.values() if w.ref])
+            self._collect_ended()
             if self._ray:
                 self._ray.stop()
         return self.state()
 
-    def stop(self) -> None:
-        """Start nothing more and end what runs."""
-        self._stopping = True
+    def stop(self, cause: str = "preempted") -> None:
+        """Start nothing more and end what runs; ``cause`` is noted with what was ended."""
+        self._stop_cause = self._stop_cause or cause
 
     def state(self) -> str:
         """The run's state as its jobs' states make it."""
@@ -119,7 +130,7 @@ class Supervisor:
         self._mark_complete()
         self._obey_cancels()
         self._collect_ended()
-        if self._stopping:
+        if self._stop_cause:
             return False
         ready = [w for w in self._works.values() if self._is_ready(w)]
         self._keep_ray()
@@ -135,15 +146,19 @@ class Supervisor:
 
     def _is_complete(self, work: Work) -> bool:
         for member in work.members:
-            if (
-                member.id not in self._complete
-                and self._store.artifact(member.stage, member.key).is_complete()
-            ):
-                self._complete.add(member.id)
+            self._has(member)
         return all(m.id in self._complete for m in work.members)
+
+    def _has(self, instance: Instance) -> bool:
+        if instance.id not in self._complete and self._store.has(instance):
+            self._complete.add(instance.id)
+        return instance.id in self._complete
 
     def _is_ready(self, work: Work) -> bool:
         needed = {n for member in work.members for n in member.needs.values()}
+        others = {n for n in needed if self._plan.instance(n).leader not in self._works}
+        for instance_id in others:  # other jobs' work; our own counts once its end is written down
+            self._has(self._plan.instance(instance_id))
         return work.state == "pending" and needed <= self._complete
 
     def _fits(self, work: Work) -> bool:
@@ -182,7 +197,7 @@ class Supervisor:
         if stage.uses_ray and self._ray:
             self._ray.wait_ready()
             env = self._ray.env
-        attempt = self._run.begin_attempt(work.leader.id, supervisor=os.getpid())
+        attempt = self._run.begin_attempt(work.leader.id, **self._about)
         job = stage_job(self._run, self._store, self._cluster, work.leader, attempt, env)
         work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
         say(f"{work.leader.id}: attempt {attempt.number} started")
@@ -206,7 +221,7 @@ class Supervisor:
         attempt_state = {"done": "succeeded", "wait": "cancelled"}.get(decision.action, "failed")
         if decision.cause == "preempted":
             attempt_state = "preempted"
-        if work.state == "cancelled" or status.state is JobState.CANCELLED:
+        if status.state is JobState.CANCELLED and not self._stop_cause:
             attempt_state = "cancelled"
         work.attempt.finish(
             state=attempt_state,
@@ -214,7 +229,8 @@ class Supervisor:
             action=decision.action,
             reason=decision.reason,
             exit_code=status.exit_code,
-            node=status.node,
+            node=self._node(work, status),
+            progress=self._progress(work),
         )
         say(f"{work.leader.id}: attempt {work.attempt.number} {attempt_state} ({decision.reason})")
         self._apply(work, status, decision)
@@ -224,15 +240,17 @@ class Supervisor:
         if decision.action == "done":
             work.state = "succeeded"
             self._is_complete(work)
-        elif decision.action == "stop":
-            work.state = "failed"
+        elif decision.action == "stop" or (
+            decision.action == "elsewhere" and not self._chooses_nodes
+        ):
+            work.state = "failed"  # whoever chooses nodes takes it from here
         else:
             work.state = "pending"
             is_free = decision.cause in FREE_CAUSES and decision.action == "resume"
             delay_s = LEASE_WAIT_S if decision.action == "wait" else RETRY_DELAY_S
             work.not_before = time.monotonic() + (0.0 if is_free else delay_s)
             if decision.action != "wait":
-                work.past.append((decision.cause, self._progress(work), status.node))
+                work.past.append((decision.cause, self._progress(work), self._node(work, status)))
 
     def _ending(self, work: Work, status: JobStatus) -> Ending:
         return Ending(
@@ -240,9 +258,16 @@ class Supervisor:
             complete=self._is_complete(work),
             progress=self._progress(work),
             log_tail=self._log_tail(work),
-            node=status.node,
-            preempted=status.state is JobState.PREEMPTED,
+            node=self._node(work, status),
+            others=self._node(work, status) != status.node,
+            stopped="preempted" if status.state is JobState.PREEMPTED else self._stop_cause,
         )
+
+    def _node(self, work: Work, status: JobStatus) -> str:
+        """The node that is to blame, where the attempt says so, else the one it ran on."""
+        assert work.attempt is not None  # only asked about attempts
+        blamed = [e["node"] for e in work.attempt.events() if e["kind"] == "rank_failed"]
+        return str(blamed[-1]) if blamed else status.node
 
     def _past(self, work: Work) -> Past:
         retry = self._cluster.retry
@@ -377,11 +402,11 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
     state = "failed" if stopped else state
     record.finish(state=state, cause="preempted" if stopped else "", reason="")
     write_figures(run, store)
-    _report(run, store)
+    write_last_page(run, store)
     return 0 if state == "succeeded" else 1
 
 
-def _report(run: RunFolder, store: Store) -> None:
+def write_last_page(run: RunFolder, store: Store) -> None:
     """Write the page; `orchestrator report` can do it again, so a failure here is not the run's."""
     try:
         write_report(run, store)

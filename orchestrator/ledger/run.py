@@ -12,6 +12,8 @@ runs/<run>/
         driver.log rank-00000.log …
         end.json            how it ended; written last
     supervisor/0001/…       the same for the supervisor itself
+    stages/<instance>/allocations/12-0/   how the nodes of a Slurm job talk to each other
+    submissions/…           what was handed to a scheduler (`ledger.submission`)
     cancel/0001.json        a wish to stop
 """
 
@@ -30,6 +32,7 @@ from orchestrator.errors import AlreadyExistsError, CorruptError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Plan, Variant
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import parse_cluster, parse_recipe, variant_recipe
@@ -40,6 +43,10 @@ DRIVER_LOG = "driver.log"
 
 _STEP_TIMES = {"step", "at", "step_s", "stall_s"}
 """What a step's line must have to say where time went; the first runs wrote lines without."""
+ALLOCATION_FOLDER = "ORCHESTRATOR_ALLOCATION"
+"""Environment variable with the URL of the folder where an allocation's nodes talk."""
+ALLOCATION_ENDED = "ended.json"
+"""In an allocation's folder: its first node has nothing left to do."""
 FAULT_ORDER = "orders/fault.json"
 """In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
 
@@ -202,6 +209,24 @@ class RunFolder:
             if attempt.end is None and self._is_at_work(Process(**attempt.started["process"])):
                 return attempt
         return None
+
+    def stage(self, instance_id: str) -> Storage:
+        """The folder of a stage instance."""
+        return self.storage.at("stages", instance_id)
+
+    def allocation(self, instance_id: str, life: str) -> Storage:
+        """Where the nodes of one allocation talk to each other; ``life`` names its one start."""
+        return self.stage(instance_id).at("allocations", life)
+
+    def submitted_at(self) -> float | None:
+        """When somebody first set to work on the run, in seconds since the epoch."""
+        supervisors = (s.started["started_at"] for s in self.supervisors())
+        submissions = (s.at for s in Submissions(self.storage).all())
+        return min((*supervisors, *submissions), default=None)
+
+    def is_carried(self) -> bool:
+        """Whether a supervisor is at work, or a scheduler's job was when it was last asked."""
+        return self.live_supervisor() is not None or Submissions(self.storage).expect_more()
 
     @property
     def supervision(self) -> Storage:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, MANIFEST, Artifact
 from orchestrator.ledger.storage import Storage
-from orchestrator.plan.planner import Found
+from orchestrator.plan.planner import Found, Instance
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Store:
     def find(self, keys: Mapping[str, str]) -> dict[str, Found]:
         """What is there for each instance of ``{instance id: "stage/key"}``."""
         return {instance: self._found(*address.split("/")) for instance, address in keys.items()}
+
+    def has(self, *instances: Instance) -> bool:
+        """Whether the artifacts of all these stage instances are complete."""
+        return all(self.artifact(i.stage, i.key).is_complete() for i in instances)
 
     def inputs_of(self, stage: str) -> tuple[dict[str, Any], ...]:
         """What the key of every artifact of a stage was made of."""

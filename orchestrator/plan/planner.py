@@ -88,6 +88,10 @@ class Plan:
         members = [i for i in self.instances if i.leader == leader]
         return tuple(sorted(members, key=lambda i: i.id != leader))
 
+    def chosen(self, stage: str | None) -> tuple[Instance, ...]:
+        """The instances of a stage's name or an instance's id; all of them for None."""
+        return tuple(i for i in self.instances if stage in (None, i.id, i.stage))
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data."""
         return asdict(self)

@@ -35,6 +35,11 @@ class Stage:
     uses_ray: bool
     """Whether it needs the run's Ray session."""
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether its workers may come and go; the ranks of training start and end together."""
+        return self.uses_ray and self.name != "train"
+
 
 def _section(value: Any) -> Any:
     return value.model_dump(mode="json")

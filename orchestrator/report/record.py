@@ -156,7 +156,7 @@ def read_record(run: RunFolder, store: Store) -> Record:
     """The record of a run as it is now. Raises RequestError when there is no such run."""
     reader = _Reader()
     plan = run.plan()
-    is_alive = bool(reader.ask("supervisor", lambda: run.live_supervisor() is not None))
+    is_alive = bool(reader.ask("supervisor", lambda: run.is_carried()))
     stages = tuple(_stage(reader, run, store, i, is_alive=is_alive) for i in plan.instances)
     by_id = {s.instance.id: s for s in stages}
     recipes = reader.ask("recipe.yaml", lambda: {v.name: v.recipe for v in run.variants()}) or {}
@@ -285,10 +285,7 @@ def _run_state(
 def _goodput(
     reader: _Reader, run: RunFolder, plan: Plan, *, is_alive: bool
 ) -> Mapping[str, float | None]:
-    submitted_at = reader.ask(
-        "supervisor",
-        lambda: next((float(s.started["started_at"]) for s in run.supervisors()), None),
-    )
+    submitted_at = reader.ask("supervisor", run.submitted_at)
     parts = reader.ask(
         "attempts",
         lambda: goodput(

@@ -9,7 +9,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from orchestrator.spec.model import Count, Name, NonNegativeFloat, PositiveFloat, PositiveInt, Spec
+from orchestrator.spec.model import (
+    Count,
+    Int,
+    Line,
+    Name,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Spec,
+)
 
 StageName = Literal["corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"]
 
@@ -18,7 +27,7 @@ class Resources(Spec):
     """What one stage asks of the scheduler."""
 
     nodes: PositiveInt = 1
-    """Nodes of a training job."""
+    """Nodes of a training job; most nodes that a data stage's workers spread over on Slurm."""
     gpus_per_node: Count = 0
     """Accelerators on each node; 0 computes on CPUs."""
     ranks_per_node: PositiveInt = 1
@@ -47,9 +56,19 @@ class Resources(Spec):
         return self
 
     @property
+    def local_world_size(self) -> int:
+        """Training ranks of one node."""
+        return self.gpus_per_node or self.ranks_per_node
+
+    @property
     def world_size(self) -> int:
         """Training ranks over all nodes."""
-        return self.nodes * (self.gpus_per_node or self.ranks_per_node)
+        return self.nodes * self.local_world_size
+
+    @property
+    def workers_per_node(self) -> int:
+        """Actors of a data stage on each node, where they are spread over ``nodes``."""
+        return -(-self.max_workers // self.nodes)
 
 
 class Retry(Spec):
@@ -79,8 +98,73 @@ class Environment(Spec):
     """Shell lines run before each job, such as ``module load cuda``."""
     venv: str | None = None
     """Python environment on the nodes; the submitting one when absent."""
-    container: str | None = None
-    """Container image that jobs run in, on backends that have containers."""
+    container: Line | None = None
+    """Container image that Slurm jobs run in."""
+    container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    """What opens the image: ``apptainer exec``, or the pyxis plugin of srun."""
+    export: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
+    """Names of variables, such as ``HF_TOKEN``, that must be set where the run is submitted; jobs
+    get their values from there, and no script or record holds them."""
+
+
+class SlurmOptions(Spec):
+    """What sbatch is told besides the resources."""
+
+    partition: Line | None = None
+    """Partition, or several separated by commas."""
+    account: Line | None = None
+    """Account that is charged."""
+    qos: Line | None = None
+    """Quality of service."""
+    constraint: Line | None = None
+    """Features that nodes must have."""
+    reservation: Line | None = None
+    """Reservation to run in."""
+    exclude: tuple[Line, ...] = ()
+    """Nodes never to run on."""
+    nice: Int | None = None
+    """Lowers the priority by this much."""
+    gres: Line | None = None
+    """Form of the request for accelerators, such as ``gpu:a100``; their number is added. Absent:
+    ``--gpus-per-node``."""
+    cpus: PositiveInt | None = None
+    """CPU cores of each node's job, instead of what the workers add up to."""
+    mem_gb: PositiveFloat | None = None
+    """Memory of each node's job in GB, instead of the stage's."""
+    walltime_min: PositiveInt | None = None
+    """Longest run of one job in minutes, instead of the stage's."""
+    extra: dict[Name, Line | Int] = Field(default_factory=dict)
+    """Any other sbatch option: ``mail-type: FAIL``."""
+
+    def under(self, other: SlurmOptions | None) -> SlurmOptions:
+        """These options where ``other`` is silent; ``exclude`` and ``extra`` are united."""
+        if other is None:
+            return self
+        said = {name: getattr(other, name) for name in other.model_fields_set}
+        said["exclude"] = tuple(dict.fromkeys((*self.exclude, *other.exclude)))
+        said["extra"] = {**self.extra, **other.extra}
+        return self.model_copy(update=said)
+
+
+class Slurm(SlurmOptions):
+    """The options of all jobs, and for which jobs they differ."""
+
+    head: SlurmOptions = SlurmOptions()
+    """For jobs without accelerators of their own: heads of data stages, and single-process stages.
+    Good in a partition that is not preempted."""
+    workers: SlurmOptions = SlurmOptions()
+    """For the workers of data stages, which may be preempted at any time."""
+    stages: dict[StageName, SlurmOptions] = Field(default_factory=dict)
+    """For all jobs of one stage; said last, so it wins."""
+    requeue: bool = True
+    """Whether jobs may be put back into the queue; false where the site forbids it: the sentinel
+    then submits them anew."""
+    max_resumes: Count = 10
+    """How often the sentinel, a one-CPU job that starts when another has failed, may resume a run
+    before somebody has to look; 0 submits none."""
+    missing_timeout_s: PositiveFloat = 900.0
+    """How long the scheduler may know nothing of a job, without a break, before it counts as
+    lost."""
 
 
 class Prices(Spec):
@@ -109,16 +193,29 @@ class Cluster(Spec):
     scratch: str | None = None
     """Node-local folder for checkpoints on their way to the store; the system's temporary folder
     when absent."""
-    launcher: Literal["ray_train", "submitit"] = "ray_train"
-    """What starts the ranks of training."""
+    launcher: Literal["ray_train", "submitit"] | None = None
+    """What starts the ranks of training; absent: submitit on Slurm, else Ray Train."""
     cpus: PositiveInt | None = None
     """CPU cores the local backend may use at a time; all of this machine's when absent."""
     environment: Environment = Environment()
     """What surrounds the jobs' processes."""
+    slurm: Slurm = Slurm()
+    """What Slurm is told, where that is the backend."""
     retry: Retry = Retry()
     """Budgets of the supervisor."""
     prices: Prices = Prices()
     """What things cost."""
+
+    @model_validator(mode="after")
+    def _launchable(self) -> Self:
+        if self.backend == "slurm" and self.launcher == "ray_train":
+            raise ValueError("launcher: ray_train is not for Slurm; leave it out, or say submitit")
+        return self
+
+    @property
+    def rank_launcher(self) -> Literal["ray_train", "submitit"]:
+        """What starts the ranks of training."""
+        return self.launcher or ("submitit" if self.backend == "slurm" else "ray_train")
 
     def resources_of(self, stage: str) -> Resources:
         """The resources of a stage, defaults where the file is silent."""

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.lm.rank import EXIT_ORPHANED, free_port, last_lines
-from jobs.lm.slurm_ranks import meet, step_command
+from jobs.lm.slurm_ranks import meet
 from orchestrator.ledger.lease import Process
-from orchestrator.spec.cluster import Resources
 
 
 def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
@@ -26,20 +25,6 @@ def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
 def test_ranks_do_not_wait_for_ever(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError, match="rank 0 did not say where it listens"):
         meet(tmp_path / "rendezvous.json", leads=False, timeout_s=0.0)
-
-
-def test_the_step_asks_for_one_task_per_rank() -> None:
-    command = step_command(Resources(nodes=2, gpus_per_node=8, cpus_per_worker=6))
-    assert command[:-3] == [
-        "srun",
-        "--overlap",
-        "--kill-on-bad-exit=1",
-        "--nodes=2",
-        "--ntasks=16",
-        "--ntasks-per-node=8",
-        "--cpus-per-task=6",
-        "--gpus-per-node=8",
-    ]
 
 
 def test_a_rank_ends_with_its_driver() -> None:

@@ -30,7 +30,7 @@ def run(store: Store) -> RunFolder:
 
 def test_a_stage(run: RunFolder, store: Store, tmp_path: Path) -> None:
     train = next(i for i in run.plan().instances if i.stage == "train")
-    where = cluster(str(tmp_path), resources={"train": {"nodes": 3}})
+    where = cluster(str(tmp_path))
     attempt = run.begin_attempt(train.id)
     job = stage_job(run, store, where, train, attempt, {"RAY_ADDRESS": "127.0.0.1:1"})
     assert job.argv == (
@@ -41,7 +41,6 @@ def test_a_stage(run: RunFolder, store: Store, tmp_path: Path) -> None:
     assert job.log == tmp_path / f"runs/small/stages/{train.id}/attempts/0001/driver.log"
     assert job.env["PYTHONPATH"] == str(tmp_path / "runs/small/code")
     assert job.env["RAY_ADDRESS"] == "127.0.0.1:1"
-    assert job.resources == Resources(nodes=3)
     assert not job.detached
 
 
@@ -92,5 +91,6 @@ def test_code_needs_a_path() -> None:
     with pytest.raises(OrchestratorError) as raised:
         supervisor_job(run, store, cluster("memory://job-test"))
     assert str(raised.value) == (
-        "memory://job-test/runs/small: the local backend needs a store that is a path"
+        "memory://job-test/runs/small: jobs run their code from the store, "
+        "which must be a path here"
     )

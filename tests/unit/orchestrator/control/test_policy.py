@@ -20,8 +20,8 @@ FIRST_ENDS = (
     ("kill -9", ending(exit_code=-9), "killed", "resume"),
     ("a segmentation fault", ending(exit_code=-11), "killed", "resume"),
     ("asked to stop", ending(exit_code=143), "preempted", "resume"),
-    ("preempted", ending(exit_code=1, preempted=True), "preempted", "resume"),
-    ("preempted with a kill", ending(exit_code=-9, preempted=True), "preempted", "resume"),
+    ("preempted", ending(exit_code=1, stopped="preempted"), "preempted", "resume"),
+    ("preempted with a kill", ending(exit_code=-9, stopped="preempted"), "preempted", "resume"),
     ("nobody saw it end", ending(exit_code=None), "node_lost", "resume"),
     ("a wrong request", ending(exit_code=2), "bad_request", "stop"),
     ("the store out of reach", ending(exit_code=3), "storage", "resume"),
@@ -91,9 +91,28 @@ def test_what_is_not_the_same_end_twice(
     assert decide(ending(progress=progress), Past(attempts=past)).action == "resume"
 
 
-def test_even_preemption_without_progress_stops_in_the_end() -> None:
-    past = Past(attempts=[("preempted", 3.0, "n1")])
-    assert decide(ending(exit_code=143, progress=3.0), past).action == "stop"
+def test_preemptions_without_progress_are_no_fault_and_yet_spend_the_budget() -> None:
+    past = [("preempted", 3.0, "n1")] * 3
+    assert decide(ending(exit_code=143, progress=3.0), Past(attempts=past)).action == "resume"
+    spent = decide(ending(exit_code=143, progress=3.0), Past(attempts=past, max_attempts=3))
+    assert spent.reason == "budget of 3 attempts is spent"
+
+
+def test_a_walltime_too_short_for_any_progress_stops() -> None:
+    past = Past(attempts=[("walltime", 3.0, "n1")])
+    over = ending(exit_code=143, progress=3.0, stopped="walltime")
+    assert (decide(over, past).cause, decide(over, past).action) == ("walltime", "stop")
+
+
+def test_a_node_that_fails_alone_is_left_and_a_program_that_fails_is_not() -> None:
+    lost = {"exit_code": 1, "progress": 3.0, "others": True}
+    past = Past(attempts=[("worker_lost", 3.0, "n1")])
+    died = ending(log_tail="rank 2 on n1: ended by signal 9", **lost)
+    assert decide(died, past).action == "elsewhere"
+    elsewhere = Past(attempts=[("worker_lost", 3.0, "n2")])
+    assert decide(died, elsewhere).action == "stop"
+    raised = ending(log_tail="KeyError: 'x'", **lost)
+    assert decide(raised, Past(attempts=[("error", 3.0, "n1")])).action == "stop"
 
 
 def test_the_budget_of_attempts() -> None:

@@ -52,9 +52,9 @@ def stage_row(run: RunFolder, store: Store, stage: str) -> dict[str, Any]:
 def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     run.begin_attempt(instance(run, "corpus").id)
     status = run_status(run, store)
-    assert set(status) == {"run", "state", "backend", "stages", "goodput"}
+    assert set(status) == {"run", "state", "backend", "problem", "stages", "goodput"}
     assert set(status["stages"][0]) == {
-        "id", "name", "variant", "key", "state", "reused", "shards_done", "shards_total",
+        "id", "name", "variant", "key", "state", "reused", "job", "shards_done", "shards_total",
         "step", "steps", "checkpoint_interval", "progress", "attempts",
     }  # fmt: skip
     assert set(status["stages"][0]["attempts"][0]) == {

@@ -239,7 +239,9 @@ def test_an_old_wish_to_stop_does_not_stop_a_resumed_run(scene: Scene) -> None:
 def test_stopping_the_supervisor_ends_its_jobs_and_leaves_the_rest(scene: Scene) -> None:
     supervisor = scene.supervisor({"pack": [KILLED]})
     scene.also = lambda job, _: supervisor.stop() if job.name == scene.id("pack") else None
-    assert supervisor.run() == "running"
+    assert supervisor.run() == "pending"
+    (attempt,) = scene.run.attempts(scene.id("pack"))
+    assert attempt.end["state"] == attempt.end["cause"] == "preempted"
     ref = JobRef(backend="fake", id=str(len(scene.backend.jobs) - 1))
     assert scene.backend.poll([ref])[ref].state is not JobState.RUNNING
     assert scene.supervisor().run() == "succeeded"

@@ -1,0 +1,104 @@
+"""What a process knows of the Slurm job it runs in, and what it may ask for: to be run again."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Self
+
+import submitit
+
+from orchestrator.backends.slurm import CAUSES, SACCT, ask
+from orchestrator.errors import BackendError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """How the job ended one of the times it was started."""
+
+    word: str
+    """Slurm's state."""
+    cause: str
+    """A cause of `control.policy`."""
+    nodes: str
+    ended_at: float | None
+    """Seconds since the epoch; None when the books do not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """This process's job. A job that is requeued keeps its id and counts its restarts."""
+
+    job_id: str
+    """As scontrol takes it: ``12``, or ``12_3`` for a task of an array."""
+    array_id: str
+    """Id of the whole array, or the job's own."""
+    restarts: int
+    """How often it was started before."""
+    node_index: int
+    """Number of this process's node in the job; the one with number 0 leads."""
+    num_nodes: int
+    node: str
+    """Name of this node."""
+    leader_address: str
+    """Network address of node 0, as the others reach it."""
+
+    @classmethod
+    def current(cls) -> Self:
+        """The job around this process. Raises BackendError when there is none."""
+        if "SLURM_JOB_ID" not in os.environ:
+            raise BackendError("slurm: this process is in no Slurm job; it is started by sbatch")
+        task = submitit.JobEnvironment()
+        return cls(
+            job_id=task.job_id,
+            array_id=task.array_job_id or task.job_id,
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            node_index=task.node,
+            num_nodes=task.num_nodes,
+            node=os.environ["SLURMD_NODENAME"],
+            leader_address=os.environ["SLURM_LAUNCH_NODE_IPADDR"],
+        )
+
+    @property
+    def life(self) -> str:
+        """Names this start of the job: ``12-0``."""
+        return f"{self.job_id}-{self.restarts}"
+
+    def requeue(self) -> bool:
+        """Ask to be put back into the queue; False when the job is not meant to run, or may not.
+
+        A job that ends by itself in its grace time would count as finished. One that somebody
+        cancelled must not come back.
+        """
+        try:
+            if "JobState=RUNNING" not in ask("scontrol", "show", "job", "--oneliner", self.job_id):
+                return False
+            ask("scontrol", "requeue", self.job_id)
+        except BackendError:
+            return False
+        return True
+
+    def earlier_lives(self) -> tuple[Life, ...]:
+        """How the job's earlier starts ended, oldest first; empty when the books do not say."""
+        words = ["--duplicates", "--format=State,End,NodeList,Start", f"--jobs={self.job_id}"]
+        try:
+            rows = [line.split("|") for line in ask(*SACCT, *words).splitlines()]
+        except BackendError:
+            return ()
+        return tuple(
+            Life(
+                word=state,
+                cause=CAUSES.get(state.split()[0], "node_lost"),
+                nodes=nodes,
+                ended_at=_seconds(ended),
+            )
+            for state, ended, nodes, _ in sorted(rows, key=lambda row: row[3])[: self.restarts]
+        )
+
+
+def _seconds(said: str) -> float | None:
+    try:
+        return time.mktime(time.strptime(said, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None  # Unknown

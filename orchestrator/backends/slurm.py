@@ -1,0 +1,384 @@
+"""Slurm: a job is an sbatch script written by submitit; what became of it, sacct and squeue know.
+
+In: a `Job`. Out: the exact text that sbatch gets, the id it gives, and one answer about any number
+of jobs. Nothing is pickled: the script names a module of the run's own code, which brings its own
+signal handlers, so that submitit's (one checkpointing task, SIGTERM ignored, any signal in a short
+job taken for its time-out) never come into play.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedSubmissionError
+
+from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.errors import BackendError, RequestError
+
+NAME = "slurm"
+TIMEOUT_S = 60.0
+"""Longest wait for one answer of the scheduler."""
+SCRIPT = "script.sh"
+"""In a job's folder: what sbatch was given."""
+ADOPT_TRIES = 3
+_ADOPT_EVERY_S = 2.0
+_DAY_S = 86_400.0
+
+STATES: Mapping[str, JobState] = {
+    "PENDING": JobState.QUEUED,
+    "CONFIGURING": JobState.QUEUED,
+    "REQUEUED": JobState.QUEUED,
+    "REQUEUE_FED": JobState.QUEUED,
+    "REQUEUE_HOLD": JobState.QUEUED,
+    "RESV_DEL_HOLD": JobState.QUEUED,
+    "SPECIAL_EXIT": JobState.QUEUED,
+    "RUNNING": JobState.RUNNING,
+    "COMPLETING": JobState.RUNNING,
+    "RESIZING": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "STAGE_OUT": JobState.RUNNING,
+    "STOPPED": JobState.RUNNING,
+    "SUSPENDED": JobState.RUNNING,
+    "COMPLETED": JobState.SUCCEEDED,
+    "PREEMPTED": JobState.PREEMPTED,
+    "CANCELLED": JobState.CANCELLED,
+    "BOOT_FAIL": JobState.FAILED,
+    "DEADLINE": JobState.FAILED,
+    "FAILED": JobState.FAILED,
+    "NODE_FAIL": JobState.FAILED,
+    "OUT_OF_MEMORY": JobState.FAILED,
+    "REVOKED": JobState.FAILED,
+    "TIMEOUT": JobState.FAILED,
+}
+"""Slurm's words (sacct(1), JOB STATE CODES) in ours."""
+_PERHAPS_REQUEUED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
+"""Ends in the books of a job that may wait in the queue again."""
+CAUSES = {
+    "PREEMPTED": "preempted",
+    "REQUEUED": "preempted",
+    "TIMEOUT": "walltime",
+    "NODE_FAIL": "node_lost",
+    "BOOT_FAIL": "node_lost",
+    "OUT_OF_MEMORY": "host_oom",
+    "CANCELLED": "cancelled",
+}
+"""Why an attempt ended, where only Slurm saw it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a site's configuration says about jobs."""
+
+    max_array: int
+    """Most tasks of one array."""
+    requeue: bool
+    """Whether jobs may be put back into the queue."""
+    has_accounting: bool
+    """Whether a slurmdbd keeps the books that sacct reads."""
+    version: str
+
+
+class _Script(submitit.SlurmExecutor):
+    """submitit's sbatch text, wherever it is asked for: a plan is shown on laptops too."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self, command: str) -> str:
+        return self._make_submission_file_text(command, "")
+
+
+class SlurmBackend:
+    """The scheduler behind sbatch, sacct, squeue and scancel on PATH."""
+
+    def submit(self, job: Job, after: Sequence[JobRef] = ()) -> JobRef:
+        """Submit the job's script, kept beside its log.
+
+        When sbatch does not answer, the job may have been accepted all the same: it is looked for
+        by its tag, and never submitted twice. Raises BackendError, or RequestError when Slurm
+        refuses what the job asks for.
+        """
+        path = job.log.parent / SCRIPT
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(script(job, after))
+        submitted_at = time.time()
+        try:
+            said = ask("sbatch", str(path))
+            job_id = submitit.SlurmExecutor._get_job_id_from_submission_command(said)
+        except (BackendError, FailedSubmissionError) as error:
+            adopted = self._adopted(job)
+            if adopted is None:
+                raise _refusal(job, error) from None
+            job_id = adopted
+        return JobRef(backend=NAME, id=job_id, submitted_at=submitted_at)
+
+    def poll(self, refs: Sequence[JobRef]) -> dict[JobRef, JobStatus]:
+        """One question to the books, and one to the queue about those that may be in it again."""
+        if not refs:
+            return {}
+        booked = self._booked(refs)
+        unclear = [r for r in refs if booked is None or _is_unclear(booked.get(r.id))]
+        queued = self.queue(everyone=booked is None) if unclear else {}
+        return {ref: _status(ref, booked or {}, queued) for ref in refs}
+
+    def cancel(self, refs: Sequence[JobRef]) -> None:
+        """End jobs, queued and running ones: SIGTERM, then SIGKILL after Slurm's KillWait."""
+        if refs:
+            ask("scancel", *(ref.id for ref in refs))
+
+    def warn(self, refs: Sequence[JobRef]) -> None:
+        """Tell running jobs to save what they have and leave."""
+        if refs:
+            ask("scancel", "--signal=USR2", *(ref.id for ref in refs))
+
+    def queue(self, *, everyone: bool = False) -> dict[str, tuple[Row, ...]]:
+        """What the controller knows of this user's jobs, by id; ``everyone``: ended ones too."""
+        words = ["squeue", "--me", "--noheader", "--format=%F|%T|%N|%r|%k"]
+        rows: dict[str, tuple[Row, ...]] = {}
+        for line in ask(*words, *(["--states=all"] if everyone else [])).splitlines():
+            job_id, word, nodes, reason, comment = line.split("|", 4)
+            row = Row(word=word, nodes=nodes, reason=reason, comment=comment.strip())
+            rows[job_id] = (*rows.get(job_id, ()), row)
+        return rows
+
+    def find(self, tags: Iterable[str]) -> dict[str, str]:
+        """The ids of queued and running jobs, by tag."""
+        wanted = set(tags)
+        rows = self.queue().items()
+        return {r.comment: job_id for job_id, known in rows for r in known if r.comment in wanted}
+
+    def limits(self) -> Limits:
+        """The site's limits."""
+        said = {
+            name.strip(): value.strip()
+            for name, mark, value in (
+                line.partition("=") for line in ask("scontrol", "show", "config").splitlines()
+            )
+            if mark
+        }
+        return Limits(
+            max_array=int(said.get("MaxArraySize", "1001")) - 1,
+            requeue=said.get("JobRequeue") == "1",
+            has_accounting="slurmdbd" in said.get("AccountingStorageType", ""),
+            version=said.get("SLURM_VERSION", ""),
+        )
+
+    def _booked(self, refs: Sequence[JobRef]) -> dict[str, tuple[Row, ...]] | None:
+        """The newest row of every job in the books; None where there are none, or out of reach."""
+        since = min(ref.submitted_at for ref in refs) - _DAY_S
+        words = ["--format=JobID,State,ExitCode,NodeList", f"--jobs={','.join(r.id for r in refs)}"]
+        try:
+            said = ask(*SACCT, *words, f"--starttime={_local_time(since)}")
+        except BackendError:
+            return None
+        rows: dict[str, dict[str, Row]] = {}
+        for line in said.splitlines():
+            full_id, state, code, nodes = line.split("|")[:4]
+            row = Row(word=state.split()[0], nodes=nodes, exit_code=_exit_code(code), by=state)
+            rows.setdefault(full_id.split("_")[0], {})[full_id] = row
+        return {job_id: tuple(by_task.values()) for job_id, by_task in rows.items()}
+
+    def _adopted(self, job: Job) -> str | None:
+        for attempt in range(ADOPT_TRIES):
+            if attempt:
+                time.sleep(_ADOPT_EVERY_S)
+            try:
+                return self.find([job.tag]).get(job.tag)
+            except BackendError:
+                continue
+        return None
+
+
+SACCT = ("sacct", "--allocations", "--parsable2", "--noheader")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What Slurm says of one job, or of one task of an array."""
+
+    word: str
+    """Slurm's state."""
+    nodes: str = ""
+    reason: str = ""
+    """Why it waits."""
+    comment: str = ""
+    exit_code: int | None = None
+    by: str = ""
+    """The state as written: ``CANCELLED by 1000``."""
+
+    @property
+    def state(self) -> JobState:
+        """The state in our words."""
+        return STATES.get(self.word, JobState.UNKNOWN)
+
+
+def ask(*words: str) -> str:
+    """What a scheduler's command prints. Raises BackendError when it fails or does not answer."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise BackendError(
+            f"slurm: {words[0]} did not answer within {TIMEOUT_S:.0f} s; try again later"
+        ) from None
+    except OSError as error:
+        raise BackendError(
+            f"slurm: {words[0]} cannot be run here ({error.strerror}); use a login node"
+        ) from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        problem = said[-1] if said else f"exit code {done.returncode}"
+        raise BackendError(f"slurm: {words[0]}: {problem}")
+    return done.stdout
+
+
+def script(job: Job, after: Sequence[JobRef] = ()) -> str:
+    """Exactly what sbatch is given."""
+    text = _Script(folder=job.log.parent)
+    text.update_parameters(**_parameters(job, after))
+    if job.shape.array:
+        text.parameters |= {"map_count": job.shape.array, "array_parallelism": job.shape.array}
+    return text.text(shlex.join(job.argv)) + "\n"
+
+
+def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
+    """The job in submitit's words."""
+    shape, options = job.shape, job.options
+    cpus = options.cpus or shape.cpus
+    asked = {
+        "job_name": job.name,
+        "nodes": shape.num_nodes,
+        "ntasks_per_node": 1,
+        "cpus_per_task": cpus,
+        "mem": f"{(options.mem_gb or shape.mem_gb) * 1024:.0f}M",
+        "time": options.walltime_min or shape.walltime_min,
+        "signal_delay_s": shape.warn_s,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "exclude": ",".join(options.exclude) or None,
+        "comment": job.tag or None,
+        "dependency": _dependency(job, after),
+        "stderr_to_stdout": True,
+        "setup": [*job.setup, *(f"export {k}={shlex.quote(v)}" for k, v in job.env.items())],
+        "srun_args": [
+            "--export=ALL",  # what the set-up lines have set, whatever sbatch was told to export
+            f"--cpus-per-task={cpus}",  # not taken over from sbatch since Slurm 22.05
+            "--kill-on-bad-exit=1",
+            *job.launch_words,
+        ],
+        "additional_parameters": _additional(job),
+        **_accelerators(shape.gpus, options.gres),
+    }
+    said = {name: value for name, value in asked.items() if value is not None}
+    return {**said, "wckey": None}  # submitit would name one, and some sites refuse unknown ones
+
+
+def _additional(job: Job) -> dict[str, Any]:
+    """Options that submitit has no word for."""
+    options = job.options
+    asked = {
+        "export": "ALL",
+        "kill-on-invalid-dep": "yes",
+        "nice": options.nice,
+        "reservation": options.reservation,
+        "requeue" if job.requeue else "no-requeue": True,
+        **options.extra,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _accelerators(number: int, gres: str | None) -> dict[str, Any]:
+    if not number:
+        return {}
+    return {"gres": f"{gres}:{number}"} if gres else {"gpus_per_node": number}
+
+
+_CONDITIONS = {
+    "succeeded": ("afterok", ","),
+    "started": ("after", ","),
+    "failed": ("afternotok", "?"),
+}
+
+
+def _dependency(job: Job, after: Sequence[JobRef]) -> str | None:
+    """All of them, or for a sentinel any of them."""
+    condition, joined = _CONDITIONS[job.start]
+    return joined.join(f"{condition}:{ref.id}" for ref in after) or None
+
+
+def _refusal(job: Job, error: Exception) -> Exception:
+    """What sbatch says of a job that it understood and will not take is the request's fault."""
+    if "did not answer" in str(error) or re.search(_OUT_OF_REACH, str(error)):
+        return BackendError(f"{job.name}: not submitted ({error}); submit again")
+    remedy = (
+        "look at the cluster file's slurm and resources; `orchestrator doctor` shows the limits"
+    )
+    return RequestError(f"{job.name}: {error}; {remedy}")
+
+
+_OUT_OF_REACH = (
+    r"Unable to contact|Connection refused|timed out|Transport endpoint|Zero Bytes|cannot be run"
+)
+
+
+def _status(
+    ref: JobRef, booked: Mapping[str, Sequence[Row]], queued: Mapping[str, Sequence[Row]]
+) -> JobStatus:
+    """What both together say of a job, or of all tasks of an array."""
+    rows = queued.get(ref.id) or booked.get(ref.id)
+    if not rows or (ref.id not in queued and any(not r.state.is_final for r in rows)):
+        return JobStatus(state=JobState.UNKNOWN)  # ended, and the books do not say yet how
+    states = [row.state for row in rows]
+    leading = next((s for s in _LEADING if s in states), states[0])
+    row = next(r for r in rows if r.state is leading)
+    counts = Counter(r.word.lower() for r in rows)
+    several = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+    return JobStatus(
+        state=leading,
+        exit_code=row.exit_code if leading.is_final else None,
+        node="" if row.nodes in ("None assigned", "") else row.nodes,
+        detail=several if len(rows) > 1 else _told(row),
+        cause=CAUSES.get(row.word, ""),
+    )
+
+
+_LEADING = (
+    JobState.RUNNING,
+    JobState.QUEUED,
+    JobState.UNKNOWN,
+    JobState.FAILED,
+    JobState.CANCELLED,
+    JobState.PREEMPTED,
+    JobState.SUCCEEDED,
+)
+"""Which task's state stands for an array's: what still goes on before what has ended."""
+
+
+def _told(row: Row) -> str:
+    word = row.by or row.word
+    return f"{word} ({row.reason})" if row.reason not in ("", "None") else word
+
+
+def _is_unclear(rows: Sequence[Row] | None) -> bool:
+    """Whether the queue must say more: the books are written late, and row by row for each life."""
+    return not rows or any(row.word in _PERHAPS_REQUEUED or not row.state.is_final for row in rows)
+
+
+def _exit_code(said: str) -> int:
+    """``1:0`` is exit code 1; ``0:9`` is signal 9, -9."""
+    code, signal = said.split(":")
+    return -int(signal) if int(signal) else int(code)
+
+
+def _local_time(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(max(at, 0.0)))

@@ -1,0 +1,93 @@
+"""Who carries a run while nobody looks: a supervisor on this machine, or a scheduler's jobs.
+
+One Protocol of three verbs, and the choice between those who keep it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from orchestrator.backends.base import JobState, JobStatus
+from orchestrator.errors import RequestError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.spec.cluster import Cluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """Whether somebody is at work on a run, and what a scheduler says of its jobs."""
+
+    is_alive: bool
+    """Whether something will still happen by itself."""
+    jobs: Mapping[str, JobStatus] = field(default_factory=dict)
+    """By stage instance; empty where there is no scheduler."""
+    problem: str = ""
+    """Why the scheduler did not answer; what it said last stands for it."""
+
+    def expects(self, instance: str) -> bool:
+        """Whether somebody works on the stage instance, or will."""
+        if instance not in self.jobs:
+            return self.is_alive and not self.jobs
+        return not self.jobs[instance].state.is_final
+
+    def runs(self, instance: str) -> bool:
+        """Whether an attempt that has not said how it ended may be at work."""
+        known = self.jobs.get(instance)
+        if known is None:
+            return self.expects(instance)
+        return known.state in (JobState.RUNNING, JobState.UNKNOWN)
+
+
+class Carrier(Protocol):
+    """Sees to it that a run goes on."""
+
+    def ensure(self, run: RunFolder, store: Store) -> str:
+        """Start what is missing; what was done, in words. Raises BackendError, RequestError."""
+        ...
+
+    def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
+        """How each run stands, by name, from one look."""
+        ...
+
+    def cancel(self, run: RunFolder, stage: str | None) -> None:
+        """Stop the run, or one stage; returns when that is done. Raises RunFailedError."""
+        ...
+
+
+def carrier_of(cluster: Cluster) -> Carrier:
+    """The one for this cluster's backend."""
+    if cluster.backend == "slurm":
+        from orchestrator.control.on_slurm import SlurmCarrier
+
+        return SlurmCarrier()
+    from orchestrator.control.on_local import LocalCarrier
+
+    return LocalCarrier()
+
+
+def require_carrier(cluster: Cluster) -> None:
+    """Raises RequestError when nothing here can carry a run on this backend."""
+    if cluster.backend not in ("local", "slurm"):
+        raise RequestError(
+            f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; "
+            "use local or slurm"
+        )
+
+
+def observe(run: RunFolder) -> Observed:
+    """How one run stands."""
+    return carrier_of(run.cluster()).observe([run])[run.name]
+
+
+def observe_all(runs: Sequence[RunFolder]) -> dict[str, Observed]:
+    """How many runs stand, each scheduler asked once about all of its own."""
+    by_backend: dict[str, list[RunFolder]] = {}
+    for run in runs:
+        by_backend.setdefault(run.cluster().backend, []).append(run)
+    found: dict[str, Observed] = {}
+    for group in by_backend.values():
+        found |= carrier_of(group[0].cluster()).observe(group)
+    return found

@@ -1,0 +1,114 @@
+"""A worker node of a data stage's Ray cluster; each task of the array runs it by ``python -m``.
+
+Joins the head when there is one, joins again when the head has moved, and leaves when the stage is
+complete. When the scheduler warns, it leaves at once (a shard that was under way is done elsewhere)
+and asks for its place in the queue again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from orchestrator.backends.allocation import Allocation
+from orchestrator.backends.ray_session import RayNode
+from orchestrator.control.job import code_env
+from orchestrator.control.supervise import say
+from orchestrator.ledger import invitation as invitations
+from orchestrator.ledger.invitation import Invitation
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+
+IDLE_TIMEOUT_S = 300.0
+"""How long a node waits for a head; one that comes later asks for workers anew."""
+_LOOK_EVERY_S = 1.0
+_REJOIN_DELAY_S = 5.0
+_KILLED_WITHIN_S = 300.0
+
+
+class Worker:
+    """This node's part in the stage."""
+
+    def __init__(self, store: Store, run: RunFolder, instance: str, allocation: Allocation) -> None:
+        self._store, self._run, self._allocation = store, run, allocation
+        plan = run.plan()
+        self._instance, self._members = instance, plan.group(instance)
+        self._resources = run.cluster().resources_of(plan.instance(instance).stage)
+        self._node: RayNode | None = None
+        self._joined: Invitation | None = None
+        self._not_before = 0.0
+        self._warned = False
+
+    def warn(self, number: int, _frame: FrameType | None) -> None:
+        """Remember that the scheduler wants this node back."""
+        say(f"warned by {signal.Signals(number).name}")
+        self._warned = True
+
+    def work(self) -> int:
+        """Be a node until nothing is left to do; the exit code."""
+        idle_since = time.monotonic()
+        try:
+            while not self._warned and not self._store.has(*self._members):
+                head = invitations.read(self._run.stage(self._instance))
+                if head:
+                    idle_since = time.monotonic()
+                elif time.monotonic() - idle_since > IDLE_TIMEOUT_S:
+                    say(f"no head for {IDLE_TIMEOUT_S:.0f} s; leaving")
+                    return 0
+                self._join(head)
+                time.sleep(_LOOK_EVERY_S)
+        finally:
+            self._leave()
+        if self._warned and self._allocation.requeue():
+            say("put back into the queue; waiting for the end")
+            time.sleep(_KILLED_WITHIN_S)
+        return 0
+
+    def _join(self, head: Invitation | None) -> None:
+        """Be part of the session of this head, and of no other."""
+        if self._node and (head != self._joined or not self._node.is_alive()):
+            say("the head has moved or ended")
+            self._leave()
+            self._not_before = time.monotonic() + _REJOIN_DELAY_S * (head == self._joined)
+        if self._node is None and head and time.monotonic() >= self._not_before:
+            say(f"joins {head.address}")
+            resources, allocation = self._resources, self._allocation
+            log = f"ray-{allocation.node}.log"
+            self._node = RayNode(
+                head,
+                address=allocation.leader_address,
+                num_cpus=resources.workers_per_node * resources.cpus_per_worker,
+                num_gpus=resources.gpus_per_node,
+                log=Path(self._run.allocation(self._instance, allocation.life).url, log),
+                code_env=code_env(self._run),
+            )
+            self._joined = head
+
+    def _leave(self) -> None:
+        if self._node:
+            self._node.stop()
+        self._node = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be a worker of one stage for as long as it is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    parser.add_argument("--instance", required=True, help="stage instance")
+    options = parser.parse_args(argv)
+    store = Store.open(options.store)
+    run = RunFolder(store.run_storage(options.run))
+    worker = Worker(store, run, options.instance, Allocation.current())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, worker.warn)
+    return worker.work()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

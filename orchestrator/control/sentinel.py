@@ -1,0 +1,93 @@
+"""Resumes a run whose job has failed where nobody else would; ``python -m`` it is a job of its own.
+
+Slurm starts it when one of the jobs it watches has not succeeded. It goes on like a user who types
+`orchestrator resume`, unless somebody cancelled, the policy said stop, or it has done so often
+enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from orchestrator.backends.base import JobState
+from orchestrator.control.carrier import Observed
+from orchestrator.control.on_slurm import SlurmCarrier
+from orchestrator.control.supervise import say
+from orchestrator.errors import BackendError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.submission import Submissions
+
+SETTLE_TIMEOUT_S = 900.0
+"""How long the books may take to say which job has failed."""
+_LOOK_EVERY_S = 5.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Resume the run, or say why not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    parser.add_argument("--submission", required=True, type=int, help="the one it belongs to")
+    options = parser.parse_args(argv)
+    store = Store.open(options.store)
+    run = RunFolder(store.run_storage(options.run))
+    carrier = SlurmCarrier()
+    if why := objection(run, options.submission, _settled(run, carrier)):
+        say(f"{run.name}: not resumed: {why}")
+        return 0
+    say(f"{run.name}: {carrier.ensure(run, store, by='sentinel')}")
+    return 0
+
+
+def objection(run: RunFolder, submission: int, observed: Observed) -> str:
+    """Why a sentinel must leave a run alone; empty when it must not."""
+    submissions = Submissions(run.storage)
+    if submissions.next_number() > submission + 1:
+        return "it was submitted again since"
+    since = submissions.users_last()
+    if any(request["asked_at"] > since for request in run.cancel_requests()):
+        return "somebody cancelled it"
+    for instance in run.plan().instances:
+        attempts = run.attempts(instance.id)
+        end = attempts[-1].end if attempts else None
+        if end and end["action"] == "stop" and end["ended_at"] > since:
+            return f"{instance.id}: {end['reason']}"
+    if cancelled := _cancelled_by_hand(run, observed):
+        return f"{cancelled}: its job was cancelled with scancel"
+    if submissions.by_sentinel() >= run.cluster().slurm.max_resumes:
+        return "it was resumed often enough (slurm.max_resumes); look at its attempts"
+    return ""
+
+
+def _cancelled_by_hand(run: RunFolder, observed: Observed) -> str:
+    """A stage whose job was cancelled, though everything it comes after went well."""
+    plan = run.plan()
+    for instance, status in observed.jobs.items():
+        needs = {plan.instance(n).leader for n in plan.instance(instance).needs.values()}
+        upstream = [observed.jobs[n].state for n in needs if n in observed.jobs]
+        if status.state is JobState.CANCELLED and all(s is JobState.SUCCEEDED for s in upstream):
+            return instance
+    return ""
+
+
+def _settled(run: RunFolder, carrier: SlurmCarrier) -> Observed:
+    """How the jobs stand, once the books know what the controller knew when it started this one."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        observed = carrier.observe([run])[run.name]
+        if observed.problem and time.monotonic() > deadline:
+            raise BackendError(observed.problem)
+        states = [status.state for status in observed.jobs.values()]
+        if any(s.is_final and s is not JobState.SUCCEEDED for s in states):
+            return observed
+        if time.monotonic() > deadline:
+            return observed
+        time.sleep(_LOOK_EVERY_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Which jobs a plan becomes on Slurm, exactly as they are sent.
+
+In: a run, its cluster, the stage instances that are left. Out: jobs in the order of submission, and
+what each comes after. A data stage is a head, where its driver runs, and an array of workers that
+join it; all else is one job. Pure: `plan --scripts` shows what `submit` sends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orchestrator.backends.base import Job, Shape, Start
+from orchestrator.control.job import code_env, code_path
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.submission import JobKind, Submissions
+from orchestrator.plan.planner import Instance, Plan
+from orchestrator.plan.stages import BY_NAME
+from orchestrator.spec.cluster import Cluster, SlurmOptions
+
+ALLOCATION = "orchestrator.control.allocation"
+WORKER = "orchestrator.control.ray_worker"
+SENTINEL = "orchestrator.control.sentinel"
+SENTINEL_NAME = "sentinel"
+_SENTINEL_SHAPE = Shape(cpus=1, mem_gb=2.0, walltime_min=60)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedJob:
+    """One submission to be."""
+
+    job: Job
+    name: str
+    """Within its submission."""
+    kind: JobKind
+    instance: str
+    after: tuple[str, ...]
+    """Instances whose stage jobs it comes after."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What all jobs of one submission have in common."""
+
+    run: RunFolder
+    store_url: str
+    cluster: Cluster
+    submission: int
+    max_array: int = 1000
+    """Most tasks of one array here."""
+    exclude: tuple[str, ...] = ()
+    """Nodes that have failed alone."""
+
+    def module(self, module: str, *words: str, gpus: int = 0) -> tuple[str, ...]:
+        """The command that runs a module of the run's own code."""
+        own = ("-u", "-m", module, "--store", self.store_url, "--run", self.run.name, *words)
+        environment = self.cluster.environment
+        inside = str(Path(environment.venv, "bin", "python")) if environment.venv else ""
+        if not environment.container:
+            return (inside or sys.executable, *own)
+        command = (inside or "python3", *own)
+        if environment.container_runtime == "pyxis":
+            return command
+        opened = ("apptainer", "exec", *(["--nv"] if gpus else []), "--bind", ",".join(self.mounts))
+        return (*opened, environment.container, *command)
+
+    @property
+    def mounts(self) -> tuple[str, ...]:
+        """Folders that a container must see."""
+        roots = [self.store_url, *self.cluster.data.values(), *self.cluster.models.values()]
+        scratch = [self.cluster.scratch] if self.cluster.scratch else []
+        return tuple(dict.fromkeys(p for p in [*roots, *scratch] if p.startswith("/")))
+
+    @property
+    def launch_words(self) -> tuple[str, ...]:
+        """What srun is told of a container."""
+        environment = self.cluster.environment
+        if not environment.container or environment.container_runtime != "pyxis":
+            return ()
+        mounts = ",".join(f"{path}:{path}" for path in self.mounts)
+        return (f"--container-image={environment.container}", f"--container-mounts={mounts}")
+
+    def tag(self, name: str) -> str:
+        """What a job is recognised by, in the scheduler's comment field."""
+        store = hashlib.sha256(self.run.storage.url.encode()).hexdigest()[:8]
+        return f"orchestrator {store} {self.run.name} {self.submission} {name}"
+
+    def log(self, name: str) -> Path:
+        """A path in the folder of a job."""
+        folder = f"{Submissions.folder(self.submission)}/{name}"
+        return Path(code_path(self.run)).parent / folder / "log"
+
+
+def jobs_of(
+    around: Surroundings, plan: Plan, left: Sequence[Instance], live: Collection[str] = ()
+) -> tuple[PlannedJob, ...]:
+    """The jobs of all instances that are left; ``live``: instances whose jobs go on."""
+    ids = {i.id for i in left} | set(live)
+    jobs: list[PlannedJob] = []
+    for instance in left:
+        jobs.append(_stage(around, plan, instance, ids))
+        if BY_NAME[instance.stage].is_elastic:
+            jobs += _workers(around, instance)
+    if around.cluster.slurm.max_resumes and jobs:
+        jobs.append(_sentinel(around, tuple(i.id for i in plan.instances if i.id in ids)))
+    return tuple(jobs)
+
+
+def _stage(
+    around: Surroundings, plan: Plan, instance: Instance, ids: Collection[str]
+) -> PlannedJob:
+    shape = _shape(around.cluster, instance.stage)
+    is_head = not shape.gpus and shape.num_nodes == 1
+    options = _options(around, instance.stage, around.cluster.slurm.head if is_head else None)
+    walltime_min = options.walltime_min or shape.walltime_min
+    words = ("--instance", instance.id, "--walltime-min", str(walltime_min))
+    members = plan.group(instance.id)
+    needs = {plan.instance(n).leader for member in members for n in member.needs.values()}
+    argv = around.module(ALLOCATION, *words, gpus=shape.gpus)
+    return PlannedJob(
+        job=_job(around, instance.id, argv, shape, options),
+        name=instance.id,
+        kind="stage",
+        instance=instance.id,
+        after=tuple(i.id for i in plan.instances if i.id in needs and i.id in ids),
+    )
+
+
+def _shape(cluster: Cluster, stage: str) -> Shape:
+    resources = cluster.resources_of(stage)
+    is_training = stage == "train"
+    ranks = resources.local_world_size if is_training else 1
+    return Shape(
+        num_nodes=resources.nodes if is_training else 1,
+        cpus=resources.cpus_per_worker * ranks,
+        gpus=0 if BY_NAME[stage].is_elastic else resources.gpus_per_node,
+        mem_gb=resources.mem_gb,
+        walltime_min=resources.walltime_min,
+        warn_s=round(cluster.retry.notice_s),
+    )
+
+
+def _workers(around: Surroundings, instance: Instance) -> Iterator[PlannedJob]:
+    """The array of workers, in as many parts as the site's limit makes of it."""
+    resources = around.cluster.resources_of(instance.stage)
+    options = _options(around, instance.stage, around.cluster.slurm.workers)
+    argv = around.module(WORKER, "--instance", instance.id, gpus=resources.gpus_per_node)
+    shape = replace(
+        _shape(around.cluster, instance.stage),
+        cpus=resources.workers_per_node * resources.cpus_per_worker,
+        gpus=resources.gpus_per_node,
+    )
+    for first in range(0, resources.nodes, around.max_array):
+        name = f"{instance.id}-workers" + (f"-{first // around.max_array + 1}" if first else "")
+        part = replace(shape, array=min(around.max_array, resources.nodes - first))
+        yield PlannedJob(
+            job=_job(around, name, argv, part, options, start="started"),
+            name=name,
+            kind="workers",
+            instance=instance.id,
+            after=(instance.id,),
+        )
+
+
+def _sentinel(around: Surroundings, watched: tuple[str, ...]) -> PlannedJob:
+    """Runs outside any container: all it needs is the control plane and Slurm's commands."""
+    argv = (sys.executable, "-u", "-m", SENTINEL, "--store", around.store_url)
+    words = ("--run", around.run.name, "--submission", str(around.submission))
+    options = _options(around, None, around.cluster.slurm.head)
+    options = options.model_copy(update={"cpus": None, "mem_gb": None, "walltime_min": None})
+    job = _job(around, SENTINEL_NAME, (*argv, *words), _SENTINEL_SHAPE, options, start="failed")
+    return PlannedJob(
+        job=replace(job, launch_words=()),
+        name=SENTINEL_NAME,
+        kind="sentinel",
+        instance="",
+        after=watched,
+    )
+
+
+def _job(
+    around: Surroundings,
+    name: str,
+    argv: tuple[str, ...],
+    shape: Shape,
+    options: SlurmOptions,
+    start: Start = "succeeded",
+) -> Job:
+    return Job(
+        name=f"{around.run.name}/{name}",
+        argv=argv,
+        log=around.log(name),
+        env=code_env(around.run),
+        setup=around.cluster.environment.setup,
+        launch_words=around.launch_words,
+        requeue=around.cluster.slurm.requeue,
+        shape=shape,
+        options=options,
+        tag=around.tag(name),
+        start=start,
+    )
+
+
+def _options(around: Surroundings, stage: str | None, part: SlurmOptions | None) -> SlurmOptions:
+    """What all jobs get, then jobs of this part of a stage, then the stage; the last word wins."""
+    slurm = around.cluster.slurm
+    of_stage = next((o for name, o in slurm.stages.items() if name == stage), None)
+    failing = SlurmOptions(exclude=around.exclude)
+    return slurm.under(part).under(of_stage).under(failing)

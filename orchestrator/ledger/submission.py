@@ -1,0 +1,148 @@
+"""What was handed to a scheduler, and what was last seen of it.
+
+runs/<run>/submissions/0002/
+    submission.json         who submitted, and when; created exclusively
+    <job>/job.json          the scheduler's id, written when it has accepted the job
+    <job>/script.sh …       what it was given, and the job's own output
+    whole.json              all of its jobs were handed over
+runs/<run>/jobs-seen.json   the newest answer about every job: what is known when nobody answers
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from orchestrator.errors import AlreadyExistsError
+from orchestrator.ledger.storage import Storage, to_json
+
+Submitter = Literal["user", "sentinel"]
+JobKind = Literal["stage", "workers", "sentinel"]
+
+_UNFINISHED = ("queued", "running", "unknown")
+_WHOLE = "whole.json"
+_SEEN = "jobs-seen.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmittedJob:
+    """One job that the scheduler has accepted."""
+
+    name: str
+    kind: JobKind
+    instance: str
+    """The stage instance it works on; empty for a sentinel."""
+    id: str
+    """The scheduler's."""
+    submitted_at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Jobs that were handed over together."""
+
+    number: int
+    by: Submitter
+    at: float
+    """Seconds since the epoch."""
+    jobs: tuple[SubmittedJob, ...]
+    is_whole: bool
+    """Whether all of it was handed over; else whoever did so may have died."""
+
+
+class Submissions:
+    """All submissions of one run."""
+
+    def __init__(self, run: Storage) -> None:
+        self._run = run
+
+    def all(self) -> tuple[Submission, ...]:
+        """Oldest first."""
+        numbers = [int(name) for name in self._run.children("submissions")]
+        return tuple(found for n in sorted(numbers) if (found := self._read(n)))
+
+    def next_number(self) -> int:
+        """What the next one will be called."""
+        return max((int(n) for n in self._run.children("submissions")), default=0) + 1
+
+    def begin(self, by: Submitter) -> int:
+        """Create the next one exclusively; its number."""
+        while True:
+            number = self.next_number()
+            try:
+                self._run.create_json(
+                    f"{self.folder(number)}/submission.json", {"by": by, "at": time.time()}
+                )
+            except AlreadyExistsError:
+                continue
+            return number
+
+    def record(self, number: int, job: SubmittedJob) -> None:
+        """Remember that the scheduler has accepted a job."""
+        self._run.replace(f"{self.folder(number)}/{job.name}/job.json", to_json(asdict(job)))
+
+    def close(self, number: int) -> None:
+        """Say that all jobs of a submission were handed over."""
+        self._run.replace(f"{self.folder(number)}/{_WHOLE}", b"{}")
+
+    def newest_jobs(self) -> dict[tuple[JobKind, str], tuple[SubmittedJob, ...]]:
+        """By kind and instance, the jobs of the newest submission that has such."""
+        newest: dict[tuple[JobKind, str], tuple[SubmittedJob, ...]] = {}
+        for submission in self.all():
+            found: dict[tuple[JobKind, str], tuple[SubmittedJob, ...]] = {}
+            for job in submission.jobs:
+                place = (job.kind, job.instance)
+                found[place] = (*found.get(place, ()), job)
+            newest |= found
+        return newest
+
+    def by_sentinel(self) -> int:
+        """Submissions of sentinels since the last of a user."""
+        count = 0
+        for submission in reversed(self.all()):
+            if submission.by == "user":
+                break
+            count += 1
+        return count
+
+    def users_last(self) -> float:
+        """When a user last submitted or resumed; 0 when nobody has."""
+        return max((s.at for s in self.all() if s.by == "user"), default=0.0)
+
+    def seen(self) -> dict[str, Any]:
+        """The newest answer about every job, by id."""
+        return dict(self._run.read_json(_SEEN)) if self._run.exists(_SEEN) else {}
+
+    def remember(self, seen: Mapping[str, Any]) -> None:
+        """Keep the newest answers."""
+        self._run.replace(_SEEN, to_json(dict(seen)))
+
+    def expect_more(self) -> bool:
+        """Whether a stage's job had not ended when the scheduler was last asked."""
+        seen = self.seen()
+        groups = (jobs for (kind, _), jobs in self.newest_jobs().items() if kind == "stage")
+        states = (seen.get(job.id, {}).get("state", "queued") for jobs in groups for job in jobs)
+        return any(state in _UNFINISHED for state in states)
+
+    @staticmethod
+    def folder(number: int) -> str:
+        """Where a submission lies below its run."""
+        return f"submissions/{number:04d}"
+
+    def _read(self, number: int) -> Submission | None:
+        folder = self.folder(number)
+        if not self._run.exists(f"{folder}/submission.json"):
+            return None
+        said = self._run.read_json(f"{folder}/submission.json")
+        names = [
+            n for n in self._run.children(folder) if self._run.exists(f"{folder}/{n}/job.json")
+        ]
+        jobs = (SubmittedJob(**self._run.read_json(f"{folder}/{n}/job.json")) for n in names)
+        ordered = tuple(sorted(jobs, key=lambda job: job.submitted_at))
+        is_whole = self._run.exists(f"{folder}/{_WHOLE}")
+        return Submission(
+            number=number, by=said["by"], at=said["at"], jobs=ordered, is_whole=is_whole
+        )
