@@ -3,9 +3,17 @@
 set -euo pipefail
 
 packages=(
-  festival            # speaks test material with exact phone times (jobs/speech/unit_quality.py)
-  festvox-kallpc16k   # its first voice
-  festvox-kdlpc16k    # its second voice
+  festival              # speaks test material with exact phone times (jobs/speech/unit_quality.py)
+  festvox-kallpc16k     # its first voice
+  festvox-kdlpc16k      # its second voice
+  slurmctld             # tests/slurm: the controller of a real cluster
+  slurmd                # its nodes
+  slurm-client          # sbatch, squeue, sacct, scontrol, scancel, sinfo, srun
+  munge                 # how its daemons trust each other, with a key of the cluster's own
+  slurmdbd              # its accounting, which sacct reads
+  mariadb-server-core   # where the accounting lies; the server alone, no service
+  mariadb-client-core   # mariadb-install-db makes the empty database with it
+  iproute2              # network namespaces: every node has an address of its own
 )
 
 missing=()

@@ -55,6 +55,7 @@ NOT_INTERRUPTED = (
 )
 """Causes of ends that say nothing about how often the machines fail."""
 
+_WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _PROGRESS_EVERY_S = 0.5
 _TICK_S = 0.5
 _REPORTED_PACKAGES = (
@@ -186,7 +187,7 @@ def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
     """Run one attempt as the command line says and return its exit code."""
     options = _parse(stage, argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _WARNINGS:
         signal.signal(number, _stop)
     try:
         _run(stage, work, options)
@@ -364,6 +365,8 @@ def _parse(stage: str, argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
+    for number in _WARNINGS:  # told once is enough: a second must not cut the leave-taking short
+        signal.signal(number, signal.SIG_IGN)
     raise StopRequestedError
 
 

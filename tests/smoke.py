@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 import yaml
@@ -28,9 +30,13 @@ class Smoke:
     """One store with its cluster file."""
 
     folder: Path
+    env: Mapping[str, str] | None = None
+    """Surroundings of the command line; this process's own when absent."""
 
     @classmethod
-    def create(cls, folder: Path, material: Path, **cluster: object) -> Smoke:
+    def create(
+        cls, folder: Path, material: Path, env: Mapping[str, str] | None = None, **cluster: object
+    ) -> Self:
         """A fresh store over material that may be shared."""
         folder.mkdir(parents=True)
         make_material(material)
@@ -43,11 +49,13 @@ class Smoke:
             **cluster,
         }
         (folder / "cluster.yaml").write_text(yaml.safe_dump(spec))
-        return cls(folder)
+        return cls(folder, env)
 
     def orchestrator(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one command line to its end."""
-        done = subprocess.run(self._argv(words), capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(
+            self._argv(words), capture_output=True, text=True, timeout=TIMEOUT_S, env=self.env
+        )
         if check and done.returncode != 0:
             logs = "\n".join(
                 f"{p}:\n{p.read_text()[-3000:]}" for p in self.folder.rglob("driver.log")

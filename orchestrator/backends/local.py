@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -20,6 +21,7 @@ from orchestrator.errors import BackendError
 NAME = "local"
 GRACE_S = 20.0
 """Between the warning and the end of a cancelled job."""
+REAP_TIMEOUT_S = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -76,6 +78,13 @@ class LocalBackend:
             time.sleep(0.05)
         for ref in refs:
             end_session(int(ref.id.split(":")[0]))
+            self._reap(ref)
+
+    def _reap(self, ref: JobRef) -> None:
+        """Wait for the exit code: a process whose threads are still dying has none yet."""
+        if child := self._children.get(ref):
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(timeout=REAP_TIMEOUT_S)
 
     def _status(self, ref: JobRef) -> JobStatus:
         node = socket.gethostname()

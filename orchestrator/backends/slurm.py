@@ -115,7 +115,7 @@ class SlurmBackend:
             said = ask("sbatch", str(path))
             job_id = submitit.SlurmExecutor._get_job_id_from_submission_command(said)
         except (BackendError, FailedSubmissionError) as error:
-            adopted = self._adopted(job)
+            adopted = None if re.search(_NOT_REACHED, str(error)) else self._adopted(job)
             if adopted is None:
                 raise _refusal(job, error) from None
             job_id = adopted
@@ -236,6 +236,7 @@ def ask(*words: str) -> str:
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         problem = said[-1] if said else f"exit code {done.returncode}"
+        problem = problem.removeprefix(f"{words[0]}: ").removeprefix("error: ")
         raise BackendError(f"slurm: {words[0]}: {problem}")
     return done.stdout
 
@@ -318,7 +319,7 @@ def _dependency(job: Job, after: Sequence[JobRef]) -> str | None:
 
 def _refusal(job: Job, error: Exception) -> Exception:
     """What sbatch says of a job that it understood and will not take is the request's fault."""
-    if "did not answer" in str(error) or re.search(_OUT_OF_REACH, str(error)):
+    if re.search(_NOT_REACHED, str(error)) or re.search(_NO_ANSWER, str(error)):
         return BackendError(f"{job.name}: not submitted ({error}); submit again")
     remedy = (
         "look at the cluster file's slurm and resources; `orchestrator doctor` shows the limits"
@@ -326,9 +327,9 @@ def _refusal(job: Job, error: Exception) -> Exception:
     return RequestError(f"{job.name}: {error}; {remedy}")
 
 
-_OUT_OF_REACH = (
-    r"Unable to contact|Connection refused|timed out|Transport endpoint|Zero Bytes|cannot be run"
-)
+_NOT_REACHED = r"Unable to contact|Connection refused|cannot be run"
+"""What is said when nothing can have been accepted."""
+_NO_ANSWER = r"did not answer|timed out|Transport endpoint|Zero Bytes|Unexpected message"
 
 
 def _status(

@@ -7,13 +7,14 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from orchestrator.control.check import Check, guarded
 from orchestrator.control.submit import num_gpus, open_store
-from orchestrator.errors import AlreadyExistsError, OrchestratorError
+from orchestrator.errors import AlreadyExistsError
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 from orchestrator.units import format_bytes
@@ -22,31 +23,25 @@ MIN_FREE_BYTES = 5 * 10**9
 MIN_OPEN_FILES = 4096
 
 
-@dataclass(frozen=True)
-class Check:
-    """One question, its answer, and the remedy when the answer is bad."""
-
-    name: str
-    passed: bool
-    detail: str
-    is_optional: bool = False
-    """Only some recipes need it."""
-
-
 def examine(cluster: Cluster) -> Iterator[Check]:
     """Every check that makes sense for the cluster, in order."""
     yield Check(
         "python", sys.version_info >= (3, 11), f"{sys.version.split()[0]}; 3.11 or later is needed"
     )
-    yield from _packages()
-    yield _guarded("store", lambda: _store(cluster))
+    if cluster.backend == "local":  # elsewhere it is the nodes that need them
+        yield from _packages()
+    yield guarded("store", lambda: _store(cluster))
     for name, root in cluster.data.items():
-        yield _optional(_guarded(f"data.{name}", partial(_folder, root, f"data.{name}", None)))
+        yield _optional(guarded(f"data.{name}", partial(_folder, root, f"data.{name}", None)))
     for name, folder in cluster.models.items():
         check = partial(_folder, folder, f"models.{name}", "config.json")
-        yield _optional(_guarded(f"models.{name}", check))
+        yield _optional(guarded(f"models.{name}", check))
     if cluster.backend == "local":
         yield from _machine(cluster)
+    if cluster.backend == "slurm":
+        from orchestrator.control.doctor_slurm import examine_slurm
+
+        yield from examine_slurm(cluster)
 
 
 def _packages() -> Iterator[Check]:
@@ -59,13 +54,6 @@ def _packages() -> Iterator[Check]:
                 False,
                 "not installed; pip install 'orchestrator[jobs]' on the nodes",
             )
-
-
-def _guarded(name: str, check: Callable[[], str]) -> Check:
-    try:
-        return Check(name, True, check())
-    except (OrchestratorError, OSError) as error:
-        return Check(name, False, str(error))
 
 
 def _optional(check: Check) -> Check:

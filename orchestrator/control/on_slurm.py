@@ -172,13 +172,10 @@ class SlurmCarrier:
         return f"{len(planned)} jobs submitted"
 
 
-def previewed(
+def planned_jobs(
     run: RunFolder, store: Store, cluster: Cluster, plan: Plan
-) -> Iterator[tuple[str, str]]:
-    """Name and script of every job that a submission would hand over.
-
-    Jobs have no ids yet: a dependency names the job that it will be on.
-    """
+) -> tuple[PlannedJob, ...]:
+    """Every job that a submission would hand over now."""
     left = [i for i in _leaders(plan) if not store.has(*plan.group(i.id))]
     around = Surroundings(
         run=run,
@@ -186,9 +183,12 @@ def previewed(
         cluster=cluster,
         submission=Submissions(run.storage).next_number(),
     )
-    for part in jobs_of(around, plan, left):
-        after = [JobRef(backend=NAME, id=f"<{instance}>") for instance in part.after]
-        yield part.name, script(part.job, after)
+    return jobs_of(around, plan, left)
+
+
+def preview(part: PlannedJob) -> str:
+    """The script of a job that has no id yet: a dependency names the stage that it is on."""
+    return script(part.job, [JobRef(backend=NAME, id=f"<{instance}>") for instance in part.after])
 
 
 def close_attempts(run: RunFolder, instance: str, status: JobStatus) -> None:

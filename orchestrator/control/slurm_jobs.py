@@ -112,16 +112,16 @@ def jobs_of(
 def _stage(
     around: Surroundings, plan: Plan, instance: Instance, ids: Collection[str]
 ) -> PlannedJob:
-    shape = _shape(around.cluster, instance.stage)
+    shape = shape_of(around.cluster, instance.stage)
     is_head = not shape.gpus and shape.num_nodes == 1
-    options = _options(around, instance.stage, around.cluster.slurm.head if is_head else None)
+    options = options_of(around, instance.stage, around.cluster.slurm.head if is_head else None)
     walltime_min = options.walltime_min or shape.walltime_min
     words = ("--instance", instance.id, "--walltime-min", str(walltime_min))
     members = plan.group(instance.id)
     needs = {plan.instance(n).leader for member in members for n in member.needs.values()}
     argv = around.module(ALLOCATION, *words, gpus=shape.gpus)
     return PlannedJob(
-        job=_job(around, instance.id, argv, shape, options),
+        job=job_of(around, instance.id, argv, shape, options),
         name=instance.id,
         kind="stage",
         instance=instance.id,
@@ -129,7 +129,8 @@ def _stage(
     )
 
 
-def _shape(cluster: Cluster, stage: str) -> Shape:
+def shape_of(cluster: Cluster, stage: str) -> Shape:
+    """What a stage's own job asks for; a data stage's is its head."""
     resources = cluster.resources_of(stage)
     is_training = stage == "train"
     ranks = resources.local_world_size if is_training else 1
@@ -146,10 +147,10 @@ def _shape(cluster: Cluster, stage: str) -> Shape:
 def _workers(around: Surroundings, instance: Instance) -> Iterator[PlannedJob]:
     """The array of workers, in as many parts as the site's limit makes of it."""
     resources = around.cluster.resources_of(instance.stage)
-    options = _options(around, instance.stage, around.cluster.slurm.workers)
+    options = options_of(around, instance.stage, around.cluster.slurm.workers)
     argv = around.module(WORKER, "--instance", instance.id, gpus=resources.gpus_per_node)
     shape = replace(
-        _shape(around.cluster, instance.stage),
+        shape_of(around.cluster, instance.stage),
         cpus=resources.workers_per_node * resources.cpus_per_worker,
         gpus=resources.gpus_per_node,
     )
@@ -157,7 +158,7 @@ def _workers(around: Surroundings, instance: Instance) -> Iterator[PlannedJob]:
         name = f"{instance.id}-workers" + (f"-{first // around.max_array + 1}" if first else "")
         part = replace(shape, array=min(around.max_array, resources.nodes - first))
         yield PlannedJob(
-            job=_job(around, name, argv, part, options, start="started"),
+            job=job_of(around, name, argv, part, options, start="started"),
             name=name,
             kind="workers",
             instance=instance.id,
@@ -169,9 +170,9 @@ def _sentinel(around: Surroundings, watched: tuple[str, ...]) -> PlannedJob:
     """Runs outside any container: all it needs is the control plane and Slurm's commands."""
     argv = (sys.executable, "-u", "-m", SENTINEL, "--store", around.store_url)
     words = ("--run", around.run.name, "--submission", str(around.submission))
-    options = _options(around, None, around.cluster.slurm.head)
+    options = options_of(around, None, around.cluster.slurm.head)
     options = options.model_copy(update={"cpus": None, "mem_gb": None, "walltime_min": None})
-    job = _job(around, SENTINEL_NAME, (*argv, *words), _SENTINEL_SHAPE, options, start="failed")
+    job = job_of(around, SENTINEL_NAME, (*argv, *words), _SENTINEL_SHAPE, options, start="failed")
     return PlannedJob(
         job=replace(job, launch_words=()),
         name=SENTINEL_NAME,
@@ -181,7 +182,7 @@ def _sentinel(around: Surroundings, watched: tuple[str, ...]) -> PlannedJob:
     )
 
 
-def _job(
+def job_of(
     around: Surroundings,
     name: str,
     argv: tuple[str, ...],
@@ -189,6 +190,7 @@ def _job(
     options: SlurmOptions,
     start: Start = "succeeded",
 ) -> Job:
+    """A job with all that jobs here have in common."""
     return Job(
         name=f"{around.run.name}/{name}",
         argv=argv,
@@ -204,7 +206,7 @@ def _job(
     )
 
 
-def _options(around: Surroundings, stage: str | None, part: SlurmOptions | None) -> SlurmOptions:
+def options_of(around: Surroundings, stage: str | None, part: SlurmOptions | None) -> SlurmOptions:
     """What all jobs get, then jobs of this part of a stage, then the stage; the last word wins."""
     slurm = around.cluster.slurm
     of_stage = next((o for name, o in slurm.stages.items() if name == stage), None)

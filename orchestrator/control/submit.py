@@ -38,7 +38,7 @@ from orchestrator.spec.loader import (
 )
 from orchestrator.spec.recipe import Recipe, Source
 
-_JOB_PACKAGES = (
+JOB_PACKAGES = (
     "torch",
     "torchaudio",
     "transformers",
@@ -255,7 +255,7 @@ def _too_much_for_cpus(recipe: Recipe, where: str) -> Iterator[str]:
 def _missing_packages(cluster: Cluster) -> Iterator[str]:
     if cluster.backend != "local" or cluster.environment.venv:
         return
-    absent = [name for name in _JOB_PACKAGES if importlib.util.find_spec(name) is None]
+    absent = [name for name in JOB_PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         yield f"this Python: {', '.join(absent)} not installed; pip install 'orchestrator[jobs]'"
 

@@ -7,11 +7,13 @@ parameter (arXiv 1910.02054).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.spec.cluster import Prices
 from orchestrator.spec.recipe import Recipe
 
 STATE_BYTES_PER_PARAMETER = 16
@@ -47,6 +49,25 @@ def estimate(recipe: Recipe, corpus_facts: Mapping[str, Any]) -> Estimate:
         audio_hours=hours,
         encode_flop=hours * 3600 * HUBERT_FLOP_PER_AUDIO_S if hours else None,
     )
+
+
+def gpu_hours(flop: float | None, prices: Prices) -> float | None:
+    """Accelerator hours for so much arithmetic; None where nobody says how fast they are."""
+    if flop is None or prices.gpu_tflops is None:
+        return None
+    return flop / (prices.gpu_tflops * 1e12) / 3600
+
+
+def walltimes(hours: float, num_gpus: int, walltime_min: int) -> int:
+    """How many jobs of that walltime follow each other until so many accelerator hours are done."""
+    return max(1, math.ceil(hours / max(num_gpus, 1) / (walltime_min / 60)))
+
+
+def checkpoint_storage(recipe: Recipe, checkpoint_bytes: float) -> float:
+    """Bytes of checkpoints in the store at the end, and of the one that is on its way."""
+    policy = recipe.train.checkpoint
+    kept = recipe.train.steps // policy.keep_every_steps if policy.keep_every_steps else 0
+    return checkpoint_bytes * (policy.keep_last + kept + 1)
 
 
 def parameters_in_name(name: str) -> int | None:

@@ -168,10 +168,14 @@ class Slurm(SlurmOptions):
 
 
 class Prices(Spec):
-    """What things cost, for estimates."""
+    """What things take and cost, for estimates."""
 
     gpu_hour: NonNegativeFloat = 0.0
     """Price of one accelerator for one hour."""
+    gpu_tflops: PositiveFloat | None = None
+    """What one accelerator achieves in training, in TFLOP/s: about 40 % of what its maker says."""
+    encode_speed: PositiveFloat | None = None
+    """Hours of audio that one accelerator turns into units in an hour."""
     currency: str = "USD"
     """Currency of the prices."""
 

@@ -822,6 +822,16 @@ CLUSTERS = (
         says=("c.yaml: resources.tokenize: min_workers (9) must not be above max_workers (2)",),
     ),
     Broken(
+        id="Ray Train on Slurm",
+        cluster=added("launcher: ray_train\n", CLUSTER.replace("backend: local", "backend: slurm")),
+        says=("c.yaml: launcher: ray_train is not for Slurm; leave it out, or say submitit",),
+    ),
+    Broken(
+        id="a line break in an option",
+        cluster=added('slurm: {account: "a\\n#SBATCH --wrap=x"}', CLUSTER),
+        says=("c.yaml: slurm.account: must be one line, without control characters",),
+    ),
+    Broken(
         id="unknown launcher",
         cluster=added("launcher: mpirun", CLUSTER),
         says=("c.yaml: launcher: must be 'ray_train' or 'submitit', not 'mpirun'",),

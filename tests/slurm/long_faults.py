@@ -1,0 +1,101 @@
+"""More of what a cluster does to jobs, for `make drill`: each takes minutes.
+
+Not collected by `make test`; run by its path: ``pytest tests/slurm/long_faults.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.rig import RESOURCES, SlurmSmoke, wait_for
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_a_warning_to_one_node_alone_is_heard_by_all(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
+    """Submitit's handler would do nothing on any node but the first, and nothing on SIGTERM."""
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    (node,) = {row.nodes for row in slurm.queue() if row.id == smoke.job(name, "train")}
+    agents = [p for p in slurm.job_processes() if "jobs.lm.node_agent" in p.cmdline()]
+    assert len(agents) == 1, node
+    agents[0].terminate()
+    wait_for(lambda: smoke.causes(name, "train") != ["(open)"], "the end of the attempt")
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["preempted", ""]
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_a_rank_that_dies_is_replaced_within_the_allocation(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    beats = smoke.attempts(name, "train")[0].storage
+    rank = beats.read_json("beats/rank-00003.json")["process"]["pid"]
+    victim = next(p for p in slurm.job_processes() if p.pid == rank)
+    victim.kill()
+    job = smoke.job(name, "train")
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["worker_lost", ""]
+    first, second = smoke.attempts(name, "train")
+    blamed = [e for e in first.events() if e["kind"] == "rank_failed"]
+    assert [(e["rank"], e["code"]) for e in blamed] == [(3, -9)]
+    assert first.end["node"] == blamed[0]["node"]
+    assert first.started["life"] == second.started["life"] == f"{job}-0"
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_a_node_that_is_set_down(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    slurm.set_node(smoke.attempts(name, "train")[0].started["node"], "down")
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    lives = [a.started["life"] for a in smoke.attempts(name, "train")]
+    assert lives == [f"{smoke.job(name, 'train')}-{n}" for n in range(2)]
+    assert smoke.causes(name, "train") in (["node_lost", ""], ["preempted", ""])
+
+
+def test_the_walltime_ends_twice_in_a_row(
+    slurm: SlurmCluster, smoke: SlurmSmoke, material: Path
+) -> None:
+    """A job of one minute, warned half a minute before: submitit would call any signal its end."""
+    smoke.change(resources={"train": {**RESOURCES["train"], "walltime_min": 1}})
+    name = smoke.submit(**{"train.steps": "2500"})
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    causes = smoke.causes(name, "train")
+    assert causes.count("walltime") >= 2
+    assert set(causes[:-1]) == {"walltime"}
+    whole = SlurmSmoke.on(slurm, smoke.folder.parent / "whole", material)
+    whole.take_artifacts(smoke, "train", "evaluate")
+    again = whole.submit(**{"train.steps": "2500"})
+    assert whole.await_end(again) == "succeeded", whole.jobs_output(again)
+    assert whole.causes(again, "train") == [""]
+    assert whole.fingerprint() == smoke.fingerprint()
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_a_training_node_loses_its_power(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    job = smoke.job(name, "train")
+    nodes = {row.nodes for row in slurm.queue() if row.id == job}
+    slurm.kill_node(smoke.attempts(name, "train")[0].started["node"])
+    wait_for(lambda: len(smoke.attempts(name, "train")) > 1, f"a life on others than {nodes}")
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["node_lost", ""]
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_the_head_of_the_elastic_cluster_is_lost(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    smoke.forget_artifacts("tokenize", "pack")
+    name = smoke.submit()
+    (attempt,) = wait_for(lambda: smoke.attempts(name, "tokenize"), "the head")
+    slurm.kill_node(attempt.started["node"])
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "tokenize")[-1] == ""
+    assert len({a.started["node"] for a in smoke.attempts(name, "tokenize")}) == 2

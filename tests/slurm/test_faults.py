@@ -1,0 +1,99 @@
+"""What a cluster does to jobs: each time the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.rig import SlurmSmoke, saved_step, wait_for
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_a_preempted_training_saves_and_goes_on(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    slurm.occupy(*slurm.nodes, seconds=3)
+    wait_for(lambda: smoke.causes(name, "train") != ["(open)"], "the end of the attempt")
+    lost_at = smoke.attempts(name, "train")[0].storage.read_json("live.json")["step"]
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["preempted", ""]
+    first, second = smoke.attempts(name, "train")
+    assert saved_step(second) == lost_at, "nothing was done twice: it was saved when it was warned"
+    assert first.storage.read_bytes("rank-00000.log")
+    assert smoke.status(name)["goodput"]["restart_s"] > 0
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_where_preemption_cancels_the_sentinel_resumes(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
+    smoke.change(slurm={"partition": "cancel", "requeue": False, "head": {"partition": "high"}})
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    first = smoke.job(name, "train")
+    slurm.occupy(*slurm.nodes, seconds=3)
+    wait_for(lambda: smoke.job(name, "train") != first, "another job")
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["preempted", ""]
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_scancel_is_somebodys_will_until_resume(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    slurm.run("scancel", smoke.job(name, "train"))
+    assert smoke.await_end(name) == "cancelled"
+    output = wait_for(
+        lambda: text if "not resumed" in (text := smoke.jobs_output(name)) else "",
+        "the sentinel's word",
+    )
+    assert "was cancelled with scancel" in output
+    smoke.orchestrator("resume", name)
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_cancel_saves_first_and_resume_goes_on(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    smoke.orchestrator("cancel", name)
+    assert smoke.status(name)["state"] == "cancelled"
+    (first,) = smoke.attempts(name, "train")
+    stopped_at = first.storage.read_json("live.json")["step"]
+    smoke.orchestrator("resume", name)
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["cancelled", ""]
+    assert saved_step(smoke.attempts(name, "train")[1]) == stopped_at
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_edits_after_submit_change_nothing_and_daemons_may_restart(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    slurm.stop_books()
+    slurm.stop_controller()
+    slurm.start_controller()
+    assert smoke.status(name)["state"] == "running"
+    ranks = [p for p in slurm.job_processes() if "jobs.lm.slurm_ranks" in p.cmdline()]
+    code = str(smoke.run(name).storage.local_root / "code")
+    assert {p.environ()["PYTHONPATH"] for p in ranks} == {code}
+    slurm.start_books()
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_a_preempted_worker_costs_nothing_but_time(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    smoke.forget_artifacts("tokenize", "pack")
+    name = smoke.submit()
+    workers = smoke.job(name, "tokenize", "workers")
+    wait_for(lambda: smoke.attempts(name, "tokenize"), "the driver")
+    elsewhere = wait_for(
+        lambda: [r.nodes for r in slurm.queue() if r.id.startswith(workers) and r.nodes],
+        "a worker",
+    )[0]
+    slurm.occupy(elsewhere, seconds=3)
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "tokenize") == [""]
+    assert any("put back into the queue" in line for line in smoke.jobs_output(name).splitlines())

@@ -1,0 +1,182 @@
+"""What is made of Slurm's answers: real processes that print what a real Slurm printed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.backends.slurm import STATES, SlurmBackend
+from orchestrator.errors import BackendError, RequestError
+
+AT = 1_700_000_000.0
+
+
+class Answers:
+    """A folder of scheduler commands on PATH that say what a test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def say(self, command: str, text: str, code: int = 0) -> None:
+        answer = self.folder / f"{command}.txt"
+        answer.write_text(text)
+        stream = ">&2" if code else ""
+        script = self.folder / command
+        log = self.folder / "asked"
+        script.write_text(
+            f'#!/bin/sh\necho "{command} $*" >> {log}\ncat {answer} {stream}\nexit {code}\n'
+        )
+        script.chmod(0o755)
+
+    @property
+    def asked(self) -> list[str]:
+        log = self.folder / "asked"
+        return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture
+def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return Answers(folder)
+
+
+def ask(job_id: str = "7") -> JobStatus:
+    ref = JobRef(backend="slurm", id=job_id, submitted_at=AT)
+    return SlurmBackend().poll([ref])[ref]
+
+
+def test_an_end_in_the_books_is_an_end(answers: Answers) -> None:
+    answers.say("sacct", "7|COMPLETED|0:0|node[1-2]\n")
+    assert ask() == JobStatus(
+        state=JobState.SUCCEEDED, exit_code=0, node="node[1-2]", detail="COMPLETED"
+    )
+    assert len(answers.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "state", "code", "cause"),
+    [
+        ("FAILED|2:0", JobState.FAILED, 2, ""),
+        ("FAILED|0:9", JobState.FAILED, -9, ""),
+        ("TIMEOUT|0:0", JobState.FAILED, 0, "walltime"),
+        ("OUT_OF_MEMORY|0:125", JobState.FAILED, -125, "host_oom"),
+        ("CANCELLED by 1000|0:15", JobState.CANCELLED, -15, "cancelled"),
+    ],
+)
+def test_how_jobs_end(answers: Answers, row: str, state: JobState, code: int, cause: str) -> None:
+    answers.say("sacct", f"7|{row}|node1\n")
+    status = ask()
+    assert (status.state, status.exit_code, status.cause) == (state, code, cause)
+
+
+@pytest.mark.parametrize("word", ["PREEMPTED", "NODE_FAIL", "REQUEUED", "BOOT_FAIL"])
+def test_the_end_of_one_life_is_not_the_jobs(answers: Answers, word: str) -> None:
+    answers.say("sacct", f"7|{word}|0:0|node1\n")
+    answers.say("squeue", "7|PENDING||BeginTime|x\n")
+    assert ask() == JobStatus(state=JobState.QUEUED, detail="PENDING (BeginTime)")
+
+
+@pytest.mark.parametrize(
+    ("word", "state", "cause"),
+    [
+        ("PREEMPTED", JobState.PREEMPTED, "preempted"),
+        ("NODE_FAIL", JobState.FAILED, "node_lost"),
+    ],
+)
+def test_it_is_where_the_queue_knows_it_no_more(
+    answers: Answers, word: str, state: JobState, cause: str
+) -> None:
+    answers.say("sacct", f"7|{word}|0:0|node1\n")
+    answers.say("squeue", "8|RUNNING|node1|None|x\n")
+    assert (ask().state, ask().cause) == (state, cause)
+
+
+def test_books_that_lag_are_no_truth(answers: Answers) -> None:
+    answers.say("sacct", "7|RUNNING|0:0|node1\n")
+    answers.say("squeue", "")
+    assert ask().state is JobState.UNKNOWN
+
+
+def test_a_job_that_nobody_knows_is_not_finished(answers: Answers) -> None:
+    answers.say("sacct", "")
+    answers.say("squeue", "")
+    assert ask() == JobStatus(state=JobState.UNKNOWN)
+
+
+def test_without_books_the_queue_is_asked_for_ended_jobs_too(answers: Answers) -> None:
+    answers.say("sacct", "Slurm accounting storage is disabled\n", code=1)
+    answers.say("squeue", "7|FAILED|node1|NonZeroExitCode|x\n")
+    assert ask().state is JobState.FAILED
+    assert "--states=all" in answers.asked[-1]
+
+
+def test_the_books_are_asked_from_before_the_submission_on(answers: Answers) -> None:
+    """By itself sacct looks no further back than midnight, and ids are used again."""
+    answers.say("sacct", "7|COMPLETED|0:0|node1\n")
+    ask()
+    (asked,) = answers.asked
+    assert "--starttime=2023-11-1" in asked
+
+
+@pytest.mark.parametrize(
+    ("rows", "state", "detail"),
+    [
+        (
+            ["RUNNING", "PENDING", "COMPLETED"],
+            JobState.RUNNING,
+            "1 completed, 1 pending, 1 running",
+        ),
+        (["COMPLETED", "COMPLETED"], JobState.SUCCEEDED, "2 completed"),
+        (["COMPLETED", "FAILED"], JobState.FAILED, "1 completed, 1 failed"),
+    ],
+)
+def test_an_array_is_one_job(
+    answers: Answers, rows: list[str], state: JobState, detail: str
+) -> None:
+    lines = [f"7_{n}|{word}|0:0|node{n}" for n, word in enumerate(rows)]
+    answers.say("sacct", "\n".join([*lines, ""]))
+    answers.say("squeue", "".join(f"7|{w}|node1|None|x\n" for w in rows if w != "COMPLETED"))
+    status = ask()
+    assert status.state is state
+    if state is not JobState.RUNNING:
+        assert status.detail == detail
+
+
+def test_a_scheduler_out_of_reach_is_said_so(answers: Answers) -> None:
+    answers.say("sacct", "sacct: error: Connection refused\n", code=1)
+    answers.say("squeue", "squeue: error: Unable to contact slurm controller\n", code=1)
+    with pytest.raises(BackendError, match="slurm: squeue: Unable to contact slurm controller"):
+        ask()
+
+
+def test_every_word_of_slurms_has_a_meaning() -> None:
+    assert set(STATES.values()) == set(JobState) - {JobState.UNKNOWN}
+
+
+def job(tmp_path: Path) -> Job:
+    return Job(name="run/corpus", argv=("true",), log=tmp_path / "jobs" / "log", tag="orc 1 corpus")
+
+
+def test_what_slurm_refuses_is_a_wrong_request(answers: Answers, tmp_path: Path) -> None:
+    answers.say("sbatch", "sbatch: error: Invalid account specified\n", code=1)
+    answers.say("squeue", "")
+    with pytest.raises(RequestError, match="run/corpus: slurm: sbatch: Invalid account specified"):
+        SlurmBackend().submit(job(tmp_path))
+
+
+def test_what_was_accepted_is_found_by_its_tag(answers: Answers, tmp_path: Path) -> None:
+    answers.say("sbatch", "sbatch: error: Socket timed out on send/recv operation\n", code=1)
+    answers.say("squeue", "41|PENDING||None|orc 1 encoder\n42|PENDING||None|orc 1 corpus\n")
+    assert SlurmBackend().submit(job(tmp_path)).id == "42"
+
+
+def test_what_was_not_accepted_may_be_submitted_again(answers: Answers, tmp_path: Path) -> None:
+    answers.say("sbatch", "sbatch: error: Unable to contact slurm controller\n", code=1)
+    with pytest.raises(BackendError, match="submit again"):
+        SlurmBackend().submit(job(tmp_path))
+    assert [asked.split()[0] for asked in answers.asked] == ["sbatch"]
