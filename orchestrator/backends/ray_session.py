@@ -28,6 +28,11 @@ LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 90.0
 OBJECT_STORE_BYTES = 512 * 1024**2
 """Of each node: what passes through it is shards of units and sums, never audio."""
+_COMMON_ENV = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 _TEMPORARY = Path("/tmp")
 """A short path is needed, and TMPDIR may be long."""
 
@@ -55,8 +60,12 @@ class RaySession:
         self._code_env = code_env
         self._address = address
         self.invitation = Invitation(address=f"{address}:{self._port}", token=secrets.token_hex(32))
+        token = self._folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(self.invitation.token)
         self.env = {
-            **_token_env(self._folder, self.invitation),
+            **_COMMON_ENV,
+            "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": self.invitation.address,
         }
         self._process = self._start(num_cpus)
@@ -105,13 +114,12 @@ class RayNode:
         log: Path,
         code_env: Mapping[str, str],
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="orc-node-", dir=_TEMPORARY))
         words = [
             *("--address", invitation.address, "--node-ip-address", address),
             *("--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)),
         ]
-        env = _token_env(self._folder, invitation)
-        self._process = _ray_start(words, log, {**code_env, **env})
+        token = {"RAY_AUTH_TOKEN": invitation.token}  # no file: a node may end without a goodbye
+        self._process = _ray_start(words, log, {**_COMMON_ENV, **code_env, **token})
 
     def is_alive(self) -> bool:
         """Whether the node is part of the session, or on its way to it."""
@@ -120,7 +128,6 @@ class RayNode:
     def stop(self) -> None:
         """Leave the session."""
         _end(self._process)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _ray_start(words: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -141,18 +148,6 @@ def _ray_start(words: Sequence[str], log: Path, env: Mapping[str, str]) -> subpr
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-
-
-def _token_env(folder: Path, invitation: Invitation) -> dict[str, str]:
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(invitation.token)
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

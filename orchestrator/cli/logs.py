@@ -12,6 +12,7 @@ from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.control.carrier import observe
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
+from orchestrator.ledger.submission import Submissions
 
 FOLLOW_EVERY_S = 0.5
 _ERROR = re.compile(r"^(error:|Traceback|.*\b(Error|Exception)\b.*:)")
@@ -78,6 +79,22 @@ def _logs(folder: RunFolder, options: argparse.Namespace) -> Iterator[tuple[str,
                 f"{attempt.storage.url}/{name}",
                 attempt.storage.read_bytes(name).decode(errors="replace"),
             )
+    if options.rank is None:
+        yield from _outputs(folder, options)
+
+
+def _outputs(folder: RunFolder, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """What a scheduler's jobs have said that have not come to an attempt."""
+    for submission in Submissions(folder.storage).all()[-1:]:
+        for job in submission.jobs:
+            stage = job.instance.split("-")[0]
+            chosen = job.kind == "stage" and options.stage in (None, stage, job.instance)
+            if not chosen or folder.attempts(job.instance):
+                continue
+            place = folder.storage.at(Submissions.folder(submission.number), job.name)
+            for name in place.children():
+                if name.endswith(".out"):
+                    yield f"{place.url}/{name}", place.read_bytes(name).decode(errors="replace")
 
 
 def _attempts(folder: RunFolder, options: argparse.Namespace) -> Iterator[AttemptFolder]:

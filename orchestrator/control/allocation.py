@@ -41,6 +41,7 @@ from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.stages import BY_NAME
 
 AGENT_MODULE = "jobs.lm.node_agent"
+_TICK_S = 1.0
 _WALLTIME_SLACK_S = 90.0
 """How much before its time Slurm may give the warning that the walltime ends."""
 _KILLED_WITHIN_S = 300.0
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if allocation.node_index > 0:
         _become_agent(allocation)
     say(f"{options.instance}: start {allocation.life} on {allocation.node}")
-    _close_earlier(run, options.instance, allocation)
+    _close_earlier(run, store, options.instance, allocation)
     if _is_cancelled(run, options.instance):
         say("cancelled while it waited")
         return 1
@@ -84,6 +85,7 @@ def _supervise(
         about={"job": allocation.job_id, "life": allocation.life, "node": allocation.node},
         start_ray=(lambda: _start_head(run, instance.id, allocation)) if is_elastic else None,
         beat=lambda: _obey_drill(run, instance.id),
+        tick_s=_TICK_S,
     )
     warned_at = time.monotonic() + 60 * options.walltime_min - cluster.retry.notice_s
 
@@ -119,7 +121,7 @@ def _become_agent(allocation: Allocation) -> None:
     os.execv(sys.executable, (sys.executable, *words))
 
 
-def _close_earlier(run: RunFolder, instance: str, allocation: Allocation) -> None:
+def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allocation) -> None:
     """Say how attempts of earlier starts ended, where they could not say so themselves."""
     if all(a.end for a in run.attempts(instance)):
         return
@@ -131,7 +133,7 @@ def _close_earlier(run: RunFolder, instance: str, allocation: Allocation) -> Non
         detail=last.word if last else "",
         cause=last.cause if last else "node_lost",
     )
-    close_attempts(run, instance, status)
+    close_attempts(run, store, instance, status)
 
 
 def _past(run: RunFolder, instance: str) -> list[tuple[str, float, str]]:
@@ -139,7 +141,8 @@ def _past(run: RunFolder, instance: str) -> list[tuple[str, float, str]]:
     since = Submissions(run.storage).users_last()
     attempts = [a for a in run.attempts(instance) if a.started["started_at"] >= since]
     ends = [end for a in attempts if (end := a.end)]
-    return [(e["cause"], e.get("progress", 0.0), e.get("node", "")) for e in ends if e["cause"]]
+    counted = [end for end in ends if end["cause"] and end["action"] != "wait"]
+    return [(end["cause"], end.get("progress", 0.0), end.get("node", "")) for end in counted]
 
 
 def _start_head(run: RunFolder, instance: str, allocation: Allocation) -> RaySession:

@@ -14,7 +14,7 @@ from orchestrator.backends.base import JobRef, JobState, JobStatus
 from orchestrator.backends.slurm import NAME, SlurmBackend, script
 from orchestrator.control.carrier import Observed
 from orchestrator.control.slurm_jobs import PlannedJob, Surroundings, jobs_of
-from orchestrator.errors import BackendError, LeaseHeldError, RunFailedError
+from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
@@ -45,12 +45,11 @@ class SlurmCarrier:
             left = [i for i in _leaders(plan) if not store.has(*plan.group(i.id))]
             if not left:
                 return "everything is done"
-            live = self._live(run)
-            kept = _kept(plan, left, live)
+            kept = _kept(plan, left, self._live(run, store))
             missing = [i for i in left if i.id not in kept]
             if not missing:
                 return "already running"
-            self._clear(run, [job for i in missing for job in live.get(i.id, ())])
+            self._clear(run, missing)
             return self._submit(run, store, missing, kept, by)
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
@@ -67,14 +66,30 @@ class SlurmCarrier:
     def cancel(self, run: RunFolder, stage: str | None) -> None:
         """Let running attempts save and end; take the rest out of the queue at once."""
         run.request_cancel(stage)
-        chosen = {i.leader for i in run.plan().chosen(stage)}
-        refs = [
-            _ref(job)
-            for (_, instance), jobs in Submissions(run.storage).newest_jobs().items()
-            for job in jobs
-            if stage is None or instance in chosen
-        ]
-        self._backend.cancel(self._in_state(refs, JobState.QUEUED))
+        chosen = {i.leader for i in run.plan().chosen(stage)} | ({""} if stage is None else set())
+        jobs = {
+            (kind, instance): [_ref(job) for job in group]
+            for (kind, instance), group in Submissions(run.storage).newest_jobs().items()
+            if instance in chosen
+        }
+        refs = [ref for group in jobs.values() for ref in group]
+        states = {ref: status.state for ref, status in self._backend.poll(refs).items()}
+        running = {
+            i for (kind, i), group in jobs.items() if kind == "stage" and _any_runs(group, states)
+        }
+        # What runs may save; a worker ends with its head, and at once where that does not run.
+        self._backend.cancel(
+            [
+                ref
+                for (_, instance), group in jobs.items()
+                for ref in group
+                if states[ref] is JobState.QUEUED
+                or (states[ref] is JobState.RUNNING and instance not in running)
+            ]
+        )
+        self._await_end(run, refs)
+
+    def _await_end(self, run: RunFolder, refs: Sequence[JobRef]) -> None:
         deadline = time.monotonic() + run.cluster().retry.notice_s + CANCEL_SLACK_S
         while running := self._in_state(refs, JobState.RUNNING):
             if time.monotonic() > deadline:
@@ -106,26 +121,25 @@ class SlurmCarrier:
     def _in_state(self, refs: Sequence[JobRef], state: JobState) -> list[JobRef]:
         return [ref for ref, status in self._backend.poll(refs).items() if status.state is state]
 
-    def _live(self, run: RunFolder) -> dict[str, tuple[SubmittedJob, ...]]:
-        """The jobs of each stage instance whose own job is queued or running.
+    def _live(self, run: RunFolder, store: Store) -> dict[str, SubmittedJob]:
+        """The job of each stage instance whose job is queued or running.
 
         Jobs that were accepted when whoever submitted them died are found by their tags. Attempts
-        whose job has ended are closed.
+        whose job has ended are closed. Raises BackendError.
         """
         submissions = Submissions(run.storage)
         if not submissions.all():
             return {}
         self._adopt(run)
-        jobs = submissions.newest_jobs()
         observed = self.observe([run])[run.name]
         if observed.problem:
             raise BackendError(observed.problem)
         for instance, status in observed.jobs.items():
             if status.state.is_final:
-                close_attempts(run, instance, status)
+                close_attempts(run, store, instance, status)
         return {
-            instance: (*group, *jobs.get(("workers", instance), ()))
-            for (kind, instance), group in jobs.items()
+            instance: group[0]
+            for (kind, instance), group in submissions.newest_jobs().items()
             if kind == "stage" and observed.expects(instance)
         }
 
@@ -139,21 +153,31 @@ class SlurmCarrier:
         for tag, job_id in self._backend.find(planned).items():
             _record(run, newest.number, planned[tag], job_id, newest.at)
 
-    def _clear(self, run: RunFolder, stale: Sequence[SubmittedJob]) -> None:
-        """Cancel jobs that wait for what will never come, and the sentinel that watches them.
+    def _clear(self, run: RunFolder, missing: Sequence[Instance]) -> None:
+        """Cancel what is left of these instances' jobs, and the sentinel that watches them.
 
         A sentinel that runs is the one that asks for this.
         """
-        sentinels = Submissions(run.storage).newest_jobs().get(("sentinel", ""), ())
-        waiting = self._in_state([_ref(job) for job in (*stale, *sentinels)], JobState.QUEUED)
-        self._backend.cancel(waiting)
+        ids = {i.id for i in missing}
+        groups = Submissions(run.storage).newest_jobs().items()
+        left = [_ref(job) for (_, i), group in groups for job in group if i in ids]
+        sentinels = refs_of(run, "sentinel", "")
+        answers = self._backend.poll([*left, *sentinels])
+        self._backend.cancel(
+            [
+                ref
+                for ref, status in answers.items()
+                if status.state is JobState.QUEUED
+                or (status.state is JobState.RUNNING and ref not in sentinels)
+            ]
+        )
 
     def _submit(
         self,
         run: RunFolder,
         store: Store,
         missing: Sequence[Instance],
-        kept: Mapping[str, Sequence[SubmittedJob]],
+        kept: Mapping[str, SubmittedJob],
         by: Submitter,
     ) -> str:
         submissions, cluster = Submissions(run.storage), run.cluster()
@@ -161,10 +185,16 @@ class SlurmCarrier:
         around = _surroundings(run, store.storage.url, number)
         if any(cluster.resources_of(i.stage).nodes > USUAL_MAX_ARRAY for i in missing):
             around = replace(around, max_array=self._backend.limits().max_array)
-        refs = {instance: _ref(jobs[0]) for instance, jobs in kept.items()}
+        refs = {instance: _ref(job) for instance, job in kept.items()}
         planned = jobs_of(around, run.plan(), missing, kept)
+        submitted: list[JobRef] = []
         for part in planned:
-            ref = self._backend.submit(part.job, [refs[i] for i in part.after])
+            try:
+                ref = self._backend.submit(part.job, [refs[i] for i in part.after])
+            except RequestError:  # what comes before it would wait or work for nothing
+                self._backend.cancel(submitted)
+                raise
+            submitted.append(ref)
             _record(run, number, part, ref.id, ref.submitted_at)
             if part.kind == "stage":
                 refs[part.instance] = ref
@@ -191,7 +221,7 @@ def preview(part: PlannedJob) -> str:
     return script(part.job, [JobRef(backend=NAME, id=f"<{instance}>") for instance in part.after])
 
 
-def close_attempts(run: RunFolder, instance: str, status: JobStatus) -> None:
+def close_attempts(run: RunFolder, store: Store, instance: str, status: JobStatus) -> None:
     """Say how attempts ended whose job was ended before they could."""
     for attempt in run.attempts(instance):
         if attempt.end is None:
@@ -204,6 +234,7 @@ def close_attempts(run: RunFolder, instance: str, status: JobStatus) -> None:
                 reason=f"the scheduler says: {status.detail or 'nothing'}",
                 exit_code=status.exit_code,
                 node=status.node,
+                progress=store.progress(*run.plan().group(instance)),
             )
 
 
@@ -224,16 +255,20 @@ def _leaders(plan: Plan) -> list[Instance]:
 
 
 def _kept(
-    plan: Plan, left: Sequence[Instance], live: Mapping[str, tuple[SubmittedJob, ...]]
-) -> dict[str, tuple[SubmittedJob, ...]]:
+    plan: Plan, left: Sequence[Instance], live: Mapping[str, SubmittedJob]
+) -> dict[str, SubmittedJob]:
     """Live jobs that may go on: all they wait for is done, or has a job that may go on."""
     ids = {i.id for i in left}
-    kept: dict[str, tuple[SubmittedJob, ...]] = {}
+    kept: dict[str, SubmittedJob] = {}
     for instance in left:  # in the order of the data's path
         needs = {plan.instance(n).leader for m in plan.group(instance.id) for n in m.needs.values()}
         if instance.id in live and all(n in kept for n in needs & ids):
             kept[instance.id] = live[instance.id]
     return kept
+
+
+def _any_runs(refs: Sequence[JobRef], states: Mapping[JobRef, JobState]) -> bool:
+    return any(states[ref] is JobState.RUNNING for ref in refs)
 
 
 def _surroundings(run: RunFolder, store_url: str, number: int) -> Surroundings:

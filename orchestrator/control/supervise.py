@@ -278,8 +278,7 @@ class Supervisor:
         )
 
     def _progress(self, work: Work) -> float:
-        found = self._store.find({m.id: f"{m.stage}/{m.key}" for m in work.members})
-        return float(sum(f.shards_done + f.step for f in found.values()))
+        return self._store.progress(*work.members)
 
     def _log_tail(self, work: Work) -> str:
         assert work.attempt is not None  # only asked about attempts that ended

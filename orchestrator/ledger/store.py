@@ -42,6 +42,11 @@ class Store:
         """Whether the artifacts of all these stage instances are complete."""
         return all(self.artifact(i.stage, i.key).is_complete() for i in instances)
 
+    def progress(self, *instances: Instance) -> float:
+        """Work done for some instances so far: shards and steps in the store. It only grows."""
+        found = self.find({i.id: f"{i.stage}/{i.key}" for i in instances})
+        return float(sum(f.shards_done + f.step for f in found.values()))
+
     def inputs_of(self, stage: str) -> tuple[dict[str, Any], ...]:
         """What the key of every artifact of a stage was made of."""
         folders = self.storage.at("artifacts", stage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,39 +9,9 @@ import pytest
 from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
 from orchestrator.backends.slurm import STATES, SlurmBackend
 from orchestrator.errors import BackendError, RequestError
+from tests.unit.orchestrator.scheduler import Answers
 
 AT = 1_700_000_000.0
-
-
-class Answers:
-    """A folder of scheduler commands on PATH that say what a test wants."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def say(self, command: str, text: str, code: int = 0) -> None:
-        answer = self.folder / f"{command}.txt"
-        answer.write_text(text)
-        stream = ">&2" if code else ""
-        script = self.folder / command
-        log = self.folder / "asked"
-        script.write_text(
-            f'#!/bin/sh\necho "{command} $*" >> {log}\ncat {answer} {stream}\nexit {code}\n'
-        )
-        script.chmod(0o755)
-
-    @property
-    def asked(self) -> list[str]:
-        log = self.folder / "asked"
-        return log.read_text().splitlines() if log.exists() else []
-
-
-@pytest.fixture
-def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return Answers(folder)
 
 
 def ask(job_id: str = "7") -> JobStatus:

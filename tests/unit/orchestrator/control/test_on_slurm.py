@@ -1,0 +1,221 @@
+"""Who carries a run on Slurm: what is submitted, kept and cleared, and what is known without it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends.base import JobState
+from orchestrator.control.carrier import Observed
+from orchestrator.control.on_slurm import SlurmCarrier, failing_nodes
+from orchestrator.control.sentinel import objection
+from orchestrator.control.status import run_status
+from orchestrator.errors import BackendError, RequestError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.submission import Submissions
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+from tests.unit.orchestrator.scheduler import Answers
+
+STAGES = ("corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate")
+NUM_JOBS = len(STAGES) + 2 + 1
+"""Workers of codebook and tokenize, and the sentinel."""
+COUNTING = """#!/bin/sh
+echo "sbatch $*" >> {folder}/asked
+echo "Submitted batch job $(grep -c ^sbatch {folder}/asked)"
+"""
+
+
+class Scene:
+    """A run on a Slurm that says what a test wants, and accepts everything."""
+
+    def __init__(self, tmp_path: Path, answers: Answers) -> None:
+        self.answers, self.store = answers, Store.open(str(tmp_path / "store"))
+        where = cluster(self.store.storage.url, backend="slurm", slurm={"max_resumes": 2})
+        self.run = RunFolder(self.store.run_storage("small"))
+        self.run.create(plan_of(recipe()), recipe(), where, {}, {})
+        sbatch = answers.folder / "sbatch"
+        sbatch.write_text(COUNTING.format(folder=answers.folder))
+        sbatch.chmod(0o755)
+        self.books(), self.queue(), answers.say("scancel", "")
+        self.carrier = SlurmCarrier()
+
+    def id(self, stage: str) -> str:
+        return next(i.id for i in self.run.plan().instances if i.stage == stage)
+
+    def publish(self, *stages: str) -> None:
+        for stage in stages:
+            i = self.run.plan().instance(self.id(stage))
+            facts = {"num_shards": 4}
+            self.store.artifact(i.stage, i.key).publish(inputs=i.inputs, facts=facts, producer={})
+
+    def job(self, stage: str) -> str:
+        return Submissions(self.run.storage).newest_jobs()["stage", self.id(stage)][0].id
+
+    def books(self, **words: str) -> None:
+        """What sacct says of the stages' jobs, and nothing of others."""
+        rows = [f"{self.job(stage)}|{word}|1:0|node1" for stage, word in words.items()]
+        self.answers.say("sacct", "\n".join([*rows, ""]))
+
+    def queue(self, **words: str) -> None:
+        rows = [f"{self.job(stage)}|{word}|node1|None|x" for stage, word in words.items()]
+        self.answers.say("squeue", "\n".join([*rows, ""]))
+
+    def asked(self, command: str) -> list[str]:
+        return [line for line in self.answers.asked if line.startswith(command)]
+
+
+@pytest.fixture
+def scene(tmp_path: Path, answers: Answers) -> Scene:
+    return Scene(tmp_path, answers)
+
+
+def test_everything_is_submitted_once(scene: Scene) -> None:
+    assert scene.carrier.ensure(scene.run, scene.store) == f"{NUM_JOBS} jobs submitted"
+    assert scene.carrier.ensure(scene.run, scene.store) == "already running"
+    assert len(scene.asked("sbatch")) == NUM_JOBS
+
+
+def test_only_what_is_missing_is_submitted(scene: Scene) -> None:
+    scene.publish(*STAGES[:5])
+    assert scene.carrier.ensure(scene.run, scene.store) == "3 jobs submitted"
+    scene.publish(*STAGES)
+    assert scene.carrier.ensure(scene.run, scene.store) == "everything is done"
+
+
+def test_after_a_failure_what_waited_for_it_is_submitted_anew(scene: Scene) -> None:
+    scene.carrier.ensure(scene.run, scene.store)
+    scene.publish(*STAGES[:4])
+    pack, train = scene.job("pack"), scene.job("train")
+    scene.run.begin_attempt(scene.id("pack"))
+    scene.books(pack="TIMEOUT", train="PENDING", evaluate="PENDING")
+    scene.queue(train="PENDING", evaluate="PENDING")
+    assert scene.carrier.ensure(scene.run, scene.store) == "4 jobs submitted"
+    (cancelled,) = scene.asked("scancel")
+    assert train in cancelled.split()
+    assert pack not in cancelled.split()
+    (attempt,) = scene.run.attempts(scene.id("pack"))
+    assert (attempt.end["cause"], attempt.end["state"]) == ("walltime", "failed")
+
+
+def test_jobs_that_go_on_are_kept(scene: Scene) -> None:
+    scene.carrier.ensure(scene.run, scene.store)
+    scene.publish(*STAGES[:5])
+    train = scene.job("train")
+    scene.books(train="RUNNING", evaluate="CANCELLED")
+    scene.queue(train="RUNNING")
+    assert scene.carrier.ensure(scene.run, scene.store) == "2 jobs submitted"
+    assert scene.job("train") == train
+    script = next(scene.run.storage.local_root.glob("submissions/0002/evaluate*/script.sh"))
+    assert f"--dependency=afterok:{train}" in script.read_text()
+
+
+def test_a_submission_that_died_is_adopted(scene: Scene) -> None:
+    scene.carrier.ensure(scene.run, scene.store)
+    folder = scene.run.storage.local_root / "submissions" / "0001"
+    (folder / "whole.json").unlink()
+    (folder / scene.id("train") / "job.json").unlink()
+    tag = f"small 1 {scene.id('train')}"
+    script = (folder / scene.id("train") / "script.sh").read_text()
+    comment = next(line for line in script.splitlines() if tag in line).split("'")[1]
+    scene.answers.say("squeue", f"77|PENDING||Dependency|{comment}\n")
+    scene.carrier.ensure(scene.run, scene.store)
+    assert "77" in [job.id for job in Submissions(scene.run.storage).all()[0].jobs]
+
+
+def test_a_request_that_is_refused_half_way_leaves_nothing(scene: Scene) -> None:
+    sbatch = scene.answers.folder / "sbatch"
+    refusing = COUNTING + "case $1 in *pack*) echo 'sbatch: error: no' >&2; exit 1;; esac\n"
+    lines = refusing.format(folder=scene.answers.folder).splitlines()
+    sbatch.write_text("\n".join([lines[0], lines[3], *lines[1:3], ""]))
+    with pytest.raises(RequestError, match=r"small/pack.*no"):
+        scene.carrier.ensure(scene.run, scene.store)
+    (cancelled,) = scene.asked("scancel")
+    assert len(cancelled.split()) == 1 + 6
+
+
+def test_a_job_nobody_knows_keeps_its_state_until_that_lasts_too_long(scene: Scene) -> None:
+    scene.publish(*STAGES[:5])
+    scene.carrier.ensure(scene.run, scene.store)
+    scene.queue(train="RUNNING", evaluate="PENDING")
+    assert scene.carrier.observe([scene.run])["small"].is_alive
+    scene.queue()
+    train = scene.id("train")
+    assert scene.carrier.observe([scene.run])["small"].jobs[train].state is JobState.RUNNING
+    seen = Submissions(scene.run.storage).seen()
+    long_ago = {job: {**row, "absent_since": time.time() - 901} for job, row in seen.items()}
+    Submissions(scene.run.storage).remember(long_ago)
+    observed = scene.carrier.observe([scene.run])["small"]
+    assert (observed.jobs[train].state, observed.jobs[train].cause) == (
+        JobState.FAILED,
+        "node_lost",
+    )
+    assert not observed.is_alive
+
+
+def test_without_an_answer_the_last_one_stands(scene: Scene) -> None:
+    scene.carrier.ensure(scene.run, scene.store)
+    scene.queue(corpus="RUNNING")
+    scene.carrier.observe([scene.run])
+    scene.run.begin_attempt(scene.id("corpus"), node="node1")
+    for command in ("sacct", "squeue"):
+        scene.answers.say(command, f"{command}: error: no route\n", code=1)
+    status = run_status(scene.run, scene.store)
+    assert status["problem"] == "slurm: squeue: no route"
+    assert (status["state"], status["stages"][0]["state"]) == ("running", "running")
+    with pytest.raises(BackendError, match="no route"):
+        scene.carrier.ensure(scene.run, scene.store)
+
+
+@pytest.mark.parametrize(
+    ("word", "attempt", "stage"),
+    [
+        ("RUNNING", "running", "running"),
+        ("PENDING", "unknown", "queued"),
+        ("NODE_FAIL", "failed", "failed"),
+    ],
+)
+def test_an_attempt_without_an_end_is_what_its_job_is(
+    scene: Scene, word: str, attempt: str, stage: str
+) -> None:
+    scene.carrier.ensure(scene.run, scene.store)
+    scene.run.begin_attempt(scene.id("corpus"))
+    scene.books(corpus=word)
+    if word != "NODE_FAIL":
+        scene.queue(corpus=word)
+    row = run_status(scene.run, scene.store)["stages"][0]
+    assert (row["attempts"][0]["state"], row["state"]) == (attempt, stage)
+
+
+def test_nodes_to_keep_off(scene: Scene) -> None:
+    for action, node in (("resume", "n1"), ("elsewhere", "n2"), ("elsewhere", "n2")):
+        scene.run.begin_attempt(scene.id("train")).finish(action=action, node=node)
+    assert failing_nodes(scene.run) == ("n2",)
+
+
+def test_a_sentinel_resumes_and_knows_when_not_to(scene: Scene) -> None:
+    scene.carrier.ensure(scene.run, scene.store)
+
+    def why(submission: int = 1) -> str:
+        observed: Observed = scene.carrier.observe([scene.run])["small"]
+        return objection(scene.run, submission, observed)
+
+    scene.books(corpus="FAILED", codebook="CANCELLED")
+    assert why() == ""
+    scene.books(corpus="CANCELLED by 1000")
+    assert why() == f"{scene.id('corpus')}: its job was cancelled with scancel"
+    scene.books(corpus="FAILED")
+    attempt = scene.run.begin_attempt(scene.id("corpus"))
+    attempt.finish(action="stop", reason="the request is wrong", cause="bad_request")
+    assert why() == f"{scene.id('corpus')}: the request is wrong"
+    scene.run.request_cancel("train")
+    assert why() == "somebody cancelled it"
+    submissions = Submissions(scene.run.storage)
+    submissions.begin("user")
+    assert why() == "it was submitted again since"
+    assert why(2) == ""
+    for _ in range(2):
+        number = submissions.begin("sentinel")
+    assert why(number).startswith("it was resumed often enough")

@@ -1,0 +1,90 @@
+"""What was handed over is remembered, whoever dies on the way."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import RequestError
+from orchestrator.ledger import invitation
+from orchestrator.ledger.invitation import Invitation
+from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.submission import Submissions, SubmittedJob
+
+
+def job(name: str, number: int, kind: str = "stage") -> SubmittedJob:
+    instance = "" if kind == "sentinel" else name.removesuffix("-workers")
+    return SubmittedJob(
+        name=name, kind=kind, instance=instance, id=str(number), submitted_at=float(number)
+    )
+
+
+@pytest.fixture
+def submissions(tmp_path: Path) -> Submissions:
+    return Submissions(Storage(str(tmp_path / "run")))
+
+
+def test_a_submission_without_its_end_is_not_whole(submissions: Submissions) -> None:
+    number = submissions.begin("user")
+    submissions.record(number, job("corpus-1", 11))
+    (found,) = submissions.all()
+    assert (found.number, found.by, found.is_whole) == (1, "user", False)
+    assert [j.id for j in found.jobs] == ["11"]
+    submissions.close(number)
+    assert submissions.all()[0].is_whole
+
+
+def test_the_newest_job_of_a_stage_counts(submissions: Submissions) -> None:
+    first = submissions.begin("user")
+    for number, name in enumerate(("corpus-1", "train-1"), 11):
+        submissions.record(first, job(name, number))
+    submissions.record(first, job("train-1-workers", 13, "workers"))
+    second = submissions.begin("sentinel")
+    submissions.record(second, job("train-1", 21))
+    newest = {place: [j.id for j in jobs] for place, jobs in submissions.newest_jobs().items()}
+    assert newest == {
+        ("stage", "corpus-1"): ["11"],
+        ("stage", "train-1"): ["21"],
+        ("workers", "train-1"): ["13"],
+    }
+
+
+def test_sentinels_are_counted_from_the_last_user_on(submissions: Submissions) -> None:
+    assert (submissions.by_sentinel(), submissions.users_last()) == (0, 0.0)
+    for by in ("user", "sentinel", "sentinel"):
+        submissions.begin(by)
+    assert submissions.by_sentinel() == 2
+    submissions.begin("user")
+    assert submissions.by_sentinel() == 0
+    assert submissions.users_last() == submissions.all()[-1].at
+
+
+def test_more_is_expected_until_all_stages_have_ended(submissions: Submissions) -> None:
+    assert not submissions.expect_more()
+    number = submissions.begin("user")
+    submissions.record(number, job("corpus-1", 11))
+    submissions.record(number, job("sentinel", 12, "sentinel"))
+    assert submissions.expect_more(), "nobody has asked yet"
+    submissions.remember({"11": {"state": "failed"}, "12": {"state": "queued"}})
+    assert not submissions.expect_more(), "a sentinel alone carries nothing"
+
+
+def test_an_invitation_is_for_its_owners_eyes(tmp_path: Path) -> None:
+    stage = Storage(str(tmp_path / "stage"))
+    assert invitation.read(stage) is None
+    for address in ("10.0.0.1:6379", "10.0.0.2:6379"):
+        said = Invitation(address=address, token="secret")
+        invitation.publish(stage, said)
+        assert invitation.read(stage) == said
+    (path,) = (tmp_path / "stage").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    invitation.withdraw(stage)
+    invitation.withdraw(stage)
+    assert invitation.read(stage) is None
+
+
+def test_an_object_store_keeps_no_invitations() -> None:
+    with pytest.raises(RequestError, match="a store that is a path"):
+        invitation.publish(Storage("memory://x"), Invitation(address="a", token="b"))
