@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from typing import Self
@@ -11,6 +13,9 @@ import submitit
 
 from orchestrator.backends.slurm import CAUSES, SACCT, ask
 from orchestrator.errors import BackendError
+
+KILLED_WITHIN_S = 300.0
+"""How long the scheduler may take to end a job that it has put back into the queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +70,20 @@ class Allocation:
         """Names this start of the job: ``12-0``."""
         return f"{self.job_id}-{self.restarts}"
 
-    def requeue(self) -> bool:
-        """Ask to be put back into the queue; False when the job is not meant to run, or may not.
+    def come_back(self) -> None:
+        """Be put back into the queue, and wait for the end that this brings.
 
-        A job that ends by itself in its grace time would count as finished. One that somebody
-        cancelled must not come back.
+        Returns when the job is not meant to run any more, or may not be requeued: one that
+        somebody cancelled must not come back. One that is preempted must ask for it, because a job
+        that ends by itself in its grace time counts as finished.
         """
+        if self._requeue():
+            sys.stderr.write("put back into the queue; waiting for the end\n")
+            sys.stderr.flush()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(KILLED_WITHIN_S)
+
+    def _requeue(self) -> bool:
         try:
             if "JobState=RUNNING" not in ask("scontrol", "show", "job", "--oneliner", self.job_id):
                 return False

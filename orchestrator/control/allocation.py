@@ -44,8 +44,6 @@ AGENT_MODULE = "jobs.lm.node_agent"
 _TICK_S = 1.0
 _WALLTIME_SLACK_S = 90.0
 """How much before its time Slurm may give the warning that the walltime ends."""
-_KILLED_WITHIN_S = 300.0
-"""How long the scheduler may take to end a job that it has put back into the queue."""
 _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -66,14 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if allocation.restarts and _is_elastic(run, options.instance):
         _ask_for_workers(store, run, options.instance)
     try:
-        return _supervise(store, run, allocation, options)
+        state = _supervise(store, run, allocation, options)
     finally:
         run.allocation(options.instance, allocation.life).replace(ALLOCATION_ENDED, b"{}")
+    if state == "succeeded":
+        _conclude(store, run)
+        return 0
+    if state in ("pending", "running"):
+        allocation.come_back()
+    return 1
 
 
 def _supervise(
     store: Store, run: RunFolder, allocation: Allocation, options: argparse.Namespace
-) -> int:
+) -> str:
+    """Work on the stage until it is done, cannot be, or must be left; its state then."""
     cluster, instance = run.cluster(), run.plan().instance(options.instance)
     is_elastic = _is_elastic(run, instance.id)
     supervisor = Supervisor(
@@ -100,13 +105,7 @@ def _supervise(
     say(f"{instance.id}: {state}")
     if is_elastic and state != "pending":
         _dismiss_workers(run, instance.id)
-    if state == "succeeded":
-        _conclude(store, run)
-        return 0
-    if state in ("pending", "running") and allocation.requeue():
-        say("put back into the queue; waiting for the end")
-        time.sleep(_KILLED_WITHIN_S)
-    return 1
+    return state
 
 
 def _is_cancelled(run: RunFolder, instance: str) -> bool:

@@ -28,7 +28,6 @@ IDLE_TIMEOUT_S = 300.0
 """How long a node waits for a head; one that comes later asks for workers anew."""
 _LOOK_EVERY_S = 1.0
 _REJOIN_DELAY_S = 5.0
-_KILLED_WITHIN_S = 300.0
 
 
 class Worker:
@@ -64,9 +63,8 @@ class Worker:
                 time.sleep(_LOOK_EVERY_S)
         finally:
             self._leave()
-        if self._warned and self._allocation.requeue():
-            say("put back into the queue; waiting for the end")
-            time.sleep(_KILLED_WITHIN_S)
+        if self._warned:
+            self._allocation.come_back()
         return 0
 
     def _join(self, head: Invitation | None) -> None:

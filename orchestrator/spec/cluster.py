@@ -107,6 +107,16 @@ class Environment(Spec):
     get their values from there, and no script or record holds them."""
 
 
+_OURS = frozenset(
+    {
+        *("array", "chdir", "comment", "dependency", "error", "export", "job-name"),
+        *("kill-on-invalid-dep", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode"),
+        *("output", "requeue", "signal", "wrap"),
+    }
+)
+"""Options of sbatch that a cluster file may not set."""
+
+
 class SlurmOptions(Spec):
     """What sbatch is told besides the resources."""
 
@@ -135,6 +145,15 @@ class SlurmOptions(Spec):
     """Longest run of one job in minutes, instead of the stage's."""
     extra: dict[Name, Line | Int] = Field(default_factory=dict)
     """Any other sbatch option: ``mail-type: FAIL``."""
+
+    @model_validator(mode="after")
+    def _ours_alone(self) -> Self:
+        if taken := sorted(_OURS & {name.lower() for name in self.extra}):
+            raise ValueError(
+                f"extra: {', '.join(taken)} is what jobs are recognised and chained by; "
+                "leave it out"
+            )
+        return self
 
     def under(self, other: SlurmOptions | None) -> SlurmOptions:
         """These options where ``other`` is silent; ``exclude`` and ``extra`` are united."""

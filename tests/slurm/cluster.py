@@ -6,6 +6,8 @@ what works here does not work by being one machine. Started and ended by pid; no
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -154,8 +156,8 @@ class SlurmCluster:
 
     @property
     def has_own_networks(self) -> bool:
-        """Whether every node has an address of its own: as root."""
-        return os.geteuid() == 0 and shutil.which("ip") is not None
+        """Whether every node has an address of its own: as root, outside of most containers."""
+        return may_make_networks()
 
     @property
     def scratch(self) -> Path:
@@ -217,9 +219,8 @@ class SlurmCluster:
 
     def kill_node(self, name: str) -> None:
         """The node loses its power: its daemon and all of its jobs' processes die at once."""
-        end(self._pid(f"slurmd.{name}"), signal.SIGKILL)
-        for process in self.job_processes(name):
-            process.kill()
+        self._end(f"slurmd.{name}", signal.SIGKILL)
+        self._kill_jobs(name)
 
     def start_node(self, name: str) -> None:
         """Let the node boot."""
@@ -239,7 +240,7 @@ class SlurmCluster:
 
     def stop_controller(self) -> None:
         """End slurmctld; it saves its state."""
-        end(self._pid("slurmctld"), signal.SIGTERM)
+        self._end("slurmctld", signal.SIGTERM)
 
     def start_controller(self, *words: str) -> None:
         """Start slurmctld; it reads what it saved."""
@@ -248,7 +249,7 @@ class SlurmCluster:
 
     def stop_books(self) -> None:
         """End slurmdbd."""
-        end(self._pid("slurmdbd"), signal.SIGTERM)
+        self._end("slurmdbd", signal.SIGTERM)
 
     def start_books(self) -> None:
         """Start slurmdbd."""
@@ -256,19 +257,9 @@ class SlurmCluster:
         self._wait(lambda: is_listening(self.port + 1), "slurmdbd")
 
     def job_processes(self, node: str | None = None) -> list[psutil.Process]:
-        """Processes of this cluster's jobs, on one node or all."""
-        conf, found = self.env["SLURM_CONF"], []
-        for process in psutil.process_iter():
-            try:
-                env = process.environ()
-            except psutil.Error:
-                continue
-            is_job = "SLURM_JOB_ID" in env or process.name().startswith("slurmstepd")
-            if env.get("SLURM_CONF") != conf or not is_job:
-                continue
-            if node is None or env.get("SLURMD_NODENAME", node) == node:
-                found.append(process)
-        return found
+        """Processes of this cluster's jobs and the slurmstepd above them, on one node or all."""
+        nodes = self.nodes if node is None else [node]
+        return self._by_network(nodes) if self.has_own_networks else self._by_job(nodes)
 
     def repair(self) -> None:
         """End all jobs and bring back what a test has broken."""
@@ -289,13 +280,12 @@ class SlurmCluster:
             self._ask("scancel", "--full", f"--user={os.geteuid()}", check=False)
             time.sleep(0.3)
         for name in (*(f"slurmd.{n}" for n in self.nodes), "slurmctld", "slurmdbd"):
-            end(self._pid(name), signal.SIGTERM)
+            self._end(name, signal.SIGTERM)
+        self._kill_jobs()
         for name in ("mariadbd", "munged"):
-            end(self._pid(name), signal.SIGTERM)
+            self._end(name, signal.SIGTERM)
         if self._database:
             self._database.wait()
-        for process in self.job_processes():
-            process.kill()
         if self.has_own_networks:
             for name in self.nodes:
                 quietly("ip", "netns", "delete", self._namespace(name))
@@ -458,6 +448,43 @@ class SlurmCluster:
                 argv, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True
             )
 
+    def _end(self, name: str, number: int) -> None:
+        """End a daemon; its pid may be another process's soon, so the file goes as well."""
+        end(self._pid(name), number)
+        (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
+
+    def _kill_jobs(self, node: str | None = None) -> None:
+        """End a node's jobs, or all, and what they start meanwhile."""
+        while left := self.job_processes(node):
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.02)
+
+    def _by_network(self, nodes: Sequence[str]) -> list[psutil.Process]:
+        """All that lives in the nodes' networks: no environment or session hides a process here."""
+        spaces = [Path("/run/netns", self._namespace(name)) for name in nodes]
+        inside = {path.stat().st_ino for path in spaces if path.exists()}
+        daemons = {self._pid(f"slurmd.{name}") for name in nodes}
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.pid not in daemons and network_of(process.pid) in inside
+        ]
+
+    def _by_job(self, nodes: Sequence[str]) -> list[psutil.Process]:
+        """Processes with a job's environment, and the slurmstepd above them, which has none."""
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                env = process.environ()
+                if env.get("SLURM_CONF") == self.env["SLURM_CONF"] and (
+                    env.get("SLURMD_NODENAME") in nodes
+                ):
+                    above = [p for p in process.parents() if p.name() == "slurmstepd"]
+                    found |= {p.pid: p for p in (process, *above) if is_alive(p)}
+        return list(found.values())
+
     def _pid(self, name: str) -> int | None:
         """The daemon's process, if it lives."""
         try:
@@ -517,6 +544,29 @@ def quietly(*words: str, env: dict[str, str] | None = None) -> None:
     subprocess.run(words, check=False, capture_output=True, env=env)
 
 
+@functools.cache
+def may_make_networks() -> bool:
+    """Whether this user may make network namespaces and give them host names."""
+    probe = f"slurm{secrets.token_hex(3)}-probe"
+    try:
+        run("ip", "netns", "add", probe)
+        run("ip", "netns", "exec", probe, "unshare", "--uts", "--mount", "true")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return False
+    finally:
+        if Path("/run/netns", probe).exists():
+            quietly("ip", "netns", "delete", probe)
+    return True
+
+
+def network_of(pid: int) -> int | None:
+    """Which network a process lives in; None for one that is gone or another user's."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino
+    except OSError:
+        return None
+
+
 def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -525,7 +575,7 @@ def is_listening(port: int) -> bool:
 def free_ports(count: int) -> int:
     """The first of so many ports in a row that nobody listens on."""
     while True:
-        first = 20_000 + secrets.randbelow(300) * 100
+        first = 20_000 + secrets.randbelow(120) * 100  # below the ports that clients get
         if not any(is_listening(port) for port in range(first, first + count)):
             return first
 

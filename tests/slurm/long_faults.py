@@ -65,14 +65,14 @@ def test_the_walltime_ends_twice_in_a_row(
 ) -> None:
     """A job of one minute, warned half a minute before: submitit would call any signal its end."""
     smoke.change(resources={"train": {**RESOURCES["train"], "walltime_min": 1}})
-    name = smoke.submit(**{"train.steps": "2500"})
+    name = smoke.submit(**{"train.steps": "800"})
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
     causes = smoke.causes(name, "train")
     assert causes.count("walltime") >= 2
     assert set(causes[:-1]) == {"walltime"}
     whole = SlurmSmoke.on(slurm, smoke.folder.parent / "whole", material)
     whole.take_artifacts(smoke, "train", "evaluate")
-    again = whole.submit(**{"train.steps": "2500"})
+    again = whole.submit(**{"train.steps": "800"})
     assert whole.await_end(again) == "succeeded", whole.jobs_output(again)
     assert whole.causes(again, "train") == [""]
     assert whole.fingerprint() == smoke.fingerprint()
@@ -99,3 +99,24 @@ def test_the_head_of_the_elastic_cluster_is_lost(slurm: SlurmCluster, smoke: Slu
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
     assert smoke.causes(name, "tokenize")[-1] == ""
     assert len({a.started["node"] for a in smoke.attempts(name, "tokenize")}) == 2
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_a_node_that_fails_alone_is_excluded(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    """Its rank dies twice at the same place; the next job of the training keeps off it."""
+    name = smoke.submit(**{"train.checkpoint.every_steps": "100000"})
+    job = smoke.job(name, "train")
+    for number in (1, 2):
+        wait_for(lambda n=number: len(smoke.attempts(name, "train")) == n, f"attempt {number}")
+        smoke.await_step(name, 20)
+        storage = smoke.attempts(name, "train")[-1].storage
+        rank = storage.read_json("beats/rank-00002.json")["process"]["pid"]
+        next(p for p in slurm.job_processes() if p.pid == rank).kill()
+    wait_for(lambda: smoke.job(name, "train") != job, "another job")
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["worker_lost", "worker_lost", ""]
+    _, second, _ = smoke.attempts(name, "train")
+    assert second.end["action"] == "elsewhere"
+    script = smoke.run(name).storage.local_root / "submissions" / "0002"
+    (text,) = [p.read_text() for p in script.glob("train*/script.sh")]
+    assert f"--exclude={second.end['node']}" in text

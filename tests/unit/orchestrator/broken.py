@@ -827,6 +827,13 @@ CLUSTERS = (
         says=("c.yaml: launcher: ray_train is not for Slurm; leave it out, or say submitit",),
     ),
     Broken(
+        id="an option that is not the user's",
+        cluster=added("slurm: {extra: {comment: mine}}", CLUSTER),
+        says=(
+            "c.yaml: slurm: extra: comment is what jobs are recognised and chained by; leave it out",
+        ),
+    ),
+    Broken(
         id="a line break in an option",
         cluster=added('slurm: {account: "a\\n#SBATCH --wrap=x"}', CLUSTER),
         says=("c.yaml: slurm.account: must be one line, without control characters",),

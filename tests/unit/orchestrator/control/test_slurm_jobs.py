@@ -66,7 +66,7 @@ def test_every_option(golden: Callable[[str, str], None]) -> None:
         nice=100,
         gres="gpu:a100",
         requeue=False,
-        extra={"mail-type": "FAIL", "comment": '\'; $(touch /tmp/x) "`id`" #'},
+        extra={"mail-type": "FAIL", "wckey": '\'; $(touch /tmp/x) "`id`" #'},
         head={"partition": "cpu", "mem_gb": 16, "cpus": 2, "walltime_min": 2880},
         workers={"partition": "spare", "qos": "scavenger", "constraint": None},
         stages={"tokenize": {"account": "data"}},
