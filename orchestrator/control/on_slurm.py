@@ -339,9 +339,13 @@ def _observed(
         instance: seen[group[0].id] for (kind, instance), group in jobs.items() if kind == "stage"
     }
     sentinels = [seen[job.id] for job in jobs.get(("sentinel", ""), ())]
+    has_failed = any(
+        s.state.is_final and s.state is not JobState.SUCCEEDED for s in stages.values()
+    )
+    # A sentinel that has something to see to will start, or is at it.
+    is_watched = has_failed and any(not s.state.is_final for s in sentinels)
     return Observed(
-        is_alive=any(not s.state.is_final for s in stages.values())
-        or any(s.state is JobState.RUNNING for s in sentinels),
+        is_alive=is_watched or any(not s.state.is_final for s in stages.values()),
         jobs=stages,
         problem=problem,
     )
