@@ -172,7 +172,9 @@ def _raise_failure(
         return
     # Ranks fail by losing each other: one that a signal ended is the cause, else the first.
     report, rank, code = min(failed, key=lambda f: (f[2] > 0, f[0].failed_at or 0.0))
-    tell("rank_failed", rank=rank, node=report.node, code=code)
+    # Who merely lost a peer is not to blame, and the report that tells of the peer may be late.
+    blamed = {"node": report.node} if code < 0 else {}
+    tell("rank_failed", rank=rank, code=code, **blamed)
     how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
     cause = f"rank {rank} on {report.node}: {how}"
     raise RunFailedError(failure(config, resources.world_size, cause, rank=rank))

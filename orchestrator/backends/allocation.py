@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -14,6 +15,17 @@ import submitit
 from orchestrator.backends.slurm import CAUSES, SACCT, ask
 from orchestrator.errors import BackendError
 
+EXIT_COME_BACK = 85
+"""Exit code of a process that wants its job to be put back into the queue."""
+COME_BACK = (
+    "code=$?",
+    f'if [ "$code" = {EXIT_COME_BACK} ] && '
+    'scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then',
+    '  scontrol requeue "$SLURM_JOB_ID" && sleep 300',
+    "fi",
+    'exit "$code"',
+)
+"""The same in the job's script, outside of a container, after the command."""
 KILLED_WITHIN_S = 300.0
 """How long the scheduler may take to end a job that it has put back into the queue."""
 
@@ -70,18 +82,22 @@ class Allocation:
         """Names this start of the job: ``12-0``."""
         return f"{self.job_id}-{self.restarts}"
 
-    def come_back(self) -> None:
+    def come_back(self) -> int:
         """Be put back into the queue, and wait for the end that this brings.
 
-        Returns when the job is not meant to run any more, or may not be requeued: one that
-        somebody cancelled must not come back. One that is preempted must ask for it, because a job
-        that ends by itself in its grace time counts as finished.
+        Returns an exit code when the job is not meant to run any more, or may not be requeued: one
+        that somebody cancelled must not come back. One that is preempted must ask for it, because a
+        job that ends by itself in its grace time counts as finished. Where this process cannot ask,
+        as in a container, the code asks the job's script to do so.
         """
+        if shutil.which("scontrol") is None:
+            return EXIT_COME_BACK
         if self._requeue():
             sys.stderr.write("put back into the queue; waiting for the end\n")
             sys.stderr.flush()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(KILLED_WITHIN_S)
+        return 1
 
     def _requeue(self) -> bool:
         try:

@@ -66,6 +66,8 @@ class Job:
     """What it asks of a scheduler; a backend without one takes no notice, as of what follows."""
     setup: tuple[str, ...] = ()
     """Shell lines before the command."""
+    teardown: tuple[str, ...] = ()
+    """Shell lines after it."""
     launch_words: tuple[str, ...] = ()
     """Options for what launches the command on the nodes."""
     requeue: bool = True

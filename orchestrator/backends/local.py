@@ -28,8 +28,10 @@ _PR_SET_PDEATHSIG = 1
 class LocalBackend:
     """Processes of this machine, recognised by pid and start time."""
 
-    def __init__(self, grace_s: float = GRACE_S) -> None:
+    def __init__(self, grace_s: float = GRACE_S, node: str = "") -> None:
+        """``node``: what this machine is called; its host name when empty."""
         self._grace_s = grace_s
+        self._node = node or socket.gethostname()
         self._children: dict[JobRef, subprocess.Popen[bytes]] = {}
 
     def submit(self, job: Job, after: Sequence[JobRef] = ()) -> JobRef:
@@ -87,7 +89,7 @@ class LocalBackend:
                 child.wait(timeout=REAP_TIMEOUT_S)
 
     def _status(self, ref: JobRef) -> JobStatus:
-        node = socket.gethostname()
+        node = self._node
         child = self._children.get(ref)
         if child is None:
             process = _process(ref)

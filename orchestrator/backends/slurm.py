@@ -8,6 +8,7 @@ job taken for its time-out) never come into play.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -127,7 +128,7 @@ class SlurmBackend:
             return {}
         booked = self._booked(refs)
         unclear = [r for r in refs if booked is None or _is_unclear(booked.get(r.id))]
-        queued = self.queue(everyone=booked is None) if unclear else {}
+        queued = self.queue(unclear, everyone=booked is None) if unclear else {}
         return {ref: _status(ref, booked or {}, queued) for ref in refs}
 
     def cancel(self, refs: Sequence[JobRef]) -> None:
@@ -140,11 +141,23 @@ class SlurmBackend:
         if refs:
             ask("scancel", "--signal=USR2", *(ref.id for ref in refs))
 
-    def queue(self, *, everyone: bool = False) -> dict[str, tuple[Row, ...]]:
-        """What the controller knows of this user's jobs, by id; ``everyone``: ended ones too."""
-        words = ["squeue", "--me", "--noheader", "--format=%F|%T|%N|%r|%k"]
+    def queue(
+        self, refs: Sequence[JobRef] = (), *, everyone: bool = False
+    ) -> dict[str, tuple[Row, ...]]:
+        """What the controller knows of some jobs, or of this user's, a row for each array task.
+
+        ``everyone``: of ended ones too.
+        """
+        whose = f"--jobs={','.join(ref.id for ref in refs)}" if refs else "--me"
+        words = ["squeue", whose, "--noheader", "--array", "--format=%F|%T|%N|%r|%k"]
+        try:
+            said = ask(*words, *(["--states=all"] if everyone else []))
+        except BackendError as error:
+            if _ALL_UNKNOWN not in str(error):
+                raise
+            said = ""
         rows: dict[str, tuple[Row, ...]] = {}
-        for line in ask(*words, *(["--states=all"] if everyone else [])).splitlines():
+        for line in said.splitlines():
             job_id, word, nodes, reason, comment = line.split("|", 4)
             row = Row(word=word, nodes=nodes, reason=reason, comment=comment.strip())
             rows[job_id] = (*rows.get(job_id, ()), row)
@@ -198,6 +211,8 @@ class SlurmBackend:
         return None
 
 
+_ALL_UNKNOWN = "Invalid job id"
+"""What squeue says when it knows none of the jobs it was asked about."""
 SACCT = ("sacct", "--allocations", "--parsable2", "--noheader")
 
 
@@ -224,7 +239,14 @@ class Row:
 def ask(*words: str) -> str:
     """What a scheduler's command prints. Raises BackendError when it fails or does not answer."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            env=_outside_of_jobs(os.environ),
+        )
     except subprocess.TimeoutExpired:
         raise BackendError(
             f"slurm: {words[0]} did not answer within {TIMEOUT_S:.0f} s; try again later"
@@ -239,6 +261,20 @@ def ask(*words: str) -> str:
         problem = problem.removeprefix(f"{words[0]}: ").removeprefix("error: ")
         raise BackendError(f"slurm: {words[0]}: {problem}")
     return done.stdout
+
+
+def _outside_of_jobs(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a job around this process has put there.
+
+    A job that is submitted from a job would take its binding, its restarts and its folder for its
+    own.
+    """
+    if "SLURM_JOB_ID" not in env:
+        return dict(env)
+    return {name: value for name, value in env.items() if not _OF_JOBS.match(name)}
+
+
+_OF_JOBS = re.compile(r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|ORCHESTRATOR_ALLOCATION)(_(?!CONF$)|$)")
 
 
 def script(job: Job, after: Sequence[JobRef] = ()) -> str:
@@ -277,6 +313,7 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
             "--kill-on-bad-exit=1",
             *job.launch_words,
         ],
+        "teardown": list(job.teardown) or None,
         "additional_parameters": _additional(job),
         **_accelerators(shape.gpus, options.gres),
     }

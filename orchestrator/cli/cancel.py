@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
             f"{options.stage}: no such stage in {folder.name}; it has {', '.join(sorted(known))}"
         )
     carrier = carrier_of(folder.cluster())
-    if not carrier.observe([folder])[folder.name].is_alive:
+    observed = carrier.observe([folder])[folder.name]
+    if not observed.is_alive and not observed.has_jobs_left:
         print(f"run {folder.name}: not running; nothing to cancel", file=sys.stderr)
         return 0
     carrier.cancel(folder, options.stage)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.cli.watch import LOOK_EVERY_S
 from orchestrator.control.carrier import observe
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
@@ -42,11 +43,17 @@ def run(options: argparse.Namespace) -> int:
     if options.first_error:
         return _first_error(folder, options)
     printed: dict[str, int] = {}
+    look_at = 0.0
     while True:
         for title, text in _logs(folder, options):
             _print_rest(title, text, printed)
-        if not options.follow or not observe(folder).is_alive:
+        if not options.follow:
             return 0
+        if time.monotonic() >= look_at:
+            observed = observe(folder)
+            if not observed.is_alive:
+                return 0
+            look_at = time.monotonic() + (LOOK_EVERY_S if observed.jobs else FOLLOW_EVERY_S)
         time.sleep(FOLLOW_EVERY_S)
 
 

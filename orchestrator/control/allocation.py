@@ -38,10 +38,15 @@ from orchestrator.ledger import invitation
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, FAULT_ORDER, RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions
+from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
 
 AGENT_MODULE = "jobs.lm.node_agent"
 _TICK_S = 1.0
+_UPSTREAM_TIMEOUT_S = 120.0
+_WORKERS_EVERY_S = 120.0
+_MAX_REPLACED_IN_VAIN = 3
+"""After so many replacements without a shard done, something else is wrong with the workers."""
 _WALLTIME_SLACK_S = 90.0
 """How much before its time Slurm may give the warning that the walltime ends."""
 _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -60,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _close_earlier(run, store, options.instance, allocation)
     if _is_cancelled(run, options.instance):
         say("cancelled while it waited")
+        _dismiss_workers(run, options.instance)
         return 1
     if allocation.restarts and _is_elastic(run, options.instance):
         _ask_for_workers(store, run, options.instance)
@@ -70,27 +76,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if state == "succeeded":
         _conclude(store, run)
         return 0
-    if state in ("pending", "running"):
-        allocation.come_back()
-    return 1
+    return allocation.come_back() if state == "left" else 1
 
 
 def _supervise(
     store: Store, run: RunFolder, allocation: Allocation, options: argparse.Namespace
 ) -> str:
-    """Work on the stage until it is done, cannot be, or must be left; its state then."""
+    """Work on the stage until it is done, cannot be, or must be left: its state, or ``left``."""
     cluster, instance = run.cluster(), run.plan().instance(options.instance)
     is_elastic = _is_elastic(run, instance.id)
     supervisor = Supervisor(
         store,
         run,
-        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S),
+        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S, node=allocation.node),
         only=instance.id,
         past=_past(run, instance.id),
         about={"job": allocation.job_id, "life": allocation.life, "node": allocation.node},
         start_ray=(lambda: _start_head(run, instance.id, allocation)) if is_elastic else None,
-        beat=lambda: _obey_drill(run, instance.id),
+        beat=_Beat(store, run, instance.id, watches_workers=is_elastic),
         tick_s=_TICK_S,
+        keeps_figures=False,
     )
     warned_at = time.monotonic() + 60 * options.walltime_min - cluster.retry.notice_s
 
@@ -101,11 +106,31 @@ def _supervise(
 
     for number in _WARNINGS:
         signal.signal(number, warn)
-    state = supervisor.run()
+    try:
+        _await_upstream(store, run, instance, supervisor)
+        state = supervisor.run()
+    finally:
+        invitation.withdraw(run.stage(instance.id))
     say(f"{instance.id}: {state}")
-    if is_elastic and state != "pending":
+    if supervisor.is_stopped and state in ("pending", "running"):
+        return "left"
+    if is_elastic:
         _dismiss_workers(run, instance.id)
     return state
+
+
+def _await_upstream(
+    store: Store, run: RunFolder, instance: Instance, supervisor: Supervisor
+) -> None:
+    """Jobs come after those they need; a file system may show late what these have published."""
+    plan = run.plan()
+    needs = {n for member in plan.group(instance.id) for n in member.needs.values()}
+    deadline = time.monotonic() + _UPSTREAM_TIMEOUT_S
+    while missing := [n for n in sorted(needs) if not store.has(plan.instance(n))]:
+        if supervisor.is_stopped or time.monotonic() > deadline:
+            say(f"not complete in the store: {', '.join(missing)}")
+            return
+        time.sleep(_TICK_S)
 
 
 def _is_cancelled(run: RunFolder, instance: str) -> bool:
@@ -157,30 +182,60 @@ def _start_head(run: RunFolder, instance: str, allocation: Allocation) -> RaySes
     return session
 
 
-def _obey_drill(run: RunFolder, instance: str) -> None:
-    """Be the victim of `orchestrator chaos --kill node`, when that names this machine."""
-    for attempt in run.attempts(instance)[-1:]:
-        if attempt.storage.exists(FAULT_ORDER):
-            fault = attempt.storage.read_json(FAULT_ORDER)
-            if fault.get("node") == socket.gethostname():
-                os.kill(os.getpid(), signal.SIGKILL)
+class _Beat:
+    """What is looked after while the stage is at work."""
+
+    def __init__(
+        self, store: Store, run: RunFolder, instance: str, *, watches_workers: bool
+    ) -> None:
+        self._store, self._run, self._instance = store, run, instance
+        self._watches_workers = watches_workers
+        self._looked_at = time.monotonic()
+        self._progress, self._in_vain = -1.0, 0
+        """Work done when workers were last replaced, and how often that brought none."""
+
+    def __call__(self) -> None:
+        self._obey_drill()
+        if self._watches_workers and time.monotonic() - self._looked_at > _WORKERS_EVERY_S:
+            self._looked_at = time.monotonic()
+            self._replace_workers()
+
+    def _obey_drill(self) -> None:
+        """Be the victim of `orchestrator chaos --kill node`, when that names this machine."""
+        for attempt in self._run.attempts(self._instance)[-1:]:
+            if attempt.storage.exists(FAULT_ORDER):
+                fault = attempt.storage.read_json(FAULT_ORDER)
+                if fault.get("node") == socket.gethostname():
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    def _replace_workers(self) -> None:
+        """Nodes that have left the queue for good are asked for anew, while that helps."""
+        progress = self._store.progress(*self._run.plan().group(self._instance))
+        if progress == self._progress and self._in_vain >= _MAX_REPLACED_IN_VAIN:
+            return
+        if _ask_for_workers(self._store, self._run, self._instance):
+            self._in_vain = self._in_vain + 1 if progress == self._progress else 0
+            self._progress = progress
 
 
 def _is_elastic(run: RunFolder, instance: str) -> bool:
     return BY_NAME[run.plan().instance(instance).stage].is_elastic
 
 
-def _ask_for_workers(store: Store, run: RunFolder, instance: str) -> None:
-    """Those that gave up waiting while this job was in the queue are replaced."""
+def _ask_for_workers(store: Store, run: RunFolder, instance: str) -> int:
+    """Those that are not in the queue any more are replaced; how many."""
     try:
-        SlurmCarrier().replace_workers(run, store, instance)
+        count = SlurmCarrier().replace_workers(run, store, instance)
     except OrchestratorError as error:
         say(f"workers: {error}")
+        return 0
+    if count:
+        say(f"{count} workers asked for in place of those that left the queue")
+    return count
 
 
 def _dismiss_workers(run: RunFolder, instance: str) -> None:
     """Cancel the array: nothing is left for it to do. Those that run see that for themselves."""
-    invitation.withdraw(run.stage(instance))
     try:
         SlurmBackend().cancel(refs_of(run, "workers", instance))
     except BackendError as error:

@@ -24,8 +24,15 @@ class Observed:
     """Whether something will still happen by itself."""
     jobs: Mapping[str, JobStatus] = field(default_factory=dict)
     """By stage instance; empty where there is no scheduler."""
+    by_id: Mapping[str, JobStatus] = field(default_factory=dict)
+    """Of all jobs, workers and sentinels included, by the scheduler's id."""
     problem: str = ""
     """Why the scheduler did not answer; what it said last stands for it."""
+
+    @property
+    def has_jobs_left(self) -> bool:
+        """Whether a job is queued or running, be it of use or not."""
+        return any(not status.state.is_final for status in self.by_id.values())
 
     def expects(self, instance: str) -> bool:
         """Whether somebody works on the stage instance, or will."""

@@ -6,14 +6,15 @@ All that is known lies in the run's folder and with the scheduler, so any login 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from orchestrator.backends.base import JobRef, JobState, JobStatus
 from orchestrator.backends.slurm import NAME, SlurmBackend, script
 from orchestrator.control.carrier import Observed
-from orchestrator.control.slurm_jobs import PlannedJob, Surroundings, jobs_of
+from orchestrator.control.slurm_jobs import PlannedJob, Surroundings, jobs_of, resized
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
@@ -21,15 +22,49 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import JobKind, Submissions, SubmittedJob, Submitter
 from orchestrator.plan.planner import Instance, Plan
+from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
 
 USUAL_MAX_ARRAY = 1000
 """What Slurm allows where the site has said nothing."""
+SMALL_ARRAY = 100
+"""What every site allows."""
 SUBMIT_WAIT_S = 300.0
 """How long to wait for somebody else who is submitting the same run."""
 CANCEL_SLACK_S = 60.0
 _POLL_S = 0.5
 _CANCEL_POLL_S = 2.0
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The newest jobs of a run by kind and instance, and how each stands by its id."""
+
+    jobs: Mapping[tuple[JobKind, str], tuple[SubmittedJob, ...]]
+    states: Mapping[str, JobStatus]
+
+    def has(self, kind: JobKind, instance: str) -> bool:
+        """Whether such a job is queued or running."""
+        return any(self._lives(job) for job in self.jobs.get((kind, instance), ()))
+
+    def live_stages(self) -> dict[str, SubmittedJob]:
+        """The job of each stage instance whose own job is queued or running."""
+        stages = ((i, group[0]) for (kind, i), group in self.jobs.items() if kind == "stage")
+        return {instance: job for instance, job in stages if self._lives(job)}
+
+    def waiting_sentinels(self) -> list[SubmittedJob]:
+        """Those that have not started: one that runs is the one that asks."""
+        sentinels = self.jobs.get(("sentinel", ""), ())
+        return [job for job in sentinels if self.states[job.id].state is JobState.QUEUED]
+
+    def living(self, instances: Collection[str], *, and_sentinel: bool) -> list[SubmittedJob]:
+        """All jobs of some instances that have not ended."""
+        groups = [group for (_, i), group in self.jobs.items() if i in instances]
+        found = [job for group in groups for job in group if self._lives(job)]
+        return found + (self.waiting_sentinels() if and_sentinel else [])
+
+    def _lives(self, job: SubmittedJob) -> bool:
+        return not self.states[job.id].state.is_final
 
 
 class SlurmCarrier:
@@ -38,30 +73,48 @@ class SlurmCarrier:
     def __init__(self, backend: SlurmBackend | None = None) -> None:
         self._backend = backend or SlurmBackend()
 
-    def ensure(self, run: RunFolder, store: Store, by: Submitter = "user") -> str:
-        """Submit a job for every stage instance that is left and has none."""
-        with _only_submitter(run):
+    def ensure(
+        self, run: RunFolder, store: Store, by: Submitter = "user", but: Collection[str] = ()
+    ) -> str:
+        """Submit what is left and has no job, without ``but`` and what needs those instances.
+
+        Their jobs are cancelled, as are jobs that wait for what will never come.
+        """
+        with _only_submitter(run) as beat:
             plan = run.plan()
-            left = [i for i in _leaders(plan) if not store.has(*plan.group(i.id))]
-            if not left:
+            unfinished = [i for i in _leaders(plan) if not store.has(*plan.group(i.id))]
+            if not unfinished:
                 return "everything is done"
-            kept = _kept(plan, left, self._live(run, store))
-            missing = [i for i in left if i.id not in kept]
-            if not missing:
-                return "already running"
-            self._clear(run, missing)
-            return self._submit(run, store, missing, kept, by)
+            known = self._known(run, store)
+            hopeless = _with_followers(plan, unfinished, but)
+            left = [i for i in unfinished if i.id not in hopeless]
+            kept = _kept(plan, left, known.live_stages())
+            fresh = {i.id for i in left} - kept.keys()
+            number = Submissions(run.storage).next_number()
+            around = self._surroundings(run, store.storage.url, number)
+            needed = [p for p in jobs_of(around, plan, left) if _is_needed(p, fresh, known)]
+            self._cancel(known.living(hopeless | fresh, and_sentinel=bool(fresh)))
+            if not needed:
+                return "already running" if left else "nothing is left that could be resumed"
+            return self._submit(run, needed, kept, by, beat)
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How the runs stand, from one question about all of their jobs."""
-        known = {run.name: Submissions(run.storage).newest_jobs() for run in runs}
-        refs = [_ref(j) for jobs in known.values() for group in jobs.values() for j in group]
+        known = {run.name: Submissions(run.storage) for run in runs}
+        jobs = {name: submissions.newest_jobs() for name, submissions in known.items()}
+        unfinished = [
+            _ref(job)
+            for name, submissions in known.items()
+            for job in _unfinished(jobs[name], submissions.seen())
+        ]
         try:
-            answers, problem = self._backend.poll(refs), ""
+            answers, problem = self._backend.poll(unfinished), ""
         except BackendError as error:
             answers, problem = {}, str(error)
-        seen = {run.name: _merged(run, answers, problem) for run in runs}
-        return {name: _observed(jobs, seen[name], problem) for name, jobs in known.items()}
+        return {
+            run.name: _observed(jobs[run.name], _merged(run, answers, problem), problem)
+            for run in runs
+        }
 
     def cancel(self, run: RunFolder, stage: str | None) -> None:
         """Let running attempts save and end; take the rest out of the queue at once."""
@@ -100,95 +153,90 @@ class SlurmCarrier:
                 )
             time.sleep(_CANCEL_POLL_S)
 
-    def replace_workers(self, run: RunFolder, store: Store, instance: str) -> None:
-        """Submit a stage's workers again, when those that it had have left the queue.
+    def replace_workers(self, run: RunFolder, store: Store, instance: str) -> int:
+        """Submit workers in place of those that have left the queue; how many.
 
-        Asked by its head when it comes back. Raises BackendError.
+        Asked by a stage's head. Raises BackendError.
         """
-        poll = self._backend.poll(refs_of(run, "workers", instance))
-        if any(not status.state.is_final for status in poll.values()):
-            return
-        submissions = Submissions(run.storage)
-        (head, *_) = submissions.newest_jobs()[("stage", instance)]
+        plan, submissions = run.plan(), Submissions(run.storage)
+        newest = submissions.newest_jobs()
+        (head, *_) = newest["stage", instance]
         number = next(s.number for s in reversed(submissions.all()) if head in s.jobs)
-        around = _surroundings(run, store.storage.url, number)
-        left = [run.plan().instance(instance)]
-        for part in jobs_of(around, run.plan(), left):
-            if part.kind == "workers":
-                ref = self._backend.submit(part.job, [_ref(head)])
-                _record(run, number, part, ref.id, ref.submitted_at)
+        around = self._surroundings(run, store.storage.url, number)
+        parts = [p for p in jobs_of(around, plan, [plan.instance(instance)]) if p.kind == "workers"]
+        known = refs_of(run, "workers", instance)
+        rows = self._backend.queue(known).values() if known else ()
+        count = sum(p.job.shape.array for p in parts) - sum(len(group) for group in rows)
+        if count <= 0:
+            return 0
+        name = f"{instance}-workers-{len(known) + 1}"
+        part = resized(around, parts[0], name, min(count, around.max_array))
+        ref = self._backend.submit(part.job, [_ref(head)])
+        _record(run, number, part, ref.id, ref.submitted_at)
+        return part.job.shape.array
 
     def _in_state(self, refs: Sequence[JobRef], state: JobState) -> list[JobRef]:
         return [ref for ref, status in self._backend.poll(refs).items() if status.state is state]
 
-    def _live(self, run: RunFolder, store: Store) -> dict[str, SubmittedJob]:
-        """The job of each stage instance whose job is queued or running.
+    def _known(self, run: RunFolder, store: Store) -> _Known:
+        """The newest jobs of the run, and how each stands.
 
         Jobs that were accepted when whoever submitted them died are found by their tags. Attempts
         whose job has ended are closed. Raises BackendError.
         """
         submissions = Submissions(run.storage)
         if not submissions.all():
-            return {}
-        self._adopt(run)
+            return _Known({}, {})
+        self._adopt(run, store)
         observed = self.observe([run])[run.name]
         if observed.problem:
             raise BackendError(observed.problem)
         for instance, status in observed.jobs.items():
             if status.state.is_final:
                 close_attempts(run, store, instance, status)
-        return {
-            instance: group[0]
-            for (kind, instance), group in submissions.newest_jobs().items()
-            if kind == "stage" and observed.expects(instance)
-        }
+        return _Known(submissions.newest_jobs(), observed.by_id)
 
-    def _adopt(self, run: RunFolder) -> None:
+    def _cancel(self, jobs: Sequence[SubmittedJob]) -> None:
+        self._backend.cancel([_ref(job) for job in jobs])
+
+    def _adopt(self, run: RunFolder, store: Store) -> None:
         newest = Submissions(run.storage).all()[-1]
         if newest.is_whole:
             return
-        around = _surroundings(run, "", newest.number)
+        around = self._surroundings(run, store.storage.url, newest.number)
         plan = run.plan()
         planned = {around.tag(p.name): p for p in jobs_of(around, plan, _leaders(plan))}
         for tag, job_id in self._backend.find(planned).items():
             _record(run, newest.number, planned[tag], job_id, newest.at)
 
-    def _clear(self, run: RunFolder, missing: Sequence[Instance]) -> None:
-        """Cancel what is left of these instances' jobs, and the sentinel that watches them.
-
-        A sentinel that runs is the one that asks for this.
-        """
-        ids = {i.id for i in missing}
-        groups = Submissions(run.storage).newest_jobs().items()
-        left = [_ref(job) for (_, i), group in groups for job in group if i in ids]
-        sentinels = refs_of(run, "sentinel", "")
-        answers = self._backend.poll([*left, *sentinels])
-        self._backend.cancel(
-            [
-                ref
-                for ref, status in answers.items()
-                if status.state is JobState.QUEUED
-                or (status.state is JobState.RUNNING and ref not in sentinels)
-            ]
+    def _surroundings(self, run: RunFolder, store_url: str, number: int) -> Surroundings:
+        cluster = run.cluster()
+        elastic = {i.stage for i in run.plan().instances if BY_NAME[i.stage].is_elastic}
+        largest = max((cluster.resources_of(stage).nodes for stage in elastic), default=1)
+        limit = self._backend.limits().max_array if largest > SMALL_ARRAY else USUAL_MAX_ARRAY
+        return Surroundings(
+            run=run,
+            store_url=store_url,
+            cluster=cluster,
+            submission=number,
+            max_array=limit,
+            exclude=failing_nodes(run),
         )
 
     def _submit(
         self,
         run: RunFolder,
-        store: Store,
-        missing: Sequence[Instance],
+        parts: Sequence[PlannedJob],
         kept: Mapping[str, SubmittedJob],
         by: Submitter,
+        beat: Callable[[], None],
     ) -> str:
-        submissions, cluster = Submissions(run.storage), run.cluster()
+        submissions = Submissions(run.storage)
         number = submissions.begin(by)
-        around = _surroundings(run, store.storage.url, number)
-        if any(cluster.resources_of(i.stage).nodes > USUAL_MAX_ARRAY for i in missing):
-            around = replace(around, max_array=self._backend.limits().max_array)
         refs = {instance: _ref(job) for instance, job in kept.items()}
-        planned = jobs_of(around, run.plan(), missing, kept)
         submitted: list[JobRef] = []
-        for part in planned:
+        for part in parts:
+            beat()
             try:
                 ref = self._backend.submit(part.job, [refs[i] for i in part.after])
             except RequestError:  # what comes before it would wait or work for nothing
@@ -199,7 +247,7 @@ class SlurmCarrier:
             if part.kind == "stage":
                 refs[part.instance] = ref
         submissions.close(number)
-        return f"{len(planned)} jobs submitted"
+        return f"{len(parts)} jobs submitted"
 
 
 def planned_jobs(
@@ -261,24 +309,44 @@ def _kept(
     ids = {i.id for i in left}
     kept: dict[str, SubmittedJob] = {}
     for instance in left:  # in the order of the data's path
-        needs = {plan.instance(n).leader for m in plan.group(instance.id) for n in m.needs.values()}
-        if instance.id in live and all(n in kept for n in needs & ids):
+        if instance.id in live and all(n in kept for n in _needs(plan, instance) & ids):
             kept[instance.id] = live[instance.id]
     return kept
 
 
+def _is_needed(part: PlannedJob, fresh: Collection[str], known: _Known) -> bool:
+    """Whether a job must be submitted, where the stage jobs of ``fresh`` must."""
+    if part.kind == "sentinel":
+        return bool(fresh) or not known.waiting_sentinels()
+    return part.instance in fresh or (
+        part.kind == "workers" and not known.has("workers", part.instance)
+    )
+
+
+def _with_followers(plan: Plan, left: Sequence[Instance], chosen: Collection[str]) -> set[str]:
+    """Instances, and all that cannot be done without them."""
+    found = set(chosen)
+    for instance in left:  # in the order of the data's path
+        if found & _needs(plan, instance):
+            found.add(instance.id)
+    return found
+
+
+def _needs(plan: Plan, instance: Instance) -> set[str]:
+    """The leaders of what the job of an instance needs."""
+    return {plan.instance(n).leader for m in plan.group(instance.id) for n in m.needs.values()}
+
+
+def _unfinished(
+    jobs: Mapping[tuple[JobKind, str], Sequence[SubmittedJob]], seen: Mapping[str, Any]
+) -> list[SubmittedJob]:
+    """Those that were not seen to end: about the others there is nothing to ask."""
+    known = {job_id: JobState(row["state"]).is_final for job_id, row in seen.items()}
+    return [job for group in jobs.values() for job in group if not known.get(job.id, False)]
+
+
 def _any_runs(refs: Sequence[JobRef], states: Mapping[JobRef, JobState]) -> bool:
     return any(states[ref] is JobState.RUNNING for ref in refs)
-
-
-def _surroundings(run: RunFolder, store_url: str, number: int) -> Surroundings:
-    return Surroundings(
-        run=run,
-        store_url=store_url,
-        cluster=run.cluster(),
-        submission=number,
-        exclude=failing_nodes(run),
-    )
 
 
 def _record(run: RunFolder, number: int, part: PlannedJob, job_id: str, at: float) -> None:
@@ -313,7 +381,8 @@ def _merged(
         else:
             rows[job.id] = {**last, "absent_since": last["absent_since"] or now}
     if jobs and not problem:
-        submissions.remember(rows)
+        with suppress(OSError):  # somebody else's run may be looked at, not written
+            submissions.remember(rows)
     timeout_s = run.cluster().slurm.missing_timeout_s
     return {job_id: _status_of(row, now, timeout_s) for job_id, row in rows.items()}
 
@@ -347,15 +416,17 @@ def _observed(
     return Observed(
         is_alive=is_watched or any(not s.state.is_final for s in stages.values()),
         jobs=stages,
+        by_id=dict(seen),
         problem=problem,
     )
 
 
 @contextmanager
-def _only_submitter(run: RunFolder) -> Iterator[None]:
+def _only_submitter(run: RunFolder) -> Iterator[Callable[[], None]]:
     """Two shells may submit the same run at once: the second waits, and finds it submitted.
 
-    Raises BackendError when the other takes too long.
+    Yields what must be called now and then to stay the one. Raises BackendError when the other
+    takes too long.
     """
     storage: Storage = run.storage.at("submission-lease")
     timeout_s = run.cluster().retry.heartbeat_timeout_s
@@ -369,6 +440,6 @@ def _only_submitter(run: RunFolder) -> Iterator[None]:
                 raise BackendError(f"{run.name}: {error}; try again") from None
             time.sleep(_POLL_S)
     try:
-        yield
+        yield held.beat
     finally:
         held.release()

@@ -8,8 +8,11 @@ and asks for its place in the queue again.
 from __future__ import annotations
 
 import argparse
+import random
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,9 +27,10 @@ from orchestrator.ledger.invitation import Invitation
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 
-IDLE_TIMEOUT_S = 300.0
-"""How long a node waits for a head; one that comes later asks for workers anew."""
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 8.0
+"""About how often a node that has joined looks for a head that has moved."""
+_JOIN_EVERY_S = 2.0
+_ANSWER_TIMEOUT_S = 5.0
 _REJOIN_DELAY_S = 5.0
 
 
@@ -37,35 +41,50 @@ class Worker:
         self._store, self._run, self._allocation = store, run, allocation
         plan = run.plan()
         self._instance, self._members = instance, plan.group(instance)
+        self._idle_timeout_s = run.cluster().slurm.idle_timeout_s
         self._resources = run.cluster().resources_of(plan.instance(instance).stage)
         self._node: RayNode | None = None
         self._joined: Invitation | None = None
+        self._is_done = False
         self._not_before = 0.0
-        self._warned = False
+        self._warned = threading.Event()
 
     def warn(self, number: int, _frame: FrameType | None) -> None:
         """Remember that the scheduler wants this node back."""
         say(f"warned by {signal.Signals(number).name}")
-        self._warned = True
+        self._warned.set()
 
     def work(self) -> int:
         """Be a node until nothing is left to do; the exit code."""
-        idle_since = time.monotonic()
+        useful_at = time.monotonic()
         try:
-            while not self._warned and not self._store.has(*self._members):
-                head = invitations.read(self._run.stage(self._instance))
-                if head:
-                    idle_since = time.monotonic()
-                elif time.monotonic() - idle_since > IDLE_TIMEOUT_S:
-                    say(f"no head for {IDLE_TIMEOUT_S:.0f} s; leaving")
+            while not self._warned.is_set():
+                if self._look():
+                    useful_at = time.monotonic()
+                elif time.monotonic() - useful_at > self._idle_timeout_s:
+                    say(f"no head for {self._idle_timeout_s:.0f} s; gives its node back")
                     return 0
-                self._join(head)
-                time.sleep(_LOOK_EVERY_S)
+                if self._is_done:
+                    return 0
+                every_s = _LOOK_EVERY_S if self._node else _JOIN_EVERY_S
+                self._warned.wait(every_s * random.uniform(0.5, 1.5))
         finally:
             self._leave()
-        if self._warned:
-            self._allocation.come_back()
-        return 0
+        return self._allocation.come_back()
+
+    def _look(self) -> bool:
+        """Be where the head is; whether there is one that answers."""
+        try:
+            self._is_done = self._store.has(*self._members)
+            head = invitations.read(self._run.stage(self._instance))
+        except OSError as error:  # the store may be back at the next look
+            say(f"the store is out of reach: {error}")
+            return False
+        if head and not answers(head.address):  # Ray itself would try for ever
+            head = None
+        if not self._is_done:
+            self._join(head)
+        return head is not None
 
     def _join(self, head: Invitation | None) -> None:
         """Be part of the session of this head, and of no other."""
@@ -91,6 +110,16 @@ class Worker:
         if self._node:
             self._node.stop()
         self._node = None
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port``."""
+    host, port = address.rsplit(":", 1)
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from orchestrator.errors import BackendError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions
+from orchestrator.plan.planner import Instance, Plan
 
 SETTLE_TIMEOUT_S = 900.0
 """How long the books may take to say which job has failed."""
@@ -36,42 +37,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store.open(options.store)
     run = RunFolder(store.run_storage(options.run))
     carrier = SlurmCarrier()
-    if why := objection(run, options.submission, _settled(run, carrier)):
+    observed = _settled(run, carrier)
+    if why := objection(run, options.submission):
         say(f"{run.name}: not resumed: {why}")
         return 0
-    say(f"{run.name}: {carrier.ensure(run, store, by='sentinel')}")
+    hopeless = objections(run, observed)
+    for instance, why in hopeless.items():
+        say(f"{instance}: not resumed: {why}")
+    say(f"{run.name}: {carrier.ensure(run, store, by='sentinel', but=hopeless)}")
     return 0
 
 
-def objection(run: RunFolder, submission: int, observed: Observed) -> str:
-    """Why a sentinel must leave a run alone; empty when it must not."""
+def objection(run: RunFolder, submission: int) -> str:
+    """Why a sentinel must leave a whole run alone; empty when it must not."""
     submissions = Submissions(run.storage)
     if submissions.next_number() > submission + 1:
         return "it was submitted again since"
-    since = submissions.users_last()
-    if any(request["asked_at"] > since for request in run.cancel_requests()):
+    if run.cluster().backend != "slurm":
+        return "it has moved to another cluster"
+    if None in cancelled_stages(run):
         return "somebody cancelled it"
-    for instance in run.plan().instances:
-        attempts = run.attempts(instance.id)
-        end = attempts[-1].end if attempts else None
-        if end and end["action"] == "stop" and end["ended_at"] > since:
-            return f"{instance.id}: {end['reason']}"
-    if cancelled := _cancelled_by_hand(run, observed):
-        return f"{cancelled}: its job was cancelled with scancel"
     if submissions.by_sentinel() >= run.cluster().slurm.max_resumes:
         return "it was resumed often enough (slurm.max_resumes); look at its attempts"
     return ""
 
 
-def _cancelled_by_hand(run: RunFolder, observed: Observed) -> str:
-    """A stage whose job was cancelled, though everything it comes after went well."""
-    plan = run.plan()
-    for instance, status in observed.jobs.items():
-        needs = {plan.instance(n).leader for n in plan.instance(instance).needs.values()}
-        upstream = [observed.jobs[n].state for n in needs if n in observed.jobs]
-        if status.state is JobState.CANCELLED and all(s is JobState.SUCCEEDED for s in upstream):
-            return instance
-    return ""
+def objections(run: RunFolder, observed: Observed) -> dict[str, str]:
+    """Stage instances that a sentinel must leave alone, and why."""
+    plan, since = run.plan(), Submissions(run.storage).users_last()
+    cancelled = cancelled_stages(run)
+    found = {}
+    for instance in (i for i in plan.instances if i.leader == i.id):
+        attempts = run.attempts(instance.id)
+        end = attempts[-1].end if attempts else None
+        if cancelled & {instance.id, instance.stage}:
+            found[instance.id] = "somebody cancelled it"
+        elif end and end["action"] == "stop" and end["ended_at"] > since:
+            found[instance.id] = end["reason"]
+        elif _was_cancelled_by_hand(plan, instance, observed):
+            found[instance.id] = "its job was cancelled with scancel"
+    return found
+
+
+def cancelled_stages(run: RunFolder) -> set[str | None]:
+    """What was cancelled since a user last wanted it: stages, instances, or None for the run."""
+    since = Submissions(run.storage).users_last()
+    return {c["stage"] for c in run.cancel_requests() if c["asked_at"] > since}
+
+
+def _was_cancelled_by_hand(plan: Plan, instance: Instance, observed: Observed) -> bool:
+    """Whether its job was cancelled though nothing that it comes after has failed."""
+    status = observed.jobs.get(instance.id)
+    members = plan.group(instance.id)
+    needs = {plan.instance(n).leader for member in members for n in member.needs.values()}
+    upstream = [observed.jobs[n].state for n in needs if n in observed.jobs]
+    has_failed = any(s.is_final and s is not JobState.SUCCEEDED for s in upstream)
+    return status is not None and status.state is JobState.CANCELLED and not has_failed
 
 
 def _settled(run: RunFolder, carrier: SlurmCarrier) -> Observed:

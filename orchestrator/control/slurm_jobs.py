@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.backends.allocation import COME_BACK
 from orchestrator.backends.base import Job, Shape, Start
 from orchestrator.control.job import code_env, code_path
 from orchestrator.ledger.run import RunFolder
@@ -20,6 +21,7 @@ from orchestrator.ledger.submission import JobKind, Submissions
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster, SlurmOptions
+from orchestrator.spec.loader import resolve_env
 
 ALLOCATION = "orchestrator.control.allocation"
 WORKER = "orchestrator.control.ray_worker"
@@ -72,7 +74,8 @@ class Surroundings:
         """Folders that a container must see."""
         roots = [self.store_url, *self.cluster.data.values(), *self.cluster.models.values()]
         scratch = [self.cluster.scratch] if self.cluster.scratch else []
-        return tuple(dict.fromkeys(p for p in [*roots, *scratch] if p.startswith("/")))
+        paths = (resolve_env(path, where="cluster") for path in [*roots, *scratch])
+        return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))
 
     @property
     def launch_words(self) -> tuple[str, ...]:
@@ -166,6 +169,18 @@ def _workers(around: Surroundings, instance: Instance) -> Iterator[PlannedJob]:
         )
 
 
+def resized(around: Surroundings, part: PlannedJob, name: str, size: int) -> PlannedJob:
+    """The same workers under another name, and another number of them."""
+    job = replace(
+        part.job,
+        name=f"{around.run.name}/{name}",
+        log=around.log(name),
+        tag=around.tag(name),
+        shape=replace(part.job.shape, array=size),
+    )
+    return replace(part, name=name, job=job)
+
+
 def _sentinel(around: Surroundings, watched: tuple[str, ...]) -> PlannedJob:
     """Runs outside any container: all it needs is the control plane and Slurm's commands."""
     argv = (sys.executable, "-u", "-m", SENTINEL, "--store", around.store_url)
@@ -174,7 +189,7 @@ def _sentinel(around: Surroundings, watched: tuple[str, ...]) -> PlannedJob:
     options = options.model_copy(update={"cpus": None, "mem_gb": None, "walltime_min": None})
     job = job_of(around, SENTINEL_NAME, (*argv, *words), _SENTINEL_SHAPE, options, start="failed")
     return PlannedJob(
-        job=replace(job, launch_words=()),
+        job=replace(job, launch_words=(), teardown=()),
         name=SENTINEL_NAME,
         kind="sentinel",
         instance="",
@@ -198,6 +213,7 @@ def job_of(
         env=code_env(around.run),
         setup=around.cluster.environment.setup,
         launch_words=around.launch_words,
+        teardown=COME_BACK if around.cluster.environment.container else (),
         requeue=around.cluster.slurm.requeue,
         shape=shape,
         options=options,

@@ -76,6 +76,7 @@ class Supervisor:
         start_ray: Callable[[], RaySession] | None = None,
         beat: Callable[[], None] = lambda: None,
         tick_s: float = TICK_S,
+        keeps_figures: bool = True,
     ) -> None:
         """``only``: the one stage instance to work on, whose ``past`` attempts count.
 
@@ -88,6 +89,7 @@ class Supervisor:
         self._ray: RaySession | None = None
         self._beat = beat
         self._tick_s = tick_s
+        self._keeps_figures = keeps_figures
         leaders = [i for i in self._plan.instances if i.leader == i.id and only in (None, i.id)]
         self._works = {i.id: Work(i, self._plan.group(i.id), past=list(past)) for i in leaders}
         self._chooses_nodes = only is None
@@ -113,6 +115,11 @@ class Supervisor:
         """Start nothing more and end what runs; ``cause`` is noted with what was ended."""
         self._stop_cause = self._stop_cause or cause
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody asked for the end."""
+        return bool(self._stop_cause)
+
     def state(self) -> str:
         """The run's state as its jobs' states make it."""
         states = {w.state for w in self._works.values()}
@@ -124,7 +131,7 @@ class Supervisor:
     def _step(self) -> bool:
         """One look at everything; whether there is more to do."""
         self._beat()
-        if time.monotonic() - self._figures_at > FIGURES_EVERY_S:
+        if self._keeps_figures and time.monotonic() - self._figures_at > FIGURES_EVERY_S:
             self._figures_at = time.monotonic()
             write_figures(self._run, self._store)
         self._mark_complete()
@@ -266,7 +273,7 @@ class Supervisor:
     def _node(self, work: Work, status: JobStatus) -> str:
         """The node that is to blame, where the attempt says so, else the one it ran on."""
         assert work.attempt is not None  # only asked about attempts
-        blamed = [e["node"] for e in work.attempt.events() if e["kind"] == "rank_failed"]
+        blamed = [e["node"] for e in work.attempt.events() if "node" in e]
         return str(blamed[-1]) if blamed else status.node
 
     def _past(self, work: Work) -> Past:

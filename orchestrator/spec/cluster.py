@@ -181,6 +181,9 @@ class Slurm(SlurmOptions):
     max_resumes: Count = 10
     """How often the sentinel, a one-CPU job that starts when another has failed, may resume a run
     before somebody has to look; 0 submits none."""
+    idle_timeout_s: PositiveFloat = 300.0
+    """How long a worker waits for a head that does not answer, before it gives its node back; a
+    head that comes later asks for workers anew."""
     missing_timeout_s: PositiveFloat = 900.0
     """How long the scheduler may know nothing of a job, without a break, before it counts as
     lost."""

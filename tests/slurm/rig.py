@@ -51,7 +51,11 @@ class SlurmSmoke(Smoke):
             "backend": "slurm",
             "scratch": str(where.scratch),
             "resources": RESOURCES,
-            "slurm": {"partition": "low", "workers": {"cpus": where.cpus}},  # a node for each
+            "slurm": {
+                "partition": "low",
+                "workers": {"cpus": where.cpus},  # a node for each
+                "idle_timeout_s": 20,
+            },
             "retry": {"heartbeat_timeout_s": 6, "notice_s": 30},
             **cluster,
         }

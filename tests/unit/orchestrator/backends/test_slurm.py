@@ -149,3 +149,25 @@ def test_what_was_not_accepted_may_be_submitted_again(answers: Answers, tmp_path
     with pytest.raises(BackendError, match="submit again"):
         SlurmBackend().submit(job(tmp_path))
     assert [asked.split()[0] for asked in answers.asked] == ["sbatch"]
+
+
+def test_a_job_submitted_from_a_job_inherits_none_of_it(
+    answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "HF_TOKEN": "x"}
+    inner = {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_RESTART_COUNT": "1", "SUBMITIT_EXECUTOR": "x"}
+    for name, value in {**kept, **inner, "SLURM_JOB_ID": "5"}.items():
+        monkeypatch.setenv(name, value)
+    script = answers.folder / "sbatch"
+    script.write_text(f"#!/bin/sh\nenv > {tmp_path}/env\necho Submitted batch job 9\n")
+    script.chmod(0o755)
+    SlurmBackend().submit(job(tmp_path))
+    env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines())
+    assert kept.items() <= env.items()
+    assert not {*inner, "SLURM_JOB_ID"} & env.keys()
+
+
+def test_a_single_job_that_the_queue_never_heard_of_is_no_error(answers: Answers) -> None:
+    answers.say("sacct", "")
+    answers.say("squeue", "slurm_load_jobs error: Invalid job id specified\n", code=1)
+    assert ask().state is JobState.UNKNOWN

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.base import JobState
-from orchestrator.control.carrier import Observed
 from orchestrator.control.on_slurm import SlurmCarrier, failing_nodes
-from orchestrator.control.sentinel import objection
+from orchestrator.control.sentinel import objection, objections
 from orchestrator.control.status import run_status
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.run import RunFolder
@@ -198,24 +197,85 @@ def test_nodes_to_keep_off(scene: Scene) -> None:
 def test_a_sentinel_resumes_and_knows_when_not_to(scene: Scene) -> None:
     scene.carrier.ensure(scene.run, scene.store)
 
-    def why(submission: int = 1) -> str:
-        observed: Observed = scene.carrier.observe([scene.run])["small"]
-        return objection(scene.run, submission, observed)
+    def hopeless() -> dict[str, str]:
+        return objections(scene.run, scene.carrier.observe([scene.run])["small"])
 
     scene.books(corpus="FAILED", codebook="CANCELLED")
-    assert why() == ""
-    scene.books(corpus="CANCELLED by 1000")
-    assert why() == f"{scene.id('corpus')}: its job was cancelled with scancel"
-    scene.books(corpus="FAILED")
+    assert hopeless() == {}
     attempt = scene.run.begin_attempt(scene.id("corpus"))
     attempt.finish(action="stop", reason="the request is wrong", cause="bad_request")
-    assert why() == f"{scene.id('corpus')}: the request is wrong"
+    assert hopeless() == {scene.id("corpus"): "the request is wrong"}
     scene.run.request_cancel("train")
-    assert why() == "somebody cancelled it"
+    assert hopeless()[scene.id("train")] == "somebody cancelled it"
+    assert objection(scene.run, 1) == ""
+    scene.run.request_cancel(None)
+    assert objection(scene.run, 1) == "somebody cancelled it"
     submissions = Submissions(scene.run.storage)
     submissions.begin("user")
-    assert why() == "it was submitted again since"
-    assert why(2) == ""
+    assert objection(scene.run, 1) == "it was submitted again since"
+    assert objection(scene.run, 2) == ""
     for _ in range(2):
         number = submissions.begin("sentinel")
-    assert why(number).startswith("it was resumed often enough")
+    assert objection(scene.run, number).startswith("it was resumed often enough")
+    scene.run.move(cluster(scene.store.storage.url, backend="local"))
+    assert objection(scene.run, number) == "it has moved to another cluster"
+
+
+@pytest.mark.parametrize(
+    ("words", "by_hand"),
+    [
+        ({"corpus": "COMPLETED", "pack": "CANCELLED by 1000"}, {"pack"}),
+        ({"tokenize": "COMPLETED", "pack": "CANCELLED by 1000"}, {"pack"}),
+        ({"tokenize": "FAILED", "pack": "CANCELLED", "train": "CANCELLED"}, set()),
+        ({"tokenize": "PREEMPTED", "pack": "CANCELLED"}, set()),
+    ],
+)
+def test_what_was_cancelled_by_hand_is_told_from_what_followed_from_it(
+    scene: Scene, words: dict[str, str], by_hand: set[str]
+) -> None:
+    scene.carrier.ensure(scene.run, scene.store)
+    scene.books(**words)
+    found = objections(scene.run, scene.carrier.observe([scene.run])["small"])
+    assert found == {scene.id(s): "its job was cancelled with scancel" for s in by_hand}
+
+
+def test_what_is_hopeless_is_cleared_and_the_rest_goes_on(scene: Scene) -> None:
+    scene.publish(*STAGES[:3])
+    scene.carrier.ensure(scene.run, scene.store)
+    scene.books(tokenize="FAILED")
+    scene.queue(pack="PENDING", train="PENDING", evaluate="PENDING")
+    scene.answers.say(
+        "squeue", (scene.answers.folder / "squeue.txt").read_text() + "2|PENDING||x|y\n"
+    )
+    said = scene.carrier.ensure(scene.run, scene.store, by="sentinel", but=[scene.id("tokenize")])
+    assert said == "nothing is left that could be resumed"
+    (cancelled,) = scene.asked("scancel")
+    assert set(cancelled.split()[1:]) >= {"2", scene.job("pack"), scene.job("train")}
+
+
+def test_missing_workers_and_sentinels_are_submitted_too(scene: Scene) -> None:
+    scene.publish(*STAGES[:3])
+    scene.carrier.ensure(scene.run, scene.store)
+    jobs = Submissions(scene.run.storage).newest_jobs()
+    workers = jobs["workers", scene.id("tokenize")][0].id
+    sentinel = jobs["sentinel", ""][0].id
+    rows = [f"{scene.job(s)}|PENDING|1:0|" for s in ("tokenize", "pack", "train", "evaluate")]
+    lost = [f"{workers}_0|FAILED|1:0|node1", f"{sentinel}|CANCELLED|0:0|"]
+    scene.answers.say("sacct", "\n".join([*rows, *lost, ""]))
+    scene.queue(tokenize="PENDING", pack="PENDING", train="PENDING", evaluate="PENDING")
+    assert scene.carrier.ensure(scene.run, scene.store) == "2 jobs submitted"
+
+
+def test_workers_that_left_the_queue_are_replaced(scene: Scene) -> None:
+    scene.publish(*STAGES[:3])
+    resources = {"tokenize": {"nodes": 5, "max_workers": 5}}
+    scene.run.move(cluster(scene.store.storage.url, backend="slurm", resources=resources))
+    scene.carrier.ensure(scene.run, scene.store)
+    workers = Submissions(scene.run.storage).newest_jobs()["workers", scene.id("tokenize")][0].id
+    scene.answers.say("squeue", f"{workers}|RUNNING|n1|None|x\n{workers}|PENDING||x|x\n")
+    replace = scene.carrier.replace_workers
+    assert replace(scene.run, scene.store, scene.id("tokenize")) == 3
+    (script,) = scene.run.storage.local_root.glob("submissions/0001/*-workers-2/script.sh")
+    assert "--array=0-2%3" in script.read_text()
+    scene.answers.say("squeue", f"{workers}|RUNNING|n1|None|x\n" * 5)
+    assert replace(scene.run, scene.store, scene.id("tokenize")) == 0
