@@ -26,10 +26,10 @@ from orchestrator.backends.ray_session import RaySession
 from orchestrator.backends.slurm import SlurmBackend
 from orchestrator.control.job import code_env
 from orchestrator.control.on_slurm import SlurmCarrier, close_attempts, refs_of
+from orchestrator.control.say import say
 from orchestrator.control.supervise import (
     LAST_WORDS_S,
     Supervisor,
-    say,
     write_figures,
     write_last_page,
 )

@@ -21,7 +21,7 @@ from types import FrameType
 from orchestrator.backends.allocation import Allocation
 from orchestrator.backends.ray_session import RayNode
 from orchestrator.control.job import code_env
-from orchestrator.control.supervise import say
+from orchestrator.control.say import say
 from orchestrator.ledger import invitation as invitations
 from orchestrator.ledger.invitation import Invitation
 from orchestrator.ledger.run import RunFolder

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from orchestrator.backends.base import JobState
 from orchestrator.control.carrier import Observed
 from orchestrator.control.on_slurm import SlurmCarrier
-from orchestrator.control.supervise import say
+from orchestrator.control.say import say
 from orchestrator.errors import BackendError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store

@@ -25,6 +25,7 @@ from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.job import code_env, cpus_of, stage_job
 from orchestrator.control.policy import FREE_CAUSES, Decision, Ending, Past, decide
+from orchestrator.control.say import say
 from orchestrator.control.status import write_openmetrics
 from orchestrator.errors import LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
@@ -326,12 +327,6 @@ def write_figures(run: RunFolder, store: Store) -> None:
         write_openmetrics(run, store)
     except (OrchestratorError, OSError) as error:
         say(f"figures: {error}")
-
-
-def say(text: str) -> None:
-    """A line of the supervisor's own log."""
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Not collected by `make test`; run by its path: ``pytest tests/slurm/long_faults.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +121,32 @@ def test_a_node_that_fails_alone_is_excluded(slurm: SlurmCluster, smoke: SlurmSm
     script = smoke.run(name).storage.local_root / "submissions" / "0002"
     (text,) = [p.read_text() for p in script.glob("train*/script.sh")]
     assert f"--exclude={second.end['node']}" in text
+
+
+_APPTAINER = """#!/bin/sh
+# Runs the command after the image's name, and like most images has none of Slurm's.
+while [ "$1" != /an/image.sif ]; do shift; done
+shift
+PATH=/nonexistent exec "$@"
+"""
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_from_a_container_the_script_asks_to_come_back(
+    slurm: SlurmCluster, smoke: SlurmSmoke, tmp_path: Path
+) -> None:
+    apptainer = tmp_path / "bin" / "apptainer"
+    apptainer.parent.mkdir()
+    apptainer.write_text(_APPTAINER)
+    apptainer.chmod(0o755)
+    env = {**slurm.env, "PATH": f"{apptainer.parent}:{slurm.env['PATH']}"}
+    venv = Path(sys.executable).parent.parent
+    smoke.change(environment={"container": "/an/image.sif", "venv": str(venv)})
+    smoke = SlurmSmoke(smoke.folder, env)
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    job = smoke.job(name, "train")
+    slurm.occupy(*slurm.nodes, seconds=3)
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["preempted", ""]
+    assert smoke.job(name, "train") == job, "requeued, not resumed by the sentinel"
