@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from orchestrator.cli.arguments import add_run, run_and_store
-from orchestrator.control.carrier import carrier_of
+from orchestrator.control.carriers import carrier_of
 from orchestrator.errors import RequestError
 
 

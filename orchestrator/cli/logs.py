@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.cli.watch import LOOK_EVERY_S
-from orchestrator.control.carrier import observe
+from orchestrator.control.carriers import observe
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
 from orchestrator.ledger.submission import Submissions

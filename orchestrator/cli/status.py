@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orchestrator.cli.arguments import add_run, run_and_store, store_of
 from orchestrator.cli.watch import stage_table, watch
-from orchestrator.control.carrier import observe_all
+from orchestrator.control.carriers import observe_all
 from orchestrator.control.status import run_progress, run_status
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.goodput import goodput_line

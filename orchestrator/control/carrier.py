@@ -1,6 +1,6 @@
 """Who carries a run while nobody looks: a supervisor on this machine, or a scheduler's jobs.
 
-One Protocol of three verbs, and the choice between those who keep it.
+One Protocol of three verbs. `on_local` and `on_slurm` keep it, `carriers` chooses between them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from orchestrator.backends.base import JobState, JobStatus
-from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
-from orchestrator.spec.cluster import Cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,39 +60,3 @@ class Carrier(Protocol):
     def cancel(self, run: RunFolder, stage: str | None) -> None:
         """Stop the run, or one stage; returns when that is done. Raises RunFailedError."""
         ...
-
-
-def carrier_of(cluster: Cluster) -> Carrier:
-    """The one for this cluster's backend."""
-    if cluster.backend == "slurm":
-        from orchestrator.control.on_slurm import SlurmCarrier
-
-        return SlurmCarrier()
-    from orchestrator.control.on_local import LocalCarrier
-
-    return LocalCarrier()
-
-
-def require_carrier(cluster: Cluster) -> None:
-    """Raises RequestError when nothing here can carry a run on this backend."""
-    if cluster.backend not in ("local", "slurm"):
-        raise RequestError(
-            f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; "
-            "use local or slurm"
-        )
-
-
-def observe(run: RunFolder) -> Observed:
-    """How one run stands."""
-    return carrier_of(run.cluster()).observe([run])[run.name]
-
-
-def observe_all(runs: Sequence[RunFolder]) -> dict[str, Observed]:
-    """How many runs stand, each scheduler asked once about all of its own."""
-    by_backend: dict[str, list[RunFolder]] = {}
-    for run in runs:
-        by_backend.setdefault(run.cluster().backend, []).append(run)
-    found: dict[str, Observed] = {}
-    for group in by_backend.values():
-        found |= carrier_of(group[0].cluster()).observe(group)
-    return found

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from orchestrator.control.carrier import observe
+from orchestrator.control.carriers import observe
 from orchestrator.control.submit import ensure
 from orchestrator.errors import (
     AlreadyExistsError,

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.backends.base import JobState, JobStatus
-from orchestrator.control.carrier import Observed, observe
+from orchestrator.control.carrier import Observed
+from orchestrator.control.carriers import observe
 from orchestrator.ledger.goodput import goodput
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.control.carrier import carrier_of, observe, require_carrier
+from orchestrator.control.carriers import carrier_of, observe, require_carrier
 from orchestrator.control.job import cpus_of
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.ledger.run import RunFolder
