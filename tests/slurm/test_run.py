@@ -84,7 +84,7 @@ def test_a_thousand_workers_cost_what_one_does_and_more_are_split(
     wide = {"tokenize": {"nodes": 2300, "max_workers": 2300, "mem_gb": 1}}
     smoke = SlurmSmoke.on(slurm, tmp_path / "run", material, resources=wide, **LATER)
     name = smoke.submit()
-    arrays = [c for c in slurm.commands() if c.startswith("sbatch") and "-workers" in c]
+    arrays = [c for c in slurm.commands() if re.search("/tokenize-[0-9a-f]+-workers", c)]
     assert len(arrays) == 3
     sizes = re.findall(
         r"--array=0-(\d+)",
