@@ -91,7 +91,12 @@ def _supervise(
         LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S, node=allocation.node),
         only=instance.id,
         past=_past(run, instance.id),
-        about={"job": allocation.job_id, "life": allocation.life, "node": allocation.node},
+        about={
+            "job": allocation.job_id,
+            "life": allocation.life,
+            "node": allocation.node,
+            "moves": run.num_moves,
+        },
         start_ray=(lambda: _start_head(run, instance.id, allocation)) if is_elastic else None,
         beat=_Beat(store, run, instance.id, watches_workers=is_elastic),
         tick_s=_TICK_S,

@@ -17,10 +17,11 @@ from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.slurm import Limits, SlurmBackend, ask
 from orchestrator.control.check import Check
 from orchestrator.control.probe import FOUND, HEARD
-from orchestrator.control.slurm_jobs import Surroundings, job_of, options_of, shape_of
+from orchestrator.control.slurm_jobs import Surroundings, job_of, options_of, part_of, shape_of
 from orchestrator.control.submit import code_snapshot, open_store
 from orchestrator.errors import BackendError, OrchestratorError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster, StageName
 
 MIN_VERSION = (21, 8)
@@ -89,11 +90,15 @@ def _wanted(cluster: Cluster) -> dict[str, tuple[int, int]]:
     around = _around(cluster, RunFolder(open_store(cluster).storage))
     for stage in get_args(StageName):
         shape = shape_of(cluster, stage)
-        options = options_of(around, stage, None if shape.gpus else cluster.slurm.head)
-        minutes = options.walltime_min or shape.walltime_min
-        for name in (options.partition or "").split(","):
-            known = wanted.get(name, (0, 0))
-            wanted[name] = (max(known[0], minutes), max(known[1], shape.num_nodes))
+        parts = [part_of(cluster, shape)]
+        if BY_NAME[stage].is_elastic:
+            parts.append(cluster.slurm.workers)
+        for part in parts:
+            options = options_of(around, stage, part)
+            minutes = options.walltime_min or shape.walltime_min
+            for name in (options.partition or "").split(","):
+                known = wanted.get(name, (0, 0))
+                wanted[name] = (max(known[0], minutes), max(known[1], shape.num_nodes))
     return wanted
 
 
@@ -175,7 +180,8 @@ def _probe_job(cluster: Cluster, folder: RunFolder, part: Part) -> Job:
     around = _around(cluster, folder)
     stage = "train" if part == "train" else "tokenize"
     shape = replace(shape_of(cluster, stage), num_nodes=1, walltime_min=5)
-    options = options_of(around, stage, None if shape.gpus else cluster.slurm.head)
+    part_options = cluster.slurm.head if part == "head" else None
+    options = options_of(around, stage, part_options)
     options = options.model_copy(update={"walltime_min": None})
     argv = around.module(PROBE, gpus=shape.gpus)
     return replace(job_of(around, "probe", argv, shape, options), requeue=False)

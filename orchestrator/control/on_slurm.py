@@ -292,9 +292,10 @@ def refs_of(run: RunFolder, kind: JobKind, instance: str) -> list[JobRef]:
 
 
 def failing_nodes(run: RunFolder) -> tuple[str, ...]:
-    """Nodes that a stage was to be kept off."""
-    ends = [a.end for i in _leaders(run.plan()) for a in run.attempts(i.id)]
-    nodes = [end["node"] for end in ends if end and end.get("action") == "elsewhere"]
+    """Nodes of this cluster that a stage was to be kept off."""
+    attempts = [a for i in _leaders(run.plan()) for a in run.attempts(i.id)]
+    here = [a for a in attempts if a.started.get("moves", 0) == run.num_moves]
+    nodes = [end["node"] for a in here if (end := a.end) and end.get("action") == "elsewhere"]
     return tuple(dict.fromkeys(node for node in nodes if node))
 
 

@@ -116,8 +116,7 @@ def _stage(
     around: Surroundings, plan: Plan, instance: Instance, ids: Collection[str]
 ) -> PlannedJob:
     shape = shape_of(around.cluster, instance.stage)
-    is_head = not shape.gpus and shape.num_nodes == 1
-    options = options_of(around, instance.stage, around.cluster.slurm.head if is_head else None)
+    options = options_of(around, instance.stage, part_of(around.cluster, shape))
     walltime_min = options.walltime_min or shape.walltime_min
     words = ("--instance", instance.id, "--walltime-min", str(walltime_min))
     members = plan.group(instance.id)
@@ -130,6 +129,11 @@ def _stage(
         instance=instance.id,
         after=tuple(i.id for i in plan.instances if i.id in needs and i.id in ids),
     )
+
+
+def part_of(cluster: Cluster, shape: Shape) -> SlurmOptions | None:
+    """The options of heads, for what needs no more than they do."""
+    return cluster.slurm.head if not shape.gpus and shape.num_nodes == 1 else None
 
 
 def shape_of(cluster: Cluster, stage: str) -> Shape:

@@ -170,10 +170,14 @@ class RunFolder:
         path = f"clusters/{moves[-1]}" if moves else "cluster.yaml"
         return parse_cluster(self._yaml(path), where=f"{self.name}/{path}")
 
+    @property
+    def num_moves(self) -> int:
+        """How often the run has gone on with another cluster."""
+        return len(self.storage.children("clusters"))
+
     def move(self, cluster: Cluster) -> None:
         """Go on with another cluster from the next supervisor on."""
-        number = len(self.storage.children("clusters")) + 1
-        self.storage.create(f"clusters/{number:04d}.yaml", to_yaml(cluster))
+        self.storage.create(f"clusters/{self.num_moves + 1:04d}.yaml", to_yaml(cluster))
 
     def variants(self) -> tuple[Variant, ...]:
         """Every variant with its recipe."""

@@ -192,6 +192,8 @@ def test_nodes_to_keep_off(scene: Scene) -> None:
     for action, node in (("resume", "n1"), ("elsewhere", "n2"), ("elsewhere", "n2")):
         scene.run.begin_attempt(scene.id("train")).finish(action=action, node=node)
     assert failing_nodes(scene.run) == ("n2",)
+    scene.run.move(cluster(scene.store.storage.url, backend="slurm"))
+    assert failing_nodes(scene.run) == (), "another cluster's nodes"
 
 
 def test_a_sentinel_resumes_and_knows_when_not_to(scene: Scene) -> None:

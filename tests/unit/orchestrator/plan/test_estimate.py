@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.plan.estimate import estimate, parameters_in_name
+from orchestrator.plan.estimate import (
+    checkpoint_storage,
+    estimate,
+    gpu_hours,
+    parameters_in_name,
+    walltimes,
+)
+from orchestrator.spec.cluster import Prices
 from tests.unit.orchestrator.recipes import recipe
 
 
@@ -44,3 +51,16 @@ def test_hours_are_known_once_the_corpus_is_there() -> None:
     assert cost.encode_flop == 7200 * 14e9
     assert cost.num_parameters is None
     assert cost.train_flop is None
+
+
+def test_hours_and_the_walltimes_they_stretch_over() -> None:
+    assert gpu_hours(3.6e17, Prices(gpu_tflops=100)) == 1.0
+    assert gpu_hours(None, Prices(gpu_tflops=100)) is None
+    assert gpu_hours(1e18, Prices()) is None
+    assert walltimes(100, 10, 600) == 1
+    assert walltimes(101, 10, 600) == 2
+
+
+def test_checkpoints_in_the_store() -> None:
+    kept = recipe(**{"train.steps": 100, "train.checkpoint.keep_every_steps": 40})
+    assert checkpoint_storage(kept, 10.0) == 10.0 * (2 + 2 + 1)
