@@ -149,3 +149,20 @@ def test_what_slurm_refuses_is_the_requests_fault(
     assert refused.returncode == 2
     assert "invalid partition" in refused.stderr.lower()
     assert slurm.queue() == []
+
+
+def test_doctor_tries_what_a_run_will_need(
+    slurm: SlurmCluster, material: Path, tmp_path: Path
+) -> None:
+    two_gpus = {"train": {"nodes": 2, "gpus_per_node": 2, "mem_gb": 1}, "tokenize": {"mem_gb": 1}}
+    smoke = SlurmSmoke.on(slurm, tmp_path / "run", material, resources=two_gpus)
+    said = smoke.orchestrator("doctor").stdout
+    assert "ok    train node: GPUs: 2 given, 2 asked" in said
+    assert said.count("signals: SIGUSR2 arrives") == 2
+    assert slurm.queue() == []
+    smoke.change(slurm={"partition": "lwo"})
+    refused = smoke.orchestrator("doctor", check=False)
+    assert refused.returncode == 1
+    assert (
+        "FAIL  partition lwo: does not exist; this cluster has cancel, high, low" in refused.stdout
+    )
