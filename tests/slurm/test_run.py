@@ -15,7 +15,9 @@ LATER = {"slurm": {"partition": "low", "extra": {"begin": "now+1hour"}}}
 """Jobs that stay in the queue."""
 
 
-def test_from_submit_to_the_report(undisturbed: tuple[SlurmSmoke, str]) -> None:
+def test_from_submit_to_the_report(
+    slurm: SlurmCluster, undisturbed: tuple[SlurmSmoke, str]
+) -> None:
     smoke, name = undisturbed
     assert {s: smoke.causes(name, s) for s in ("corpus", "codebook", "tokenize", "train")} == {
         "corpus": [""],
@@ -29,7 +31,8 @@ def test_from_submit_to_the_report(undisturbed: tuple[SlurmSmoke, str]) -> None:
         for beat in attempt.storage.children("beats")
     }
     assert len(attempt.storage.children("beats")) == 4
-    assert len(hosts) == 2, "two ranks on each of two nodes"
+    if slurm.has_own_networks:  # else all nodes have this machine's name
+        assert len(hosts) == 2, "two ranks on each of two nodes"
     page = (smoke.folder / "store" / "runs" / name / "report.html").read_text()
     assert "succeeded" in page
     assert smoke.orchestrator("verify", name).returncode == 0
