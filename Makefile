@@ -31,7 +31,8 @@ test: setup ## everything but the drills
 	$(RUN)/pytest tests --ignore=tests/unit --ignore=tests/golden
 
 drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
-	$(RUN)/pytest tests/slurm/long_faults.py
+	./apt-packages.sh
+	$(RUN)/pytest tests/slurm tests/slurm/long_faults.py
 	$(RUN)/python -m tests.chaos.points
 	$(RUN)/python -m tests.chaos.verb
 	$(RUN)/python -m tests.chaos.drill
