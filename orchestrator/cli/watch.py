@@ -16,7 +16,7 @@ from orchestrator.control.status import FINAL, run_cause, run_progress
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
-from orchestrator.report.page import summary
+from orchestrator.report.page import PAGE, summary
 from orchestrator.units import format_duration
 
 EVERY_S = 1.0
@@ -45,21 +45,28 @@ def watch(run: RunFolder, store: Store) -> int:
             live.update(stage_table(status))
             if not console.is_terminal:
                 _print_changes(status, shown)
-    _wait_for_last_words(run)
-    if status["state"] != "succeeded":
+    has_succeeded = status["state"] == "succeeded"
+    if has_succeeded or not observed.jobs:
+        _wait_for_last_words(run, by_supervisor=not observed.jobs)
+    if not has_succeeded:
         _print_failures(run, status)
         return 1
     print("\n".join(summary(run, store)))
     return 0
 
 
-def _wait_for_last_words(run: RunFolder) -> None:
-    """The supervisor writes the report after it has said how the run ended."""
+def _wait_for_last_words(run: RunFolder, *, by_supervisor: bool) -> None:
+    """The report is written after the run's end is known, by the supervisor or the last job."""
     deadline = time.monotonic() + REPORT_TIMEOUT_S
-    supervisors = run.supervisors()
-    while supervisors and time.monotonic() < deadline:
-        if Process(**supervisors[-1].started["process"]).is_alive() is not True:
-            return
+
+    def is_said() -> bool:
+        if not by_supervisor:
+            return run.storage.exists(PAGE)
+        supervisors = run.supervisors()
+        last = Process(**supervisors[-1].started["process"]) if supervisors else None
+        return last is None or last.is_alive() is not True
+
+    while not is_said() and time.monotonic() < deadline:
         time.sleep(0.1)
 
 

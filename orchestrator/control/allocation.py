@@ -98,7 +98,7 @@ def _supervise(
             "moves": run.num_moves,
         },
         start_ray=(lambda: _start_head(run, instance.id, allocation)) if is_elastic else None,
-        beat=_Beat(store, run, instance.id, watches_workers=is_elastic),
+        beat=_Beat(store, run, instance.id, allocation.life, watches_workers=is_elastic),
         tick_s=_TICK_S,
         keeps_figures=False,
     )
@@ -191,8 +191,9 @@ class _Beat:
     """What is looked after while the stage is at work."""
 
     def __init__(
-        self, store: Store, run: RunFolder, instance: str, *, watches_workers: bool
+        self, store: Store, run: RunFolder, instance: str, life: str, *, watches_workers: bool
     ) -> None:
+        self._life = life
         self._store, self._run, self._instance = store, run, instance
         self._watches_workers = watches_workers
         self._looked_at = time.monotonic()
@@ -208,7 +209,8 @@ class _Beat:
     def _obey_drill(self) -> None:
         """Be the victim of `orchestrator chaos --kill node`, when that names this machine."""
         for attempt in self._run.attempts(self._instance)[-1:]:
-            if attempt.storage.exists(FAULT_ORDER):
+            is_ours = attempt.started.get("life") == self._life
+            if is_ours and attempt.storage.exists(FAULT_ORDER):
                 fault = attempt.storage.read_json(FAULT_ORDER)
                 if fault.get("node") == socket.gethostname():
                     os.kill(os.getpid(), signal.SIGKILL)

@@ -150,3 +150,14 @@ def test_from_a_container_the_script_asks_to_come_back(
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
     assert smoke.causes(name, "train") == ["preempted", ""]
     assert smoke.job(name, "train") == job, "requeued, not resumed by the sentinel"
+
+
+def test_chaos_strikes_runs_on_slurm_too(smoke: SlurmSmoke) -> None:
+    name = smoke.submit(**{"train.steps": "4000"})
+    smoke.await_step(name, 60)
+    for fault in ("rank", "node"):
+        said = smoke.orchestrator("chaos", name, "--kill", fault).stdout
+        assert "recovered" in said
+    assert smoke.causes(name, "train")[0] == "worker_lost"
+    smoke.orchestrator("cancel", name)
+    assert smoke.status(name)["state"] == "cancelled"
