@@ -49,13 +49,10 @@ class Allocation:
 
     job_id: str
     """As scontrol takes it: ``12``, or ``12_3`` for a task of an array."""
-    array_id: str
-    """Id of the whole array, or the job's own."""
     restarts: int
     """How often it was started before."""
     node_index: int
     """Number of this process's node in the job; the one with number 0 leads."""
-    num_nodes: int
     node: str
     """Name of this node."""
     leader_address: str
@@ -69,10 +66,8 @@ class Allocation:
         task = submitit.JobEnvironment()
         return cls(
             job_id=task.job_id,
-            array_id=task.array_job_id or task.job_id,
             restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             node_index=task.node,
-            num_nodes=task.num_nodes,
             node=os.environ["SLURMD_NODENAME"],
             leader_address=os.environ["SLURM_LAUNCH_NODE_IPADDR"],
         )

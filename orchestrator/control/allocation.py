@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -140,9 +139,8 @@ def _await_upstream(
 
 def _is_cancelled(run: RunFolder, instance: str) -> bool:
     """Whether somebody has asked for that since a user last wanted it to run."""
-    since = Submissions(run.storage).users_last()
-    names = (None, instance, run.plan().instance(instance).stage)
-    return any(c["stage"] in names and c["asked_at"] > since for c in run.cancel_requests())
+    names = {None, instance, run.plan().instance(instance).stage}
+    return bool(names & run.cancelled_stages())
 
 
 def _become_agent(allocation: Allocation) -> None:
@@ -162,7 +160,7 @@ def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allo
         detail=last.word if last else "",
         cause=last.cause if last else "node_lost",
     )
-    close_attempts(run, store, instance, status)
+    close_attempts(run, store, instance, status, last.ended_at if last else None)
 
 
 def _past(run: RunFolder, instance: str) -> list[tuple[str, float, str]]:
@@ -266,9 +264,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except Exception:  # noqa: BLE001 (the last stop: traceback to the job's log)
-        traceback.print_exc()
-        code = 1
-    sys.exit(code)
+    sys.exit(main())

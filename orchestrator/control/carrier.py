@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from orchestrator.backends.base import JobState, JobStatus
+from orchestrator.backends.base import JobStatus
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 
@@ -37,13 +37,6 @@ class Observed:
         if instance not in self.jobs:
             return self.is_alive and not self.jobs
         return not self.jobs[instance].state.is_final
-
-    def runs(self, instance: str) -> bool:
-        """Whether an attempt that has not said how it ended may be at work."""
-        known = self.jobs.get(instance)
-        if known is None:
-            return self.expects(instance)
-        return known.state in (JobState.RUNNING, JobState.UNKNOWN)
 
 
 class Carrier(Protocol):

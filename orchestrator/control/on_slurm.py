@@ -82,7 +82,7 @@ class SlurmCarrier:
         """
         with _only_submitter(run) as beat:
             plan = run.plan()
-            unfinished = [i for i in _leaders(plan) if not store.has(*plan.group(i.id))]
+            unfinished = [i for i in plan.leaders if not store.has(*plan.group(i.id))]
             if not unfinished:
                 return "everything is done"
             known = self._known(run, store)
@@ -205,7 +205,7 @@ class SlurmCarrier:
             return
         around = self._surroundings(run, store.storage.url, newest.number)
         plan = run.plan()
-        planned = {around.tag(p.name): p for p in jobs_of(around, plan, _leaders(plan))}
+        planned = {around.tag(p.name): p for p in jobs_of(around, plan, plan.leaders)}
         for tag, job_id in self._backend.find(planned).items():
             _record(run, newest.number, planned[tag], job_id, newest.at)
 
@@ -254,7 +254,7 @@ def planned_jobs(
     run: RunFolder, store: Store, cluster: Cluster, plan: Plan
 ) -> tuple[PlannedJob, ...]:
     """Every job that a submission would hand over now."""
-    left = [i for i in _leaders(plan) if not store.has(*plan.group(i.id))]
+    left = [i for i in plan.leaders if not store.has(*plan.group(i.id))]
     around = Surroundings(
         run=run,
         store_url=store.storage.url,
@@ -269,14 +269,24 @@ def preview(part: PlannedJob) -> str:
     return script(part.job, [JobRef(backend=NAME, id=f"<{instance}>") for instance in part.after])
 
 
-def close_attempts(run: RunFolder, store: Store, instance: str, status: JobStatus) -> None:
-    """Say how attempts ended whose job was ended before they could."""
+def close_attempts(
+    run: RunFolder,
+    store: Store,
+    instance: str,
+    status: JobStatus,
+    ended_at: float | None = None,
+) -> None:
+    """Say how attempts ended whose job was ended before they could; by now when no time is known.
+
+    ``ended_at`` is in seconds since the epoch.
+    """
     for attempt in run.attempts(instance):
         if attempt.end is None:
             cause = status.cause or "node_lost"
             state = {"preempted": "preempted", "cancelled": "cancelled"}.get(cause, "failed")
             attempt.finish(
                 state=state,
+                ended_at=ended_at or time.time(),
                 cause=cause,
                 action="resume",
                 reason=f"the scheduler says: {status.detail or 'nothing'}",
@@ -293,14 +303,10 @@ def refs_of(run: RunFolder, kind: JobKind, instance: str) -> list[JobRef]:
 
 def failing_nodes(run: RunFolder) -> tuple[str, ...]:
     """Nodes of this cluster that a stage was to be kept off."""
-    attempts = [a for i in _leaders(run.plan()) for a in run.attempts(i.id)]
+    attempts = [a for i in run.plan().leaders for a in run.attempts(i.id)]
     here = [a for a in attempts if a.started.get("moves", 0) == run.num_moves]
     nodes = [end["node"] for a in here if (end := a.end) and end.get("action") == "elsewhere"]
     return tuple(dict.fromkeys(node for node in nodes if node))
-
-
-def _leaders(plan: Plan) -> list[Instance]:
-    return [i for i in plan.instances if i.leader == i.id]
 
 
 def _kept(
@@ -310,7 +316,7 @@ def _kept(
     ids = {i.id for i in left}
     kept: dict[str, SubmittedJob] = {}
     for instance in left:  # in the order of the data's path
-        if instance.id in live and all(n in kept for n in _needs(plan, instance) & ids):
+        if instance.id in live and all(n in kept for n in plan.upstream(instance.id) & ids):
             kept[instance.id] = live[instance.id]
     return kept
 
@@ -328,14 +334,9 @@ def _with_followers(plan: Plan, left: Sequence[Instance], chosen: Collection[str
     """Instances, and all that cannot be done without them."""
     found = set(chosen)
     for instance in left:  # in the order of the data's path
-        if found & _needs(plan, instance):
+        if found & plan.upstream(instance.id):
             found.add(instance.id)
     return found
-
-
-def _needs(plan: Plan, instance: Instance) -> set[str]:
-    """The leaders of what the job of an instance needs."""
-    return {plan.instance(n).leader for m in plan.group(instance.id) for n in m.needs.values()}
 
 
 def _unfinished(
@@ -371,7 +372,7 @@ def _merged(
     submissions, now = Submissions(run.storage), time.time()
     before = submissions.seen()
     jobs = [job for group in submissions.newest_jobs().values() for job in group]
-    rows: dict[str, dict[str, object]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for job in jobs:
         last = before.get(job.id, {"state": JobState.QUEUED, "absent_since": None})
         answer = answers.get(_ref(job))
@@ -388,16 +389,16 @@ def _merged(
     return {job_id: _status_of(row, now, timeout_s) for job_id, row in rows.items()}
 
 
-def _status_of(row: Mapping[str, object], now: float, timeout_s: float) -> JobStatus:
+def _status_of(row: Mapping[str, Any], now: float, timeout_s: float) -> JobStatus:
     absent_since = row["absent_since"]
-    if isinstance(absent_since, float) and now - absent_since > timeout_s:
+    if absent_since is not None and now - absent_since > timeout_s:
         return JobStatus(
             state=JobState.FAILED,
             cause="node_lost",
             detail=f"unknown to the scheduler for more than {timeout_s:.0f} s",
         )
     said = {name: value for name, value in row.items() if name != "absent_since"}
-    return JobStatus(**{**said, "state": JobState(str(said["state"]))})  # type: ignore[arg-type]
+    return JobStatus(**{**said, "state": JobState(said["state"])})
 
 
 def _observed(

@@ -55,7 +55,7 @@ def objection(run: RunFolder, submission: int) -> str:
         return "it was submitted again since"
     if run.cluster().backend != "slurm":
         return "it has moved to another cluster"
-    if None in cancelled_stages(run):
+    if None in run.cancelled_stages():
         return "somebody cancelled it"
     if submissions.by_sentinel() >= run.cluster().slurm.max_resumes:
         return "it was resumed often enough (slurm.max_resumes); look at its attempts"
@@ -65,9 +65,9 @@ def objection(run: RunFolder, submission: int) -> str:
 def objections(run: RunFolder, observed: Observed) -> dict[str, str]:
     """Stage instances that a sentinel must leave alone, and why."""
     plan, since = run.plan(), Submissions(run.storage).users_last()
-    cancelled = cancelled_stages(run)
+    cancelled = run.cancelled_stages()
     found = {}
-    for instance in (i for i in plan.instances if i.leader == i.id):
+    for instance in plan.leaders:
         attempts = run.attempts(instance.id)
         end = attempts[-1].end if attempts else None
         if cancelled & {instance.id, instance.stage}:
@@ -79,18 +79,10 @@ def objections(run: RunFolder, observed: Observed) -> dict[str, str]:
     return found
 
 
-def cancelled_stages(run: RunFolder) -> set[str | None]:
-    """What was cancelled since a user last wanted it: stages, instances, or None for the run."""
-    since = Submissions(run.storage).users_last()
-    return {c["stage"] for c in run.cancel_requests() if c["asked_at"] > since}
-
-
 def _was_cancelled_by_hand(plan: Plan, instance: Instance, observed: Observed) -> bool:
     """Whether its job was cancelled though nothing that it comes after has failed."""
     status = observed.jobs.get(instance.id)
-    members = plan.group(instance.id)
-    needs = {plan.instance(n).leader for member in members for n in member.needs.values()}
-    upstream = [observed.jobs[n].state for n in needs if n in observed.jobs]
+    upstream = [observed.jobs[n].state for n in plan.upstream(instance.id) if n in observed.jobs]
     has_failed = any(s.is_final and s is not JobState.SUCCEEDED for s in upstream)
     return status is not None and status.state is JobState.CANCELLED and not has_failed
 

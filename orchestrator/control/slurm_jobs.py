@@ -119,8 +119,7 @@ def _stage(
     options = options_of(around, instance.stage, part_of(around.cluster, shape))
     walltime_min = options.walltime_min or shape.walltime_min
     words = ("--instance", instance.id, "--walltime-min", str(walltime_min))
-    members = plan.group(instance.id)
-    needs = {plan.instance(n).leader for member in members for n in member.needs.values()}
+    needs = plan.upstream(instance.id)
     argv = around.module(ALLOCATION, *words, gpus=shape.gpus)
     return PlannedJob(
         job=job_of(around, instance.id, argv, shape, options),

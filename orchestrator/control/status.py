@@ -45,7 +45,7 @@ def run_progress(run: RunFolder, store: Store, observed: Observed | None = None)
 def run_goodput(run: RunFolder, observed: Observed) -> dict[str, float | None]:
     """Where the run's wall-clock time went, from its submission on."""
     return goodput(
-        {i.id: run.attempts(i.id) for i in run.plan().instances if i.leader == i.id},
+        {i.id: run.attempts(i.id) for i in run.plan().leaders},
         submitted_at=run.submitted_at(),
         is_alive=observed.is_alive,
     )

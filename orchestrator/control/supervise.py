@@ -91,7 +91,7 @@ class Supervisor:
         self._beat = beat
         self._tick_s = tick_s
         self._keeps_figures = keeps_figures
-        leaders = [i for i in self._plan.instances if i.leader == i.id and only in (None, i.id)]
+        leaders = [i for i in self._plan.leaders if only in (None, i.id)]
         self._works = {i.id: Work(i, self._plan.group(i.id), past=list(past)) for i in leaders}
         self._chooses_nodes = only is None
         self._about = {"supervisor": os.getpid(), **(about or {})}
@@ -274,7 +274,8 @@ class Supervisor:
     def _node(self, work: Work, status: JobStatus) -> str:
         """The node that is to blame, where the attempt says so, else the one it ran on."""
         assert work.attempt is not None  # only asked about attempts
-        blamed = [e["node"] for e in work.attempt.events() if "node" in e]
+        failed = [e for e in work.attempt.events() if e["kind"] == "rank_failed"]
+        blamed = [e["node"] for e in failed if "node" in e]
         return str(blamed[-1]) if blamed else status.node
 
     def _past(self, work: Work) -> Past:

@@ -265,6 +265,11 @@ class RunFolder:
             self.storage.read_json(f"cancel/{name}") for name in self.storage.children("cancel")
         )
 
+    def cancelled_stages(self) -> set[str | None]:
+        """What was cancelled since a user last submitted: stages, instances, or None for all."""
+        since = Submissions(self.storage).users_last()
+        return {c["stage"] for c in self.cancel_requests() if c["asked_at"] > since}
+
     def _attempts(self, folder: str) -> tuple[AttemptFolder, ...]:
         names = [
             n

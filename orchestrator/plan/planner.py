@@ -88,6 +88,15 @@ class Plan:
         members = [i for i in self.instances if i.leader == leader]
         return tuple(sorted(members, key=lambda i: i.id != leader))
 
+    @property
+    def leaders(self) -> tuple[Instance, ...]:
+        """The instances that have a job of their own."""
+        return tuple(i for i in self.instances if i.leader == i.id)
+
+    def upstream(self, leader: str) -> set[str]:
+        """The leaders of all that the job of an instance needs."""
+        return {self.instance(n).leader for m in self.group(leader) for n in m.needs.values()}
+
     def chosen(self, stage: str | None) -> tuple[Instance, ...]:
         """The instances of a stage's name or an instance's id; all of them for None."""
         return tuple(i for i in self.instances if stage in (None, i.id, i.stage))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.base import JobState
-from orchestrator.control.on_slurm import SlurmCarrier, failing_nodes
+from orchestrator.backends.base import JobState, JobStatus
+from orchestrator.control.on_slurm import SlurmCarrier, close_attempts, failing_nodes
 from orchestrator.control.sentinel import objection, objections
 from orchestrator.control.status import run_status
 from orchestrator.errors import BackendError, RequestError
@@ -186,6 +186,19 @@ def test_an_attempt_without_an_end_is_what_its_job_is(
         scene.queue(corpus=word)
     row = run_status(scene.run, scene.store)["stages"][0]
     assert (row["attempts"][0]["state"], row["state"]) == (attempt, stage)
+
+
+def test_an_attempt_ended_when_the_scheduler_says_so_not_when_somebody_looked(
+    scene: Scene,
+) -> None:
+    status = JobStatus(state=JobState.FAILED, cause="node_lost", node="node1")
+    for ended_at in (123.0, None):
+        attempt = scene.run.begin_attempt(scene.id("corpus"))
+        close_attempts(scene.run, scene.store, scene.id("corpus"), status, ended_at)
+        assert attempt.end["cause"] == "node_lost"
+    first, second = scene.run.attempts(scene.id("corpus"))
+    assert first.end["ended_at"] == 123.0
+    assert second.end["ended_at"] == pytest.approx(time.time(), abs=60)
 
 
 def test_nodes_to_keep_off(scene: Scene) -> None:
