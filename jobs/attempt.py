@@ -365,6 +365,9 @@ def _parse(stage: str, argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
+    # A process that is connected to Ray is under abseil's handler too, which sets an alarm that
+    # aborts it three seconds later, whatever it has to save.
+    signal.alarm(0)
     for number in _WARNINGS:  # told once is enough: a second must not cut the leave-taking short
         signal.signal(number, signal.SIG_IGN)
     raise StopRequestedError

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,37 +141,38 @@ def run_watched(launch_ranks: Callable[[], None], watch: Watch, grace_s: float) 
     Launchers block for hours, and some of them in code that no signal interrupts, so they get a
     thread of their own and this one stays free to hear.
     """
-    with _in_thread(launch_ranks) as (thread, errors):
-        try:
-            while thread.is_alive():
-                thread.join(_POLL_S)
-                watch.look()
-        except RunFailedError:
-            raise  # a hang: nobody there to be asked
-        except BaseException:
-            watch.ask_to_stop()
-            thread.join(grace_s)
-            watch.report()
-            raise
-    if errors:
-        raise errors[0]
+    launched = _in_thread(launch_ranks)
+    try:
+        while not wait([launched], _POLL_S).done:
+            watch.look()
+    except RunFailedError:
+        raise  # a hang: nobody there to be asked
+    except BaseException:
+        watch.ask_to_stop()
+        wait([launched], grace_s)
+        watch.report()
+        raise
+    launched.result()
 
 
-@contextmanager
-def _in_thread(
-    function: Callable[[], None],
-) -> Iterator[tuple[threading.Thread, list[BaseException]]]:
-    errors: list[BaseException] = []
+def _in_thread(function: Callable[[], None]) -> Future[None]:
+    """The end of a function that a daemon thread runs.
+
+    Not the thread itself: one whose ``join`` a signal has interrupted is taken for dead before
+    Python 3.13 (cpython issue 90882), and ranks that are saving would be left alone.
+    """
+    end: Future[None] = Future()
 
     def run() -> None:
         try:
             function()
         except BaseException as error:  # noqa: BLE001 (carried to the thread that waits)
-            errors.append(error)
+            end.set_exception(error)
+        else:
+            end.set_result(None)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    yield thread, errors
+    threading.Thread(target=run, daemon=True).start()
+    return end
 
 
 def last_losses(attempt: Attempt) -> dict[str, float]:

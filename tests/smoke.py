@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,13 @@ class Smoke:
                 f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{logs}"
             )
         return done
+
+    def take_artifacts(self, other: Smoke, *but: str) -> None:
+        """Begin with another store's artifacts, but not those of some stages."""
+        theirs, ours = (s.folder / "store" / "artifacts" for s in (other, self))
+        for stage in theirs.iterdir():
+            if stage.name not in but:
+                shutil.copytree(stage, ours / stage.name)
 
     def submit(self, *words: str) -> str:
         """Submit without watching; the run's name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import time
@@ -11,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs.lm import checkpoint
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
 from tests.smoke import RECIPE, Smoke
+from tests.training import wait_for
 
 pytestmark = pytest.mark.slow
 UNITS = {"corpus", "encoder", "codebook", "tokenize"}
@@ -139,4 +145,29 @@ def test_two_shells_at_once_do_the_work_once(
     smoke.finish(one)
     smoke.finish(other)
     assert smoke.begun() == dict.fromkeys(UNITS | {"pack", "train", "evaluate"}, 1)
+    assert smoke.wait_gone() == []
+
+
+def test_a_cancelled_training_saves_first_however_slow_the_store(
+    calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    """The checkpoint takes far longer than the driver needs to end."""
+    slow = {**os.environ, "ORCHESTRATOR_FAULT": '{"kind": "slow_store", "mb_per_s": 0.03}'}
+    smoke = Smoke.create(tmp_path / "s", material, slow)
+    smoke.take_artifacts(calm[0], "train", "evaluate")
+    settings = ("sweep={}", "train.steps=100000", "train.checkpoint.every_steps=50000")
+    run = smoke.submit(*(word for setting in settings for word in ("--set", setting)))
+    folder = RunFolder(Storage(str(smoke.folder / "store" / "runs" / run)))
+    (instance,) = (i for i in folder.plan().instances if i.stage == "train")
+
+    def live() -> dict:
+        attempts = folder.attempts(instance.id)
+        known = attempts and attempts[-1].storage.exists("live.json")
+        return attempts[-1].storage.read_json("live.json") if known else {"step": 0}
+
+    wait_for(lambda: live()["step"] > 10, "some steps")
+    smoke.orchestrator("cancel", run)
+    artifact = Store.open(str(smoke.folder / "store")).artifact("train", instance.key)
+    assert [m.step for m in checkpoint.committed(artifact.storage)] == [live()["step"]]
+    assert live()["stopped"]
     assert smoke.wait_gone() == []

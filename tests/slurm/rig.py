@@ -61,13 +61,6 @@ class SlurmSmoke(Smoke):
         }
         return cls.create(folder, material, where.env, **said)
 
-    def take_artifacts(self, other: Smoke, *but: str) -> None:
-        """Begin with another store's artifacts, but not those of some stages."""
-        theirs, ours = (s.folder / "store" / "artifacts" for s in (other, self))
-        for stage in theirs.iterdir():
-            if stage.name not in but:
-                shutil.copytree(stage, ours / stage.name)
-
     def submit(self, *words: str, **settings: str) -> str:
         """Submit the recipe with these settings; the run's name."""
         chosen = [w for k, v in {**SETTINGS, **settings}.items() for w in ("--set", f"{k}={v}")]
