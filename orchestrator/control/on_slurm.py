@@ -82,7 +82,8 @@ class SlurmCarrier:
         """
         with _only_submitter(run) as beat:
             plan = run.plan()
-            unfinished = [i for i in plan.leaders if not store.has(*plan.group(i.id))]
+            undone = work_left(plan, store)
+            unfinished = [i for i in plan.leaders if i.id in undone]
             if not unfinished:
                 return "everything is done"
             known = self._known(run, store)
@@ -96,7 +97,8 @@ class SlurmCarrier:
             self._cancel(known.living(hopeless | fresh, and_sentinel=bool(fresh)))
             if not needed:
                 return "already running" if left else "nothing is left that could be resumed"
-            return self._submit(run, needed, kept, by, beat)
+            number = Submissions(run.storage).begin(by, undone)
+            return self._submit(run, number, needed, kept, beat)
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How the runs stand, from one question about all of their jobs."""
@@ -226,13 +228,11 @@ class SlurmCarrier:
     def _submit(
         self,
         run: RunFolder,
+        number: int,
         parts: Sequence[PlannedJob],
         kept: Mapping[str, SubmittedJob],
-        by: Submitter,
         beat: Callable[[], None],
     ) -> str:
-        submissions = Submissions(run.storage)
-        number = submissions.begin(by)
         refs = {instance: _ref(job) for instance, job in kept.items()}
         submitted: list[JobRef] = []
         for part in parts:
@@ -246,7 +246,7 @@ class SlurmCarrier:
             _record(run, number, part, ref.id, ref.submitted_at)
             if part.kind == "stage":
                 refs[part.instance] = ref
-        submissions.close(number)
+        Submissions(run.storage).close(number)
         return f"{len(parts)} jobs submitted"
 
 
@@ -254,7 +254,8 @@ def planned_jobs(
     run: RunFolder, store: Store, cluster: Cluster, plan: Plan
 ) -> tuple[PlannedJob, ...]:
     """Every job that a submission would hand over now."""
-    left = [i for i in plan.leaders if not store.has(*plan.group(i.id))]
+    undone = work_left(plan, store)
+    left = [i for i in plan.leaders if i.id in undone]
     around = Surroundings(
         run=run,
         store_url=store.storage.url,
@@ -262,6 +263,12 @@ def planned_jobs(
         submission=Submissions(run.storage).next_number(),
     )
     return jobs_of(around, plan, left)
+
+
+def work_left(plan: Plan, store: Store) -> dict[str, float]:
+    """The stage instances that are not complete, and how far the work on each is."""
+    left = [i for i in plan.leaders if not store.has(*plan.group(i.id))]
+    return {i.id: store.progress(*plan.group(i.id)) for i in left}
 
 
 def preview(part: PlannedJob) -> str:

@@ -1,8 +1,8 @@
 """Resumes a run whose job has failed where nobody else would; ``python -m`` it is a job of its own.
 
 Slurm starts it when one of the jobs it watches has not succeeded. It goes on like a user who types
-`orchestrator resume`, unless somebody cancelled, the policy said stop, or it has done so often
-enough.
+`orchestrator resume`, unless somebody cancelled, the policy said stop, or that got the run no
+further often enough.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from orchestrator.backends.base import JobState
 from orchestrator.control.carrier import Observed
-from orchestrator.control.on_slurm import SlurmCarrier
+from orchestrator.control.on_slurm import SlurmCarrier, work_left
 from orchestrator.control.say import say
 from orchestrator.errors import BackendError
 from orchestrator.ledger.run import RunFolder
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = RunFolder(store.run_storage(options.run))
     carrier = SlurmCarrier()
     observed = _settled(run, carrier)
-    if why := objection(run, options.submission):
+    if why := objection(run, store, options.submission):
         say(f"{run.name}: not resumed: {why}")
         return 0
     hopeless = objections(run, observed)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def objection(run: RunFolder, submission: int) -> str:
+def objection(run: RunFolder, store: Store, submission: int) -> str:
     """Why a sentinel must leave a whole run alone; empty when it must not."""
     submissions = Submissions(run.storage)
     if submissions.next_number() > submission + 1:
@@ -57,8 +57,8 @@ def objection(run: RunFolder, submission: int) -> str:
         return "it has moved to another cluster"
     if None in run.cancelled_stages():
         return "somebody cancelled it"
-    if submissions.by_sentinel() >= run.cluster().slurm.max_resumes:
-        return "it was resumed often enough (slurm.max_resumes); look at its attempts"
+    if submissions.in_vain(work_left(run.plan(), store)) >= run.cluster().slurm.max_resumes:
+        return "it was resumed in vain often enough (slurm.max_resumes); look at its attempts"
     return ""
 
 

@@ -1,7 +1,7 @@
 """What was handed to a scheduler, and what was last seen of it.
 
 runs/<run>/submissions/0002/
-    submission.json         who submitted, and when; created exclusively
+    submission.json         who submitted, when, and what was left to do; created exclusively
     <job>/job.json          the scheduler's id, written when it has accepted the job
     <job>/script.sh …       what it was given, and the job's own output
     whole.json              all of its jobs were handed over
@@ -51,6 +51,8 @@ class Submission:
     jobs: tuple[SubmittedJob, ...]
     is_whole: bool
     """Whether all of it was handed over; else whoever did so may have died."""
+    left: Mapping[str, float]
+    """Stage instances that were not complete then, and how far the work on each was."""
 
 
 class Submissions:
@@ -68,13 +70,14 @@ class Submissions:
         """What the next one will be called."""
         return max((int(n) for n in self._run.children("submissions")), default=0) + 1
 
-    def begin(self, by: Submitter) -> int:
+    def begin(self, by: Submitter, left: Mapping[str, float]) -> int:
         """Create the next one exclusively; its number."""
         while True:
             number = self.next_number()
             try:
                 self._run.create_json(
-                    f"{self.folder(number)}/submission.json", {"by": by, "at": time.time()}
+                    f"{self.folder(number)}/submission.json",
+                    {"by": by, "at": time.time(), "left": dict(left)},
                 )
             except AlreadyExistsError:
                 continue
@@ -99,11 +102,11 @@ class Submissions:
             newest |= found
         return newest
 
-    def by_sentinel(self) -> int:
-        """Submissions of sentinels since the last of a user."""
+    def in_vain(self, left: Mapping[str, float]) -> int:
+        """How many sentinels in a row have submitted what got no further, where ``left`` is now."""
         count = 0
         for submission in reversed(self.all()):
-            if submission.by == "user":
+            if submission.by == "user" or submission.left != left:
                 break
             count += 1
         return count
@@ -144,5 +147,10 @@ class Submissions:
         ordered = tuple(sorted(jobs, key=lambda job: job.submitted_at))
         is_whole = self._run.exists(f"{folder}/{_WHOLE}")
         return Submission(
-            number=number, by=said["by"], at=said["at"], jobs=ordered, is_whole=is_whole
+            number=number,
+            by=said["by"],
+            at=said["at"],
+            jobs=ordered,
+            is_whole=is_whole,
+            left=said["left"],
         )

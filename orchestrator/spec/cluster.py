@@ -179,8 +179,8 @@ class Slurm(SlurmOptions):
     """Whether jobs may be put back into the queue; false where the site forbids it: the sentinel
     then submits them anew."""
     max_resumes: Count = 10
-    """How often the sentinel, a one-CPU job that starts when another has failed, may resume a run
-    before somebody has to look; 0 submits none."""
+    """How often in a row the sentinel, a one-CPU job that starts when another has failed, may
+    resume a run that gets no further, before somebody has to look; 0 submits none."""
     idle_timeout_s: PositiveFloat = 300.0
     """How long a worker waits for a head that does not answer, before it gives its node back; a
     head that comes later asks for workers anew."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.base import JobState, JobStatus
-from orchestrator.control.on_slurm import SlurmCarrier, close_attempts, failing_nodes
+from orchestrator.control.on_slurm import SlurmCarrier, close_attempts, failing_nodes, work_left
 from orchestrator.control.sentinel import objection, objections
 from orchestrator.control.status import run_status
 from orchestrator.errors import BackendError, RequestError
@@ -49,6 +49,9 @@ class Scene:
             i = self.run.plan().instance(self.id(stage))
             facts = {"num_shards": 4}
             self.store.artifact(i.stage, i.key).publish(inputs=i.inputs, facts=facts, producer={})
+
+    def objection(self, submission: int) -> str:
+        return objection(self.run, self.store, submission)
 
     def job(self, stage: str) -> str:
         return Submissions(self.run.storage).newest_jobs()["stage", self.id(stage)][0].id
@@ -222,18 +225,32 @@ def test_a_sentinel_resumes_and_knows_when_not_to(scene: Scene) -> None:
     assert hopeless() == {scene.id("corpus"): "the request is wrong"}
     scene.run.request_cancel("train")
     assert hopeless()[scene.id("train")] == "somebody cancelled it"
-    assert objection(scene.run, 1) == ""
+    assert scene.objection(1) == ""
     scene.run.request_cancel(None)
-    assert objection(scene.run, 1) == "somebody cancelled it"
+    assert scene.objection(1) == "somebody cancelled it"
     submissions = Submissions(scene.run.storage)
-    submissions.begin("user")
-    assert objection(scene.run, 1) == "it was submitted again since"
-    assert objection(scene.run, 2) == ""
-    for _ in range(2):
-        number = submissions.begin("sentinel")
-    assert objection(scene.run, number).startswith("it was resumed often enough")
+    submissions.begin("user", {})
+    assert scene.objection(1) == "it was submitted again since"
+    assert scene.objection(2) == ""
     scene.run.move(cluster(scene.store.storage.url, backend="local"))
-    assert objection(scene.run, number) == "it has moved to another cluster"
+    assert scene.objection(2) == "it has moved to another cluster"
+
+
+def test_a_sentinel_gives_up_on_a_run_that_gets_no_further(scene: Scene) -> None:
+    scene.carrier.ensure(scene.run, scene.store)
+    submissions, plan = Submissions(scene.run.storage), scene.run.plan()
+
+    def resumed() -> str:
+        number = submissions.begin("sentinel", work_left(plan, scene.store))
+        return scene.objection(number)
+
+    assert resumed() == ""
+    scene.publish("corpus")
+    assert resumed() == "", "the one before got something done"
+    shards = scene.store.artifact("tokenize", plan.instance(scene.id("tokenize")).key).storage
+    shards.create("shards/a.parquet", b"")
+    assert resumed() == "", "and so did this"
+    assert resumed().startswith("it was resumed in vain often enough (slurm.max_resumes)")
 
 
 @pytest.mark.parametrize(

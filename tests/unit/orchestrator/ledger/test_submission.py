@@ -27,7 +27,7 @@ def submissions(tmp_path: Path) -> Submissions:
 
 
 def test_a_submission_without_its_end_is_not_whole(submissions: Submissions) -> None:
-    number = submissions.begin("user")
+    number = submissions.begin("user", {})
     submissions.record(number, job("corpus-1", 11))
     (found,) = submissions.all()
     assert (found.number, found.by, found.is_whole) == (1, "user", False)
@@ -37,11 +37,11 @@ def test_a_submission_without_its_end_is_not_whole(submissions: Submissions) -> 
 
 
 def test_the_newest_job_of_a_stage_counts(submissions: Submissions) -> None:
-    first = submissions.begin("user")
+    first = submissions.begin("user", {})
     for number, name in enumerate(("corpus-1", "train-1"), 11):
         submissions.record(first, job(name, number))
     submissions.record(first, job("train-1-workers", 13, "workers"))
-    second = submissions.begin("sentinel")
+    second = submissions.begin("sentinel", {})
     submissions.record(second, job("train-1", 21))
     newest = {place: [j.id for j in jobs] for place, jobs in submissions.newest_jobs().items()}
     assert newest == {
@@ -51,19 +51,26 @@ def test_the_newest_job_of_a_stage_counts(submissions: Submissions) -> None:
     }
 
 
-def test_sentinels_are_counted_from_the_last_user_on(submissions: Submissions) -> None:
-    assert (submissions.by_sentinel(), submissions.users_last()) == (0, 0.0)
-    for by in ("user", "sentinel", "sentinel"):
-        submissions.begin(by)
-    assert submissions.by_sentinel() == 2
-    submissions.begin("user")
-    assert submissions.by_sentinel() == 0
+def test_sentinels_that_got_no_further_are_counted(submissions: Submissions) -> None:
+    assert submissions.in_vain({"train-1": 40.0}) == 0
+    for by, left in (("user", 40.0), ("sentinel", 40.0), ("sentinel", 80.0), ("sentinel", 80.0)):
+        submissions.begin(by, {"train-1": left})
+    assert submissions.in_vain({"train-1": 80.0}) == 2
+    assert submissions.in_vain({"train-1": 120.0}) == 0, "the last one got something done"
+    assert submissions.in_vain({}) == 0, "and so it did when the stage is complete"
+
+
+def test_a_user_gives_sentinels_a_new_start(submissions: Submissions) -> None:
+    assert submissions.users_last() == 0.0
+    for by in ("sentinel", "sentinel", "user"):
+        submissions.begin(by, {"train-1": 0.0})
+    assert submissions.in_vain({"train-1": 0.0}) == 0
     assert submissions.users_last() == submissions.all()[-1].at
 
 
 def test_more_is_expected_until_all_stages_have_ended(submissions: Submissions) -> None:
     assert not submissions.expect_more()
-    number = submissions.begin("user")
+    number = submissions.begin("user", {})
     submissions.record(number, job("corpus-1", 11))
     submissions.record(number, job("sentinel", 12, "sentinel"))
     assert submissions.expect_more(), "nobody has asked yet"
