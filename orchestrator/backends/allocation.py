@@ -15,8 +15,9 @@ import submitit
 from orchestrator.backends.slurm import CAUSES, SACCT, ask
 from orchestrator.errors import BackendError
 
-EXIT_COME_BACK = 85
-"""Exit code of a process that wants its job to be put back into the queue."""
+EXIT_COME_BACK = 250
+"""Exit code of a process that wants its job to be put back into the queue. Above those of processes
+that a signal ended (128 and its number), as srun passes the highest of all nodes on."""
 COME_BACK = (
     "code=$?",
     f'if [ "$code" = {EXIT_COME_BACK} ] && '

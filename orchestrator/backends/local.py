@@ -17,6 +17,7 @@ import psutil
 
 from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
 from orchestrator.errors import BackendError
+from orchestrator.ledger.lease import CLOCK_STEP_S
 
 NAME = "local"
 GRACE_S = 20.0
@@ -126,7 +127,7 @@ def _process(ref: JobRef) -> psutil.Process | None:
     pid, started_at = ref.id.split(":")
     try:
         process = psutil.Process(int(pid))
-        return process if abs(process.create_time() - float(started_at)) < 0.01 else None
+        return process if abs(process.create_time() - float(started_at)) < CLOCK_STEP_S else None
     except psutil.NoSuchProcess:
         return None
 

@@ -8,6 +8,7 @@ job taken for its time-out) never come into play.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,8 @@ STATES: Mapping[str, JobState] = {
 """Slurm's words (sacct(1), JOB STATE CODES) in ours."""
 _PERHAPS_REQUEUED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 """Ends in the books of a job that may wait in the queue again."""
+LAUNCH_FAILED = "launch failed requeued held"
+"""Slurm's reason for holding a job whose node could not start it: it never will by itself."""
 CAUSES = {
     "PREEMPTED": "preempted",
     "REQUEUED": "preempted",
@@ -84,6 +88,8 @@ class Limits:
     """Whether jobs may be put back into the queue."""
     has_accounting: bool
     """Whether a slurmdbd keeps the books that sacct reads."""
+    holds_failed_launches: bool
+    """Whether a job whose node could not start it stays in the queue, held."""
     version: str
 
 
@@ -116,7 +122,9 @@ class SlurmBackend:
             said = ask("sbatch", str(path))
             job_id = submitit.SlurmExecutor._get_job_id_from_submission_command(said)
         except (BackendError, FailedSubmissionError) as error:
-            adopted = None if re.search(_NOT_REACHED, str(error)) else self._adopted(job)
+            tries = ADOPT_TRIES if re.search(_NO_ANSWER, str(error)) else 1
+            not_there = re.search(_NOT_REACHED, str(error))
+            adopted = None if not_there else self._adopted(job, tries)
             if adopted is None:
                 raise _refusal(job, error) from None
             job_id = adopted
@@ -182,6 +190,8 @@ class SlurmBackend:
             max_array=int(said.get("MaxArraySize", "1001")) - 1,
             requeue=said.get("JobRequeue") == "1",
             has_accounting="slurmdbd" in said.get("AccountingStorageType", ""),
+            holds_failed_launches="nohold_on_prolog_fail"
+            not in said.get("SchedulerParameters", ""),
             version=said.get("SLURM_VERSION", ""),
         )
 
@@ -200,14 +210,14 @@ class SlurmBackend:
             rows.setdefault(full_id.split("_")[0], {})[full_id] = row
         return {job_id: tuple(by_task.values()) for job_id, by_task in rows.items()}
 
-    def _adopted(self, job: Job) -> str | None:
-        for attempt in range(ADOPT_TRIES):
+    def _adopted(self, job: Job, tries: int) -> str | None:
+        """The id of a job that was accepted all the same, maybe a little later."""
+        for attempt in range(tries):
             if attempt:
                 time.sleep(_ADOPT_EVERY_S)
-            try:
-                return self.find([job.tag]).get(job.tag)
-            except BackendError:
-                continue
+            with suppress(BackendError):
+                if found := self.find([job.tag]).get(job.tag):
+                    return found
         return None
 
 
@@ -235,6 +245,11 @@ class Row:
         """The state in our words."""
         return STATES.get(self.word, JobState.UNKNOWN)
 
+    @property
+    def was_refused(self) -> bool:
+        """Whether it is held because a node could not start it."""
+        return LAUNCH_FAILED in self.reason
+
 
 def ask(*words: str) -> str:
     """What a scheduler's command prints. Raises BackendError when it fails or does not answer."""
@@ -256,7 +271,8 @@ def ask(*words: str) -> str:
             f"slurm: {words[0]} cannot be run here ({error.strerror}); use a login node"
         ) from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        said = [line for line in lines if not line.startswith("Try ")]  # Try "sbatch --help" for …
         problem = said[-1] if said else f"exit code {done.returncode}"
         problem = problem.removeprefix(f"{words[0]}: ").removeprefix("error: ")
         raise BackendError(f"slurm: {words[0]}: {problem}")
@@ -264,17 +280,19 @@ def ask(*words: str) -> str:
 
 
 def _outside_of_jobs(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what a job around this process has put there.
+    """The environment without what Slurm has put there for a job around this process.
 
     A job that is submitted from a job would take its binding, its restarts and its folder for its
-    own.
+    own. What a user has set for sbatch stays.
     """
     if "SLURM_JOB_ID" not in env:
         return dict(env)
     return {name: value for name, value in env.items() if not _OF_JOBS.match(name)}
 
 
-_OF_JOBS = re.compile(r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|ORCHESTRATOR_ALLOCATION)(_(?!CONF$)|$)")
+_OF_JOBS = re.compile(
+    r"(SLURM|SLURMD|SRUN|SUBMITIT|ORCHESTRATOR_ALLOCATION)(_(?!CONF$)|$)|SBATCH_(CPU|MEM)_BIND"
+)
 
 
 def script(job: Job, after: Sequence[JobRef] = ()) -> str:
@@ -295,7 +313,7 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
         "nodes": shape.num_nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": cpus,
-        "mem": f"{(options.mem_gb or shape.mem_gb) * 1024:.0f}M",
+        "mem": f"{math.ceil((options.mem_gb or shape.mem_gb) * 1024)}M",  # 0M would be all of it
         "time": options.walltime_min or shape.walltime_min,
         "signal_delay_s": shape.warn_s,
         "partition": options.partition,
@@ -306,7 +324,10 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
         "comment": job.tag or None,
         "dependency": _dependency(job, after),
         "stderr_to_stdout": True,
-        "setup": [*job.setup, *(f"export {k}={shlex.quote(v)}" for k, v in job.env.items())],
+        "setup": [
+            *(["set -e", *job.setup, "set +e"] if job.setup else []),
+            *(f"export {k}={shlex.quote(v)}" for k, v in job.env.items()),
+        ],
         "srun_args": [
             "--export=ALL",  # what the set-up lines have set, whatever sbatch was told to export
             f"--cpus-per-task={cpus}",  # not taken over from sbatch since Slurm 22.05

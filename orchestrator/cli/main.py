@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator import __version__
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import BackendError, OrchestratorError
 
 VERBS = {
     "plan": "show what a recipe would do: reuse, resume or run, and why",
@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except ConnectionError as error:  # the store's; it names the object and the remedy
+        print(error, file=sys.stderr)
+        return BackendError.exit_code
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

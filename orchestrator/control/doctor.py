@@ -52,7 +52,7 @@ def _packages() -> Iterator[Check]:
             yield Check(
                 f"package {name}",
                 False,
-                "not installed; pip install 'orchestrator[jobs]' on the nodes",
+                "not installed; pip install '.[jobs]' on the nodes",
             )
 
 

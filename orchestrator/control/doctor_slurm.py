@@ -53,6 +53,7 @@ def examine_slurm(cluster: Cluster) -> Iterator[Check]:
         return
     yield _version(limits)
     yield _requeue(cluster, limits)
+    yield _held_jobs(limits)
     yield Check(
         "accounting",
         limits.has_accounting,
@@ -82,6 +83,14 @@ def _requeue(cluster: Cluster, limits: Limits) -> Check:
     return Check(
         "requeue", False, "JobRequeue=0 at this site; set slurm.requeue: false in the cluster file"
     )
+
+
+def _held_jobs(limits: Limits) -> Check:
+    """What becomes of a job whose node cannot start it."""
+    if limits.holds_failed_launches:
+        how = "a job whose node cannot start it is held; `orchestrator resume` replaces it"
+        return Check("failed launches", False, how, is_optional=True)
+    return Check("failed launches", True, "a job whose node cannot start it waits for another")
 
 
 def _wanted(cluster: Cluster) -> dict[str, tuple[int, int]]:
@@ -199,7 +208,7 @@ def _findings(part: Part, gpus: int, found: dict[str, Any]) -> Iterator[Check]:
     yield Check(
         f"{part} node: python",
         not absent,
-        f"{python}; {', '.join(absent)} missing: pip install 'orchestrator[jobs]' there"
+        f"{python}; {', '.join(absent)} missing: pip install '.[jobs]' there"
         if absent
         else f"{python} with all packages",
     )

@@ -15,7 +15,8 @@ from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
-from orchestrator.spec.cluster import Cluster, Resources
+from orchestrator.spec.cluster import Cluster, Environment, Resources
+from orchestrator.spec.loader import resolve_env
 
 SUPERVISOR_MODULE = "orchestrator.control.supervise"
 
@@ -75,11 +76,15 @@ def cpus_of(stage: str, resources: Resources) -> int:
 
 def python_of(cluster: Cluster) -> str:
     """The interpreter that jobs run with."""
-    return (
-        str(Path(cluster.environment.venv, "bin", "python"))
-        if cluster.environment.venv
-        else sys.executable
-    )
+    return venv_python(cluster.environment) or sys.executable
+
+
+def venv_python(environment: Environment) -> str:
+    """The interpreter of the environment's venv; empty when it names none."""
+    if not environment.venv:
+        return ""
+    venv = resolve_env(environment.venv, where="cluster: environment.venv")
+    return str(Path(venv, "bin", "python"))
 
 
 def with_setup(cluster: Cluster, argv: Sequence[str]) -> tuple[str, ...]:

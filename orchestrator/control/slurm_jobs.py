@@ -15,7 +15,7 @@ from pathlib import Path
 
 from orchestrator.backends.allocation import COME_BACK
 from orchestrator.backends.base import Job, Shape, Start
-from orchestrator.control.job import code_env, code_path
+from orchestrator.control.job import code_env, code_path, venv_python
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.submission import JobKind, Submissions
 from orchestrator.plan.planner import Instance, Plan
@@ -60,14 +60,20 @@ class Surroundings:
         """The command that runs a module of the run's own code."""
         own = ("-u", "-m", module, "--store", self.store_url, "--run", self.run.name, *words)
         environment = self.cluster.environment
-        inside = str(Path(environment.venv, "bin", "python")) if environment.venv else ""
+        inside = venv_python(environment)
         if not environment.container:
             return (inside or sys.executable, *own)
         command = (inside or "python3", *own)
         if environment.container_runtime == "pyxis":
             return command
         opened = ("apptainer", "exec", *(["--nv"] if gpus else []), "--bind", ",".join(self.mounts))
-        return (*opened, environment.container, *command)
+        return (*opened, self.image, *command)
+
+    @property
+    def image(self) -> str:
+        """The container image; empty for none."""
+        image = self.cluster.environment.container or ""
+        return resolve_env(image, where="cluster: environment.container")
 
     @property
     def mounts(self) -> tuple[str, ...]:
@@ -84,7 +90,7 @@ class Surroundings:
         if not environment.container or environment.container_runtime != "pyxis":
             return ()
         mounts = ",".join(f"{path}:{path}" for path in self.mounts)
-        return (f"--container-image={environment.container}", f"--container-mounts={mounts}")
+        return (f"--container-image={self.image}", f"--container-mounts={mounts}")
 
     def tag(self, name: str) -> str:
         """What a job is recognised by, in the scheduler's comment field."""

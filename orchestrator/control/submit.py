@@ -209,16 +209,18 @@ def _missing_models(variants: Sequence[Variant], cluster: Cluster, where: str) -
 
 
 def _missing_hardware(variants: Sequence[Variant], cluster: Cluster, where: str) -> Iterator[str]:
+    train = cluster.resources_of("train")
+    if train.gpus_per_node == 0:
+        yield from dict.fromkeys(p for v in variants for p in _needs_gpus(v.recipe, where))
     if cluster.backend != "local":
         return
-    train = cluster.resources_of("train")
     gpus = num_gpus()
     if train.gpus_per_node > gpus:
         asked = f"{where}: resources.train.gpus_per_node: {train.gpus_per_node} asked"
         yield f"{asked}, this machine has {gpus}; use a cluster that has them"
     if train.gpus_per_node == 0:
         for variant in variants:
-            yield from _too_much_for_cpus(variant.recipe, where)
+            yield from _too_much_for_memory(variant.recipe, where)
     cpus, have = cpus_of("train", train), cluster.cpus or os.cpu_count() or 1
     if cpus > have:
         asked = f"{where}: resources.train: {cpus} CPU cores asked"
@@ -237,13 +239,16 @@ def impossible_splits(variants: Sequence[Variant], cluster: Cluster, where: str)
     return tuple(dict.fromkeys(problems))
 
 
-def _too_much_for_cpus(recipe: Recipe, where: str) -> Iterator[str]:
+def _needs_gpus(recipe: Recipe, where: str) -> Iterator[str]:
     if recipe.train.precision != "fp32":
         yield (
             f"{where}: resources.train.gpus_per_node: 0, "
             f"but train.precision is {recipe.train.precision}, which needs accelerators; "
             "use a cluster with GPUs, or --set train.precision=fp32"
         )
+
+
+def _too_much_for_memory(recipe: Recipe, where: str) -> Iterator[str]:
     size = parameters_in_name(recipe.model.text_model)
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size and recipe.model.num_layers is None and STATE_BYTES_PER_PARAMETER * size > have:
@@ -257,7 +262,7 @@ def _missing_packages(cluster: Cluster) -> Iterator[str]:
         return
     absent = [name for name in JOB_PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
-        yield f"this Python: {', '.join(absent)} not installed; pip install 'orchestrator[jobs]'"
+        yield f"this Python: {', '.join(absent)} not installed; pip install '.[jobs]'"
 
 
 def _missing_store(store: Store, cluster: Cluster, where: str) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """The right of one attempt to work on one key, and the number that fences off earlier holders.
 
 ``lease/000003.json`` is created exclusively; its number is the fencing number. The holder rewrites
-it as a heartbeat. A lease is dead when it was released, when its process is gone (same machine), or
-when its heartbeat is too old.
+it as a heartbeat. A lease is dead when it was released, or when its process is gone, which on
+another machine only the age of its heartbeat tells.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ import psutil
 
 from orchestrator.errors import AlreadyExistsError, LeaseHeldError
 from orchestrator.ledger.storage import Storage, to_json
+
+CLOCK_STEP_S = 5.0
+"""How far a process's start time may move: it is computed from the wall clock, which may be set
+meanwhile. A pid is not given to another process that soon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Process:
             return None
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started_at) < 0.01
+            same = abs(process.create_time() - self.started_at) < CLOCK_STEP_S
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False

@@ -5,19 +5,23 @@ Changes no result.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from orchestrator.spec.model import (
     Count,
     Int,
     Line,
+    Location,
     Name,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Spec,
+    Word,
 )
 
 StageName = Literal["corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"]
@@ -72,14 +76,15 @@ class Resources(Spec):
 
 
 class Retry(Spec):
-    """Budgets of the supervisor, the only one that retries."""
+    """Budgets of the supervisors, which alone start attempts again."""
 
     max_attempts: PositiveInt = 20
-    """Attempts of one stage, whatever ended them."""
+    """Attempts of one stage; those that were taken away after some progress do not count."""
     max_without_progress: PositiveInt = 2
     """Attempts in a row that may end the same way without progress."""
     heartbeat_timeout_s: PositiveFloat = 60.0
-    """A lease whose heartbeat is older than this is dead; its key may be taken over."""
+    """A lease held on another machine whose heartbeat is older than this is dead; its key may be
+    taken over."""
     hang_timeout_s: PositiveFloat = 900.0
     """A rank that does nothing for this long, in seconds, hangs: its attempt is ended and tried
     again. Longer than the longest forward and backward pass."""
@@ -96,9 +101,9 @@ class Environment(Spec):
 
     setup: tuple[str, ...] = ()
     """Shell lines run before each job, such as ``module load cuda``."""
-    venv: str | None = None
+    venv: Location | None = None
     """Python environment on the nodes; the submitting one when absent."""
-    container: Line | None = None
+    container: Location | None = None
     """Container image that Slurm jobs run in."""
     container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
     """What opens the image: ``apptainer exec``, or the pyxis plugin of srun."""
@@ -114,27 +119,38 @@ _OURS = frozenset(
         *("output", "requeue", "signal", "wrap"),
     }
 )
-"""Options of sbatch that a cluster file may not set."""
+"""Options of sbatch that a cluster file may not set: jobs are recognised and chained by them."""
+_NAMED = {
+    **{name: name for name in ("partition", "account", "qos", "constraint", "reservation")},
+    **{name: name for name in ("exclude", "nice", "gres")},
+    "cpus-per-task": "cpus",
+    "gpus-per-node": "gres",
+    "mem": "mem_gb",
+    "mem-per-cpu": "mem_gb",
+    "mem-per-gpu": "mem_gb",
+    "time": "walltime_min",
+}
+"""Options of sbatch that have a name here."""
 
 
 class SlurmOptions(Spec):
     """What sbatch is told besides the resources."""
 
-    partition: Line | None = None
+    partition: Word | None = None
     """Partition, or several separated by commas."""
-    account: Line | None = None
+    account: Word | None = None
     """Account that is charged."""
-    qos: Line | None = None
+    qos: Word | None = None
     """Quality of service."""
     constraint: Line | None = None
     """Features that nodes must have."""
-    reservation: Line | None = None
+    reservation: Word | None = None
     """Reservation to run in."""
-    exclude: tuple[Line, ...] = ()
+    exclude: tuple[Word, ...] = ()
     """Nodes never to run on."""
     nice: Int | None = None
     """Lowers the priority by this much."""
-    gres: Line | None = None
+    gres: Word | None = None
     """Form of the request for accelerators, such as ``gpu:a100``; their number is added. Absent:
     ``--gpus-per-node``."""
     cpus: PositiveInt | None = None
@@ -143,17 +159,36 @@ class SlurmOptions(Spec):
     """Memory of each node's job in GB, instead of the stage's."""
     walltime_min: PositiveInt | None = None
     """Longest run of one job in minutes, instead of the stage's."""
-    extra: dict[Name, Line | Int] = Field(default_factory=dict)
-    """Any other sbatch option: ``mail-type: FAIL``."""
+    extra: dict[Name, Literal[True] | Line | Int] = Field(default_factory=dict)
+    """Any other sbatch option: ``mail-type: FAIL``; ``true`` for one that takes no value."""
 
     @model_validator(mode="after")
     def _ours_alone(self) -> Self:
-        if taken := sorted(_OURS & {name.lower() for name in self.extra}):
-            raise ValueError(
-                f"extra: {', '.join(taken)} is what jobs are recognised and chained by; "
-                "leave it out"
-            )
+        for name in self.extra:
+            option = name.replace("_", "-").lower()
+            if option in _NAMED:
+                raise ValueError(f"extra: {name}: say it with {_NAMED[option]}")
+            if taken := next((o for o in sorted(_OURS) if o.startswith(option)), None):
+                raise ValueError(
+                    f"extra: {name}: {taken} is what jobs are recognised and chained by; "
+                    "leave it out"
+                )
+            if len(name) == 1:
+                raise ValueError(f"extra: {name}: write the option's long name")
         return self
+
+    @model_validator(mode="after")
+    def _without_their_number(self) -> Self:
+        if self.gres and re.search(r":\d+$", self.gres):
+            raise ValueError(f"gres: {self.gres}: the number is added; leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _with_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What was set to null takes back what holds for all jobs, so it must be written down."""
+        said: dict[str, Any] = handler(self)
+        nulls = [n for n in sorted(self.model_fields_set) if getattr(self, n) is None]
+        return {**said, **dict.fromkeys(nulls)}
 
     def under(self, other: SlurmOptions | None) -> SlurmOptions:
         """These options where ``other`` is silent; ``exclude`` and ``extra`` are united."""
@@ -169,8 +204,8 @@ class Slurm(SlurmOptions):
     """The options of all jobs, and for which jobs they differ."""
 
     head: SlurmOptions = SlurmOptions()
-    """For jobs without accelerators of their own: heads of data stages, and single-process stages.
-    Good in a partition that is not preempted."""
+    """For jobs of one node without accelerators: heads of data stages, and most other stages. Good
+    in a partition that is not preempted."""
     workers: SlurmOptions = SlurmOptions()
     """For the workers of data stages, which may be preempted at any time."""
     stages: dict[StageName, SlurmOptions] = Field(default_factory=dict)
@@ -178,7 +213,7 @@ class Slurm(SlurmOptions):
     requeue: bool = True
     """Whether jobs may be put back into the queue; false where the site forbids it: the sentinel
     then submits them anew."""
-    max_resumes: Count = 10
+    max_resumes: Count = 5
     """How often in a row the sentinel, a one-CPU job that starts when another has failed, may
     resume a run that gets no further, before somebody has to look; 0 submits none."""
     idle_timeout_s: PositiveFloat = 300.0
@@ -207,16 +242,16 @@ class Cluster(Spec):
 
     backend: Literal["local", "slurm", "ray", "fake"]
     """What starts processes."""
-    store: Annotated[str, Field(min_length=1)]
+    store: Location
     """URL of the store: a path (relative to this file), ``s3://`` or ``gs://``."""
-    data: dict[Name, str] = Field(default_factory=dict)
+    data: dict[Name, Location] = Field(default_factory=dict)
     """Source name to its root here (a path, relative to this file)."""
-    models: dict[str, str] = Field(default_factory=dict)
+    models: dict[str, Location] = Field(default_factory=dict)
     """Model name to a local folder in Hugging Face format (relative to this file), for clusters
     without a hub."""
     resources: dict[StageName, Resources] = Field(default_factory=dict)
     """What each stage asks for; a stage not named here gets the defaults."""
-    scratch: str | None = None
+    scratch: Location | None = None
     """Node-local folder for checkpoints on their way to the store; the system's temporary folder
     when absent."""
     launcher: Literal["ray_train", "submitit"] | None = None
@@ -237,6 +272,32 @@ class Cluster(Spec):
         if self.backend == "slurm" and self.launcher == "ray_train":
             raise ValueError("launcher: ray_train is not for Slurm; leave it out, or say submitit")
         return self
+
+    @model_validator(mode="after")
+    def _on_shared_folder(self) -> Self:
+        if self.backend == "slurm" and "://" in self.store and "file://" not in self.store:
+            raise ValueError(
+                f"store: {self.store} is no path; jobs on Slurm need a folder that all nodes share"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warned_in_time(self) -> Self:
+        shortest_min = min(self._walltimes_min())
+        if self.backend == "slurm" and self.retry.notice_s > 30 * shortest_min:
+            raise ValueError(
+                f"retry.notice_s: {self.retry.notice_s:g} s is more than half of the shortest job "
+                f"({shortest_min} min); lower it, or raise walltime_min"
+            )
+        return self
+
+    def _walltimes_min(self) -> Iterator[int]:
+        yield from (r.walltime_min for r in self.resources.values())
+        yield Resources().walltime_min
+        options: Iterable[SlurmOptions] = self.slurm.stages.values()
+        for said in (self.slurm, self.slurm.head, self.slurm.workers, *options):
+            if said.walltime_min:
+                yield said.walltime_min
 
     @property
     def rank_launcher(self) -> Literal["ray_train", "submitit"]:

@@ -11,7 +11,7 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import RequestError, SpecErrors
-from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.cluster import Cluster, Environment
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Recipe
 
@@ -63,7 +63,21 @@ def _refuse_tag(_: _SafeLoader, node: yaml.Node) -> None:
     )
 
 
+def _number_or_text(construct: Callable[..., Any]) -> Callable[[_SafeLoader, Any], Any]:
+    def number(loader: _SafeLoader, node: yaml.ScalarNode) -> Any:
+        return node.value if ":" in node.value else construct(loader, node)
+
+    return number
+
+
 _SafeLoader.add_constructor(None, _refuse_tag)
+
+# YAML 1.1 reads 48:00:00 as a number to base 60; nobody who writes a time means that.
+for _tag, _construct in (
+    ("tag:yaml.org,2002:int", yaml.SafeLoader.construct_yaml_int),
+    ("tag:yaml.org,2002:float", yaml.SafeLoader.construct_yaml_float),
+):
+    _SafeLoader.add_constructor(_tag, _number_or_text(_construct))
 
 # YAML 1.1 reads 1e-3 as text; everybody who writes a learning rate means a number.
 _SafeLoader.add_implicit_resolver(
@@ -107,14 +121,25 @@ def absolute_paths(cluster: Cluster, folder: Path) -> Cluster:
             "store": _absolute(cluster.store, folder),
             "data": {name: _absolute(root, folder) for name, root in cluster.data.items()},
             "models": {name: _absolute(path, folder) for name, path in cluster.models.items()},
+            "environment": _absolute_environment(cluster.environment, folder),
         }
     )
+
+
+def _absolute_environment(environment: Environment, folder: Path) -> Environment:
+    said = {"venv": environment.venv, "container": environment.container}
+    # Images have names of their own; only what begins like a path is one.
+    paths = {k: v for k, v in said.items() if v and (k == "venv" or v.startswith(("~", ".")))}
+    return environment.model_copy(update={k: _absolute(v, folder) for k, v in paths.items()})
 
 
 def _absolute(value: str, folder: Path) -> str:
     if "://" in value or value.startswith(("${env:", "/")):
         return value
-    return os.path.normpath(folder / Path(value).expanduser())
+    try:
+        return os.path.normpath(folder / Path(value).expanduser())
+    except RuntimeError:
+        raise RequestError(f"cluster: {value}: no such user; check the path") from None
 
 
 def resolve_env(value: str, *, where: str) -> str:
@@ -318,7 +343,9 @@ def _said(model: type[BaseModel], place: Sequence[str], found: Sequence[Mapping[
         message = str(first["msg"]).removeprefix("Value error, ")
         return message[0].lower() + message[1:]
     expected = [_EXPECTED[p["type"]].format(**p.get("ctx", {})) for p in found]
-    return f"must be {' or '.join(dict.fromkeys(expected))}, not {_shown(first['input'])}"
+    is_number = isinstance(first["input"], int | float) and not isinstance(first["input"], bool)
+    quote = "; quote it" if is_number and expected == ["text"] else ""
+    return f"must be {' or '.join(dict.fromkeys(expected))}, not {_shown(first['input'])}{quote}"
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import (
@@ -30,13 +31,33 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 
 
 def _one_line(value: str) -> str:
-    if not value or not value.isprintable():
+    if not value:
+        raise ValueError("must not be empty")
+    if not value.isprintable():
         raise ValueError("must be one line, without control characters")
+    return value
+
+
+def _one_word(value: str) -> str:
+    if re.search(r"\s", _one_line(value)):
+        raise ValueError(f"must not contain spaces: {value!r}")
+    return value
+
+
+def _location(value: str) -> str:
+    if re.search(r"\$(?!\{env:)", _one_line(value)):
+        raise ValueError(f"{value!r}: a shell's variables mean nothing here; write ${{env:NAME}}")
+    if re.match(r"\w+:/(?!/)", value):
+        raise ValueError(f"{value!r}: is no URL; write two slashes, as in s3://bucket/prefix")
     return value
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
 """Text without line breaks or control characters: it stands in one line of a script."""
+Word = Annotated[str, AfterValidator(_one_word)]
+"""The same without spaces."""
+Location = Annotated[str, AfterValidator(_location)]
+"""A path or URL; ``${env:NAME}`` in it is filled in where it is used."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]
 

@@ -64,8 +64,8 @@ class Corpus(Spec):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """The bodies of recordings, in order."""
     snapshot: str | None = None
-    """Label of the data's state, for roots this machine cannot list; a visible root is
-    fingerprinted instead."""
+    """Label of the data's state, for roots this machine cannot list; it stands instead of the
+    fingerprint that visible roots get."""
     languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("en",)
     """ISO 639 codes that are kept; utterances in others are listed as left out."""
     data_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
@@ -301,7 +301,7 @@ class Train(Spec):
     """Steps in a row whose loss or gradient is not finite that are passed over; one more rolls back
     to the last checkpoint and puts their windows on the skip list."""
     execution: Execution | None = None
-    """ZeRO stage and micro-batch; derived from the model's size and the cluster when absent."""
+    """ZeRO stage and micro-batch; derived from the cluster when absent."""
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Self:

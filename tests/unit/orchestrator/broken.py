@@ -171,7 +171,7 @@ RECIPES = (
     Broken(
         id="number for text",
         recipe=edited("name: small", "name: 5"),
-        says=("r.yaml: name: must be text, not 5",),
+        says=("r.yaml: name: must be text, not 5; quote it",),
     ),
     Broken(
         id="name with a slash",
@@ -830,8 +830,97 @@ CLUSTERS = (
         id="an option that is not the user's",
         cluster=added("slurm: {extra: {comment: mine}}", CLUSTER),
         says=(
-            "c.yaml: slurm: extra: comment is what jobs are recognised and chained by; leave it out",
+            "c.yaml: slurm: extra: comment: comment is what jobs are recognised and chained by; "
+            "leave it out",
         ),
+    ),
+    Broken(
+        id="the same with underscores",
+        cluster=added("slurm: {head: {extra: {job_name: x}}}", CLUSTER),
+        says=(
+            "c.yaml: slurm.head: extra: job_name: job-name is what jobs are recognised and chained "
+            "by; leave it out",
+        ),
+    ),
+    Broken(
+        id="the same abbreviated",
+        cluster=added("slurm: {extra: {arr: 1-5}}", CLUSTER),
+        says=(
+            "c.yaml: slurm: extra: arr: array is what jobs are recognised and chained by; "
+            "leave it out",
+        ),
+    ),
+    Broken(
+        id="an option that has a name here",
+        cluster=added("slurm: {extra: {mem-per-cpu: 4G}}", CLUSTER),
+        says=("c.yaml: slurm: extra: mem-per-cpu: say it with mem_gb",),
+    ),
+    Broken(
+        id="an option's short name",
+        cluster=added("slurm: {extra: {H: true}}", CLUSTER),
+        says=("c.yaml: slurm: extra: H: write the option's long name",),
+    ),
+    Broken(
+        id="accelerators with their number",
+        cluster=added("slurm: {gres: 'gpu:a100:8'}", CLUSTER),
+        says=("c.yaml: slurm: gres: gpu:a100:8: the number is added; leave it out",),
+    ),
+    Broken(
+        id="a list for a line",
+        cluster=added("slurm: {partition: 'gpu, cpu'}", CLUSTER),
+        says=("c.yaml: slurm.partition: must not contain spaces: 'gpu, cpu'",),
+    ),
+    Broken(
+        id="hours and minutes",
+        cluster=added("resources: {train: {walltime_min: 48:00:00}}", CLUSTER),
+        says=("c.yaml: resources.train.walltime_min: must be a whole number, not '48:00:00'",),
+    ),
+    Broken(
+        id="a notice longer than the job",
+        cluster=added(
+            "resources: {train: {walltime_min: 2}}",
+            CLUSTER.replace("backend: local", "backend: slurm"),
+        ),
+        says=(
+            "c.yaml: retry.notice_s: 90 s is more than half of the shortest job (2 min); "
+            "lower it, or raise walltime_min",
+        ),
+    ),
+    Broken(
+        id="a bucket on Slurm",
+        cluster=edited(
+            "store: store",
+            "store: s3://bucket/x",
+            CLUSTER.replace("backend: local", "backend: slurm"),
+        ),
+        says=(
+            "c.yaml: store: s3://bucket/x is no path; jobs on Slurm need a folder that all nodes "
+            "share",
+        ),
+    ),
+    Broken(
+        id="a shell's variable in a path",
+        cluster=edited("store: store", "store: $SCRATCH/x", CLUSTER),
+        says=(
+            "c.yaml: store: '$SCRATCH/x': a shell's variables mean nothing here; write ${env:NAME}",
+        ),
+    ),
+    Broken(
+        id="a URL with one slash",
+        cluster=edited("store: store", "store: s3:/bucket", CLUSTER),
+        says=(
+            "c.yaml: store: 's3:/bucket': is no URL; write two slashes, as in s3://bucket/prefix",
+        ),
+    ),
+    Broken(
+        id="a line break in the store",
+        cluster=edited("store: store", 'store: "a\\nb"', CLUSTER),
+        says=("c.yaml: store: must be one line, without control characters",),
+    ),
+    Broken(
+        id="somebody unknown's home",
+        cluster=edited("store: store", "store: ~nosuchuser/x", CLUSTER),
+        says=("cluster: ~nosuchuser/x: no such user; check the path",),
     ),
     Broken(
         id="a line break in an option",
@@ -886,7 +975,7 @@ CLUSTERS = (
     Broken(
         id="store number",
         cluster=edited("store: store", "store: 5", CLUSTER),
-        says=("c.yaml: store: must be text, not 5",),
+        says=("c.yaml: store: must be text, not 5; quote it",),
     ),
     Broken(
         id="store env not set",
@@ -910,7 +999,7 @@ CLUSTERS = (
     Broken(
         id="store empty",
         cluster=edited("store: store", "store: ''", CLUSTER),
-        says=("c.yaml: store: must be at least 1 character long, not ''",),
+        says=("c.yaml: store: must not be empty",),
     ),
     Broken(
         id="a recipe for a cluster",

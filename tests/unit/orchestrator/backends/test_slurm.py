@@ -144,6 +144,26 @@ def test_what_was_accepted_is_found_by_its_tag(answers: Answers, tmp_path: Path)
     assert SlurmBackend().submit(job(tmp_path)).id == "42"
 
 
+def test_what_is_accepted_late_is_found_too(
+    answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.backends.slurm._ADOPT_EVERY_S", 0.01)
+    answers.say("sbatch", "sbatch: error: Socket timed out on send/recv operation\n", code=1)
+    late = answers.folder / "squeue"
+    late.write_text(f"#!/bin/sh\n[ -e {tmp_path}/asked ] && echo '42|PENDING||None|orc 1 corpus'\n")
+    late.write_text(f"{late.read_text()}touch {tmp_path}/asked\n")
+    late.chmod(0o755)
+    assert SlurmBackend().submit(job(tmp_path)).id == "42"
+
+
+def test_hints_of_how_to_ask_are_not_the_answer(answers: Answers, tmp_path: Path) -> None:
+    said = "sbatch: unrecognized option '--x'\nTry \"sbatch --help\" for more information\n"
+    answers.say("sbatch", said, code=1)
+    answers.say("squeue", "")
+    with pytest.raises(RequestError, match="unrecognized option '--x'"):
+        SlurmBackend().submit(job(tmp_path))
+
+
 def test_what_was_not_accepted_may_be_submitted_again(answers: Answers, tmp_path: Path) -> None:
     answers.say("sbatch", "sbatch: error: Unable to contact slurm controller\n", code=1)
     with pytest.raises(BackendError, match="submit again"):
@@ -154,8 +174,9 @@ def test_what_was_not_accepted_may_be_submitted_again(answers: Answers, tmp_path
 def test_a_job_submitted_from_a_job_inherits_none_of_it(
     answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "HF_TOKEN": "x"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "HF_TOKEN": "x", "SBATCH_ACCOUNT": "speech"}
     inner = {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_RESTART_COUNT": "1", "SUBMITIT_EXECUTOR": "x"}
+    inner |= {"SBATCH_MEM_BIND": "local"}
     for name, value in {**kept, **inner, "SLURM_JOB_ID": "5"}.items():
         monkeypatch.setenv(name, value)
     script = answers.folder / "sbatch"

@@ -9,13 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
+import yaml
+
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import script
 from orchestrator.control.slurm_jobs import PlannedJob, Surroundings, jobs_of
-from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.run import RunFolder, to_yaml
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Plan
-from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.cluster import Cluster, Environment
+from orchestrator.spec.loader import parse_cluster
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept
 
 PLAN = plan_of(swept(recipe(), **{"model.init": ["twist", "cold"]}))
@@ -81,9 +85,33 @@ def test_every_option(golden: Callable[[str, str], None]) -> None:
     golden("sbatch_options.txt", scripts((*chosen, train)))
 
 
+def test_a_null_takes_back_what_holds_for_all_jobs_in_the_runs_record_too() -> None:
+    spec = where(constraint="a100", head={"constraint": None})
+    kept = parse_cluster(yaml.safe_load(to_yaml(spec)), where="cluster.yaml")
+    for known in (spec, kept):
+        by_stage = {p.instance.split("-")[0]: script(p.job) for p in planned(known)}
+        assert "--constraint" not in by_stage["corpus"]
+        assert "#SBATCH --constraint=a100" in by_stage["train"]
+    assert scripts(planned(spec)) == scripts(planned(kept))
+
+
+def test_flags_and_tiny_memories() -> None:
+    text = script(planned(where(extra={"exclusive": True}, head={"mem_gb": 0.0001}))[0].job)
+    assert "#SBATCH --exclusive\n" in text
+    assert "#SBATCH --mem=1M\n" in text, "0 would be all of the node's"
+
+
+def test_places_of_the_environment_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGES", "/shared/images")
+    spec = where().model_copy(
+        update={"environment": Environment(container="${env:IMAGES}/x.sif", venv="${env:IMAGES}/v")}
+    )
+    assert "/shared/images/x.sif /shared/images/v/bin/python -u" in script(planned(spec)[0].job)
+
+
 def test_words_stay_words() -> None:
     """Bash runs the command line of the script and nothing that stands in a value."""
-    spec = where(account="it's $(touch pwned) `id`")
+    spec = where(constraint="it's $(touch pwned) `id`")
     part = planned(spec)[0]
     odd = replace(part.job, argv=("printf", r"%s\n", "a b", "$(id)", "it's", "`id`", "#"))
     lines = script(odd).splitlines()
@@ -94,7 +122,7 @@ def test_words_stay_words() -> None:
     )
     assert done.stdout.splitlines() == ["a b", "$(id)", "it's", "`id`", "#"]
     assert [line for line in lines if "pwned" in line] == [
-        "#SBATCH --account='it'\"'\"'s $(touch pwned) `id`'"
+        "#SBATCH --constraint='it'\"'\"'s $(touch pwned) `id`'"
     ]
 
 

@@ -200,10 +200,13 @@ def test_a_run_moves_to_another_cluster_and_refuses_what_cannot_be(project: Path
     assert move(run, other) is False
 
 
+def test_mixed_precision_needs_accelerators_on_any_cluster(project: Path) -> None:
+    (problem,) = lacking(project, "train.precision=bf16", backend="slurm")
+    assert "resources.train.gpus_per_node: 0, but train.precision is bf16" in problem
+
+
 def test_other_backends_look_for_themselves(project: Path) -> None:
-    assert lacking(
-        project, "train.precision=bf16", backend="slurm", models={}, data={"speech": "/no"}
-    ) == [
+    assert lacking(project, backend="slurm", models={}, data={"speech": "/no"}) == [
         "c.yaml: models.hubert: missing; map it to a folder in Hugging Face format",
         "c.yaml: models.tiny-lm: missing; map it to a folder in Hugging Face format",
     ]
