@@ -1,4 +1,10 @@
-"""The train stage: ranks are launched, watched, and asked to save when this attempt must end."""
+"""The train stage: ranks are launched, watched, and asked to save when this attempt must end.
+
+The way of a warning: the scheduler's signal reaches the supervisor (`orchestrator.control`), which
+sends SIGTERM to this driver (`jobs.attempt` raises StopRequestedError); `run_watched` writes an
+order into the attempt's folder (`jobs.lm.watch`), where every rank's herald finds it; after the
+next step the ranks agree to save and leave (`jobs.lm.loop`), and this driver waits until they have.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from orchestrator.cli.arguments import add_recipe, prepared
 from orchestrator.control.slurm_jobs import PlannedJob
@@ -97,8 +97,9 @@ def _show_jobs(
     request: Prepared, parts: Sequence[PlannedJob], cost: Estimate, console: Console
 ) -> None:
     """One line a job: what it asks for, and what it will take as far as that is known."""
-    columns = ("job", "nodes", "GPUs", "CPUs", "memory", "walltime", "partition", "GPU hours")
-    table = Table(*columns, box=None, pad_edge=False)
+    names = Column("job", min_width=max(len(part.name) for part in parts))
+    columns = ("nodes", "GPUs", "CPUs", "memory", "walltime", "partition", "GPU hours")
+    table = Table(names, *columns, box=None, pad_edge=False)
     for part in parts:
         shape, options = part.job.shape, part.job.options
         table.add_row(

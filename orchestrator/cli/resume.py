@@ -14,6 +14,10 @@ from orchestrator.control.submit import ensure, move
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN [--cluster F] [--watch]."""
     add_run(parser)
+    parser.epilog = (
+        "--cluster names the cluster whose store holds RUN, and the run goes on there: what was "
+        "submitted elsewhere is not carried any further"
+    )
     parser.add_argument(
         "--watch",
         action="store_true",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,6 +71,8 @@ def _show(folder: RunFolder, status: Mapping[str, Any], options: argparse.Namesp
 
 
 def _all(store: Store, *, as_json: bool) -> int:
+    if not store.runs():
+        print(f"no run in {store.storage.url}; --cluster names another store", file=sys.stderr)
     folders = [f for name in store.runs() if (f := RunFolder(store.run_storage(name))).exists()]
     observed = observe_all(folders)
     if as_json:

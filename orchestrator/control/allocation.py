@@ -15,16 +15,13 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 from orchestrator.backends.allocation import Allocation
 from orchestrator.backends.base import JobState, JobStatus
 from orchestrator.backends.local import LocalBackend
-from orchestrator.backends.ray_session import RaySession
-from orchestrator.backends.slurm import SlurmBackend
-from orchestrator.control.job import code_env
-from orchestrator.control.on_slurm import SlurmCarrier, close_attempts, refs_of
+from orchestrator.control.elastic import Elastic, dismiss_workers
+from orchestrator.control.on_slurm import close_attempts
 from orchestrator.control.say import say
 from orchestrator.control.supervise import (
     LAST_WORDS_S,
@@ -32,8 +29,6 @@ from orchestrator.control.supervise import (
     write_figures,
     write_last_page,
 )
-from orchestrator.errors import BackendError, OrchestratorError
-from orchestrator.ledger import invitation
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, FAULT_ORDER, RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions
@@ -43,9 +38,6 @@ from orchestrator.plan.stages import BY_NAME
 AGENT_MODULE = "jobs.lm.node_agent"
 _TICK_S = 1.0
 _UPSTREAM_TIMEOUT_S = 120.0
-_WORKERS_EVERY_S = 120.0
-_MAX_REPLACED_IN_VAIN = 3
-"""After so many replacements without a shard done, something else is wrong with the workers."""
 _WALLTIME_SLACK_S = 90.0
 """How much before its time Slurm may give the warning that the walltime ends."""
 _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -53,6 +45,9 @@ _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry one stage as far as this allocation lasts."""
+    early: list[int] = []
+    for number in _WARNINGS:
+        signal.signal(number, lambda number, _: early.append(number))
     options = _parse(argv)
     allocation = Allocation.current()
     store = Store.open(options.store)
@@ -64,12 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     _close_earlier(run, store, options.instance, allocation)
     if _is_cancelled(run, options.instance):
         say("cancelled while it waited")
-        _dismiss_workers(run, options.instance)
+        dismiss_workers(run, options.instance)
         return 1
-    if allocation.restarts and _is_elastic(run, options.instance):
-        _ask_for_workers(store, run, options.instance)
     try:
-        state = _supervise(store, run, allocation, options)
+        state = _supervise(store, run, allocation, options, early)
     finally:
         run.allocation(options.instance, allocation.life).replace(ALLOCATION_ENDED, b"{}")
     if state == "succeeded":
@@ -79,11 +72,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _supervise(
-    store: Store, run: RunFolder, allocation: Allocation, options: argparse.Namespace
+    store: Store,
+    run: RunFolder,
+    allocation: Allocation,
+    options: argparse.Namespace,
+    early: Sequence[int],
 ) -> str:
-    """Work on the stage until it is done, cannot be, or must be left: its state, or ``left``."""
+    """Work on the stage until it is done, cannot be, or must be left: its state, or ``left``.
+
+    ``early``: signals that came before anybody could obey them.
+    """
     cluster, instance = run.cluster(), run.plan().instance(options.instance)
-    is_elastic = _is_elastic(run, instance.id)
+    is_elastic = BY_NAME[instance.stage].is_elastic
+    elastic = Elastic(store, run, instance.id, allocation) if is_elastic else None
+
+    def beat() -> None:
+        _obey_drill(run, instance.id, allocation.life)
+        if elastic:
+            elastic.look()
+
     supervisor = Supervisor(
         store,
         run,
@@ -96,8 +103,8 @@ def _supervise(
             "node": allocation.node,
             "moves": run.num_moves,
         },
-        start_ray=(lambda: _start_head(run, instance.id, allocation)) if is_elastic else None,
-        beat=_Beat(store, run, instance.id, allocation.life, watches_workers=is_elastic),
+        start_ray=elastic.start_head if elastic else None,
+        beat=beat,
         tick_s=_TICK_S,
         keeps_figures=False,
     )
@@ -110,16 +117,19 @@ def _supervise(
 
     for number in _WARNINGS:
         signal.signal(number, warn)
+    for heard in early:
+        warn(heard, None)
     try:
         _await_upstream(store, run, instance, supervisor)
         state = supervisor.run()
     finally:
-        invitation.withdraw(run.stage(instance.id))
+        if elastic:
+            elastic.withdraw()
     say(f"{instance.id}: {state}")
     if supervisor.is_stopped and state in ("pending", "running"):
         return "left"
-    if is_elastic:
-        _dismiss_workers(run, instance.id)
+    if elastic:
+        dismiss_workers(run, instance.id)
     return state
 
 
@@ -172,79 +182,14 @@ def _past(run: RunFolder, instance: str) -> list[tuple[str, float, str]]:
     return [(end["cause"], end.get("progress", 0.0), end.get("node", "")) for end in counted]
 
 
-def _start_head(run: RunFolder, instance: str, allocation: Allocation) -> RaySession:
-    """The Ray head that workers join, wherever it is now."""
-    session = RaySession(
-        run=f"{run.storage.url}/{instance}",
-        num_cpus=0,
-        address=allocation.leader_address,
-        log=Path(run.allocation(instance, allocation.life).url, "ray.log"),
-        code_env=code_env(run),
-    )
-    invitation.publish(run.stage(instance), session.invitation)
-    return session
-
-
-class _Beat:
-    """What is looked after while the stage is at work."""
-
-    def __init__(
-        self, store: Store, run: RunFolder, instance: str, life: str, *, watches_workers: bool
-    ) -> None:
-        self._life = life
-        self._store, self._run, self._instance = store, run, instance
-        self._watches_workers = watches_workers
-        self._looked_at = time.monotonic()
-        self._progress, self._in_vain = -1.0, 0
-        """Work done when workers were last replaced, and how often that brought none."""
-
-    def __call__(self) -> None:
-        self._obey_drill()
-        if self._watches_workers and time.monotonic() - self._looked_at > _WORKERS_EVERY_S:
-            self._looked_at = time.monotonic()
-            self._replace_workers()
-
-    def _obey_drill(self) -> None:
-        """Be the victim of `orchestrator chaos --kill node`, when that names this machine."""
-        for attempt in self._run.attempts(self._instance)[-1:]:
-            is_ours = attempt.started.get("life") == self._life
-            if is_ours and attempt.storage.exists(FAULT_ORDER):
-                fault = attempt.storage.read_json(FAULT_ORDER)
-                if fault.get("node") == socket.gethostname():
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-    def _replace_workers(self) -> None:
-        """Nodes that have left the queue for good are asked for anew, while that helps."""
-        progress = self._store.progress(*self._run.plan().group(self._instance))
-        if progress == self._progress and self._in_vain >= _MAX_REPLACED_IN_VAIN:
-            return
-        if _ask_for_workers(self._store, self._run, self._instance):
-            self._in_vain = self._in_vain + 1 if progress == self._progress else 0
-            self._progress = progress
-
-
-def _is_elastic(run: RunFolder, instance: str) -> bool:
-    return BY_NAME[run.plan().instance(instance).stage].is_elastic
-
-
-def _ask_for_workers(store: Store, run: RunFolder, instance: str) -> int:
-    """Those that are not in the queue any more are replaced; how many."""
-    try:
-        count = SlurmCarrier().replace_workers(run, store, instance)
-    except OrchestratorError as error:
-        say(f"workers: {error}")
-        return 0
-    if count:
-        say(f"{count} workers asked for in place of those that left the queue")
-    return count
-
-
-def _dismiss_workers(run: RunFolder, instance: str) -> None:
-    """Cancel the array: nothing is left for it to do. Those that run see that for themselves."""
-    try:
-        SlurmBackend().cancel(refs_of(run, "workers", instance))
-    except BackendError as error:
-        say(f"workers: {error}")
+def _obey_drill(run: RunFolder, instance: str, life: str) -> None:
+    """Be the victim of `orchestrator chaos --kill node`, when that names this machine."""
+    for attempt in run.attempts(instance)[-1:]:
+        is_ours = attempt.started.get("life") == life
+        if is_ours and attempt.storage.exists(FAULT_ORDER):
+            fault = attempt.storage.read_json(FAULT_ORDER)
+            if fault.get("node") == socket.gethostname():
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _conclude(store: Store, run: RunFolder) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.backends.base import JobRef, JobState, JobStatus
-from orchestrator.backends.slurm import NAME, SlurmBackend, script
+from orchestrator.backends.slurm import LAUNCH_FAILED, NAME, SlurmBackend, script
 from orchestrator.control.carrier import Observed
 from orchestrator.control.slurm_jobs import PlannedJob, Surroundings, jobs_of, resized
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
@@ -54,17 +54,19 @@ class _Known:
 
     def waiting_sentinels(self) -> list[SubmittedJob]:
         """Those that have not started: one that runs is the one that asks."""
-        sentinels = self.jobs.get(("sentinel", ""), ())
+        sentinels = [job for job in self.jobs.get(("sentinel", ""), ()) if self._lives(job)]
         return [job for job in sentinels if self.states[job.id].state is JobState.QUEUED]
 
     def living(self, instances: Collection[str], *, and_sentinel: bool) -> list[SubmittedJob]:
-        """All jobs of some instances that have not ended."""
+        """All jobs of some instances that have not ended, held ones included."""
         groups = [group for (_, i), group in self.jobs.items() if i in instances]
-        found = [job for group in groups for job in group if self._lives(job)]
+        jobs = [job for group in groups for job in group]
+        found = [job for job in jobs if not self.states[job.id].state.is_final]
         return found + (self.waiting_sentinels() if and_sentinel else [])
 
     def _lives(self, job: SubmittedJob) -> bool:
-        return not self.states[job.id].state.is_final
+        status = self.states[job.id]
+        return not status.state.is_final and LAUNCH_FAILED not in status.detail
 
 
 class SlurmCarrier:
@@ -93,8 +95,9 @@ class SlurmCarrier:
             fresh = {i.id for i in left} - kept.keys()
             number = Submissions(run.storage).next_number()
             around = self._surroundings(run, store.storage.url, number)
-            needed = [p for p in jobs_of(around, plan, left) if _is_needed(p, fresh, known)]
-            self._cancel(known.living(hopeless | fresh, and_sentinel=bool(fresh)))
+            needed = _needed(jobs_of(around, plan, left), fresh, known)
+            renewed = any(part.kind == "sentinel" for part in needed)
+            self._cancel(known.living(hopeless | fresh, and_sentinel=renewed))
             if not needed:
                 return "already running" if left else "nothing is left that could be resumed"
             number = Submissions(run.storage).begin(by, undone)
@@ -163,16 +166,21 @@ class SlurmCarrier:
         plan, submissions = run.plan(), Submissions(run.storage)
         newest = submissions.newest_jobs()
         (head, *_) = newest["stage", instance]
-        number = next(s.number for s in reversed(submissions.all()) if head in s.jobs)
+        theirs = [s for s in submissions.all() if any(j.instance == instance for j in s.jobs)]
+        number = theirs[-1].number  # where those are that count as the newest workers
         around = self._surroundings(run, store.storage.url, number)
         parts = [p for p in jobs_of(around, plan, [plan.instance(instance)]) if p.kind == "workers"]
         known = refs_of(run, "workers", instance)
         rows = self._backend.queue(known).values() if known else ()
-        count = sum(p.job.shape.array for p in parts) - sum(len(group) for group in rows)
+        wanted = sum(p.job.shape.array for p in parts)
+        count = wanted - sum(not row.was_refused for group in rows for row in group)
         if count <= 0:
             return 0
         name = f"{instance}-workers-{len(known) + 1}"
         part = resized(around, parts[0], name, min(count, around.max_array))
+        if late := self._backend.find([part.job.tag]).get(part.job.tag):  # sbatch did not answer
+            _record(run, number, part, late, time.time())
+            return 0
         ref = self._backend.submit(part.job, [_ref(head)])
         _record(run, number, part, ref.id, ref.submitted_at)
         return part.job.shape.array
@@ -261,6 +269,7 @@ def planned_jobs(
         store_url=store.storage.url,
         cluster=cluster,
         submission=Submissions(run.storage).next_number(),
+        exclude=failing_nodes(run) if run.exists() else (),
     )
     return jobs_of(around, plan, left)
 
@@ -328,13 +337,19 @@ def _kept(
     return kept
 
 
-def _is_needed(part: PlannedJob, fresh: Collection[str], known: _Known) -> bool:
-    """Whether a job must be submitted, where the stage jobs of ``fresh`` must."""
-    if part.kind == "sentinel":
-        return bool(fresh) or not known.waiting_sentinels()
-    return part.instance in fresh or (
-        part.kind == "workers" and not known.has("workers", part.instance)
-    )
+def _needed(parts: Sequence[PlannedJob], fresh: Collection[str], known: _Known) -> list[PlannedJob]:
+    """The jobs that must be submitted, where the stage jobs of ``fresh`` must.
+
+    Each submission has a sentinel of its own: that of an earlier one leaves the run to it.
+    """
+    needed = [
+        part
+        for part in parts
+        if part.instance in fresh
+        or (part.kind == "workers" and not known.has("workers", part.instance))
+    ]
+    sentinels = [part for part in parts if part.kind == "sentinel"]
+    return needed + (sentinels if needed or not known.waiting_sentinels() else [])
 
 
 def _with_followers(plan: Plan, left: Sequence[Instance], chosen: Collection[str]) -> set[str]:

@@ -39,7 +39,7 @@ class Ending:
     complete: bool
     """Whether the artifact's manifest is there now."""
     progress: float
-    """Work done so far, in any unit that only grows: shards or steps in the store."""
+    """Work done so far, in any unit that grows with it: shards or steps in the store."""
     log_tail: str = ""
     node: str = ""
     others: bool = False

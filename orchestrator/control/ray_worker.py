@@ -30,6 +30,8 @@ from orchestrator.ledger.store import Store
 _LOOK_EVERY_S = 8.0
 """About how often a node that has joined looks for a head that has moved."""
 _JOIN_EVERY_S = 2.0
+_PATIENCE_S = 30.0
+"""How late a file system may show what others have published."""
 _ANSWER_TIMEOUT_S = 5.0
 _REJOIN_DELAY_S = 5.0
 
@@ -41,6 +43,7 @@ class Worker:
         self._store, self._run, self._allocation = store, run, allocation
         plan = run.plan()
         self._instance, self._members = instance, plan.group(instance)
+        self._needed = [plan.instance(n) for m in self._members for n in m.needs.values()]
         self._idle_timeout_s = run.cluster().slurm.idle_timeout_s
         self._resources = run.cluster().resources_of(plan.instance(instance).stage)
         self._node: RayNode | None = None
@@ -61,6 +64,9 @@ class Worker:
             while not self._warned.is_set():
                 if self._look():
                     useful_at = time.monotonic()
+                elif self._is_for_nothing(time.monotonic() - useful_at):
+                    say("the stage cannot have begun; gives its node back")
+                    return 0
                 elif time.monotonic() - useful_at > self._idle_timeout_s:
                     say(f"no head for {self._idle_timeout_s:.0f} s; gives its node back")
                     return 0
@@ -85,6 +91,13 @@ class Worker:
         if not self._is_done:
             self._join(head)
         return head is not None
+
+    def _is_for_nothing(self, waited_s: float) -> bool:
+        """Whether there never was a head: Slurm lets us start when it is cancelled, too.
+
+        It comes after the jobs of the stages that this one needs.
+        """
+        return waited_s > _PATIENCE_S and not self._store.has(*self._needed)
 
     def _join(self, head: Invitation | None) -> None:
         """Be part of the session of this head, and of no other."""

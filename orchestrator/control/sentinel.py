@@ -10,21 +10,22 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from orchestrator.backends.base import JobState
 from orchestrator.control.carrier import Observed
 from orchestrator.control.on_slurm import SlurmCarrier, work_left
 from orchestrator.control.say import say
-from orchestrator.errors import BackendError
+from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import Submissions
+from orchestrator.ledger.submission import Submission, Submissions
 from orchestrator.plan.planner import Instance, Plan
 
 SETTLE_TIMEOUT_S = 900.0
-"""How long the books may take to say which job has failed."""
+"""How long the books may take to say which job has failed, and the scheduler to take new ones."""
 _LOOK_EVERY_S = 5.0
+_TRY_AGAIN_S = 60.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,14 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     hopeless = objections(run, observed)
     for instance, why in hopeless.items():
         say(f"{instance}: not resumed: {why}")
-    say(f"{run.name}: {carrier.ensure(run, store, by='sentinel', but=hopeless)}")
+    say(f"{run.name}: {_ensured(run, store, carrier, hopeless)}")
     return 0
 
 
 def objection(run: RunFolder, store: Store, submission: int) -> str:
     """Why a sentinel must leave a whole run alone; empty when it must not."""
     submissions = Submissions(run.storage)
-    if submissions.next_number() > submission + 1:
+    if any(_is_successor(later, submission) for later in submissions.all()):
         return "it was submitted again since"
     if run.cluster().backend != "slurm":
         return "it has moved to another cluster"
@@ -60,6 +61,27 @@ def objection(run: RunFolder, store: Store, submission: int) -> str:
     if submissions.in_vain(work_left(run.plan(), store)) >= run.cluster().slurm.max_resumes:
         return "it was resumed in vain often enough (slurm.max_resumes); look at its attempts"
     return ""
+
+
+def _is_successor(later: Submission, own: int) -> bool:
+    """Whether it takes the run off our hands; a half that a sentinel has left does not."""
+    return later.number > own and (later.is_whole or later.by == "user")
+
+
+def _ensured(run: RunFolder, store: Store, carrier: SlurmCarrier, hopeless: Collection[str]) -> str:
+    """What resuming did; tried again for a while, as nobody else will.
+
+    Raises what went wrong last.
+    """
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        try:
+            return carrier.ensure(run, store, by="sentinel", but=hopeless)
+        except (BackendError, RequestError) as error:  # a limit on jobs may be there for a while
+            if time.monotonic() > deadline:
+                raise
+            say(f"{error}; tried again in {_TRY_AGAIN_S:.0f} s")
+        time.sleep(_TRY_AGAIN_S)
 
 
 def objections(run: RunFolder, observed: Observed) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a run is doing, read from its folder and the store alone."""
+"""What a run is doing: from its folder, the store, and where there is one the scheduler."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The supervisor of a run: starts what is ready, decides about what has ended, alone retries.
 
-It holds no state that matters: everything it needs is in the store, so that killing it costs
-nothing but time. ``python -m orchestrator.control.supervise --store URL --run NAME`` is what
+It holds nothing but the budgets of retries: everything else is in the store, so that killing it
+costs no work. ``python -m orchestrator.control.supervise --store URL --run NAME`` is what
 `submit` starts, detached.
 """
 
@@ -60,6 +60,8 @@ class Work:
     past: list[tuple[str, float, str]] = field(default_factory=list)
     not_before: float = 0.0
     """Monotonic time before which it is not started again."""
+    is_held: bool = False
+    """Whether another run works on it."""
 
 
 class Supervisor:
@@ -141,6 +143,8 @@ class Supervisor:
         if self._stop_cause:
             return False
         ready = [w for w in self._works.values() if self._is_ready(w)]
+        for work in ready:
+            self._look_for_others(work)
         self._keep_ray()
         for work in ready:
             if self._fits(work):
@@ -186,8 +190,9 @@ class Supervisor:
         )
 
     def _keep_ray(self) -> None:
-        """A Ray session while a stage that is left needs one: started early, as it takes time."""
-        left = [w for w in self._works.values() if w.state in ("pending", "running")]
+        """A Ray session while we have work left that needs one: early, as its start takes time."""
+        open_works = [w for w in self._works.values() if w.state in ("pending", "running")]
+        left = [w for w in open_works if not w.is_held]
         if not self._start_ray or not any(BY_NAME[w.leader.stage].uses_ray for w in left):
             return
         if self._ray and not self._ray.is_alive():
@@ -197,9 +202,6 @@ class Supervisor:
             self._ray = self._start_ray()
 
     def _start(self, work: Work) -> None:
-        if self._held_elsewhere(work):
-            work.not_before = time.monotonic() + LEASE_WAIT_S
-            return
         stage = BY_NAME[work.leader.stage]
         env = {}
         if stage.uses_ray and self._ray:
@@ -209,6 +211,14 @@ class Supervisor:
         job = stage_job(self._run, self._store, self._cluster, work.leader, attempt, env)
         work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
         say(f"{work.leader.id}: attempt {attempt.number} started")
+
+    def _look_for_others(self, work: Work) -> None:
+        """Leave what another run works on to it, and look again in a while."""
+        if time.monotonic() < work.not_before:
+            return
+        work.is_held = self._held_elsewhere(work)
+        if work.is_held:
+            work.not_before = time.monotonic() + LEASE_WAIT_S
 
     def _held_elsewhere(self, work: Work) -> bool:
         for member in work.members:

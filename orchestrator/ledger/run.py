@@ -156,7 +156,8 @@ class RunFolder:
         """The plan as submitted. Raises RequestError when there is no such run."""
         if not self.exists():
             raise RequestError(
-                f"{self.name}: no such run in {self.storage.url}; `orchestrator status` lists them"
+                f"{self.name}: no such run in {self.storage.url}; `orchestrator status` lists "
+                "them, --cluster names another store"
             )
         return Plan.from_json(self.storage.read_json(PLAN))
 

@@ -43,7 +43,7 @@ class Store:
         return all(self.artifact(i.stage, i.key).is_complete() for i in instances)
 
     def progress(self, *instances: Instance) -> float:
-        """Work done for some instances so far: shards and steps in the store. It only grows."""
+        """Work done for some instances so far: shards, steps; 0 when all is done."""
         found = self.find({i.id: f"{i.stage}/{i.key}" for i in instances})
         return float(sum(f.shards_done + f.step for f in found.values()))
 

@@ -108,7 +108,7 @@ class Submissions:
         for submission in reversed(self.all()):
             if submission.by == "user" or submission.left != left:
                 break
-            count += 1
+            count += submission.is_whole
         return count
 
     def users_last(self) -> float:

@@ -103,6 +103,44 @@ def test_the_head_of_the_elastic_cluster_is_lost(slurm: SlurmCluster, smoke: Slu
 
 
 @pytest.mark.usefixtures("same_bytes")
+def test_workers_that_are_gone_for_good_are_replaced(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
+    """Somebody cancels the whole array; the head looks every two minutes."""
+    smoke.forget_artifacts("tokenize", "pack")
+    name = smoke.submit()
+    first = smoke.job(name, "tokenize", "workers")
+    wait_for(lambda: smoke.attempts(name, "tokenize"), "the driver")
+    slurm.run("scancel", first)
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.job(name, "tokenize", "workers") != first
+    assert smoke.causes(name, "tokenize") == [""]
+
+
+@pytest.mark.usefixtures("same_bytes")
+def test_workers_do_not_wait_for_another_run(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+    """They give their nodes back, and are asked for anew once there is something to do."""
+    smoke.forget_artifacts("tokenize", "pack")
+    elsewhere = {"workers": {"cpus": slurm.cpus, "extra": {"begin": "now+1hour"}}}
+    own = {"workers": {"cpus": slurm.cpus}, "idle_timeout_s": 20, "partition": "low"}
+    smoke.change(slurm={**own, **elsewhere})
+    other = smoke.submit("--name", "other")
+    wait_for(lambda: smoke.attempts(other, "tokenize"), "the other run's driver")
+    smoke.change(slurm=own)
+    name = smoke.submit()
+    workers = smoke.job(name, "tokenize", "workers")
+
+    def in_queue() -> bool:
+        return any(row.id.startswith(workers) for row in slurm.queue())
+
+    wait_for(lambda: not in_queue(), "nodes given back")
+    assert smoke.attempts(name, "tokenize") == ()
+    smoke.orchestrator("cancel", other)
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.job(name, "tokenize", "workers") != workers
+
+
+@pytest.mark.usefixtures("same_bytes")
 def test_a_node_that_fails_alone_is_excluded(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
     """Its rank dies twice at the same place; the next job of the training keeps off it."""
     name = smoke.submit(**{"train.checkpoint.every_steps": "100000"})

@@ -84,7 +84,9 @@ def test_edits_after_submit_change_nothing_and_daemons_may_restart(
 
 
 @pytest.mark.usefixtures("same_bytes")
-def test_a_preempted_worker_costs_nothing_but_time(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+def test_a_run_whose_worker_and_later_its_training_is_preempted(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
     smoke.forget_artifacts("tokenize", "pack")
     name = smoke.submit()
     workers = smoke.job(name, "tokenize", "workers")
@@ -94,6 +96,9 @@ def test_a_preempted_worker_costs_nothing_but_time(slurm: SlurmCluster, smoke: S
         "a worker",
     )[0]
     slurm.occupy(elsewhere, seconds=3)
-    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    smoke.await_step(name, 60)
     assert smoke.causes(name, "tokenize") == [""]
+    slurm.occupy(*slurm.nodes, seconds=3)
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["preempted", ""]
     assert any("put back into the queue" in line for line in smoke.jobs_output(name).splitlines())

@@ -192,8 +192,16 @@ def test_cancelling_what_is_over(project: Project, capsys: pytest.CaptureFixture
 def test_no_such_run(project: Project, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator(verb, "nope") == 2
     assert capsys.readouterr().err == (
-        f"nope: no such run in {project.folder}/store/runs/nope; `orchestrator status` lists them\n"
+        f"nope: no such run in {project.folder}/store/runs/nope; `orchestrator status` lists them, "
+        "--cluster names another store\n"
     )
+
+
+def test_an_empty_store_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = tmp_path / "empty.yaml"
+    where.write_text("backend: local\nstore: empty\n")
+    assert main(["status", "--cluster", str(where)]) == 0
+    assert f"no run in {tmp_path}/empty; --cluster names another store" in capsys.readouterr().err
 
 
 def test_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.backends.allocation import Allocation
 from orchestrator.backends.base import JobState, JobStatus
+from orchestrator.backends.slurm import LAUNCH_FAILED
+from orchestrator.control.elastic import MAX_IN_VAIN, Elastic
 from orchestrator.control.on_slurm import SlurmCarrier, close_attempts, failing_nodes, work_left
 from orchestrator.control.sentinel import objection, objections
 from orchestrator.control.status import run_status
 from orchestrator.errors import BackendError, RequestError
+from orchestrator.ledger import invitation
+from orchestrator.ledger.invitation import Invitation
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions
@@ -232,6 +237,8 @@ def test_a_sentinel_resumes_and_knows_when_not_to(scene: Scene) -> None:
     submissions.begin("user", {})
     assert scene.objection(1) == "it was submitted again since"
     assert scene.objection(2) == ""
+    submissions.begin("sentinel", {})  # and died before it had submitted anything
+    assert scene.objection(2) == ""
     scene.run.move(cluster(scene.store.storage.url, backend="local"))
     assert scene.objection(2) == "it has moved to another cluster"
 
@@ -242,6 +249,7 @@ def test_a_sentinel_gives_up_on_a_run_that_gets_no_further(scene: Scene) -> None
 
     def resumed() -> str:
         number = submissions.begin("sentinel", work_left(plan, scene.store))
+        submissions.close(number)
         return scene.objection(number)
 
     assert resumed() == ""
@@ -298,16 +306,87 @@ def test_missing_workers_and_sentinels_are_submitted_too(scene: Scene) -> None:
     assert scene.carrier.ensure(scene.run, scene.store) == "2 jobs submitted"
 
 
+def test_workers_that_are_submitted_alone_bring_a_sentinel_and_are_those_that_count(
+    scene: Scene,
+) -> None:
+    scene.publish(*STAGES[:3])
+    scene.carrier.ensure(scene.run, scene.store)
+    jobs, tokenize = Submissions(scene.run.storage).newest_jobs(), scene.id("tokenize")
+    (workers,), (sentinel,) = jobs["workers", tokenize], jobs["sentinel", ""]
+    waiting = ("tokenize", "pack", "train", "evaluate")
+    rows = [*(f"{scene.job(s)}|PENDING|1:0|" for s in waiting), f"{workers.id}_0|FAILED|1:0|n1"]
+    scene.answers.say("sacct", "\n".join([*rows, f"{sentinel.id}|PENDING|0:0|", ""]))
+    queued = [scene.job(stage) for stage in waiting] + [sentinel.id]
+    scene.answers.say("squeue", "".join(f"{job}|PENDING||Dependency|x\n" for job in queued))
+    assert scene.carrier.ensure(scene.run, scene.store) == "2 jobs submitted"
+    assert sentinel.id in scene.asked("scancel")[0].split(), "the run is the new one's"
+    scene.queue()
+    replace = scene.carrier.replace_workers
+    for _ in range(3):
+        assert replace(scene.run, scene.store, tokenize) == 1
+    names = [job.name for job in Submissions(scene.run.storage).newest_jobs()["workers", tokenize]]
+    assert names == [f"{tokenize}-workers{n}" for n in ("", "-2", "-3", "-4")]
+
+
+def test_what_a_node_could_not_start_is_submitted_anew(scene: Scene) -> None:
+    scene.publish(*STAGES[:5])
+    scene.carrier.ensure(scene.run, scene.store)
+    train, evaluate = scene.job("train"), scene.job("evaluate")
+    scene.answers.say("sacct", f"{train}|PENDING|0:0|\n{evaluate}|PENDING|0:0|\n")
+    held = f"{train}|PENDING||{LAUNCH_FAILED}|x\n{evaluate}|PENDING||Dependency|x\n"
+    scene.answers.say("squeue", held)
+    status = run_status(scene.run, scene.store)["stages"]
+    assert LAUNCH_FAILED in next(s["job"] for s in status if s["name"] == "train")
+    assert scene.carrier.ensure(scene.run, scene.store) == "3 jobs submitted"
+    assert {train, evaluate} <= set(scene.asked("scancel")[0].split())
+
+
 def test_workers_that_left_the_queue_are_replaced(scene: Scene) -> None:
     scene.publish(*STAGES[:3])
     resources = {"tokenize": {"nodes": 5, "max_workers": 5}}
     scene.run.move(cluster(scene.store.storage.url, backend="slurm", resources=resources))
     scene.carrier.ensure(scene.run, scene.store)
     workers = Submissions(scene.run.storage).newest_jobs()["workers", scene.id("tokenize")][0].id
-    scene.answers.say("squeue", f"{workers}|RUNNING|n1|None|x\n{workers}|PENDING||x|x\n")
+    held = f"{workers}|PENDING||{LAUNCH_FAILED}|x\n"
+    scene.answers.say("squeue", f"{workers}|RUNNING|n1|None|x\n{workers}|PENDING||x|x\n{held}")
     replace = scene.carrier.replace_workers
     assert replace(scene.run, scene.store, scene.id("tokenize")) == 3
     (script,) = scene.run.storage.local_root.glob("submissions/0001/*-workers-2/script.sh")
     assert "--array=0-2%3" in script.read_text()
     scene.answers.say("squeue", f"{workers}|RUNNING|n1|None|x\n" * 5)
     assert replace(scene.run, scene.store, scene.id("tokenize")) == 0
+
+
+def test_workers_that_were_accepted_when_sbatch_did_not_answer_are_not_asked_for_twice(
+    scene: Scene,
+) -> None:
+    scene.publish(*STAGES[:3])
+    resources = {"tokenize": {"nodes": 2, "max_workers": 2}}
+    scene.run.move(cluster(scene.store.storage.url, backend="slurm", resources=resources))
+    scene.carrier.ensure(scene.run, scene.store)
+    tokenize, known = scene.id("tokenize"), len(scene.asked("sbatch"))
+    (folder,) = scene.run.storage.local_root.glob("submissions/0001/tokenize*-workers")
+    script = (folder / "script.sh").read_text()
+    comment = next(line for line in script.splitlines() if "--comment" in line).split("'")[1]
+    scene.answers.say("squeue", f"77|PENDING||None|{comment}-2\n")
+    assert scene.carrier.replace_workers(scene.run, scene.store, tokenize) == 0
+    assert len(scene.asked("sbatch")) == known
+    jobs = Submissions(scene.run.storage).newest_jobs()["workers", tokenize]
+    assert [job.id for job in jobs][-1] == "77"
+
+
+def test_without_a_head_nobody_asks_for_workers(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.publish(*STAGES[:3])
+    scene.carrier.ensure(scene.run, scene.store)
+    monkeypatch.setattr("orchestrator.control.elastic.LOOK_EVERY_S", 0.0)
+    tokenize, arrays = scene.id("tokenize"), len(scene.asked("sbatch"))
+    here = Allocation(job_id="3", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
+    elastic = Elastic(scene.store, scene.run, tokenize, here)
+    elastic.look()
+    assert len(scene.asked("sbatch")) == arrays
+    invitation.publish(scene.run.stage(tokenize), Invitation(address="n1:6379", token="t"))
+    for _ in range(10):
+        elastic.look()
+    assert len(scene.asked("sbatch")) == arrays + 1 + MAX_IN_VAIN, "in vain, that is enough"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -271,6 +271,51 @@ def test_what_a_dead_run_worked_on_is_started(scene: Scene) -> None:
         child.kill()
     assert scene.supervisor().run() == "succeeded"
     assert "pack" in scene.started()
+
+
+class Session:
+    """Stands for a Ray session that is up at once."""
+
+    env: Mapping[str, str] = {}
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+
+    def is_alive(self) -> bool:
+        return not self.is_stopped
+
+    def wait_ready(self) -> None:
+        return
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+
+def test_ray_starts_only_when_another_run_has_left_its_stage_to_us(scene: Scene) -> None:
+    """Nodes that joined would have nothing to do until then."""
+    sessions: list[Session] = []
+
+    def start_ray() -> Session:
+        sessions.append(Session())
+        return sessions[-1]
+
+    for stage in ("corpus", "encoder", "codebook"):
+        scene.publish(stage)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        hold(scene, "tokenize", Process.of(child.pid))
+        seen: list[int] = []
+
+        def leave() -> None:
+            seen.append(len(sessions))
+            child.kill()
+
+        leaving = threading.Timer(0.6, leave)
+        leaving.start()
+        only = scene.id("tokenize")
+        assert scene.supervisor(only=only, start_ray=start_ray).run() == "succeeded"
+        leaving.join()
+    assert (seen, len(sessions)) == ([0], 1)
+    assert sessions[0].is_stopped
 
 
 def test_losing_the_race_for_a_lease_is_no_failure(scene: Scene) -> None:

@@ -78,7 +78,10 @@ def test_no_such_run(storage: Storage) -> None:
     with pytest.raises(RequestError) as raised:
         run.plan()
     url = run.storage.url
-    assert str(raised.value) == (f"nope: no such run in {url}; `orchestrator status` lists them")
+    assert str(raised.value) == (
+        f"nope: no such run in {url}; `orchestrator status` lists them, "
+        "--cluster names another store"
+    )
 
 
 def test_attempts_are_numbered_from_one(run: RunFolder) -> None:

@@ -54,7 +54,8 @@ def test_the_newest_job_of_a_stage_counts(submissions: Submissions) -> None:
 def test_sentinels_that_got_no_further_are_counted(submissions: Submissions) -> None:
     assert submissions.in_vain({"train-1": 40.0}) == 0
     for by, left in (("user", 40.0), ("sentinel", 40.0), ("sentinel", 80.0), ("sentinel", 80.0)):
-        submissions.begin(by, {"train-1": left})
+        submissions.close(submissions.begin(by, {"train-1": left}))
+    submissions.begin("sentinel", {"train-1": 80.0})  # of which nothing came
     assert submissions.in_vain({"train-1": 80.0}) == 2
     assert submissions.in_vain({"train-1": 120.0}) == 0, "the last one got something done"
     assert submissions.in_vain({}) == 0, "and so it did when the stage is complete"
