@@ -33,23 +33,24 @@ class Elastic:
         self._store, self._run, self._instance = store, run, instance
         self._allocation = allocation
         self._began_at = self._looked_at = time.monotonic()
+        self._head: RaySession | None = None
         self._progress, self._in_vain = -1.0, 0
         """Work done when workers were last replaced, and how often that brought none."""
 
     def start_head(self) -> RaySession:
         """Start the Ray head, and say where it is."""
         allocation, life = self._allocation, self._allocation.life
-        session = RaySession(
+        self._head = RaySession(
             run=f"{self._run.storage.url}/{self._instance}",
             num_cpus=0,
             address=allocation.leader_address,
             log=Path(self._run.allocation(self._instance, life).url, "ray.log"),
             code_env=code_env(self._run),
         )
-        invitation.publish(self._run.stage(self._instance), session.invitation)
+        invitation.publish(self._run.stage(self._instance), self._head.invitation)
         if self._is_late:
             self._ask_for_workers()
-        return session
+        return self._head
 
     def withdraw(self) -> None:
         """Say that there is no head here any more."""
@@ -63,7 +64,7 @@ class Elastic:
         if time.monotonic() - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = time.monotonic()
-        if invitation.read(self._run.stage(self._instance)) is None:
+        if self._head is None or not self._head.is_alive():
             return
         progress = self._store.progress(*self._run.plan().group(self._instance))
         if progress == self._progress and self._in_vain >= MAX_IN_VAIN:

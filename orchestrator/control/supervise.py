@@ -174,7 +174,7 @@ class Supervisor:
         return work.state == "pending" and needed <= self._complete
 
     def _fits(self, work: Work) -> bool:
-        if time.monotonic() < work.not_before:
+        if work.is_held or time.monotonic() < work.not_before:
             return False
         used = sum(self._cpus(w) for w in self._works.values() if w.state == "running")
         return used + self._cpus(work) <= self._capacity
@@ -193,12 +193,11 @@ class Supervisor:
         """A Ray session while we have work left that needs one: early, as its start takes time."""
         open_works = [w for w in self._works.values() if w.state in ("pending", "running")]
         left = [w for w in open_works if not w.is_held]
-        if not self._start_ray or not any(BY_NAME[w.leader.stage].uses_ray for w in left):
-            return
-        if self._ray and not self._ray.is_alive():
+        is_needed = any(BY_NAME[w.leader.stage].uses_ray for w in left)
+        if self._ray and not (is_needed and self._ray.is_alive()):
             self._ray.stop()
             self._ray = None
-        if self._ray is None:
+        if self._start_ray and is_needed and self._ray is None:
             self._ray = self._start_ray()
 
     def _start(self, work: Work) -> None:

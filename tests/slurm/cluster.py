@@ -52,6 +52,7 @@ SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,sched_interval=1,bf
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 PriorityType=priority/basic
+Prolog={folder}/prolog
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -234,6 +235,15 @@ class SlurmCluster:
             ]
         self._daemon(argv)
 
+    def spoil_node(self, name: str) -> None:
+        """Let the node fail to start jobs, as one with a broken driver or mount does."""
+        (self.folder / f"spoilt-{name}").touch()
+
+    def mend_node(self, name: str) -> None:
+        """What an administrator does after that."""
+        (self.folder / f"spoilt-{name}").unlink(missing_ok=True)
+        self._ask("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+
     def set_node(self, name: str, state: str) -> None:
         """What an administrator does to a node: ``down``, ``drain``, ``resume``."""
         self._ask("scontrol", "update", f"nodename={name}", f"state={state}", "reason=test")
@@ -271,7 +281,8 @@ class SlurmCluster:
         for name in self.nodes:
             if not self._pid(f"slurmd.{name}"):
                 self.start_node(name)
-        self._ask("scontrol", "update", "nodename=ALL", "state=resume", check=False)
+        for name in self.nodes:
+            self.mend_node(name)
         self._wait(lambda: not self.queue() and self._idle() == self.num_nodes, "idle nodes")
 
     def stop(self) -> None:
@@ -327,6 +338,9 @@ class SlurmCluster:
                 nodes="\n".join(self._node_lines(host)),
             )
         )
+        prolog = self.folder / "prolog"
+        prolog.write_text(f'#!/bin/sh\n[ ! -e "{self.folder}/spoilt-$SLURMD_NODENAME" ]\n')
+        prolog.chmod(0o755)
         books = self.folder / "slurmdbd.conf"
         books.touch(mode=0o600)
         books.write_text(

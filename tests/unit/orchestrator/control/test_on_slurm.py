@@ -15,7 +15,6 @@ from orchestrator.control.on_slurm import SlurmCarrier, close_attempts, failing_
 from orchestrator.control.sentinel import objection, objections
 from orchestrator.control.status import run_status
 from orchestrator.errors import BackendError, RequestError
-from orchestrator.ledger import invitation
 from orchestrator.ledger.invitation import Invitation
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
@@ -375,6 +374,18 @@ def test_workers_that_were_accepted_when_sbatch_did_not_answer_are_not_asked_for
     assert [job.id for job in jobs][-1] == "77"
 
 
+class Session:
+    """Stands for a Ray head that is up."""
+
+    invitation = Invitation(address="n1:6379", token="t")
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def is_alive(self) -> bool:
+        return True
+
+
 def test_without_a_head_nobody_asks_for_workers(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,10 +394,11 @@ def test_without_a_head_nobody_asks_for_workers(
     monkeypatch.setattr("orchestrator.control.elastic.LOOK_EVERY_S", 0.0)
     tokenize, arrays = scene.id("tokenize"), len(scene.asked("sbatch"))
     here = Allocation(job_id="3", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
+    monkeypatch.setattr("orchestrator.control.elastic.RaySession", Session)
     elastic = Elastic(scene.store, scene.run, tokenize, here)
     elastic.look()
     assert len(scene.asked("sbatch")) == arrays
-    invitation.publish(scene.run.stage(tokenize), Invitation(address="n1:6379", token="t"))
+    elastic.start_head()
     for _ in range(10):
         elastic.look()
     assert len(scene.asked("sbatch")) == arrays + 1 + MAX_IN_VAIN, "in vain, that is enough"

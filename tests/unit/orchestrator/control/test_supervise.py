@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
 from orchestrator.backends.fake import DONE, FakeBackend
-from orchestrator.control.supervise import Supervisor, only_supervisor
+from orchestrator.control.supervise import LEASE_WAIT_S, Supervisor, only_supervisor
 from orchestrator.errors import LeaseHeldError
 from orchestrator.ledger.lease import Lease, Process, acquire
 from orchestrator.ledger.run import AttemptFolder, RunFolder
@@ -277,6 +277,7 @@ class Session:
     """Stands for a Ray session that is up at once."""
 
     env: Mapping[str, str] = {}
+    stop_takes_s = 0.0
 
     def __init__(self) -> None:
         self.is_stopped = False
@@ -288,6 +289,7 @@ class Session:
         return
 
     def stop(self) -> None:
+        time.sleep(self.stop_takes_s)
         self.is_stopped = True
 
 
@@ -316,6 +318,38 @@ def test_ray_starts_only_when_another_run_has_left_its_stage_to_us(scene: Scene)
         leaving.join()
     assert (seen, len(sessions)) == ([0], 1)
     assert sessions[0].is_stopped
+
+
+def test_ray_ends_when_another_run_was_faster(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both saw that nobody was at work; the nodes that have joined ours can be given back."""
+    monkeypatch.setattr(Session, "stop_takes_s", 1.1 * LEASE_WAIT_S)
+    sessions: list[Session] = []
+
+    def start_ray() -> Session:
+        sessions.append(Session())
+        return sessions[-1]
+
+    for stage in ("corpus", "encoder", "codebook"):
+        scene.publish(stage)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        other = Process.of(child.pid)
+        scene.also = lambda *_: hold(scene, "tokenize", other) if len(sessions) == 1 else None
+        seen: list[bool] = []
+
+        def leave() -> None:
+            seen.append(sessions[0].is_stopped)
+            child.kill()
+
+        leaving = threading.Timer(4 * LEASE_WAIT_S, leave)
+        leaving.start()
+        only = scene.id("tokenize")
+        ends = {"tokenize": [failed(75)]}
+        assert scene.supervisor(ends, only=only, start_ray=start_ray).run() == "succeeded"
+        leaving.join()
+    assert (seen, len(sessions)) == ([True], 2)
+    assert len(scene.run.attempts(only)) == 2, "none was started while the other was at work"
 
 
 def test_losing_the_race_for_a_lease_is_no_failure(scene: Scene) -> None:
