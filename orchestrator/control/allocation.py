@@ -21,8 +21,8 @@ from orchestrator.backends.allocation import Allocation
 from orchestrator.backends.base import JobState, JobStatus
 from orchestrator.backends.local import LocalBackend
 from orchestrator.control.elastic import Elastic, dismiss_workers
-from orchestrator.control.on_slurm import close_attempts
 from orchestrator.control.say import say
+from orchestrator.control.slurm_known import close_attempts
 from orchestrator.control.supervise import (
     LAST_WORDS_S,
     Supervisor,

@@ -14,8 +14,9 @@ from orchestrator.backends.allocation import Allocation
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.backends.slurm import SlurmBackend
 from orchestrator.control.job import code_env
-from orchestrator.control.on_slurm import SlurmCarrier, refs_of
+from orchestrator.control.on_slurm import SlurmCarrier
 from orchestrator.control.say import say
+from orchestrator.control.slurm_known import refs_of
 from orchestrator.errors import BackendError, OrchestratorError
 from orchestrator.ledger import invitation
 from orchestrator.ledger.run import RunFolder

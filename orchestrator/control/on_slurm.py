@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from typing import Any
+from contextlib import contextmanager
 
-from orchestrator.backends.base import JobRef, JobState, JobStatus
-from orchestrator.backends.slurm import LAUNCH_FAILED, NAME, SlurmBackend, script
+from orchestrator.backends.base import JobRef, JobState
+from orchestrator.backends.slurm import NAME, SlurmBackend, script
 from orchestrator.control.carrier import Observed
 from orchestrator.control.slurm_jobs import PlannedJob, Surroundings, jobs_of, resized
+from orchestrator.control.slurm_known import (
+    Known,
+    close_attempts,
+    failing_nodes,
+    merged,
+    observed_from,
+    ref_of,
+    refs_of,
+    unfinished_jobs,
+    work_left,
+)
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import JobKind, Submissions, SubmittedJob, Submitter
+from orchestrator.ledger.submission import Submissions, SubmittedJob, Submitter
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
@@ -34,39 +43,6 @@ SUBMIT_WAIT_S = 300.0
 CANCEL_SLACK_S = 60.0
 _POLL_S = 0.5
 _CANCEL_POLL_S = 2.0
-
-
-@dataclass(frozen=True)
-class _Known:
-    """The newest jobs of a run by kind and instance, and how each stands by its id."""
-
-    jobs: Mapping[tuple[JobKind, str], tuple[SubmittedJob, ...]]
-    states: Mapping[str, JobStatus]
-
-    def has(self, kind: JobKind, instance: str) -> bool:
-        """Whether such a job is queued or running."""
-        return any(self._lives(job) for job in self.jobs.get((kind, instance), ()))
-
-    def live_stages(self) -> dict[str, SubmittedJob]:
-        """The job of each stage instance whose own job is queued or running."""
-        stages = ((i, group[0]) for (kind, i), group in self.jobs.items() if kind == "stage")
-        return {instance: job for instance, job in stages if self._lives(job)}
-
-    def waiting_sentinels(self) -> list[SubmittedJob]:
-        """Those that have not started: one that runs is the one that asks."""
-        sentinels = [job for job in self.jobs.get(("sentinel", ""), ()) if self._lives(job)]
-        return [job for job in sentinels if self.states[job.id].state is JobState.QUEUED]
-
-    def living(self, instances: Collection[str], *, and_sentinel: bool) -> list[SubmittedJob]:
-        """All jobs of some instances that have not ended, held ones included."""
-        groups = [group for (_, i), group in self.jobs.items() if i in instances]
-        jobs = [job for group in groups for job in group]
-        found = [job for job in jobs if not self.states[job.id].state.is_final]
-        return found + (self.waiting_sentinels() if and_sentinel else [])
-
-    def _lives(self, job: SubmittedJob) -> bool:
-        status = self.states[job.id]
-        return not status.state.is_final and LAUNCH_FAILED not in status.detail
 
 
 class SlurmCarrier:
@@ -108,16 +84,16 @@ class SlurmCarrier:
         known = {run.name: Submissions(run.storage) for run in runs}
         jobs = {name: submissions.newest_jobs() for name, submissions in known.items()}
         unfinished = [
-            _ref(job)
+            ref_of(job)
             for name, submissions in known.items()
-            for job in _unfinished(jobs[name], submissions.seen())
+            for job in unfinished_jobs(jobs[name], submissions.seen())
         ]
         try:
             answers, problem = self._backend.poll(unfinished), ""
         except BackendError as error:
             answers, problem = {}, str(error)
         return {
-            run.name: _observed(jobs[run.name], _merged(run, answers, problem), problem)
+            run.name: observed_from(jobs[run.name], merged(run, answers, problem), problem)
             for run in runs
         }
 
@@ -126,7 +102,7 @@ class SlurmCarrier:
         run.request_cancel(stage)
         chosen = {i.leader for i in run.plan().chosen(stage)} | ({""} if stage is None else set())
         jobs = {
-            (kind, instance): [_ref(job) for job in group]
+            (kind, instance): [ref_of(job) for job in group]
             for (kind, instance), group in Submissions(run.storage).newest_jobs().items()
             if instance in chosen
         }
@@ -181,14 +157,14 @@ class SlurmCarrier:
         if late := self._backend.find([part.job.tag]).get(part.job.tag):  # sbatch did not answer
             _record(run, number, part, late, time.time())
             return 0
-        ref = self._backend.submit(part.job, [_ref(head)])
+        ref = self._backend.submit(part.job, [ref_of(head)])
         _record(run, number, part, ref.id, ref.submitted_at)
         return part.job.shape.array
 
     def _in_state(self, refs: Sequence[JobRef], state: JobState) -> list[JobRef]:
         return [ref for ref, status in self._backend.poll(refs).items() if status.state is state]
 
-    def _known(self, run: RunFolder, store: Store) -> _Known:
+    def _known(self, run: RunFolder, store: Store) -> Known:
         """The newest jobs of the run, and how each stands.
 
         Jobs that were accepted when whoever submitted them died are found by their tags. Attempts
@@ -196,7 +172,7 @@ class SlurmCarrier:
         """
         submissions = Submissions(run.storage)
         if not submissions.all():
-            return _Known({}, {})
+            return Known({}, {})
         self._adopt(run, store)
         observed = self.observe([run])[run.name]
         if observed.problem:
@@ -204,10 +180,10 @@ class SlurmCarrier:
         for instance, status in observed.jobs.items():
             if status.state.is_final:
                 close_attempts(run, store, instance, status)
-        return _Known(submissions.newest_jobs(), observed.by_id)
+        return Known(submissions.newest_jobs(), observed.by_id)
 
     def _cancel(self, jobs: Sequence[SubmittedJob]) -> None:
-        self._backend.cancel([_ref(job) for job in jobs])
+        self._backend.cancel([ref_of(job) for job in jobs])
 
     def _adopt(self, run: RunFolder, store: Store) -> None:
         newest = Submissions(run.storage).all()[-1]
@@ -241,7 +217,7 @@ class SlurmCarrier:
         kept: Mapping[str, SubmittedJob],
         beat: Callable[[], None],
     ) -> str:
-        refs = {instance: _ref(job) for instance, job in kept.items()}
+        refs = {instance: ref_of(job) for instance, job in kept.items()}
         submitted: list[JobRef] = []
         for part in parts:
             beat()
@@ -274,55 +250,9 @@ def planned_jobs(
     return jobs_of(around, plan, left)
 
 
-def work_left(plan: Plan, store: Store) -> dict[str, float]:
-    """The stage instances that are not complete, and how far the work on each is."""
-    left = [i for i in plan.leaders if not store.has(*plan.group(i.id))]
-    return {i.id: store.progress(*plan.group(i.id)) for i in left}
-
-
 def preview(part: PlannedJob) -> str:
     """The script of a job that has no id yet: a dependency names the stage that it is on."""
     return script(part.job, [JobRef(backend=NAME, id=f"<{instance}>") for instance in part.after])
-
-
-def close_attempts(
-    run: RunFolder,
-    store: Store,
-    instance: str,
-    status: JobStatus,
-    ended_at: float | None = None,
-) -> None:
-    """Say how attempts ended whose job was ended before they could; by now when no time is known.
-
-    ``ended_at`` is in seconds since the epoch.
-    """
-    for attempt in run.attempts(instance):
-        if attempt.end is None:
-            cause = status.cause or "node_lost"
-            state = {"preempted": "preempted", "cancelled": "cancelled"}.get(cause, "failed")
-            attempt.finish(
-                state=state,
-                ended_at=ended_at or time.time(),
-                cause=cause,
-                action="resume",
-                reason=f"the scheduler says: {status.detail or 'nothing'}",
-                exit_code=status.exit_code,
-                node=status.node,
-                progress=store.progress(*run.plan().group(instance)),
-            )
-
-
-def refs_of(run: RunFolder, kind: JobKind, instance: str) -> list[JobRef]:
-    """The newest jobs of a kind for a stage instance."""
-    return [_ref(job) for job in Submissions(run.storage).newest_jobs().get((kind, instance), ())]
-
-
-def failing_nodes(run: RunFolder) -> tuple[str, ...]:
-    """Nodes of this cluster that a stage was to be kept off."""
-    attempts = [a for i in run.plan().leaders for a in run.attempts(i.id)]
-    here = [a for a in attempts if a.started.get("moves", 0) == run.num_moves]
-    nodes = [end["node"] for a in here if (end := a.end) and end.get("action") == "elsewhere"]
-    return tuple(dict.fromkeys(node for node in nodes if node))
 
 
 def _kept(
@@ -337,7 +267,7 @@ def _kept(
     return kept
 
 
-def _needed(parts: Sequence[PlannedJob], fresh: Collection[str], known: _Known) -> list[PlannedJob]:
+def _needed(parts: Sequence[PlannedJob], fresh: Collection[str], known: Known) -> list[PlannedJob]:
     """The jobs that must be submitted, where the stage jobs of ``fresh`` must.
 
     Each submission has a sentinel of its own: that of an earlier one leaves the run to it.
@@ -361,14 +291,6 @@ def _with_followers(plan: Plan, left: Sequence[Instance], chosen: Collection[str
     return found
 
 
-def _unfinished(
-    jobs: Mapping[tuple[JobKind, str], Sequence[SubmittedJob]], seen: Mapping[str, Any]
-) -> list[SubmittedJob]:
-    """Those that were not seen to end: about the others there is nothing to ask."""
-    known = {job_id: JobState(row["state"]).is_final for job_id, row in seen.items()}
-    return [job for group in jobs.values() for job in group if not known.get(job.id, False)]
-
-
 def _any_runs(refs: Sequence[JobRef], states: Mapping[JobRef, JobState]) -> bool:
     return any(states[ref] is JobState.RUNNING for ref in refs)
 
@@ -378,71 +300,6 @@ def _record(run: RunFolder, number: int, part: PlannedJob, job_id: str, at: floa
         name=part.name, kind=part.kind, instance=part.instance, id=job_id, submitted_at=at
     )
     Submissions(run.storage).record(number, job)
-
-
-def _ref(job: SubmittedJob) -> JobRef:
-    return JobRef(backend=NAME, id=job.id, submitted_at=job.submitted_at)
-
-
-def _merged(
-    run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: str
-) -> dict[str, JobStatus]:
-    """The newest known status of each of a run's jobs, by id; written down for the next look.
-
-    A job that the scheduler does not know keeps its last state, until that has lasted too long.
-    """
-    submissions, now = Submissions(run.storage), time.time()
-    before = submissions.seen()
-    jobs = [job for group in submissions.newest_jobs().values() for job in group]
-    rows: dict[str, dict[str, Any]] = {}
-    for job in jobs:
-        last = before.get(job.id, {"state": JobState.QUEUED, "absent_since": None})
-        answer = answers.get(_ref(job))
-        if answer is not None and answer.state is not JobState.UNKNOWN:
-            rows[job.id] = {**asdict(answer), "absent_since": None}
-        elif problem or answer is None or JobState(last["state"]).is_final:
-            rows[job.id] = last
-        else:
-            rows[job.id] = {**last, "absent_since": last["absent_since"] or now}
-    if jobs and not problem:
-        with suppress(OSError):  # somebody else's run may be looked at, not written
-            submissions.remember(rows)
-    timeout_s = run.cluster().slurm.missing_timeout_s
-    return {job_id: _status_of(row, now, timeout_s) for job_id, row in rows.items()}
-
-
-def _status_of(row: Mapping[str, Any], now: float, timeout_s: float) -> JobStatus:
-    absent_since = row["absent_since"]
-    if absent_since is not None and now - absent_since > timeout_s:
-        return JobStatus(
-            state=JobState.FAILED,
-            cause="node_lost",
-            detail=f"unknown to the scheduler for more than {timeout_s:.0f} s",
-        )
-    said = {name: value for name, value in row.items() if name != "absent_since"}
-    return JobStatus(**{**said, "state": JobState(said["state"])})
-
-
-def _observed(
-    jobs: Mapping[tuple[JobKind, str], Sequence[SubmittedJob]],
-    seen: Mapping[str, JobStatus],
-    problem: str,
-) -> Observed:
-    stages = {
-        instance: seen[group[0].id] for (kind, instance), group in jobs.items() if kind == "stage"
-    }
-    sentinels = [seen[job.id] for job in jobs.get(("sentinel", ""), ())]
-    has_failed = any(
-        s.state.is_final and s.state is not JobState.SUCCEEDED for s in stages.values()
-    )
-    # A sentinel that has something to see to will start, or is at it.
-    is_watched = has_failed and any(not s.state.is_final for s in sentinels)
-    return Observed(
-        is_alive=is_watched or any(not s.state.is_final for s in stages.values()),
-        jobs=stages,
-        by_id=dict(seen),
-        problem=problem,
-    )
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from collections.abc import Collection, Sequence
 
 from orchestrator.backends.base import JobState
 from orchestrator.control.carrier import Observed
-from orchestrator.control.on_slurm import SlurmCarrier, work_left
+from orchestrator.control.on_slurm import SlurmCarrier
 from orchestrator.control.say import say
+from orchestrator.control.slurm_known import work_left
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store

@@ -11,8 +11,9 @@ from orchestrator.backends.allocation import Allocation
 from orchestrator.backends.base import JobState, JobStatus
 from orchestrator.backends.slurm import LAUNCH_FAILED
 from orchestrator.control.elastic import MAX_IN_VAIN, Elastic
-from orchestrator.control.on_slurm import SlurmCarrier, close_attempts, failing_nodes, work_left
+from orchestrator.control.on_slurm import SlurmCarrier
 from orchestrator.control.sentinel import objection, objections
+from orchestrator.control.slurm_known import close_attempts, failing_nodes, work_left
 from orchestrator.control.status import run_status
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.invitation import Invitation
