@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.backends.slurm import LAUNCH_FAILED
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.rig import RESOURCES, SlurmSmoke, wait_for
+from tests.slurm.rig import RESOURCES, SlurmSmoke, saved_step, wait_for
 
 
 @pytest.mark.usefixtures("same_bytes")
@@ -29,6 +29,19 @@ def test_a_warning_to_one_node_alone_is_heard_by_all(
     wait_for(lambda: smoke.causes(name, "train") != ["(open)"], "the end of the attempt")
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
     assert smoke.causes(name, "train") == ["preempted", ""]
+
+
+def test_a_preempted_training_has_all_of_its_notice_to_save(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
+    """The checkpoint takes longer than a driver needs to end."""
+    slow = {**slurm.env, "ORCHESTRATOR_FAULT": '{"kind": "slow_store", "mb_per_s": 0.06}'}
+    smoke = SlurmSmoke(smoke.folder, slow)
+    name = smoke.submit(**{"train.checkpoint.every_steps": "100000"})
+    lost_at = smoke.preempt_training(slurm, name)
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    assert smoke.causes(name, "train") == ["preempted", ""]
+    assert saved_step(smoke.attempts(name, "train")[1]) == lost_at > 0
 
 
 @pytest.mark.usefixtures("same_bytes")

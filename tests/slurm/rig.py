@@ -99,6 +99,13 @@ class SlurmSmoke(Smoke):
         """Wait until a training is beyond a step; where it is."""
         return wait_for(lambda: found if (found := self._step(name)) > step else 0, f"step {step}")
 
+    def preempt_training(self, slurm: SlurmCluster, name: str) -> int:
+        """Take all nodes away from it for a while; the step that it had come to."""
+        self.await_step(name, 60)
+        slurm.occupy(*slurm.nodes, seconds=3)
+        wait_for(lambda: self.causes(name, "train") != ["(open)"], "the end of the attempt")
+        return int(self.attempts(name, "train")[0].storage.read_json("live.json")["step"])
+
     def await_end(self, name: str) -> str:
         """Wait until nothing more happens to a run; its state."""
 

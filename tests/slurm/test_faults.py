@@ -11,10 +11,7 @@ from tests.slurm.rig import SlurmSmoke, saved_step, wait_for
 @pytest.mark.usefixtures("same_bytes")
 def test_a_preempted_training_saves_and_goes_on(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
     name = smoke.submit()
-    smoke.await_step(name, 60)
-    slurm.occupy(*slurm.nodes, seconds=3)
-    wait_for(lambda: smoke.causes(name, "train") != ["(open)"], "the end of the attempt")
-    lost_at = smoke.attempts(name, "train")[0].storage.read_json("live.json")["step"]
+    lost_at = smoke.preempt_training(slurm, name)
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
     assert smoke.causes(name, "train") == ["preempted", ""]
     first, second = smoke.attempts(name, "train")
