@@ -147,7 +147,7 @@ def test_without_a_scheduler_the_last_known_state_is_shown(
 def test_what_slurm_refuses_is_the_requests_fault(
     slurm: SlurmCluster, material: Path, tmp_path: Path
 ) -> None:
-    smoke = SlurmSmoke.on(slurm, tmp_path / "run", material, slurm={"partition": "no such"})
+    smoke = SlurmSmoke.on(slurm, tmp_path / "run", material, slurm={"partition": "no-such"})
     refused = smoke.orchestrator("submit", str(RECIPE), check=False)
     assert refused.returncode == 2
     assert "invalid partition" in refused.stderr.lower()
