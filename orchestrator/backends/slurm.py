@@ -123,8 +123,7 @@ class SlurmBackend:
             job_id = submitit.SlurmExecutor._get_job_id_from_submission_command(said)
         except (BackendError, FailedSubmissionError) as error:
             tries = ADOPT_TRIES if re.search(_NO_ANSWER, str(error)) else 1
-            not_there = re.search(_NOT_REACHED, str(error))
-            adopted = None if not_there else self._adopted(job, tries)
+            adopted = self._adopted(job, 0 if re.search(_NOT_REACHED, str(error)) else tries)
             if adopted is None:
                 raise _refusal(job, error) from None
             job_id = adopted

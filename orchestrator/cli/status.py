@@ -71,9 +71,10 @@ def _show(folder: RunFolder, status: Mapping[str, Any], options: argparse.Namesp
 
 
 def _all(store: Store, *, as_json: bool) -> int:
-    if not store.runs():
+    names = store.runs()
+    if not names:
         print(f"no run in {store.storage.url}; --cluster names another store", file=sys.stderr)
-    folders = [f for name in store.runs() if (f := RunFolder(store.run_storage(name))).exists()]
+    folders = [f for name in names if (f := RunFolder(store.run_storage(name))).exists()]
     observed = observe_all(folders)
     if as_json:
         print(json.dumps([run_status(f, store, observed[f.name]) for f in folders], indent=1))

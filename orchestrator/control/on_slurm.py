@@ -21,6 +21,7 @@ from orchestrator.control.slurm_known import (
     observed_from,
     ref_of,
     refs_of,
+    unfinished,
     unfinished_jobs,
     work_left,
 )
@@ -60,13 +61,12 @@ class SlurmCarrier:
         """
         with _only_submitter(run) as beat:
             plan = run.plan()
-            undone = work_left(plan, store)
-            unfinished = [i for i in plan.leaders if i.id in undone]
-            if not unfinished:
+            undone = unfinished(plan, store)
+            if not undone:
                 return "everything is done"
             known = self._known(run, store)
-            hopeless = _with_followers(plan, unfinished, but)
-            left = [i for i in unfinished if i.id not in hopeless]
+            hopeless = _with_followers(plan, undone, but)
+            left = [i for i in undone if i.id not in hopeless]
             kept = _kept(plan, left, known.live_stages())
             fresh = {i.id for i in left} - kept.keys()
             number = Submissions(run.storage).next_number()
@@ -76,7 +76,7 @@ class SlurmCarrier:
             self._cancel(known.living(hopeless | fresh, and_sentinel=renewed))
             if not needed:
                 return "already running" if left else "nothing is left that could be resumed"
-            number = Submissions(run.storage).begin(by, undone)
+            number = Submissions(run.storage).begin(by, work_left(plan, store))
             return self._submit(run, number, needed, kept, beat)
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
@@ -238,8 +238,6 @@ def planned_jobs(
     run: RunFolder, store: Store, cluster: Cluster, plan: Plan
 ) -> tuple[PlannedJob, ...]:
     """Every job that a submission would hand over now."""
-    undone = work_left(plan, store)
-    left = [i for i in plan.leaders if i.id in undone]
     around = Surroundings(
         run=run,
         store_url=store.storage.url,
@@ -247,7 +245,7 @@ def planned_jobs(
         submission=Submissions(run.storage).next_number(),
         exclude=failing_nodes(run) if run.exists() else (),
     )
-    return jobs_of(around, plan, left)
+    return jobs_of(around, plan, unfinished(plan, store))
 
 
 def preview(part: PlannedJob) -> str:

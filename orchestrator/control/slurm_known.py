@@ -19,7 +19,7 @@ from orchestrator.control.carrier import Observed
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import JobKind, Submissions, SubmittedJob
-from orchestrator.plan.planner import Plan
+from orchestrator.plan.planner import Instance, Plan
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,14 @@ class Known:
         return not status.state.is_final and LAUNCH_FAILED not in status.detail
 
 
+def unfinished(plan: Plan, store: Store) -> list[Instance]:
+    """The stage instances that are not complete, in the order of the data's path."""
+    return [i for i in plan.leaders if not store.has(*plan.group(i.id))]
+
+
 def work_left(plan: Plan, store: Store) -> dict[str, float]:
-    """The stage instances that are not complete, and how far the work on each is."""
-    left = [i for i in plan.leaders if not store.has(*plan.group(i.id))]
-    return {i.id: store.progress(*plan.group(i.id)) for i in left}
+    """The same, and how far the work on each is."""
+    return {i.id: store.progress(*plan.group(i.id)) for i in unfinished(plan, store)}
 
 
 def failing_nodes(run: RunFolder) -> tuple[str, ...]:

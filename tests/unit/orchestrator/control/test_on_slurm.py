@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import signal
 import time
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import pytest
 from orchestrator.backends.allocation import Allocation
 from orchestrator.backends.base import JobState, JobStatus
 from orchestrator.backends.slurm import LAUNCH_FAILED
+from orchestrator.control.allocation import _WARNINGS, _supervise
 from orchestrator.control.elastic import MAX_IN_VAIN, Elastic
 from orchestrator.control.on_slurm import SlurmCarrier
-from orchestrator.control.sentinel import objection, objections
+from orchestrator.control.sentinel import _ensured, objection, objections
 from orchestrator.control.slurm_known import close_attempts, failing_nodes, work_left
 from orchestrator.control.status import run_status
 from orchestrator.errors import BackendError, RequestError
@@ -259,6 +262,32 @@ def test_a_sentinel_gives_up_on_a_run_that_gets_no_further(scene: Scene) -> None
     shards.create("shards/a.parquet", b"")
     assert resumed() == "", "and so did this"
     assert resumed().startswith("it was resumed in vain often enough (slurm.max_resumes)")
+
+
+def test_a_sentinel_tries_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.control.sentinel._TRY_AGAIN_S", 0.01)
+    said = iter([BackendError("no answer"), RequestError("QOSMaxSubmitJobPerUserLimit")])
+
+    def ensure(*_: object, **__: object) -> str:
+        if error := next(said, None):
+            raise error
+        return "3 jobs submitted"
+
+    monkeypatch.setattr(scene.carrier, "ensure", ensure)
+    assert _ensured(scene.run, scene.store, scene.carrier, {}) == "3 jobs submitted"
+
+
+def test_a_warning_that_came_early_is_heard(scene: Scene) -> None:
+    here = Allocation(job_id="3", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
+    options = argparse.Namespace(instance=scene.id("pack"), walltime_min=60)
+    before = {number: signal.getsignal(number) for number in _WARNINGS}
+    try:
+        state = _supervise(scene.store, scene.run, here, options, [signal.SIGTERM])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert state == "left"
+    assert scene.run.attempts(scene.id("pack")) == ()
 
 
 @pytest.mark.parametrize(

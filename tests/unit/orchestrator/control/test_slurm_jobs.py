@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +95,17 @@ def test_a_null_takes_back_what_holds_for_all_jobs_in_the_runs_record_too() -> N
         assert "--constraint" not in by_stage["corpus"]
         assert "#SBATCH --constraint=a100" in by_stage["train"]
     assert scripts(planned(spec)) == scripts(planned(kept))
+
+
+@pytest.mark.parametrize(("line", "runs"), [("false", False), ("true", True)])
+def test_a_set_up_line_that_fails_ends_the_job(tmp_path: Path, line: str, runs: bool) -> None:
+    spec = where().model_copy(update={"environment": Environment(setup=(line,))})
+    srun = tmp_path / "srun"
+    srun.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    srun.chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash"], input=script(planned(spec)[0].job), text=True, env=env)
+    assert (done.returncode == 0, (tmp_path / "ran").exists()) == (runs, runs)
 
 
 def test_flags_and_tiny_memories() -> None:

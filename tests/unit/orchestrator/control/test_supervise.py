@@ -293,9 +293,8 @@ class Session:
         self.is_stopped = True
 
 
-def test_ray_starts_only_when_another_run_has_left_its_stage_to_us(scene: Scene) -> None:
-    """Nodes that joined would have nothing to do until then."""
-    sessions: list[Session] = []
+def up_to_tokenize(scene: Scene, sessions: list[Session], *ends: JobStatus) -> Supervisor:
+    """A supervisor of the tokenize stage alone, whose Ray sessions are collected."""
 
     def start_ray() -> Session:
         sessions.append(Session())
@@ -303,6 +302,13 @@ def test_ray_starts_only_when_another_run_has_left_its_stage_to_us(scene: Scene)
 
     for stage in ("corpus", "encoder", "codebook"):
         scene.publish(stage)
+    only = scene.id("tokenize")
+    return scene.supervisor({"tokenize": list(ends)}, only=only, start_ray=start_ray)
+
+
+def test_ray_starts_only_when_another_run_has_left_its_stage_to_us(scene: Scene) -> None:
+    """Nodes that joined would have nothing to do until then."""
+    sessions: list[Session] = []
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         hold(scene, "tokenize", Process.of(child.pid))
         seen: list[int] = []
@@ -313,8 +319,7 @@ def test_ray_starts_only_when_another_run_has_left_its_stage_to_us(scene: Scene)
 
         leaving = threading.Timer(0.6, leave)
         leaving.start()
-        only = scene.id("tokenize")
-        assert scene.supervisor(only=only, start_ray=start_ray).run() == "succeeded"
+        assert up_to_tokenize(scene, sessions).run() == "succeeded"
         leaving.join()
     assert (seen, len(sessions)) == ([0], 1)
     assert sessions[0].is_stopped
@@ -326,13 +331,6 @@ def test_ray_ends_when_another_run_was_faster(
     """Both saw that nobody was at work; the nodes that have joined ours can be given back."""
     monkeypatch.setattr(Session, "stop_takes_s", 1.1 * LEASE_WAIT_S)
     sessions: list[Session] = []
-
-    def start_ray() -> Session:
-        sessions.append(Session())
-        return sessions[-1]
-
-    for stage in ("corpus", "encoder", "codebook"):
-        scene.publish(stage)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         other = Process.of(child.pid)
         scene.also = lambda *_: hold(scene, "tokenize", other) if len(sessions) == 1 else None
@@ -344,12 +342,10 @@ def test_ray_ends_when_another_run_was_faster(
 
         leaving = threading.Timer(4 * LEASE_WAIT_S, leave)
         leaving.start()
-        only = scene.id("tokenize")
-        ends = {"tokenize": [failed(75)]}
-        assert scene.supervisor(ends, only=only, start_ray=start_ray).run() == "succeeded"
+        assert up_to_tokenize(scene, sessions, failed(75)).run() == "succeeded"
         leaving.join()
     assert (seen, len(sessions)) == ([True], 2)
-    assert len(scene.run.attempts(only)) == 2, "none was started while the other was at work"
+    assert len(scene.ends("tokenize")) == 2, "none was started while the other was at work"
 
 
 def test_losing_the_race_for_a_lease_is_no_failure(scene: Scene) -> None:
