@@ -15,7 +15,7 @@ import torch
 from transformers import HubertConfig, HubertModel
 
 from jobs.speech.hubert import Hubert, Wave, plan_batches
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 LENGTHS_S = (0.5, 12.0)
 

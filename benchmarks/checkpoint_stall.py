@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from benchmarks.step_time import make_inputs, rank_config
-from jobs.lm import faults
-from jobs.lm.engine import Engine, connect, prepare
-from jobs.lm.keeper import Keeper, Progress
-from jobs.lm.rank import Place, RankConfig
 from jobs.lm.token_stream import TokenStream, open_tokens
-from orchestrator.units import format_bytes
+from jobs.training import faults
+from jobs.training.checkpointer import Checkpointer, Progress
+from jobs.training.engine import Engine, connect, prepare
+from jobs.training.rank import RankConfig, RankInfo
+from orchestrator.quantities import format_bytes
 
 MB_PER_S = 40.0
 HIDDEN_SIZE, NUM_LAYERS = 320, 6
@@ -53,14 +53,14 @@ def _rank(folder: str, rounds: int, mb_per_s: float) -> None:
     root = Path(folder)
     inputs = make_inputs(root, hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
     config = rank_config(inputs, root / "run", steps=1)
-    place = Place(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    place = RankInfo(rank=0, world_size=1, local_rank=0, local_world_size=1)
     prepare(config)
-    keeper = Keeper(config, place, connect(config, place))
-    engine, progress = keeper.resume()
+    checkpointer = Checkpointer(config, place, connect(config, place))
+    engine, progress = checkpointer.resume()
     train = _training(engine, config)
     pairs = []
     for number in range(rounds + 1):
-        ours_s = _two_tier(keeper, engine, progress, train)
+        ours_s = _two_tier(checkpointer, engine, progress, train)
         theirs_s, num_bytes = _straight(engine, root / "straight", train)
         if number:  # the first of each warms up
             pairs.append((ours_s, theirs_s))
@@ -83,14 +83,16 @@ def _training(engine: Engine, config: RankConfig) -> Iterator[None]:
         yield
 
 
-def _two_tier(keeper: Keeper, engine: Engine, progress: Progress, train: Iterator[None]) -> float:
+def _two_tier(
+    checkpointer: Checkpointer, engine: Engine, progress: Progress, train: Iterator[None]
+) -> float:
     """Seconds that our checkpoint stops a training which goes on until it is published."""
     next(train)
     progress.step += 1
-    stall_s = keeper.save(engine, progress)
-    while keeper.publisher.is_busy:
+    stall_s = checkpointer.save(engine, progress)
+    while checkpointer.uploader.is_busy:
         next(train)
-    keeper.drain()
+    checkpointer.drain()
     return stall_s
 
 

@@ -1,4 +1,4 @@
-"""Two other ways to run the training of ``jobs.lm.loop``, for ``benchmarks.step_time``.
+"""Two other ways to run the training of ``jobs.training.loop``, for ``benchmarks.step_time``.
 
 In: what one of our ranks is told, its place, and a process group address in the environment. Out:
 the loss of each step, noted when the step is over. Model, windows and their order, optimizer,
@@ -21,18 +21,18 @@ import torch.distributed as dist
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.lm.engine import DTYPES, connect, ds_config, prepare
-from jobs.lm.loop import learning_rate
-from jobs.lm.rank import Place, RankConfig, end_with
 from jobs.lm.token_stream import TokenStream, open_tokens, stripe
 from jobs.lm.twist import build_model
+from jobs.training.engine import DTYPES, connect, ds_config, prepare
+from jobs.training.loop import learning_rate
+from jobs.training.rank import RankConfig, RankInfo, end_with
 from orchestrator.plan.token_order import TokenOrder
 
 Note = Callable[[float], None]
 """Takes the loss of a step as soon as it was read."""
 
 
-def plain_loop(config: RankConfig, place: Place, note: Note) -> None:
+def plain_loop(config: RankConfig, place: RankInfo, note: Note) -> None:
     """The loop one writes by hand: DistributedDataParallel among several ranks, none for one."""
     _start(config, place)
     bare = _model(config).train()
@@ -55,11 +55,11 @@ def plain_loop(config: RankConfig, place: Place, note: Note) -> None:
     dist.destroy_process_group()
 
 
-def trainer_loop(config: RankConfig, place: Place, note: Note) -> None:
+def trainer_loop(config: RankConfig, place: RankInfo, note: Note) -> None:
     """Hugging Face's Trainer over DeepSpeed with our configuration, logging every step."""
     import deepspeed
 
-    # As in jobs.lm.engine: no compilation at start, and gloo's all-reduce as in the other loops.
+    # As in jobs.training.engine: no compilation, and gloo's all-reduce as in the other loops.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _start(config, place)
     _tell_accelerate(place)
@@ -68,7 +68,7 @@ def trainer_loop(config: RankConfig, place: Place, note: Note) -> None:
     dist.destroy_process_group()
 
 
-def _tell_accelerate(place: Place) -> None:
+def _tell_accelerate(place: RankInfo) -> None:
     """Make Accelerate take gloo with DeepSpeed, which it knows on accelerators only."""
     from accelerate import PartialState
 
@@ -82,7 +82,7 @@ def _tell_accelerate(place: Place) -> None:
     PartialState(backend="gloo")
 
 
-def _start(config: RankConfig, place: Place) -> None:
+def _start(config: RankConfig, place: RankInfo) -> None:
     end_with(config.driver)
     prepare(config)
     connect(config, place)
@@ -133,7 +133,7 @@ def _draws(config: RankConfig, stream: TokenStream) -> Iterator[np.ndarray]:
         yield draw.windows
 
 
-def _batches(config: RankConfig, place: Place) -> Iterator[list[torch.Tensor]]:
+def _batches(config: RankConfig, place: RankInfo) -> Iterator[list[torch.Tensor]]:
     """This rank's micro-batches in each step."""
     stream = _stream(config)
     for windows in _draws(config, stream):
@@ -159,7 +159,7 @@ class _Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": tokens_L1[:-1], "labels": targets_L, "shift_labels": targets_L}
 
 
-def _trainer(config: RankConfig, place: Place, note: Note) -> Any:
+def _trainer(config: RankConfig, place: RankInfo, note: Note) -> Any:
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_callback import PrinterCallback
@@ -193,7 +193,7 @@ def _trainer(config: RankConfig, place: Place, note: Note) -> Any:
     return trainer
 
 
-def _arguments(config: RankConfig, place: Place) -> Any:
+def _arguments(config: RankConfig, place: RankInfo) -> Any:
     from transformers import TrainingArguments
 
     train, execution = config.train, config.execution

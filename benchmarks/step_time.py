@@ -1,6 +1,6 @@
 """The time of a training step over two other loops': ``python -m benchmarks.step_time``.
 
-Ours (``jobs.lm.loop``: DeepSpeed, ZeRO 0), a loop written by hand (PyTorch, DDP among several
+Ours (``jobs.training.loop``: DeepSpeed, ZeRO 0), a loop written by hand (PyTorch, DDP among several
 ranks), and Hugging Face's Trainer over DeepSpeed, one after the other in every round, as processes
 of one thread on this machine's CPU, in fp32 over gloo. The same work is proved by the losses, which
 must agree.
@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from benchmarks.rivals import plain_loop, trainer_loop
-from jobs.lm.loop import train_rank
-from jobs.lm.rank import Place, RankConfig, failure, free_port, log_path, log_to
+from jobs.training.loop import train_rank
+from jobs.training.rank import RankConfig, RankInfo, failure, free_port, log_path, log_to
 from orchestrator.errors import RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule, Train
@@ -140,7 +140,7 @@ def _rank(loop: str, told: str, rank: int, num_ranks: int, port: int) -> None:
     """One rank of one loop; leaves ``[time, loss]`` of each step in ``notes-<rank>.json``."""
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(port)
     config = RankConfig.model_validate_json(told)
-    place = Place(rank=rank, world_size=num_ranks, local_rank=rank, local_world_size=num_ranks)
+    place = RankInfo(rank=rank, world_size=num_ranks, local_rank=rank, local_world_size=num_ranks)
     log_to(log_path(Path(config.folder), rank))
     notes: list[tuple[float, float]] = []
     if loop == OURS:

@@ -29,8 +29,9 @@ from typing import Any
 from orchestrator.errors import LeaseHeldError, OrchestratorError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.run import FAULT_ORDER, AttemptFolder, RunFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan

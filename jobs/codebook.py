@@ -18,7 +18,7 @@ from jobs.speech.kmeans import MAX_ITERATIONS, BlockKeeper, Blocks, fit, sample_
 from jobs.speech.pool import Pool, PoolSize, session
 from jobs.speech.units import EncoderSpec, write_codebook
 from jobs.speech.utterances import CorpusRows, Root, Utterance
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 
 def work(attempt: Attempt) -> dict[str, Any]:

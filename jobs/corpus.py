@@ -29,8 +29,8 @@ from jobs.audio.decode import UnreadableAudioError, decode
 from jobs.audio.windows import cut, is_silent
 from orchestrator.errors import AlreadyExistsError, RequestError
 from orchestrator.ledger.storage import Storage
+from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Corpus, Windows
-from orchestrator.units import SAMPLE_RATE_HZ
 
 _BLOCK = 1_000
 """Recordings probed between two writes."""

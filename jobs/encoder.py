@@ -25,8 +25,8 @@ from jobs.speech import pretrain, targets
 from jobs.speech.utterances import CorpusRows, WaveReader
 from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.storage import sha256_of
+from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Encoder, Pretrain
-from orchestrator.units import SAMPLE_RATE_HZ
 
 CONFIG, WEIGHTS, DESCRIPTION = "config.json", "model.safetensors", "encoder.json"
 QUALITY = "unit_quality.json"

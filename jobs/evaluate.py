@@ -17,8 +17,8 @@ from jobs.scoring import perplexity
 from jobs.scoring.continuation import choose, continue_units, prompt_length
 from jobs.scoring.perplexity import Counts, Scored
 from orchestrator.ledger.storage import Storage, to_json
+from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Evaluate
-from orchestrator.units import SAMPLE_RATE_HZ
 
 HELD_OUT = ("valid", "test")
 

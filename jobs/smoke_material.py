@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 VOWELS_HZ = ((730, 1090), (270, 2290), (300, 870), (530, 1840), (660, 1720), (440, 1020))
 """First two formants of six English vowels (Peterson and Barney 1952, men)."""

@@ -26,7 +26,7 @@ from jobs.speech.units import (
 )
 from jobs.speech.utterances import CorpusRows
 from orchestrator.ledger.storage import Storage
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 _READERS = 8
 

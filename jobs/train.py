@@ -1,9 +1,10 @@
 """The train stage: ranks are launched, watched, and asked to save when this attempt must end.
 
 The way of a warning: the scheduler's signal reaches the supervisor (`orchestrator.control`), which
-sends SIGTERM to this driver (`jobs.attempt` raises StopRequestedError); `run_watched` writes an
-order into the attempt's folder (`jobs.lm.watch`), where every rank's herald finds it; after the
-next step the ranks agree to save and leave (`jobs.lm.loop`), and this driver waits until they have.
+sends SIGTERM to this driver (`jobs.attempt` raises StopRequestedError); `run_monitored` writes an
+order into the attempt's folder (`jobs.training.monitor`), where every rank's heartbeat finds it;
+after the next step the ranks agree to save and leave (`jobs.training.loop`), and this driver waits
+until they have.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt import Attempt, StopRequestedError, run_stage
-from jobs.lm.rank import RankConfig
 from jobs.lm.twist import verify_weights
-from jobs.lm.watch import Watch
+from jobs.training.monitor import RankMonitor
+from jobs.training.rank import RankConfig
 from orchestrator.errors import RequestError, RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import to_json
@@ -43,11 +44,11 @@ def work(attempt: Attempt) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one."""
     config = rank_config(attempt)
     verify_weights(config.model, config.source)
-    watch = Watch(attempt, config, attempt.resources.world_size)
+    monitor = RankMonitor(attempt, config, attempt.resources.world_size)
     with halving_on_oom(attempt, config):
-        run_watched(lambda: launch(config, attempt), watch, config.notice_s)
-    watch.report()
-    if watch.stopped():
+        run_monitored(lambda: launch(config, attempt), monitor, config.notice_s)
+    monitor.report()
+    if monitor.stopped():
         raise StopRequestedError  # the ranks were warned, and nobody warned us
     facts: dict[str, Any] = attempt.out.read_json("training.json")
     return {**facts, "final": last_losses(attempt)}
@@ -88,13 +89,13 @@ def rank_config(attempt: Attempt) -> RankConfig:
 def launch(config: RankConfig, attempt: Attempt) -> None:
     """Run all ranks to their end with the cluster's launcher. Raises RunFailedError."""
     if attempt.cluster.rank_launcher == "ray_train":
-        from jobs.lm import ray_train
+        from jobs.training import ray_train
 
         ray_train.launch(config, attempt.resources, ray_address=attempt.ray_address)
     else:
-        from jobs.lm import slurm_ranks
+        from jobs.training import process_ranks
 
-        slurm_ranks.launch(config, attempt.resources, attempt.event)
+        process_ranks.launch(config, attempt.resources, attempt.event)
 
 
 def scratch(attempt: Attempt) -> str:
@@ -141,8 +142,8 @@ def halving_on_oom(attempt: Attempt, config: RankConfig) -> Iterator[None]:
         raise
 
 
-def run_watched(launch_ranks: Callable[[], None], watch: Watch, grace_s: float) -> None:
-    """Run a blocking launch beside the watch; when that or a signal ends it, let ranks save first.
+def run_monitored(launch_ranks: Callable[[], None], monitor: RankMonitor, grace_s: float) -> None:
+    """Run a blocking launch beside the monitor; when it ends, ranks save first.
 
     Launchers block for hours, and some of them in code that no signal interrupts, so they get a
     thread of their own and this one stays free to hear.
@@ -150,13 +151,13 @@ def run_watched(launch_ranks: Callable[[], None], watch: Watch, grace_s: float) 
     launched = _in_thread(launch_ranks)
     try:
         while not wait([launched], _POLL_S).done:
-            watch.look()
+            monitor.look()
     except RunFailedError:
         raise  # a hang: nobody there to be asked
     except BaseException:
-        watch.ask_to_stop()
+        monitor.ask_to_stop()
         wait([launched], grace_s)
-        watch.report()
+        monitor.report()
         raise
     launched.result()
 

@@ -32,7 +32,7 @@ class Smoke:
 
     folder: Path
     env: Mapping[str, str] | None = None
-    """Surroundings of the command line; this process's own when absent."""
+    """SubmissionContext of the command line; this process's own when absent."""
 
     @classmethod
     def create(
@@ -82,7 +82,7 @@ class Smoke:
         return json.loads(self.orchestrator("status", run, "--json").stdout)
 
     def finish(self, run: str, *, resumes: int = 20) -> int:
-        """Watch the run to its end, resuming where it stopped; how often that was needed."""
+        """RankMonitor the run to its end, resuming where it stopped; how often that was needed."""
         for needed in range(resumes):
             if self.orchestrator("resume", run, "--watch", check=False).returncode == 0:
                 return needed

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.lm import checkpoint, faults
-from jobs.lm.herald import LIVE
-from jobs.lm.loop import train_rank
-from jobs.lm.rank import Place, RankConfig, free_port, log_path, log_to
+from jobs.training import faults
+from jobs.training.heartbeat import LIVE
+from jobs.training.loop import train_rank
+from jobs.training.rank import RankConfig, RankInfo, free_port, log_path, log_to
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule, Train
@@ -28,7 +29,7 @@ NUM_UNITS = 20
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Imports take seconds; the server makes them once and forks each rank from there.
 _CONTEXT.set_forkserver_preload(
-    ["jobs.lm.loop", "deepspeed", "transformers.models.llama.modeling_llama"]
+    ["jobs.training.loop", "deepspeed", "transformers.models.llama.modeling_llama"]
 )
 
 
@@ -160,8 +161,10 @@ class Training:
 
     def kill_after(self, step: int, victim: BaseProcess, lease_n: int = 1) -> None:
         """SIGKILL one rank as soon as the checkpoint of ``step`` is committed."""
-        name = checkpoint.name_of(step, lease_n)
-        wait_for(lambda: self.out.exists(f"{checkpoint.FOLDER}/{name}/{checkpoint.MANIFEST}"), name)
+        name = checkpoints.name_of(step, lease_n)
+        wait_for(
+            lambda: self.out.exists(f"{checkpoints.FOLDER}/{name}/{checkpoints.MANIFEST}"), name
+        )
         os.kill(victim.pid or 0, signal.SIGKILL)
 
 
@@ -186,5 +189,5 @@ def _rank(told: str, rank: int, world_size: int, environment: dict[str, str]) ->
     log_to(log_path(Path(config.folder), rank))
     train_rank(
         config,
-        Place(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size),
+        RankInfo(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size),
     )

@@ -18,7 +18,7 @@ import torch
 import torchaudio
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 Wave = npt.NDArray[np.float32]
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jobs.audio.decode import Wave
+from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Windows
-from orchestrator.units import SAMPLE_RATE_HZ
 
 SILENCE_PEAK = 10 ** (-50 / 20)
 """A recording that never exceeds this amplitude (-50 dB of full scale) holds no speech."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 
 def prompt_length(num_tokens: int, num_samples: int, prompt_s: float) -> int:

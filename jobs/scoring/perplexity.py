@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 MAX_BIGRAM_UNITS = 4_096
 """Largest codebook whose bigram table is counted: 134 MB at 8 bytes a pair."""

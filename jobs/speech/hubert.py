@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.errors import RequestError
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from transformers import HubertModel

@@ -25,7 +25,7 @@ from jobs.speech.pool import Pool
 from jobs.speech.units import EncoderSpec, nearest
 from jobs.speech.utterances import Root, Utterance, WaveReader, batches, pages
 from orchestrator.errors import RequestError
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 Answer = TypeVar("Answer")
 Floats64 = npt.NDArray[np.float64]

@@ -167,16 +167,16 @@ class Pool:
         )
 
     def started(self, ref: ray.ObjectRef) -> None:
-        """Take in an actor that answered, or bury it."""
+        """Take in an actor that answered, or remove_dead it."""
         actor = self.starting.pop(ref)
         try:
             self.nodes[actor] = _result(ref)
         except RayActorError as error:
-            self.bury(actor, error)
+            self.remove_dead(actor, error)
         else:
             self.free.append(actor)
 
-    def bury(self, actor: ActorHandle, error: RayActorError) -> None:
+    def remove_dead(self, actor: ActorHandle, error: RayActorError) -> None:
         """Forget an actor that died, and count its death."""
         log.warning("a worker died: %s", _first_line(error))
         # Nodes are taken away at any time; only deaths on nodes that live on tell of the work.
@@ -247,7 +247,7 @@ class _Run(Generic[Item]):
         except RayActorError as error:
             del self._running[ref]
             self._blame(item, actor, error)
-            self._pool.bury(actor, error)
+            self._pool.remove_dead(actor, error)
             self._queue.appendleft(item)
             return
         del self._running[ref]

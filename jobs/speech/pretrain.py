@@ -33,8 +33,8 @@ from transformers import HubertConfig, HubertModel
 from jobs.audio.decode import Wave
 from jobs.speech import targets
 from orchestrator.ledger.storage import Storage
+from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Pretrain, PretrainIteration
-from orchestrator.units import SAMPLE_RATE_HZ
 
 LOG_EVERY_STEPS = 50
 SAVE_EVERY_S = 240.0

@@ -20,7 +20,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 Samples = npt.NDArray[np.int16]
 Features = Callable[[Tensor], Tensor]

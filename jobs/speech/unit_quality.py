@@ -33,8 +33,8 @@ from jobs.audio.corpora import list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
 from jobs.speech import pretrain, targets
 from orchestrator.errors import BackendError, OrchestratorError, RequestError
+from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Source
-from orchestrator.units import SAMPLE_RATE_HZ
 
 VOICES = ("kal_diphone", "ked_diphone")
 PAUSES = frozenset(("pau", "h#", "sil"))

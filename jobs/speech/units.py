@@ -28,7 +28,7 @@ from jobs.speech.hubert import Hubert, Precision, best_device
 from jobs.speech.utterances import Root, Utterance, WaveReader, batches
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 Units = npt.NDArray[np.uint16]
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
 from jobs.speech.hubert import plan_batches
 from orchestrator.ledger.storage import Storage
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 PAGE_SAMPLES = 240 * SAMPLE_RATE_HZ
 """Audio decoded ahead and planned into batches: a constant, since batches decide rounding."""

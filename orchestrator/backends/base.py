@@ -102,7 +102,7 @@ class JobStatus:
     detail: str = ""
     """The scheduler's own words."""
     cause: str = ""
-    """Why it ended, where the scheduler alone knows: a cause of `control.policy`."""
+    """Why it ended, where the scheduler alone knows: a cause of `plan.policy`."""
 
 
 class Backend(Protocol):

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from orchestrator.cli.arguments import add_run, run_and_store
-from orchestrator.control.carriers import carrier_of
+from orchestrator.control.executor import executor_of
 from orchestrator.errors import RequestError
 
 
@@ -29,11 +29,11 @@ def run(options: argparse.Namespace) -> int:
         raise RequestError(
             f"{options.stage}: no such stage in {folder.name}; it has {', '.join(sorted(known))}"
         )
-    carrier = carrier_of(folder.cluster())
-    observed = carrier.observe([folder])[folder.name]
+    executor = executor_of(folder.cluster())
+    observed = executor.observe([folder])[folder.name]
     if not observed.is_alive and not observed.has_jobs_left:
         print(f"run {folder.name}: not running; nothing to cancel", file=sys.stderr)
         return 0
-    carrier.cancel(folder, options.stage)
+    executor.cancel(folder, options.stage)
     print(f"run {folder.name}: {options.stage or 'everything'} cancelled", file=sys.stderr)
     return 0

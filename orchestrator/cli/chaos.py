@@ -9,7 +9,7 @@ import sys
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.control.chaos import FAULTS, Outcome, await_recovery, find_target, strike
-from orchestrator.units import format_duration
+from orchestrator.quantities import format_duration
 
 TIMEOUT_S = 3600.0
 

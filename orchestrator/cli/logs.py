@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.cli.watch import LOOK_EVERY_S
-from orchestrator.control.carriers import observe
+from orchestrator.control.executor import observe
 from orchestrator.errors import RequestError
-from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
+from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.submission import Submissions
 
 FOLLOW_EVERY_S = 0.5

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from orchestrator.cli.arguments import add_recipe, prepared
-from orchestrator.control.slurm_jobs import PlannedJob
+from orchestrator.control.slurm.jobs import PlannedJob
 from orchestrator.control.submit import Prepared, missing, plan_document
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
@@ -21,7 +21,7 @@ from orchestrator.plan.estimate import (
     gpu_hours,
     walltimes,
 )
-from orchestrator.units import format_bytes, format_count, format_duration
+from orchestrator.quantities import format_bytes, format_count, format_duration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def scripts(request: Prepared) -> str:
             f"--scripts: {request.cluster_file.name} is for {request.cluster.backend}, which is "
             "given no scripts; use a cluster file with backend: slurm"
         )
-    from orchestrator.control.on_slurm import preview
+    from orchestrator.control.slurm.executor import preview
 
     return "\n".join(f"# ==> {part.name} <==\n{preview(part)}" for part in parts)
 
@@ -66,7 +66,7 @@ def _planned(request: Prepared) -> tuple[PlannedJob, ...] | None:
     """The jobs that a scheduler would be given; None where there is none."""
     if request.cluster.backend != "slurm":
         return None
-    from orchestrator.control.on_slurm import planned_jobs
+    from orchestrator.control.slurm.executor import planned_jobs
 
     run = RunFolder(request.store.run_storage(request.plan.run))
     return planned_jobs(run, request.store, request.cluster, request.plan)

@@ -13,14 +13,14 @@ from rich.table import Table
 
 from orchestrator.cli.arguments import add_run, run_and_store, store_of
 from orchestrator.cli.watch import stage_table, watch
-from orchestrator.control.carriers import observe_all
+from orchestrator.control.executor import observe_all
 from orchestrator.control.status import run_progress, run_status
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.goodput import goodput_line
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
-from orchestrator.units import format_duration
+from orchestrator.quantities import format_duration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

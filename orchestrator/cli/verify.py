@@ -8,7 +8,7 @@ import json
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.ledger.verify import verify
-from orchestrator.units import format_bytes
+from orchestrator.quantities import format_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

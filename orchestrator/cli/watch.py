@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from orchestrator.control.carriers import observe
+from orchestrator.control.executor import observe
 from orchestrator.control.status import FINAL, run_cause, run_progress
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
+from orchestrator.quantities import format_duration
 from orchestrator.report.page import PAGE, summary
-from orchestrator.units import format_duration
 
 EVERY_S = 1.0
 LOOK_EVERY_S = 15.0

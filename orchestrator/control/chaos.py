@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from orchestrator.control.carriers import observe
+from orchestrator.control.executor import observe
 from orchestrator.control.submit import ensure
 from orchestrator.errors import (
     AlreadyExistsError,
@@ -21,7 +21,8 @@ from orchestrator.errors import (
     RunFailedError,
 )
 from orchestrator.ledger.artifact import MANIFEST, Artifact
-from orchestrator.ledger.run import FAULT_ORDER, AttemptFolder, RunFolder
+from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance

@@ -15,9 +15,9 @@ from pathlib import Path
 from orchestrator.control.check import Check, guarded
 from orchestrator.control.submit import num_gpus, open_store
 from orchestrator.errors import AlreadyExistsError
+from orchestrator.quantities import format_bytes
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
-from orchestrator.units import format_bytes
 
 MIN_FREE_BYTES = 5 * 10**9
 MIN_OPEN_FILES = 4096
@@ -39,7 +39,7 @@ def examine(cluster: Cluster) -> Iterator[Check]:
     if cluster.backend == "local":
         yield from _machine(cluster)
     if cluster.backend == "slurm":
-        from orchestrator.control.doctor_slurm import examine_slurm
+        from orchestrator.control.slurm.doctor import examine_slurm
 
         yield from examine_slurm(cluster)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from orchestrator.backends.base import Job
 from orchestrator.errors import OrchestratorError
-from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
+from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.backends.base import JobState, JobStatus
-from orchestrator.control.carrier import Observed
-from orchestrator.control.carriers import observe
+from orchestrator.control.executor import Observed, observe
+from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.goodput import goodput
 from orchestrator.ledger.openmetrics import openmetrics
-from orchestrator.ledger.run import DRIVER_LOG, AttemptFolder, RunFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Found, Instance
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.control.carriers import carrier_of, observe, require_carrier
+from orchestrator.control.executor import executor_of, observe, require_executor
 from orchestrator.control.job import cpus_of
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.ledger.run import RunFolder
@@ -101,7 +101,7 @@ def submit(prepared: Prepared) -> tuple[RunFolder, str]:
     problems = missing(prepared)
     if problems:
         raise SpecErrors(problems)
-    require_carrier(prepared.cluster)
+    require_executor(prepared.cluster)
     run = RunFolder(prepared.store.run_storage(prepared.plan.run))
     created = run.create(
         prepared.plan, prepared.recipe, prepared.cluster, code_snapshot(), code_origin()
@@ -114,12 +114,12 @@ def submit(prepared: Prepared) -> tuple[RunFolder, str]:
 def ensure(run: RunFolder, store: Store) -> str:
     """See that somebody works on the run; what was done, in words."""
     cluster = run.cluster()
-    require_carrier(cluster)
+    require_executor(cluster)
     if absent := [name for name in cluster.environment.export if name not in os.environ]:
         raise RequestError(
             f"cluster: environment.export: {', '.join(absent)} not set here; export and try again"
         )
-    return carrier_of(cluster).ensure(run, store)
+    return executor_of(cluster).ensure(run, store)
 
 
 def move(run: RunFolder, cluster_file: Path) -> bool:

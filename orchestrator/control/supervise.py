@@ -24,16 +24,17 @@ from orchestrator.backends.base import Backend, JobRef, JobState, JobStatus
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.job import code_env, cpus_of, stage_job
-from orchestrator.control.policy import FREE_CAUSES, Decision, Ending, Past, decide
 from orchestrator.control.say import say
 from orchestrator.control.status import write_openmetrics
 from orchestrator.errors import LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
+from orchestrator.ledger.attempt import DRIVER_LOG, FAULT_ORDER, AttemptFolder
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.run import DRIVER_LOG, FAULT_ORDER, AttemptFolder, RunFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
+from orchestrator.plan.policy import FREE_CAUSES, Decision, Ending, Past, decide
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.report.page import write_report
 from orchestrator.spec.cluster import Cluster

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
-from orchestrator.ledger.run import AttemptFolder
+from orchestrator.ledger.attempt import AttemptFolder
 
 PART_NAMES = {
     "productive": "productive",
@@ -55,7 +55,7 @@ class _Step(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Life:
+class _AttemptSpan:
     """One attempt, reduced to what its accounting needs."""
 
     created_at: float
@@ -82,7 +82,7 @@ def goodput(
 
     Attempts are listed oldest first under their instance's id. Time from ``submitted_at`` to the
     first of them is queue. With nobody alive, an attempt that nobody ended is taken to have ended
-    with its last sign of life.
+    with its last sign of span.
 
     ``ettr`` is the effective training time ratio: productive runtime over available wall-clock time
     (Revisiting Reliability in Large-Scale Machine Learning Research Clusters, arXiv 2410.21680).
@@ -94,7 +94,7 @@ def goodput(
         interval
         for instance_id, attempts in attempts_by_instance.items()
         for interval in _of_instance(
-            _lives(attempts, now if is_alive else None),
+            _spans(attempts, now if is_alive else None),
             trains=instance_id.partition("-")[0] == _TRAINING,
         )
     ]
@@ -154,63 +154,63 @@ def _before_all(
     return [Interval(submitted_at, first_at, "queue")]
 
 
-def _of_instance(lives: Sequence[_Life], *, trains: bool) -> list[Interval]:
+def _of_instance(spans: Sequence[_AttemptSpan], *, trains: bool) -> list[Interval]:
     """The intervals of all attempts of a stage instance and of the gaps before its retries."""
     intervals: list[Interval] = []
     redone_from = math.inf
-    for before, life in reversed(list(zip([None, *lives], lives, strict=False))):
+    for before, span in reversed(list(zip([None, *spans], spans, strict=False))):
         wait, warm_up = "queue", "startup"
         if before and before.state != "succeeded":
             wait, warm_up = "restart", "restart"
-            intervals.append(Interval(before.ended_at, life.created_at, "restart"))
-        cuts = _training(life, warm_up, redone_from) if trains else [(life.ended_at, life.outcome)]
-        intervals += _cut(life, [(life.begun_at, wait), *cuts])
-        if life.steps:
-            redone_from = min(redone_from, life.steps[0].number)
+            intervals.append(Interval(before.ended_at, span.created_at, "restart"))
+        cuts = _training(span, warm_up, redone_from) if trains else [(span.ended_at, span.outcome)]
+        intervals += _cut(span, [(span.begun_at, wait), *cuts])
+        if span.steps:
+            redone_from = min(redone_from, span.steps[0].number)
     return intervals
 
 
-def _training(life: _Life, warm_up: str, redone_from: float) -> list[tuple[float, str]]:
+def _training(span: _AttemptSpan, warm_up: str, redone_from: float) -> list[tuple[float, str]]:
     """Until when a training attempt did what, from its begin to its end.
 
     What lies between two steps, such as validation, belongs to the second of them.
     """
-    if not life.steps:
-        is_warming_up = life.state == "running" or warm_up == "restart"
-        return [(life.ended_at, warm_up if is_warming_up else life.outcome)]
-    first = life.steps[0]
+    if not span.steps:
+        is_warming_up = span.state == "running" or warm_up == "restart"
+        return [(span.ended_at, warm_up if is_warming_up else span.outcome)]
+    first = span.steps[0]
     steps = chain.from_iterable(
         (
             (step.ended_at, "lost" if step.number >= redone_from else "productive"),
             (step.ended_at + step.stall_s, "checkpoint"),
         )
-        for step in life.steps
+        for step in span.steps
     )
-    return [(first.ended_at - first.step_s, warm_up), *steps, (life.ended_at, life.outcome)]
+    return [(first.ended_at - first.step_s, warm_up), *steps, (span.ended_at, span.outcome)]
 
 
-def _cut(life: _Life, cuts: Iterable[tuple[float, str]]) -> Iterator[Interval]:
+def _cut(span: _AttemptSpan, cuts: Iterable[tuple[float, str]]) -> Iterator[Interval]:
     """The attempt's time, cut at the given instants.
 
     Clocks of different machines may disagree, so no cut goes back, or beyond the attempt's end.
     """
-    reached = life.created_at
+    reached = span.created_at
     for until, part in cuts:
-        at = min(max(until, reached), life.ended_at)
+        at = min(max(until, reached), span.ended_at)
         yield Interval(reached, at, part)
         reached = at
 
 
-def _lives(attempts: Sequence[AttemptFolder], now: float | None) -> list[_Life]:
+def _spans(attempts: Sequence[AttemptFolder], now: float | None) -> list[_AttemptSpan]:
     """What the attempts of an instance have written; without ``now`` nobody is alive."""
     starts = [attempt.started["started_at"] for attempt in attempts]
     return [
-        _life(attempt, next_at, now)
+        _span(attempt, next_at, now)
         for attempt, next_at in zip(attempts, [*starts[1:], None], strict=False)
     ]
 
 
-def _life(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _Life:
+def _span(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _AttemptSpan:
     created_at = attempt.started["started_at"]
     steps = tuple(map(_step, attempt.steps()))
     ended_at, state = _end(attempt, steps, next_at, now)
@@ -221,7 +221,7 @@ def _life(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _
         # It waits, or was cancelled while it did; else it died before its first events were out.
         has_waited_only = state in ("running", "cancelled") and not steps
         begun_at = ended_at if has_waited_only else created_at
-    return _Life(
+    return _AttemptSpan(
         created_at=created_at,
         begun_at=begun_at,
         ended_at=max(ended_at, created_at),

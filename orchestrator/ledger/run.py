@@ -4,13 +4,7 @@ runs/<run>/
     recipe.yaml  cluster.yaml  code.json  code/…   what was asked for and what the jobs execute
     clusters/0001.yaml                             where it has moved to since
     plan.json                                      created last and exclusively: now the run exists
-    stages/<instance>/attempts/0002/
-        attempt.json        who started it, where; written first
-        progress.json       how far it is, overwritten as it goes
-        events-0001.jsonl   what happened, in whole numbered segments
-        beats/rank-00000.json  metrics-0001.jsonl  orders/…    of a training
-        driver.log rank-00000.log …
-        end.json            how it ended; written last
+    stages/<instance>/attempts/0002/…              every attempt of a stage (`ledger.attempt`)
     supervisor/0001/…       the same for the supervisor itself
     stages/<instance>/allocations/12-0/   how the nodes of a Slurm job talk to each other
     submissions/…           what was handed to a scheduler (`ledger.submission`)
@@ -21,15 +15,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator.errors import AlreadyExistsError, CorruptError, RequestError
+from orchestrator.errors import AlreadyExistsError, RequestError
 from orchestrator.ledger import lease as leases
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.submission import Submissions
@@ -39,80 +34,10 @@ from orchestrator.spec.loader import parse_cluster, parse_recipe, variant_recipe
 from orchestrator.spec.recipe import Recipe
 
 PLAN = "plan.json"
-DRIVER_LOG = "driver.log"
-
-_STEP_TIMES = {"step", "at", "step_s", "stall_s"}
-"""What a step's line must have to say where time went; the first runs wrote lines without."""
 ALLOCATION_FOLDER = "ORCHESTRATOR_ALLOCATION"
 """Environment variable with the URL of the folder where an allocation's nodes talk."""
 ALLOCATION_ENDED = "ended.json"
 """In an allocation's folder: its first node has nothing left to do."""
-FAULT_ORDER = "orders/fault.json"
-"""In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
-
-
-@dataclass(frozen=True)
-class AttemptFolder:
-    """The folder of one attempt of one stage instance, or of the supervisor."""
-
-    number: int
-    storage: Storage
-
-    @property
-    def started(self) -> dict[str, Any]:
-        """Who started it, where and when."""
-        return dict(self.storage.read_json("attempt.json"))
-
-    @property
-    def end(self) -> dict[str, Any] | None:
-        """How it ended; None while nobody has said so."""
-        return self.storage.read_json("end.json") if self.storage.exists("end.json") else None
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """How far it is; empty before the first word."""
-        return (
-            self.storage.read_json("progress.json") if self.storage.exists("progress.json") else {}
-        )
-
-    def finish(self, **how: Any) -> None:
-        """Say how it ended, once; whoever says so first is right."""
-        try:
-            self.storage.create_json("end.json", {"ended_at": time.time(), **how})
-        except AlreadyExistsError:
-            return
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        """All events in order."""
-        for name in self.storage.children():
-            if name.startswith("events-"):
-                yield from map(json.loads, self.storage.read_bytes(name).decode().splitlines())
-
-    def steps(self) -> Iterator[dict[str, Any]]:
-        """The lines of all optimizer steps in order, of those that say when a step ended.
-
-        A last line of a segment that was torn when its writer was killed is left out. Raises
-        CorruptError when any other line does not parse.
-        """
-        for name in self.storage.children():
-            if name.startswith("metrics-"):
-                yield from filter(_tells_time, self._whole_lines(name))
-
-    def _whole_lines(self, name: str) -> Iterator[Any]:
-        lines = self.storage.read_bytes(name).splitlines()
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                if number < len(lines):
-                    raise CorruptError(
-                        f"{self.storage.url}/{name}: line {number} is not valid JSON ({error}); "
-                        "remove that line"
-                    ) from None
-
-
-def _tells_time(line: Any) -> bool:
-    return isinstance(line, dict) and line.keys() >= _STEP_TIMES
 
 
 @dataclass(frozen=True)
@@ -219,9 +144,9 @@ class RunFolder:
         """The folder of a stage instance."""
         return self.storage.at("stages", instance_id)
 
-    def allocation(self, instance_id: str, life: str) -> Storage:
-        """Where the nodes of one allocation talk to each other; ``life`` names its one start."""
-        return self.stage(instance_id).at("allocations", life)
+    def allocation(self, instance_id: str, restart_id: str) -> Storage:
+        """Where the nodes of one start of a job talk to each other; ``restart_id`` names it."""
+        return self.stage(instance_id).at("allocations", restart_id)
 
     def submitted_at(self) -> float | None:
         """When somebody first set to work on the run, in seconds since the epoch."""

@@ -1,10 +1,10 @@
 """Warm against cold: the best variant of each arm, and the sentence that the intervals allow.
 
-In: the variants of a run with their ``scores.json``. Out: `Contest`, one for each set of variants
-that may be compared at all: the same test units, architecture and training budget. A variant's
-*setting* is everything swept but the seed; the best setting of an arm is chosen by its mean
-validation NLL over seeds and reported on test, where the interval of an arm spans those of all its
-seeds. Two such intervals that do not touch differ by more than the choice of test utterances
+In: the variants of a run with their ``scores.json``. Out: `Comparison`, one for each set of
+variants that may be compared at all: the same test units, architecture and training budget. A
+variant's *setting* is everything swept but the seed; the best setting of an arm is chosen by its
+mean validation NLL over seeds and reported on test, where the interval of an arm spans those of all
+its seeds. Two such intervals that do not touch differ by more than the choice of test utterances
 explains; when they touch, nothing is claimed.
 """
 
@@ -55,7 +55,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class Comparison:
     """Variants that may be compared."""
 
     label: str
@@ -89,7 +89,7 @@ def measure(variant: VariantRecord, split: str, model: str = "model") -> Measure
     )
 
 
-def contests(record: Record) -> tuple[Contest, ...]:
+def comparisons(record: Record) -> tuple[Comparison, ...]:
     """Every set of comparable variants, in the order of the plan."""
     groups: dict[str, list[VariantRecord]] = {}
     labels: dict[str, str] = {}
@@ -111,10 +111,10 @@ def _budget(variant: VariantRecord) -> str:
     return f"{units}; {model.text_model}{layers}; {budget}"
 
 
-def _contest(label: str, variants: Sequence[VariantRecord]) -> Contest:
+def _contest(label: str, variants: Sequence[VariantRecord]) -> Comparison:
     best = {name: _best([v for v in variants if v.arm == name], name) for name in ARMS}
     arms = {name: arm for name, arm in best.items() if arm}
-    return Contest(
+    return Comparison(
         label=label, variants=tuple(variants), arms=arms, sentences=_sentences(arms, variants)
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.plan.keys import flatten
-from orchestrator.units import SAMPLE_RATE_HZ, format_bytes, format_duration
+from orchestrator.quantities import SAMPLE_RATE_HZ, format_bytes, format_duration
 
 Row = tuple[str, str]
 """Name and value, as shown."""

@@ -19,8 +19,9 @@ from orchestrator.errors import RequestError
 from orchestrator.ledger.goodput import PART_NAMES, shares_percent
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
+from orchestrator.quantities import format_bytes, format_duration
 from orchestrator.report import plots
-from orchestrator.report.arms import ARMS, Contest, contests, measure
+from orchestrator.report.arms import ARMS, Comparison, comparisons, measure
 from orchestrator.report.facts import fact_rows, label, shown, split_rows, unit_quality
 from orchestrator.report.record import (
     AttemptRecord,
@@ -29,7 +30,6 @@ from orchestrator.report.record import (
     VariantRecord,
     read_record,
 )
-from orchestrator.units import format_bytes, format_duration
 
 PAGE = "report.html"
 _TEMPLATE = Path(__file__).parent / "page.html"
@@ -59,16 +59,16 @@ def summary(run: RunFolder, store: Store) -> list[str]:
     """Warm and cold in a few lines of plain text, the time by stage, and where the page is."""
     record = read_record(run, store)
     lines = [f"run {run.name}: {record.state}"]
-    matches = contests(record)
-    for contest in matches:
+    matches = comparisons(record)
+    for comparison in matches:
         if len(matches) > 1:
-            lines.append(f"{contest.label}:")
+            lines.append(f"{comparison.label}:")
         lines += [
-            f"{arm:<5} test perplexity {contest.arms[arm].test.text} (95 %)"
+            f"{arm:<5} test perplexity {comparison.arms[arm].test.text} (95 %)"
             for arm in ARMS
-            if arm in contest.arms
+            if arm in comparison.arms
         ]
-        lines += contest.sentences
+        lines += comparison.sentences
     lines += [f"{name:<9} {text}" for name, text in _time_by_stage(record)]
     if run.storage.exists(PAGE):
         lines.append(f"report: {run.storage.url}/{PAGE}")
@@ -96,12 +96,12 @@ def render(record: Record) -> str:
 
 def page_content(record: Record) -> dict[str, Any]:
     """Everything the template shows, figures not drawn yet."""
-    matches = contests(record)
+    matches = comparisons(record)
     return {
         "record": record,
         "ended_at": _utc(_ended_at(record)),
         "tiles": _tiles(record, matches),
-        "contests": [_contest_view(contest) for contest in matches],
+        "comparisons": [_comparison_view(comparison) for comparison in matches],
         "curves": _curves_view(record.variants, matches),
         "window": max((plots.mean_window(len(v.training)) for v in record.variants), default=1),
         "is_raw_shown": sum(bool(v.training) for v in record.variants) <= plots.NUM_RAW_CURVES,
@@ -156,7 +156,7 @@ def _lineage_content(record: Record) -> dict[str, Any]:
     }
 
 
-def _tiles(record: Record, matches: Sequence[Contest]) -> list[tuple[str, str, str]]:
+def _tiles(record: Record, matches: Sequence[Comparison]) -> list[tuple[str, str, str]]:
     """Name, value and footnote of the figures at the top."""
     tiles = []
     if len(matches) == 1:
@@ -183,11 +183,11 @@ def _tiles(record: Record, matches: Sequence[Contest]) -> list[tuple[str, str, s
     return tiles
 
 
-def _contest_view(contest: Contest) -> dict[str, Any]:
-    best = {name for arm in contest.arms.values() for name in arm.variants}
-    rows = [_score_row(v, is_best=v.name in best) for v in contest.variants]
-    baselines = [_baseline_row(name, contest.variants) for name in ("bigram", "unigram")]
-    return {"contest": contest, "rows": rows, "baselines": [row for row in baselines if row]}
+def _comparison_view(comparison: Comparison) -> dict[str, Any]:
+    best = {name for arm in comparison.arms.values() for name in arm.variants}
+    rows = [_score_row(v, is_best=v.name in best) for v in comparison.variants]
+    baselines = [_baseline_row(name, comparison.variants) for name in ("bigram", "unigram")]
+    return {"comparison": comparison, "rows": rows, "baselines": [row for row in baselines if row]}
 
 
 def _score_row(variant: VariantRecord, *, is_best: bool) -> dict[str, Any]:
@@ -218,10 +218,12 @@ def _baseline_row(name: str, variants: Iterable[VariantRecord]) -> dict[str, Any
 
 
 def _curves_view(
-    variants: Sequence[VariantRecord], matches: Sequence[Contest]
+    variants: Sequence[VariantRecord], matches: Sequence[Comparison]
 ) -> list[dict[str, Any]]:
     shown_variants = [v for v in variants if v.training or v.validation]
-    best = {name for contest in matches for arm in contest.arms.values() for name in arm.variants}
+    best = {
+        name for comparison in matches for arm in comparison.arms.values() for name in arm.variants
+    }
     seen: Counter[str] = Counter()
     views = []
     for variant in shown_variants:

@@ -18,8 +18,9 @@ import yaml
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.artifact import MANIFEST, Artifact
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.goodput import goodput
-from orchestrator.ledger.run import AttemptFolder, RunFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.lm import checkpoint
-from jobs.lm.faults import LEADER_POINTS, RANK_POINTS
+from jobs.training.faults import LEADER_POINTS, RANK_POINTS
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.lease import Process
 from tests.training import Training, finish, make_inputs
 
@@ -62,7 +62,7 @@ def strike(case: Case, inputs: Path, root: Path, whole: dict[str, bytes]) -> int
         driver.kill()
         driver.wait()
     assert all(code != 0 for code in codes), f"{case}: nobody was killed, or a rank went on"
-    assert len(checkpoint.committed(training.out)) >= 2, f"{case}: fewer than two checkpoints"
+    assert len(checkpoints.committed(training.out)) >= 2, f"{case}: fewer than two checkpoints"
     assert training.run(2) == [0, 0], f"{case}: the next start failed"
     live = training.live(2)
     assert live["refused"] == [], f"{case}: {live['refused']}"

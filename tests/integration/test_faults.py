@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from jobs import train
-from jobs.lm import checkpoint
-from orchestrator.control.policy import Ending, Past, decide
 from orchestrator.errors import RequestError, RunFailedError
+from orchestrator.ledger import checkpoints
+from orchestrator.plan.policy import Ending, Past, decide
 from tests.integration.test_train import World, make_world
 from tests.training import Training, finish, make_inputs, wait_for
 
@@ -57,7 +57,7 @@ def test_a_warning_to_one_rank_saves_all_of_them(
     wait_for(lambda: training.record(1).exists("metrics-0001.jsonl"), "the first step")
     os.kill(ranks[1].pid or 0, number)
     assert finish(ranks) == [0, 0]
-    (saved,) = checkpoint.committed(training.out)
+    (saved,) = checkpoints.committed(training.out)
     live = training.live(1)
     assert live["stopped"]
     assert saved.step == live["step"]
@@ -79,15 +79,15 @@ def test_a_full_store_is_a_storage_failure_and_harms_no_checkpoint(
 ) -> None:
     training = Training(inputs=inputs, root=tmp_path, out_url=str(small_disk / "out"))
     ranks = training.start()
-    wait_for(lambda: len(checkpoint.committed(training.out)) == 2, "the second checkpoint")
+    wait_for(lambda: len(checkpoints.committed(training.out)) == 2, "the second checkpoint")
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space left"):
         ballast.write_bytes(bytes(4 << 20))
     assert all(code != 0 for code in finish(ranks))
-    whole = checkpoint.committed(training.out)
+    whole = checkpoints.committed(training.out)
     assert len(whole) >= 2
     for manifest in whole:
-        assert not checkpoint.fetch_verified(
+        assert not checkpoints.fetch_verified(
             training.out, manifest, sorted(manifest.files), tmp_path
         )
     ballast.unlink()
@@ -127,11 +127,11 @@ def test_a_notice_shorter_than_an_upload_publishes_what_is_staged(
         inputs=inputs, root=tmp_path, steps=100_000, every_steps=20, more={"notice_s": 0.1}
     )
     ranks = training.start(fault={"kind": "slow_store", "mb_per_s": 0.2})
-    wait_for(lambda: len(checkpoint.committed(training.out)) > 1, "the second checkpoint")
+    wait_for(lambda: len(checkpoints.committed(training.out)) > 1, "the second checkpoint")
     for rank in ranks:
         os.kill(rank.pid or 0, signal.SIGTERM)
     assert finish(ranks) == [0, 0]
-    newest = checkpoint.committed(training.out)[-1]
+    newest = checkpoints.committed(training.out)[-1]
     live = training.live(1)
     assert live["stopped"]
     assert newest.step % 20 == 0

@@ -16,9 +16,9 @@ from urllib.error import URLError
 
 import pytest
 
-from jobs.lm import checkpoint
-from jobs.lm.rank import free_port
+from jobs.training.rank import free_port
 from orchestrator.errors import AlreadyExistsError, CorruptError
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.storage import Storage, sha256_of
 from tests.training import Training, finish, make_inputs
 
@@ -234,18 +234,18 @@ def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
     ranks = broken.start()
     broken.kill_after(2 * EVERY, ranks[1])
     assert all(code != 0 for code in finish(ranks)), "a rank went on without its peer"
-    first = checkpoint.committed(broken.out)[-1]
+    first = checkpoints.committed(broken.out)[-1]
     assert first.step < broken.steps, "the kill came too late to prove anything"
 
     ranks = broken.start(2)
     broken.kill_after(first.step + EVERY, ranks[0], 2)
     finish(ranks)
-    *_, before, newest = checkpoint.committed(broken.out)
+    *_, before, newest = checkpoints.committed(broken.out)
     assert newest.step < broken.steps, "the kill came too late to prove anything"
     assert [(s.lease_n, s.first_step) for s in newest.history] == [(1, 1), (2, first.step + 1)]
 
     name = next(n for n in newest.files if "optim_states" in n)
-    path = f"{checkpoint.FOLDER}/{newest.name}/{name}"
+    path = f"{checkpoints.FOLDER}/{newest.name}/{name}"
     data = broken.out.read_bytes(path)
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]

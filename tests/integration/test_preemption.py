@@ -13,9 +13,9 @@ import pytest
 
 from jobs import train
 from jobs.attempt import StopRequestedError
-from jobs.lm import checkpoint
-from jobs.lm.herald import LIVE
+from jobs.training.heartbeat import LIVE
 from orchestrator.backends.ray_session import RaySession
+from orchestrator.ledger import checkpoints
 from tests.integration.test_train import World, make_world
 from tests.training import wait_for
 
@@ -46,7 +46,7 @@ def test_a_drained_node_saves_before_it_goes(tmp_path: Path) -> None:
     assert "preemption_notice" in (folder / "events-0001.jsonl").read_text()
     said = json.loads((folder / LIVE).read_text())
     assert said["stopped"]
-    assert checkpoint.committed(world.artifact("train", "5").storage)[-1].step == said["step"]
+    assert checkpoints.committed(world.artifact("train", "5").storage)[-1].step == said["step"]
 
 
 def drive(root: str) -> None:
@@ -56,7 +56,7 @@ def drive(root: str) -> None:
     attempt.ray_address = os.environ["RAY_ADDRESS"]
 
     def when_saved() -> None:
-        wait_for(lambda: len(checkpoint.committed(attempt.out)) > 1, "a checkpoint")
+        wait_for(lambda: len(checkpoints.committed(attempt.out)) > 1, "a checkpoint")
         drain(attempt.ray_address)
 
     threading.Thread(target=when_saved, daemon=True).start()

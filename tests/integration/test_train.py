@@ -21,10 +21,10 @@ import pytest
 
 from jobs import evaluate, pack, train
 from jobs.attempt import Attempt
-from jobs.lm import checkpoint
 from orchestrator.errors import LeaseHeldError, RunFailedError
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.artifact import Artifact
-from orchestrator.ledger.run import AttemptFolder
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.recipe import Recipe
@@ -141,12 +141,12 @@ def trained(world: World) -> Artifact:
     """The train artifact: its first attempt was asked to stop, the second finished it."""
     first = world.attempt("train")
     out = first.out
-    lose = threading.Thread(target=when, args=(lambda: len(checkpoint.committed(out)) > 0, first))
+    lose = threading.Thread(target=when, args=(lambda: len(checkpoints.committed(out)) > 0, first))
     lose.start()
     with pytest.raises(LeaseHeldError, match="lost to 2"):
         train.work(first)
     lose.join()
-    stopped_at = checkpoint.committed(out)[-1].step
+    stopped_at = checkpoints.committed(out)[-1].step
     assert 100 < stopped_at < STEPS, "the ranks did not save when they were asked to stop"
 
     facts = train.work(world.attempt("train", lease_n=2))
@@ -239,7 +239,7 @@ def test_ranks_end_with_a_killed_driver(world: World) -> None:
     argv = [sys.executable, "-c", code, str(Path(__file__).parent), str(world.root)]
     driver = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     out, deadline = world.artifact("train", "3").storage, time.monotonic() + 400
-    while not checkpoint.committed(out):
+    while not checkpoints.committed(out):
         assert driver.poll() is None, "the driver ended by itself"
         assert time.monotonic() < deadline, "training never began"
         time.sleep(0.05)

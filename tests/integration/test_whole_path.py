@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.lm import checkpoint
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
@@ -168,6 +168,6 @@ def test_a_cancelled_training_saves_first_however_slow_the_store(
     wait_for(lambda: live()["step"] > 10, "some steps")
     smoke.orchestrator("cancel", run)
     artifact = Store.open(str(smoke.folder / "store")).artifact("train", instance.key)
-    assert [m.step for m in checkpoint.committed(artifact.storage)] == [live()["step"]]
+    assert [m.step for m in checkpoints.committed(artifact.storage)] == [live()["step"]]
     assert live()["stopped"]
     assert smoke.wait_gone() == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.lm import checkpoint
+from orchestrator.ledger import checkpoints
 from tests.training import Training, finish, make_inputs
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def test_killed_and_resumed_is_bit_identical(inputs: Path, tmp_path: Path, zero_
     ranks = broken.start()
     broken.kill_after(2 * EVERY, ranks[1])
     assert all(code != 0 for code in finish(ranks)), "a rank went on without its peer"
-    newest = checkpoint.committed(broken.out)[-1]
+    newest = checkpoints.committed(broken.out)[-1]
     assert newest.step < broken.steps, "the kill came too late to prove anything"
     assert broken.run(2) == [0, 0]
     assert broken.live(2)["resumed_from"] == newest.name
@@ -43,9 +43,9 @@ def test_a_harmed_checkpoint_is_refused_named_and_passed_over(
     ranks = training.start()
     training.kill_after(2 * EVERY, ranks[0])
     finish(ranks)
-    *_, before, newest = checkpoint.committed(training.out)
+    *_, before, newest = checkpoints.committed(training.out)
     name = next(n for n in newest.files if "optim_states" in n)
-    path = tmp_path / "out" / checkpoint.FOLDER / newest.name / name
+    path = tmp_path / "out" / checkpoints.FOLDER / newest.name / name
     data = path.read_bytes()
     if harm == "remove":
         path.unlink()
@@ -92,9 +92,9 @@ def test_batches_without_a_finite_loss_are_rolled_back_and_passed_over(
     training = Training(inputs=inputs, root=tmp_path, zero_stage=zero_stage, max_nonfinite_in_row=1)
     poison = {"kind": "nan", "positions": [*range(80, 96), 200]}  # steps 11 and 12; 26 alone
     assert training.run(fault=poison) != [0, 0]
-    assert checkpoint.skipped(training.out) == set(range(80, 96))
+    assert checkpoints.skipped(training.out) == set(range(80, 96))
     assert training.run(2, fault=poison) == [0, 0]
-    assert training.live(2)["resumed_from"] == checkpoint.name_of(8, 1)
+    assert training.live(2)["resumed_from"] == checkpoints.name_of(8, 1)
     lines = training.lines()
     assert [line["step"] for line in lines] == list(range(1, training.steps + 1))
     # Two batches later than before the skips, step 24 meets the poison that comes alone.
@@ -112,7 +112,7 @@ def test_a_last_batch_without_a_finite_loss_still_ends_the_training_whole(
     assert training.run(fault=poison) == [0, 0]
     assert [line["step"] for line in training.lines()] == list(range(1, 11))
     assert training.lines()[-1]["loss"] is None
-    assert checkpoint.committed(training.out)[-1].step == 10
+    assert checkpoints.committed(training.out)[-1].step == 10
 
 
 def test_when_no_checkpoint_verifies_nothing_is_begun_anew(inputs: Path, tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def test_when_no_checkpoint_verifies_nothing_is_begun_anew(inputs: Path, tmp_pat
     ranks = training.start()
     training.kill_after(2 * EVERY, ranks[0])
     finish(ranks)
-    kept = [m.name for m in checkpoint.committed(training.out)]
+    kept = [m.name for m in checkpoints.committed(training.out)]
     for path in (tmp_path / "out" / "metrics").iterdir():
         path.write_bytes(b"{}")
     assert all(training.run(2))
-    assert [m.name for m in checkpoint.committed(training.out)] == kept
+    assert [m.name for m in checkpoints.committed(training.out)] == kept
     log = (tmp_path / "attempt-2" / "rank-00000.log").read_text()
     assert f"none of {len(kept)} checkpoints verifies" in log

@@ -26,7 +26,7 @@ from jobs.speech.pool import session
 from jobs.speech.units import read_codebook
 from jobs.speech.utterances import pages
 from orchestrator.ledger.artifact import Artifact
-from orchestrator.ledger.run import AttemptFolder
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import load_recipe

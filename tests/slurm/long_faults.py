@@ -23,7 +23,7 @@ def test_a_warning_to_one_node_alone_is_heard_by_all(
     name = smoke.submit()
     smoke.await_step(name, 60)
     (node,) = {row.nodes for row in slurm.queue() if row.id == smoke.job(name, "train")}
-    agents = [p for p in slurm.job_processes() if "jobs.lm.node_agent" in p.cmdline()]
+    agents = [p for p in slurm.job_processes() if "jobs.training.node_agent" in p.cmdline()]
     assert len(agents) == 1, node
     agents[0].terminate()
     wait_for(lambda: smoke.causes(name, "train") != ["(open)"], "the end of the attempt")
@@ -61,7 +61,7 @@ def test_a_rank_that_dies_is_replaced_within_the_allocation(
     blamed = [e for e in first.events() if e["kind"] == "rank_failed"]
     assert [(e["rank"], e["code"]) for e in blamed] == [(3, -9)]
     assert first.end["node"] == blamed[0]["node"]
-    assert first.started["life"] == second.started["life"] == f"{job}-0"
+    assert first.started["restart_id"] == second.started["restart_id"] == f"{job}-0"
 
 
 @pytest.mark.usefixtures("same_bytes")
@@ -70,8 +70,8 @@ def test_a_node_that_is_set_down(slurm: SlurmCluster, smoke: SlurmSmoke) -> None
     smoke.await_step(name, 60)
     slurm.set_node(smoke.attempts(name, "train")[0].started["node"], "down")
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
-    lives = [a.started["life"] for a in smoke.attempts(name, "train")]
-    assert lives == [f"{smoke.job(name, 'train')}-{n}" for n in range(2)]
+    starts = [a.started["restart_id"] for a in smoke.attempts(name, "train")]
+    assert starts == [f"{smoke.job(name, 'train')}-{n}" for n in range(2)]
     assert smoke.causes(name, "train") in (["node_lost", ""], ["preempted", ""])
 
 

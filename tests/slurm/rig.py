@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import yaml
 
-from orchestrator.ledger.run import AttemptFolder, RunFolder
+from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from tests.slurm.cluster import SlurmCluster
 from tests.smoke import RECIPE, Smoke

@@ -73,7 +73,7 @@ def test_edits_after_submit_change_nothing_and_daemons_may_restart(
     slurm.stop_controller()
     slurm.start_controller()
     assert smoke.status(name)["state"] == "running"
-    ranks = [p for p in slurm.job_processes() if "jobs.lm.slurm_ranks" in p.cmdline()]
+    ranks = [p for p in slurm.job_processes() if "jobs.training.process_ranks" in p.cmdline()]
     code = str(smoke.run(name).storage.local_root / "code")
     assert {p.environ()["PYTHONPATH"] for p in ranks} == {code}
     slurm.start_books()

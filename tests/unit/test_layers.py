@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-LAYERS = ("errors", "units", "spec", "plan", "ledger", "report", "backends", "control", "cli")
-FOR_JOBS = {"errors", "units", "spec", "plan", "ledger"}
+LAYERS = ("errors", "quantities", "spec", "plan", "ledger", "report", "backends", "control", "cli")
+FOR_JOBS = {"errors", "quantities", "spec", "plan", "ledger"}
 HEAVY = {"torch", "ray", "jobs", "transformers", "deepspeed", "torchaudio"}
 SLOW_TO_IMPORT = {"pydantic", "yaml", "fsspec", "rich", "matplotlib", "jinja2", "psutil"}
 MODULES = sorted((ROOT / "orchestrator").rglob("*.py"))

@@ -10,7 +10,7 @@ from types import FrameType
 import pytest
 
 from jobs.attempt import StopRequestedError
-from jobs.train import mtbf_s, run_watched
+from jobs.train import mtbf_s, run_monitored
 from orchestrator.errors import RunFailedError
 from orchestrator.spec.cluster import Resources, Retry
 
@@ -51,7 +51,7 @@ def test_a_signal_lets_ranks_save_before_the_driver_leaves(after_s: float) -> No
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         with pytest.raises(StopRequestedError):
-            run_watched(ranks.launch, ranks, grace_s=60)
+            run_monitored(ranks.launch, ranks, grace_s=60)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ranks.said == ["asked", "saved", "reported"]
@@ -62,7 +62,7 @@ def test_what_a_launch_raises_arrives() -> None:
         raise RunFailedError("rank 3: exit code 1")
 
     with pytest.raises(RunFailedError, match="rank 3"):
-        run_watched(fail, Ranks(), grace_s=60)
+        run_monitored(fail, Ranks(), grace_s=60)
 
 
 def test_the_configured_time_between_failures_comes_first() -> None:

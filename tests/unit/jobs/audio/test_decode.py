@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from jobs.audio.decode import UnreadableAudioError, decode, lowpass, read_window
-from orchestrator.units import SAMPLE_RATE_HZ
+from orchestrator.quantities import SAMPLE_RATE_HZ
 
 
 def tone(frequency_hz: float, seconds: float, rate_hz: int) -> np.ndarray:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jobs.audio.windows import cut, is_silent
+from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Windows
-from orchestrator.units import SAMPLE_RATE_HZ
 
 WINDOWS = Windows(min_s=0.5, max_s=10.0)
 

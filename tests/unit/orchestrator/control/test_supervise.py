@@ -17,8 +17,9 @@ from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
 from orchestrator.backends.fake import DONE, FakeBackend
 from orchestrator.control.supervise import LEASE_WAIT_S, Supervisor, only_supervisor
 from orchestrator.errors import LeaseHeldError
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Lease, Process, acquire
-from orchestrator.ledger.run import AttemptFolder, RunFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Plan
 from orchestrator.spec.recipe import Recipe

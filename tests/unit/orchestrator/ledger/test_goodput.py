@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.goodput import PART_NAMES, Interval, goodput, goodput_line, sweep
-from orchestrator.ledger.run import AttemptFolder
 from orchestrator.ledger.storage import Storage
 
 Steps = tuple[tuple[int, float, float, float], ...]

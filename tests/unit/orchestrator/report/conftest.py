@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.run import AttemptFolder, RunFolder
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan, Variant, make_plan
 from orchestrator.plan.stages import Facts

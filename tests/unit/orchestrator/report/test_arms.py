@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report.arms import Contest, contests
+from orchestrator.report.arms import Comparison, comparisons
 from orchestrator.report.record import read_record
 from tests.unit.orchestrator.report.conftest import Ledger, scores_of
 
@@ -13,21 +13,21 @@ NewLedger = Callable[..., Ledger]
 SWEEP = {"model.init": ["twist", "cold"], "train.optimizer.lr": [0.001, 0.003]}
 
 
-def contest_of(ledger: Ledger) -> Contest:
-    (contest,) = contests(read_record(ledger.run, ledger.store))
-    return contest
+def contest_of(ledger: Ledger) -> Comparison:
+    (comparison,) = comparisons(read_record(ledger.run, ledger.store))
+    return comparison
 
 
 def scored(
     ledger: Ledger, by_name: dict[str, tuple[float, float]], half_width: float = 0.4
-) -> Contest:
+) -> Comparison:
     for name, (valid, test) in by_name.items():
         ledger.finish_variant(name, scores_of(valid, test, half_width))
     return contest_of(ledger)
 
 
 def test_the_best_is_chosen_on_valid_whatever_test_says(new_ledger: NewLedger) -> None:
-    contest = scored(
+    comparison = scored(
         new_ledger(SWEEP),
         {
             "init=twist,lr=0.001": (14.0, 15.0),
@@ -36,14 +36,14 @@ def test_the_best_is_chosen_on_valid_whatever_test_says(new_ledger: NewLedger) -
             "init=cold,lr=0.003": (17.0, 17.5),
         },
     )
-    assert contest.arms["warm"].variants == ("init=twist,lr=0.001",)
-    assert contest.arms["cold"].variants == ("init=cold,lr=0.003",)
-    assert contest.arms["warm"].test.perplexity == 15.0
-    assert contest.sentences[0] == (
+    assert comparison.arms["warm"].variants == ("init=twist,lr=0.001",)
+    assert comparison.arms["cold"].variants == ("init=cold,lr=0.003",)
+    assert comparison.arms["warm"].test.perplexity == 15.0
+    assert comparison.sentences[0] == (
         "In this run, warm start is better: test perplexity 15.00 [14.60, 15.40] warm, "
         "17.50 [17.10, 17.90] cold, 14.3 % lower; the 95 % intervals do not overlap."
     )
-    assert contest.sentences[1] == (
+    assert comparison.sentences[1] == (
         "Each arm's setting was chosen on the validation split (warm: train.optimizer.lr=0.001, "
         "out of 2; cold: train.optimizer.lr=0.003, out of 2) and is reported on test."
     )
@@ -60,9 +60,9 @@ def test_the_best_is_chosen_on_valid_whatever_test_says(new_ledger: NewLedger) -
 def test_the_sentence_goes_as_far_as_the_intervals(
     new_ledger: NewLedger, warm: float, cold: float, start: str, end: str
 ) -> None:
-    contest = scored(new_ledger(), {"init=twist": (warm, warm), "init=cold": (cold, cold)})
-    assert contest.sentences[0].startswith(f"In this run, {start}: test perplexity {warm:.2f} [")
-    assert contest.sentences[0].endswith(end)
+    comparison = scored(new_ledger(), {"init=twist": (warm, warm), "init=cold": (cold, cold)})
+    assert comparison.sentences[0].startswith(f"In this run, {start}: test perplexity {warm:.2f} [")
+    assert comparison.sentences[0].endswith(end)
 
 
 def test_without_intervals_nothing_is_claimed(new_ledger: NewLedger) -> None:
@@ -81,18 +81,18 @@ def test_an_interval_spans_those_of_all_seeds(new_ledger: NewLedger) -> None:
     sweep = {"model.init": ["twist", "cold"], "seed": [0, 1, 2]}
     warm = {f"init=twist,seed={n}": (p, p) for n, p in enumerate((13.0, 14.0, 15.0))}
     cold = {f"init=cold,seed={n}": (p, p) for n, p in enumerate((15.5, 16.0, 17.0))}
-    contest = scored(new_ledger(sweep), {**warm, **cold})
-    test = contest.arms["warm"].test
+    comparison = scored(new_ledger(sweep), {**warm, **cold})
+    test = comparison.arms["warm"].test
     assert (test.low, test.high) == (12.6, 15.4)
     assert test.perplexity == pytest.approx((13 * 14 * 15) ** (1 / 3))
-    assert "no difference can be claimed" in contest.sentences[0]  # 15.4 reaches cold's 15.1
-    assert contest.sentences[2] == (
+    assert "no difference can be claimed" in comparison.sentences[0]  # 15.4 reaches cold's 15.1
+    assert comparison.sentences[2] == (
         "At least 3 training seeds an arm; each interval spans those of all its seeds."
     )
 
 
 def test_what_waits_for_scores_is_said_first(new_ledger: NewLedger) -> None:
-    contest = scored(
+    comparison = scored(
         new_ledger(SWEEP),
         {
             "init=twist,lr=0.001": (14.0, 14.0),
@@ -100,13 +100,13 @@ def test_what_waits_for_scores_is_said_first(new_ledger: NewLedger) -> None:
             "init=cold,lr=0.001": (18.0, 18.0),
         },
     )
-    assert contest.sentences[0].startswith("So far, with 1 variants not scored yet, warm start")
-    assert contest.sentences[1].endswith("; the arms were not tuned equally.")
+    assert comparison.sentences[0].startswith("So far, with 1 variants not scored yet, warm start")
+    assert comparison.sentences[1].endswith("; the arms were not tuned equally.")
 
 
 def test_one_arm_is_compared_with_nothing(new_ledger: NewLedger) -> None:
-    contest = scored(new_ledger({}), {"base": (14.0, 14.0)})
-    assert contest.sentences == (
+    comparison = scored(new_ledger({}), {"base": (14.0, 14.0)})
+    assert comparison.sentences == (
         "Warm start: test perplexity 14.00 [13.60, 14.40]; the run has no cold arm, so nothing can "
         "be compared.",
     )
@@ -123,8 +123,8 @@ def test_one_arm_is_compared_with_nothing(new_ledger: NewLedger) -> None:
 def test_losing_to_the_bigram_baseline_is_said(
     new_ledger: NewLedger, warm: float, cold: float, start: str | None
 ) -> None:
-    contest = scored(new_ledger(), {"init=twist": (warm, warm), "init=cold": (cold, cold)})
-    said = [s for s in contest.sentences if "bigram" in s]
+    comparison = scored(new_ledger(), {"init=twist": (warm, warm), "init=cold": (cold, cold)})
+    said = [s for s in comparison.sentences if "bigram" in s]
     assert [s.startswith(start or "") for s in said] == ([True] if start else [])
 
 
@@ -140,18 +140,18 @@ def test_other_units_budgets_and_architectures_are_not_compared(
     new_ledger: NewLedger, swept: dict[str, list[Any]]
 ) -> None:
     ledger = new_ledger({"model.init": ["twist", "cold"], **swept})
-    found = contests(read_record(ledger.run, ledger.store))
+    found = comparisons(read_record(ledger.run, ledger.store))
     assert [len(c.variants) for c in found] == [2, 2]
     assert found[0].label != found[1].label
-    for contest in found:
-        assert {v.arm for v in contest.variants} == {"warm", "cold"}
+    for comparison in found:
+        assert {v.arm for v in comparison.variants} == {"warm", "cold"}
 
 
 def test_warm_catches_up_with_colds_last_validation_loss(new_ledger: NewLedger) -> None:
     # Straight curves: warm falls by 2.0 over 40 steps, cold by 1.6; that is step 32, seen at 40.
     ledger = new_ledger()
-    contest = scored(ledger, {"init=twist": (14.0, 14.0), "init=cold": (18.0, 18.0)})
-    assert not [s for s in contest.sentences if s.startswith("On validation")]
+    comparison = scored(ledger, {"init=twist": (14.0, 14.0), "init=cold": (18.0, 18.0)})
+    assert not [s for s in comparison.sentences if s.startswith("On validation")]
     cold = ledger.of_stage("train")[1]
     lines = b'{"step": 20, "loss": 4.2}\n{"step": 40, "loss": 4.0}\n'
     ledger.artifact(cold).storage.replace("validation.jsonl", lines)

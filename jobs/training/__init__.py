@@ -1,0 +1,1 @@
+"""The fault-tolerant runtime of whatever trains in steps on ranks."""

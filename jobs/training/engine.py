@@ -1,0 +1,252 @@
+"""The DeepSpeed engine of one rank: its configuration, its process group, what it does."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+
+from jobs.lm.flops import flops_per_token
+from jobs.lm.twist import build_model
+from jobs.training.rank import RankConfig, RankInfo, free_port
+from orchestrator.spec.recipe import Execution, Train
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_NEVER = 1_000_000_000
+
+
+def ds_config(
+    train: Train, execution: Execution, *, world_size: int, device: str, universal: bool = False
+) -> dict[str, Any]:
+    """DeepSpeed's configuration; a pure function, so that tests can compare it as text.
+
+    The learning rate is set before each step by ours, so the one here is only the peak.
+    ``torch_adam``: DeepSpeed's own Adam would be compiled at start (70 s). Without ZeRO in fp32 we
+    clip ourselves, because DeepSpeed would not say the norm.
+    """
+    optimizer, zero_stage = train.optimizer, execution.zero_stage
+    zero: dict[str, Any] = {
+        "stage": zero_stage,
+        "overlap_comm": device == "cuda" and zero_stage > 0,
+    }
+    if execution.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
+    return {
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": execution.micro_batch,
+        "gradient_accumulation_steps": train.global_batch // world_size // execution.micro_batch,
+        "gradient_clipping": 0.0 if clips_itself(train, execution) else optimizer.grad_clip,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimizer.lr,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+                "torch_adam": True,
+                "fused": not execution.offload,
+            },
+        },
+        "bf16": {"enabled": train.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "checkpoint": {"load_universal": universal},
+        "steps_per_print": _NEVER,
+    }
+
+
+def clips_itself(train: Train, execution: Execution) -> bool:
+    """Whether the loop clips gradients rather than DeepSpeed."""
+    return execution.zero_stage == 0 and train.precision == "fp32"
+
+
+def prepare(config: RankConfig) -> None:
+    """Settings that must precede the import of DeepSpeed and the first operation of torch."""
+    if config.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # cuBLAS is deterministic only with it
+    torch.set_num_threads(config.threads)
+    if config.device == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.manual_seed(config.seed)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def connect(config: RankConfig, rank_info: RankInfo) -> Any:
+    """Join the other ranks, at the address in the environment; returns a group for messages."""
+    if config.device == "cuda":
+        torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())
+    timeout = timedelta(seconds=config.wait_s)
+    if not dist.is_initialized():
+        if rank_info.world_size == 1:
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(free_port())
+        dist.init_process_group(
+            "nccl" if config.device == "cuda" else "gloo",
+            rank=rank_info.rank,
+            world_size=rank_info.world_size,
+            timeout=timeout,
+        )
+    return (
+        dist.new_group(backend="gloo", timeout=timeout)
+        if config.device == "cuda"
+        else dist.group.WORLD
+    )
+
+
+@dataclass
+class Engine:
+    """One rank's share of the model and of the optimizer."""
+
+    config: RankConfig
+    deepspeed: Any
+    """The DeepSpeedEngine."""
+    flops_per_token: float
+    """Of a forward and backward pass."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return torch.device(self.deepspeed.device)
+
+    @property
+    def model(self) -> Any:
+        """The bare Hugging Face model."""
+        return self.deepspeed.module
+
+    def set_lr(self, lr: float) -> None:
+        """Use this learning rate from the next step on."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+
+    def loss(self, tokens_BL1: torch.Tensor) -> torch.Tensor:
+        """Mean NLL in nats over all targets of some windows."""
+        tokens_BL1 = tokens_BL1.to(self.device, non_blocking=True)
+        logits_BLV = self.deepspeed(input_ids=tokens_BL1[:, :-1], use_cache=False).logits
+        return functional.cross_entropy(
+            logits_BLV.flatten(0, 1).float(), tokens_BL1[:, 1:].flatten()
+        )
+
+    def accumulate(
+        self, tokens_BL1: torch.Tensor, *, last: bool, poisoned: bool = False
+    ) -> torch.Tensor:
+        """Forward and backward of a micro-batch, the last one over all ranks; returns the loss.
+
+        ``poisoned`` makes it NaN, for drills.
+        """
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        loss = self.loss(tokens_BL1)
+        if poisoned:
+            loss = loss * math.nan
+        self.deepspeed.backward(loss)
+        if not last:
+            self.deepspeed.step()
+        return loss.detach().double()
+
+    def step(self) -> float:
+        """Clip and apply the accumulated gradients; returns their global norm before clipping.
+
+        A norm that is not finite applies nothing: ZeRO drops such gradients by itself.
+        """
+        if clips_itself(self.config.train, self.config.execution):
+            norm = float(
+                torch.nn.utils.clip_grad_norm_(
+                    self.model.parameters(), self.config.train.optimizer.grad_clip
+                )
+            )
+            if math.isfinite(norm):
+                self.deepspeed.step()
+            else:
+                self.deepspeed.zero_grad()
+            return norm
+        self.deepspeed.step()
+        return float(self.deepspeed.get_global_grad_norm())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The whole model on the CPU, gathered where ZeRO 3 has spread it; a collective call."""
+        if self.config.execution.zero_stage < 3:
+            return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        import deepspeed
+
+        gathered = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                gathered[name] = parameter.detach().cpu().clone()
+        return gathered
+
+
+def build_engine(config: RankConfig, rank_info: RankInfo, *, universal: bool) -> Engine:
+    """The initial model inside a DeepSpeed engine."""
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # DeepSpeed would compile a shared-memory all-reduce at start (40 s, and a killed build leaves a
+    # lock that blocks the next). Its ranks also spin for ever when a peer dies, where gloo's
+    # sockets break.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    model = build_model(
+        config.model,
+        source=config.source,
+        num_units=config.num_units,
+        seed=config.seed,
+        dtype=DTYPES[config.train.precision],
+        attention=config.execution.attention,
+    )
+    flops = flops_per_token(model, config.train.context_length)
+    if config.execution.activation_checkpointing:
+        model.gradient_checkpointing_enable()
+    settings = ds_config(
+        config.train,
+        config.execution,
+        world_size=rank_info.world_size,
+        device=config.device,
+        universal=universal,
+    )
+    os.environ["LOCAL_RANK"] = str(
+        rank_info.local_rank
+    )  # DeepSpeed reads it, whatever the launcher
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=list(model.parameters()),
+        config=settings,
+        dist_init_required=False,
+    )
+    if config.execution.compile and config.device == "cuda":
+        engine.compile()
+    return Engine(config, engine, flops)
+
+
+def to_universal(folder: Path, target: Path) -> None:
+    """Convert a ZeRO checkpoint, by DeepSpeed's own tool, for another number of ranks."""
+    import subprocess
+
+    command = [
+        sys.executable,
+        "-m",
+        "deepspeed.checkpoint.ds_to_universal",
+        "--inject_missing_state",
+    ]
+    command += ["--input_folder", str(folder), "--output_folder", str(target)]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"{folder}: cannot be converted for another world size\n{done.stderr[-2000:]}"
+        )

@@ -1,0 +1,161 @@
+"""What one training rank is told, where it stands among the others, and when it ends by itself.
+
+Everything here is plain data that crosses processes as JSON, so that a launcher needs to know
+nothing of training and training nothing of launchers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from orchestrator.ledger.lease import Process
+from orchestrator.spec.model import Spec
+from orchestrator.spec.recipe import Execution, Model, Train
+
+EXIT_ORPHANED = 70
+"""Exit code of a rank whose driver is gone."""
+
+_WATCH_EVERY_S = 1.0
+
+
+class RankConfig(Spec):
+    """One training, as every one of its ranks is told."""
+
+    model: Model
+    """The recipe's model section."""
+    train: Train
+    """The recipe's training section."""
+    execution: Execution
+    """How a global batch is computed."""
+    seed: int
+    """Seed of weights and data order."""
+    num_units: int
+    """Rows of the vocabulary."""
+    source: str
+    """Text model: a folder, or a Hugging Face id."""
+    pack_url: str
+    """Folder of the packed tokens."""
+    out_url: str
+    """Folder of the train artifact."""
+    lease_n: int
+    """Fencing number of this attempt."""
+    folder: str
+    """Local folder of this attempt: rank logs."""
+    record_url: str
+    """Folder of this attempt in the store: beats, metric lines, orders."""
+    scratch: str
+    """Folder on each node's own disk, the same for all attempts at this key."""
+    tracker: str
+    """Id of the training's curves, the same for all its attempts."""
+    tensorboard: str | None = None
+    """Local folder of TensorBoard events, the same for all attempts; none when absent."""
+    mtbf_s: float = 86_400.0
+    """Mean time between failures of the whole job, in seconds."""
+    wait_s: float = 7200.0
+    """Longest wait of ranks for each other, in seconds: beyond what the driver takes for a hang."""
+    notice_s: float = 90.0
+    """How long the ranks have to publish once they were asked to stop, in seconds."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Kind of device."""
+    threads: int = 1
+    """Intra-op threads of a CPU rank."""
+    driver: Process
+    """The process that started the ranks; they end when it does."""
+
+    @property
+    def leases(self) -> tuple[int, ...]:
+        """Fencing numbers whose checkpoints may be loaded."""
+        return tuple(range(1, self.lease_n + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankInfo:
+    """Where a rank stands."""
+
+    rank: int
+    """Number among all ranks."""
+    world_size: int
+    """Ranks in all."""
+    local_rank: int
+    """Number among the ranks of this node."""
+    local_world_size: int
+    """Ranks on this node."""
+
+
+def end_with(driver: Process) -> None:
+    """RankMonitor the driver from a thread and leave at once when it is gone.
+
+    A rank whose driver died holds memory, a device and a port that the next attempt needs. On other
+    machines than the driver's the question cannot be asked; there the broken connection to the
+    first rank ends the process.
+    """
+    if driver.is_alive() is None:
+        return
+    threading.Thread(target=_watch, args=(driver,), daemon=True).start()
+
+
+def _watch(driver: Process) -> None:
+    while driver.is_alive():
+        time.sleep(_WATCH_EVERY_S)
+    sys.stderr.write("the driver of this training is gone; leaving\n")
+    sys.stderr.flush()
+    os._exit(EXIT_ORPHANED)
+
+
+def log_path(folder: Path, rank: int) -> Path:
+    """The log of one rank."""
+    return folder / f"rank-{rank:05d}.log"
+
+
+def log_to(path: Path) -> None:
+    """Send everything this process prints, native libraries included, to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    # A launcher may have replaced Python's streams by its own, which would not follow the
+    # descriptors.
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+def last_lines(path: Path, count: int = 20) -> str:
+    """The end of a log, for an error message."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return "(no log was written)"
+    return "\n".join(lines[-count:])
+
+
+def last_line(error: object) -> str:
+    """What an error says at its end, where the exception itself stands."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def failure(config: RankConfig, world_size: int, cause: str, rank: int | None = None) -> str:
+    """An error message with the end of the log of the rank that failed, and its path."""
+    folder = Path(config.folder)
+    ranks = range(world_size) if rank is None else (rank,)
+    paths = [log_path(folder, r) for r in ranks]
+    # When one rank dies the others fail after it, by losing it: its log ended first.
+    written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
+    path = written[0] if written else paths[0]
+    return f"train: a rank failed ({cause}); the last lines of {path}:\n{last_lines(path)}"
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

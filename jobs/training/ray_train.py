@@ -1,0 +1,110 @@
+"""Ranks of training as Ray Train workers: placed by Ray, never restarted by it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.training.rank import RankConfig, RankInfo, failure, last_line, log_path, log_to
+from orchestrator.errors import RunFailedError
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.cluster import Resources
+
+RECORDS = "metrics/ray_train"
+"""Where Ray Train keeps what it must keep; nothing of ours is in it."""
+
+
+def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> None:
+    """Run all ranks to their end, on the Ray cluster at an address or on one of our own.
+
+    Raises RunFailedError when any of them fails.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    # Ray would hide the GPUs from workers that ask for none, and move workers out of our folder.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # How soon a dead rank is noticed; nothing else waits for it, as nothing is reported to Ray.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    with session(ray_address, resources):
+        try:
+            _trainer(config, resources).fit()
+        except TrainingFailedError as error:
+            raise RunFailedError(failure(config, resources.world_size, _cause(error))) from None
+
+
+def _trainer(config: RankConfig, resources: Resources) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = config.device == "cuda"
+    return TorchTrainer(
+        run_in_worker,
+        train_loop_config={"config": config.model_dump_json()},
+        scaling_config=ScalingConfig(
+            num_workers=resources.world_size,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"a{config.lease_n:04d}",
+            storage_path=Storage(config.out_url).at(RECORDS).url,
+            failure_config=FailureConfig(max_failures=0),  # only the supervisor retries
+        ),
+    )
+
+
+def run_in_worker(told: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    from ray.train import get_context
+
+    config, context = RankConfig.model_validate_json(told["config"]), get_context()
+    rank_info = RankInfo(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
+    )
+    log_to(log_path(Path(config.folder), rank_info.rank))
+    from jobs.training.loop import train_rank
+
+    try:
+        train_rank(config, rank_info)
+    except BaseException:
+        traceback.print_exc()  # Ray carries it to the driver and leaves nothing in our log
+        raise
+
+
+def _cause(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    said = [f"rank {rank}: {last_line(reason)}" for rank, reason in sorted(failures.items())]
+    return "; ".join(said) or last_line(error)
+
+
+@contextmanager
+def session(address: str, resources: Resources) -> Iterator[None]:
+    """A connection to the Ray cluster at ``address``; to a new one of our own when empty.
+
+    Left again at once: Ray ends a process that is still connected when its cluster goes away.
+    """
+    import ray
+
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
+        own = {
+            "include_dashboard": False,
+            "num_cpus": resources.world_size * resources.cpus_per_worker,
+            "_temp_dir": folder,  # short, because paths of Unix sockets are limited to 107 bytes
+        }
+        ray.init(address=address or "local", log_to_driver=False, **({} if address else own))
+        try:
+            yield
+        finally:
+            ray.shutdown()

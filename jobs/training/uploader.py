@@ -1,0 +1,184 @@
+"""Brings checkpoints from a node's disk to the store while training goes on.
+
+Training stands still only while a rank writes to its own disk. What it wrote is then published by a
+thread: each rank uploads its files and leaves a note, rank 0 waits for everybody's note and writes
+the manifest. Threads never take part in collectives. At most one snapshot is on its way and one
+more staged behind it, so that a slow store slows training down instead of filling the disk.
+
+A node that dies before its rank has published costs that snapshot and no earlier one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.training import faults
+from jobs.training.rank import RankConfig, RankInfo
+from orchestrator.errors import LeaseHeldError
+from orchestrator.ledger import checkpoints
+from orchestrator.ledger import lease as leases
+from orchestrator.ledger.checkpoints import FileEntry, Manifest, Segment
+from orchestrator.ledger.storage import Storage, to_json
+
+COMMIT_TIMEOUT_S = 3600.0
+"""How long rank 0 waits for the others' notes; they were told to have failed long before."""
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One rank's part of a checkpoint, on this node's disk."""
+
+    name: str
+    """The checkpoint's name."""
+    step: int
+    """Optimizer steps done."""
+    folder: Path
+    """Holds this rank's files and nothing else."""
+    rng_name: str
+    """The file of this rank's random states."""
+    draft: Manifest | None = None
+    """Rank 0: the manifest but for its files."""
+    segments: Sequence[tuple[Segment, bytes]] = ()
+    """Rank 0: metric lines to be written before the manifest."""
+
+
+class CheckpointUploader:
+    """One rank's way to the store."""
+
+    def __init__(
+        self, config: RankConfig, rank_info: RankInfo, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        self._config, self._rank_info, self._out = config, rank_info, Storage(config.out_url)
+        self._tick = tick
+        """Called with every file that is in the store."""
+        self._thread: threading.Thread | None = None
+        self._uploaded = threading.Event()
+        self._error: BaseException | None = None
+        self.took_s = 0.0
+        """How long the last publication took, from the disk to the manifest."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a snapshot is on its way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def passed(self, step: int) -> Callable[[str], None]:
+        """What this rank calls at each named point of a checkpoint, where a drill may kill it."""
+
+        def passing(point: str) -> None:
+            self._tick()
+            faults.passing(
+                point, rank=self._rank_info.rank, step=step, driver_pid=self._config.driver.pid
+            )
+
+        return passing
+
+    def start(self, snapshot: Snapshot) -> None:
+        """Publish a snapshot from now on; the one before it must be done."""
+        self._uploaded.clear()
+        self._thread = threading.Thread(target=self._run, args=(snapshot,), daemon=True)
+        self._thread.start()
+
+    def wait_uploaded(self) -> str:
+        """Wait until this rank's files are in the store; what went wrong, "" for nothing."""
+        if self._thread is not None:
+            self._uploaded.wait()
+        return f"{type(self._error).__name__}: {self._error}" if self._error else ""
+
+    def wait_committed(self) -> None:
+        """Wait until all is done. Raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+        self.raise_if_failed()
+
+    def raise_if_failed(self) -> None:
+        """Raise what went wrong in the thread, in the thread that can end the training."""
+        if self._error:
+            raise self._error
+
+    def _run(self, snapshot: Snapshot) -> None:
+        started = time.monotonic()
+        try:
+            self._publish(snapshot)
+        except BaseException as error:  # noqa: BLE001 (raised again in the training's thread)
+            self._error = error
+        finally:
+            self._uploaded.set()
+            self.took_s = time.monotonic() - started
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        passed = self.passed(snapshot.step)
+        passed("publish.begin")
+        files = upload_folder(self._out, snapshot.folder, snapshot.name, passed)
+        note = {"rng": snapshot.rng_name, "files": {p: e.model_dump() for p, e in files.items()}}
+        self._out.create(checkpoints.done_path(snapshot.name, self._rank_info.rank), to_json(note))
+        passed("publish.done")
+        self._uploaded.set()
+        if snapshot.draft:
+            notes = self._gather(snapshot.name)
+            self.require_lease()
+            passed("commit.gathered")
+            for segment, data in snapshot.segments:
+                self._out.create(segment.path, data)
+            passed("commit.metrics")
+            checkpoints.commit(self._out, _completed(snapshot.draft, notes))
+            passed("commit.manifest")
+            policy = self._config.train.checkpoint
+            checkpoints.retire(self._out, policy, self._config.leases, passed)
+
+    def require_lease(self) -> None:
+        """Raise LeaseHeldError when a later attempt has taken over: its checkpoints are its own."""
+        newest = leases.current(self._out)
+        if newest and newest.number > self._config.lease_n:
+            raise LeaseHeldError(
+                f"{self._out.url}: lease {self._config.lease_n} was lost to {newest.number}; "
+                "this attempt must end"
+            )
+
+    def _gather(self, name: str) -> list[dict[str, Any]]:
+        """Every rank's note, in the order of ranks. Raises TimeoutError."""
+        return [self._note_of(name, rank) for rank in range(self._rank_info.world_size)]
+
+    def _note_of(self, name: str, rank: int) -> dict[str, Any]:
+        path, deadline = checkpoints.done_path(name, rank), time.monotonic() + COMMIT_TIMEOUT_S
+        while not self._out.exists(path):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._out.url}/{path}: rank {rank} never published its part")
+            time.sleep(_POLL_S)
+        note: dict[str, Any] = self._out.read_json(path)
+        return note
+
+
+def _completed(draft: Manifest, notes: Sequence[dict[str, Any]]) -> Manifest:
+    files = {
+        path: FileEntry.model_validate(entry)
+        for note in notes
+        for path, entry in note["files"].items()
+    }
+    rng = {str(rank): note["rng"] for rank, note in enumerate(notes)}
+    return draft.model_copy(update={"files": files, "rng": rng})
+
+
+def upload_folder(
+    out: Storage, local: Path, name: str, passed: Callable[[str], None]
+) -> dict[str, FileEntry]:
+    """Make one rank's files durable and remove them here; returns their manifest entries."""
+    entries = {}
+    for path in sorted(p for p in local.rglob("*") if p.is_file()):
+        relative = path.relative_to(local).as_posix()
+        size = path.stat().st_size
+        faults.uploading(size)
+        entries[relative] = FileEntry(
+            size=size, sha256=out.upload(path, f"{checkpoints.FOLDER}/{name}/{relative}")
+        )
+        passed("publish.file")
+    passed("publish.files")
+    shutil.rmtree(local)
+    return entries

@@ -1,0 +1,129 @@
+"""What a process knows of the Slurm job it runs in, and what it may ask for: to be run again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Self
+
+import submitit
+
+from orchestrator.backends.slurm import CAUSES, SACCT, ask
+from orchestrator.errors import BackendError
+
+EXIT_REQUEUE = 250
+"""Exit code of a process that wants its job to be put back into the queue. Above those of processes
+that a signal ended (128 and its number), as srun passes the highest of all nodes on."""
+REQUEUE_LINES = (
+    "code=$?",
+    f'if [ "$code" = {EXIT_REQUEUE} ] && '
+    'scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then',
+    '  scontrol requeue "$SLURM_JOB_ID" && sleep 300',
+    "fi",
+    'exit "$code"',
+)
+"""The same in the job's script, outside of a container, after the command."""
+KILLED_WITHIN_S = 300.0
+"""How long the scheduler may take to end a job that it has put back into the queue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierStart:
+    """How the job ended one of the times it was started."""
+
+    word: str
+    """Slurm's state."""
+    cause: str
+    """A cause of `plan.policy`."""
+    nodes: str
+    ended_at: float | None
+    """Seconds since the epoch; None when the books do not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """This process's job. A job that is requeued keeps its id and counts its restarts."""
+
+    job_id: str
+    """As scontrol takes it: ``12``, or ``12_3`` for a task of an array."""
+    restarts: int
+    """How often it was started before."""
+    node_index: int
+    """Number of this process's node in the job; the one with number 0 leads."""
+    node: str
+    """Name of this node."""
+    leader_address: str
+    """Network address of node 0, as the others reach it."""
+
+    @classmethod
+    def current(cls) -> Self:
+        """The job around this process. Raises BackendError when there is none."""
+        if "SLURM_JOB_ID" not in os.environ:
+            raise BackendError("slurm: this process is in no Slurm job; it is started by sbatch")
+        task = submitit.JobEnvironment()
+        return cls(
+            job_id=task.job_id,
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            node_index=task.node,
+            node=os.environ["SLURMD_NODENAME"],
+            leader_address=os.environ["SLURM_LAUNCH_NODE_IPADDR"],
+        )
+
+    @property
+    def restart_id(self) -> str:
+        """Names this start of the job: ``12-0``."""
+        return f"{self.job_id}-{self.restarts}"
+
+    def requeue(self) -> int:
+        """Be put back into the queue, and wait for the end that this brings.
+
+        Returns an exit code when the job is not meant to run any more, or may not be requeued: one
+        that somebody cancelled must not come back. One that is preempted must ask for it, because a
+        job that ends by itself in its grace time counts as finished. Where this process cannot ask,
+        as in a container, the code asks the job's script to do so.
+        """
+        if shutil.which("scontrol") is None:
+            return EXIT_REQUEUE
+        if self._ask_to_requeue():
+            sys.stderr.write("put back into the queue; waiting for the end\n")
+            sys.stderr.flush()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(KILLED_WITHIN_S)
+        return 1
+
+    def _ask_to_requeue(self) -> bool:
+        try:
+            if "JobState=RUNNING" not in ask("scontrol", "show", "job", "--oneliner", self.job_id):
+                return False
+            ask("scontrol", "requeue", self.job_id)
+        except BackendError:
+            return False
+        return True
+
+    def earlier_starts(self) -> tuple[EarlierStart, ...]:
+        """How the job's earlier starts ended, oldest first; empty when the books do not say."""
+        words = ["--duplicates", "--format=State,End,NodeList,Start", f"--jobs={self.job_id}"]
+        try:
+            rows = [line.split("|") for line in ask(*SACCT, *words).splitlines()]
+        except BackendError:
+            return ()
+        return tuple(
+            EarlierStart(
+                word=state,
+                cause=CAUSES.get(state.split()[0], "node_lost"),
+                nodes=nodes,
+                ended_at=_seconds(ended),
+            )
+            for state, ended, nodes, _ in sorted(rows, key=lambda row: row[3])[: self.restarts]
+        )
+
+
+def _seconds(said: str) -> float | None:
+    try:
+        return time.mktime(time.strptime(said, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None  # Unknown

@@ -1,0 +1,239 @@
+"""Whether a Slurm cluster can do what a run will ask of it: its limits, and a job that tries.
+
+The probe goes the way that every job goes: submit's script, the store's code, the nodes' Python.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from orchestrator.backends.base import Job, JobRef
+from orchestrator.backends.slurm import Limits, SlurmBackend, ask
+from orchestrator.control.check import Check
+from orchestrator.control.slurm.jobs import SubmissionContext, job_of, options_of, part_of, shape_of
+from orchestrator.control.slurm.probe import FOUND, HEARD
+from orchestrator.control.submit import code_snapshot, open_store
+from orchestrator.errors import BackendError, OrchestratorError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.plan.stages import BY_NAME
+from orchestrator.spec.cluster import Cluster, StageName
+
+MIN_VERSION = (21, 8)
+PROBE = "orchestrator.control.slurm.probe"
+Part = Literal["head", "train"]
+PARTS: tuple[Part, ...] = get_args(Part)
+PROBE_TIMEOUT_S = 180.0
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """What Slurm says of a partition."""
+
+    name: str
+    is_up: bool
+    max_time_min: float
+    num_nodes: int
+    preempt_mode: str
+
+
+def examine_slurm(cluster: Cluster) -> Iterator[Check]:
+    """Every check, from the cheapest on; the rest makes no sense without the first."""
+    backend = SlurmBackend()
+    try:
+        limits = backend.limits()
+    except BackendError as error:
+        yield Check("slurm", False, str(error))
+        return
+    yield _version(limits)
+    yield _requeue(cluster, limits)
+    yield _held_jobs(limits)
+    yield Check(
+        "accounting",
+        limits.has_accounting,
+        "slurmdbd keeps the books"
+        if limits.has_accounting
+        else "no slurmdbd: what became of a job is forgotten after MinJobAge",
+        is_optional=True,
+    )
+    yield Check("array size", True, f"{limits.max_array} tasks; larger arrays are split")
+    partitions = _partitions()
+    for name, wanted in _wanted(cluster).items():
+        yield _partition(name, wanted, partitions)
+    for part in PARTS:
+        yield from _probed(cluster, backend, part)
+
+
+def _version(limits: Limits) -> Check:
+    found = tuple(int(part) for part in limits.version.split(".")[:2] if part.isdigit())
+    needed = ".".join(f"{part:02d}" for part in MIN_VERSION)
+    return Check("slurm", found >= MIN_VERSION, f"{limits.version}; {needed} or later is needed")
+
+
+def _requeue(cluster: Cluster, limits: Limits) -> Check:
+    if limits.requeue or not cluster.slurm.requeue:
+        how = "jobs are requeued" if cluster.slurm.requeue else "the sentinel submits anew"
+        return Check("requeue", True, how)
+    return Check(
+        "requeue", False, "JobRequeue=0 at this site; set slurm.requeue: false in the cluster file"
+    )
+
+
+def _held_jobs(limits: Limits) -> Check:
+    """What becomes of a job whose node cannot start it."""
+    if limits.holds_failed_launches:
+        how = "a job whose node cannot start it is held; `orchestrator resume` replaces it"
+        return Check("failed launches", False, how, is_optional=True)
+    return Check("failed launches", True, "a job whose node cannot start it waits for another")
+
+
+def _wanted(cluster: Cluster) -> dict[str, tuple[int, int]]:
+    """For each partition that jobs name: the longest walltime in minutes, and most nodes."""
+    wanted: dict[str, tuple[int, int]] = {}
+    context = _around(cluster, RunFolder(open_store(cluster).storage))
+    for stage in get_args(StageName):
+        shape = shape_of(cluster, stage)
+        parts = [part_of(cluster, shape)]
+        if BY_NAME[stage].is_elastic:
+            parts.append(cluster.slurm.workers)
+        for part in parts:
+            options = options_of(context, stage, part)
+            minutes = options.walltime_min or shape.walltime_min
+            for name in (options.partition or "").split(","):
+                known = wanted.get(name, (0, 0))
+                wanted[name] = (max(known[0], minutes), max(known[1], shape.num_nodes))
+    return wanted
+
+
+def _partitions() -> dict[str, Partition]:
+    found = {}
+    for line in ask("scontrol", "show", "partition", "--oneliner").splitlines():
+        said = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        partition = Partition(
+            name=said["PartitionName"],
+            is_up=said["State"] == "UP",
+            max_time_min=minutes_of(said["MaxTime"]),
+            num_nodes=int(said["TotalNodes"]),
+            preempt_mode=said.get("PreemptMode", "OFF"),
+        )
+        found[partition.name] = partition
+        if said.get("Default") == "YES":
+            found[""] = partition
+    return found
+
+
+def minutes_of(said: str) -> float:
+    """Slurm's ``1-12:00:00`` or ``UNLIMITED`` in minutes."""
+    if said == "UNLIMITED":
+        return float("inf")
+    days, _, rest = said.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in rest.split(":"))
+    return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60
+
+
+def _partition(name: str, wanted: tuple[int, int], known: dict[str, Partition]) -> Check:
+    title = f"partition {name}" if name else "default partition"
+    if name not in known:
+        there = ", ".join(sorted(p for p in known if p))
+        return Check(title, False, f"does not exist; this cluster has {there}")
+    partition, (minutes, nodes) = known[name], wanted
+    problems = [
+        *([] if partition.is_up else ["it is not up"]),
+        *(
+            [f"walltime_min {minutes} asked, {partition.max_time_min:.0f} allowed"]
+            if minutes > partition.max_time_min
+            else []
+        ),
+        *(
+            [f"{nodes} nodes asked, {partition.num_nodes} there"]
+            if nodes > partition.num_nodes
+            else []
+        ),
+    ]
+    facts = f"{partition.num_nodes} nodes, preemption {partition.preempt_mode}"
+    return Check(title, not problems, "; ".join(problems) or facts)
+
+
+def _probed(cluster: Cluster, backend: SlurmBackend, part: Part) -> Iterator[Check]:
+    """What a job of one node finds there: the store, accelerators, Python, and signals."""
+    storage = open_store(cluster).storage.at("doctor", secrets.token_hex(4))
+    if storage.local_root is None:
+        yield Check(f"{part} node", False, f"{storage.url}: no path; nodes cannot share it")
+        return
+    folder, ref = RunFolder(storage), None
+    for path, data in code_snapshot().items():
+        storage.replace(f"code/{path}", data)
+    try:
+        job = _probe_job(cluster, folder, part)
+        ref = backend.submit(job)
+        found = _await(folder, FOUND, backend, ref)
+        yield from _findings(part, job.shape.gpus, found)
+        backend.warn([ref])
+        heard = _await(folder, HEARD, backend, ref)
+        yield Check(f"{part} node: signals", True, f"{heard['signal']} arrives")
+    except OrchestratorError as error:
+        yield Check(f"{part} node", False, str(error))
+    finally:
+        if ref:
+            backend.cancel([ref])
+        shutil.rmtree(storage.local_root)
+
+
+def _probe_job(cluster: Cluster, folder: RunFolder, part: Part) -> Job:
+    context = _around(cluster, folder)
+    stage = "train" if part == "train" else "tokenize"
+    shape = replace(shape_of(cluster, stage), num_nodes=1, walltime_min=5)
+    part_options = cluster.slurm.head if part == "head" else None
+    options = options_of(context, stage, part_options)
+    options = options.model_copy(update={"walltime_min": None})
+    argv = context.module(PROBE, gpus=shape.gpus)
+    return replace(job_of(context, "probe", argv, shape, options), requeue=False)
+
+
+def _around(cluster: Cluster, folder: RunFolder) -> SubmissionContext:
+    store = open_store(cluster).storage.url
+    return SubmissionContext(run=folder, store_url=store, cluster=cluster, submission=1)
+
+
+def _findings(part: Part, gpus: int, found: dict[str, Any]) -> Iterator[Check]:
+    yield Check(f"{part} node: store", True, f"{found['node']} sees it")
+    python = found["python"]
+    absent = [name for name, version in found["packages"].items() if version is None]
+    yield Check(
+        f"{part} node: python",
+        not absent,
+        f"{python}; {', '.join(absent)} missing: pip install '.[jobs]' there"
+        if absent
+        else f"{python} with all packages",
+    )
+    yield Check(f"{part} node: GPUs", found["gpus"] >= gpus, f"{found['gpus']} given, {gpus} asked")
+
+
+def _await(folder: RunFolder, name: str, backend: SlurmBackend, ref: JobRef) -> dict[str, Any]:
+    """What the probe has written; raises BackendError with the reason when nothing comes."""
+    deadline = time.monotonic() + PROBE_TIMEOUT_S
+    while not folder.storage.exists(name):
+        status = backend.poll([ref])[ref]
+        if status.state.is_final:
+            raise BackendError(
+                f"the probe ended as {status.detail}; it said: {_last_words(folder)}"
+            )
+        if time.monotonic() > deadline:
+            raise BackendError(
+                f"the probe (job {ref.id}) is {status.detail or 'unknown'} after "
+                f"{PROBE_TIMEOUT_S:.0f} s; try again when the partition is less busy"
+            )
+        time.sleep(_POLL_S)
+    return dict(folder.storage.read_json(name))
+
+
+def _last_words(folder: RunFolder) -> str:
+    logs = (folder.storage.local_root or Path()).rglob("*_log.out")
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+    return lines[-1] if lines else "nothing"

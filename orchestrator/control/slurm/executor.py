@@ -1,0 +1,328 @@
+"""A run on Slurm: chained jobs carry it, and no process of ours stays on the login node.
+
+All that is known lies in the run's folder and with the scheduler, so any login node can go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from orchestrator.backends.base import JobRef, JobState
+from orchestrator.backends.slurm import NAME, SlurmBackend, script
+from orchestrator.control.executor import Observed
+from orchestrator.control.slurm.job_states import (
+    JobStates,
+    close_attempts,
+    failing_nodes,
+    merged,
+    observed_from,
+    ref_of,
+    refs_of,
+    unfinished,
+    unfinished_jobs,
+    work_left,
+)
+from orchestrator.control.slurm.jobs import PlannedJob, SubmissionContext, jobs_of, resized
+from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
+from orchestrator.ledger import lease as leases
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.submission import Submissions, SubmittedJob, Submitter
+from orchestrator.plan.planner import Instance, Plan
+from orchestrator.plan.stages import BY_NAME
+from orchestrator.spec.cluster import Cluster
+
+USUAL_MAX_ARRAY = 1000
+"""What Slurm allows where the site has said nothing."""
+SMALL_ARRAY = 100
+"""What every site allows."""
+SUBMIT_WAIT_S = 300.0
+"""How long to wait for somebody else who is submitting the same run."""
+CANCEL_SLACK_S = 60.0
+_POLL_S = 0.5
+_CANCEL_POLL_S = 2.0
+
+
+class SlurmExecutor:
+    """Submits what is missing, asks once about everything, cancels."""
+
+    def __init__(self, backend: SlurmBackend | None = None) -> None:
+        self._backend = backend or SlurmBackend()
+
+    def ensure(
+        self, run: RunFolder, store: Store, by: Submitter = "user", but: Collection[str] = ()
+    ) -> str:
+        """Submit what is left and has no job, without ``but`` and what needs those instances.
+
+        Their jobs are cancelled, as are jobs that wait for what will never come.
+        """
+        with _only_submitter(run) as beat:
+            plan = run.plan()
+            undone = unfinished(plan, store)
+            if not undone:
+                return "everything is done"
+            known = self._known(run, store)
+            hopeless = _with_followers(plan, undone, but)
+            left = [i for i in undone if i.id not in hopeless]
+            kept = _kept(plan, left, known.live_stages())
+            fresh = {i.id for i in left} - kept.keys()
+            number = Submissions(run.storage).next_number()
+            context = self._context(run, store.storage.url, number)
+            needed = _needed(jobs_of(context, plan, left), fresh, known)
+            renewed = any(part.kind == "sentinel" for part in needed)
+            self._cancel(known.living(hopeless | fresh, and_sentinel=renewed))
+            if not needed:
+                return "already running" if left else "nothing is left that could be resumed"
+            number = Submissions(run.storage).begin(by, work_left(plan, store))
+            return self._submit(run, number, needed, kept, beat)
+
+    def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
+        """How the runs stand, from one question about all of their jobs."""
+        known = {run.name: Submissions(run.storage) for run in runs}
+        jobs = {name: submissions.newest_jobs() for name, submissions in known.items()}
+        unfinished = [
+            ref_of(job)
+            for name, submissions in known.items()
+            for job in unfinished_jobs(jobs[name], submissions.seen())
+        ]
+        try:
+            answers, problem = self._backend.poll(unfinished), ""
+        except BackendError as error:
+            answers, problem = {}, str(error)
+        return {
+            run.name: observed_from(jobs[run.name], merged(run, answers, problem), problem)
+            for run in runs
+        }
+
+    def cancel(self, run: RunFolder, stage: str | None) -> None:
+        """Let running attempts save and end; take the rest out of the queue at once."""
+        run.request_cancel(stage)
+        chosen = {i.leader for i in run.plan().chosen(stage)} | ({""} if stage is None else set())
+        jobs = {
+            (kind, instance): [ref_of(job) for job in group]
+            for (kind, instance), group in Submissions(run.storage).newest_jobs().items()
+            if instance in chosen
+        }
+        refs = [ref for group in jobs.values() for ref in group]
+        states = {ref: status.state for ref, status in self._backend.poll(refs).items()}
+        running = {
+            i for (kind, i), group in jobs.items() if kind == "stage" and _any_runs(group, states)
+        }
+        # What runs may save; a worker ends with its head, and at once where that does not run.
+        self._backend.cancel(
+            [
+                ref
+                for (_, instance), group in jobs.items()
+                for ref in group
+                if states[ref] is JobState.QUEUED
+                or (states[ref] is JobState.RUNNING and instance not in running)
+            ]
+        )
+        self._await_end(run, refs)
+
+    def _await_end(self, run: RunFolder, refs: Sequence[JobRef]) -> None:
+        deadline = time.monotonic() + run.cluster().retry.notice_s + CANCEL_SLACK_S
+        while running := self._in_state(refs, JobState.RUNNING):
+            if time.monotonic() > deadline:
+                self._backend.cancel(running)
+                raise RunFailedError(
+                    f"{run.name}: jobs {', '.join(r.id for r in running)} did not stop by "
+                    "themselves and were killed; see `orchestrator status`"
+                )
+            time.sleep(_CANCEL_POLL_S)
+
+    def replace_workers(self, run: RunFolder, store: Store, instance: str) -> int:
+        """Submit workers in place of those that have left the queue; how many.
+
+        Asked by a stage's head. Raises BackendError.
+        """
+        plan, submissions = run.plan(), Submissions(run.storage)
+        newest = submissions.newest_jobs()
+        (head, *_) = newest["stage", instance]
+        theirs = [s for s in submissions.all() if any(j.instance == instance for j in s.jobs)]
+        number = theirs[-1].number  # where those are that count as the newest workers
+        context = self._context(run, store.storage.url, number)
+        parts = [
+            p for p in jobs_of(context, plan, [plan.instance(instance)]) if p.kind == "workers"
+        ]
+        known = refs_of(run, "workers", instance)
+        rows = self._backend.queue(known).values() if known else ()
+        wanted = sum(p.job.shape.array for p in parts)
+        count = wanted - sum(not row.was_refused for group in rows for row in group)
+        if count <= 0:
+            return 0
+        name = f"{instance}-workers-{len(known) + 1}"
+        part = resized(context, parts[0], name, min(count, context.max_array))
+        if late := self._backend.find([part.job.tag]).get(part.job.tag):  # sbatch did not answer
+            _record(run, number, part, late, time.time())
+            return 0
+        ref = self._backend.submit(part.job, [ref_of(head)])
+        _record(run, number, part, ref.id, ref.submitted_at)
+        return part.job.shape.array
+
+    def _in_state(self, refs: Sequence[JobRef], state: JobState) -> list[JobRef]:
+        return [ref for ref, status in self._backend.poll(refs).items() if status.state is state]
+
+    def _known(self, run: RunFolder, store: Store) -> JobStates:
+        """The newest jobs of the run, and how each stands.
+
+        Jobs that were accepted when whoever submitted them died are found by their tags. Attempts
+        whose job has ended are closed. Raises BackendError.
+        """
+        submissions = Submissions(run.storage)
+        if not submissions.all():
+            return JobStates({}, {})
+        self._adopt(run, store)
+        observed = self.observe([run])[run.name]
+        if observed.problem:
+            raise BackendError(observed.problem)
+        for instance, status in observed.jobs.items():
+            if status.state.is_final:
+                close_attempts(run, store, instance, status)
+        return JobStates(submissions.newest_jobs(), observed.by_id)
+
+    def _cancel(self, jobs: Sequence[SubmittedJob]) -> None:
+        self._backend.cancel([ref_of(job) for job in jobs])
+
+    def _adopt(self, run: RunFolder, store: Store) -> None:
+        newest = Submissions(run.storage).all()[-1]
+        if newest.is_whole:
+            return
+        context = self._context(run, store.storage.url, newest.number)
+        plan = run.plan()
+        planned = {context.tag(p.name): p for p in jobs_of(context, plan, plan.leaders)}
+        for tag, job_id in self._backend.find(planned).items():
+            _record(run, newest.number, planned[tag], job_id, newest.at)
+
+    def _context(self, run: RunFolder, store_url: str, number: int) -> SubmissionContext:
+        cluster = run.cluster()
+        elastic = {i.stage for i in run.plan().instances if BY_NAME[i.stage].is_elastic}
+        largest = max((cluster.resources_of(stage).nodes for stage in elastic), default=1)
+        limit = self._backend.limits().max_array if largest > SMALL_ARRAY else USUAL_MAX_ARRAY
+        return SubmissionContext(
+            run=run,
+            store_url=store_url,
+            cluster=cluster,
+            submission=number,
+            max_array=limit,
+            exclude=failing_nodes(run),
+        )
+
+    def _submit(
+        self,
+        run: RunFolder,
+        number: int,
+        parts: Sequence[PlannedJob],
+        kept: Mapping[str, SubmittedJob],
+        beat: Callable[[], None],
+    ) -> str:
+        refs = {instance: ref_of(job) for instance, job in kept.items()}
+        submitted: list[JobRef] = []
+        for part in parts:
+            beat()
+            try:
+                ref = self._backend.submit(part.job, [refs[i] for i in part.after])
+            except RequestError:  # what comes before it would wait or work for nothing
+                self._backend.cancel(submitted)
+                raise
+            submitted.append(ref)
+            _record(run, number, part, ref.id, ref.submitted_at)
+            if part.kind == "stage":
+                refs[part.instance] = ref
+        Submissions(run.storage).close(number)
+        return f"{len(parts)} jobs submitted"
+
+
+def planned_jobs(
+    run: RunFolder, store: Store, cluster: Cluster, plan: Plan
+) -> tuple[PlannedJob, ...]:
+    """Every job that a submission would hand over now."""
+    context = SubmissionContext(
+        run=run,
+        store_url=store.storage.url,
+        cluster=cluster,
+        submission=Submissions(run.storage).next_number(),
+        exclude=failing_nodes(run) if run.exists() else (),
+    )
+    return jobs_of(context, plan, unfinished(plan, store))
+
+
+def preview(part: PlannedJob) -> str:
+    """The script of a job that has no id yet: a dependency names the stage that it is on."""
+    return script(part.job, [JobRef(backend=NAME, id=f"<{instance}>") for instance in part.after])
+
+
+def _kept(
+    plan: Plan, left: Sequence[Instance], live: Mapping[str, SubmittedJob]
+) -> dict[str, SubmittedJob]:
+    """Live jobs that may go on: all they wait for is done, or has a job that may go on."""
+    ids = {i.id for i in left}
+    kept: dict[str, SubmittedJob] = {}
+    for instance in left:  # in the order of the data's path
+        if instance.id in live and all(n in kept for n in plan.upstream(instance.id) & ids):
+            kept[instance.id] = live[instance.id]
+    return kept
+
+
+def _needed(
+    parts: Sequence[PlannedJob], fresh: Collection[str], known: JobStates
+) -> list[PlannedJob]:
+    """The jobs that must be submitted, where the stage jobs of ``fresh`` must.
+
+    Each submission has a sentinel of its own: that of an earlier one leaves the run to it.
+    """
+    needed = [
+        part
+        for part in parts
+        if part.instance in fresh
+        or (part.kind == "workers" and not known.has("workers", part.instance))
+    ]
+    sentinels = [part for part in parts if part.kind == "sentinel"]
+    return needed + (sentinels if needed or not known.waiting_sentinels() else [])
+
+
+def _with_followers(plan: Plan, left: Sequence[Instance], chosen: Collection[str]) -> set[str]:
+    """Instances, and all that cannot be done without them."""
+    found = set(chosen)
+    for instance in left:  # in the order of the data's path
+        if found & plan.upstream(instance.id):
+            found.add(instance.id)
+    return found
+
+
+def _any_runs(refs: Sequence[JobRef], states: Mapping[JobRef, JobState]) -> bool:
+    return any(states[ref] is JobState.RUNNING for ref in refs)
+
+
+def _record(run: RunFolder, number: int, part: PlannedJob, job_id: str, at: float) -> None:
+    job = SubmittedJob(
+        name=part.name, kind=part.kind, instance=part.instance, id=job_id, submitted_at=at
+    )
+    Submissions(run.storage).record(number, job)
+
+
+@contextmanager
+def _only_submitter(run: RunFolder) -> Iterator[Callable[[], None]]:
+    """Two shells may submit the same run at once: the second waits, and finds it submitted.
+
+    Yields what must be called now and then to stay the one. Raises BackendError when the other
+    takes too long.
+    """
+    storage: Storage = run.storage.at("submission-lease")
+    timeout_s = run.cluster().retry.heartbeat_timeout_s
+    deadline = time.monotonic() + SUBMIT_WAIT_S
+    while True:
+        try:
+            held = leases.acquire(storage, holder=f"submission of {run.name}", timeout_s=timeout_s)
+            break
+        except LeaseHeldError as error:
+            if time.monotonic() > deadline:
+                raise BackendError(f"{run.name}: {error}; try again") from None
+            time.sleep(_POLL_S)
+    try:
+        yield held.beat
+    finally:
+        held.release()

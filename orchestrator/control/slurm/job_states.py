@@ -1,0 +1,180 @@
+"""What is known of a run's jobs on Slurm: from the ledger, and from the scheduler's newest answer.
+
+In: submissions and attempts in the run's folder, answers of the backend. Out: how each job stands,
+which nodes fail, what is left to do. Nothing here asks or submits; what was answered is written
+down for the time when nobody answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.backends.base import JobRef, JobState, JobStatus
+from orchestrator.backends.slurm import LAUNCH_FAILED, NAME
+from orchestrator.control.executor import Observed
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.submission import JobKind, Submissions, SubmittedJob
+from orchestrator.plan.planner import Instance, Plan
+
+
+@dataclass(frozen=True)
+class JobStates:
+    """The newest jobs of a run by kind and instance, and how each stands by its id."""
+
+    jobs: Mapping[tuple[JobKind, str], tuple[SubmittedJob, ...]]
+    states: Mapping[str, JobStatus]
+
+    def has(self, kind: JobKind, instance: str) -> bool:
+        """Whether such a job is queued or running."""
+        return any(self._lives(job) for job in self.jobs.get((kind, instance), ()))
+
+    def live_stages(self) -> dict[str, SubmittedJob]:
+        """The job of each stage instance whose own job is queued or running."""
+        stages = ((i, group[0]) for (kind, i), group in self.jobs.items() if kind == "stage")
+        return {instance: job for instance, job in stages if self._lives(job)}
+
+    def waiting_sentinels(self) -> list[SubmittedJob]:
+        """Those that have not started: one that runs is the one that asks."""
+        sentinels = [job for job in self.jobs.get(("sentinel", ""), ()) if self._lives(job)]
+        return [job for job in sentinels if self.states[job.id].state is JobState.QUEUED]
+
+    def living(self, instances: Collection[str], *, and_sentinel: bool) -> list[SubmittedJob]:
+        """All jobs of some instances that have not ended, held ones included."""
+        groups = [group for (_, i), group in self.jobs.items() if i in instances]
+        jobs = [job for group in groups for job in group]
+        found = [job for job in jobs if not self.states[job.id].state.is_final]
+        return found + (self.waiting_sentinels() if and_sentinel else [])
+
+    def _lives(self, job: SubmittedJob) -> bool:
+        status = self.states[job.id]
+        return not status.state.is_final and LAUNCH_FAILED not in status.detail
+
+
+def unfinished(plan: Plan, store: Store) -> list[Instance]:
+    """The stage instances that are not complete, in the order of the data's path."""
+    return [i for i in plan.leaders if not store.has(*plan.group(i.id))]
+
+
+def work_left(plan: Plan, store: Store) -> dict[str, float]:
+    """The same, and how far the work on each is."""
+    return {i.id: store.progress(*plan.group(i.id)) for i in unfinished(plan, store)}
+
+
+def failing_nodes(run: RunFolder) -> tuple[str, ...]:
+    """Nodes of this cluster that a stage was to be kept off."""
+    attempts = [a for i in run.plan().leaders for a in run.attempts(i.id)]
+    here = [a for a in attempts if a.started.get("moves", 0) == run.num_moves]
+    nodes = [end["node"] for a in here if (end := a.end) and end.get("action") == "elsewhere"]
+    return tuple(dict.fromkeys(node for node in nodes if node))
+
+
+def close_attempts(
+    run: RunFolder,
+    store: Store,
+    instance: str,
+    status: JobStatus,
+    ended_at: float | None = None,
+) -> None:
+    """Say how attempts ended whose job was ended before they could; by now when no time is known.
+
+    ``ended_at`` is in seconds since the epoch.
+    """
+    for attempt in run.attempts(instance):
+        if attempt.end is None:
+            cause = status.cause or "node_lost"
+            state = {"preempted": "preempted", "cancelled": "cancelled"}.get(cause, "failed")
+            attempt.finish(
+                state=state,
+                ended_at=ended_at or time.time(),
+                cause=cause,
+                action="resume",
+                reason=f"the scheduler says: {status.detail or 'nothing'}",
+                exit_code=status.exit_code,
+                node=status.node,
+                progress=store.progress(*run.plan().group(instance)),
+            )
+
+
+def refs_of(run: RunFolder, kind: JobKind, instance: str) -> list[JobRef]:
+    """The newest jobs of a kind for a stage instance."""
+    return [ref_of(job) for job in Submissions(run.storage).newest_jobs().get((kind, instance), ())]
+
+
+def ref_of(job: SubmittedJob) -> JobRef:
+    """The job as the backend is asked about it."""
+    return JobRef(backend=NAME, id=job.id, submitted_at=job.submitted_at)
+
+
+def unfinished_jobs(
+    jobs: Mapping[tuple[JobKind, str], Sequence[SubmittedJob]], seen: Mapping[str, Any]
+) -> list[SubmittedJob]:
+    """Those that were not seen to end: about the others there is nothing to ask."""
+    known = {job_id: JobState(row["state"]).is_final for job_id, row in seen.items()}
+    return [job for group in jobs.values() for job in group if not known.get(job.id, False)]
+
+
+def merged(
+    run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: str
+) -> dict[str, JobStatus]:
+    """The newest known status of each of a run's jobs, by id; written down for the next look.
+
+    A job that the scheduler does not know keeps its last state, until that has lasted too long.
+    """
+    submissions, now = Submissions(run.storage), time.time()
+    before = submissions.seen()
+    jobs = [job for group in submissions.newest_jobs().values() for job in group]
+    rows: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        last = before.get(job.id, {"state": JobState.QUEUED, "absent_since": None})
+        answer = answers.get(ref_of(job))
+        if answer is not None and answer.state is not JobState.UNKNOWN:
+            rows[job.id] = {**asdict(answer), "absent_since": None}
+        elif problem or answer is None or JobState(last["state"]).is_final:
+            rows[job.id] = last
+        else:
+            rows[job.id] = {**last, "absent_since": last["absent_since"] or now}
+    if jobs and not problem:
+        with suppress(OSError):  # somebody else's run may be looked at, not written
+            submissions.remember(rows)
+    timeout_s = run.cluster().slurm.missing_timeout_s
+    return {job_id: _status_of(row, now, timeout_s) for job_id, row in rows.items()}
+
+
+def observed_from(
+    jobs: Mapping[tuple[JobKind, str], Sequence[SubmittedJob]],
+    seen: Mapping[str, JobStatus],
+    problem: str,
+) -> Observed:
+    """How a run stands, from how its jobs do; a failed one lives while a sentinel looks on."""
+    stages = {
+        instance: seen[group[0].id] for (kind, instance), group in jobs.items() if kind == "stage"
+    }
+    sentinels = [seen[job.id] for job in jobs.get(("sentinel", ""), ())]
+    has_failed = any(
+        s.state.is_final and s.state is not JobState.SUCCEEDED for s in stages.values()
+    )
+    # A sentinel that has something to see to will start, or is at it.
+    is_watched = has_failed and any(not s.state.is_final for s in sentinels)
+    return Observed(
+        is_alive=is_watched or any(not s.state.is_final for s in stages.values()),
+        jobs=stages,
+        by_id=dict(seen),
+        problem=problem,
+    )
+
+
+def _status_of(row: Mapping[str, Any], now: float, timeout_s: float) -> JobStatus:
+    absent_since = row["absent_since"]
+    if absent_since is not None and now - absent_since > timeout_s:
+        return JobStatus(
+            state=JobState.FAILED,
+            cause="node_lost",
+            detail=f"unknown to the scheduler for more than {timeout_s:.0f} s",
+        )
+    said = {name: value for name, value in row.items() if name != "absent_since"}
+    return JobStatus(**{**said, "state": JobState(said["state"])})

@@ -1,0 +1,57 @@
+"""A job of `orchestrator doctor`: says what a node has, then that it heard a signal."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from orchestrator.backends.slurm_allocation import Allocation
+from orchestrator.control.submit import JOB_PACKAGES, num_gpus
+from orchestrator.ledger.storage import Storage, to_json
+
+FOUND = "found.json"
+HEARD = "heard.json"
+TIMEOUT_S = 120
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write what is found into the probe's folder of the store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the probe's folder")
+    options = parser.parse_args(argv)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    folder = Storage(options.store).at("doctor", options.run)
+    found = {
+        "node": Allocation.current().node,
+        "python": f"{sys.version.split()[0]} at {sys.executable}",
+        "packages": {name: _version(name) for name in JOB_PACKAGES},
+        "gpus": given_gpus(),
+    }
+    folder.replace(FOUND, to_json(found))
+    heard = signal.sigtimedwait({signal.SIGUSR2}, TIMEOUT_S)
+    if heard is None:
+        return 1
+    folder.replace(HEARD, to_json({"signal": signal.Signals(heard.si_signo).name}))
+    return 0
+
+
+def given_gpus() -> int:
+    """Accelerators that Slurm lets this job use; all of the node's where it restricts nothing."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return num_gpus() if visible is None else len([word for word in visible.split(",") if word])
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""A data stage's elastic Ray cluster, from where its head is.
+
+The head's job invites the array of workers to its Ray, wherever that is now; asks Slurm for others
+in place of those that have left the queue for good; sends home what is left of them at the end. The
+worker's side is `ray_worker`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from orchestrator.backends.ray_session import RaySession
+from orchestrator.backends.slurm import SlurmBackend
+from orchestrator.backends.slurm_allocation import Allocation
+from orchestrator.control.job import code_env
+from orchestrator.control.say import say
+from orchestrator.control.slurm.executor import SlurmExecutor
+from orchestrator.control.slurm.job_states import refs_of
+from orchestrator.errors import BackendError, OrchestratorError
+from orchestrator.ledger import invitation
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+
+LOOK_EVERY_S = 120.0
+MAX_IN_VAIN = 3
+"""After so many replacements without a shard done, something else is wrong with the workers."""
+
+
+class Elastic:
+    """The cluster of one stage while its head has this allocation."""
+
+    def __init__(self, store: Store, run: RunFolder, instance: str, allocation: Allocation) -> None:
+        self._store, self._run, self._instance = store, run, instance
+        self._allocation = allocation
+        self._began_at = self._looked_at = time.monotonic()
+        self._head: RaySession | None = None
+        self._progress, self._in_vain = -1.0, 0
+        """Work done when workers were last replaced, and how often that brought none."""
+
+    def start_head(self) -> RaySession:
+        """Start the Ray head, and say where it is."""
+        allocation, restart_id = self._allocation, self._allocation.restart_id
+        self._head = RaySession(
+            run=f"{self._run.storage.url}/{self._instance}",
+            num_cpus=0,
+            address=allocation.leader_address,
+            log=Path(self._run.allocation(self._instance, restart_id).url, "ray.log"),
+            code_env=code_env(self._run),
+        )
+        invitation.publish(self._run.stage(self._instance), self._head.invitation)
+        if self._is_late:
+            self._ask_for_workers()
+        return self._head
+
+    def withdraw(self) -> None:
+        """Say that there is no head here any more."""
+        invitation.withdraw(self._run.stage(self._instance))
+
+    def look(self) -> None:
+        """Now and then replace workers that have left the queue, while that helps.
+
+        Without a head, because another run works on the stage, they are right to leave.
+        """
+        if time.monotonic() - self._looked_at < LOOK_EVERY_S:
+            return
+        self._looked_at = time.monotonic()
+        if self._head is None or not self._head.is_alive():
+            return
+        progress = self._store.progress(*self._run.plan().group(self._instance))
+        if progress == self._progress and self._in_vain >= MAX_IN_VAIN:
+            return
+        if self._ask_for_workers():
+            self._in_vain = self._in_vain + 1 if progress == self._progress else 0
+            self._progress = progress
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether workers may have given their nodes back, because there was no head."""
+        waited_s = time.monotonic() - self._began_at
+        idle_timeout_s = self._run.cluster().slurm.idle_timeout_s
+        return self._allocation.restarts > 0 or waited_s > idle_timeout_s / 2
+
+    def _ask_for_workers(self) -> int:
+        """Replace those that are not in the queue any more; how many."""
+        try:
+            count = SlurmExecutor().replace_workers(self._run, self._store, self._instance)
+        except OrchestratorError as error:
+            say(f"workers: {error}")
+            return 0
+        if count:
+            say(f"{count} workers asked for in place of those that left the queue")
+        return count
+
+
+def dismiss_workers(run: RunFolder, instance: str) -> None:
+    """Cancel the array: nothing is left for it to do."""
+    try:
+        SlurmBackend().cancel(refs_of(run, "workers", instance))
+    except BackendError as error:
+        say(f"workers: {error}")

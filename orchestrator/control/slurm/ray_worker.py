@@ -1,0 +1,154 @@
+"""A worker node of a data stage's Ray cluster; each task of the array runs it by ``python -m``.
+
+Joins the head when there is one, joins again when the head has moved, and leaves when the stage is
+complete. When the scheduler warns, it leaves at once (a shard that was under way is done elsewhere)
+and asks for its place in the queue again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from orchestrator.backends.ray_session import RayNode
+from orchestrator.backends.slurm_allocation import Allocation
+from orchestrator.control.job import code_env
+from orchestrator.control.say import say
+from orchestrator.ledger import invitation as invitations
+from orchestrator.ledger.invitation import Invitation
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+
+_LOOK_EVERY_S = 8.0
+"""About how often a node that has joined looks for a head that has moved."""
+_JOIN_EVERY_S = 2.0
+_PATIENCE_S = 30.0
+"""How late a file system may show what others have published."""
+_ANSWER_TIMEOUT_S = 5.0
+_REJOIN_DELAY_S = 5.0
+
+
+class Worker:
+    """This node's part in the stage."""
+
+    def __init__(self, store: Store, run: RunFolder, instance: str, allocation: Allocation) -> None:
+        self._store, self._run, self._allocation = store, run, allocation
+        plan = run.plan()
+        self._instance, self._members = instance, plan.group(instance)
+        self._needed = [plan.instance(n) for m in self._members for n in m.needs.values()]
+        self._idle_timeout_s = run.cluster().slurm.idle_timeout_s
+        self._resources = run.cluster().resources_of(plan.instance(instance).stage)
+        self._node: RayNode | None = None
+        self._joined: Invitation | None = None
+        self._is_done = False
+        self._not_before = 0.0
+        self._warned = threading.Event()
+
+    def warn(self, number: int, _frame: FrameType | None) -> None:
+        """Remember that the scheduler wants this node back."""
+        say(f"warned by {signal.Signals(number).name}")
+        self._warned.set()
+
+    def work(self) -> int:
+        """Be a node until nothing is left to do; the exit code."""
+        useful_at = time.monotonic()
+        try:
+            while not self._warned.is_set():
+                if self._look():
+                    useful_at = time.monotonic()
+                elif self._is_for_nothing(time.monotonic() - useful_at):
+                    say("the stage cannot have begun; gives its node back")
+                    return 0
+                elif time.monotonic() - useful_at > self._idle_timeout_s:
+                    say(f"no head for {self._idle_timeout_s:.0f} s; gives its node back")
+                    return 0
+                if self._is_done:
+                    return 0
+                every_s = _LOOK_EVERY_S if self._node else _JOIN_EVERY_S
+                self._warned.wait(every_s * random.uniform(0.5, 1.5))
+        finally:
+            self._leave()
+        return self._allocation.requeue()
+
+    def _look(self) -> bool:
+        """Be where the head is; whether there is one that answers."""
+        try:
+            self._is_done = self._store.has(*self._members)
+            head = invitations.read(self._run.stage(self._instance))
+        except OSError as error:  # the store may be back at the next look
+            say(f"the store is out of reach: {error}")
+            return False
+        if head and not answers(head.address):  # Ray itself would try for ever
+            head = None
+        if not self._is_done:
+            self._join(head)
+        return head is not None
+
+    def _is_for_nothing(self, waited_s: float) -> bool:
+        """Whether there never was a head: Slurm lets us start when it is cancelled, too.
+
+        It comes after the jobs of the stages that this one needs.
+        """
+        return waited_s > _PATIENCE_S and not self._store.has(*self._needed)
+
+    def _join(self, head: Invitation | None) -> None:
+        """Be part of the session of this head, and of no other."""
+        if self._node and (head != self._joined or not self._node.is_alive()):
+            say("the head has moved or ended")
+            self._leave()
+            self._not_before = time.monotonic() + _REJOIN_DELAY_S * (head == self._joined)
+        if self._node is None and head and time.monotonic() >= self._not_before:
+            say(f"joins {head.address}")
+            resources, allocation = self._resources, self._allocation
+            log = f"ray-{allocation.node}.log"
+            self._node = RayNode(
+                head,
+                address=allocation.leader_address,
+                num_cpus=resources.workers_per_node * resources.cpus_per_worker,
+                num_gpus=resources.gpus_per_node,
+                log=Path(self._run.allocation(self._instance, allocation.restart_id).url, log),
+                code_env=code_env(self._run),
+            )
+            self._joined = head
+
+    def _leave(self) -> None:
+        if self._node:
+            self._node.stop()
+        self._node = None
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port``."""
+    host, port = address.rsplit(":", 1)
+    try:
+        with socket.create_connection((host, int(port)), timeout=_ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be a worker of one stage for as long as it is wanted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    parser.add_argument("--instance", required=True, help="stage instance")
+    options = parser.parse_args(argv)
+    store = Store.open(options.store)
+    run = RunFolder(store.run_storage(options.run))
+    worker = Worker(store, run, options.instance, Allocation.current())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, worker.warn)
+    return worker.work()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

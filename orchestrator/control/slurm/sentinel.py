@@ -1,0 +1,131 @@
+"""Resumes a run whose job has failed where nobody else would; ``python -m`` it is a job of its own.
+
+Slurm starts it when one of the jobs it watches has not succeeded. It goes on like a user who types
+`orchestrator resume`, unless somebody cancelled, the policy said stop, or that got the run no
+further often enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Collection, Sequence
+
+from orchestrator.backends.base import JobState
+from orchestrator.control.executor import Observed
+from orchestrator.control.say import say
+from orchestrator.control.slurm.executor import SlurmExecutor
+from orchestrator.control.slurm.job_states import work_left
+from orchestrator.errors import BackendError, RequestError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.submission import Submission, Submissions
+from orchestrator.plan.planner import Instance, Plan
+
+SETTLE_TIMEOUT_S = 900.0
+"""How long the books may take to say which job has failed, and the scheduler to take new ones."""
+_LOOK_EVERY_S = 5.0
+_TRY_AGAIN_S = 60.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Resume the run, or say why not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    parser.add_argument("--submission", required=True, type=int, help="the one it belongs to")
+    options = parser.parse_args(argv)
+    store = Store.open(options.store)
+    run = RunFolder(store.run_storage(options.run))
+    executor = SlurmExecutor()
+    observed = _settled(run, executor)
+    if why := objection(run, store, options.submission):
+        say(f"{run.name}: not resumed: {why}")
+        return 0
+    hopeless = objections(run, observed)
+    for instance, why in hopeless.items():
+        say(f"{instance}: not resumed: {why}")
+    say(f"{run.name}: {_ensured(run, store, executor, hopeless)}")
+    return 0
+
+
+def objection(run: RunFolder, store: Store, submission: int) -> str:
+    """Why a sentinel must leave a whole run alone; empty when it must not."""
+    submissions = Submissions(run.storage)
+    if any(_is_successor(later, submission) for later in submissions.all()):
+        return "it was submitted again since"
+    if run.cluster().backend != "slurm":
+        return "it has moved to another cluster"
+    if None in run.cancelled_stages():
+        return "somebody cancelled it"
+    if submissions.in_vain(work_left(run.plan(), store)) >= run.cluster().slurm.max_resumes:
+        return "it was resumed in vain often enough (slurm.max_resumes); look at its attempts"
+    return ""
+
+
+def _is_successor(later: Submission, own: int) -> bool:
+    """Whether it takes the run off our hands; a half that a sentinel has left does not."""
+    return later.number > own and (later.is_whole or later.by == "user")
+
+
+def _ensured(
+    run: RunFolder, store: Store, executor: SlurmExecutor, hopeless: Collection[str]
+) -> str:
+    """What resuming did; tried again for a while, as nobody else will.
+
+    Raises what went wrong last.
+    """
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        try:
+            return executor.ensure(run, store, by="sentinel", but=hopeless)
+        except (BackendError, RequestError) as error:  # a limit on jobs may be there for a while
+            if time.monotonic() > deadline:
+                raise
+            say(f"{error}; tried again in {_TRY_AGAIN_S:.0f} s")
+        time.sleep(_TRY_AGAIN_S)
+
+
+def objections(run: RunFolder, observed: Observed) -> dict[str, str]:
+    """Stage instances that a sentinel must leave alone, and why."""
+    plan, since = run.plan(), Submissions(run.storage).users_last()
+    cancelled = run.cancelled_stages()
+    found = {}
+    for instance in plan.leaders:
+        attempts = run.attempts(instance.id)
+        end = attempts[-1].end if attempts else None
+        if cancelled & {instance.id, instance.stage}:
+            found[instance.id] = "somebody cancelled it"
+        elif end and end["action"] == "stop" and end["ended_at"] > since:
+            found[instance.id] = end["reason"]
+        elif _was_cancelled_by_hand(plan, instance, observed):
+            found[instance.id] = "its job was cancelled with scancel"
+    return found
+
+
+def _was_cancelled_by_hand(plan: Plan, instance: Instance, observed: Observed) -> bool:
+    """Whether its job was cancelled though nothing that it comes after has failed."""
+    status = observed.jobs.get(instance.id)
+    upstream = [observed.jobs[n].state for n in plan.upstream(instance.id) if n in observed.jobs]
+    has_failed = any(s.is_final and s is not JobState.SUCCEEDED for s in upstream)
+    return status is not None and status.state is JobState.CANCELLED and not has_failed
+
+
+def _settled(run: RunFolder, executor: SlurmExecutor) -> Observed:
+    """How the jobs stand, once the books know what the controller knew when it started this one."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        observed = executor.observe([run])[run.name]
+        if observed.problem and time.monotonic() > deadline:
+            raise BackendError(observed.problem)
+        states = [status.state for status in observed.jobs.values()]
+        if any(s.is_final and s is not JobState.SUCCEEDED for s in states):
+            return observed
+        if time.monotonic() > deadline:
+            return observed
+        time.sleep(_LOOK_EVERY_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""The supervisor of one stage inside its Slurm job; ``python -m`` it is what the job runs.
+
+On the job's first node: starts attempts, decides about their ends, restarts within the allocation,
+carries the Ray head of a data stage. When the scheduler warns, what runs may save, and the job asks
+for its place in the queue again. On every other node of a training: the agent that starts the ranks
+there. Exit code 0 says that the stage is complete, which is what later jobs wait for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from orchestrator.backends.base import JobState, JobStatus
+from orchestrator.backends.local import LocalBackend
+from orchestrator.backends.slurm_allocation import Allocation
+from orchestrator.control.say import say
+from orchestrator.control.slurm.job_states import close_attempts
+from orchestrator.control.slurm.ray_cluster import Elastic, dismiss_workers
+from orchestrator.control.supervise import (
+    LAST_WORDS_S,
+    Supervisor,
+    write_figures,
+    write_last_page,
+)
+from orchestrator.ledger.attempt import FAULT_ORDER
+from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.submission import Submissions
+from orchestrator.plan.planner import Instance
+from orchestrator.plan.stages import BY_NAME
+
+AGENT_MODULE = "jobs.training.node_agent"
+_TICK_S = 1.0
+_UPSTREAM_TIMEOUT_S = 120.0
+_WALLTIME_SLACK_S = 90.0
+"""How much before its time Slurm may give the warning that the walltime ends."""
+_WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry one stage as far as this allocation lasts."""
+    early: list[int] = []
+    for number in _WARNINGS:
+        signal.signal(number, lambda number, _: early.append(number))
+    options = _parse(argv)
+    allocation = Allocation.current()
+    store = Store.open(options.store)
+    run = RunFolder(store.run_storage(options.run))
+    os.environ[ALLOCATION_FOLDER] = run.allocation(options.instance, allocation.restart_id).url
+    if allocation.node_index > 0:
+        _become_agent(allocation)
+    say(f"{options.instance}: start {allocation.restart_id} on {allocation.node}")
+    _close_earlier(run, store, options.instance, allocation)
+    if _is_cancelled(run, options.instance):
+        say("cancelled while it waited")
+        dismiss_workers(run, options.instance)
+        return 1
+    try:
+        state = _supervise(store, run, allocation, options, early)
+    finally:
+        run.allocation(options.instance, allocation.restart_id).replace(ALLOCATION_ENDED, b"{}")
+    if state == "succeeded":
+        _conclude(store, run)
+        return 0
+    return allocation.requeue() if state == "left" else 1
+
+
+def _supervise(
+    store: Store,
+    run: RunFolder,
+    allocation: Allocation,
+    options: argparse.Namespace,
+    early: Sequence[int],
+) -> str:
+    """Work on the stage until it is done, cannot be, or must be left: its state, or ``left``.
+
+    ``early``: signals that came before anybody could obey them.
+    """
+    cluster, instance = run.cluster(), run.plan().instance(options.instance)
+    is_elastic = BY_NAME[instance.stage].is_elastic
+    elastic = Elastic(store, run, instance.id, allocation) if is_elastic else None
+
+    def beat() -> None:
+        _obey_drill(run, instance.id, allocation.restart_id)
+        if elastic:
+            elastic.look()
+
+    supervisor = Supervisor(
+        store,
+        run,
+        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S, node=allocation.node),
+        only=instance.id,
+        past=_past(run, instance.id),
+        about={
+            "job": allocation.job_id,
+            "restart_id": allocation.restart_id,
+            "node": allocation.node,
+            "moves": run.num_moves,
+        },
+        start_ray=elastic.start_head if elastic else None,
+        beat=beat,
+        tick_s=_TICK_S,
+        keeps_figures=False,
+    )
+    warned_at = time.monotonic() + 60 * options.walltime_min - cluster.retry.notice_s
+
+    def warn(number: int, _frame: FrameType | None) -> None:
+        say(f"warned by {signal.Signals(number).name}")
+        is_over = number == signal.SIGUSR2 and time.monotonic() > warned_at - _WALLTIME_SLACK_S
+        supervisor.stop("walltime" if is_over else "preempted")
+
+    for number in _WARNINGS:
+        signal.signal(number, warn)
+    for heard in early:
+        warn(heard, None)
+    try:
+        _await_upstream(store, run, instance, supervisor)
+        state = supervisor.run()
+    finally:
+        if elastic:
+            elastic.withdraw()
+    say(f"{instance.id}: {state}")
+    if supervisor.is_stopped and state in ("pending", "running"):
+        return "left"
+    if elastic:
+        dismiss_workers(run, instance.id)
+    return state
+
+
+def _await_upstream(
+    store: Store, run: RunFolder, instance: Instance, supervisor: Supervisor
+) -> None:
+    """Jobs come after those they need; a file system may show late what these have published."""
+    plan = run.plan()
+    needs = {n for member in plan.group(instance.id) for n in member.needs.values()}
+    deadline = time.monotonic() + _UPSTREAM_TIMEOUT_S
+    while missing := [n for n in sorted(needs) if not store.has(plan.instance(n))]:
+        if supervisor.is_stopped or time.monotonic() > deadline:
+            say(f"not complete in the store: {', '.join(missing)}")
+            return
+        time.sleep(_TICK_S)
+
+
+def _is_cancelled(run: RunFolder, instance: str) -> bool:
+    """Whether somebody has asked for that since a user last wanted it to run."""
+    names = {None, instance, run.plan().instance(instance).stage}
+    return bool(names & run.cancelled_stages())
+
+
+def _become_agent(allocation: Allocation) -> None:
+    words = ("-u", "-m", AGENT_MODULE, "--node", str(allocation.node_index))
+    os.execv(sys.executable, (sys.executable, *words))
+
+
+def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allocation) -> None:
+    """Say how attempts of earlier starts ended, where they could not say so themselves."""
+    if all(a.end for a in run.attempts(instance)):
+        return
+    starts = allocation.earlier_starts()
+    last = starts[-1] if starts else None
+    status = JobStatus(
+        state=JobState.FAILED,
+        node=last.nodes if last else "",
+        detail=last.word if last else "",
+        cause=last.cause if last else "node_lost",
+    )
+    close_attempts(run, store, instance, status, last.ended_at if last else None)
+
+
+def _past(run: RunFolder, instance: str) -> list[tuple[str, float, str]]:
+    """The ends since a user last looked; a user who resumes grants new budgets."""
+    since = Submissions(run.storage).users_last()
+    attempts = [a for a in run.attempts(instance) if a.started["started_at"] >= since]
+    ends = [end for a in attempts if (end := a.end)]
+    counted = [end for end in ends if end["cause"] and end["action"] != "wait"]
+    return [(end["cause"], end.get("progress", 0.0), end.get("node", "")) for end in counted]
+
+
+def _obey_drill(run: RunFolder, instance: str, restart_id: str) -> None:
+    """Be the victim of `orchestrator chaos --kill node`, when that names this machine."""
+    for attempt in run.attempts(instance)[-1:]:
+        is_ours = attempt.started.get("restart_id") == restart_id
+        if is_ours and attempt.storage.exists(FAULT_ORDER):
+            fault = attempt.storage.read_json(FAULT_ORDER)
+            if fault.get("node") == socket.gethostname():
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _conclude(store: Store, run: RunFolder) -> None:
+    """Whoever completes the run writes its last page."""
+    if store.has(*run.plan().instances):
+        write_figures(run, store)
+        write_last_page(run, store)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    parser.add_argument("--instance", required=True, help="stage instance")
+    parser.add_argument("--walltime-min", required=True, type=int, help="the job's time in minutes")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""One attempt's folder: who started it, how far it is, what happened, how it ended.
+
+runs/<run>/stages/<instance>/attempts/0002/
+    attempt.json        who started it, where; written first
+    progress.json       how far it is, overwritten as it goes
+    events-0001.jsonl   what happened, in whole numbered segments
+    beats/rank-00000.json  metrics-0001.jsonl  orders/…    of a training
+    driver.log rank-00000.log …
+    end.json            how it ended; written last, exclusively
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import AlreadyExistsError, CorruptError
+from orchestrator.ledger.storage import Storage
+
+DRIVER_LOG = "driver.log"
+FAULT_ORDER = "orders/fault.json"
+"""In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
+
+_STEP_TIMES = {"step", "at", "step_s", "stall_s"}
+"""What a step's line must have to say where time went; the first runs wrote lines without."""
+
+
+@dataclass(frozen=True)
+class AttemptFolder:
+    """The folder of one attempt of one stage instance, or of the supervisor."""
+
+    number: int
+    storage: Storage
+
+    @property
+    def started(self) -> dict[str, Any]:
+        """Who started it, where and when."""
+        return dict(self.storage.read_json("attempt.json"))
+
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """How it ended; None while nobody has said so."""
+        return self.storage.read_json("end.json") if self.storage.exists("end.json") else None
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """How far it is; empty before the first word."""
+        return (
+            self.storage.read_json("progress.json") if self.storage.exists("progress.json") else {}
+        )
+
+    def finish(self, **how: Any) -> None:
+        """Say how it ended, once; whoever says so first is right."""
+        try:
+            self.storage.create_json("end.json", {"ended_at": time.time(), **how})
+        except AlreadyExistsError:
+            return
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All events in order."""
+        for name in self.storage.children():
+            if name.startswith("events-"):
+                yield from map(json.loads, self.storage.read_bytes(name).decode().splitlines())
+
+    def steps(self) -> Iterator[dict[str, Any]]:
+        """The lines of all optimizer steps in order, of those that say when a step ended.
+
+        A last line of a segment that was torn when its writer was killed is left out. Raises
+        CorruptError when any other line does not parse.
+        """
+        for name in self.storage.children():
+            if name.startswith("metrics-"):
+                yield from filter(_tells_time, self._whole_lines(name))
+
+    def _whole_lines(self, name: str) -> Iterator[Any]:
+        lines = self.storage.read_bytes(name).splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                if number < len(lines):
+                    raise CorruptError(
+                        f"{self.storage.url}/{name}: line {number} is not valid JSON ({error}); "
+                        "remove that line"
+                    ) from None
+
+
+def _tells_time(line: Any) -> bool:
+    return isinstance(line, dict) and line.keys() >= _STEP_TIMES

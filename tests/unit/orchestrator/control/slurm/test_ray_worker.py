@@ -1,0 +1,46 @@
+"""When a worker gives its node back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends.slurm_allocation import Allocation
+from orchestrator.control.slurm.ray_worker import Worker
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+
+HERE = Allocation(job_id="4_0", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("stage", "idle_timeout_s", "why"),
+    [
+        ("tokenize", 3600.0, "the stage cannot have begun"),  # the head's job was cancelled
+        ("codebook", 0.01, "no head for 0 s"),
+    ],
+)
+def test_a_worker_without_a_head_leaves(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+    idle_timeout_s: float,
+    why: str,
+) -> None:
+    monkeypatch.setattr("orchestrator.control.slurm.ray_worker._JOIN_EVERY_S", 0.01)
+    monkeypatch.setattr("orchestrator.control.slurm.ray_worker._PATIENCE_S", 0.01)
+    store, plan = Store.open(str(tmp_path / "store")), plan_of(recipe())
+    where = cluster(store.storage.url, backend="slurm", slurm={"idle_timeout_s": idle_timeout_s})
+    run = RunFolder(store.run_storage("small"))
+    run.create(plan, recipe(), where, {}, {})
+    for done in plan.instances:
+        if done.stage in ("corpus", "encoder"):
+            artifact = store.artifact(done.stage, done.key)
+            artifact.publish(inputs=done.inputs, facts={}, producer={})
+    instance = next(i.id for i in plan.instances if i.stage == stage)
+    assert Worker(store, run, instance, HERE).work() == 0
+    printed = capsys.readouterr()
+    assert why in printed.out + printed.err
