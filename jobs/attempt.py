@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orchestrator.errors import LeaseHeldError, OrchestratorError, RequestError
+from orchestrator.errors import ExitCode, LeaseHeldError, OrchestratorError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
@@ -38,11 +38,6 @@ from orchestrator.plan.planner import Instance, Plan
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import resolve_env, variant_recipe
 from orchestrator.spec.recipe import Recipe
-
-EXIT_LEASE_HELD = 75
-"""Another attempt works on this key: wait, do not count it as a failure."""
-EXIT_STOPPED = 143
-"""Asked to stop by SIGTERM, SIGINT, SIGUSR1 or SIGUSR2, which schedulers send as a warning."""
 
 NOT_INTERRUPTED = (
     "",
@@ -193,11 +188,11 @@ def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
     try:
         _run(stage, work, options)
     except LeaseHeldError as error:
-        return _explain(error, EXIT_LEASE_HELD)
+        return _explain(error, ExitCode.LEASE_HELD)
     except OrchestratorError as error:
         return _explain(error, error.exit_code)
     except StopRequestedError:
-        return _explain("stopped by a signal", EXIT_STOPPED)
+        return _explain("stopped by a signal", ExitCode.STOPPED)
     except Exception:  # noqa: BLE001 (the last stop: traceback to the log, code to the supervisor)
         traceback.print_exc()
         return 1

@@ -1,8 +1,9 @@
-"""Every error a user may meet, and the exit code it ends in.
+"""Every error a user may meet, why an attempt ends, and the exit codes of processes.
 
     OrchestratorError
     ├── RequestError        2   the recipe, cluster file or command line asks for what cannot be
     │   └── SpecErrors      2   several such problems at once, one line each
+    ├── DataError           1   the recordings cannot give what the recipe asks for
     ├── RunFailedError      1   the run was understood, and failed
     ├── BackendError        3   the scheduler or the store could not be reached
     └── LedgerError         1   what is on disk contradicts itself
@@ -10,24 +11,82 @@
         ├── AlreadyExistsError  exclusive creation lost
         └── LeaseHeldError      another live attempt has the right to this key
 
-A message reads ``<where>: <problem>; <remedy>``.
+A message reads ``<where>: <problem>; <remedy>``. Every error has a cause, which a stage's driver
+writes down as an event when it ends, and which the retry policy (`plan.policy`) decides by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum, StrEnum
+
+
+class ExitCode(IntEnum):
+    """What a process of ours ends with."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_REQUEST = 2
+    UNREACHABLE = 3
+    """The scheduler or the store could not be reached."""
+    ORPHANED = 70
+    """A rank whose driver is gone."""
+    LEASE_HELD = 75
+    """Another attempt works on this key: wait, do not count it as a failure."""
+    INTERRUPTED = 130
+    """The user stopped watching; the run goes on."""
+    STOPPED = 143
+    """Asked to stop by a signal, as schedulers send before they take a node away."""
+    REQUEUE = 250
+    """The job wants its place in the queue again. Above those of processes that a signal ended (128
+    and its number), as srun passes the highest of all nodes on."""
+
+
+class Cause(StrEnum):
+    """Why an attempt ended without its artifact."""
+
+    BAD_DATA = "bad_data"
+    BAD_REQUEST = "bad_request"
+    CANCELLED = "cancelled"
+    COMM_HANG = "comm_hang"
+    DEVICE_OOM = "device_oom"
+    ERROR = "error"
+    HOST_OOM = "host_oom"
+    KILLED = "killed"
+    LEASE_HELD = "lease_held"
+    NODE_LOST = "node_lost"
+    NONFINITE = "nonfinite"
+    PREEMPTED = "preempted"
+    RAY_LOST = "ray_lost"
+    STORAGE = "storage"
+    SUPERVISOR = "supervisor"
+    UNKNOWN = "unknown"
+    WALLTIME = "walltime"
+    WORKER_LOST = "worker_lost"
 
 
 class OrchestratorError(Exception):
-    """The root: whatever derives from it is shown to the user as one line, never as a traceback."""
+    """The root: whatever derives from it is shown to the user as one line, never as a traceback.
 
-    exit_code = 1
+    ``cause``: why it ends an attempt, where that is not the usual one of its class.
+    """
+
+    exit_code = ExitCode.FAILED
+    usual_cause = Cause.ERROR
+
+    def __init__(self, message: str = "", *, cause: Cause | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause or self.usual_cause
+
+    def __reduce__(self) -> tuple[type[OrchestratorError], tuple[str], dict[str, object]]:
+        return type(self), (str(self),), self.__dict__
 
 
 class RequestError(OrchestratorError):
     """The request was wrong and nothing was started."""
 
-    exit_code = 2
+    exit_code = ExitCode.BAD_REQUEST
+    usual_cause = Cause.BAD_REQUEST
 
 
 class SpecErrors(RequestError):  # noqa: N818 (it is several errors)
@@ -38,6 +97,12 @@ class SpecErrors(RequestError):  # noqa: N818 (it is several errors)
         self.problems = tuple(problems)
 
 
+class DataError(OrchestratorError):
+    """The recordings cannot give what the recipe asks for."""
+
+    usual_cause = Cause.BAD_DATA
+
+
 class RunFailedError(OrchestratorError):
     """A stage of the run ended in failure."""
 
@@ -45,7 +110,8 @@ class RunFailedError(OrchestratorError):
 class BackendError(OrchestratorError):
     """The backend could not be reached; the run may well go on."""
 
-    exit_code = 3
+    exit_code = ExitCode.UNREACHABLE
+    usual_cause = Cause.STORAGE
 
 
 class LedgerError(OrchestratorError):
@@ -62,3 +128,5 @@ class AlreadyExistsError(LedgerError):
 
 class LeaseHeldError(LedgerError):
     """A live attempt holds the lease of this artifact."""
+
+    usual_cause = Cause.LEASE_HELD

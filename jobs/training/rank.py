@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.errors import ExitCode
 from orchestrator.ledger.lease import Process
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Execution, Model, Train
-
-EXIT_ORPHANED = 70
-"""Exit code of a rank whose driver is gone."""
 
 _WATCH_EVERY_S = 1.0
 
@@ -106,7 +104,7 @@ def _watch(driver: Process) -> None:
         time.sleep(_WATCH_EVERY_S)
     sys.stderr.write("the driver of this training is gone; leaving\n")
     sys.stderr.flush()
-    os._exit(EXIT_ORPHANED)
+    os._exit(ExitCode.ORPHANED)
 
 
 def log_path(folder: Path, rank: int) -> Path:

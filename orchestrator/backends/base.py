@@ -7,31 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
 
+from orchestrator.ledger.status import JobStatus
 from orchestrator.spec.cluster import SlurmOptions
 
 Start = Literal["succeeded", "started", "failed"]
 """Which event of the jobs before it a job waits for."""
-
-
-class JobState(StrEnum):
-    """What a backend can say about a job."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    PREEMPTED = "preempted"
-    UNKNOWN = "unknown"
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the job will not change any more."""
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PREEMPTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +72,6 @@ class JobRef:
     id: str
     submitted_at: float = 0.0
     """Seconds since the epoch: schedulers use their ids again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobStatus:
-    """What the backend said."""
-
-    state: JobState
-    exit_code: int | None = None
-    """The process's exit code; negative when a signal ended it; None when not known."""
-    node: str = ""
-    detail: str = ""
-    """The scheduler's own words."""
-    cause: str = ""
-    """Why it ended, where the scheduler alone knows: a cause of `plan.policy`."""
 
 
 class Backend(Protocol):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.backends.base import Job, JobRef
+from orchestrator.ledger.status import JobState, JobStatus
 
 DONE = JobStatus(state=JobState.SUCCEEDED, exit_code=0, node="fake")
 

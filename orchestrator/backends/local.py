@@ -15,9 +15,10 @@ from contextlib import suppress
 
 import psutil
 
-from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.backends.base import Job, JobRef
 from orchestrator.errors import BackendError
 from orchestrator.ledger.lease import CLOCK_STEP_S
+from orchestrator.ledger.status import JobState, JobStatus
 
 NAME = "local"
 GRACE_S = 20.0

@@ -23,8 +23,9 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedSubmissionError
 
-from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.backends.base import Job, JobRef
 from orchestrator.errors import BackendError, RequestError
+from orchestrator.ledger.status import JobState, JobStatus
 
 NAME = "slurm"
 TIMEOUT_S = 60.0

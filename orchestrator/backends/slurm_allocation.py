@@ -13,14 +13,11 @@ from typing import Self
 import submitit
 
 from orchestrator.backends.slurm import CAUSES, SACCT, ask
-from orchestrator.errors import BackendError
+from orchestrator.errors import BackendError, ExitCode
 
-EXIT_REQUEUE = 250
-"""Exit code of a process that wants its job to be put back into the queue. Above those of processes
-that a signal ended (128 and its number), as srun passes the highest of all nodes on."""
 REQUEUE_LINES = (
     "code=$?",
-    f'if [ "$code" = {EXIT_REQUEUE} ] && '
+    f'if [ "$code" = {ExitCode.REQUEUE} ] && '
     'scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then',
     '  scontrol requeue "$SLURM_JOB_ID" && sleep 300',
     "fi",
@@ -87,7 +84,7 @@ class Allocation:
         as in a container, the code asks the job's script to do so.
         """
         if shutil.which("scontrol") is None:
-            return EXIT_REQUEUE
+            return ExitCode.REQUEUE
         if self._ask_to_requeue():
             sys.stderr.write("put back into the queue; waiting for the end\n")
             sys.stderr.flush()

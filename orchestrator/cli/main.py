@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator import __version__
-from orchestrator.errors import BackendError, OrchestratorError
+from orchestrator.errors import ExitCode, OrchestratorError
 
 VERBS = {
     "plan": "show what a recipe would do: reuse, resume or run, and why",
@@ -25,8 +25,6 @@ VERBS = {
     "chaos": "inject a fault into a running training, and say what it cost",
     "doctor": "check this machine and the cluster",
 }
-
-EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; the run goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except ConnectionError as error:  # the store's; it names the object and the remedy
         print(error, file=sys.stderr)
-        return BackendError.exit_code
+        return ExitCode.UNREACHABLE
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -13,12 +13,12 @@ from rich.table import Table
 
 from orchestrator.cli.arguments import add_run, run_and_store, store_of
 from orchestrator.cli.watch import stage_table, watch
-from orchestrator.control.executor import observe_all
-from orchestrator.control.status import run_progress, run_status
+from orchestrator.control.executor import observe, observe_all
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.goodput import goodput_line
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import run_progress, run_status
 from orchestrator.ledger.store import Store
 from orchestrator.quantities import format_duration
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     folder, store = run_and_store(options)
     if options.watch:
         return watch(folder, store)
-    status = run_status(folder, store)
+    status = run_status(folder, store, observe(folder))
     _show(folder, status, options)
     if status["problem"]:
         raise BackendError(f"{status['problem']}; shown is what was last known")

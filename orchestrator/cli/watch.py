@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.control.executor import observe
-from orchestrator.control.status import FINAL, run_cause, run_progress
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import FINAL, run_cause, run_progress
 from orchestrator.ledger.store import Store
 from orchestrator.quantities import format_duration
 from orchestrator.report.page import PAGE, summary

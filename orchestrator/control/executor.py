@@ -5,40 +5,14 @@ A Protocol, kept by one package for each backend, and the choice between them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Protocol
 
-from orchestrator.backends.base import JobStatus
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import Observed
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Cluster
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """Whether somebody is at work on a run, and what a scheduler says of its jobs."""
-
-    is_alive: bool
-    """Whether something will still happen by itself."""
-    jobs: Mapping[str, JobStatus] = field(default_factory=dict)
-    """By stage instance; empty where there is no scheduler."""
-    by_id: Mapping[str, JobStatus] = field(default_factory=dict)
-    """Of all jobs, workers and sentinels included, by the scheduler's id."""
-    problem: str = ""
-    """Why the scheduler did not answer; what it said last stands for it."""
-
-    @property
-    def has_jobs_left(self) -> bool:
-        """Whether a job is queued or running, be it of use or not."""
-        return any(not status.state.is_final for status in self.by_id.values())
-
-    def expects(self, instance: str) -> bool:
-        """Whether somebody works on the stage instance, or will."""
-        if instance not in self.jobs:
-            return self.is_alive and not self.jobs
-        return not self.jobs[instance].state.is_final
 
 
 class Executor(Protocol):

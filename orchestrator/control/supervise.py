@@ -20,17 +20,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orchestrator.backends.base import Backend, JobRef, JobState, JobStatus
+from orchestrator.backends.base import Backend, JobRef
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
+from orchestrator.control.executor import observe
 from orchestrator.control.job import code_env, cpus_of, stage_job
 from orchestrator.control.say import say
-from orchestrator.control.status import write_openmetrics
 from orchestrator.errors import LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, FAULT_ORDER, AttemptFolder
 from orchestrator.ledger.lease import Process
+from orchestrator.ledger.openmetrics import write_openmetrics
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
@@ -335,7 +337,7 @@ class Supervisor:
 def write_figures(run: RunFolder, store: Store) -> None:
     """Write what monitoring scrapes; a failure here is not the run's."""
     try:
-        write_openmetrics(run, store)
+        write_openmetrics(run, store, observe(run))
     except (OrchestratorError, OSError) as error:
         say(f"figures: {error}")
 

@@ -15,7 +15,12 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from orchestrator.ledger.goodput import PART_NAMES
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import Observed, run_status
+from orchestrator.ledger.store import Store
 
+FILE = "metrics.openmetrics"
+"""In a run's folder: its newest figures."""
 RUN_STATES = ("pending", "queued", "running", "succeeded", "failed", "cancelled")
 
 _Status = Mapping[str, Any]
@@ -29,6 +34,13 @@ def openmetrics(run_name: str, status_document: Mapping[str, Any]) -> str:
     registry.register(_Snapshot(run_name, status_document))
     text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]  # theirs is untyped
     return text.decode()
+
+
+def write_openmetrics(run: RunFolder, store: Store, observed: Observed) -> str:
+    """Write the run's figures for monitoring into its folder; returns where they are."""
+    text = openmetrics(run.name, run_status(run, store, observed))
+    run.storage.replace(FILE, text.encode())
+    return f"{run.storage.url}/{FILE}"
 
 
 class _Snapshot(Collector):

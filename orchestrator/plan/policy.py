@@ -20,14 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.errors import ExitCode
 from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM
 
 Action = Literal["done", "wait", "resume", "elsewhere", "smaller", "stop"]
-
-EXIT_REQUEST = 2
-EXIT_STORE = 3
-EXIT_LEASE_HELD = 75
-EXIT_STOPPED = 143
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +110,7 @@ def decide(ending: Ending, past: Past) -> Decision:
     """The cause of an end and the action it calls for."""
     if ending.complete:
         return Decision(cause="", action="done", reason="the artifact is complete")
-    if ending.exit_code == EXIT_LEASE_HELD:
+    if ending.exit_code == ExitCode.LEASE_HELD:
         return Decision(
             cause="lease_held", action="wait", reason="another attempt works on this key"
         )
@@ -153,15 +149,15 @@ def decide(ending: Ending, past: Past) -> Decision:
 
 
 def _cause(ending: Ending) -> str:
-    if ending.stopped or ending.exit_code == EXIT_STOPPED:
+    if ending.stopped or ending.exit_code == ExitCode.STOPPED:
         return ending.stopped or "preempted"
     if ending.exit_code is None:
         return "node_lost"
     if ending.exit_code < 0:
         return "killed"
-    if ending.exit_code == EXIT_REQUEST:
+    if ending.exit_code == ExitCode.BAD_REQUEST:
         return "bad_request"
-    if ending.exit_code == EXIT_STORE:
+    if ending.exit_code == ExitCode.UNREACHABLE:
         return "storage"
     for cause, pattern in _SIGNS:
         if re.search(pattern, ending.log_tail):

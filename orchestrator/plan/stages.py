@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.spec.recipe import Recipe
 
@@ -32,13 +32,25 @@ class Stage:
     """Stages whose artifacts it reads."""
     fields: Callable[[Recipe, Facts], dict[str, Any]]
     """Everything of the recipe that decides its result, under the recipe's own dotted keys."""
-    uses_ray: bool
-    """Whether it needs the run's Ray session."""
+    runs_as: Literal["process", "workers", "ranks"] = "process"
+    """One process; elastic workers, which may come and go; ranks, which start and end together."""
+    counts: Literal["", "shards", "steps"] = ""
+    """What its progress is counted in."""
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether it needs the run's Ray session."""
+        return self.runs_as != "process"
 
     @property
     def is_elastic(self) -> bool:
-        """Whether its workers may come and go; the ranks of training start and end together."""
-        return self.uses_ray and self.name != "train"
+        """Whether its workers may come and go."""
+        return self.runs_as == "workers"
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether it trains in steps on ranks."""
+        return self.runs_as == "ranks"
 
 
 def _section(value: Any) -> Any:
@@ -130,7 +142,6 @@ STAGES: tuple[Stage, ...] = (
         version=2,
         upstream=_reads(),
         fields=_corpus,
-        uses_ray=False,
     ),
     Stage(
         name="encoder",
@@ -138,7 +149,6 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         upstream=_encoder_reads,
         fields=_encoder,
-        uses_ray=False,
     ),
     Stage(
         name="codebook",
@@ -146,7 +156,7 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         upstream=_reads("corpus", "encoder"),
         fields=_codebook,
-        uses_ray=True,
+        runs_as="workers",
     ),
     Stage(
         name="tokenize",
@@ -154,7 +164,8 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         upstream=_reads("corpus", "encoder", "codebook"),
         fields=_tokenize,
-        uses_ray=True,
+        runs_as="workers",
+        counts="shards",
     ),
     Stage(
         name="pack",
@@ -162,7 +173,6 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         upstream=_reads("tokenize"),
         fields=_pack,
-        uses_ray=False,
     ),
     Stage(
         name="train",
@@ -170,7 +180,8 @@ STAGES: tuple[Stage, ...] = (
         version=2,
         upstream=_reads("pack", "codebook"),
         fields=_train,
-        uses_ray=True,
+        runs_as="ranks",
+        counts="steps",
     ),
     Stage(
         name="evaluate",
@@ -178,7 +189,6 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         upstream=_reads("pack", "train"),
         fields=_evaluate,
-        uses_ray=False,
     ),
 )
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.backends.local import LocalBackend
-from orchestrator.control.executor import Observed
 from orchestrator.control.job import supervisor_job
 from orchestrator.errors import BackendError, RunFailedError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import Observed
 from orchestrator.ledger.store import Store
 
 START_TIMEOUT_S = 30.0

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from orchestrator.backends.base import JobRef, JobState
+from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import NAME, SlurmBackend, script
-from orchestrator.control.executor import Observed
 from orchestrator.control.slurm.job_states import (
     JobStates,
     close_attempts,
@@ -28,6 +27,7 @@ from orchestrator.control.slurm.jobs import PlannedJob, SubmissionContext, jobs_
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import JobState, Observed
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions, SubmittedJob, Submitter

@@ -13,10 +13,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.backends.base import JobRef, JobState, JobStatus
+from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import LAUNCH_FAILED, NAME
-from orchestrator.control.executor import Observed
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import JobKind, Submissions, SubmittedJob
 from orchestrator.plan.planner import Instance, Plan

@@ -12,13 +12,12 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 
-from orchestrator.backends.base import JobState
-from orchestrator.control.executor import Observed
 from orchestrator.control.say import say
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import work_left
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import JobState, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submission, Submissions
 from orchestrator.plan.planner import Instance, Plan

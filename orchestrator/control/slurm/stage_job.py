@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from orchestrator.backends.base import JobState, JobStatus
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.say import say
@@ -31,6 +30,7 @@ from orchestrator.control.supervise import (
 )
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
+from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Instance

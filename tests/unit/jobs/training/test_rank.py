@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from jobs.training.process_ranks import meet
-from jobs.training.rank import EXIT_ORPHANED, free_port, last_lines
+from jobs.training.rank import free_port, last_lines
+from orchestrator.errors import ExitCode
 from orchestrator.ledger.lease import Process
 
 
@@ -45,7 +46,7 @@ def test_a_rank_ends_with_its_driver() -> None:
     driver.kill()
     driver.wait()
     _, complaint = rank.communicate(timeout=10)
-    assert rank.returncode == EXIT_ORPHANED
+    assert rank.returncode == ExitCode.ORPHANED
     assert complaint == b"the driver of this training is gone; leaving\n"
 
 

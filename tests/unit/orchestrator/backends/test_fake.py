@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.fake import DONE, FakeBackend
+from orchestrator.ledger.status import JobState, JobStatus
 
 JOB = Job(name="train", argv=("true",), log=Path("log"))
 KILLED = JobStatus(state=JobState.FAILED, exit_code=-9)

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.backends.base import Job, JobRef, JobState
+from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.local import LocalBackend
 from orchestrator.errors import BackendError
+from orchestrator.ledger.status import JobState
 
 
 def job(folder: Path, script: str, **how: object) -> Job:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.slurm import STATES, SlurmBackend
 from orchestrator.errors import BackendError, RequestError
+from orchestrator.ledger.status import JobState, JobStatus
 from tests.unit.orchestrator.scheduler import Answers
 
 AT = 1_700_000_000.0

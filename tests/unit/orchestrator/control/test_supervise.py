@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.backends.base import Job, JobRef, JobState, JobStatus
+from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.fake import DONE, FakeBackend
 from orchestrator.control.supervise import LEASE_WAIT_S, Supervisor, only_supervisor
 from orchestrator.errors import LeaseHeldError
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Lease, Process, acquire
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Plan
 from orchestrator.spec.recipe import Recipe

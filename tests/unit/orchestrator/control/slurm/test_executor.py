@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.base import JobState, JobStatus
 from orchestrator.backends.slurm import LAUNCH_FAILED
 from orchestrator.backends.slurm_allocation import Allocation
+from orchestrator.control.executor import observe
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import close_attempts, failing_nodes, work_left
 from orchestrator.control.slurm.ray_cluster import MAX_IN_VAIN, Elastic
 from orchestrator.control.slurm.sentinel import _ensured, objection, objections
 from orchestrator.control.slurm.stage_job import _WARNINGS, _supervise
-from orchestrator.control.status import run_status
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.invitation import Invitation
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import JobState, JobStatus, run_status
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
@@ -172,7 +172,7 @@ def test_without_an_answer_the_last_one_stands(scene: Scene) -> None:
     scene.run.begin_attempt(scene.id("corpus"), node="node1")
     for command in ("sacct", "squeue"):
         scene.answers.say(command, f"{command}: error: no route\n", code=1)
-    status = run_status(scene.run, scene.store)
+    status = run_status(scene.run, scene.store, observe(scene.run))
     assert status["problem"] == "slurm: squeue: no route"
     assert (status["state"], status["stages"][0]["state"]) == ("running", "running")
     with pytest.raises(BackendError, match="no route"):
@@ -195,7 +195,7 @@ def test_an_attempt_without_an_end_is_what_its_job_is(
     scene.books(corpus=word)
     if word != "NODE_FAIL":
         scene.queue(corpus=word)
-    row = run_status(scene.run, scene.store)["stages"][0]
+    row = run_status(scene.run, scene.store, observe(scene.run))["stages"][0]
     assert (row["attempts"][0]["state"], row["state"]) == (attempt, stage)
 
 
@@ -364,7 +364,7 @@ def test_what_a_node_could_not_start_is_submitted_anew(scene: Scene) -> None:
     scene.answers.say("sacct", f"{train}|PENDING|0:0|\n{evaluate}|PENDING|0:0|\n")
     held = f"{train}|PENDING||{LAUNCH_FAILED}|x\n{evaluate}|PENDING||Dependency|x\n"
     scene.answers.say("squeue", held)
-    status = run_status(scene.run, scene.store)["stages"]
+    status = run_status(scene.run, scene.store, observe(scene.run))["stages"]
     assert LAUNCH_FAILED in next(s["job"] for s in status if s["name"] == "train")
     assert scene.executor.ensure(scene.run, scene.store) == "3 jobs submitted"
     assert {train, evaluate} <= set(scene.asked("scancel")[0].split())

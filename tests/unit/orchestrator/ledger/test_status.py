@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.control.status import run_cause, run_progress, run_status, write_openmetrics
+from orchestrator.control.executor import observe
 from orchestrator.ledger.lease import Process
+from orchestrator.ledger.openmetrics import write_openmetrics
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import run_cause, run_progress, run_status
 from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
@@ -46,12 +48,12 @@ def publish(run: RunFolder, store: Store, *stages: str) -> None:
 
 
 def stage_row(run: RunFolder, store: Store, stage: str) -> dict[str, Any]:
-    return next(s for s in run_status(run, store)["stages"] if s["name"] == stage)
+    return next(s for s in run_status(run, store, observe(run))["stages"] if s["name"] == stage)
 
 
 def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     run.begin_attempt(instance(run, "corpus").id)
-    status = run_status(run, store)
+    status = run_status(run, store, observe(run))
     assert set(status) == {"run", "state", "backend", "problem", "stages", "goodput"}
     assert set(status["stages"][0]) == {
         "id", "name", "variant", "key", "state", "reused", "job", "shards_done", "shards_total",
@@ -81,9 +83,9 @@ def test_the_time_between_checkpoints_is_shown_with_its_reasons(
 
 def test_progress_is_the_status_without_goodput(run: RunFolder, store: Store) -> None:
     run.begin_attempt(instance(run, "corpus").id)
-    status = run_status(run, store)
+    status = run_status(run, store, observe(run))
     del status["goodput"]
-    assert run_progress(run, store) == status
+    assert run_progress(run, store, observe(run)) == status
 
 
 def test_a_run_waits_from_its_first_supervisor_on(run: RunFolder, store: Store) -> None:
@@ -92,7 +94,7 @@ def test_a_run_waits_from_its_first_supervisor_on(run: RunFolder, store: Store) 
     corpus, pack = instance(run, "corpus"), instance(run, "pack")
     run.begin_attempt(corpus.id, started_at=14.0).finish(state="succeeded", ended_at=20.0)
     run.begin_attempt(pack.id, started_at=20.0).finish(state="failed", ended_at=22.0)
-    goodput = run_status(run, store)["goodput"]
+    goodput = run_status(run, store, observe(run))["goodput"]
     assert {name: value for name, value in goodput.items() if value} == {
         "elapsed_s": 12.0, "queue_s": 4.0, "productive_s": 6.0, "lost_s": 2.0, "ettr": 0.75,
     }  # fmt: skip
@@ -102,21 +104,21 @@ def test_a_dead_runs_time_stands_still(run: RunFolder, store: Store) -> None:
     run.begin_supervisor(process=GONE, started_at=10.0)
     attempt = run.begin_attempt(instance(run, "corpus").id, started_at=14.0)
     attempt.storage.replace("progress.json", to_json({"at": 18.0, "done": 1, "total": 4}))
-    goodput = run_status(run, store)["goodput"]
+    goodput = run_status(run, store, observe(run))["goodput"]
     assert (goodput["elapsed_s"], goodput["lost_s"]) == (8.0, 4.0)
 
 
 def test_openmetrics_lie_in_the_run_folder(run: RunFolder, store: Store) -> None:
-    assert write_openmetrics(run, store) == f"{run.storage.url}/metrics.openmetrics"
+    assert write_openmetrics(run, store, observe(run)) == f"{run.storage.url}/metrics.openmetrics"
     run.begin_attempt(instance(run, "corpus").id)
-    assert write_openmetrics(run, store) == f"{run.storage.url}/metrics.openmetrics"
+    assert write_openmetrics(run, store, observe(run)) == f"{run.storage.url}/metrics.openmetrics"
     lines = run.storage.read_bytes("metrics.openmetrics").decode().splitlines()
     assert 'orchestrator_run_state{run="small",state="pending"} 1.0' in lines
     assert lines[-1] == "# EOF"
 
 
 def test_a_run_nobody_has_started(run: RunFolder, store: Store) -> None:
-    status = run_status(run, store)
+    status = run_status(run, store, observe(run))
     assert (status["run"], status["state"], status["backend"]) == ("small", "pending", "fake")
     assert [s["id"] for s in status["stages"]] == [i.id for i in run.plan().instances]
     assert {s["state"] for s in status["stages"]} == {"pending"}
@@ -125,10 +127,10 @@ def test_a_run_nobody_has_started(run: RunFolder, store: Store) -> None:
 
 def test_a_supervised_run_is_queued_then_running(run: RunFolder, store: Store) -> None:
     run.begin_supervisor(process=ME)
-    assert run_status(run, store)["state"] == "queued"
+    assert run_status(run, store, observe(run))["state"] == "queued"
     assert stage_row(run, store, "train")["state"] == "queued"
     attempt = run.begin_attempt(instance(run, "corpus").id)
-    assert run_status(run, store)["state"] == "running"
+    assert run_status(run, store, observe(run))["state"] == "running"
     row = stage_row(run, store, "corpus")
     assert row["state"] == row["attempts"][0]["state"] == "running"
     assert row["attempts"][0]["log"] == f"{attempt.storage.url}/driver.log"
@@ -137,7 +139,7 @@ def test_a_supervised_run_is_queued_then_running(run: RunFolder, store: Store) -
 def test_a_run_whose_supervisor_is_gone_has_failed(run: RunFolder, store: Store) -> None:
     run.begin_supervisor(process=GONE)
     run.begin_attempt(instance(run, "corpus").id)
-    status = run_status(run, store)
+    status = run_status(run, store, observe(run))
     assert status["state"] == "failed"
     assert run_cause(run) == "node_lost"
     attempt = stage_row(run, store, "corpus")["attempts"][0]
@@ -161,7 +163,7 @@ def test_a_supervisor_that_is_killed_is_gone_at_once(run: RunFolder) -> None:
 
 def test_complete_artifacts_make_a_run_succeed(run: RunFolder, store: Store) -> None:
     publish(run, store, *(i.stage for i in run.plan().instances))
-    status = run_status(run, store)
+    status = run_status(run, store, observe(run))
     assert status["state"] == "succeeded"
     assert all(s["state"] == "succeeded" and s["reused"] for s in status["stages"])
     train = stage_row(run, store, "train")
@@ -209,7 +211,7 @@ def test_how_the_supervisor_ended_decides_the_run(
     run: RunFolder, store: Store, end: dict[str, str], state: str, cause: str
 ) -> None:
     run.begin_supervisor(process=ME).finish(**end)
-    assert run_status(run, store)["state"] == state
+    assert run_status(run, store, observe(run))["state"] == state
     assert run_cause(run) == cause
 
 

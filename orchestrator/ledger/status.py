@@ -3,30 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
-from orchestrator.backends.base import JobState, JobStatus
-from orchestrator.control.executor import Observed, observe
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.goodput import goodput
-from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Found, Instance
 
 FINAL = ("succeeded", "failed", "cancelled")
-OPENMETRICS = "metrics.openmetrics"
 
 
-def run_status(run: RunFolder, store: Store, observed: Observed | None = None) -> dict[str, Any]:
+class JobState(StrEnum):
+    """What a backend can say about a job."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PREEMPTED = "preempted"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job will not change any more."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PREEMPTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """What the backend said."""
+
+    state: JobState
+    exit_code: int | None = None
+    """The process's exit code; negative when a signal ended it; None when not known."""
+    node: str = ""
+    detail: str = ""
+    """The scheduler's own words."""
+    cause: str = ""
+    """Why it ended, where the scheduler alone knows: a cause of `plan.policy`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """Whether somebody is at work on a run, and what a scheduler says of its jobs."""
+
+    is_alive: bool
+    """Whether something will still happen by itself."""
+    jobs: Mapping[str, JobStatus] = field(default_factory=dict)
+    """By stage instance; empty where there is no scheduler."""
+    by_id: Mapping[str, JobStatus] = field(default_factory=dict)
+    """Of all jobs, workers and sentinels included, by the scheduler's id."""
+    problem: str = ""
+    """Why the scheduler did not answer; what it said last stands for it."""
+
+    @property
+    def has_jobs_left(self) -> bool:
+        """Whether a job is queued or running, be it of use or not."""
+        return any(not status.state.is_final for status in self.by_id.values())
+
+    def expects(self, instance: str) -> bool:
+        """Whether somebody works on the stage instance, or will."""
+        if instance not in self.jobs:
+            return self.is_alive and not self.jobs
+        return not self.jobs[instance].state.is_final
+
+
+def run_status(run: RunFolder, store: Store, observed: Observed) -> dict[str, Any]:
     """The document of ``status RUN --json``."""
-    observed = observed or observe(run)
     return {**run_progress(run, store, observed), "goodput": run_goodput(run, observed)}
 
 
-def run_progress(run: RunFolder, store: Store, observed: Observed | None = None) -> dict[str, Any]:
+def run_progress(run: RunFolder, store: Store, observed: Observed) -> dict[str, Any]:
     """The document without its goodput, which reads every step line: for asking each second."""
-    observed = observed or observe(run)
     plan, cluster = run.plan(), run.cluster()
     found = store.find({i.id: f"{i.stage}/{i.key}" for i in plan.instances})
     stages = [
@@ -55,13 +107,6 @@ def _checkpoint_interval(attempts: Sequence[AttemptFolder]) -> dict[str, float] 
     """The newest choice of the time between checkpoints, with what it was chosen from."""
     events = [e for a in attempts[-1:] for e in a.events() if e["kind"] == "checkpoint_interval"]
     return {k: v for k, v in events[-1].items() if k not in ("at", "kind")} if events else None
-
-
-def write_openmetrics(run: RunFolder, store: Store) -> str:
-    """Write the run's figures for monitoring into its folder; returns where they are."""
-    text = openmetrics(run.name, run_status(run, store))
-    run.storage.replace(OPENMETRICS, text.encode())
-    return f"{run.storage.url}/{OPENMETRICS}"
 
 
 def _stage(
