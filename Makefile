@@ -2,6 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin
+# Slow tests start up to four ranks or a Slurm cluster each: two at once are enough for two cores.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadgroup
 
 .PHONY: help setup demo check test drill bench format lock schemas clean
 
@@ -23,12 +26,12 @@ check: setup ## ruff, mypy, unit and golden tests
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
-	$(RUN)/pytest -q tests/unit tests/golden
+	$(RUN)/pytest -q $(PARALLEL) tests/unit tests/golden
 
 test: setup ## everything but the drills
 	./apt-packages.sh || echo 'WARNING: without these packages the tests that need them are skipped'
 	$(MAKE) check
-	$(RUN)/pytest tests --ignore=tests/unit --ignore=tests/golden
+	$(RUN)/pytest $(PARALLEL) --durations=15 tests --ignore=tests/unit --ignore=tests/golden
 
 drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 	./apt-packages.sh

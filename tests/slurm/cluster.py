@@ -586,10 +586,15 @@ def is_listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def worker_lane() -> int:
+    """This xdist worker's number, of four: workers choose among ports and subnets of their own."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+
+
 def free_ports(count: int) -> int:
     """The first of so many ports in a row that nobody listens on."""
-    while True:
-        first = 20_000 + secrets.randbelow(120) * 100  # below the ports that clients get
+    while True:  # below the ports that clients get
+        first = 20_000 + (30 * worker_lane() + secrets.randbelow(30)) * 100
         if not any(is_listening(port) for port in range(first, first + count)):
             return first
 
@@ -598,6 +603,6 @@ def free_subnet() -> str:
     """The first three numbers of addresses that no interface here has."""
     used = [a.address for addresses in psutil.net_if_addrs().values() for a in addresses]
     while True:
-        subnet = f"10.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}"
+        subnet = f"10.{20 + 50 * worker_lane() + secrets.randbelow(50)}.{secrets.randbelow(256)}"
         if not any(address.startswith(f"{subnet}.") for address in used):
             return subnet
