@@ -408,6 +408,7 @@ def _status(
         node="" if row.nodes in ("None assigned", "") else row.nodes,
         detail=several if len(rows) > 1 else _told(row),
         cause=CAUSES.get(row.word, ""),
+        is_held=row.was_refused,
     )
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 
 from orchestrator.cli.arguments import add_run, run_and_store
-from orchestrator.cli.watch import LOOK_EVERY_S
 from orchestrator.control.executor import observe
 from orchestrator.errors import RequestError
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
             observed = observe(folder)
             if not observed.is_alive:
                 return 0
-            look_at = time.monotonic() + (LOOK_EVERY_S if observed.jobs else FOLLOW_EVERY_S)
+            look_at = time.monotonic() + observed.look_every_s
         time.sleep(FOLLOW_EVERY_S)
 
 

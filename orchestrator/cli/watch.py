@@ -20,8 +20,7 @@ from orchestrator.quantities import format_duration
 from orchestrator.report.page import PAGE, summary
 
 EVERY_S = 1.0
-LOOK_EVERY_S = 15.0
-"""How often a scheduler is asked; what jobs write themselves is read every second."""
+"""How often what jobs write themselves is read; a scheduler is asked less often."""
 REPORT_TIMEOUT_S = 60.0
 _MAX_ATTEMPTS_LISTED = 3
 
@@ -34,20 +33,19 @@ def watch(run: RunFolder, store: Store) -> int:
     console = Console(stderr=True)
     observed, observed_at = observe(run), time.monotonic()
     status = run_progress(run, store, observed)
-    every_s = LOOK_EVERY_S if observed.jobs else EVERY_S
     shown: dict[str, str] = {}
     with Live(stage_table(status), console=console, refresh_per_second=2, transient=False) as live:
         while status["state"] not in FINAL:
             time.sleep(EVERY_S)
-            if time.monotonic() - observed_at >= every_s:
+            if time.monotonic() - observed_at >= observed.look_every_s:
                 observed, observed_at = observe(run), time.monotonic()
             status = run_progress(run, store, observed)
             live.update(stage_table(status))
             if not console.is_terminal:
                 _print_changes(status, shown)
     has_succeeded = status["state"] == "succeeded"
-    if has_succeeded or not observed.jobs:
-        _wait_for_last_words(run, by_supervisor=not observed.jobs)
+    if has_succeeded or not observed.has_scheduler:
+        _wait_for_last_words(run, by_supervisor=not observed.has_scheduler)
     if not has_succeeded:
         _print_failures(run, status)
         return 1

@@ -45,6 +45,8 @@ class JobStatus:
     """The scheduler's own words."""
     cause: str = ""
     """Why it ended, where the scheduler alone knows: a cause of `plan.policy`."""
+    is_held: bool = False
+    """Whether it waits in the queue and will never start by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,10 @@ class Observed:
     """Of all jobs, workers and sentinels included, by the scheduler's id."""
     problem: str = ""
     """Why the scheduler did not answer; what it said last stands for it."""
+    has_scheduler: bool = False
+    """Whether jobs of a scheduler execute the run, and not one supervisor."""
+    look_every_s: float = 1.0
+    """How often to ask again, in seconds."""
 
     @property
     def has_jobs_left(self) -> bool:

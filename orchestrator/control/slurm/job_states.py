@@ -14,12 +14,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.backends.base import JobRef
-from orchestrator.backends.slurm import LAUNCH_FAILED, NAME
+from orchestrator.backends.slurm import NAME
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import JobKind, Submissions, SubmittedJob
 from orchestrator.plan.planner import Instance, Plan
+
+
+LOOK_EVERY_S = 15.0
+"""How often those who watch a run ask the scheduler."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class JobStates:
 
     def _lives(self, job: SubmittedJob) -> bool:
         status = self.states[job.id]
-        return not status.state.is_final and LAUNCH_FAILED not in status.detail
+        return not status.state.is_final and not status.is_held
 
 
 def unfinished(plan: Plan, store: Store) -> list[Instance]:
@@ -165,6 +169,8 @@ def observed_from(
         jobs=stages,
         by_id=dict(seen),
         problem=problem,
+        has_scheduler=True,
+        look_every_s=LOOK_EVERY_S,
     )
 
 
