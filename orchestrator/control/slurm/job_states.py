@@ -21,7 +21,6 @@ from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import JobKind, Submissions, SubmittedJob
 from orchestrator.plan.planner import Instance, Plan
 
-
 LOOK_EVERY_S = 15.0
 """How often those who watch a run ask the scheduler."""
 
