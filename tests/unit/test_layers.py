@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import ast
+import graphlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.unit.source import JOBS, MODULES, ROOT, imported, module_of, name_of
+
 LAYERS = ("errors", "quantities", "spec", "plan", "ledger", "report", "backends", "control", "cli")
 FOR_JOBS = {"errors", "quantities", "spec", "plan", "ledger"}
+TRAINED = {"lm", "speech", "scoring", "vocoder"}
+"""Folders of ``jobs`` that know what is trained; ``jobs/training`` does not."""
 HEAVY = {"torch", "ray", "jobs", "transformers", "deepspeed", "torchaudio"}
 SLOW_TO_IMPORT = {"pydantic", "yaml", "fsspec", "rich", "matplotlib", "jinja2", "psutil"}
-MODULES = sorted((ROOT / "orchestrator").rglob("*.py"))
-JOBS = sorted((ROOT / "jobs").rglob("*.py"))
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Dotted names of everything a file imports, at any depth of its code."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+EXECUTORS = [path for path in MODULES if path.parent.parent == ROOT / "orchestrator" / "control"]
+TRAINING = [path for path in JOBS if path.parent == ROOT / "jobs" / "training"]
+KNOW_A_TASK = {"jobs/training/engine.py", "jobs/training/loop.py"}
+"""Still to go."""
 
 
 def layers_imported(path: Path) -> set[str]:
     """Packages of orchestrator that a file imports."""
     names = [n.split(".") for n in imported(path)]
     return {n[1] for n in names if n[0] == "orchestrator" and len(n) > 1 and n[1] != "__version__"}
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -51,6 +41,29 @@ def test_a_module_imports_only_its_own_layer_and_those_to_the_left(path: Path) -
 @pytest.mark.parametrize("path", JOBS, ids=name_of)
 def test_jobs_import_only_what_describes_the_work(path: Path) -> None:
     assert layers_imported(path) <= FOR_JOBS
+
+
+@pytest.mark.parametrize("path", EXECUTORS, ids=name_of)
+def test_an_executor_knows_nothing_of_the_others(path: Path) -> None:
+    others = {p.parent.name for p in EXECUTORS} - {path.parent.name}
+    packages = tuple(f"orchestrator.control.{name}" for name in others)
+    assert [name for name in imported(path) if name.startswith(packages)] == []
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name_of)
+def test_the_training_runtime_knows_nothing_of_what_it_trains(path: Path) -> None:
+    packages = tuple(f"jobs.{name}" for name in TRAINED)
+    found = [name for name in imported(path) if name.startswith(packages)]
+    assert found == [] or name_of(path) in KNOW_A_TASK
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    paths = {module_of(path): path for path in (*MODULES, *JOBS)}
+    graph = {}
+    for module, path in paths.items():
+        names = {part for name in imported(path) for part in (name, name.rpartition(".")[0])}
+        graph[module] = (names & paths.keys()) - {module}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(paths)
 
 
 def test_every_layer_is_there() -> None:
@@ -73,8 +86,7 @@ def test_starting_the_command_line_loads_next_to_nothing() -> None:
 
 
 def test_the_whole_control_plane_loads_nothing_of_the_data_plane() -> None:
-    names = [name_of(p).removesuffix(".py").replace("/", ".") for p in MODULES]
-    loaded = loaded_after("\n".join(f"import {n.removesuffix('.__init__')}" for n in names))
+    loaded = loaded_after("\n".join(f"import {module_of(path)}" for path in MODULES))
     assert loaded & HEAVY == set()
     assert "pydantic" in loaded  # it did load something
 

@@ -1,0 +1,81 @@
+"""Each module with code has a test module of its own, in the same place below tests/unit."""
+
+from __future__ import annotations
+
+import ast
+
+from tests.unit.source import JOBS, MODULES, ROOT, name_of, tree_of
+
+WITHOUT_A_TEST: set[str] = {
+    "orchestrator/backends/base.py",
+    "orchestrator/backends/ray_session.py",
+    "orchestrator/backends/slurm_allocation.py",
+    "orchestrator/cli/arguments.py",
+    "orchestrator/cli/cancel.py",
+    "orchestrator/cli/chaos.py",
+    "orchestrator/cli/doctor.py",
+    "orchestrator/cli/logs.py",
+    "orchestrator/cli/main.py",
+    "orchestrator/cli/plan.py",
+    "orchestrator/cli/report.py",
+    "orchestrator/cli/resume.py",
+    "orchestrator/cli/status.py",
+    "orchestrator/cli/submit.py",
+    "orchestrator/cli/verify.py",
+    "orchestrator/cli/watch.py",
+    "orchestrator/control/chaos.py",
+    "orchestrator/control/check.py",
+    "orchestrator/control/doctor.py",
+    "orchestrator/control/executor.py",
+    "orchestrator/control/local/executor.py",
+    "orchestrator/control/say.py",
+    "orchestrator/control/slurm/job_states.py",
+    "orchestrator/control/slurm/probe.py",
+    "orchestrator/control/slurm/ray_cluster.py",
+    "orchestrator/control/slurm/sentinel.py",
+    "orchestrator/control/slurm/stage_job.py",
+    "orchestrator/errors.py",
+    "orchestrator/ledger/attempt.py",
+    "orchestrator/ledger/invitation.py",
+    "orchestrator/ledger/verify.py",
+    "orchestrator/plan/stages.py",
+    "orchestrator/report/record.py",
+    "orchestrator/spec/cluster.py",
+    "orchestrator/spec/model.py",
+    "orchestrator/spec/recipe.py",
+    "orchestrator/spec/schema.py",
+    "jobs/attempt.py",
+    "jobs/codebook.py",
+    "jobs/evaluate.py",
+    "jobs/pack.py",
+    "jobs/smoke_material.py",
+    "jobs/speech/pool.py",
+    "jobs/speech/targets.py",
+    "jobs/tokenize.py",
+    "jobs/training/checkpointer.py",
+    "jobs/training/faults.py",
+    "jobs/training/heartbeat.py",
+    "jobs/training/monitor.py",
+    "jobs/training/node_agent.py",
+    "jobs/training/ray_train.py",
+    "jobs/training/tracking.py",
+    "jobs/training/uploader.py",
+}
+"""Still to go."""
+
+
+def is_tested(name: str) -> bool:
+    """Whether ``orchestrator/plan/keys.py`` has its ``tests/unit/orchestrator/plan/test_keys.py``."""
+    folder, _, file = name.rpartition("/")
+    return (ROOT / "tests" / "unit" / folder / f"test_{file}").exists()
+
+
+def has_code(name: str) -> bool:
+    """Whether a module is more than a docstring."""
+    return any(not isinstance(node, ast.Expr) for node in tree_of(ROOT / name).body)
+
+
+def test_each_module_has_its_test_module() -> None:
+    names = [name_of(path) for path in (*MODULES, *JOBS) if path.name != "__init__.py"]
+    found = {name for name in names if has_code(name) and not is_tested(name)}
+    assert found <= WITHOUT_A_TEST
