@@ -65,7 +65,7 @@ WITHOUT_A_TEST: set[str] = {
 
 
 def is_tested(name: str) -> bool:
-    """Whether ``orchestrator/plan/keys.py`` has its ``tests/unit/orchestrator/plan/test_keys.py``."""
+    """Whether ``plan/keys.py`` has its ``plan/test_keys.py`` below tests/unit."""
     folder, _, file = name.rpartition("/")
     return (ROOT / "tests" / "unit" / folder / f"test_{file}").exists()
 
