@@ -89,7 +89,7 @@ class Attempt:
     artifacts: tuple[Artifact, ...]
     """What this attempt produces: one artifact, or one per codebook."""
     upstreams: tuple[dict[str, Artifact], ...]
-    """For each of ``artifacts``, the complete artifacts it is made of, by stage name."""
+    """For each of ``artifacts``, the complete artifacts it is made of, by role."""
     lease_n: int
     """Fencing number of this attempt."""
     folder: Path
@@ -99,6 +99,8 @@ class Attempt:
     """Address of the run's Ray session; empty when there is none."""
     name: str = ""
     """Run and stage instance: ``twist-1a2b3c4d/train-0123456789ab``."""
+    part: str = ""
+    """What tells its node apart from others of its stage: ``1`` of ``pretrain.1``."""
     interruptions: tuple[int, float] = (0, 0.0)
     """How many attempts before this one did not succeed, and how many seconds they lasted."""
     _events: list[str] = field(default_factory=list)
@@ -124,7 +126,7 @@ class Attempt:
 
     @property
     def upstream(self) -> dict[str, Artifact]:
-        """What the first artifact is made of."""
+        """What the first artifact is made of, by role."""
         return self.upstreams[0]
 
     def data_root(self, source: str) -> Path:
@@ -255,7 +257,8 @@ def _attempt(
     return Attempt(
         recipe=variant_recipe(run.recipe(), variant["overrides"], where=run.name),
         cluster=cluster,
-        resources=cluster.resources_of(leader.stage),
+        resources=cluster.resources_of(leader.stage, leader.node),
+        part=leader.part,
         artifacts=tuple(store.artifact(i.stage, i.key) for i in members),
         upstreams=tuple(_upstream(store, plan, i) for i in members),
         lease_n=lease_n,
@@ -276,8 +279,8 @@ def _interruptions(run: RunFolder, options: argparse.Namespace) -> tuple[int, fl
 
 
 def _upstream(store: Store, plan: Plan, instance: Instance) -> dict[str, Artifact]:
-    needs = {name: plan.instance(needed) for name, needed in instance.needs.items()}
-    return {name: store.artifact(i.stage, i.key) for name, i in needs.items()}
+    needs = {role: plan.instance(needed) for role, needed in instance.needs.items()}
+    return {role: store.artifact(i.stage, i.key) for role, i in needs.items()}
 
 
 def _publish(

@@ -17,17 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stage",
         metavar="STAGE",
         nargs="?",
-        help="stage name or instance id; the whole run when absent",
+        help="name of a stage, a node or an instance; the whole run when absent",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Stop it, and return when that is done."""
     folder, _ = run_and_store(options)
-    known = {name for i in folder.plan().instances for name in (i.id, i.stage)}
-    if options.stage and options.stage not in known:
+    plan = folder.plan()
+    if not plan.chosen(options.stage):
         raise RequestError(
-            f"{options.stage}: no such stage in {folder.name}; it has {', '.join(sorted(known))}"
+            f"{options.stage}: no such stage in {folder.name}; it has {', '.join(plan.names)}"
         )
     executor = executor_of(folder.cluster())
     observed = executor.observe([folder])[folder.name]

@@ -92,11 +92,11 @@ def _logs(folder: RunFolder, options: argparse.Namespace) -> Iterator[tuple[str,
 
 def _outputs(folder: RunFolder, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """What a scheduler's jobs have said that have not come to an attempt."""
+    chosen = {i.id for i in folder.plan().chosen(options.stage)}
     for submission in Submissions(folder.storage).all()[-1:]:
         for job in submission.jobs:
-            stage = job.instance.split("-")[0]
-            chosen = job.kind == "stage" and options.stage in (None, stage, job.instance)
-            if not chosen or folder.attempts(job.instance):
+            is_chosen = job.kind == "stage" and job.instance in chosen
+            if not is_chosen or folder.attempts(job.instance):
                 continue
             place = folder.storage.at(Submissions.folder(submission.number), job.name)
             for name in place.children():
@@ -105,13 +105,13 @@ def _outputs(folder: RunFolder, options: argparse.Namespace) -> Iterator[tuple[s
 
 
 def _attempts(folder: RunFolder, options: argparse.Namespace) -> Iterator[AttemptFolder]:
-    leaders = [i for i in folder.plan().instances if i.id == i.leader]
-    chosen = [i for i in leaders if options.stage in (None, i.stage, i.id)]
-    if not chosen:
-        known = ", ".join(i.id for i in leaders)
+    plan = folder.plan()
+    leaders = dict.fromkeys(i.leader for i in plan.chosen(options.stage))
+    if not leaders:
+        known = ", ".join(plan.names)
         raise RequestError(f"{options.stage}: no such stage in {folder.name}; it has {known}")
-    for instance in chosen:
-        attempts = folder.attempts(instance.id)
+    for leader in leaders:
+        attempts = folder.attempts(leader)
         yield from (
             (a for a in attempts if options.attempt == a.number)
             if options.attempt

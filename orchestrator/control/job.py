@@ -71,8 +71,9 @@ def supervisor_job(run: RunFolder, store: Store, cluster: Cluster) -> Job:
 
 def cpus_of(stage: str, resources: Resources) -> int:
     """CPU cores a stage's job occupies on one machine."""
-    workers = resources.world_size if stage == "train" else resources.max_workers
-    return resources.cpus_per_worker * (workers if BY_NAME[stage].uses_ray else 1)
+    traits = BY_NAME[stage]
+    workers = resources.world_size if traits.has_ranks else resources.max_workers
+    return resources.cpus_per_worker * (workers if traits.uses_ray else 1)
 
 
 def python_of(cluster: Cluster) -> str:

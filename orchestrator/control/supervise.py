@@ -188,7 +188,10 @@ class Supervisor:
 
     def _cpus(self, work: Work) -> int:
         return min(
-            cpus_of(work.leader.stage, self._cluster.resources_of(work.leader.stage)),
+            cpus_of(
+                work.leader.stage,
+                self._cluster.resources_of(work.leader.stage, work.leader.node),
+            ),
             self._capacity,
         )
 
@@ -316,7 +319,7 @@ class Supervisor:
         self._cancels_seen = len(requests)
 
     def _cancel(self, stage: str | None) -> None:
-        chosen = [w for w in self._works.values() if stage in (None, w.leader.stage, w.leader.id)]
+        chosen = [w for w in self._works.values() if w.leader.answers_to(stage)]
         stopped = [w for w in chosen if w.state in ("pending", "running")]
         refs = [w.ref for w in stopped if w.ref]
         self._backend.cancel(refs)

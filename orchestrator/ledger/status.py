@@ -12,6 +12,7 @@ from orchestrator.ledger.goodput import goodput
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Found, Instance
+from orchestrator.plan.stages import BY_NAME
 
 FINAL = ("succeeded", "failed", "cancelled")
 
@@ -128,6 +129,7 @@ def _stage(
     return {
         "id": instance.id,
         "name": instance.stage,
+        "node": instance.node,
         "variant": ", ".join(instance.variants),
         "key": instance.key,
         "state": _stage_state(found, rows, job, expected=observed.expects(instance.leader)),
@@ -155,7 +157,7 @@ def _step(instance: Instance, found: Found, progress: Mapping[str, Any]) -> int 
 
 
 def _shards_total(instance: Instance, found: Mapping[str, Found]) -> int | None:
-    if instance.stage != "tokenize":
+    if BY_NAME[instance.stage].counts != "shards":
         return None
     total = found[instance.needs["corpus"]].facts.get("num_shards")
     return int(total) if total is not None else None

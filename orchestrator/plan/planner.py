@@ -6,12 +6,14 @@ that becomes ``plan.json``. Pure: nothing is looked up here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from orchestrator.plan.graph import Node, nodes_of
 from orchestrator.plan.keys import key_of, nearest_changes
-from orchestrator.plan.stages import STAGES, Facts, Stage, inputs_of
+from orchestrator.plan.stages import BY_NAME, Facts, inputs_of
 from orchestrator.spec.recipe import Recipe
 
 Decision = Literal["reuse", "resume", "run"]
@@ -44,16 +46,18 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Instance:
-    """One stage with one key; variants that agree on the key share it."""
+    """One node with one key; variants and nodes that agree on the key share it."""
 
     id: str
-    """``<stage>-<first 12 digits of the key>``."""
+    """``<node>-<first 12 digits of the key>``."""
     stage: str
+    node: str
+    """Name of the node, the first of those that share it: ``tokenize.sblimp``."""
     key: str
     inputs: Mapping[str, Any]
     """What the key is the digest of."""
     needs: Mapping[str, str]
-    """Upstream stage name to instance id."""
+    """Role to the id of the instance that is read as that."""
     variants: tuple[str, ...]
     leader: str
     """Instance whose job does the work: its own id, or another's that shares one HuBERT pass."""
@@ -65,6 +69,15 @@ class Instance:
     step: int = 0
     steps: int | None = None
 
+    @property
+    def part(self) -> str:
+        """What tells its node apart from others of its stage."""
+        return self.node.partition(".")[2]
+
+    def answers_to(self, name: str | None) -> bool:
+        """Whether a user means it by a stage's, node's or instance's name, or by naming none."""
+        return name in (None, self.id, self.stage, self.node)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -75,7 +88,7 @@ class Plan:
     run: str
     """Name of the run."""
     variants: tuple[Mapping[str, Any], ...]
-    """Name, overrides and instance ids (by stage) of each variant."""
+    """Name, overrides and instance ids (by node) of each variant."""
     instances: tuple[Instance, ...]
     """In an order in which each comes after what it needs."""
 
@@ -97,9 +110,14 @@ class Plan:
         """The leaders of all that the job of an instance needs."""
         return {self.instance(n).leader for m in self.group(leader) for n in m.needs.values()}
 
-    def chosen(self, stage: str | None) -> tuple[Instance, ...]:
-        """The instances of a stage's name or an instance's id; all of them for None."""
-        return tuple(i for i in self.instances if stage in (None, i.id, i.stage))
+    def chosen(self, name: str | None) -> tuple[Instance, ...]:
+        """The instances of a stage's, a node's or an instance's name; all of them for None."""
+        return tuple(i for i in self.instances if i.answers_to(name))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything that `chosen` knows, sorted."""
+        return tuple(sorted({n for i in self.instances for n in (i.id, i.stage, i.node)}))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data."""
@@ -107,9 +125,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
-        """The plan of ``plan.json``."""
+        """The plan of ``plan.json``; those that know no nodes have one to a stage."""
         instances = tuple(
-            Instance(**{**i, "variants": tuple(i["variants"])}) for i in raw["instances"]
+            Instance(**{"node": i["stage"], **i, "variants": tuple(i["variants"])})
+            for i in raw["instances"]
         )
         return cls(
             recipe=raw["recipe"],
@@ -148,51 +167,61 @@ def make_plan(
 def _instances(
     variants: Sequence[Variant], facts: Facts
 ) -> tuple[tuple[Instance, ...], dict[str, dict[str, str]]]:
-    """All distinct instances in data order, and which of them each variant uses."""
-    by_id: dict[str, Instance] = {}
+    """All distinct instances in data order, and which of them each variant uses, by node."""
+    by_key: dict[str, Instance] = {}
     chosen: dict[str, dict[str, str]] = {v.name: {} for v in variants}
-    for stage in STAGES:
-        for variant in variants:
-            instance = _instance(
-                stage, variant, facts, {s: by_id[i] for s, i in chosen[variant.name].items()}
-            )
-            known = by_id.get(instance.id)
-            by_id[instance.id] = (
-                replace(known, variants=(*known.variants, variant.name)) if known else instance
-            )
-            chosen[variant.name][stage.name] = instance.id
-    return tuple(by_id.values()), chosen
+    for variant, node in _in_order(variants):
+        mine = chosen[variant.name]
+        upstream = {role: mine[name] for role, name in node.inputs.items()}
+        keys = {i.id: i.key for i in by_key.values()}
+        instance = _instance(node, variant, facts, upstream, keys)
+        known = by_key.setdefault(instance.key, instance)
+        if variant.name not in known.variants:
+            by_key[instance.key] = replace(known, variants=(*known.variants, variant.name))
+        mine[node.name] = known.id
+    return tuple(by_key.values()), chosen
+
+
+def _in_order(variants: Sequence[Variant]) -> Iterator[tuple[Variant, Node]]:
+    """The nodes of all variants: first those that come first, each after what it reads."""
+    rows = [[(variant, node) for node in nodes_of(variant.recipe)] for variant in variants]
+    return (pair for column in itertools.zip_longest(*rows) for pair in column if pair)
 
 
 def _instance(
-    stage: Stage, variant: Variant, facts: Facts, upstream: Mapping[str, Instance]
+    node: Node,
+    variant: Variant,
+    facts: Facts,
+    needs: Mapping[str, str],
+    keys: Mapping[str, str],
 ) -> Instance:
-    needs = {name: upstream[name] for name in stage.upstream(variant.recipe)}
-    inputs = inputs_of(stage, variant.recipe, facts, {name: i.key for name, i in needs.items()})
+    stage, recipe = node.stage, variant.recipe
+    upstream_keys = {role: keys[needed] for role, needed in needs.items()}
+    inputs = inputs_of(stage, node.part, recipe, facts, upstream_keys)
     key = key_of(inputs)
-    instance_id = f"{stage.name}-{key[:12]}"
+    instance_id = f"{node.name}-{key[:12]}"
     return Instance(
         id=instance_id,
         stage=stage.name,
+        node=node.name,
         key=key,
         inputs=inputs,
-        needs={name: i.id for name, i in needs.items()},
+        needs=needs,
         variants=(variant.name,),
         leader=instance_id,
-        steps=variant.recipe.train.steps if stage.name == "train" else None,
+        steps=stage.steps(recipe, node.part) if stage.steps else None,
     )
 
 
 def _grouped(instances: Sequence[Instance]) -> tuple[Instance, ...]:
-    """Tokenize instances that differ in codebook alone follow one leader: one HuBERT pass."""
+    """Instances that differ in one role alone follow one leader: codebooks share a HuBERT pass."""
     leaders: dict[str, str] = {}
     grouped = []
     for instance in instances:
-        if instance.stage == "tokenize":
-            inputs = dict(instance.inputs)
-            upstream = {name: key for name, key in inputs["upstream"].items() if name != "codebook"}
-            leader = leaders.setdefault(key_of({**inputs, "upstream": upstream}), instance.id)
-            instance = replace(instance, leader=leader)
+        if role := BY_NAME[instance.stage].grouped_over:
+            upstream = {r: key for r, key in instance.inputs["upstream"].items() if r != role}
+            common = key_of({**instance.inputs, "upstream": upstream})
+            instance = replace(instance, leader=leaders.setdefault(common, instance.id))
         grouped.append(instance)
     return tuple(grouped)
 
@@ -218,8 +247,8 @@ def _decided(
 
 
 def _measured(instance: Instance, found: Found, num_shards: int | None) -> Instance:
-    """The instance with how far it is, in shards where it tokenizes, else in steps."""
-    if instance.stage != "tokenize":
+    """The instance with how far it is, in shards or steps, whichever its stage counts."""
+    if BY_NAME[instance.stage].counts != "shards":
         return replace(instance, step=(instance.steps or 0) if found.complete else found.step)
     done = found.shards_done
     if found.complete:
@@ -246,8 +275,8 @@ def _causes(
     others = [inputs for inputs in known_inputs if key_of(inputs) != instance.key]
     roots: list[str] = []
     for change in nearest_changes(instance.inputs, others):
-        stage = change.split(":")[0].removeprefix("upstream.")
-        roots += causes.get(instance.needs.get(stage, ""), ()) or (change,)
+        role = change.split(":")[0].removeprefix("upstream.")
+        roots += causes.get(instance.needs.get(role, ""), ()) or (change,)
     return tuple(dict.fromkeys(roots))
 
 

@@ -1,6 +1,7 @@
 """The stages in the order of the data's path: what each reads, what decides it, who does it.
 
-A stage's ``version`` is raised when its code starts to give other bytes for the same fields.
+A stage's ``version`` is raised when its code starts to give other bytes for the same fields. Which
+nodes of a recipe are of a stage, and what they read, is decided in `plan.graph`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator.spec.cluster import StageName
 from orchestrator.spec.recipe import Recipe
 
 
@@ -22,20 +24,25 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One kind of work."""
+    """One kind of work, which several nodes of a plan may do."""
 
-    name: str
+    name: StageName
     module: str
     """What ``python -m`` runs on a node."""
     version: int
-    upstream: Callable[[Recipe], tuple[str, ...]]
-    """Stages whose artifacts it reads."""
-    fields: Callable[[Recipe, Facts], dict[str, Any]]
-    """Everything of the recipe that decides its result, under the recipe's own dotted keys."""
+    fields: Callable[[Recipe, Facts, str], dict[str, Any]]
+    """Everything of the recipe that decides the result of a node, under the recipe's own dotted
+    keys; the text is the node's part: ``1`` of ``pretrain.1``."""
+    roles: tuple[str, ...] = ()
+    """What its artifacts are made of; a node may leave some of them out."""
+    grouped_over: str = ""
+    """Role in which nodes may differ and still be done by one job, in one pass."""
     runs_as: Literal["process", "workers", "ranks"] = "process"
     """One process; elastic workers, which may come and go; ranks, which start and end together."""
     counts: Literal["", "shards", "steps"] = ""
-    """What its progress is counted in."""
+    """What its progress is counted in; the shards are those of the artifact it reads as corpus."""
+    steps: Callable[[Recipe, str], int] | None = None
+    """How many steps a node takes, where it counts steps."""
 
     @property
     def uses_ray(self) -> bool:
@@ -57,14 +64,14 @@ def _section(value: Any) -> Any:
     return value.model_dump(mode="json")
 
 
-def _corpus(recipe: Recipe, facts: Facts) -> dict[str, Any]:
+def _corpus(recipe: Recipe, facts: Facts, _part: str) -> dict[str, Any]:
     listings = {
         s.name: facts.listings[s.name] for s in recipe.corpus.sources if s.name in facts.listings
     }
     return {"corpus": _section(recipe.corpus), "listing": listings}
 
 
-def _encoder(recipe: Recipe, _: Facts) -> dict[str, Any]:
+def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     encoder = recipe.encoder
     if encoder.pretrain:
         return {"encoder": {"pretrain": _section(encoder.pretrain)}}
@@ -76,7 +83,7 @@ def _encoder(recipe: Recipe, _: Facts) -> dict[str, Any]:
     return {"encoder": pin}
 
 
-def _codebook(recipe: Recipe, _: Facts) -> dict[str, Any]:
+def _codebook(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     tokenizer = recipe.tokenizer
     return {
         "encoder": {"layer": recipe.encoder.layer},
@@ -88,21 +95,21 @@ def _codebook(recipe: Recipe, _: Facts) -> dict[str, Any]:
     }
 
 
-def _tokenize(recipe: Recipe, _: Facts) -> dict[str, Any]:
+def _tokenize(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     return {
         "encoder": {"layer": recipe.encoder.layer, "precision": recipe.encoder.precision},
         "tokenizer": {"deduplicate": recipe.tokenizer.deduplicate},
     }
 
 
-def _pack(recipe: Recipe, _: Facts) -> dict[str, Any]:
+def _pack(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     return {
         "train": {"context_length": recipe.train.context_length},
         "split": _section(recipe.split),
     }
 
 
-def _train(recipe: Recipe, _: Facts) -> dict[str, Any]:
+def _train(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     train = recipe.train
     model = _section(recipe.model)
     if model["sha256"]:  # the digest says which weights; the name is only where they are found
@@ -123,16 +130,8 @@ def _train(recipe: Recipe, _: Facts) -> dict[str, Any]:
     }
 
 
-def _evaluate(recipe: Recipe, _: Facts) -> dict[str, Any]:
+def _evaluate(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     return {"evaluate": _section(recipe.evaluate)}
-
-
-def _reads(*names: str) -> Callable[[Recipe], tuple[str, ...]]:
-    return lambda _: names
-
-
-def _encoder_reads(recipe: Recipe) -> tuple[str, ...]:
-    return ("corpus",) if recipe.encoder.pretrain else ()
 
 
 STAGES: tuple[Stage, ...] = (
@@ -140,30 +139,30 @@ STAGES: tuple[Stage, ...] = (
         name="corpus",
         module="jobs.corpus",
         version=2,
-        upstream=_reads(),
         fields=_corpus,
     ),
     Stage(
         name="encoder",
         module="jobs.encoder",
         version=1,
-        upstream=_encoder_reads,
         fields=_encoder,
+        roles=("corpus",),
     ),
     Stage(
         name="codebook",
         module="jobs.codebook",
         version=1,
-        upstream=_reads("corpus", "encoder"),
         fields=_codebook,
+        roles=("corpus", "encoder"),
         runs_as="workers",
     ),
     Stage(
         name="tokenize",
         module="jobs.tokenize",
         version=1,
-        upstream=_reads("corpus", "encoder", "codebook"),
         fields=_tokenize,
+        roles=("corpus", "encoder", "codebook"),
+        grouped_over="codebook",
         runs_as="workers",
         counts="shards",
     ),
@@ -171,37 +170,38 @@ STAGES: tuple[Stage, ...] = (
         name="pack",
         module="jobs.pack",
         version=1,
-        upstream=_reads("tokenize"),
         fields=_pack,
+        roles=("tokenize",),
     ),
     Stage(
         name="train",
         module="jobs.train",
         version=2,
-        upstream=_reads("pack", "codebook"),
         fields=_train,
+        roles=("pack", "codebook"),
         runs_as="ranks",
         counts="steps",
+        steps=lambda recipe, _: recipe.train.steps,
     ),
     Stage(
         name="evaluate",
         module="jobs.evaluate",
         version=1,
-        upstream=_reads("pack", "train"),
         fields=_evaluate,
+        roles=("pack", "train"),
     ),
 )
 
-BY_NAME = {stage.name: stage for stage in STAGES}
+BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
 
 
 def inputs_of(
-    stage: Stage, recipe: Recipe, facts: Facts, upstream_keys: Mapping[str, str]
+    stage: Stage, part: str, recipe: Recipe, facts: Facts, upstream_keys: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Everything a stage's key is made of."""
+    """Everything the key of a node is made of; ``upstream_keys`` by role, never by name."""
     return {
         "stage": stage.name,
         "version": stage.version,
-        "fields": stage.fields(recipe, facts),
+        "fields": stage.fields(recipe, facts, part),
         "upstream": dict(upstream_keys),
     }

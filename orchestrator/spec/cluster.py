@@ -5,11 +5,19 @@ Changes no result.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
 from orchestrator.spec.model import (
     Count,
@@ -25,6 +33,29 @@ from orchestrator.spec.model import (
 )
 
 StageName = Literal["corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"]
+"""The stages of `plan.stages`, which the layers above this one describe."""
+
+
+def _node_name(value: str) -> str:
+    stages = get_args(StageName)
+    stage, _, part = value.partition(".")
+    if stage not in stages:
+        close = difflib.get_close_matches(stage, stages, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(stages)}"
+        raise ValueError(f"no such stage; {hint}")
+    if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", value):
+        raise ValueError(f"{part!r} names no node; write {stage}, or {stage}.NAME")
+    return value
+
+
+NodeName = Annotated[
+    str,
+    AfterValidator(_node_name),
+    WithJsonSchema(
+        {"type": "string", "pattern": rf"^({'|'.join(get_args(StageName))})(\.[a-z0-9_]+)?$"}
+    ),
+]
+"""A stage, or one node of it: ``tokenize``, ``tokenize.sblimp``."""
 
 
 class Resources(Spec):
@@ -208,8 +239,8 @@ class Slurm(SlurmOptions):
     in a partition that is not preempted."""
     workers: SlurmOptions = SlurmOptions()
     """For the workers of data stages, which may be preempted at any time."""
-    stages: dict[StageName, SlurmOptions] = Field(default_factory=dict)
-    """For all jobs of one stage; said last, so it wins."""
+    stages: dict[NodeName, SlurmOptions] = Field(default_factory=dict)
+    """For all jobs of one stage, or of one node of it; said last, so it wins."""
     requeue: bool = True
     """Whether jobs may be put back into the queue; false where the site forbids it: the sentinel
     then submits them anew."""
@@ -249,8 +280,9 @@ class Cluster(Spec):
     models: dict[str, Location] = Field(default_factory=dict)
     """Model name to a local folder in Hugging Face format (relative to this file), for clusters
     without a hub."""
-    resources: dict[StageName, Resources] = Field(default_factory=dict)
-    """What each stage asks for; a stage not named here gets the defaults."""
+    resources: dict[NodeName, Resources] = Field(default_factory=dict)
+    """What each stage asks for, or one node of it where it asks for something else than its stage;
+    what is not named here gets the defaults."""
     scratch: Location | None = None
     """Node-local folder for checkpoints on their way to the store; the system's temporary folder
     when absent."""
@@ -266,6 +298,16 @@ class Cluster(Spec):
     """Budgets of the supervisor."""
     prices: Prices = Prices()
     """What things cost."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_its_stage(cls, raw: Any) -> Any:
+        """What a node does not say it takes from its stage."""
+        asked = raw.get("resources") if isinstance(raw, dict) else None
+        if not isinstance(asked, dict) or not all(isinstance(r, dict) for r in asked.values()):
+            return raw
+        of_stages = {name: asked.get(str(name).partition(".")[0], {}) for name in asked}
+        return {**raw, "resources": {name: of_stages[name] | r for name, r in asked.items()}}
 
     @model_validator(mode="after")
     def _launchable(self) -> Self:
@@ -304,6 +346,6 @@ class Cluster(Spec):
         """What starts the ranks of training."""
         return self.launcher or ("submitit" if self.backend == "slurm" else "ray_train")
 
-    def resources_of(self, stage: str) -> Resources:
-        """The resources of a stage, defaults where the file is silent."""
-        return next((r for name, r in self.resources.items() if name == stage), Resources())
+    def resources_of(self, stage: str, node: str = "") -> Resources:
+        """The resources of a stage or one node of it, defaults where the file is silent."""
+        return self.resources.get(node) or self.resources.get(stage) or Resources()

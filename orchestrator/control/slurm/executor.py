@@ -199,8 +199,8 @@ class SlurmExecutor:
 
     def _context(self, run: RunFolder, store_url: str, number: int) -> SubmissionContext:
         cluster = run.cluster()
-        elastic = {i.stage for i in run.plan().instances if BY_NAME[i.stage].is_elastic}
-        largest = max((cluster.resources_of(stage).nodes for stage in elastic), default=1)
+        elastic = [i for i in run.plan().instances if BY_NAME[i.stage].is_elastic]
+        largest = max((cluster.resources_of(i.stage, i.node).nodes for i in elastic), default=1)
         limit = self._backend.limits().max_array if largest > SMALL_ARRAY else USUAL_MAX_ARRAY
         return SubmissionContext(
             run=run,

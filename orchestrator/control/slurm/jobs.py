@@ -121,8 +121,8 @@ def jobs_of(
 def _stage(
     context: SubmissionContext, plan: Plan, instance: Instance, ids: Collection[str]
 ) -> PlannedJob:
-    shape = shape_of(context.cluster, instance.stage)
-    options = options_of(context, instance.stage, part_of(context.cluster, shape))
+    shape = shape_of(context.cluster, instance.stage, instance.node)
+    options = options_of(context, instance.stage, part_of(context.cluster, shape), instance.node)
     walltime_min = options.walltime_min or shape.walltime_min
     words = ("--instance", instance.id, "--walltime-min", str(walltime_min))
     needs = plan.upstream(instance.id)
@@ -141,10 +141,10 @@ def part_of(cluster: Cluster, shape: Shape) -> SlurmOptions | None:
     return cluster.slurm.head if not shape.gpus and shape.num_nodes == 1 else None
 
 
-def shape_of(cluster: Cluster, stage: str) -> Shape:
+def shape_of(cluster: Cluster, stage: str, node: str = "") -> Shape:
     """What a stage's own job asks for; a data stage's is its head."""
-    resources = cluster.resources_of(stage)
-    is_training = stage == "train"
+    resources = cluster.resources_of(stage, node)
+    is_training = BY_NAME[stage].has_ranks
     ranks = resources.local_world_size if is_training else 1
     return Shape(
         num_nodes=resources.nodes if is_training else 1,
@@ -158,11 +158,11 @@ def shape_of(cluster: Cluster, stage: str) -> Shape:
 
 def _workers(context: SubmissionContext, instance: Instance) -> Iterator[PlannedJob]:
     """The array of workers, in as many parts as the site's limit makes of it."""
-    resources = context.cluster.resources_of(instance.stage)
-    options = options_of(context, instance.stage, context.cluster.slurm.workers)
+    resources = context.cluster.resources_of(instance.stage, instance.node)
+    options = options_of(context, instance.stage, context.cluster.slurm.workers, instance.node)
     argv = context.module(WORKER, "--instance", instance.id, gpus=resources.gpus_per_node)
     shape = replace(
-        shape_of(context.cluster, instance.stage),
+        shape_of(context.cluster, instance.stage, instance.node),
         cpus=resources.workers_per_node * resources.cpus_per_worker,
         gpus=resources.gpus_per_node,
     )
@@ -232,10 +232,11 @@ def job_of(
 
 
 def options_of(
-    context: SubmissionContext, stage: str | None, part: SlurmOptions | None
+    context: SubmissionContext, stage: str | None, part: SlurmOptions | None, node: str = ""
 ) -> SlurmOptions:
-    """What all jobs get, then jobs of this part of a stage, then the stage; the last word wins."""
+    """What all jobs get, then this part of a stage, then stage and node; the last word wins."""
     slurm = context.cluster.slurm
-    of_stage = next((o for name, o in slurm.stages.items() if name == stage), None)
-    failing = SlurmOptions(exclude=context.exclude)
-    return slurm.under(part).under(of_stage).under(failing)
+    options = slurm.under(part)
+    for name in dict.fromkeys((stage or "", node)):
+        options = options.under(slurm.stages.get(name))
+    return options.under(SlurmOptions(exclude=context.exclude))

@@ -45,7 +45,8 @@ class Worker:
         self._instance, self._members = instance, plan.group(instance)
         self._needed = [plan.instance(n) for m in self._members for n in m.needs.values()]
         self._idle_timeout_s = run.cluster().slurm.idle_timeout_s
-        self._resources = run.cluster().resources_of(plan.instance(instance).stage)
+        mine = plan.instance(instance)
+        self._resources = run.cluster().resources_of(mine.stage, mine.node)
         self._node: RayNode | None = None
         self._joined: Invitation | None = None
         self._is_done = False

@@ -94,7 +94,7 @@ def objections(run: RunFolder, observed: Observed) -> dict[str, str]:
     for instance in plan.leaders:
         attempts = run.attempts(instance.id)
         end = attempts[-1].end if attempts else None
-        if cancelled & {instance.id, instance.stage}:
+        if any(instance.answers_to(name) for name in cancelled if name):
             found[instance.id] = "somebody cancelled it"
         elif end and end["action"] == "stop" and end["ended_at"] > since:
             found[instance.id] = end["reason"]

@@ -150,8 +150,8 @@ def _await_upstream(
 
 def _is_cancelled(run: RunFolder, instance: str) -> bool:
     """Whether somebody has asked for that since a user last wanted it to run."""
-    names = {None, instance, run.plan().instance(instance).stage}
-    return bool(names & run.cancelled_stages())
+    mine = run.plan().instance(instance)
+    return any(mine.answers_to(name) for name in run.cancelled_stages())
 
 
 def _become_agent(allocation: Allocation) -> None:

@@ -791,7 +791,7 @@ CLUSTERS = (
         id="unknown stage in resources",
         cluster=added("resources: {tokenise: {nodes: 1}}", CLUSTER),
         says=(
-            "c.yaml: resources.tokenise: must be 'corpus', 'encoder', 'codebook', 'tokenize', 'pack', 'train' or 'evaluate', not 'tokenise'",
+            "c.yaml: resources.tokenise: no such stage; did you mean 'tokenize'?",
         ),
     ),
     Broken(

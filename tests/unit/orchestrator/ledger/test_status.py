@@ -56,8 +56,8 @@ def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     status = run_status(run, store, observe(run))
     assert set(status) == {"run", "state", "backend", "problem", "stages", "goodput"}
     assert set(status["stages"][0]) == {
-        "id", "name", "variant", "key", "state", "reused", "job", "shards_done", "shards_total",
-        "step", "steps", "checkpoint_interval", "progress", "attempts",
+        "id", "name", "node", "variant", "key", "state", "reused", "job", "shards_done",
+        "shards_total", "step", "steps", "checkpoint_interval", "progress", "attempts",
     }  # fmt: skip
     assert set(status["stages"][0]["attempts"][0]) == {
         "n", "state", "cause", "action", "reason", "started_at", "ended_at", "node", "log",

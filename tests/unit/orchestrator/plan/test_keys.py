@@ -170,7 +170,7 @@ def test_a_default_written_out_is_the_same_as_left_out() -> None:
 
 
 def test_a_stage_version_is_part_of_the_key() -> None:
-    inputs = inputs_of(BY_NAME["pack"], recipe(), FACTS, {"tokenize": "e" * 64})
+    inputs = inputs_of(BY_NAME["pack"], "", recipe(), FACTS, {"tokenize": "e" * 64})
     assert key_of(inputs) != key_of({**inputs, "version": inputs["version"] + 1})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from orchestrator.plan.planner import Finder, Found, Plan
 from orchestrator.plan.stages import STAGES
@@ -29,8 +30,7 @@ def decisions(plan: Plan) -> dict[str, tuple[str, str]]:
 def test_one_variant_has_one_instance_a_stage_in_data_order() -> None:
     plan = plan_of(recipe())
     assert [i.stage for i in plan.instances] == [s.name for s in STAGES]
-    assert [i.stage for i in plan.instances] == [s.name for s in STAGES]
-    assert all(i.id == f"{i.stage}-{i.key[:12]}" == i.leader for i in plan.instances)
+    assert all(i.id == f"{i.node}-{i.key[:12]}" == i.leader for i in plan.instances)
     assert plan.variants == (
         {"name": "base", "overrides": {}, "instances": {i.stage: i.id for i in plan.instances}},
     )
@@ -158,6 +158,26 @@ def test_several_changed_inputs_are_all_named() -> None:
 def test_a_plan_survives_json() -> None:
     plan = plan_of(swept(recipe(), **{"tokenizer.num_clusters": [20, 40], "model.init": ["cold"]}))
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_that_knows_no_nodes_has_one_to_a_stage() -> None:
+    plan = plan_of(swept(recipe(), **{"model.init": ["twist", "cold"]}))
+    raw = json.loads(json.dumps(plan.to_json()))
+    for instance in raw["instances"]:
+        del instance["node"]
+    assert Plan.from_json(raw) == plan
+
+
+def test_instances_are_chosen_by_stage_node_or_id() -> None:
+    plan = plan_of(recipe())
+    second = replace(plan.instances[0], id="corpus.more-0123456789ab", node="corpus.more")
+    plan = replace(plan, instances=(*plan.instances, second))
+    assert [i.node for i in plan.chosen("corpus")] == ["corpus", "corpus.more"]
+    assert plan.chosen("corpus.more") == plan.chosen(second.id) == (second,)
+    assert plan.chosen(None) == plan.instances
+    assert plan.chosen("more") == ()
+    assert {"corpus", "corpus.more", second.id} < set(plan.names)
+    assert (plan.instances[0].part, second.part) == ("", "more")
 
 
 def test_the_run_is_named_by_recipe_and_keys() -> None:

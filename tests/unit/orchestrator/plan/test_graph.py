@@ -1,0 +1,45 @@
+"""Which nodes a recipe has, and what they may be called."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from orchestrator.plan.graph import Node, nodes_of
+from orchestrator.plan.stages import BY_NAME, STAGES
+from orchestrator.spec.cluster import StageName
+from tests.unit.orchestrator.recipes import pretrained_recipe, recipe
+
+
+def test_each_node_comes_after_those_that_it_reads() -> None:
+    for one in (recipe(), pretrained_recipe()):
+        names = [node.name for node in nodes_of(one)]
+        assert len(set(names)) == len(names)
+        for n, node in enumerate(nodes_of(one)):
+            assert set(node.inputs.values()) <= set(names[:n])
+
+
+def test_only_an_encoder_that_is_trained_here_reads_the_corpus() -> None:
+    inputs = [
+        next(n.inputs for n in nodes_of(r) if n.name == "encoder")
+        for r in (recipe(), pretrained_recipe())
+    ]
+    assert inputs == [{}, {"corpus": "corpus"}]
+
+
+def test_a_node_is_named_by_its_stage_and_part() -> None:
+    assert Node(stage=BY_NAME["tokenize"]).name == "tokenize"
+    assert Node(stage=BY_NAME["tokenize"], part="sblimp_1").name == "tokenize.sblimp_1"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"part": "a.b"}, {"part": "A"}, {"part": "a-b"}, {"inputs": {"train": "train"}}]
+)
+def test_other_parts_and_roles_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="no such part or role"):
+        Node(stage=BY_NAME["pack"], **wrong)  # type: ignore[arg-type]
+
+
+def test_the_spec_knows_every_stage() -> None:
+    assert get_args(StageName) == tuple(stage.name for stage in STAGES)
