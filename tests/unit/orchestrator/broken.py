@@ -790,9 +790,7 @@ CLUSTERS = (
     Broken(
         id="unknown stage in resources",
         cluster=added("resources: {tokenise: {nodes: 1}}", CLUSTER),
-        says=(
-            "c.yaml: resources.tokenise: no such stage; did you mean 'tokenize'?",
-        ),
+        says=("c.yaml: resources.tokenise: no such stage; did you mean 'tokenize'?",),
     ),
     Broken(
         id="unknown resource",
