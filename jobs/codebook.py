@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from jobs.attempt import Attempt, run_stage
-from jobs.speech.kmeans import MAX_ITERATIONS, BlockKeeper, Blocks, fit, sample_rows
+from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker, sample_rows
+from jobs.speech.lloyd import MAX_ITERATIONS, fit
 from jobs.speech.pool import Pool, PoolSize, session
 from jobs.speech.units import EncoderSpec, write_codebook
 from jobs.speech.utterances import CorpusRows, Root, Utterance
@@ -31,10 +32,10 @@ def work(attempt: Attempt) -> dict[str, Any]:
     utterances = sampled(attempt)
     with (
         session(attempt.ray_address, size.max_workers * size.cpus_per_worker),
-        Pool(BlockKeeper, encoder, source_roots(attempt), size=size) as pool,
+        Pool(BlockWorker, encoder, source_roots(attempt), size=size) as pool,
     ):
         fitted = fit(
-            Blocks(pool, utterances, tick=attempt.check),
+            BlocksOnPool(pool, utterances, tick=attempt.check),
             tokenizer.num_clusters,
             tokenizer.seed,
             on_iteration=lambda number, inertia: _report(attempt, number, inertia),
@@ -71,7 +72,7 @@ def source_roots(attempt: Attempt) -> Mapping[str, Root]:
 
 def _report(attempt: Attempt, iteration: int, inertia: float) -> None:
     attempt.event("iteration", number=iteration, inertia=inertia)
-    attempt.progress(iteration, MAX_ITERATIONS, "iterations at most", inertia=inertia)
+    attempt.progress(iteration, MAX_ITERATIONS, "iterations", inertia=inertia)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from jobs.attempt import Attempt, run_stage
 from jobs.audio.corpora import Recording, list_recordings
 from jobs.audio.decode import UnreadableAudioError, decode
 from jobs.audio.windows import cut, is_silent
-from orchestrator.errors import AlreadyExistsError, RequestError
+from orchestrator.errors import AlreadyExistsError, DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Corpus, Windows
@@ -74,7 +74,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     roots = {s.name: attempt.data_root(s.name) for s in corpus.sources}
     wanted, left_out = choose(corpus, roots)
     if not wanted:
-        raise RequestError(_nothing_wanted(corpus, left_out))
+        raise DataError(_nothing_wanted(corpus, left_out))
     probes = _probe_all(attempt, wanted, roots)
     return write_tables(attempt.out, corpus, wanted, probes, left_out)
 
@@ -99,7 +99,7 @@ def write_tables(
     probes: Sequence[Probe],
     left_out: Sequence[Row],
 ) -> dict[str, Any]:
-    """Write the four tables and return the facts. Raises RequestError when no utterance remains."""
+    """Write the four tables and return the facts. Raises DataError when no utterance remains."""
     pairs = list(zip(wanted, probes, strict=True))
     rows = [
         row
@@ -114,7 +114,7 @@ def write_tables(
         if p.unreadable
     ]
     if not rows:
-        raise RequestError(
+        raise DataError(
             f"corpus: none of {len(wanted)} recordings can be used ({len(bad)} unreadable, the "
             f"rest silent or shorter than {corpus.windows.min_s} s); check the data and windows"
         )
@@ -260,7 +260,8 @@ def _create_table(out: Storage, path: str, rows: Sequence[Row], schema: pa.Schem
 
 
 def _read_table(out: Storage, path: str) -> list[Row]:
-    return pq.read_table(io.BytesIO(out.read_bytes(path))).to_pylist()
+    rows: list[Row] = pq.read_table(io.BytesIO(out.read_bytes(path))).to_pylist()
+    return rows
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.attempt import Attempt, run_stage
 from jobs.lm.packing import SPLITS, pack_shards
-from orchestrator.errors import RequestError
+from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 
 
@@ -33,12 +33,12 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 
 def check_splits(packed: dict[str, Any]) -> None:
-    """Raise RequestError when a split has no tokens, naming the share that decides it."""
+    """Raise DataError when a split has no tokens, naming the share that decides it."""
     num_recordings = sum(counts["num_recordings"] for counts in packed["splits"].values())
     for name, counts in packed["splits"].items():
         if not counts["num_tokens"]:
             share = f"raise split.{name}" if name != "train" else "lower split.valid and split.test"
-            raise RequestError(
+            raise DataError(
                 f"pack: none of the {num_recordings} recordings fell into the {name} split; "
                 f"{share} or add recordings"
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,17 +36,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
     rows = CorpusRows.read(attempt.upstream["corpus"].storage)
     num_clusters = [u["codebook"].facts["num_clusters"] for u in attempt.upstreams]
     missing = missing_shards(rows.shards, attempt.outs)
-    stats = [
-        _present(
-            out, [s for s in rows.shards if which not in missing.get(s, ())], num_clusters[which]
-        )
-        for which, out in enumerate(attempt.outs)
-    ]
-    if missing:
-        for found in _tokenized(attempt, rows, missing):
-            for which, part in found.items():
-                stats[which].append(part)
-    totals = [ShardStats.sum(parts) for parts in stats]
+    made = _tokenized(attempt, rows, missing) if missing else ()
+    totals = total_stats(attempt.outs, rows.shards, missing, made, num_clusters)
     return facts(attempt.keys, totals, num_shards=len(rows.shards))
 
 
@@ -74,20 +65,39 @@ def facts(keys: Sequence[str], totals: Sequence[ShardStats], *, num_shards: int)
     }
 
 
-def _present(out: Storage, shards: Sequence[int], num_clusters: int) -> list[ShardStats]:
-    """What an earlier attempt's shards hold."""
+def total_stats(
+    outs: Sequence[Storage],
+    shards: Sequence[int],
+    missing: Mapping[int, tuple[int, ...]],
+    made: Iterable[dict[int, ShardStats]],
+    num_clusters: Sequence[int],
+) -> list[ShardStats]:
+    """What each output holds in all, once ``made`` has given what this attempt adds.
+
+    Shards of earlier attempts are read after that: an attempt that is killed has read none.
+    """
+    stats: list[list[ShardStats]] = [[] for _ in outs]
+    for by_output in made:
+        for which, part in by_output.items():
+            stats[which].append(part)
+    for which, out in enumerate(outs):
+        earlier = [s for s in shards if which not in missing.get(s, ())]
+        stats[which] += _read_stats(out, earlier, num_clusters[which])
+    return [ShardStats.sum(parts) for parts in stats]
+
+
+def _read_stats(out: Storage, shards: Sequence[int], num_clusters: int) -> list[ShardStats]:
+    def read(shard: int) -> ShardStats:
+        return ShardStats.of(out.read_bytes(shard_path(shard)), num_clusters)
+
     with ThreadPoolExecutor(_READERS) as threads:
-        return list(
-            threads.map(
-                lambda s: ShardStats.of(out.read_bytes(shard_path(s)), num_clusters), shards
-            )
-        )
+        return list(threads.map(read, shards))
 
 
 def _tokenized(
     attempt: Attempt, rows: CorpusRows, missing: dict[int, tuple[int, ...]]
 ) -> Iterable[dict[int, ShardStats]]:
-    """Let the pool make the missing shards; what each holds, as they are completed."""
+    """Let the pool make the missing shards; what each holds, by output, as they are completed."""
     size, total, samples = PoolSize.of(attempt.resources), len(rows.shards), 0
     before = total - len(missing)
     attempt.progress(before, total, "shards")
@@ -97,11 +107,11 @@ def _tokenized(
     ):
         started_at = time.monotonic()
         results = pool.run(missing, lambda s: _task(rows, s, missing[s]), tick=attempt.check)
-        for done, (_, found) in enumerate(results, start=before + 1):
-            samples += next(iter(found.values())).num_samples
+        for done, (_, by_output) in enumerate(results, start=before + 1):
+            samples += next(iter(by_output.values())).num_samples
             rate = samples / SAMPLE_RATE_HZ / (time.monotonic() - started_at)
             attempt.progress(done, total, "shards", audio_s_per_s=round(rate, 1))
-            yield found
+            yield by_output
 
 
 def _task(rows: CorpusRows, shard: int, missing: tuple[int, ...]) -> ShardTask:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from jobs.audio.decode import AUDIO_SUFFIXES
-from orchestrator.errors import RequestError
+from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Source
 
 
@@ -35,13 +35,13 @@ class Recording(NamedTuple):
 def list_recordings(source: Source, root: Path) -> list[Recording]:
     """The source's recordings, sorted by path.
 
-    Raises RequestError when two of them differ by suffix alone: they would share an id.
+    Raises DataError when two of them differ by suffix alone: they would share an id.
     """
     found = [_ADAPTERS[source.adapter](source, PurePosixPath(path)) for path in _audio_files(root)]
     taken: dict[str, str] = {}
     for recording in found:
         if taken.setdefault(recording.id, recording.path) != recording.path:
-            raise RequestError(
+            raise DataError(
                 f"{root}: {taken[recording.id]} and {recording.path} differ by suffix alone; "
                 "remove one of them"
             )

@@ -65,21 +65,6 @@ def decode(path: Path, *, lowpass_hz: float | None = None) -> Wave:
     return wav_S if lowpass_hz is None else lowpass(wav_S, lowpass_hz)
 
 
-def read_window(
-    path: Path, start_sample: int, num_samples: int, *, lowpass_hz: float | None = None
-) -> Wave:
-    """One utterance of a recording: ``num_samples`` at 16 kHz from ``start_sample`` on.
-
-    Raises UnreadableAudioError, also when the recording has become shorter than that.
-    """
-    wav_S = decode(path, lowpass_hz=lowpass_hz)[start_sample : start_sample + num_samples]
-    if len(wav_S) != num_samples:
-        raise UnreadableAudioError(
-            path, f"ends before sample {start_sample + num_samples} at 16 kHz"
-        )
-    return wav_S
-
-
 def lowpass(wav_S: Wave, cutoff_hz: float) -> Wave:
     """The wave without what lies above ``cutoff_hz``: a linear-phase FIR, same length."""
     if cutoff_hz >= SAMPLE_RATE_HZ / 2:
@@ -94,7 +79,8 @@ def _lowpass_kernel(cutoff_hz: float) -> Wave:
     """Windowed sinc (Blackman), unit gain at 0 Hz."""
     offset = np.arange(_LOWPASS_TAPS) - _LOWPASS_TAPS // 2
     kernel = np.sinc(2 * cutoff_hz / SAMPLE_RATE_HZ * offset) * np.blackman(_LOWPASS_TAPS)
-    return (kernel / kernel.sum()).astype(np.float32)
+    unit_gain: Wave = (kernel / kernel.sum()).astype(np.float32)
+    return unit_gain
 
 
 def _read(path: Path) -> tuple[Wave, int]:
@@ -138,4 +124,6 @@ def _resample(wav_S: Wave, rate_hz: int) -> Wave:
         # The polyphase kernel has a row per term, gigabytes for an odd rate; rounding the rate
         # shifts the pitch by less than anyone hears.
         rate_hz = round(rate_hz, -2) or rate_hz
-    return torchaudio.functional.resample(torch.from_numpy(wav_S), rate_hz, SAMPLE_RATE_HZ).numpy()
+    wave: torch.Tensor = torch.from_numpy(wav_S)
+    resampled_S: Wave = torchaudio.functional.resample(wave, rate_hz, SAMPLE_RATE_HZ).numpy()
+    return resampled_S

@@ -159,7 +159,8 @@ def best_device() -> torch.device:
 
 
 def _standardized(wav_S: Wave) -> Wave:
-    return ((wav_S - wav_S.mean()) / np.sqrt(wav_S.var() + _WAVE_EPS)).astype(np.float32)
+    scaled_S: Wave = (wav_S - wav_S.mean()) / np.sqrt(wav_S.var() + _WAVE_EPS)
+    return scaled_S.astype(np.float32)
 
 
 def _forbid_inexact_kernels() -> None:
@@ -179,16 +180,16 @@ class _LengthAware(nn.Module):
 
     def __init__(self, model: HubertModel, layer: int) -> None:
         super().__init__()
-        self.convs = model.feature_extractor.conv_layers
+        self.convs: Any = model.feature_extractor.conv_layers
         self.projection = model.feature_projection
-        self.position = model.encoder.pos_conv_embed
+        self.position: Any = model.encoder.pos_conv_embed
         norm_comes_first = not model.config.do_stable_layer_norm
         self.input_norm = model.encoder.layer_norm if norm_comes_first else nn.Identity()
         self.layers = model.encoder.layers[:layer]
 
     def forward(self, wav_BS: Tensor, lengths: Sequence[int]) -> Tensor:
         hidden_BCT, valid_BT = self._convolved(wav_BS, lengths)
-        hidden_BTD = self.projection(hidden_BCT.transpose(1, 2))
+        hidden_BTD: Tensor = self.projection(hidden_BCT.transpose(1, 2))
         hidden_BTD = _zeroed(hidden_BTD, valid_BT, time_dim=1)
         hidden_BTD = self.input_norm(hidden_BTD + self._positions(hidden_BTD, valid_BT))
         mask_B11T = None if valid_BT is None else valid_BT[:, None, None, :]
@@ -217,20 +218,21 @@ class _LengthAware(nn.Module):
         if position.batch_norm is not None:
             hidden_BDT = _zeroed(position.batch_norm(hidden_BDT), valid_BT, time_dim=2)
         hidden_BDT = position.activation(position.padding(position.conv(hidden_BDT)))
-        return hidden_BDT.transpose(1, 2)
+        positions_BTD: Tensor = hidden_BDT.transpose(1, 2)
+        return positions_BTD
 
 
 def _conv_norm(
     block: nn.Module, hidden_BCT: Tensor, lengths_B: Tensor, valid_BT: Tensor | None
 ) -> Tensor:
     norm = getattr(block, "layer_norm", None)
-    if norm is None:
-        return hidden_BCT
     if isinstance(norm, nn.LayerNorm):
-        return norm(hidden_BCT.transpose(1, 2)).transpose(1, 2)
-    if valid_BT is None:
-        return norm(hidden_BCT)
-    return _norm_over_valid(norm, hidden_BCT, lengths_B, valid_BT)
+        hidden_BCT = norm(hidden_BCT.transpose(1, 2)).transpose(1, 2)
+    elif norm is not None and valid_BT is None:
+        hidden_BCT = norm(hidden_BCT)
+    elif norm is not None and valid_BT is not None:
+        hidden_BCT = _norm_over_valid(norm, hidden_BCT, lengths_B, valid_BT)
+    return hidden_BCT
 
 
 def _norm_over_valid(

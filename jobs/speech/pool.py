@@ -38,7 +38,7 @@ _POLL_S = 1.0
 class Worker(Protocol):
     """What an actor does; built in the actor, from a class that a module holds."""
 
-    def __call__(self, payload: Any) -> Any:
+    def __call__(self, payload: Any, /) -> Any:
         """The result of one item."""
 
 
@@ -85,7 +85,11 @@ def session(address: str, num_cpus: int) -> Iterator[None]:
     with tempfile.TemporaryDirectory(
         prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
-        private = {"num_cpus": num_cpus, "_temp_dir": folder, "include_dashboard": False}
+        private: dict[str, Any] = {
+            "num_cpus": num_cpus,
+            "_temp_dir": folder,
+            "include_dashboard": False,
+        }
         ray.init(
             address=address or "local",
             logging_level=logging.WARNING,
@@ -104,11 +108,12 @@ class Pool:
 
     def __init__(self, worker: Callable[..., Worker], *args: Any, size: PoolSize) -> None:
         self._size = size
-        self._recipe = (worker, args)
-        self.starting: dict[ray.ObjectRef, ActorHandle] = {}
-        self.free: list[ActorHandle] = []
-        self.nodes: dict[ActorHandle, str] = {}
-        self.homes: dict[Hashable, ActorHandle] = {}
+        self._worker = (worker, args)
+        self.starting: dict[ray.ObjectRef[Any], ActorHandle[Any]] = {}
+        self.free: list[ActorHandle[Any]] = []
+        self.nodes: dict[ActorHandle[Any], str] = {}
+        self.actor_of: dict[Hashable, ActorHandle[Any]] = {}
+        """The actor that did an item last."""
         self.deaths_in_row = 0
 
     def __enter__(self) -> Self:
@@ -154,11 +159,12 @@ class Pool:
             )
         wanted = min(self._size.max_workers, max(unfinished, self._size.min_workers))
         for _ in range(0 if exhausted else wanted - alive):
-            actor = self._host().remote(*self._recipe)
+            actor = self._actor_class().remote(*self._worker)
             self.starting[actor.start.remote(self._size.cpus_per_worker)] = actor
 
-    def _host(self) -> Any:
-        return _Host.options(
+    def _actor_class(self) -> Any:
+        actor_class: Any = ray.remote(_Host)
+        return actor_class.options(
             num_cpus=self._size.cpus_per_worker,
             num_gpus=self._size.gpus_per_worker,
             max_restarts=0,
@@ -166,8 +172,8 @@ class Pool:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._size.cpus_per_worker)}},
         )
 
-    def started(self, ref: ray.ObjectRef) -> None:
-        """Take in an actor that answered, or remove_dead it."""
+    def started(self, ref: ray.ObjectRef[Any]) -> None:
+        """Take in an actor that has started, or count its death."""
         actor = self.starting.pop(ref)
         try:
             self.nodes[actor] = _result(ref)
@@ -176,17 +182,19 @@ class Pool:
         else:
             self.free.append(actor)
 
-    def remove_dead(self, actor: ActorHandle, error: RayActorError) -> None:
+    def remove_dead(self, actor: ActorHandle[Any], error: RayActorError) -> None:
         """Forget an actor that died, and count its death."""
         log.warning("a worker died: %s", _first_line(error))
         # Nodes are taken away at any time; only deaths on nodes that live on tell of the work.
         self.deaths_in_row += self.nodes.get(actor) not in dead_nodes()
         self.forget(actor)
 
-    def forget(self, actor: ActorHandle) -> None:
+    def forget(self, actor: ActorHandle[Any]) -> None:
         """Expect nothing of this actor any more."""
         self.nodes.pop(actor, None)
-        self.homes = {item: home for item, home in self.homes.items() if home != actor}
+        self.actor_of = {
+            item: held_by for item, held_by in self.actor_of.items() if held_by != actor
+        }
 
 
 class _Run(Generic[Item]):
@@ -196,7 +204,7 @@ class _Run(Generic[Item]):
         self, pool: Pool, queue: deque[Item], payload: Callable[[Item], Any], *, sticky: bool
     ) -> None:
         self._pool, self._queue, self._payload, self._sticky = pool, queue, payload, sticky
-        self._running: dict[ray.ObjectRef, tuple[Item, ActorHandle]] = {}
+        self._running: dict[ray.ObjectRef[Any], tuple[Item, ActorHandle[Any]]] = {}
         self._deaths: Counter[Item] = Counter()
 
     def unfinished(self) -> int:
@@ -211,7 +219,7 @@ class _Run(Generic[Item]):
                 continue
             self._pool.free.remove(actor)
             if self._sticky:
-                self._pool.homes[item] = actor
+                self._pool.actor_of[item] = actor
             self._running[actor.work.remote(self._payload(item))] = (item, actor)
 
     def collect(self) -> Iterator[tuple[Item, Any]]:
@@ -232,15 +240,15 @@ class _Run(Generic[Item]):
             self._pool.forget(actor)
             ray.kill(actor)
 
-    def _next_for(self, actor: ActorHandle) -> Item | None:
-        homes = self._pool.homes if self._sticky else {}
+    def _next_for(self, actor: ActorHandle[Any]) -> Item | None:
+        actor_of = self._pool.actor_of if self._sticky else {}
         for position, item in enumerate(self._queue):
-            if homes.get(item, actor) == actor:
+            if actor_of.get(item, actor) == actor:
                 del self._queue[position]
                 return item
         return None
 
-    def _finished(self, ref: ray.ObjectRef) -> Iterator[tuple[Item, Any]]:
+    def _finished(self, ref: ray.ObjectRef[Any]) -> Iterator[tuple[Item, Any]]:
         item, actor = self._running[ref]
         try:
             result = _result(ref)
@@ -255,7 +263,7 @@ class _Run(Generic[Item]):
         self._pool.deaths_in_row = 0
         yield item, result
 
-    def _blame(self, item: Item, actor: ActorHandle, error: RayActorError) -> None:
+    def _blame(self, item: Item, actor: ActorHandle[Any], error: RayActorError) -> None:
         """Count the death against the item, unless the actor's node went with it."""
         self._deaths[item] += self._pool.nodes[actor] not in dead_nodes()
         if self._deaths[item] >= _MAX_DEATHS_OF_ITEM:
@@ -267,12 +275,12 @@ class _Run(Generic[Item]):
 
 def dead_nodes() -> set[str]:
     """Ids of the nodes that have left the Ray cluster."""
-    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"] for node in nodes if not node["Alive"]}
 
 
-@ray.remote
 class _Host:
-    """The actor: sets its threads, then is whatever worker it was told to be."""
+    """The actor: sets its threads, then hands each payload to its worker."""
 
     def __init__(self, worker: Callable[..., Worker], args: tuple[Any, ...]) -> None:
         self._build = lambda: worker(*args)
@@ -281,27 +289,27 @@ class _Host:
         """Build the worker; the id of the node it is on."""
         torch.set_num_threads(num_threads)
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
-        self._worker = _plainly(self._build)
+        self._worker = _picklable(self._build)
         return ray.get_runtime_context().get_node_id()
 
     def work(self, payload: Any) -> Any:
         """The worker's result."""
-        return _plainly(lambda: self._worker(payload))
+        return _picklable(lambda: self._worker(payload))
 
 
-def _plainly(act: Callable[[], Result]) -> Result:
-    """What ``act`` returns; our errors as one that can be pickled, whatever built them."""
+def _picklable(act: Callable[[], Result]) -> Result:
+    """What ``act`` returns; our errors as one that can be pickled, with their cause."""
     try:
         return act()
     except OrchestratorError as error:
-        raise RunFailedError(str(error)) from None
+        raise RunFailedError(str(error), cause=error.cause) from None
 
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _result(ref: ray.ObjectRef) -> Any:
+def _result(ref: ray.ObjectRef[Any]) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:

@@ -250,7 +250,8 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> list[Scored]:
-    model = HubertModel.from_pretrained(options.encoder, dtype=torch.float32).eval()
+    model: Any = HubertModel.from_pretrained(options.encoder, dtype=torch.float32)
+    model.eval()
     train = load_train(options.train, options.fit_hours, options.lowpass_hz)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.spoken or Path(scratch)

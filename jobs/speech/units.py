@@ -25,6 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from jobs.speech.hubert import Hubert, Precision, best_device
+from jobs.speech.lloyd import nearest
 from jobs.speech.utterances import Root, Utterance, WaveReader, batches
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
@@ -42,25 +43,6 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 CODEBOOK = "codebook.safetensors"
-_CHUNK_FRAMES = 8_192
-
-
-def nearest(feats_ND: Tensor, centroids_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of each frame's nearest centroid, and the squared distance to it, in fp32.
-
-    Works in chunks of a fixed number of frames, so that a frame's result depends on nothing but its
-    chunk.
-    """
-    norms_K = centroids_KD.square().sum(1)
-    indices, distances = [], []
-    for chunk_ND in feats_ND.split(_CHUNK_FRAMES):
-        # The frame's own norm changes no argmin; it is added for the distance alone.
-        lowest_N, index_N = torch.addmm(norms_K, chunk_ND, centroids_KD.T, alpha=-2).min(1)
-        indices.append(index_N)
-        distances.append((lowest_N + chunk_ND.square().sum(1)).clamp_min(0))
-    if not indices:
-        return feats_ND.new_zeros(0, dtype=torch.long), feats_ND.new_zeros(0)
-    return torch.cat(indices), torch.cat(distances)
 
 
 def deduplicated(units_T: Units) -> tuple[Units, Units]:

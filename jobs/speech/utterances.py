@@ -69,17 +69,19 @@ class CorpusRows:
     @property
     def shards(self) -> list[int]:
         """Numbers of all shards, ascending."""
-        return np.unique(self._shard_of).tolist()
+        return [int(shard) for shard in np.unique(self._shard_of)]
 
     @property
     def ids(self) -> list[str]:
         """Ids of all utterances in manifest order."""
-        return self._manifest["id"].to_pylist()
+        ids: list[str] = self._manifest["id"].to_pylist()
+        return ids
 
     @property
     def num_samples(self) -> npt.NDArray[np.int64]:
         """Samples of every utterance in manifest order."""
-        return self._manifest["num_samples"].to_numpy()
+        num_samples: npt.NDArray[np.int64] = self._manifest["num_samples"].to_numpy()
+        return num_samples
 
     def of_shard(self, shard: int) -> list[Utterance]:
         """The utterances of one shard, in order."""

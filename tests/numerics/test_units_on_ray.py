@@ -21,7 +21,7 @@ from transformers import HubertConfig, HubertModel
 from jobs import codebook, tokenize
 from jobs.attempt import Attempt
 from jobs.smoke_material import babble
-from jobs.speech.kmeans import BLOCK_SAMPLES
+from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.pool import session
 from jobs.speech.units import read_codebook
 from jobs.speech.utterances import pages

@@ -13,7 +13,7 @@ import soundfile
 
 from jobs.corpus import choose, probe, share_out, write_tables
 from jobs.lm.packing import split_of
-from orchestrator.errors import RequestError
+from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Source, Split
 
@@ -131,5 +131,5 @@ def test_one_very_long_row_leaves_no_shard_empty(sizes: list[int]) -> None:
 
 def test_a_corpus_with_nothing_usable_says_so(tmp_path: Path, roots: dict[str, Path]) -> None:
     corpus = corpus_of(sources=[Source(name="b")])
-    with pytest.raises(RequestError, match=r"none of 3 recordings can be used \(1 unreadable"):
+    with pytest.raises(DataError, match=r"none of 3 recordings can be used \(1 unreadable"):
         build(Storage(str(tmp_path / "out")), corpus, roots)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.audio.corpora import list_recordings
-from orchestrator.errors import RequestError
+from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Source
 
 
@@ -56,6 +56,6 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
 def test_two_files_with_one_id_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "en/a.wav", "en/a.mp3")
     with pytest.raises(
-        RequestError, match=r"en/a.mp3 and en/a.wav differ by suffix alone; remove one"
+        DataError, match=r"en/a.mp3 and en/a.wav differ by suffix alone; remove one"
     ):
         list_recordings(Source(name="s"), tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jobs.audio.decode import UnreadableAudioError, decode, lowpass, read_window
+from jobs.audio.decode import UnreadableAudioError, decode, lowpass
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 
@@ -66,18 +66,6 @@ def test_lowpass_takes_what_is_above_and_leaves_what_is_below() -> None:
 
 def test_lowpass_keeps_the_length_of_a_wave_shorter_than_its_kernel() -> None:
     assert len(lowpass(np.ones(40, np.float32), 5500)) == 40
-
-
-def test_a_window_equals_the_same_stretch_of_the_whole(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", tone(300, 1.0, 8000), 8000)
-    whole = decode(tmp_path / "a.wav")
-    assert np.array_equal(read_window(tmp_path / "a.wav", 4000, 5000), whole[4000:9000])
-
-
-def test_a_window_beyond_the_end_is_an_error_that_says_where(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", tone(300, 1.0, 16_000), 16_000)
-    with pytest.raises(UnreadableAudioError, match="ends before sample 17000"):
-        read_window(tmp_path / "a.wav", 12_000, 5000)
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.m4a"])

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.lm.packing import SPLITS, pack_shards, split_of
 from jobs.pack import check_splits
-from orchestrator.errors import CorruptError, RequestError
+from orchestrator.errors import CorruptError, DataError
 from orchestrator.spec.recipe import Split
 
 SHARES = Split(valid=0.2, test=0.2)
@@ -120,7 +120,7 @@ def test_empty_utterances_are_counted_and_left_out(tmp_path: Path) -> None:
     facts = pack([tmp_path / "000000.parquet"], tmp_path / "out")
     assert facts["num_empty_utterances"] == 1
     assert sum(c["num_utterances"] for c in facts["splits"].values()) == 1
-    with pytest.raises(RequestError, match="none of the 1 recordings fell into the"):
+    with pytest.raises(DataError, match="none of the 1 recordings fell into the"):
         check_splits(facts)
 
 

@@ -1,4 +1,4 @@
-"""The pure parts of k-means; tests/numerics/test_units_on_ray.py has it on workers."""
+"""k-means in memory; tests/numerics/test_units_on_ray.py has its blocks on workers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.speech.kmeans import (
-    _means,
-    block_sums,
-    farthest_frames,
-    in_order,
-    plus_plus,
-    sample_rows,
-)
+from jobs.speech.lloyd import BlocksInMemory, block_sums, farthest_frames, fit, means, plus_plus
+from orchestrator.errors import DataError
 
 CPU = torch.device("cpu")
-IDS = [f"utterance-{n}" for n in range(200)]
-ONE_MINUTE = [60 * 16_000] * 200
 
 
 def _islands(spread: float = 100) -> torch.Tensor:
@@ -25,20 +17,6 @@ def _islands(spread: float = 100) -> torch.Tensor:
     torch.manual_seed(0)
     centres_KD = spread * torch.randn(10, 4)
     return centres_KD.repeat(100, 1) + torch.randn(1_000, 4)
-
-
-def test_the_sample_has_the_hours_asked_for_in_manifest_order() -> None:
-    rows = sample_rows(IDS, ONE_MINUTE, fit_hours=0.5, seed=0)
-    assert len(rows) == 30
-    assert rows == sorted(rows)
-    assert rows != list(range(30))
-
-
-def test_the_sample_grows_and_depends_on_the_seed() -> None:
-    small = set(sample_rows(IDS, ONE_MINUTE, fit_hours=0.5, seed=0))
-    assert small < set(sample_rows(IDS, ONE_MINUTE, fit_hours=1.0, seed=0))
-    assert small != set(sample_rows(IDS, ONE_MINUTE, fit_hours=0.5, seed=1))
-    assert sample_rows(IDS, ONE_MINUTE, fit_hours=99, seed=0) == list(range(200))
 
 
 def test_sums_counts_and_inertia() -> None:
@@ -80,18 +58,28 @@ def test_the_farthest_frames_come_first() -> None:
 def test_empty_clusters_keep_the_fallback() -> None:
     feats_ND = torch.tensor([[0.0], [2.0]])
     sums = block_sums(feats_ND, torch.tensor([[1.0], [50.0]]), CPU)
-    assert _means(sums, torch.tensor([[7.0], [8.0]])).tolist() == [[1.0], [8.0]]
+    assert means(sums, torch.tensor([[7.0], [8.0]])).tolist() == [[1.0], [8.0]]
 
 
-def test_answers_are_put_in_order_as_early_as_possible() -> None:
-    given = []
+def test_a_fit_finds_well_separated_groups_whatever_the_blocks() -> None:
+    feats_ND = _islands(spread=3_000)
+    whole = fit(BlocksInMemory([feats_ND]), 10, seed=3)
+    parts = fit(BlocksInMemory(feats_ND.split(137)), 10, seed=3)
+    for fitted in (whole, parts):
+        assert fitted.num_frames == 1_000
+        assert torch.cdist(feats_ND, fitted.centroids).min(1).values.max() < 15
+    rows = [fitted.centroids[fitted.centroids[:, 0].argsort()] for fitted in (whole, parts)]
+    torch.testing.assert_close(*rows)
 
-    def answers() -> object:
-        for number in (2, 0, 1, 3):
-            given.append(number)
-            yield number, f"answer {number}"
 
-    ordered = in_order(answers())
-    assert next(ordered) == "answer 0"
-    assert given == [2, 0]
-    assert list(ordered) == ["answer 1", "answer 2", "answer 3"]
+def test_a_cluster_without_frames_moves_to_the_farthest_one() -> None:
+    feats_ND = torch.tensor([[0.0], [0.0], [0.0], [9.0]] * 2)
+    fitted = fit(BlocksInMemory([feats_ND]), 3, seed=0)  # two points for three clusters
+    assert sorted(set(fitted.centroids[:, 0].tolist())) == [0.0, 9.0]
+
+
+def test_too_few_frames_are_the_datas_fault() -> None:
+    with pytest.raises(
+        DataError, match="num_clusters: 7 frames cannot fit 4 clusters, which need 8"
+    ):
+        fit(BlocksInMemory([torch.zeros(3, 2), torch.ones(4, 2)]), 4, seed=0)

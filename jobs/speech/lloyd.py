@@ -1,0 +1,246 @@
+"""k-means over blocks of frames: k-means++ (Arthur and Vassilvitskii 2007), then Lloyd iterations.
+
+In: frames in blocks, which may lie in the memory of other processes. Out: ``centroids_KD`` in fp32,
+the same bytes wherever the blocks lie: each block gives float64 sums, which are added in the order
+of blocks.
+
+Shapes: N frames, D features, K clusters, M subsampled frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from orchestrator.errors import DataError
+
+Floats64 = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+MAX_ITERATIONS = 50
+TOLERANCE = 1e-4
+"""Relative change of inertia below which the fit ends."""
+INIT_FRAMES_PER_CLUSTER = 100
+"""Frames that k-means++ chooses from, per cluster."""
+MIN_FRAMES_PER_CLUSTER = 2
+_CHUNK_FRAMES = 8_192
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSums:
+    """What one block adds to one iteration."""
+
+    sums: Floats64
+    """KxD: of each cluster's frames."""
+    counts: Integers
+    """K: frames of each cluster."""
+    inertia: float
+    """Sum of squared distances."""
+
+    def __add__(self, other: BlockSums) -> BlockSums:
+        return BlockSums(
+            sums=self.sums + other.sums,
+            counts=self.counts + other.counts,
+            inertia=self.inertia + other.inertia,
+        )
+
+
+class Blocks(Protocol):
+    """Frames in blocks; each method gives one result per block, in the order of blocks."""
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+
+    def subsample(self, count: int, seed: int) -> Iterable[tuple[int, Tensor]]:
+        """Frames of the block, and at most ``count`` of them chosen at random."""
+
+    def sums(self, centroids_KD: Tensor) -> Iterable[BlockSums]:
+        """The block's sums under these centroids."""
+
+    def farthest(self, centroids_KD: Tensor, count: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """The ``count`` frames farthest from their centroid: squared distances and frames."""
+
+
+class BlocksInMemory:
+    """Blocks that this process holds, on the CPU."""
+
+    def __init__(self, blocks: Sequence[Tensor]) -> None:
+        self._blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def subsample(self, count: int, seed: int) -> Iterable[tuple[int, Tensor]]:
+        """See `Blocks`."""
+        for number, feats_ND in enumerate(self._blocks):
+            yield len(feats_ND), subsample(feats_ND, count, seed=seed, block=number)
+
+    def sums(self, centroids_KD: Tensor) -> Iterable[BlockSums]:
+        """See `Blocks`."""
+        return (block_sums(feats_ND, centroids_KD, _CPU) for feats_ND in self._blocks)
+
+    def farthest(self, centroids_KD: Tensor, count: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """See `Blocks`."""
+        return (farthest_frames(feats_ND, centroids_KD, count, _CPU) for feats_ND in self._blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A fitted codebook."""
+
+    centroids: Tensor
+    """KxD, fp32."""
+    inertia: float
+    """Sum over frames of the squared distance to the nearest centroid."""
+    iterations: int
+    """Lloyd iterations until the end."""
+    num_frames: int
+
+
+def nearest(feats_ND: Tensor, centroids_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """The index of each frame's nearest centroid, and the squared distance to it, in fp32.
+
+    Works in chunks of a fixed number of frames, so that a frame's result depends on nothing but its
+    chunk.
+    """
+    norms_K = centroids_KD.square().sum(1)
+    indices, distances = [], []
+    for chunk_ND in torch.split(feats_ND, _CHUNK_FRAMES):
+        # The frame's own norm changes no argmin; it is added for the distance alone.
+        lowest_N, index_N = torch.addmm(norms_K, chunk_ND, centroids_KD.T, alpha=-2).min(1)
+        indices.append(index_N)
+        distances.append((lowest_N + chunk_ND.square().sum(1)).clamp_min(0))
+    if not indices:
+        return feats_ND.new_zeros(0, dtype=torch.long), feats_ND.new_zeros(0)
+    return torch.cat(indices), torch.cat(distances)
+
+
+def block_sums(feats_ND: Tensor, centroids_KD: Tensor, device: torch.device) -> BlockSums:
+    """Sums, counts and inertia of a block under the given centroids."""
+    index_N, distance_N = _assigned(feats_ND, centroids_KD, device)
+    # On the CPU, one row after the other: on a GPU, atomics would add in any order.
+    sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64)
+    sums_KD.index_add_(0, index_N, feats_ND.double())
+    counts_K = torch.bincount(index_N, minlength=len(centroids_KD))
+    return BlockSums(
+        sums=sums_KD.numpy(),
+        counts=counts_K.numpy(),
+        inertia=float(np.sum(distance_N.double().numpy())),
+    )
+
+
+def farthest_frames(
+    feats_ND: Tensor, centroids_KD: Tensor, count: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The ``count`` frames farthest from their centroid: squared distances and frames, in order."""
+    _, distance_N = _assigned(feats_ND, centroids_KD, device)
+    order = torch.argsort(distance_N, descending=True, stable=True)[:count]
+    return distance_N[order], feats_ND[order]
+
+
+def subsample(feats_ND: Tensor, count: int, *, seed: int, block: int) -> Tensor:
+    """At most ``count`` frames of a block chosen at random, in their order."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, block]))
+    rows = rng.permutation(len(feats_ND))[:count]
+    return feats_ND[torch.from_numpy(np.sort(rows))]
+
+
+def plus_plus(feats_MD: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """``centroids_KD``: frames, each likely by its squared distance to those chosen before."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    norms_M = feats_MD.square().sum(1)
+    chosen = [int(rng.integers(len(feats_MD)))]
+    closest_M = torch.full_like(norms_M, torch.inf)
+    while len(chosen) < num_clusters:
+        last_D = feats_MD[chosen[-1]]
+        distance_M = norms_M - 2 * (feats_MD @ last_D) + last_D.square().sum()
+        closest_M = torch.minimum(closest_M, distance_M.clamp_min(0))
+        closest_M[chosen[-1]] = 0  # rounding must not let a frame be chosen twice
+        cumulative_M = np.cumsum(closest_M.double().numpy())
+        drawn = rng.random() * cumulative_M[-1]
+        row = int(np.searchsorted(cumulative_M, drawn, side="right"))
+        chosen.append(min(row, len(feats_MD) - 1))
+    return feats_MD[chosen]
+
+
+def fit(
+    blocks: Blocks,
+    num_clusters: int,
+    seed: int,
+    *,
+    on_iteration: Callable[[int, float], None] = lambda _number, _inertia: None,
+) -> Fit:
+    """Iterate until inertia settles. Raises DataError when there are too few frames."""
+    num_frames, centroids_KD = _initial(blocks, num_clusters, seed)
+    before: float | None = None
+    for iteration in range(1, MAX_ITERATIONS + 1):
+        total = _added(blocks.sums(centroids_KD))
+        on_iteration(iteration, total.inertia)
+        empty_clusters = np.flatnonzero(total.counts == 0)
+        settled = before is not None and abs(before - total.inertia) <= TOLERANCE * before
+        if iteration == MAX_ITERATIONS or (settled and not empty_clusters.size):
+            break
+        before = total.inertia
+        centroids_KD = means(total, _reseeded(blocks, centroids_KD, empty_clusters))
+    return Fit(
+        centroids=centroids_KD,
+        inertia=total.inertia,
+        iterations=iteration,
+        num_frames=num_frames,
+    )
+
+
+def means(total: BlockSums, fallback_KD: Tensor) -> Tensor:
+    """Centroids of the clusters that have frames, else the fallback's."""
+    counts_K1 = total.counts[:, None]
+    means_KD = torch.from_numpy((total.sums / np.maximum(counts_K1, 1)).astype(np.float32))
+    return torch.where(torch.from_numpy(counts_K1 > 0), means_KD, fallback_KD)
+
+
+def _assigned(
+    feats_ND: Tensor, centroids_KD: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    index_N, distance_N = nearest(feats_ND.to(device), centroids_KD.to(device))
+    return index_N.cpu(), distance_N.cpu()
+
+
+def _initial(blocks: Blocks, num_clusters: int, seed: int) -> tuple[int, Tensor]:
+    """Number of frames in all blocks, and the centroids of k-means++ on a subsample of them."""
+    per_block = -(-INIT_FRAMES_PER_CLUSTER * num_clusters // max(len(blocks), 1))
+    parts = list(blocks.subsample(per_block, seed))
+    num_frames = sum(count for count, _ in parts)
+    needed = MIN_FRAMES_PER_CLUSTER * num_clusters
+    if num_frames < needed:
+        raise DataError(
+            f"num_clusters: {num_frames} frames cannot fit {num_clusters} clusters, which need "
+            f"{needed}; lower num_clusters, raise the hours of audio it is fitted on or add audio"
+        )
+    return num_frames, plus_plus(torch.cat([feats for _, feats in parts]), num_clusters, seed)
+
+
+def _added(parts: Iterable[BlockSums]) -> BlockSums:
+    total: BlockSums | None = None
+    for part in parts:
+        total = part if total is None else total + part
+    assert total is not None, "a sample has at least one block"
+    return total
+
+
+def _reseeded(blocks: Blocks, centroids_KD: Tensor, empty_clusters: Integers) -> Tensor:
+    """The centroids with those of empty clusters moved to the frames that lie farthest from any."""
+    if not empty_clusters.size:
+        return centroids_KD
+    parts = list(blocks.farthest(centroids_KD, len(empty_clusters)))
+    distances = torch.cat([d for d, _ in parts])
+    feats_ND = torch.cat([f for _, f in parts])
+    order = torch.argsort(distances, descending=True, stable=True)[: len(empty_clusters)]
+    moved_KD = centroids_KD.clone()
+    moved_KD[torch.from_numpy(empty_clusters)] = feats_ND[order]
+    return moved_KD
