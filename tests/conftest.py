@@ -23,6 +23,7 @@ def tier_of(nodeid: str) -> str:
     return nodeid.split("/")[1]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the slow tests of a module in one xdist worker: they share its fixtures."""
     for item in items:

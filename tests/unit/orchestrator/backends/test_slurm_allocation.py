@@ -1,0 +1,145 @@
+"""What a process knows of its Slurm job, and how it asks to be run again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends.slurm_allocation import REQUEUE_LINES, Allocation
+from orchestrator.errors import BackendError, ExitCode
+from tests.unit.orchestrator.scheduler import Answers
+from tests.unit.source import ROOT
+
+AROUND = {
+    "SUBMITIT_EXECUTOR": "slurm",
+    "SLURM_JOB_ID": "12",
+    "SLURM_NTASKS": "3",
+    "SLURM_JOB_NUM_NODES": "3",
+    "SLURM_JOB_NODELIST": "node[1-3]",
+    "SLURM_NODEID": "2",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURMD_NODENAME": "node3",
+    "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1",
+}
+RUNNING = "JobId=12 JobName=x JobState=RUNNING Reason=None\n"
+
+
+def allocation(restarts: int = 0) -> Allocation:
+    return Allocation(
+        job_id="12", restarts=restarts, node_index=0, node="node1", leader_address="10.0.0.1"
+    )
+
+
+def test_a_process_in_no_job_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(BackendError, match="this process is in no Slurm job"):
+        Allocation.current()
+
+
+@pytest.mark.parametrize(
+    ("more", "restart_id"),
+    [
+        ({}, "12-0"),
+        ({"SLURM_RESTART_COUNT": "2"}, "12-2"),
+        ({"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "4"}, "11_4-0"),
+    ],
+)
+def test_a_job_is_read_from_its_environment(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, str], restart_id: str
+) -> None:
+    for name, value in {**AROUND, **more}.items():
+        monkeypatch.setenv(name, value)
+    found = Allocation.current()
+    assert found.restart_id == restart_id
+    assert (found.node_index, found.node, found.leader_address) == (2, "node3", "10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "asked"),
+    [("JobState=COMPLETING", 0, 1), ("JobState=CANCELLED", 0, 1), ("slurmctld is away", 1, 1)],
+)
+def test_a_job_that_does_not_run_is_not_put_back(
+    answers: Answers, state: str, code: int, asked: int
+) -> None:
+    answers.say("scontrol", f"{state}\n", code=code)
+    assert allocation().requeue() == 1
+    assert answers.asked == ["scontrol show job --oneliner 12"] * asked
+
+
+def test_where_scontrol_is_missing_the_jobs_script_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert allocation().requeue() == ExitCode.REQUEUE
+
+
+def test_a_job_that_is_put_back_waits_for_its_end(answers: Answers) -> None:
+    """Although its process ignored SIGTERM while it saved."""
+    answers.say("scontrol", RUNNING)
+    code = (
+        "import signal; from orchestrator.backends.slurm_allocation import Allocation;"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"raise SystemExit({allocation()!r}.requeue())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "put back into the queue" in process.stderr.readline()
+    assert answers.asked == ["scontrol show job --oneliner 12", "scontrol requeue 12"]
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    process.stderr.close()
+    assert process.wait() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "is_requeued"),
+    [
+        (ExitCode.REQUEUE, RUNNING, True),
+        (ExitCode.REQUEUE, "JobState=CANCELLED\n", False),
+        (1, RUNNING, False),
+        (0, RUNNING, False),
+    ],
+)
+def test_the_jobs_script_puts_it_back_where_its_process_cannot(
+    answers: Answers, tmp_path: Path, code: int, state: str, is_requeued: bool
+) -> None:
+    answers.say("scontrol", state)
+    sleep = answers.folder / "sleep"
+    sleep.write_text("#!/bin/sh\n")
+    sleep.chmod(0o755)
+    script = "\n".join([f"(exit {int(code)})", *REQUEUE_LINES])
+    done = subprocess.run(["bash", "-c", script], env={**os.environ, "SLURM_JOB_ID": "12"})
+    assert done.returncode == code
+    assert ("scontrol requeue 12" in answers.asked) is is_requeued
+
+
+def test_earlier_starts_are_told_oldest_first_and_without_this_one(answers: Answers) -> None:
+    answers.say(
+        "sacct",
+        "RUNNING|Unknown|node1|2024-05-01T12:00:00\n"
+        "PREEMPTED|2024-05-01T11:00:00|node2|2024-05-01T10:00:00\n"
+        "NODE_FAIL|Unknown|node3|2024-05-01T11:30:00\n",
+    )
+    first, second = allocation(restarts=2).earlier_starts()
+    assert (first.word, first.cause, first.nodes) == ("PREEMPTED", "preempted", "node2")
+    assert first.ended_at == time.mktime((2024, 5, 1, 11, 0, 0, 0, 0, -1))
+    assert (second.word, second.cause, second.ended_at) == ("NODE_FAIL", "node_lost", None)
+
+
+def test_books_that_are_away_tell_no_earlier_starts(answers: Answers) -> None:
+    answers.say("sacct", "sacct: error: away\n", code=1)
+    assert allocation(restarts=2).earlier_starts() == ()
