@@ -33,7 +33,7 @@ TIMEOUT_S = 60.0
 SCRIPT = "script.sh"
 """In a job's folder: what sbatch was given."""
 ADOPT_TRIES = 3
-_ADOPT_EVERY_S = 2.0
+ADOPT_EVERY_S = 2.0
 _DAY_S = 86_400.0
 
 STATES: Mapping[str, JobState] = {
@@ -107,6 +107,9 @@ class _Script(submitit.SlurmExecutor):
 
 class SlurmBackend:
     """The scheduler behind sbatch, sacct, squeue and scancel on PATH."""
+
+    def __init__(self, *, adopt_every_s: float = ADOPT_EVERY_S) -> None:
+        self._adopt_every_s = adopt_every_s
 
     def submit(self, job: Job, after: Sequence[JobRef] = ()) -> JobRef:
         """Submit the job's script, kept beside its log.
@@ -214,7 +217,7 @@ class SlurmBackend:
         """The id of a job that was accepted all the same, maybe a little later."""
         for attempt in range(tries):
             if attempt:
-                time.sleep(_ADOPT_EVERY_S)
+                time.sleep(self._adopt_every_s)
             with suppress(BackendError):
                 if found := self.find([job.tag]).get(job.tag):
                     return found

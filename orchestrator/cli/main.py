@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from orchestrator import __version__
 from orchestrator.errors import ExitCode, OrchestratorError
@@ -36,8 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"orchestrator.cli.{verb}")
         module.add_arguments(verbs[verb])
     options = parser.parse_args(words)
+    return exit_code_of(lambda: int(module.run(options)))
+
+
+def exit_code_of(verb: Callable[[], int]) -> int:
+    """Run a verb; say in one line on stderr why it could not do what it was asked."""
     try:
-        return int(module.run(options))
+        return verb()
     except OrchestratorError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -13,7 +13,6 @@ WITHOUT_A_TEST: set[str] = {
     "orchestrator/cli/chaos.py",
     "orchestrator/cli/doctor.py",
     "orchestrator/cli/logs.py",
-    "orchestrator/cli/main.py",
     "orchestrator/cli/plan.py",
     "orchestrator/cli/report.py",
     "orchestrator/cli/resume.py",

@@ -16,8 +16,6 @@ PATCHED: set[str] = {
     "tests/unit/orchestrator/control/slurm/test_ray_worker.py",
     "tests/unit/orchestrator/control/slurm/test_executor.py",
     "tests/unit/orchestrator/control/test_supervise.py",
-    "tests/unit/orchestrator/cli/test_verbs.py",
-    "tests/unit/orchestrator/backends/test_slurm.py",
 }
 """Still to go."""
 

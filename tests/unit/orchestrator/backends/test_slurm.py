@@ -145,16 +145,13 @@ def test_what_was_accepted_is_found_by_its_tag(answers: Answers, tmp_path: Path)
     assert SlurmBackend().submit(job(tmp_path)).id == "42"
 
 
-def test_what_is_accepted_late_is_found_too(
-    answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("orchestrator.backends.slurm._ADOPT_EVERY_S", 0.01)
+def test_what_is_accepted_late_is_found_too(answers: Answers, tmp_path: Path) -> None:
     answers.say("sbatch", "sbatch: error: Socket timed out on send/recv operation\n", code=1)
     late = answers.folder / "squeue"
     late.write_text(f"#!/bin/sh\n[ -e {tmp_path}/asked ] && echo '42|PENDING||None|orc 1 corpus'\n")
     late.write_text(f"{late.read_text()}touch {tmp_path}/asked\n")
     late.chmod(0o755)
-    assert SlurmBackend().submit(job(tmp_path)).id == "42"
+    assert SlurmBackend(adopt_every_s=0.01).submit(job(tmp_path)).id == "42"
 
 
 def test_hints_of_how_to_ask_are_not_the_answer(answers: Answers, tmp_path: Path) -> None:

@@ -197,17 +197,6 @@ def test_no_such_run(project: Project, verb: str, capsys: pytest.CaptureFixture[
     )
 
 
-def test_a_store_out_of_reach_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(_: object) -> int:
-        raise ConnectionError("s3://b/x: the store did not do as asked")
-
-    monkeypatch.setattr("orchestrator.cli.status.run", fail)
-    assert main(["status"]) == 3
-    assert capsys.readouterr().err == "s3://b/x: the store did not do as asked\n"
-
-
 def test_an_empty_store_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = tmp_path / "empty.yaml"
     where.write_text("backend: local\nstore: empty\n")
