@@ -32,7 +32,7 @@ class Smoke:
 
     folder: Path
     env: Mapping[str, str] | None = None
-    """SubmissionContext of the command line; this process's own when absent."""
+    """Environment of the command line; this process's own when absent."""
 
     @classmethod
     def create(
@@ -155,7 +155,7 @@ class Smoke:
 
 
 KINDS = (
-    ("orchestrator.control.supervise", "supervisor"),
+    ("orchestrator.control.local.supervisor", "supervisor"),
     ("jobs.", "driver"),
     ("RayTrainWorker", "training rank"),
     ("ray::_Host", "actor"),

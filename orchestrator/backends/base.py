@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from orchestrator.ledger.status import JobStatus
-from orchestrator.spec.cluster import SlurmOptions
 
 Start = Literal["succeeded", "started", "failed"]
 """Which event of the jobs before it a job waits for."""
@@ -30,7 +29,7 @@ class Shape:
     mem_gb: float = 4.0
     walltime_min: int = 240
     warn_s: int = 90
-    """How long before the end of its walltime the job is told, in seconds."""
+    """How long before the end of its walltime the job is warned, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +46,8 @@ class Job:
     """Outlives whoever submits it, as a run's supervisor must."""
     shape: Shape = field(default_factory=Shape)
     """What it asks of a scheduler; a backend without one takes no notice, as of what follows."""
-    setup: tuple[str, ...] = ()
-    """Shell lines before the command."""
-    teardown: tuple[str, ...] = ()
-    """Shell lines after it."""
-    launch_words: tuple[str, ...] = ()
-    """Options for what launches the command on the nodes."""
-    requeue: bool = True
-    """Whether the scheduler may start it again by itself."""
-    options: SlurmOptions = field(default_factory=SlurmOptions)
-    """Where it may run, and at whose cost."""
+    options: object = None
+    """What only its backend understands."""
     tag: str = ""
     """Recognises the job in the scheduler's books, so that it is never submitted twice."""
     start: Start = "succeeded"

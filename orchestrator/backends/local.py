@@ -17,7 +17,7 @@ import psutil
 
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.errors import BackendError
-from orchestrator.ledger.lease import CLOCK_STEP_S
+from orchestrator.ledger.lease import Process, this_host
 from orchestrator.ledger.status import JobState, JobStatus
 
 NAME = "local"
@@ -59,7 +59,7 @@ class LocalBackend:
                 raise BackendError(
                     f"{job.argv[0]}: cannot be started ({error.strerror}); check the path"
                 ) from None
-        ref = JobRef(backend=NAME, id=f"{child.pid}:{psutil.Process(child.pid).create_time()}")
+        ref = JobRef(backend=NAME, id=f"{child.pid}:{Process.of(child.pid).started_at}")
         if job.detached:  # reaped, should it end before we do
             threading.Thread(target=child.wait, daemon=True).start()
         else:
@@ -72,16 +72,17 @@ class LocalBackend:
 
     def cancel(self, refs: Sequence[JobRef]) -> None:
         """SIGTERM to the job, SIGKILL to its whole session when it outstays the grace."""
-        processes = [p for ref in refs if (p := _process(ref))]
+        processes = [process for ref in refs if (process := _process(ref)).is_alive()]
         for process in processes:
-            _send(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
         deadline = time.monotonic() + self._grace_s
-        while any(_is_running(p) for p in processes) and time.monotonic() < deadline:
+        while any(p.is_alive() for p in processes) and time.monotonic() < deadline:
             for child in self._children.values():
                 child.poll()
             time.sleep(0.05)
         for ref in refs:
-            end_session(int(ref.id.split(":")[0]))
+            end_session(_process(ref).pid)
             self._reap(ref)
 
     def _reap(self, ref: JobRef) -> None:
@@ -94,8 +95,7 @@ class LocalBackend:
         node = self._node
         child = self._children.get(ref)
         if child is None:
-            process = _process(ref)
-            state = JobState.RUNNING if process and _is_running(process) else JobState.UNKNOWN
+            state = JobState.RUNNING if _process(ref).is_alive() else JobState.UNKNOWN
             return JobStatus(state=state, node=node)
         code = child.poll()
         if code is None:
@@ -124,24 +124,6 @@ def end_session(session: int) -> None:
             continue
 
 
-def _process(ref: JobRef) -> psutil.Process | None:
+def _process(ref: JobRef) -> Process:
     pid, started_at = ref.id.split(":")
-    try:
-        process = psutil.Process(int(pid))
-        return process if abs(process.create_time() - float(started_at)) < CLOCK_STEP_S else None
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _send(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+    return Process(host=this_host(), pid=int(pid), started_at=float(started_at))

@@ -22,7 +22,7 @@ import psutil
 
 from orchestrator.backends.local import die_with_parent, end_session
 from orchestrator.errors import BackendError
-from orchestrator.ledger.invitation import Invitation
+from orchestrator.ledger.ray_head import RayHead
 
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 90.0
@@ -59,14 +59,14 @@ class RaySession:
         self._log = log
         self._code_env = code_env
         self._address = address
-        self.invitation = Invitation(address=f"{address}:{self._port}", token=secrets.token_hex(32))
+        self.head = RayHead(address=f"{address}:{self._port}", token=secrets.token_hex(32))
         token = self._folder / "token"
         token.touch(mode=0o600)
-        token.write_text(self.invitation.token)
+        token.write_text(self.head.token)
         self.env = {
             **_COMMON_ENV,
             "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_ADDRESS": self.invitation.address,
+            "RAY_ADDRESS": self.head.address,
         }
         self._process = self._start(num_cpus)
 
@@ -106,7 +106,7 @@ class RayNode:
 
     def __init__(
         self,
-        invitation: Invitation,
+        head: RayHead,
         *,
         address: str,
         num_cpus: int,
@@ -115,10 +115,10 @@ class RayNode:
         code_env: Mapping[str, str],
     ) -> None:
         words = [
-            *("--address", invitation.address, "--node-ip-address", address),
+            *("--address", head.address, "--node-ip-address", address),
             *("--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)),
         ]
-        token = {"RAY_AUTH_TOKEN": invitation.token}  # no file: a node may end without a goodbye
+        token = {"RAY_AUTH_TOKEN": head.token}  # no file: a node may end without a goodbye
         self._process = _ray_start(words, log, {**_COMMON_ENV, **code_env, **token})
 
     def is_alive(self) -> bool:

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import submitit
@@ -26,6 +26,7 @@ from submitit.core.utils import FailedSubmissionError
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.status import JobState, JobStatus
+from orchestrator.spec.cluster import SlurmOptions
 
 NAME = "slurm"
 TIMEOUT_S = 60.0
@@ -80,6 +81,27 @@ CAUSES = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Options of a job that only Slurm knows."""
+
+    sbatch: SlurmOptions = field(default_factory=SlurmOptions)
+    """Where it may run, and at whose cost."""
+    requeue: bool = True
+    """Whether Slurm may start it again by itself."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before the command."""
+    teardown: tuple[str, ...] = ()
+    """Shell lines after it."""
+    srun: tuple[str, ...] = ()
+    """Options for what launches the command on the nodes."""
+
+
+def job_options(job: Job) -> JobOptions:
+    """The job's options for Slurm; the defaults where it has none."""
+    return job.options if isinstance(job.options, JobOptions) else JobOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a site's configuration says about jobs."""
 
@@ -109,6 +131,7 @@ class SlurmBackend:
     """The scheduler behind sbatch, sacct, squeue and scancel on PATH."""
 
     def __init__(self, *, adopt_every_s: float = ADOPT_EVERY_S) -> None:
+        """``adopt_every_s``: pause between looks for a job whose sbatch did not answer."""
         self._adopt_every_s = adopt_every_s
 
     def submit(self, job: Job, after: Sequence[JobRef] = ()) -> JobRef:
@@ -123,8 +146,8 @@ class SlurmBackend:
         path.write_text(script(job, after))
         submitted_at = time.time()
         try:
-            said = ask("sbatch", str(path))
-            job_id = submitit.SlurmExecutor._get_job_id_from_submission_command(said)
+            answer = ask("sbatch", str(path))
+            job_id = submitit.SlurmExecutor._get_job_id_from_submission_command(answer)
         except (BackendError, FailedSubmissionError) as error:
             tries = ADOPT_TRIES if re.search(_NO_ANSWER, str(error)) else 1
             adopted = self._adopted(job, 0 if re.search(_NOT_REACHED, str(error)) else tries)
@@ -162,13 +185,13 @@ class SlurmBackend:
         whose = f"--jobs={','.join(ref.id for ref in refs)}" if refs else "--me"
         words = ["squeue", whose, "--noheader", "--array", "--format=%F|%T|%N|%r|%k"]
         try:
-            said = ask(*words, *(["--states=all"] if everyone else []))
+            answer = ask(*words, *(["--states=all"] if everyone else []))
         except BackendError as error:
             if _ALL_UNKNOWN not in str(error):
                 raise
-            said = ""
+            answer = ""
         rows: dict[str, tuple[Row, ...]] = {}
-        for line in said.splitlines():
+        for line in answer.splitlines():
             job_id, word, nodes, reason, comment = line.split("|", 4)
             row = Row(word=word, nodes=nodes, reason=reason, comment=comment.strip())
             rows[job_id] = (*rows.get(job_id, ()), row)
@@ -178,11 +201,11 @@ class SlurmBackend:
         """The ids of queued and running jobs, by tag."""
         wanted = set(tags)
         rows = self.queue().items()
-        return {r.comment: job_id for job_id, known in rows for r in known if r.comment in wanted}
+        return {r.comment: job_id for job_id, group in rows for r in group if r.comment in wanted}
 
     def limits(self) -> Limits:
         """The site's limits."""
-        said = {
+        config = {
             name.strip(): value.strip()
             for name, mark, value in (
                 line.partition("=") for line in ask("scontrol", "show", "config").splitlines()
@@ -190,12 +213,12 @@ class SlurmBackend:
             if mark
         }
         return Limits(
-            max_array=int(said.get("MaxArraySize", "1001")) - 1,
-            requeue=said.get("JobRequeue") == "1",
-            has_accounting="slurmdbd" in said.get("AccountingStorageType", ""),
+            max_array=int(config.get("MaxArraySize", "1001")) - 1,
+            requeue=config.get("JobRequeue") == "1",
+            has_accounting="slurmdbd" in config.get("AccountingStorageType", ""),
             holds_failed_launches="nohold_on_prolog_fail"
-            not in said.get("SchedulerParameters", ""),
-            version=said.get("SLURM_VERSION", ""),
+            not in config.get("SchedulerParameters", ""),
+            version=config.get("SLURM_VERSION", ""),
         )
 
     def _booked(self, refs: Sequence[JobRef]) -> dict[str, tuple[Row, ...]] | None:
@@ -203,11 +226,11 @@ class SlurmBackend:
         since = min(ref.submitted_at for ref in refs) - _DAY_S
         words = ["--format=JobID,State,ExitCode,NodeList", f"--jobs={','.join(r.id for r in refs)}"]
         try:
-            said = ask(*SACCT, *words, f"--starttime={_local_time(since)}")
+            answer = ask(*SACCT, *words, f"--starttime={_local_time(since)}")
         except BackendError:
             return None
         rows: dict[str, dict[str, Row]] = {}
-        for line in said.splitlines():
+        for line in answer.splitlines():
             full_id, state, code, nodes = line.split("|")[:4]
             row = Row(word=state.split()[0], nodes=nodes, exit_code=_exit_code(code), by=state)
             rows.setdefault(full_id.split("_")[0], {})[full_id] = row
@@ -275,15 +298,17 @@ def ask(*words: str) -> str:
         ) from None
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        said = [line for line in lines if not line.startswith("Try ")]  # Try "sbatch --help" for …
-        problem = said[-1] if said else f"exit code {done.returncode}"
+        problems = [
+            line for line in lines if not line.startswith("Try ")
+        ]  # Try "sbatch --help" for …
+        problem = problems[-1] if problems else f"exit code {done.returncode}"
         problem = problem.removeprefix(f"{words[0]}: ").removeprefix("error: ")
         raise BackendError(f"slurm: {words[0]}: {problem}")
     return done.stdout
 
 
 def _outside_of_jobs(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what Slurm has put there for a job around this process.
+    """The environment without what Slurm has put there for the job that this process runs in.
 
     A job that is submitted from a job would take its binding, its restarts and its folder for its
     own. What a user has set for sbatch stays.
@@ -309,7 +334,8 @@ def script(job: Job, after: Sequence[JobRef] = ()) -> str:
 
 def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
     """The job in submitit's words."""
-    shape, options = job.shape, job.options
+    shape, ours = job.shape, job_options(job)
+    options = ours.sbatch
     cpus = options.cpus or shape.cpus
     asked = {
         "job_name": job.name,
@@ -328,32 +354,32 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
         "dependency": _dependency(job, after),
         "stderr_to_stdout": True,
         "setup": [
-            *(["set -e", *job.setup, "set +e"] if job.setup else []),
+            *(["set -e", *ours.setup, "set +e"] if ours.setup else []),
             *(f"export {k}={shlex.quote(v)}" for k, v in job.env.items()),
         ],
         "srun_args": [
             "--export=ALL",  # what the set-up lines have set, whatever sbatch was told to export
             f"--cpus-per-task={cpus}",  # not taken over from sbatch since Slurm 22.05
             "--kill-on-bad-exit=1",
-            *job.launch_words,
+            *ours.srun,
         ],
-        "teardown": list(job.teardown) or None,
-        "additional_parameters": _additional(job),
+        "teardown": list(ours.teardown) or None,
+        "additional_parameters": _additional(ours),
         **_accelerators(shape.gpus, options.gres),
     }
-    said = {name: value for name, value in asked.items() if value is not None}
-    return {**said, "wckey": None}  # submitit would name one, and some sites refuse unknown ones
+    given = {name: value for name, value in asked.items() if value is not None}
+    return {**given, "wckey": None}  # submitit would name one, and some sites refuse unknown ones
 
 
-def _additional(job: Job) -> dict[str, Any]:
+def _additional(ours: JobOptions) -> dict[str, Any]:
     """Options that submitit has no word for."""
-    options = job.options
+    options = ours.sbatch
     asked = {
         "export": "ALL",
         "kill-on-invalid-dep": "yes",
         "nice": options.nice,
         "reservation": options.reservation,
-        "requeue" if job.requeue else "no-requeue": True,
+        "requeue" if ours.requeue else "no-requeue": True,
         **options.extra,
     }
     return {name: value for name, value in asked.items() if value is not None}
@@ -409,7 +435,7 @@ def _status(
         state=leading,
         exit_code=row.exit_code if leading.is_final else None,
         node="" if row.nodes in ("None assigned", "") else row.nodes,
-        detail=several if len(rows) > 1 else _told(row),
+        detail=several if len(rows) > 1 else _detail(row),
         cause=CAUSES.get(row.word, ""),
         is_held=row.was_refused,
     )
@@ -427,19 +453,19 @@ _LEADING = (
 """Which task's state stands for an array's: what still goes on before what has ended."""
 
 
-def _told(row: Row) -> str:
+def _detail(row: Row) -> str:
     word = row.by or row.word
     return f"{word} ({row.reason})" if row.reason not in ("", "None") else word
 
 
 def _is_unclear(rows: Sequence[Row] | None) -> bool:
-    """Whether the queue must say more: the books are written late, and row by row for each life."""
+    """Whether the queue must say more: the books are written late, a row for each start."""
     return not rows or any(row.word in _PERHAPS_REQUEUED or not row.state.is_final for row in rows)
 
 
-def _exit_code(said: str) -> int:
+def _exit_code(text: str) -> int:
     """``1:0`` is exit code 1; ``0:9`` is signal 9, -9."""
-    code, signal = said.split(":")
+    code, signal = text.split(":")
     return -int(signal) if int(signal) else int(code)
 
 

@@ -58,7 +58,7 @@ class Allocation:
 
     @classmethod
     def current(cls) -> Self:
-        """The job around this process. Raises BackendError when there is none."""
+        """The job that this process runs in. Raises BackendError when there is none."""
         if "SLURM_JOB_ID" not in os.environ:
             raise BackendError("slurm: this process is in no Slurm job; it is started by sbatch")
         task = submitit.JobEnvironment()
@@ -119,8 +119,8 @@ class Allocation:
         )
 
 
-def _seconds(said: str) -> float | None:
+def _seconds(local_time: str) -> float | None:
     try:
-        return time.mktime(time.strptime(said, "%Y-%m-%dT%H:%M:%S"))
+        return time.mktime(time.strptime(local_time, "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
         return None  # Unknown

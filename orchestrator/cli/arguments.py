@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from orchestrator.control.submit import Prepared, choose_cluster, open_store, prepare
+from orchestrator.control.cluster_choice import choose_cluster, open_store
+from orchestrator.control.executor import Request, Started
+from orchestrator.control.request import prepare
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder, find_run
 from orchestrator.ledger.storage import Storage
@@ -44,7 +46,7 @@ def add_run(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     add_cluster(parser)
 
 
-def prepared(options: argparse.Namespace) -> Prepared:
+def prepared(options: argparse.Namespace) -> Request:
     """The plan that ``RECIPE --cluster --set`` ask for; says on stderr which cluster was chosen."""
     if not options.recipe.is_file():
         raise RequestError(f"{options.recipe}: no such recipe; check the path")
@@ -54,7 +56,7 @@ def prepared(options: argparse.Namespace) -> Prepared:
 
 
 def store_of(options: argparse.Namespace) -> Store:
-    """The store of the cluster that ``--cluster`` or the surroundings name."""
+    """The store of the cluster that ``--cluster`` or the environment names."""
     cluster_file, _ = choose_cluster(options.cluster, None)
     return open_store(load_cluster(cluster_file))
 
@@ -66,3 +68,14 @@ def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
         return run, Store(Storage(run.storage.url.rsplit("/", 2)[0]))
     store = store_of(options)
     return find_run(options.run, store.storage.at("runs")), store
+
+
+def started_line(started: Started) -> str:
+    """What starting a run came to, in words."""
+    if started.outcome == "started":
+        return f"{started.num_jobs} jobs submitted" if started.num_jobs else "supervisor started"
+    return {
+        "done": "everything is done",
+        "running": "already running",
+        "hopeless": "nothing is left that could be resumed",
+    }[started.outcome]

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         options.kill,
         struck_at,
         options.timeout,
-        say=lambda text: print(text, file=sys.stderr),
+        on_resume=lambda: print("no supervisor is left; resumed", file=sys.stderr),
     )
     print(json.dumps(dataclasses.asdict(outcome)) if options.json else "\n".join(_lines(outcome)))
     return 0

@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from orchestrator.cli.arguments import add_cluster
+from orchestrator.control.cluster_choice import choose_cluster
 from orchestrator.control.doctor import examine
-from orchestrator.control.submit import choose_cluster
 from orchestrator.spec.loader import load_cluster
 
 

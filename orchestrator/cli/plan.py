@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from orchestrator.cli.arguments import add_recipe, prepared
-from orchestrator.control.slurm.jobs import PlannedJob
-from orchestrator.control.submit import Prepared, missing, plan_document
+from orchestrator.control.executor import JobPreview, Request, executor_of
+from orchestrator.control.request import plan_document
+from orchestrator.control.requirements import missing
 from orchestrator.errors import RequestError
-from orchestrator.ledger.run import RunFolder
 from orchestrator.plan.estimate import (
     Estimate,
     checkpoint_storage,
@@ -21,6 +21,7 @@ from orchestrator.plan.estimate import (
     gpu_hours,
     walltimes,
 )
+from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_count, format_duration
 
 
@@ -49,30 +50,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def scripts(request: Prepared) -> str:
+def scripts(request: Request) -> str:
     """Every job's script, each after a line with its name."""
-    parts = _planned(request)
-    if parts is None:
+    jobs = executor_of(request.cluster).preview(request)
+    if not jobs and any(i.decision != "reuse" for i in request.plan.instances):
         raise RequestError(
             f"--scripts: {request.cluster_file.name} is for {request.cluster.backend}, which is "
-            "given no scripts; use a cluster file with backend: slurm"
+            "given no scripts; use the cluster file of a scheduler"
         )
-    from orchestrator.control.slurm.executor import preview
-
-    return "\n".join(f"# ==> {part.name} <==\n{preview(part)}" for part in parts)
+    return "\n".join(f"# ==> {job.name} <==\n{job.script}" for job in jobs)
 
 
-def _planned(request: Prepared) -> tuple[PlannedJob, ...] | None:
-    """The jobs that a scheduler would be given; None where there is none."""
-    if request.cluster.backend != "slurm":
-        return None
-    from orchestrator.control.slurm.executor import planned_jobs
-
-    run = RunFolder(request.store.run_storage(request.plan.run))
-    return planned_jobs(run, request.store, request.cluster, request.plan)
-
-
-def show(request: Prepared, console: Console) -> None:
+def show(request: Request, console: Console) -> None:
     """The plan as a table, and what it costs."""
     console.print(
         f"run [bold]{request.plan.run}[/bold] in {request.store.storage.url}", highlight=False
@@ -88,62 +77,60 @@ def show(request: Prepared, console: Console) -> None:
         table.add_row(instance.id, variants, instance.decision, instance.reason + shared)
     console.print(table, highlight=False)
     cost = _estimate(request)
-    if parts := _planned(request):
-        _show_jobs(request, parts, cost, console)
+    if jobs := executor_of(request.cluster).preview(request):
+        console.print(jobs_table(request, jobs, cost), highlight=False)
     _show_estimate(request, cost, console)
 
 
-def _show_jobs(
-    request: Prepared, parts: Sequence[PlannedJob], cost: Estimate, console: Console
-) -> None:
-    """One line a job: what it asks for, and what it will take as far as that is known."""
-    names = Column("job", min_width=max(len(part.name) for part in parts))
-    columns = ("nodes", "GPUs", "CPUs", "memory", "walltime", "partition", "GPU hours")
-    table = Table(names, *columns, box=None, pad_edge=False)
-    for part in parts:
-        shape, options = part.job.shape, part.job.options
+def jobs_table(request: Request, jobs: Sequence[JobPreview], cost: Estimate) -> Table:
+    """One row a job: what it asks for, and what it will take as far as that is known."""
+    names = Column("job", no_wrap=True)
+    table = Table(names, "nodes", "of each", "time", "queue", "GPU hours", box=None, pad_edge=False)
+    for job in jobs:
+        shape = job.shape
+        gpus = f"{shape.gpus} GPUs, " if shape.gpus else ""
         table.add_row(
-            part.name,
-            f"up to {shape.array}" if shape.array else str(shape.num_nodes),
-            str(shape.gpus * (shape.array or shape.num_nodes) or ""),
-            str((options.cpus or shape.cpus) * (shape.array or shape.num_nodes)),
-            f"{options.mem_gb or shape.mem_gb:g} GB",
-            format_duration(60 * (options.walltime_min or shape.walltime_min)),
-            options.partition or "",
-            _hours(request, part, cost),
+            job.name,
+            f"<={shape.array}" if shape.array else str(shape.num_nodes),
+            f"{gpus}{shape.cpus} CPUs, {shape.mem_gb:g} GB",
+            format_duration(60 * shape.walltime_min),
+            job.queue,
+            _hours(request, job, cost),
         )
-    console.print(table, highlight=False)
+    return table
 
 
-def _hours(request: Prepared, part: PlannedJob, cost: Estimate) -> str:
+def _hours(request: Request, job: JobPreview, cost: Estimate) -> str:
     """Accelerator hours, their price, and over how many walltimes they stretch."""
-    prices, shape, stage = request.cluster.prices, part.job.shape, part.instance.split("-")[0]
-    if not shape.gpus:
+    prices, shape = request.cluster.prices, job.shape
+    if not shape.gpus or not job.instance:
         return ""
-    if stage == "train":
+    stage = BY_NAME[request.plan.instance(job.instance).stage]
+    if stage.has_ranks:
         hours = gpu_hours(cost.train_flop, prices)
-    elif stage == "tokenize" and cost.audio_hours is None:
+    elif stage.counts and cost.audio_hours is None:
         per_hour = 1000 / prices.encode_speed if prices.encode_speed else None
         return f"{per_hour:.2f} for 1,000 h of audio" if per_hour else ""
     else:
-        fit_hours = request.variants[0].recipe.tokenizer.fit_hours
-        audio_hours = {"tokenize": cost.audio_hours, "codebook": fit_hours}.get(stage)
+        fit_hours = request.variants[0].recipe.tokenizer.fit_hours if stage.is_elastic else None
+        audio_hours = cost.audio_hours if stage.counts else fit_hours
         hours = audio_hours / prices.encode_speed if audio_hours and prices.encode_speed else None
     if hours is None:
         return ""
     price = f", {hours * prices.gpu_hour:,.0f} {prices.currency}" if prices.gpu_hour else ""
-    walltime_min = part.job.options.walltime_min or shape.walltime_min
-    chain = walltimes(hours, shape.gpus * (shape.array or shape.num_nodes), walltime_min)
+    num_gpus = shape.gpus * (shape.array or shape.num_nodes)
+    chain = walltimes(hours, num_gpus, shape.walltime_min)
     return f"{hours:,.1f}{price}" + (f", {chain} walltimes" if chain > 1 else "")
 
 
-def _estimate(request: Prepared) -> Estimate:
-    corpus = next(i for i in request.plan.instances if i.stage == "corpus")
+def _estimate(request: Request) -> Estimate:
+    ids = (i.needs["corpus"] for i in request.plan.instances if "corpus" in i.needs)
+    corpus = request.plan.instance(next(ids))
     facts = request.store.find({corpus.id: f"corpus/{corpus.key}"})[corpus.id].facts
     return estimate(request.variants[0].recipe, facts)
 
 
-def _show_estimate(request: Prepared, cost: Estimate, console: Console) -> None:
+def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
     parts = [f"training: {format_count(cost.train_tokens)} tokens"]
     if cost.train_flop and cost.checkpoint_bytes and cost.num_parameters:
         parts.append(f"{format_count(cost.num_parameters)} parameters (by the model's name)")

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.cli.arguments import add_run, run_and_store, started_line
 from orchestrator.cli.watch import watch
-from orchestrator.control.submit import ensure, move
+from orchestrator.control.request import move, start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.epilog = (
         "--cluster names the cluster whose store holds RUN, and the run goes on there: what was "
-        "submitted elsewhere is not carried any further"
+        "submitted elsewhere does not go on"
     )
     parser.add_argument(
         "--watch",
@@ -30,5 +30,5 @@ def run(options: argparse.Namespace) -> int:
     folder, store = run_and_store(options)
     if options.cluster and move(folder, Path(options.cluster)):
         print(f"run {folder.name}: moves to {options.cluster}", file=sys.stderr)
-    print(f"run {folder.name}: {ensure(folder, store)}", file=sys.stderr)
+    print(f"run {folder.name}: {started_line(start(folder, store))}", file=sys.stderr)
     return watch(folder, store) if options.watch else 0

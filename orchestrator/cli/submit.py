@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.cli.arguments import add_recipe, prepared
+from orchestrator.cli.arguments import add_recipe, prepared, started_line
 from orchestrator.cli.watch import watch
-from orchestrator.control.submit import submit
+from orchestrator.control.request import submit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Submit, and watch if asked."""
     request = prepared(options)
-    folder, what = submit(request)
-    print(f"run {folder.name}: {what}", file=sys.stderr)
+    submitted = submit(request)
+    name = submitted.run.name
+    origin = "created" if submitted.is_new else "attached to what is there"
+    print(f"run {name}: {origin}; {started_line(submitted.started)}", file=sys.stderr)
     if options.watch:
-        return watch(folder, request.store)
-    print(folder.name)
+        return watch(submitted.run, request.store)
+    print(name)
     return 0

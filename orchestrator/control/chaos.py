@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from orchestrator.control.executor import observe
-from orchestrator.control.submit import ensure
+from orchestrator.control.request import start
 from orchestrator.errors import (
     AlreadyExistsError,
     OrchestratorError,
@@ -26,6 +26,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
+from orchestrator.plan.stages import BY_NAME
 
 Fault = Literal["rank", "driver", "node", "store", "hang", "byte"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -42,7 +43,7 @@ class Target:
     artifact: Artifact
     num_ranks: int
     step: int
-    """Newest step that rank 0 has told of."""
+    """Newest step that rank 0 has recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Outcome:
     noticed_s: float
     """From the fault to the end of the attempt."""
     restarted_s: float
-    """From there to the next attempt's first sign of life."""
+    """From there to the next attempt's start."""
     phases_s: Mapping[str, float]
     """From there to the first new step, by phase."""
     recovered_s: float
@@ -81,7 +82,7 @@ def find_target(run: RunFolder, store: Store, stage: str | None = None) -> Targe
     if not observe(run).is_alive:
         raise RequestError(f"{run.name}: is not at work; `orchestrator resume {run.name}` first")
     for instance in run.plan().instances:
-        if instance.stage != "train" or stage not in (None, "train", instance.id):
+        if not (instance.answers_to(stage) and BY_NAME[instance.stage].has_ranks):
             continue
         attempts = run.attempts(instance.id)
         live = _live(attempts[-1]) if attempts and attempts[-1].end is None else None
@@ -131,13 +132,16 @@ def await_recovery(
     fault: Fault,
     struck_at: float,
     timeout_s: float,
-    say: Callable[[str], None] = lambda _: None,
+    on_resume: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Wait for the first new step, resuming the run where its supervisor was lost.
+    """Wait for the first new step, resuming the run where nothing else will.
+
+    ``on_resume`` is called when that was needed.
 
     Raises RunFailedError when it does not come in time, or the run gives up.
     """
-    deadline = time.monotonic() + timeout_s
+    look_at = time.monotonic()
+    deadline = look_at + timeout_s
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
         following = [
@@ -147,13 +151,16 @@ def await_recovery(
         if live and "first_step" in live["phases"]:
             return _outcome(target, following[-1], live, fault, struck_at)
         if target.artifact.is_complete():
-            raise RequestError(f"{run.name}: the training ended before the fault could tell")
+            raise RequestError(f"{run.name}: the training ended before the fault could act")
         end = (following or (target.attempt,))[-1].end
         if end and end.get("action") == "stop":
             raise RunFailedError(f"{run.name}: gave up after the fault: {end['reason']}")
-        is_local = run.cluster().backend == "local"  # elsewhere the scheduler starts it again
-        if is_local and not run.live_supervisor() and time.time() - struck_at > 2 * _POLL_S:
-            say(f"no supervisor is left; resuming: {ensure(run, store)}")
+        if time.monotonic() >= look_at:
+            observed = observe(run)
+            look_at = time.monotonic() + observed.look_every_s
+            if not observed.is_alive and time.time() - struck_at > 2 * _POLL_S:
+                start(run, store)
+                on_resume()
     raise RunFailedError(
         f"{run.name}: no new step within {timeout_s:.0f} s; see `orchestrator status {run.name}`"
     )
@@ -198,9 +205,9 @@ def _outcome(
     first = next(following.steps(), None)
     new_at = first["at"] if first else time.time()
     resumed_step = int(live["resumed_from"].split("-")[1]) if live["resumed_from"] else 0
-    # The last beats of what was killed are not told: a checkpoint may be newer than they.
-    told = (step["step"] for step in target.attempt.steps())
-    last = max((target.step, resumed_step, *told))
+    # The last steps of what was killed are not recorded: a checkpoint may be newer than they.
+    recorded = (step["step"] for step in target.attempt.steps())
+    last = max((target.step, resumed_step, *recorded))
     return Outcome(
         fault=fault,
         instance=target.instance.id,

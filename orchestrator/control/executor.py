@@ -1,54 +1,124 @@
-"""Who executes a run while nobody looks: a supervisor on this machine, or a scheduler's jobs.
+"""What executes a run on one kind of backend: a Protocol, and the registry of what keeps it.
 
-A Protocol, kept by one package for each backend, and the choice between them.
+A backend is one package beside this file, one line of `EXECUTORS`, and its options in `spec`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
 
+from orchestrator.backends.base import Shape
+from orchestrator.control.check import Check
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import Observed
 from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Plan, Variant
 from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.recipe import Recipe
+
+EXECUTORS: dict[str, str] = {
+    "local": "orchestrator.control.local.executor:LocalExecutor",
+    "slurm": "orchestrator.control.slurm.executor:SlurmExecutor",
+    "ray": "orchestrator.control.executor:PlanOnly",
+    "fake": "orchestrator.control.executor:PlanOnly",
+}
+"""Backend to the module and class of its executor, imported when it is first asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A recipe on a cluster, understood and planned."""
+
+    recipe: Recipe
+    cluster: Cluster
+    cluster_file: Path
+    variants: tuple[Variant, ...]
+    store: Store
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """What starting a run came to."""
+
+    outcome: Literal["done", "running", "started", "hopeless"]
+    """Everything is complete; all that is left is under way; something was started; what is left
+    must not be started."""
+    num_jobs: int = 0
+    """Jobs that were handed to a scheduler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPreview:
+    """A job that a scheduler would be given."""
+
+    name: str
+    instance: str
+    """The stage instance it works on; empty for a job that watches others."""
+    shape: Shape
+    """What it asks for, after all options."""
+    queue: str
+    """Where it would wait; empty for the site's default."""
+    script: str
+    """Exactly what the scheduler would be given."""
 
 
 class Executor(Protocol):
-    """Sees to it that a run goes on."""
+    """Executes runs on one kind of backend."""
 
-    def ensure(self, run: RunFolder, store: Store) -> str:
-        """Start what is missing; what was done, in words. Raises BackendError, RequestError."""
+    def start(self, run: RunFolder, store: Store) -> Started:
+        """Start what is missing. Raises BackendError, RequestError."""
         ...
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
-        """How each run stands, by name, from one look."""
-        ...
+        """How each run stands, by name, from one look; by default whether a supervisor lives."""
+        return {run.name: Observed(is_alive=run.live_supervisor() is not None) for run in runs}
 
     def cancel(self, run: RunFolder, stage: str | None) -> None:
         """Stop the run, or one stage; returns when that is done. Raises RunFailedError."""
         ...
 
+    def problems(self, request: Request) -> Iterable[str]:  # noqa: ARG002 (asks for nothing)
+        """What keeps this backend from running the request, one line each."""
+        return ()
+
+    def checks(self, cluster: Cluster) -> Iterable[Check]:  # noqa: ARG002 (asks for nothing)
+        """What `orchestrator doctor` checks of this backend."""
+        return ()
+
+    def preview(self, request: Request) -> Sequence[JobPreview]:  # noqa: ARG002 (no scheduler)
+        """The jobs that a scheduler would be given now; none where there is no scheduler."""
+        return ()
+
+
+class PlanOnly(Executor):
+    """Stands for a backend that can be planned for and nothing else."""
+
+    def start(self, run: RunFolder, store: Store) -> Started:  # noqa: ARG002 (never started)
+        """Refuse. Raises RequestError."""
+        raise _not_submittable(run.cluster())
+
+    def cancel(self, run: RunFolder, stage: str | None) -> None:  # noqa: ARG002 (never started)
+        """Refuse. Raises RequestError."""
+        raise _not_submittable(run.cluster())
+
 
 def executor_of(cluster: Cluster) -> Executor:
-    """The one for this cluster's backend."""
-    if cluster.backend == "slurm":
-        from orchestrator.control.slurm.executor import SlurmExecutor
-
-        return SlurmExecutor()
-    from orchestrator.control.local.executor import LocalExecutor
-
-    return LocalExecutor()
+    """The executor of the cluster's backend."""
+    module, _, name = EXECUTORS[cluster.backend].partition(":")
+    executor: Executor = getattr(importlib.import_module(module), name)()
+    return executor
 
 
-def require_executor(cluster: Cluster) -> None:
-    """Raises RequestError when nothing here can carry a run on this backend."""
-    if cluster.backend not in ("local", "slurm"):
-        raise RequestError(
-            f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; "
-            "use local or slurm"
-        )
+def require_submittable(cluster: Cluster) -> None:
+    """Raises RequestError when runs cannot be started on the cluster's backend."""
+    if isinstance(executor_of(cluster), PlanOnly):
+        raise _not_submittable(cluster)
 
 
 def observe(run: RunFolder) -> Observed:
@@ -57,7 +127,7 @@ def observe(run: RunFolder) -> Observed:
 
 
 def observe_all(runs: Sequence[RunFolder]) -> dict[str, Observed]:
-    """How many runs stand, each scheduler asked once about all of its own."""
+    """How many runs stand, each backend asked once about all of its own."""
     by_backend: dict[str, list[RunFolder]] = {}
     for run in runs:
         by_backend.setdefault(run.cluster().backend, []).append(run)
@@ -65,3 +135,13 @@ def observe_all(runs: Sequence[RunFolder]) -> dict[str, Observed]:
     for group in by_backend.values():
         found |= executor_of(group[0].cluster()).observe(group)
     return found
+
+
+def _not_submittable(cluster: Cluster) -> RequestError:
+    names = sorted(
+        n for n, where in EXECUTORS.items() if not where.endswith(f":{PlanOnly.__name__}")
+    )
+    return RequestError(
+        f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; "
+        f"use {' or '.join(names)}"
+    )

@@ -1,6 +1,6 @@
-"""How stages and supervisors become jobs: the exact command, environment and log.
+"""How stages become jobs of one machine: the exact command, environment and log.
 
-In: a run's folder, its cluster, a stage instance. Out: a `Job` as it is sent to the backend.
+In: a run's folder, a stage instance and its attempt. Out: a `Job` as it is sent to the backend.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.backends.base import Job
-from orchestrator.errors import OrchestratorError
-from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
+from orchestrator.control.code_snapshot import code_env
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
@@ -19,53 +19,32 @@ from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster, Environment, Resources
 from orchestrator.spec.loader import resolve_env
 
-SUPERVISOR_MODULE = "orchestrator.control.supervise"
-
 
 def stage_job(
     run: RunFolder,
     store: Store,
-    cluster: Cluster,
     instance: Instance,
     attempt: AttemptFolder,
+    *,
+    log: Path,
     env: Mapping[str, str],
+    cluster: Cluster | None = None,
 ) -> Job:
-    """The job of one attempt of a stage, started by this process.
+    """The job of one attempt of a stage.
 
-    A scheduler's job has been through the environment's set-up when it starts its stage.
+    ``cluster``: whose environment is set up for it; absent when this process has been through that.
     """
-    is_set_up = cluster.backend != "local"
     argv = (
-        *(sys.executable if is_set_up else python_of(cluster), "-u", "-m"),
+        *(python_of(cluster) if cluster else sys.executable, "-u", "-m"),
         BY_NAME[instance.stage].module,
         *("--store", store.storage.url, "--run", run.name),
         *("--instance", instance.id, "--attempt", str(attempt.number)),
     )
     return Job(
         name=instance.id,
-        argv=argv if is_set_up else with_setup(cluster, argv),
-        log=Path(attempt.storage.local_root or "", DRIVER_LOG),
+        argv=with_setup(cluster.environment, argv) if cluster else argv,
+        log=log,
         env={**code_env(run), **env},
-    )
-
-
-def supervisor_job(run: RunFolder, store: Store, cluster: Cluster) -> Job:
-    """The job of a run's supervisor, which outlives whoever submits it."""
-    argv = (
-        python_of(cluster),
-        "-m",
-        SUPERVISOR_MODULE,
-        "--store",
-        store.storage.url,
-        "--run",
-        run.name,
-    )
-    return Job(
-        name=run.name,
-        argv=argv,
-        log=Path(code_path(run)).parent / "supervisor.log",
-        env=code_env(run),
-        detached=True,
     )
 
 
@@ -89,26 +68,9 @@ def venv_python(environment: Environment) -> str:
     return str(Path(venv, "bin", "python"))
 
 
-def with_setup(cluster: Cluster, argv: Sequence[str]) -> tuple[str, ...]:
+def with_setup(environment: Environment, argv: Sequence[str]) -> tuple[str, ...]:
     """The command after the environment's set-up lines; its words stay words."""
-    if not cluster.environment.setup:
+    if not environment.setup:
         return tuple(argv)
-    lines = "\n".join((*cluster.environment.setup, 'exec "$@"'))
+    lines = "\n".join((*environment.setup, 'exec "$@"'))
     return ("bash", "-ec", lines, "bash", *argv)
-
-
-def code_env(run: RunFolder) -> dict[str, str]:
-    """What makes a Python process import the run's own code, whatever folder it is started in."""
-    return {"PYTHONPATH": code_path(run), "PYTHONSAFEPATH": "1"}
-
-
-def code_path(run: RunFolder) -> str:
-    """The folder that holds the code the jobs execute.
-
-    Raises OrchestratorError for stores that are no path.
-    """
-    if run.storage.local_root is None:
-        raise OrchestratorError(
-            f"{run.storage.url}: jobs run their code from the store, which must be a path here"
-        )
-    return str(run.storage.local_root / "code")

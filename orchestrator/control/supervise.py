@@ -1,39 +1,29 @@
 """The supervisor of a run: starts what is ready, decides about what has ended, alone retries.
 
 It holds nothing but the budgets of retries: everything else is in the store, so that killing it
-costs no work. ``python -m orchestrator.control.supervise --store URL --run NAME`` is what
-`submit` starts, detached.
+costs no work. Every executor has one: for all stages of a run, or inside the job of one stage.
 """
 
 from __future__ import annotations
 
-import argparse
+import logging
 import os
-import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.backends.base import Backend, JobRef
-from orchestrator.backends.local import LocalBackend
-from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
-from orchestrator.control.job import code_env, cpus_of, stage_job
-from orchestrator.control.say import say
-from orchestrator.errors import LeaseHeldError, OrchestratorError
+from orchestrator.control.job import cpus_of, stage_job
+from orchestrator.control.run_logs import RunLogs
+from orchestrator.errors import OrchestratorError
 from orchestrator.ledger import lease as leases
-from orchestrator.ledger.attempt import DRIVER_LOG, FAULT_ORDER, AttemptFolder
-from orchestrator.ledger.lease import Process
+from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.openmetrics import write_openmetrics
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, JobStatus
-from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.policy import FREE_CAUSES, Decision, Ending, Past, decide
@@ -49,6 +39,29 @@ FIGURES_EVERY_S = 60.0
 LAST_WORDS_S = 10.0
 """What a driver gets beyond the time its ranks may take to save."""
 
+log = logging.getLogger(__name__)
+
+
+class Ray(Protocol):
+    """What the supervisor asks of a Ray session."""
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Lets processes find it."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        ...
+
+    def wait_ready(self) -> None:
+        """Return once it accepts connections. Raises BackendError."""
+        ...
+
+    def stop(self) -> None:
+        """End it."""
+        ...
+
 
 @dataclass
 class Work:
@@ -60,6 +73,8 @@ class Work:
     """pending, running, succeeded, failed or cancelled."""
     ref: JobRef | None = None
     attempt: AttemptFolder | None = None
+    log: Path | None = None
+    """What the attempt's driver prints, on this machine."""
     past: list[tuple[str, float, str]] = field(default_factory=list)
     not_before: float = 0.0
     """Monotonic time before which it is not started again."""
@@ -68,7 +83,7 @@ class Work:
 
 
 class Supervisor:
-    """One life of a run's supervision."""
+    """Supervises a run, or one stage of it, from its start to its end."""
 
     def __init__(
         self,
@@ -79,23 +94,31 @@ class Supervisor:
         only: str | None = None,
         past: Sequence[tuple[str, float, str]] = (),
         about: Mapping[str, Any] | None = None,
-        start_ray: Callable[[], RaySession] | None = None,
+        logs: RunLogs | None = None,
+        is_set_up: bool = False,
+        start_ray: Callable[[], Ray] | None = None,
         beat: Callable[[], None] = lambda: None,
         tick_s: float = TICK_S,
-        keeps_figures: bool = True,
+        lease_wait_s: float = LEASE_WAIT_S,
+        retry_delay_s: float = RETRY_DELAY_S,
+        figures_every_s: float = FIGURES_EVERY_S,
     ) -> None:
         """``only``: the one stage instance to work on, whose ``past`` attempts count.
 
-        ``about`` is noted with each attempt.
+        ``about`` is noted with each attempt. ``is_set_up``: whether this process has been through
+        the set-up lines of the cluster's environment. ``beat`` is called at every tick.
         """
         self._store, self._run, self._backend = store, run, backend
         self._plan: Plan = run.plan()
         self._cluster: Cluster = run.cluster()
         self._start_ray = start_ray
-        self._ray: RaySession | None = None
+        self._ray: Ray | None = None
         self._beat = beat
         self._tick_s = tick_s
-        self._keeps_figures = keeps_figures
+        self._lease_wait_s, self._retry_delay_s = lease_wait_s, retry_delay_s
+        self._figures_every_s = figures_every_s
+        self._logs = logs or RunLogs(run)
+        self._setup_for = None if is_set_up else self._cluster
         leaders = [i for i in self._plan.leaders if only in (None, i.id)]
         self._works = {i.id: Work(i, self._plan.group(i.id), past=list(past)) for i in leaders}
         self._chooses_nodes = only is None
@@ -137,7 +160,8 @@ class Supervisor:
     def _step(self) -> bool:
         """One look at everything; whether there is more to do."""
         self._beat()
-        if self._keeps_figures and time.monotonic() - self._figures_at > FIGURES_EVERY_S:
+        self._logs.copy()
+        if time.monotonic() - self._figures_at > self._figures_every_s:
             self._figures_at = time.monotonic()
             write_figures(self._run, self._store)
         self._mark_complete()
@@ -208,14 +232,23 @@ class Supervisor:
 
     def _start(self, work: Work) -> None:
         stage = BY_NAME[work.leader.stage]
-        env = {}
+        env: Mapping[str, str] = {}
         if stage.uses_ray and self._ray:
             self._ray.wait_ready()
             env = self._ray.env
         attempt = self._run.begin_attempt(work.leader.id, **self._about)
-        job = stage_job(self._run, self._store, self._cluster, work.leader, attempt, env)
+        work.log = self._logs.path(attempt.storage, DRIVER_LOG)
+        job = stage_job(
+            self._run,
+            self._store,
+            work.leader,
+            attempt,
+            log=work.log,
+            env=env,
+            cluster=self._setup_for,
+        )
         work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
-        say(f"{work.leader.id}: attempt {attempt.number} started")
+        log.info("%s: attempt %d started", work.leader.id, attempt.number)
 
     def _look_for_others(self, work: Work) -> None:
         """Leave what another run works on to it, and look again in a while."""
@@ -223,7 +256,7 @@ class Supervisor:
             return
         work.is_held = self._held_elsewhere(work)
         if work.is_held:
-            work.not_before = time.monotonic() + LEASE_WAIT_S
+            work.not_before = time.monotonic() + self._lease_wait_s
 
     def _held_elsewhere(self, work: Work) -> bool:
         for member in work.members:
@@ -241,6 +274,7 @@ class Supervisor:
     def _ended(self, work: Work, status: JobStatus) -> None:
         decision = decide(self._ending(work, status), self._past(work))
         assert work.attempt is not None  # a running work has one
+        self._logs.copy(now=True)
         attempt_state = {"done": "succeeded", "wait": "cancelled"}.get(decision.action, "failed")
         if decision.cause == "preempted":
             attempt_state = "preempted"
@@ -255,7 +289,8 @@ class Supervisor:
             node=self._node(work, status),
             progress=self._progress(work),
         )
-        say(f"{work.leader.id}: attempt {work.attempt.number} {attempt_state} ({decision.reason})")
+        attempt = f"{work.leader.id}: attempt {work.attempt.number}"
+        log.info("%s %s (%s)", attempt, attempt_state, decision.reason)
         self._apply(work, status, decision)
 
     def _apply(self, work: Work, status: JobStatus, decision: Decision) -> None:
@@ -270,7 +305,7 @@ class Supervisor:
         else:
             work.state = "pending"
             is_free = decision.cause in FREE_CAUSES and decision.action == "resume"
-            delay_s = LEASE_WAIT_S if decision.action == "wait" else RETRY_DELAY_S
+            delay_s = self._lease_wait_s if decision.action == "wait" else self._retry_delay_s
             work.not_before = time.monotonic() + (0.0 if is_free else delay_s)
             if decision.action != "wait":
                 work.past.append((decision.cause, self._progress(work), self._node(work, status)))
@@ -305,12 +340,11 @@ class Supervisor:
         return self._store.progress(*work.members)
 
     def _log_tail(self, work: Work) -> str:
-        assert work.attempt is not None  # only asked about attempts that ended
-        folder = work.attempt.storage.local_root
-        log = folder / DRIVER_LOG if folder else None
-        if log is None or not log.exists():
+        if work.log is None or not work.log.exists():
             return ""
-        return log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        with work.log.open("rb") as file:
+            file.seek(max(work.log.stat().st_size - LOG_TAIL_BYTES, 0))
+            return file.read().decode(errors="replace")
 
     def _obey_cancels(self) -> None:
         requests = self._run.cancel_requests()
@@ -334,7 +368,7 @@ class Supervisor:
                     reason="cancelled by the user",
                 )
             work.state, work.ref = "cancelled", None
-            say(f"{work.leader.id}: cancelled")
+            log.info("%s: cancelled", work.leader.id)
 
 
 def write_figures(run: RunFolder, store: Store) -> None:
@@ -342,85 +376,7 @@ def write_figures(run: RunFolder, store: Store) -> None:
     try:
         write_openmetrics(run, store, observe(run))
     except (OrchestratorError, OSError) as error:
-        say(f"figures: {error}")
-
-
-@contextmanager
-def only_supervisor(run: RunFolder, timeout_s: float) -> Iterator[Callable[[], None]]:
-    """Hold the run's supervision; yields what must be called to keep it. Raises LeaseHeldError."""
-    held = leases.acquire(run.supervision, holder=run.name, timeout_s=timeout_s)
-    beaten_at = time.monotonic()
-
-    def beat() -> None:
-        nonlocal beaten_at
-        if time.monotonic() - beaten_at > timeout_s / 6:
-            held.beat()
-            beaten_at = time.monotonic()
-
-    try:
-        yield beat
-    finally:
-        held.release()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Supervise one run until it ends."""
-    parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.control.supervise", description=__doc__
-    )
-    parser.add_argument("--store", required=True, help="URL of the store")
-    parser.add_argument("--run", required=True, help="name of the run")
-    options = parser.parse_args(argv)
-    store = Store.open(options.store)
-    run = RunFolder(store.run_storage(options.run))
-    cluster = run.cluster()
-    try:
-        with only_supervisor(run, cluster.retry.heartbeat_timeout_s) as beat:
-            return _supervise(store, run, cluster, beat)
-    except LeaseHeldError as error:
-        say(f"{error}; nothing to do")
-        return 0
-
-
-def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[], None]) -> int:
-    record = run.begin_supervisor(process=Process.current().__dict__)
-    folder = _local_folder(record.storage)
-
-    def beat_and_obey() -> None:
-        beat()
-        if record.storage.exists(FAULT_ORDER):  # a drill that takes this node down
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    supervisor = Supervisor(
-        store,
-        run,
-        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S),
-        start_ray=lambda: RaySession(
-            run=run.storage.url,
-            num_cpus=cluster.cpus or os.cpu_count() or 1,
-            log=folder / "ray.log",
-            code_env=code_env(run),
-        ),
-        beat=beat_and_obey,
-    )
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        supervisor.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    try:
-        state = supervisor.run()
-    except Exception as error:
-        traceback.print_exc()
-        record.finish(state="failed", cause="supervisor", reason=str(error))
-        raise
-    stopped = state in ("running", "pending")
-    state = "failed" if stopped else state
-    record.finish(state=state, cause="preempted" if stopped else "", reason="")
-    write_figures(run, store)
-    write_last_page(run, store)
-    return 0 if state == "succeeded" else 1
+        log.warning("figures: %s", error)
 
 
 def write_last_page(run: RunFolder, store: Store) -> None:
@@ -428,14 +384,4 @@ def write_last_page(run: RunFolder, store: Store) -> None:
     try:
         write_report(run, store)
     except (OrchestratorError, OSError) as error:
-        say(f"report: {error}; `orchestrator report {run.name}` tries again")
-
-
-def _local_folder(storage: Storage) -> Path:
-    folder = storage.local_root or Path(f"/tmp/orchestrator-{os.getpid()}")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        log.warning("report: %s; `orchestrator report %s` tries again", error, run.name)

@@ -225,9 +225,9 @@ class Storage:
         except OSError:
             raise
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
+            problem = f"{type(error).__name__}: {error}"
             raise ConnectionError(
-                f"{self.url}/{path}: the store did not do as asked ({said}); "
+                f"{self.url}/{path}: the store did not do as asked ({problem}); "
                 "see that it is up, and its address and credentials right"
             ) from error
 
@@ -249,8 +249,8 @@ def _http_status(error: BaseException) -> int:
     speak S3 say just 412, from which s3fs makes "invalid argument".
     """
     response = getattr(error.__cause__, "response", None)
-    said = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    return int(said.get("HTTPStatusCode", 0))
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    return int(metadata.get("HTTPStatusCode", 0))
 
 
 def _write_aside(target: Path, data: bytes) -> Path:

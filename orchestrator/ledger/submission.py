@@ -139,7 +139,7 @@ class Submissions:
         folder = self.folder(number)
         if not self._run.exists(f"{folder}/submission.json"):
             return None
-        said = self._run.read_json(f"{folder}/submission.json")
+        record = self._run.read_json(f"{folder}/submission.json")
         names = [
             n for n in self._run.children(folder) if self._run.exists(f"{folder}/{n}/job.json")
         ]
@@ -148,9 +148,9 @@ class Submissions:
         is_whole = self._run.exists(f"{folder}/{_WHOLE}")
         return Submission(
             number=number,
-            by=said["by"],
-            at=said["at"],
+            by=record["by"],
+            at=record["at"],
             jobs=ordered,
             is_whole=is_whole,
-            left=said["left"],
+            left=record["left"],
         )

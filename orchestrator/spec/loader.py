@@ -115,13 +115,14 @@ def parse_cluster(raw: Mapping[str, Any], *, where: str) -> Cluster:
 
 
 def absolute_paths(cluster: Cluster, folder: Path) -> Cluster:
-    """The cluster with the paths of store, data and models taken relative to ``folder``."""
+    """The cluster with the paths of store, data, models and scratch relative to ``folder``."""
     return cluster.model_copy(
         update={
             "store": _absolute(cluster.store, folder),
             "data": {name: _absolute(root, folder) for name, root in cluster.data.items()},
             "models": {name: _absolute(path, folder) for name, path in cluster.models.items()},
             "environment": _absolute_environment(cluster.environment, folder),
+            "scratch": _absolute(cluster.scratch, folder) if cluster.scratch else None,
         }
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +21,10 @@ import pytest
 from jobs.training.rank import free_port
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger import checkpoints
+from orchestrator.ledger.attempt import DRIVER_LOG
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage, sha256_of
+from tests.smoke import Smoke
 from tests.training import Training, finish, make_inputs
 
 pytestmark = pytest.mark.slow
@@ -256,3 +261,28 @@ def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
     assert broken.live(3)["resumed_from"] == before.name
     assert broken.results() == whole.results()
     assert [line["step"] for line in broken.lines()] == list(range(1, broken.steps + 1))
+
+
+def test_a_run_on_s3_from_submit_to_succeeded(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The local backend needs no path for its store: code, logs and page are in the bucket."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    env = {**os.environ, **environment, "TMPDIR": str(temporary)}
+    url = f"s3://{BUCKET}/whole"
+    smoke = Smoke.create(tmp_path / "s", tmp_path / "material", env, store=url)
+    settings = ("sweep={}", "train.steps=4")
+    run = smoke.submit(*(word for setting in settings for word in ("--set", setting)))
+    assert smoke.finish(run) == 0
+    status = smoke.status(run)
+    assert (status["state"], {s["state"] for s in status["stages"]}) == ("succeeded", {"succeeded"})
+    assert json.loads(smoke.orchestrator("verify", run, "--json").stdout)["ok"]
+    folder = RunFolder(Storage(f"{url}/runs/{run}"))
+    names = folder.storage.list()
+    assert {"supervisor.log", "supervisor/0001/ray.log", "report.html"} <= set(names)
+    for instance in folder.plan().leaders:
+        (attempt,) = folder.attempts(instance.id)
+        assert attempt.storage.exists(DRIVER_LOG), instance.id
+    assert "attempt 1 succeeded" in folder.storage.read_bytes("supervisor.log").decode()
+    assert smoke.orchestrator("logs", run, "train").stdout.startswith(f"==> {folder.storage.url}")
+    left = [p.name for p in temporary.glob("orchestrator-*/*")]
+    assert [name.split("-")[0] for name in left] == ["code"], "logs are removed once copied"

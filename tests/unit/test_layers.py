@@ -18,7 +18,6 @@ TRAINED = {"lm", "speech", "scoring", "vocoder"}
 """Folders of ``jobs`` that know what is trained; ``jobs/training`` does not."""
 HEAVY = {"torch", "ray", "jobs", "transformers", "deepspeed", "torchaudio"}
 SLOW_TO_IMPORT = {"pydantic", "yaml", "fsspec", "rich", "matplotlib", "jinja2", "psutil"}
-EXECUTORS = [path for path in MODULES if path.parent.parent == ROOT / "orchestrator" / "control"]
 TRAINING = [path for path in JOBS if path.parent == ROOT / "jobs" / "training"]
 KNOW_A_TASK = {"jobs/training/engine.py", "jobs/training/loop.py"}
 """Still to go."""
@@ -43,11 +42,18 @@ def test_jobs_import_only_what_describes_the_work(path: Path) -> None:
     assert layers_imported(path) <= FOR_JOBS
 
 
-@pytest.mark.parametrize("path", EXECUTORS, ids=name_of)
-def test_an_executor_knows_nothing_of_the_others(path: Path) -> None:
-    others = {p.parent.name for p in EXECUTORS} - {path.parent.name}
-    packages = tuple(f"orchestrator.control.{name}" for name in others)
-    assert [name for name in imported(path) if name.startswith(packages)] == []
+def executors_imported(path: Path) -> set[str]:
+    """Packages below ``control`` that a file imports: each belongs to one backend."""
+    names = [n.split(".") for n in imported(path) if n.startswith("orchestrator.control.")]
+    return {n[2] for n in names if (ROOT / "orchestrator/control" / n[2] / "__init__.py").exists()}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_executors_are_reached_through_the_registry_alone(path: Path) -> None:
+    """Neither knows of another, and nobody else of any."""
+    parts = path.relative_to(ROOT / "orchestrator").parts
+    own = {parts[1]} if len(parts) == 3 and parts[0] == "control" else set()
+    assert executors_imported(path) <= own
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=name_of)
@@ -93,6 +99,10 @@ def test_the_whole_control_plane_loads_nothing_of_the_data_plane() -> None:
 
 def test_the_law_is_noticed_when_broken(tmp_path: Path) -> None:
     path = tmp_path / "planner.py"
-    path.write_text("def f():\n    from orchestrator.cli import main\n    import jobs.train\n")
-    assert layers_imported(path) == {"cli"}
+    path.write_text(
+        "def f():\n    from orchestrator.cli import main\n    import jobs.train\n"
+        "    from orchestrator.control.slurm.jobs import jobs_of\n"
+    )
+    assert layers_imported(path) == {"cli", "control"}
+    assert executors_imported(path) == {"slurm"}
     assert "jobs.train" in set(imported(path))

@@ -19,26 +19,7 @@ SPEC, PLAN = "orchestrator/spec/", "orchestrator/plan/"
 REGISTRY = "orchestrator/control/executor.py"
 CHECKPOINTS = "orchestrator/ledger/checkpoints.py"
 
-ASK_FOR_A_BACKEND: set[str] = {
-    "orchestrator/control/slurm/sentinel.py: run.cluster().backend != 'slurm'",
-    "orchestrator/control/doctor.py: cluster.backend == 'local'",
-    "orchestrator/control/doctor.py: cluster.backend == 'slurm'",
-    "orchestrator/control/job.py: cluster.backend != 'local'",
-    "orchestrator/control/submit.py: cluster.backend == 'local'",
-    "orchestrator/control/submit.py: cluster.backend != 'local'",
-    "orchestrator/control/submit.py: cluster.backend == 'slurm'",
-    "orchestrator/control/chaos.py: run.cluster().backend == 'local'",
-    "orchestrator/cli/plan.py: request.cluster.backend != 'slurm'",
-}
-"""Still to go."""
 ASK_FOR_A_STAGE: set[str] = {
-    "orchestrator/control/slurm/jobs.py: stage == 'train'",
-    "orchestrator/control/job.py: stage == 'train'",
-    "orchestrator/control/chaos.py: instance.stage != 'train'",
-    "orchestrator/control/chaos.py: stage not in (None, 'train', instance.id)",
-    "orchestrator/cli/plan.py: stage == 'train'",
-    "orchestrator/cli/plan.py: stage == 'tokenize'",
-    "orchestrator/cli/plan.py: i.stage == 'corpus'",
     "orchestrator/ledger/verify.py: instance.stage == 'train'",
     "orchestrator/ledger/openmetrics.py: stage['name'] == 'train'",
     "orchestrator/ledger/goodput.py: instance.stage == _TRAINING",
@@ -103,7 +84,7 @@ def asked_in(path: Path, names: set[str], about: str) -> set[str]:
 def test_nobody_asks_for_a_backend_by_name() -> None:
     paths = [p for p in SOURCE if not name_of(p).startswith((SPEC, REGISTRY))]
     found = set[str]().union(*(asked_in(path, BACKENDS, "backend") for path in paths))
-    assert found <= ASK_FOR_A_BACKEND
+    assert found == set()
 
 
 def test_hardly_anybody_asks_for_a_stage_by_name() -> None:

@@ -13,9 +13,6 @@ MEDIAN, P90, MAX = 7, 18, 60
 """Lines of a function, signature and docstring included."""
 PATCHED: set[str] = {
     "tests/unit/jobs/speech/test_pretrain.py",
-    "tests/unit/orchestrator/control/slurm/test_ray_worker.py",
-    "tests/unit/orchestrator/control/slurm/test_executor.py",
-    "tests/unit/orchestrator/control/test_supervise.py",
 }
 """Still to go."""
 

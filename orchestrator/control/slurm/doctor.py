@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from orchestrator.backends.base import Job, JobRef
-from orchestrator.backends.slurm import Limits, SlurmBackend, ask
+from orchestrator.backends.slurm import Limits, SlurmBackend, ask, job_options
 from orchestrator.control.check import Check
+from orchestrator.control.cluster_choice import open_store
+from orchestrator.control.code_snapshot import code_snapshot
 from orchestrator.control.slurm.jobs import SubmissionContext, job_of, options_of, part_of, shape_of
 from orchestrator.control.slurm.probe import FOUND, HEARD
-from orchestrator.control.submit import code_snapshot, open_store
 from orchestrator.errors import BackendError, OrchestratorError
 from orchestrator.ledger.run import RunFolder
-from orchestrator.plan.stages import BY_NAME
-from orchestrator.spec.cluster import Cluster, StageName
+from orchestrator.plan.stages import STAGES
+from orchestrator.spec.cluster import Cluster
 
 MIN_VERSION = (21, 8)
 PROBE = "orchestrator.control.slurm.probe"
-Part = Literal["head", "train"]
+Part = Literal["head", "training"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PROBE_TIMEOUT_S = 180.0
 _POLL_S = 1.0
@@ -43,9 +44,8 @@ class Partition:
     preempt_mode: str
 
 
-def examine_slurm(cluster: Cluster) -> Iterator[Check]:
+def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
     """Every check, from the cheapest on; the rest makes no sense without the first."""
-    backend = SlurmBackend()
     try:
         limits = backend.limits()
     except BackendError as error:
@@ -96,53 +96,53 @@ def _held_jobs(limits: Limits) -> Check:
 def _wanted(cluster: Cluster) -> dict[str, tuple[int, int]]:
     """For each partition that jobs name: the longest walltime in minutes, and most nodes."""
     wanted: dict[str, tuple[int, int]] = {}
-    context = _around(cluster, RunFolder(open_store(cluster).storage))
-    for stage in get_args(StageName):
-        shape = shape_of(cluster, stage)
+    context = _context(cluster, RunFolder(open_store(cluster).storage))
+    for stage in STAGES:
+        shape = shape_of(cluster, stage.name)
         parts = [part_of(cluster, shape)]
-        if BY_NAME[stage].is_elastic:
+        if stage.is_elastic:
             parts.append(cluster.slurm.workers)
         for part in parts:
-            options = options_of(context, stage, part)
+            options = options_of(context, stage.name, part)
             minutes = options.walltime_min or shape.walltime_min
             for name in (options.partition or "").split(","):
-                known = wanted.get(name, (0, 0))
-                wanted[name] = (max(known[0], minutes), max(known[1], shape.num_nodes))
+                most = wanted.get(name, (0, 0))
+                wanted[name] = (max(most[0], minutes), max(most[1], shape.num_nodes))
     return wanted
 
 
 def _partitions() -> dict[str, Partition]:
     found = {}
     for line in ask("scontrol", "show", "partition", "--oneliner").splitlines():
-        said = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
         partition = Partition(
-            name=said["PartitionName"],
-            is_up=said["State"] == "UP",
-            max_time_min=minutes_of(said["MaxTime"]),
-            num_nodes=int(said["TotalNodes"]),
-            preempt_mode=said.get("PreemptMode", "OFF"),
+            name=fields["PartitionName"],
+            is_up=fields["State"] == "UP",
+            max_time_min=minutes_of(fields["MaxTime"]),
+            num_nodes=int(fields["TotalNodes"]),
+            preempt_mode=fields.get("PreemptMode", "OFF"),
         )
         found[partition.name] = partition
-        if said.get("Default") == "YES":
+        if fields.get("Default") == "YES":
             found[""] = partition
     return found
 
 
-def minutes_of(said: str) -> float:
+def minutes_of(time_limit: str) -> float:
     """Slurm's ``1-12:00:00`` or ``UNLIMITED`` in minutes."""
-    if said == "UNLIMITED":
+    if time_limit == "UNLIMITED":
         return float("inf")
-    days, _, rest = said.rpartition("-")
+    days, _, rest = time_limit.rpartition("-")
     hours, minutes, seconds = (int(part) for part in rest.split(":"))
     return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60
 
 
-def _partition(name: str, wanted: tuple[int, int], known: dict[str, Partition]) -> Check:
+def _partition(name: str, wanted: tuple[int, int], partitions: dict[str, Partition]) -> Check:
     title = f"partition {name}" if name else "default partition"
-    if name not in known:
-        there = ", ".join(sorted(p for p in known if p))
+    if name not in partitions:
+        there = ", ".join(sorted(p for p in partitions if p))
         return Check(title, False, f"does not exist; this cluster has {there}")
-    partition, (minutes, nodes) = known[name], wanted
+    partition, (minutes, nodes) = partitions[name], wanted
     problems = [
         *([] if partition.is_up else ["it is not up"]),
         *(
@@ -186,17 +186,19 @@ def _probed(cluster: Cluster, backend: SlurmBackend, part: Part) -> Iterator[Che
 
 
 def _probe_job(cluster: Cluster, folder: RunFolder, part: Part) -> Job:
-    context = _around(cluster, folder)
-    stage = "train" if part == "train" else "tokenize"
+    context = _context(cluster, folder)
+    kinds = [s.name for s in STAGES if (s.has_ranks if part == "training" else s.is_elastic)]
+    stage = max(kinds, key=lambda name: cluster.resources_of(name).gpus_per_node)
     shape = replace(shape_of(cluster, stage), num_nodes=1, walltime_min=5)
     part_options = cluster.slurm.head if part == "head" else None
     options = options_of(context, stage, part_options)
     options = options.model_copy(update={"walltime_min": None})
     argv = context.module(PROBE, gpus=shape.gpus)
-    return replace(job_of(context, "probe", argv, shape, options), requeue=False)
+    job = job_of(context, "probe", argv, shape, options)
+    return replace(job, options=replace(job_options(job), requeue=False))
 
 
-def _around(cluster: Cluster, folder: RunFolder) -> SubmissionContext:
+def _context(cluster: Cluster, folder: RunFolder) -> SubmissionContext:
     store = open_store(cluster).storage.url
     return SubmissionContext(run=folder, store_url=store, cluster=cluster, submission=1)
 
@@ -222,7 +224,7 @@ def _await(folder: RunFolder, name: str, backend: SlurmBackend, ref: JobRef) -> 
         status = backend.poll([ref])[ref]
         if status.state.is_final:
             raise BackendError(
-                f"the probe ended as {status.detail}; it said: {_last_words(folder)}"
+                f"the probe ended as {status.detail}; its log ends: {_last_words(folder)}"
             )
         if time.monotonic() > deadline:
             raise BackendError(

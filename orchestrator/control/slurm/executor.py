@@ -1,6 +1,6 @@
-"""A run on Slurm: chained jobs carry it, and no process of ours stays on the login node.
+"""A run on Slurm: chained jobs execute it, and no process of ours stays on the login node.
 
-All that is known lies in the run's folder and with the scheduler, so any login node can go on.
+All state lies in the run's folder and with the scheduler, so any login node can go on.
 """
 
 from __future__ import annotations
@@ -8,9 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from orchestrator.backends.base import JobRef
-from orchestrator.backends.slurm import NAME, SlurmBackend, script
+from orchestrator.backends.slurm import NAME, SlurmBackend, job_options, script
+from orchestrator.control.check import Check
+from orchestrator.control.executor import Executor, JobPreview, Request, Started
+from orchestrator.control.slurm.doctor import examine_slurm
 from orchestrator.control.slurm.job_states import (
     JobStates,
     close_attempts,
@@ -23,7 +27,13 @@ from orchestrator.control.slurm.job_states import (
     unfinished_jobs,
     work_left,
 )
-from orchestrator.control.slurm.jobs import PlannedJob, SubmissionContext, jobs_of, resized
+from orchestrator.control.slurm.jobs import (
+    PlannedJob,
+    SubmissionContext,
+    jobs_of,
+    not_shared,
+    resized,
+)
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
@@ -36,7 +46,7 @@ from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
 
 USUAL_MAX_ARRAY = 1000
-"""What Slurm allows where the site has said nothing."""
+"""What Slurm allows where the site has set nothing."""
 SMALL_ARRAY = 100
 """What every site allows."""
 SUBMIT_WAIT_S = 300.0
@@ -46,50 +56,60 @@ _POLL_S = 0.5
 _CANCEL_POLL_S = 2.0
 
 
-class SlurmExecutor:
+class SlurmExecutor(Executor):
     """Submits what is missing, asks once about everything, cancels."""
 
     def __init__(self, backend: SlurmBackend | None = None) -> None:
         self._backend = backend or SlurmBackend()
 
-    def ensure(
-        self, run: RunFolder, store: Store, by: Submitter = "user", but: Collection[str] = ()
-    ) -> str:
-        """Submit what is left and has no job, without ``but`` and what needs those instances.
+    def start(self, run: RunFolder, store: Store) -> Started:
+        """Submit what is left and has no job. Raises BackendError, RequestError."""
+        return self.submit_missing(run, store)
 
-        Their jobs are cancelled, as are jobs that wait for what will never come.
+    def submit_missing(
+        self,
+        run: RunFolder,
+        store: Store,
+        submitted_by: Submitter = "user",
+        excluding: Collection[str] = (),
+    ) -> Started:
+        """Submit what is left and has no job, without ``excluding`` and what needs those instances.
+
+        Their jobs are cancelled, as are jobs that wait for what will never come. Raises
+        BackendError, RequestError.
         """
         with _only_submitter(run) as beat:
             plan = run.plan()
             undone = unfinished(plan, store)
             if not undone:
-                return "everything is done"
-            known = self._known(run, store)
-            hopeless = _with_followers(plan, undone, but)
+                return Started(outcome="done")
+            states = self._job_states(run, store)
+            hopeless = _with_followers(plan, undone, excluding)
             left = [i for i in undone if i.id not in hopeless]
-            kept = _kept(plan, left, known.live_stages())
+            kept = _kept(plan, left, states.live_stages())
             fresh = {i.id for i in left} - kept.keys()
             number = Submissions(run.storage).next_number()
             context = self._context(run, store.storage.url, number)
-            needed = _needed(jobs_of(context, plan, left), fresh, known)
+            needed = _needed(jobs_of(context, plan, left), fresh, states)
             renewed = any(part.kind == "sentinel" for part in needed)
-            self._cancel(known.living(hopeless | fresh, and_sentinel=renewed))
+            self._cancel(states.living(hopeless | fresh, and_sentinel=renewed))
             if not needed:
-                return "already running" if left else "nothing is left that could be resumed"
-            number = Submissions(run.storage).begin(by, work_left(plan, store))
-            return self._submit(run, number, needed, kept, beat)
+                return Started(outcome="running" if left else "hopeless")
+            number = Submissions(run.storage).begin(submitted_by, work_left(plan, store))
+            self._submit(run, number, needed, kept, beat)
+            return Started(outcome="started", num_jobs=len(needed))
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How the runs stand, from one question about all of their jobs."""
-        known = {run.name: Submissions(run.storage) for run in runs}
-        jobs = {name: submissions.newest_jobs() for name, submissions in known.items()}
-        unfinished = [
+        by_run = {run.name: Submissions(run.storage) for run in runs}
+        jobs = {name: submissions.newest_jobs() for name, submissions in by_run.items()}
+        refs = [
             ref_of(job)
-            for name, submissions in known.items()
+            for name, submissions in by_run.items()
             for job in unfinished_jobs(jobs[name], submissions.seen())
         ]
         try:
-            answers, problem = self._backend.poll(unfinished), ""
+            answers, problem = self._backend.poll(refs), ""
         except BackendError as error:
             answers, problem = {}, str(error)
         return {
@@ -134,6 +154,29 @@ class SlurmExecutor:
                 )
             time.sleep(_CANCEL_POLL_S)
 
+    def problems(self, request: Request) -> Iterator[str]:
+        """A store that nodes cannot share."""
+        storage = request.store.storage
+        if storage.local_root is None:
+            yield f"{request.cluster_file.name}: {not_shared(storage.url)}"
+
+    def checks(self, cluster: Cluster) -> Iterator[Check]:
+        """Limits, partitions, and what a job finds on a node."""
+        yield from examine_slurm(cluster, self._backend)
+
+    def preview(self, request: Request) -> Sequence[JobPreview]:
+        """Every job that a submission would hand over now."""
+        run = RunFolder(request.store.run_storage(request.plan.run))
+        context = SubmissionContext(
+            run=run,
+            store_url=request.store.storage.url,
+            cluster=request.cluster,
+            submission=Submissions(run.storage).next_number(),
+            exclude=failing_nodes(run) if run.exists() else (),
+        )
+        parts = jobs_of(context, request.plan, unfinished(request.plan, request.store))
+        return tuple(_preview(part) for part in parts)
+
     def replace_workers(self, run: RunFolder, store: Store, instance: str) -> int:
         """Submit workers in place of those that have left the queue; how many.
 
@@ -148,13 +191,13 @@ class SlurmExecutor:
         parts = [
             p for p in jobs_of(context, plan, [plan.instance(instance)]) if p.kind == "workers"
         ]
-        known = refs_of(run, "workers", instance)
-        rows = self._backend.queue(known).values() if known else ()
+        refs = refs_of(run, "workers", instance)
+        rows = self._backend.queue(refs).values() if refs else ()
         wanted = sum(p.job.shape.array for p in parts)
         count = wanted - sum(not row.was_refused for group in rows for row in group)
         if count <= 0:
             return 0
-        name = f"{instance}-workers-{len(known) + 1}"
+        name = f"{instance}-workers-{len(refs) + 1}"
         part = resized(context, parts[0], name, min(count, context.max_array))
         if late := self._backend.find([part.job.tag]).get(part.job.tag):  # sbatch did not answer
             _record(run, number, part, late, time.time())
@@ -166,7 +209,7 @@ class SlurmExecutor:
     def _in_state(self, refs: Sequence[JobRef], state: JobState) -> list[JobRef]:
         return [ref for ref, status in self._backend.poll(refs).items() if status.state is state]
 
-    def _known(self, run: RunFolder, store: Store) -> JobStates:
+    def _job_states(self, run: RunFolder, store: Store) -> JobStates:
         """The newest jobs of the run, and how each stands.
 
         Jobs that were accepted when whoever submitted them died are found by their tags. Attempts
@@ -218,7 +261,7 @@ class SlurmExecutor:
         parts: Sequence[PlannedJob],
         kept: Mapping[str, SubmittedJob],
         beat: Callable[[], None],
-    ) -> str:
+    ) -> None:
         refs = {instance: ref_of(job) for instance, job in kept.items()}
         submitted: list[JobRef] = []
         for part in parts:
@@ -233,26 +276,23 @@ class SlurmExecutor:
             if part.kind == "stage":
                 refs[part.instance] = ref
         Submissions(run.storage).close(number)
-        return f"{len(parts)} jobs submitted"
 
 
-def planned_jobs(
-    run: RunFolder, store: Store, cluster: Cluster, plan: Plan
-) -> tuple[PlannedJob, ...]:
-    """Every job that a submission would hand over now."""
-    context = SubmissionContext(
-        run=run,
-        store_url=store.storage.url,
-        cluster=cluster,
-        submission=Submissions(run.storage).next_number(),
-        exclude=failing_nodes(run) if run.exists() else (),
+def _preview(part: PlannedJob) -> JobPreview:
+    """A job that has no id yet: in its script, a dependency names the stage that it is on."""
+    shape, options = part.job.shape, job_options(part.job).sbatch
+    return JobPreview(
+        name=part.name,
+        instance=part.instance,
+        shape=replace(
+            shape,
+            cpus=options.cpus or shape.cpus,
+            mem_gb=options.mem_gb or shape.mem_gb,
+            walltime_min=options.walltime_min or shape.walltime_min,
+        ),
+        queue=options.partition or "",
+        script=script(part.job, [JobRef(backend=NAME, id=f"<{i}>") for i in part.after]),
     )
-    return jobs_of(context, plan, unfinished(plan, store))
-
-
-def preview(part: PlannedJob) -> str:
-    """The script of a job that has no id yet: a dependency names the stage that it is on."""
-    return script(part.job, [JobRef(backend=NAME, id=f"<{instance}>") for instance in part.after])
 
 
 def _kept(
@@ -268,7 +308,7 @@ def _kept(
 
 
 def _needed(
-    parts: Sequence[PlannedJob], fresh: Collection[str], known: JobStates
+    parts: Sequence[PlannedJob], fresh: Collection[str], states: JobStates
 ) -> list[PlannedJob]:
     """The jobs that must be submitted, where the stage jobs of ``fresh`` must.
 
@@ -278,10 +318,10 @@ def _needed(
         part
         for part in parts
         if part.instance in fresh
-        or (part.kind == "workers" and not known.has("workers", part.instance))
+        or (part.kind == "workers" and not states.has("workers", part.instance))
     ]
     sentinels = [part for part in parts if part.kind == "sentinel"]
-    return needed + (sentinels if needed or not known.waiting_sentinels() else [])
+    return needed + (sentinels if needed or not states.waiting_sentinels() else [])
 
 
 def _with_followers(plan: Plan, left: Sequence[Instance], chosen: Collection[str]) -> set[str]:

@@ -117,8 +117,8 @@ def unfinished_jobs(
     jobs: Mapping[tuple[JobKind, str], Sequence[SubmittedJob]], seen: Mapping[str, Any]
 ) -> list[SubmittedJob]:
     """Those that were not seen to end: about the others there is nothing to ask."""
-    known = {job_id: JobState(row["state"]).is_final for job_id, row in seen.items()}
-    return [job for group in jobs.values() for job in group if not known.get(job.id, False)]
+    has_ended = {job_id: JobState(row["state"]).is_final for job_id, row in seen.items()}
+    return [job for group in jobs.values() for job in group if not has_ended.get(job.id, False)]
 
 
 def merged(
@@ -181,5 +181,5 @@ def _status_of(row: Mapping[str, Any], now: float, timeout_s: float) -> JobStatu
             cause="node_lost",
             detail=f"unknown to the scheduler for more than {timeout_s:.0f} s",
         )
-    said = {name: value for name, value in row.items() if name != "absent_since"}
-    return JobStatus(**{**said, "state": JobState(said["state"])})
+    fields = {name: value for name, value in row.items() if name != "absent_since"}
+    return JobStatus(**{**fields, "state": JobState(fields["state"])})

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.backends.base import Job, Shape, Start
+from orchestrator.backends.slurm import JobOptions
 from orchestrator.backends.slurm_allocation import REQUEUE_LINES
-from orchestrator.control.job import code_env, code_path, venv_python
+from orchestrator.control.job import venv_python
+from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.submission import JobKind, Submissions
 from orchestrator.plan.planner import Instance, Plan
@@ -23,7 +25,7 @@ from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster, SlurmOptions
 from orchestrator.spec.loader import resolve_env
 
-ALLOCATION = "orchestrator.control.slurm.stage_job"
+STAGE = "orchestrator.control.slurm.stage_job"
 WORKER = "orchestrator.control.slurm.ray_worker"
 SENTINEL = "orchestrator.control.slurm.sentinel"
 SENTINEL_NAME = "sentinel"
@@ -84,8 +86,8 @@ class SubmissionContext:
         return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))
 
     @property
-    def launch_words(self) -> tuple[str, ...]:
-        """What srun is told of a container."""
+    def srun_options(self) -> tuple[str, ...]:
+        """Options of srun for a container."""
         environment = self.cluster.environment
         if not environment.container or environment.container_runtime != "pyxis":
             return ()
@@ -97,17 +99,28 @@ class SubmissionContext:
         store = hashlib.sha256(self.run.storage.url.encode()).hexdigest()[:8]
         return f"orchestrator {store} {self.run.name} {self.submission} {name}"
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder. Raises RequestError when the store is no path."""
+        if self.run.storage.local_root is None:
+            raise RequestError(not_shared(self.store_url))
+        return self.run.storage.local_root
+
     def log(self, name: str) -> Path:
         """A path in the folder of a job."""
-        folder = f"{Submissions.folder(self.submission)}/{name}"
-        return Path(code_path(self.run)).parent / folder / "log"
+        return self.folder / Submissions.folder(self.submission) / name / "log"
+
+
+def not_shared(store_url: str) -> str:
+    """What is wrong with a store that is no path."""
+    return f"store: {store_url} is no path; jobs on Slurm need a folder that all nodes share"
 
 
 def jobs_of(
-    context: SubmissionContext, plan: Plan, left: Sequence[Instance], live: Collection[str] = ()
+    context: SubmissionContext, plan: Plan, left: Sequence[Instance]
 ) -> tuple[PlannedJob, ...]:
-    """The jobs of all instances that are left; ``live``: instances whose jobs go on."""
-    ids = {i.id for i in left} | set(live)
+    """The jobs of all instances that are left."""
+    ids = {i.id for i in left}
     jobs: list[PlannedJob] = []
     for instance in left:
         jobs.append(_stage(context, plan, instance, ids))
@@ -126,7 +139,7 @@ def _stage(
     walltime_min = options.walltime_min or shape.walltime_min
     words = ("--instance", instance.id, "--walltime-min", str(walltime_min))
     needs = plan.upstream(instance.id)
-    argv = context.module(ALLOCATION, *words, gpus=shape.gpus)
+    argv = context.module(STAGE, *words, gpus=shape.gpus)
     return PlannedJob(
         job=job_of(context, instance.id, argv, shape, options),
         name=instance.id,
@@ -143,11 +156,10 @@ def part_of(cluster: Cluster, shape: Shape) -> SlurmOptions | None:
 
 def shape_of(cluster: Cluster, stage: str, node: str = "") -> Shape:
     """What a stage's own job asks for; a data stage's is its head."""
-    resources = cluster.resources_of(stage, node)
-    is_training = BY_NAME[stage].has_ranks
-    ranks = resources.local_world_size if is_training else 1
+    resources, has_ranks = cluster.resources_of(stage, node), BY_NAME[stage].has_ranks
+    ranks = resources.local_world_size if has_ranks else 1
     return Shape(
-        num_nodes=resources.nodes if is_training else 1,
+        num_nodes=resources.nodes if has_ranks else 1,
         cpus=resources.cpus_per_worker * ranks,
         gpus=0 if BY_NAME[stage].is_elastic else resources.gpus_per_node,
         mem_gb=resources.mem_gb,
@@ -194,11 +206,12 @@ def _sentinel(context: SubmissionContext, watched: tuple[str, ...]) -> PlannedJo
     """Runs outside any container: all it needs is the control plane and Slurm's commands."""
     argv = (sys.executable, "-u", "-m", SENTINEL, "--store", context.store_url)
     words = ("--run", context.run.name, "--submission", str(context.submission))
-    options = options_of(context, None, context.cluster.slurm.head)
+    slurm, setup = context.cluster.slurm, context.cluster.environment.setup
+    options = options_of(context, None, slurm.head)
     options = options.model_copy(update={"cpus": None, "mem_gb": None, "walltime_min": None})
     job = job_of(context, SENTINEL_NAME, (*argv, *words), _SENTINEL_SHAPE, options, start="failed")
     return PlannedJob(
-        job=replace(job, launch_words=(), teardown=()),
+        job=replace(job, options=JobOptions(sbatch=options, requeue=slurm.requeue, setup=setup)),
         name=SENTINEL_NAME,
         kind="sentinel",
         instance="",
@@ -215,17 +228,20 @@ def job_of(
     start: Start = "succeeded",
 ) -> Job:
     """A job with all that jobs here have in common."""
+    environment = context.cluster.environment
     return Job(
         name=f"{context.run.name}/{name}",
         argv=argv,
         log=context.log(name),
-        env=code_env(context.run),
-        setup=context.cluster.environment.setup,
-        launch_words=context.launch_words,
-        teardown=REQUEUE_LINES if context.cluster.environment.container else (),
-        requeue=context.cluster.slurm.requeue,
+        env={"PYTHONPATH": str(context.folder / "code"), "PYTHONSAFEPATH": "1"},
         shape=shape,
-        options=options,
+        options=JobOptions(
+            sbatch=options,
+            requeue=context.cluster.slurm.requeue,
+            setup=environment.setup,
+            teardown=REQUEUE_LINES if environment.container else (),
+            srun=context.srun_options,
+        ),
         tag=context.tag(name),
         start=start,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import signal
@@ -10,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.submit import JOB_PACKAGES, num_gpus
+from orchestrator.control.process import run_parser
+from orchestrator.control.requirements import JOB_PACKAGES, num_gpus
 from orchestrator.ledger.storage import Storage, to_json
 
 FOUND = "found.json"
@@ -20,10 +20,7 @@ TIMEOUT_S = 120
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write what is found into the probe's folder of the store."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", required=True, help="URL of the store")
-    parser.add_argument("--run", required=True, help="name of the probe's folder")
-    options = parser.parse_args(argv)
+    options = run_parser(__doc__).parse_args(argv)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     folder = Storage(options.store).at("doctor", options.run)
     found = {

@@ -1,24 +1,25 @@
 """A data stage's elastic Ray cluster, from where its head is.
 
-The head's job invites the array of workers to its Ray, wherever that is now; asks Slurm for others
-in place of those that have left the queue for good; sends home what is left of them at the end. The
+The head's job publishes its Ray's address for the array of workers, asks Slurm for others in place
+of those that have left the queue for good, and cancels what is left of them at the end. The
 worker's side is `ray_worker`.
 """
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.backends.slurm import SlurmBackend
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.job import code_env
-from orchestrator.control.say import say
+from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import refs_of
 from orchestrator.errors import BackendError, OrchestratorError
-from orchestrator.ledger import invitation
+from orchestrator.ledger import ray_head
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 
@@ -27,42 +28,54 @@ MAX_IN_VAIN = 3
 """After so many replacements without a shard done, something else is wrong with the workers."""
 
 
-class Elastic:
+log = logging.getLogger(__name__)
+
+
+class RayCluster:
     """The cluster of one stage while its head has this allocation."""
 
-    def __init__(self, store: Store, run: RunFolder, instance: str, allocation: Allocation) -> None:
+    def __init__(
+        self,
+        store: Store,
+        run: RunFolder,
+        instance: str,
+        allocation: Allocation,
+        look_every_s: float = LOOK_EVERY_S,
+        start_session: Callable[..., RaySession] = RaySession,
+    ) -> None:
         self._store, self._run, self._instance = store, run, instance
         self._allocation = allocation
+        self._look_every_s, self._start_session = look_every_s, start_session
         self._began_at = self._looked_at = time.monotonic()
         self._head: RaySession | None = None
         self._progress, self._in_vain = -1.0, 0
         """Work done when workers were last replaced, and how often that brought none."""
 
     def start_head(self) -> RaySession:
-        """Start the Ray head, and say where it is."""
+        """Start the Ray head and publish its address."""
         allocation, restart_id = self._allocation, self._allocation.restart_id
-        self._head = RaySession(
+        self._head = self._start_session(
             run=f"{self._run.storage.url}/{self._instance}",
             num_cpus=0,
             address=allocation.leader_address,
             log=Path(self._run.allocation(self._instance, restart_id).url, "ray.log"),
             code_env=code_env(self._run),
         )
-        invitation.publish(self._run.stage(self._instance), self._head.invitation)
+        ray_head.publish(self._run.stage(self._instance), self._head.head)
         if self._is_late:
             self._ask_for_workers()
         return self._head
 
     def withdraw(self) -> None:
-        """Say that there is no head here any more."""
-        invitation.withdraw(self._run.stage(self._instance))
+        """Remove the head's address: there is none here any more."""
+        ray_head.withdraw(self._run.stage(self._instance))
 
     def look(self) -> None:
         """Now and then replace workers that have left the queue, while that helps.
 
         Without a head, because another run works on the stage, they are right to leave.
         """
-        if time.monotonic() - self._looked_at < LOOK_EVERY_S:
+        if time.monotonic() - self._looked_at < self._look_every_s:
             return
         self._looked_at = time.monotonic()
         if self._head is None or not self._head.is_alive():
@@ -86,10 +99,10 @@ class Elastic:
         try:
             count = SlurmExecutor().replace_workers(self._run, self._store, self._instance)
         except OrchestratorError as error:
-            say(f"workers: {error}")
+            log.warning("workers: %s", error)
             return 0
         if count:
-            say(f"{count} workers asked for in place of those that left the queue")
+            log.info("%d workers asked for in place of those that left the queue", count)
         return count
 
 
@@ -98,4 +111,4 @@ def dismiss_workers(run: RunFolder, instance: str) -> None:
     try:
         SlurmBackend().cancel(refs_of(run, "workers", instance))
     except BackendError as error:
-        say(f"workers: {error}")
+        log.warning("workers: %s", error)

@@ -7,7 +7,7 @@ and asks for its place in the queue again.
 
 from __future__ import annotations
 
-import argparse
+import logging
 import random
 import signal
 import socket
@@ -20,27 +20,38 @@ from types import FrameType
 
 from orchestrator.backends.ray_session import RayNode
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.job import code_env
-from orchestrator.control.say import say
-from orchestrator.ledger import invitation as invitations
-from orchestrator.ledger.invitation import Invitation
+from orchestrator.control.code_snapshot import code_env
+from orchestrator.control.process import log_to_stderr, run_parser, store_and_run
+from orchestrator.ledger import ray_head
+from orchestrator.ledger.ray_head import RayHead
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 
 _LOOK_EVERY_S = 8.0
 """About how often a node that has joined looks for a head that has moved."""
-_JOIN_EVERY_S = 2.0
-_PATIENCE_S = 30.0
+JOIN_EVERY_S = 2.0
+PATIENCE_S = 30.0
 """How late a file system may show what others have published."""
 _ANSWER_TIMEOUT_S = 5.0
 _REJOIN_DELAY_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 class Worker:
     """This node's part in the stage."""
 
-    def __init__(self, store: Store, run: RunFolder, instance: str, allocation: Allocation) -> None:
+    def __init__(
+        self,
+        store: Store,
+        run: RunFolder,
+        instance: str,
+        allocation: Allocation,
+        join_every_s: float = JOIN_EVERY_S,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self._store, self._run, self._allocation = store, run, allocation
+        self._join_every_s, self._patience_s = join_every_s, patience_s
         plan = run.plan()
         self._instance, self._members = instance, plan.group(instance)
         self._needed = [plan.instance(n) for m in self._members for n in m.needs.values()]
@@ -48,14 +59,14 @@ class Worker:
         mine = plan.instance(instance)
         self._resources = run.cluster().resources_of(mine.stage, mine.node)
         self._node: RayNode | None = None
-        self._joined: Invitation | None = None
+        self._joined: RayHead | None = None
         self._is_done = False
         self._not_before = 0.0
         self._warned = threading.Event()
 
     def warn(self, number: int, _frame: FrameType | None) -> None:
         """Remember that the scheduler wants this node back."""
-        say(f"warned by {signal.Signals(number).name}")
+        log.info("warned by %s", signal.Signals(number).name)
         self._warned.set()
 
     def work(self) -> int:
@@ -66,14 +77,14 @@ class Worker:
                 if self._look():
                     useful_at = time.monotonic()
                 elif self._is_for_nothing(time.monotonic() - useful_at):
-                    say("the stage cannot have begun; gives its node back")
+                    log.info("the stage cannot have begun; gives its node back")
                     return 0
                 elif time.monotonic() - useful_at > self._idle_timeout_s:
-                    say(f"no head for {self._idle_timeout_s:.0f} s; gives its node back")
+                    log.info("no head for %.0f s; gives its node back", self._idle_timeout_s)
                     return 0
                 if self._is_done:
                     return 0
-                every_s = _LOOK_EVERY_S if self._node else _JOIN_EVERY_S
+                every_s = _LOOK_EVERY_S if self._node else self._join_every_s
                 self._warned.wait(every_s * random.uniform(0.5, 1.5))
         finally:
             self._leave()
@@ -83,9 +94,9 @@ class Worker:
         """Be where the head is; whether there is one that answers."""
         try:
             self._is_done = self._store.has(*self._members)
-            head = invitations.read(self._run.stage(self._instance))
+            head = ray_head.read(self._run.stage(self._instance))
         except OSError as error:  # the store may be back at the next look
-            say(f"the store is out of reach: {error}")
+            log.warning("the store is out of reach: %s", error)
             return False
         if head and not answers(head.address):  # Ray itself would try for ever
             head = None
@@ -98,24 +109,24 @@ class Worker:
 
         It comes after the jobs of the stages that this one needs.
         """
-        return waited_s > _PATIENCE_S and not self._store.has(*self._needed)
+        return waited_s > self._patience_s and not self._store.has(*self._needed)
 
-    def _join(self, head: Invitation | None) -> None:
+    def _join(self, head: RayHead | None) -> None:
         """Be part of the session of this head, and of no other."""
         if self._node and (head != self._joined or not self._node.is_alive()):
-            say("the head has moved or ended")
+            log.info("the head has moved or ended")
             self._leave()
             self._not_before = time.monotonic() + _REJOIN_DELAY_S * (head == self._joined)
         if self._node is None and head and time.monotonic() >= self._not_before:
-            say(f"joins {head.address}")
+            log.info("joins %s", head.address)
             resources, allocation = self._resources, self._allocation
-            log = f"ray-{allocation.node}.log"
+            name = f"ray-{allocation.node}.log"
             self._node = RayNode(
                 head,
                 address=allocation.leader_address,
                 num_cpus=resources.workers_per_node * resources.cpus_per_worker,
                 num_gpus=resources.gpus_per_node,
-                log=Path(self._run.allocation(self._instance, allocation.restart_id).url, log),
+                log=Path(self._run.allocation(self._instance, allocation.restart_id).url, name),
                 code_env=code_env(self._run),
             )
             self._joined = head
@@ -138,13 +149,11 @@ def answers(address: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Be a worker of one stage for as long as it is wanted."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", required=True, help="URL of the store")
-    parser.add_argument("--run", required=True, help="name of the run")
+    parser = run_parser(__doc__)
     parser.add_argument("--instance", required=True, help="stage instance")
     options = parser.parse_args(argv)
-    store = Store.open(options.store)
-    run = RunFolder(store.run_storage(options.run))
+    store, run = store_and_run(options)
+    log_to_stderr()
     worker = Worker(store, run, options.instance, Allocation.current())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, worker.warn)

@@ -7,12 +7,13 @@ further often enough.
 
 from __future__ import annotations
 
-import argparse
+import logging
 import sys
 import time
 from collections.abc import Collection, Sequence
 
-from orchestrator.control.say import say
+from orchestrator.control.executor import Started, executor_of
+from orchestrator.control.process import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import work_left
 from orchestrator.errors import BackendError, RequestError
@@ -24,37 +25,38 @@ from orchestrator.plan.planner import Instance, Plan
 
 SETTLE_TIMEOUT_S = 900.0
 """How long the books may take to say which job has failed, and the scheduler to take new ones."""
-_LOOK_EVERY_S = 5.0
-_TRY_AGAIN_S = 60.0
+LOOK_EVERY_S = 5.0
+TRY_AGAIN_S = 60.0
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Resume the run, or say why not."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", required=True, help="URL of the store")
-    parser.add_argument("--run", required=True, help="name of the run")
+    parser = run_parser(__doc__)
     parser.add_argument("--submission", required=True, type=int, help="the one it belongs to")
     options = parser.parse_args(argv)
-    store = Store.open(options.store)
-    run = RunFolder(store.run_storage(options.run))
+    store, run = store_and_run(options)
+    log_to_stderr()
     executor = SlurmExecutor()
-    observed = _settled(run, executor)
-    if why := objection(run, store, options.submission):
-        say(f"{run.name}: not resumed: {why}")
+    observed = settled(run, executor)
+    if why := run_refusal(run, store, options.submission):
+        log.info("%s: not resumed: %s", run.name, why)
         return 0
-    hopeless = objections(run, observed)
-    for instance, why in hopeless.items():
-        say(f"{instance}: not resumed: {why}")
-    say(f"{run.name}: {_ensured(run, store, executor, hopeless)}")
+    refused = stage_refusals(run, observed)
+    for instance, why in refused.items():
+        log.info("%s: not resumed: %s", instance, why)
+    started = resume(run, store, executor, refused)
+    log.info("%s: %s, %d jobs submitted", run.name, started.outcome, started.num_jobs)
     return 0
 
 
-def objection(run: RunFolder, store: Store, submission: int) -> str:
+def run_refusal(run: RunFolder, store: Store, submission: int) -> str:
     """Why a sentinel must leave a whole run alone; empty when it must not."""
     submissions = Submissions(run.storage)
     if any(_is_successor(later, submission) for later in submissions.all()):
         return "it was submitted again since"
-    if run.cluster().backend != "slurm":
+    if not isinstance(executor_of(run.cluster()), SlurmExecutor):
         return "it has moved to another cluster"
     if None in run.cancelled_stages():
         return "somebody cancelled it"
@@ -68,25 +70,30 @@ def _is_successor(later: Submission, own: int) -> bool:
     return later.number > own and (later.is_whole or later.by == "user")
 
 
-def _ensured(
-    run: RunFolder, store: Store, executor: SlurmExecutor, hopeless: Collection[str]
-) -> str:
-    """What resuming did; tried again for a while, as nobody else will.
+def resume(
+    run: RunFolder,
+    store: Store,
+    executor: SlurmExecutor,
+    refused: Collection[str],
+    timeout_s: float = SETTLE_TIMEOUT_S,
+    try_again_s: float = TRY_AGAIN_S,
+) -> Started:
+    """Submit what is left without ``refused``; tried again for a while, as nobody else will.
 
     Raises what went wrong last.
     """
-    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return executor.ensure(run, store, by="sentinel", but=hopeless)
+            return executor.submit_missing(run, store, "sentinel", refused)
         except (BackendError, RequestError) as error:  # a limit on jobs may be there for a while
             if time.monotonic() > deadline:
                 raise
-            say(f"{error}; tried again in {_TRY_AGAIN_S:.0f} s")
-        time.sleep(_TRY_AGAIN_S)
+            log.warning("%s; tried again in %.0f s", error, try_again_s)
+        time.sleep(try_again_s)
 
 
-def objections(run: RunFolder, observed: Observed) -> dict[str, str]:
+def stage_refusals(run: RunFolder, observed: Observed) -> dict[str, str]:
     """Stage instances that a sentinel must leave alone, and why."""
     plan, since = run.plan(), Submissions(run.storage).users_last()
     cancelled = run.cancelled_stages()
@@ -111,9 +118,17 @@ def _was_cancelled_by_hand(plan: Plan, instance: Instance, observed: Observed) -
     return status is not None and status.state is JobState.CANCELLED and not has_failed
 
 
-def _settled(run: RunFolder, executor: SlurmExecutor) -> Observed:
-    """How the jobs stand, once the books know what the controller knew when it started this one."""
-    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+def settled(
+    run: RunFolder,
+    executor: SlurmExecutor,
+    timeout_s: float = SETTLE_TIMEOUT_S,
+    look_every_s: float = LOOK_EVERY_S,
+) -> Observed:
+    """How the jobs stand, once the books know what the controller knew when it started this one.
+
+    Raises BackendError when nobody has answered in time.
+    """
+    deadline = time.monotonic() + timeout_s
     while True:
         observed = executor.observe([run])[run.name]
         if observed.problem and time.monotonic() > deadline:
@@ -123,7 +138,7 @@ def _settled(run: RunFolder, executor: SlurmExecutor) -> Observed:
             return observed
         if time.monotonic() > deadline:
             return observed
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(look_every_s)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """The supervisor of one stage inside its Slurm job; ``python -m`` it is what the job runs.
 
 On the job's first node: starts attempts, decides about their ends, restarts within the allocation,
-carries the Ray head of a data stage. When the scheduler warns, what runs may save, and the job asks
-for its place in the queue again. On every other node of a training: the agent that starts the ranks
+runs the Ray head of a data stage. When the scheduler warns, what runs may save, and the job asks
+to be requeued. On every other node of a training: the agent that starts the ranks
 there. Exit code 0 says that the stage is complete, which is what later jobs wait for.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -19,9 +20,9 @@ from types import FrameType
 
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.say import say
+from orchestrator.control.process import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.job_states import close_attempts
-from orchestrator.control.slurm.ray_cluster import Elastic, dismiss_workers
+from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
 from orchestrator.control.supervise import (
     LAST_WORDS_S,
     Supervisor,
@@ -41,29 +42,31 @@ _TICK_S = 1.0
 _UPSTREAM_TIMEOUT_S = 120.0
 _WALLTIME_SLACK_S = 90.0
 """How much before its time Slurm may give the warning that the walltime ends."""
-_WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry one stage as far as this allocation lasts."""
+    """Work on one stage as long as this allocation lasts."""
     early: list[int] = []
-    for number in _WARNINGS:
+    for number in WARNINGS:
         signal.signal(number, lambda number, _: early.append(number))
     options = _parse(argv)
     allocation = Allocation.current()
-    store = Store.open(options.store)
-    run = RunFolder(store.run_storage(options.run))
+    store, run = store_and_run(options)
+    log_to_stderr()
     os.environ[ALLOCATION_FOLDER] = run.allocation(options.instance, allocation.restart_id).url
     if allocation.node_index > 0:
         _become_agent(allocation)
-    say(f"{options.instance}: start {allocation.restart_id} on {allocation.node}")
+    log.info("%s: start %s on %s", options.instance, allocation.restart_id, allocation.node)
     _close_earlier(run, store, options.instance, allocation)
     if _is_cancelled(run, options.instance):
-        say("cancelled while it waited")
+        log.info("cancelled while it waited")
         dismiss_workers(run, options.instance)
         return 1
     try:
-        state = _supervise(store, run, allocation, options, early)
+        state = supervise(store, run, allocation, options, early)
     finally:
         run.allocation(options.instance, allocation.restart_id).replace(ALLOCATION_ENDED, b"{}")
     if state == "succeeded":
@@ -72,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return allocation.requeue() if state == "left" else 1
 
 
-def _supervise(
+def supervise(
     store: Store,
     run: RunFolder,
     allocation: Allocation,
@@ -85,12 +88,12 @@ def _supervise(
     """
     cluster, instance = run.cluster(), run.plan().instance(options.instance)
     is_elastic = BY_NAME[instance.stage].is_elastic
-    elastic = Elastic(store, run, instance.id, allocation) if is_elastic else None
+    ray = RayCluster(store, run, instance.id, allocation) if is_elastic else None
 
     def beat() -> None:
         _obey_drill(run, instance.id, allocation.restart_id)
-        if elastic:
-            elastic.look()
+        if ray:
+            ray.look()
 
     supervisor = Supervisor(
         store,
@@ -104,34 +107,43 @@ def _supervise(
             "node": allocation.node,
             "moves": run.num_moves,
         },
-        start_ray=elastic.start_head if elastic else None,
+        start_ray=ray.start_head if ray else None,
         beat=beat,
         tick_s=_TICK_S,
-        keeps_figures=False,
+        is_set_up=True,
+        figures_every_s=float("inf"),
     )
-    warned_at = time.monotonic() + 60 * options.walltime_min - cluster.retry.notice_s
-
-    def warn(number: int, _frame: FrameType | None) -> None:
-        say(f"warned by {signal.Signals(number).name}")
-        is_over = number == signal.SIGUSR2 and time.monotonic() > warned_at - _WALLTIME_SLACK_S
-        supervisor.stop("walltime" if is_over else "preempted")
-
-    for number in _WARNINGS:
-        signal.signal(number, warn)
-    for heard in early:
-        warn(heard, None)
+    _heed_warnings(supervisor, 60 * options.walltime_min - cluster.retry.notice_s, early)
     try:
         _await_upstream(store, run, instance, supervisor)
         state = supervisor.run()
     finally:
-        if elastic:
-            elastic.withdraw()
-    say(f"{instance.id}: {state}")
+        if ray:
+            ray.withdraw()
+    log.info("%s: %s", instance.id, state)
     if supervisor.is_stopped and state in ("pending", "running"):
         return "left"
-    if elastic:
+    if ray:
         dismiss_workers(run, instance.id)
     return state
+
+
+def _heed_warnings(supervisor: Supervisor, walltime_ends_s: float, early: Sequence[int]) -> None:
+    """Stop the supervisor when a signal comes, or has come; its time tells the walltime's end.
+
+    ``walltime_ends_s``: when Slurm warns that the walltime ends, in seconds from now.
+    """
+    warned_at = time.monotonic() + walltime_ends_s
+
+    def warn(number: int, _frame: FrameType | None) -> None:
+        log.info("warned by %s", signal.Signals(number).name)
+        is_over = number == signal.SIGUSR2 and time.monotonic() > warned_at - _WALLTIME_SLACK_S
+        supervisor.stop("walltime" if is_over else "preempted")
+
+    for number in WARNINGS:
+        signal.signal(number, warn)
+    for early_number in early:
+        warn(early_number, None)
 
 
 def _await_upstream(
@@ -143,7 +155,7 @@ def _await_upstream(
     deadline = time.monotonic() + _UPSTREAM_TIMEOUT_S
     while missing := [n for n in sorted(needs) if not store.has(plan.instance(n))]:
         if supervisor.is_stopped or time.monotonic() > deadline:
-            say(f"not complete in the store: {', '.join(missing)}")
+            log.warning("not complete in the store: %s", ", ".join(missing))
             return
         time.sleep(_TICK_S)
 
@@ -160,7 +172,7 @@ def _become_agent(allocation: Allocation) -> None:
 
 
 def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allocation) -> None:
-    """Say how attempts of earlier starts ended, where they could not say so themselves."""
+    """Write the ends of attempts of earlier starts that could not do so themselves."""
     if all(a.end for a in run.attempts(instance)):
         return
     starts = allocation.earlier_starts()
@@ -201,9 +213,7 @@ def _conclude(store: Store, run: RunFolder) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
-    parser.add_argument("--store", required=True, help="URL of the store")
-    parser.add_argument("--run", required=True, help="name of the run")
+    parser = run_parser(__doc__)
     parser.add_argument("--instance", required=True, help="stage instance")
     parser.add_argument("--walltime-min", required=True, type=int, help="the job's time in minutes")
     return parser.parse_args(argv)

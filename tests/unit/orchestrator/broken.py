@@ -51,6 +51,7 @@ class Broken:
             if content is not None:
                 data = content if isinstance(content, bytes) else content.encode()
                 (folder / name).write_bytes(data)
+        (folder / "speech").mkdir(exist_ok=True)
         words = [str(folder / "r.yaml"), "--cluster", str(folder / "c.yaml")]
         return [*words, *(w for o in self.overrides for w in ("--set", o))]
 

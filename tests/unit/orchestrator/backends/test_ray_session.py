@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.backends.ray_session import RayNode, RaySession
 from orchestrator.errors import BackendError
-from orchestrator.ledger.invitation import Invitation
+from orchestrator.ledger.ray_head import RayHead
 
 HEAD = """\
 import json, os, subprocess, sys, time
@@ -76,16 +76,16 @@ def test_a_head_is_guarded_and_reachable_from_here_alone(tmp_path: Path) -> None
         said = told(tmp_path / "logs" / "ray.log")
         words, token = said["argv"], Path(session.env["RAY_AUTH_TOKEN_PATH"])
         assert words[:3] == ["start", "--block", "--head"]
-        assert session.invitation.address == f"127.0.0.1:{after(words, '--port')}"
+        assert session.head.address == f"127.0.0.1:{after(words, '--port')}"
         assert after(words, "--node-ip-address") == "127.0.0.1"
         assert after(words, "--num-cpus") == "3"
         ports = {after(words, f"--{n}port") for n in ("", "ray-client-server-", "dashboard-")}
         assert len(ports) == 3
         assert token.stat().st_mode & 0o777 == 0o600
-        assert token.read_text() == session.invitation.token
+        assert token.read_text() == session.head.token
         assert said["env"]["RAY_AUTH_MODE"] == "token"
         assert said["env"]["RAY_ADDRESS"] == "", "it would join instead of starting one"
-        assert session.env["RAY_ADDRESS"] == session.invitation.address
+        assert session.env["RAY_ADDRESS"] == session.head.address
     finally:
         session.stop()
     await_true(lambda: is_gone(said["child"]), "a daemon outlived its session")
@@ -153,9 +153,9 @@ def no_head_in(folder: Path) -> bool:
     return True
 
 
-def test_a_node_joins_with_the_token_of_its_invitation(tmp_path: Path) -> None:
+def test_a_node_joins_with_the_token_of_its_head(tmp_path: Path) -> None:
     node = RayNode(
-        Invitation(address="10.0.0.1:6379", token="secret"),
+        RayHead(address="10.0.0.1:6379", token="secret"),
         address="10.0.0.2",
         num_cpus=5,
         num_gpus=2,

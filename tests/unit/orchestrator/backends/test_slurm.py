@@ -142,7 +142,7 @@ def test_what_slurm_refuses_is_a_wrong_request(answers: Answers, tmp_path: Path)
 def test_what_was_accepted_is_found_by_its_tag(answers: Answers, tmp_path: Path) -> None:
     answers.say("sbatch", "sbatch: error: Socket timed out on send/recv operation\n", code=1)
     answers.say("squeue", "41|PENDING||None|orc 1 encoder\n42|PENDING||None|orc 1 corpus\n")
-    assert SlurmBackend().submit(job(tmp_path)).id == "42"
+    assert SlurmBackend(adopt_every_s=0.01).submit(job(tmp_path)).id == "42"
 
 
 def test_what_is_accepted_late_is_found_too(answers: Answers, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.main import VERBS, main
-from orchestrator.control.submit import prepare
+from orchestrator.control.request import prepare
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from tests.unit.orchestrator import broken, trainings

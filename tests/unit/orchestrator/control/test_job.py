@@ -1,4 +1,4 @@
-"""The exact command of a stage and of a supervisor."""
+"""The exact command of a stage."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.control.job import cpus_of, stage_job, supervisor_job, with_setup
-from orchestrator.errors import OrchestratorError
+from orchestrator.control.job import cpus_of, stage_job, with_setup
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Environment, Resources
@@ -30,45 +29,35 @@ def run(store: Store) -> RunFolder:
 
 def test_a_stage(run: RunFolder, store: Store, tmp_path: Path) -> None:
     train = next(i for i in run.plan().instances if i.stage == "train")
-    where = cluster(str(tmp_path))
-    attempt = run.begin_attempt(train.id)
-    job = stage_job(run, store, where, train, attempt, {"RAY_ADDRESS": "127.0.0.1:1"})
-    assert job.argv == (
-        *(sys.executable, "-u", "-m", "jobs.train", "--store", str(tmp_path), "--run", "small"),
+    attempt, log = run.begin_attempt(train.id), tmp_path / "driver.log"
+    env = {"RAY_ADDRESS": "127.0.0.1:1"}
+    job = stage_job(run, store, train, attempt, log=log, env=env)
+    words = (
+        *("-u", "-m", "jobs.train", "--store", str(tmp_path), "--run", "small"),
         *("--instance", train.id, "--attempt", "1"),
     )
-    assert job.name == train.id
-    assert job.log == tmp_path / f"runs/small/stages/{train.id}/attempts/0001/driver.log"
+    assert (job.name, job.log, job.detached) == (train.id, log, False)
+    assert job.argv == (sys.executable, *words)
     assert job.env["PYTHONPATH"] == str(tmp_path / "runs/small/code")
     assert job.env["RAY_ADDRESS"] == "127.0.0.1:1"
-    assert not job.detached
-
-
-def test_a_supervisor_outlives_whoever_submits_it(
-    run: RunFolder, store: Store, tmp_path: Path
-) -> None:
-    job = supervisor_job(run, store, cluster(str(tmp_path), environment={"venv": "/opt/venv"}))
-    assert job.argv == (
-        *("/opt/venv/bin/python", "-m", "orchestrator.control.supervise"),
-        *("--store", str(tmp_path), "--run", "small"),
-    )
-    assert job.detached
-    assert job.log == tmp_path / "runs/small/supervisor.log"
+    where = cluster(str(tmp_path), environment={"venv": "/opt/venv", "setup": ["true"]})
+    set_up = stage_job(run, store, train, attempt, log=log, env={}, cluster=where)
+    assert set_up.argv[:2] == ("bash", "-ec")
+    assert set_up.argv[-len(words) - 1 :] == ("/opt/venv/bin/python", *words)
 
 
 def test_set_up_lines_run_first_and_words_stay_words() -> None:
     where = cluster("s", environment={"setup": ["export GREETING=hello", "cd /"]})
     script = "import os, sys; print(os.environ['GREETING'], os.getcwd(), sys.argv[1:])"
-    argv = with_setup(where, (sys.executable, "-c", script, "two words", "$HOME"))
+    argv = with_setup(where.environment, (sys.executable, "-c", script, "two words", "$HOME"))
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout == "hello / ['two words', '$HOME']\n"
 
 
 def test_a_set_up_line_that_fails_stops_the_job() -> None:
     where = cluster("s", environment={"setup": ["false"]})
-    assert subprocess.run(with_setup(where, ("true",)), check=False).returncode == 1
-    assert with_setup(cluster("s"), ("true",)) == ("true",)
-    assert Environment().setup == ()
+    assert subprocess.run(with_setup(where.environment, ("true",)), check=False).returncode == 1
+    assert with_setup(Environment(), ("true",)) == ("true",)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +72,3 @@ def test_a_set_up_line_that_fails_stops_the_job() -> None:
 )
 def test_cpus_of_a_stage(stage: str, resources: Resources, cpus: int) -> None:
     assert cpus_of(stage, resources) == cpus
-
-
-def test_code_needs_a_path() -> None:
-    store = Store.open("memory://job-test")
-    run = RunFolder(store.run_storage("small"))
-    with pytest.raises(OrchestratorError) as raised:
-        supervisor_job(run, store, cluster("memory://job-test"))
-    assert str(raised.value) == (
-        "memory://job-test/runs/small: jobs run their code from the store, "
-        "which must be a path here"
-    )

@@ -15,10 +15,11 @@ import pytest
 
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.fake import DONE, FakeBackend
-from orchestrator.control.supervise import LEASE_WAIT_S, Supervisor, only_supervisor
+from orchestrator.control.supervise import Supervisor
 from orchestrator.errors import LeaseHeldError
 from orchestrator.ledger.attempt import AttemptFolder
-from orchestrator.ledger.lease import Lease, Process, acquire
+from orchestrator.ledger.lease import Lease, Process
+from orchestrator.ledger.openmetrics import FILE
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.ledger.store import Store
@@ -56,12 +57,17 @@ class Scene:
     ) -> Supervisor:
         by_id = {self.id(stage): ends for stage, ends in (script or {}).items()}
         self.backend = FakeBackend(by_id, self._effect)
-        return Supervisor(self.store, self.run, self.backend, tick_s=0.01, **how)
+        waits = {"tick_s": 0.01, "lease_wait_s": 0.2, "retry_delay_s": 0.01}
+        return Supervisor(self.store, self.run, self.backend, **{**waits, **how})
 
     def publish(self, stage: str) -> None:
         for instance in self.plan.group(self.id(stage)):
             artifact = self.store.artifact(instance.stage, instance.key)
             artifact.publish(inputs=instance.inputs, facts={}, producer={})
+
+    def publish_before(self, stage: str) -> None:
+        for earlier in ALL[: ALL.index(stage)]:
+            self.publish(earlier)
 
     def started(self) -> list[str]:
         return [job.name.split("-")[0] for job in self.backend.jobs]
@@ -279,10 +285,9 @@ class Session:
     """Stands for a Ray session that is up at once."""
 
     env: Mapping[str, str] = {}
-    stop_takes_s = 0.0
 
-    def __init__(self) -> None:
-        self.is_stopped = False
+    def __init__(self, stop_takes_s: float = 0.0) -> None:
+        self.is_stopped, self.stop_takes_s = False, stop_takes_s
 
     def is_alive(self) -> bool:
         return not self.is_stopped
@@ -295,11 +300,13 @@ class Session:
         self.is_stopped = True
 
 
-def up_to_tokenize(scene: Scene, sessions: list[Session], *ends: JobStatus) -> Supervisor:
+def up_to_tokenize(
+    scene: Scene, sessions: list[Session], *ends: JobStatus, stop_takes_s: float = 0.0
+) -> Supervisor:
     """A supervisor of the tokenize stage alone, whose Ray sessions are collected."""
 
     def start_ray() -> Session:
-        sessions.append(Session())
+        sessions.append(Session(stop_takes_s))
         return sessions[-1]
 
     for stage in ("corpus", "encoder", "codebook"):
@@ -327,11 +334,8 @@ def test_ray_starts_only_when_another_run_has_left_its_stage_to_us(scene: Scene)
     assert sessions[0].is_stopped
 
 
-def test_ray_ends_when_another_run_was_faster(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_ends_when_another_run_was_faster(scene: Scene) -> None:
     """Both saw that nobody was at work; the nodes that have joined ours can be given back."""
-    monkeypatch.setattr(Session, "stop_takes_s", 1.1 * LEASE_WAIT_S)
     sessions: list[Session] = []
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         other = Process.of(child.pid)
@@ -342,9 +346,10 @@ def test_ray_ends_when_another_run_was_faster(
             seen.append(sessions[0].is_stopped)
             child.kill()
 
-        leaving = threading.Timer(4 * LEASE_WAIT_S, leave)
+        leaving = threading.Timer(1.0, leave)
         leaving.start()
-        assert up_to_tokenize(scene, sessions, failed(75)).run() == "succeeded"
+        supervisor = up_to_tokenize(scene, sessions, failed(75), stop_takes_s=0.25)
+        assert supervisor.run() == "succeeded"
         leaving.join()
     assert (seen, len(sessions)) == ([True], 2)
     assert len(scene.ends("tokenize")) == 2, "none was started while the other was at work"
@@ -370,23 +375,96 @@ def test_a_supervisor_that_lost_its_right_ends_its_jobs(scene: Scene) -> None:
     assert all(s.state is not JobState.RUNNING for s in scene.backend.poll(refs).values())
 
 
-def test_only_one_supervisor_at_a_time(scene: Scene) -> None:
-    def supervise() -> None:
-        with only_supervisor(scene.run, timeout_s=60):
-            pass
-
-    with only_supervisor(scene.run, timeout_s=60), pytest.raises(LeaseHeldError):
-        supervise()
-    supervise()
-
-
-def test_supervision_is_what_the_run_calls_it(scene: Scene) -> None:
-    with only_supervisor(scene.run, timeout_s=60), pytest.raises(LeaseHeldError):
-        acquire(scene.run.supervision, holder="me", timeout_s=60)
-
-
 def test_an_attempt_is_recorded_before_its_job_is_sent(scene: Scene) -> None:
     seen: list[AttemptFolder] = []
     scene.also = lambda job, _: seen.extend(scene.run.attempts(job.name))
     scene.supervisor().run()
     assert len(seen) == len(ALL)
+
+
+def test_an_attempt_that_waits_for_another_run_is_not_counted(scene: Scene) -> None:
+    """One start that may fail remains when another run had the lease before."""
+    assert scene.supervisor({"pack": [failed(75), failed(1)]}).run() == "succeeded"
+    assert [e[2] for e in scene.ends("pack")] == ["wait", "resume", "done"]
+
+
+def test_earlier_ends_count_for_a_stage_that_is_taken_over(scene: Scene) -> None:
+    """A job that Slurm has started again is at its second end without progress."""
+    scene.publish_before("pack")
+    past = [("error", 0.0, "n1")]
+    supervisor = scene.supervisor({"pack": [failed(1)]}, only=scene.id("pack"), past=past)
+    assert supervisor.run() == "failed"
+    assert scene.ends("pack") == [("failed", "error", "stop")]
+
+
+def test_one_stage_alone_leaves_the_others(scene: Scene) -> None:
+    scene.publish_before("pack")
+    assert scene.supervisor(only=scene.id("pack")).run() == "succeeded"
+    assert scene.started() == ["pack"]
+
+
+def test_one_stage_waits_for_nothing_that_nobody_makes(scene: Scene) -> None:
+    assert scene.supervisor(only=scene.id("pack")).run() == "pending"
+    assert scene.started() == []
+
+
+def test_what_is_noted_with_each_attempt(scene: Scene) -> None:
+    scene.publish_before("pack")
+    scene.supervisor(only=scene.id("pack"), about={"job": "12", "node": "n7"}).run()
+    (attempt,) = scene.run.attempts(scene.id("pack"))
+    assert (attempt.started["job"], attempt.started["node"]) == ("12", "n7")
+    assert attempt.started["supervisor"] > 0
+
+
+def test_why_a_supervisor_was_stopped_is_the_cause(scene: Scene) -> None:
+    supervisor = scene.supervisor({"corpus": [KILLED], "encoder": [KILLED]})
+
+    def stop(*_: object) -> None:
+        supervisor.stop("walltime")
+        supervisor.stop("preempted")  # the first reason stands
+
+    scene.also = stop
+    assert supervisor.run() == "pending"
+    assert scene.ends("corpus") == [("failed", "walltime", "resume")]
+    assert supervisor.is_stopped
+
+
+def test_a_failing_node_is_left_to_who_chooses_nodes(scene: Scene) -> None:
+    """Inside one allocation nothing is started elsewhere; the whole run starts it again."""
+    past = [("killed", 0.0, "n1"), ("killed", 5.0, "n2")]
+    scene.publish_before("pack")
+    one = scene.supervisor({"pack": [failed(1)]}, only=scene.id("pack"), past=past)
+    assert one.run() == "failed"
+    assert scene.ends("pack") == [("failed", "error", "elsewhere")]
+
+
+def test_the_node_that_an_attempt_blames_is_recorded(scene: Scene) -> None:
+    def blame(job: Job, _: JobStatus) -> None:
+        if job.name == scene.id("train") and len(scene.run.attempts(job.name)) == 1:
+            (attempt,) = scene.run.attempts(job.name)
+            line = '{"at": 1.0, "kind": "rank_failed", "rank": 3, "node": "n9"}\n'
+            attempt.storage.create("events-0001.jsonl", line.encode())
+
+    scene.also = blame
+    assert scene.supervisor({"train": [KILLED]}).run() == "succeeded"
+    ends = [a.end["node"] for a in scene.run.attempts(scene.id("train"))]
+    assert ends == ["n9", "fake"]
+
+
+def test_cancelling_one_instance_leaves_the_other_variants(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, swept(recipe(), seed=[1, 2]))
+    first, second = (i.id for i in scene.plan.instances if i.stage == "train")
+    scene.also = lambda job, _: scene.run.request_cancel(first) if job.name == first else None
+    assert scene.supervisor({"train": [KILLED]}).run() == "cancelled"
+    assert [a.end["state"] for a in scene.run.attempts(first)] == ["cancelled"]
+    assert [a.end["state"] for a in scene.run.attempts(second)] == ["succeeded"]
+
+
+def test_figures_are_written_while_it_runs_or_never(scene: Scene) -> None:
+    seen: list[bool] = []
+    scene.also = lambda *_: seen.append(scene.run.storage.exists(FILE))
+    scene.supervisor(figures_every_s=0.0).run()
+    assert seen[-1]
+    scene.run.storage.delete(FILE)
+    scene.supervisor(figures_every_s=float("inf")).run()
+    assert not scene.run.storage.exists(FILE)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import RequestError
-from orchestrator.ledger import invitation
-from orchestrator.ledger.invitation import Invitation
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.submission import Submissions, SubmittedJob
 
@@ -77,22 +73,3 @@ def test_more_is_expected_until_all_stages_have_ended(submissions: Submissions) 
     assert submissions.expect_more(), "nobody has asked yet"
     submissions.remember({"11": {"state": "failed"}, "12": {"state": "queued"}})
     assert not submissions.expect_more(), "a sentinel alone carries nothing"
-
-
-def test_an_invitation_is_for_its_owners_eyes(tmp_path: Path) -> None:
-    stage = Storage(str(tmp_path / "stage"))
-    assert invitation.read(stage) is None
-    for address in ("10.0.0.1:6379", "10.0.0.2:6379"):
-        said = Invitation(address=address, token="secret")
-        invitation.publish(stage, said)
-        assert invitation.read(stage) == said
-    (path,) = (tmp_path / "stage").iterdir()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    invitation.withdraw(stage)
-    invitation.withdraw(stage)
-    assert invitation.read(stage) is None
-
-
-def test_an_object_store_keeps_no_invitations() -> None:
-    with pytest.raises(RequestError, match="a store that is a path"):
-        invitation.publish(Storage("memory://x"), Invitation(address="a", token="b"))

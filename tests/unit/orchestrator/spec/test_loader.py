@@ -175,12 +175,13 @@ def test_paths_of_a_cluster_are_relative_to_its_file(write: Write, tmp_path: Pat
         write(
             "conf/c.yaml",
             "backend: local\nstore: ../store\ndata: {a: data, b: /abs, c: '${env:X}/y'}\n"
-            "models: {m: ../m}\n",
+            "models: {m: ../m}\nscratch: tmp\n",
         )
     )
     assert loaded.store == str(tmp_path / "store")
     assert loaded.data == {"a": str(tmp_path / "conf/data"), "b": "/abs", "c": "${env:X}/y"}
     assert loaded.models == {"m": str(tmp_path / "m")}
+    assert loaded.scratch == str(tmp_path / "conf/tmp")
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "memory://x"])

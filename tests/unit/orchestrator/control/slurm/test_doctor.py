@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.backends.slurm import SlurmBackend
 from orchestrator.control.slurm.doctor import examine_slurm, minutes_of
 from tests.unit.orchestrator.recipes import cluster
 from tests.unit.orchestrator.scheduler import Answers
@@ -41,7 +42,7 @@ def test_a_cluster_that_cannot_do_it(answers: Answers, tmp_path) -> None:
         resources={"train": {"nodes": 4}},
         slurm={"head": {"partition": "cpu"}},
     )
-    found = {check.name: check for check in examine_slurm(spec)}
+    found = {check.name: check for check in examine_slurm(spec, SlurmBackend())}
     assert not found["slurm"].passed
     assert "set slurm.requeue: false" in found["requeue"].detail
     assert not found["accounting"].passed
@@ -56,6 +57,6 @@ def test_a_cluster_that_cannot_do_it(answers: Answers, tmp_path) -> None:
 
 def test_no_slurm_at_all(answers: Answers, tmp_path) -> None:
     answers.say("scontrol", "scontrol: error: slurm_load_ctl_conf: no route\n", code=1)
-    (check,) = examine_slurm(cluster(str(tmp_path), backend="slurm"))
+    (check,) = examine_slurm(cluster(str(tmp_path), backend="slurm"), SlurmBackend())
     assert not check.passed
     assert "no route" in check.detail

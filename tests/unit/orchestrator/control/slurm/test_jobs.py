@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from orchestrator.backends.base import JobRef
-from orchestrator.backends.slurm import script
+from orchestrator.backends.slurm import job_options, script
 from orchestrator.control.slurm.jobs import PlannedJob, SubmissionContext, jobs_of
 from orchestrator.ledger.run import RunFolder, to_yaml
 from orchestrator.ledger.storage import Storage
@@ -41,13 +41,13 @@ def where(**slurm: Any) -> Cluster:
     )
 
 
-def around(spec: Cluster, **more: Any) -> SubmissionContext:
+def context(spec: Cluster, **more: Any) -> SubmissionContext:
     run = RunFolder(Storage("/shared/store/runs/small"))
     return SubmissionContext(run=run, store_url="/shared/store", cluster=spec, submission=1, **more)
 
 
 def planned(spec: Cluster, plan: Plan = PLAN, **more: Any) -> tuple[PlannedJob, ...]:
-    return jobs_of(around(spec, **more), plan, [i for i in plan.instances if i.leader == i.id])
+    return jobs_of(context(spec, **more), plan, [i for i in plan.instances if i.leader == i.id])
 
 
 def text(part: PlannedJob) -> str:
@@ -163,7 +163,7 @@ def test_jobs_come_after_what_they_need_and_never_after_workers() -> None:
 
 def test_what_is_done_is_not_waited_for() -> None:
     train = next(i for i in PLAN.instances if i.stage == "train")
-    parts = jobs_of(around(where()), PLAN, [train])
+    parts = jobs_of(context(where()), PLAN, [train])
     assert [p.kind for p in parts] == ["stage", "sentinel"]
     assert parts[0].after == ()
 
@@ -184,6 +184,6 @@ def test_no_sentinel_where_none_is_wanted() -> None:
 def test_nodes_that_failed_alone_are_left_out_everywhere() -> None:
     parts = planned(where(exclude=["n1"], head={"exclude": ["n2"]}), exclude=("n3",))
     train = next(p for p in parts if p.instance.startswith("train"))
-    assert train.job.options.exclude == ("n1", "n3")
+    assert job_options(train.job).sbatch.exclude == ("n1", "n3")
     corpus = next(p for p in parts if p.instance.startswith("corpus"))
-    assert corpus.job.options.exclude == ("n1", "n2", "n3")
+    assert job_options(corpus.job).sbatch.exclude == ("n1", "n2", "n3")

@@ -24,14 +24,12 @@ HERE = Allocation(job_id="4_0", restarts=0, node_index=0, node="n1", leader_addr
 )
 def test_a_worker_without_a_head_leaves(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     stage: str,
     idle_timeout_s: float,
     why: str,
 ) -> None:
-    monkeypatch.setattr("orchestrator.control.slurm.ray_worker._JOIN_EVERY_S", 0.01)
-    monkeypatch.setattr("orchestrator.control.slurm.ray_worker._PATIENCE_S", 0.01)
+    caplog.set_level("INFO")
     store, plan = Store.open(str(tmp_path / "store")), plan_of(recipe())
     where = cluster(store.storage.url, backend="slurm", slurm={"idle_timeout_s": idle_timeout_s})
     run = RunFolder(store.run_storage("small"))
@@ -41,6 +39,5 @@ def test_a_worker_without_a_head_leaves(
             artifact = store.artifact(done.stage, done.key)
             artifact.publish(inputs=done.inputs, facts={}, producer={})
     instance = next(i.id for i in plan.instances if i.stage == stage)
-    assert Worker(store, run, instance, HERE).work() == 0
-    printed = capsys.readouterr()
-    assert why in printed.out + printed.err
+    assert Worker(store, run, instance, HERE, join_every_s=0.01, patience_s=0.01).work() == 0
+    assert why in caplog.text

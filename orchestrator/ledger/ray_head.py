@@ -1,4 +1,4 @@
-"""How workers find the Ray head of a data stage: its address and token, for their owner's eyes.
+"""How workers find the Ray head of a data stage: its address and token, in a file of mode 0600.
 
 A head that moves publishes anew; workers look again and again.
 """
@@ -18,8 +18,8 @@ _NAME = "head.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Invitation:
-    """What a worker needs to join."""
+class RayHead:
+    """What a worker needs to join a Ray head."""
 
     address: str
     """``host:port`` of the head's Ray."""
@@ -27,23 +27,23 @@ class Invitation:
     """What Ray asks everybody for."""
 
 
-def publish(stage: Storage, invitation: Invitation) -> None:
+def publish(stage: Storage, head: RayHead) -> None:
     """Say where the head is, readable by this user alone (mode 0600)."""
     path = _path(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{_NAME}-{secrets.token_hex(4)}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(invitation), file)
+        json.dump(asdict(head), file)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
 
 
-def read(stage: Storage) -> Invitation | None:
+def read(stage: Storage) -> RayHead | None:
     """Where the head is; None while there is none."""
     try:
-        return Invitation(**json.loads(_path(stage).read_text()))
+        return RayHead(**json.loads(_path(stage).read_text()))
     except FileNotFoundError:
         return None
 

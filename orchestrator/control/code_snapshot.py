@@ -1,0 +1,134 @@
+"""The code that a run's jobs execute: copied into the run, and found again where they run.
+
+Jobs import it from the run's folder where the store is a path, else from a local copy that is
+recognised by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import CorruptError, RequestError
+from orchestrator.ledger.run import RunFolder
+
+FORMAT = 2
+"""Of code and run folder together: a run whose record names another is executed by nothing here."""
+
+
+def code_snapshot() -> dict[str, bytes]:
+    """Relative path to bytes of everything the jobs execute."""
+    snapshot = {}
+    for package in ("orchestrator", "jobs"):
+        root = _package_folder(package)
+        for path in sorted(root.rglob("*")):
+            if path.suffix in (".py", ".html") and path.is_file():
+                snapshot[f"{package}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
+    return snapshot
+
+
+def code_origin(snapshot: Mapping[str, bytes]) -> dict[str, Any]:
+    """The record of a snapshot: its digest, the checkout's commit and patch, installed versions."""
+    checkout = _package_folder("orchestrator").parent
+    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {
+        "format": FORMAT,
+        "sha256": snapshot_digest(snapshot),
+        "commit": _git(checkout, "rev-parse", "HEAD"),
+        "patch": _git(checkout, "diff", "HEAD", "--", "orchestrator", "jobs"),
+        "python": sys.version.split()[0],
+        "packages": dict(sorted(versions.items())),
+    }
+
+
+def require_executable(run: RunFolder) -> None:
+    """Raises RequestError when the run's code is that of an earlier version."""
+    if run.storage.read_json("code.json").get("format") != FORMAT:
+        raise RequestError(
+            f"{run.name}: was submitted by another version, which alone can go on with it; submit "
+            "the recipe again with another --name: finished stages are reused"
+        )
+
+
+def snapshot_digest(snapshot: Mapping[str, bytes]) -> str:
+    """SHA-256 of all paths and bytes, in hex."""
+    digest = hashlib.sha256()
+    for path, data in sorted(snapshot.items()):
+        digest.update(f"{path}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()
+
+
+def code_folder(run: RunFolder) -> Path:
+    """A local folder with the run's code, fetched where the store is no path.
+
+    Raises CorruptError when what was fetched is not what was submitted.
+    """
+    if run.storage.local_root is not None:
+        return run.storage.local_root / "code"
+    sha256 = run.storage.read_json("code.json")["sha256"]
+    target = own_temporary_folder() / f"code-{sha256[:16]}"
+    if not target.exists():
+        _fetch(run, sha256, target)
+    return target
+
+
+def code_env(run: RunFolder) -> dict[str, str]:
+    """What makes a Python process import the run's own code, whatever folder it is started in."""
+    return {"PYTHONPATH": str(code_folder(run)), "PYTHONSAFEPATH": "1"}
+
+
+def own_temporary_folder() -> Path:
+    """A folder for temporary files that no other user of this machine can write to.
+
+    Raises RequestError when somebody else has made it first.
+    """
+    base = os.environ.get("TMPDIR") or tempfile.gettempdir()
+    folder = Path(base, f"orchestrator-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+        raise RequestError(f"{folder}: belongs to somebody else; set TMPDIR to a folder of yours")
+    return folder
+
+
+def _fetch(run: RunFolder, sha256: str, target: Path) -> None:
+    """Let the folder appear whole: several processes may want it at once."""
+    names = [name.removeprefix("code/") for name in run.storage.list("code")]
+    snapshot = {name: run.storage.read_bytes(f"code/{name}") for name in names}
+    if snapshot_digest(snapshot) != sha256:
+        raise CorruptError(f"{run.storage.url}/code: bytes differ from code.json; submit again")
+    aside = Path(tempfile.mkdtemp(dir=target.parent))
+    for name, data in snapshot.items():
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).write_bytes(data)
+    try:
+        aside.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(aside)
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise RequestError(
+            f"package {package}: not found beside orchestrator; reinstall the project"
+        )
+    return Path(spec.origin).parent
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

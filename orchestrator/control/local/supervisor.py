@@ -1,0 +1,125 @@
+"""The supervisor of a run on this machine; `LocalExecutor` starts it by ``python -m``, detached."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from orchestrator.backends.local import LocalBackend
+from orchestrator.backends.ray_session import RaySession
+from orchestrator.control.code_snapshot import code_env
+from orchestrator.control.process import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.run_logs import RunLogs
+from orchestrator.control.supervise import (
+    LAST_WORDS_S,
+    TICK_S,
+    Supervisor,
+    log,
+    write_figures,
+    write_last_page,
+)
+from orchestrator.errors import LeaseHeldError
+from orchestrator.ledger import lease as leases
+from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+
+REMOTE_TICK_S = 2.0
+"""Between looks at a store that is no path: each asks it several times, and may cost money."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Supervise one run until it ends."""
+    store, run = store_and_run(run_parser(__doc__).parse_args(argv))
+    log_to_stderr()
+    try:
+        with only_supervisor(run, run.cluster().retry.heartbeat_timeout_s) as beat:
+            return _supervise(store, run, beat)
+    except LeaseHeldError as error:
+        log.info("%s; nothing to do", error)
+        return 0
+
+
+@contextmanager
+def only_supervisor(run: RunFolder, timeout_s: float) -> Iterator[Callable[[], None]]:
+    """Hold the run's supervision; yields what must be called to keep it. Raises LeaseHeldError."""
+    held = leases.acquire(run.supervision, holder=run.name, timeout_s=timeout_s)
+    beaten_at = time.monotonic()
+
+    def beat() -> None:
+        nonlocal beaten_at
+        if time.monotonic() - beaten_at > timeout_s / 6:
+            held.beat()
+            beaten_at = time.monotonic()
+
+    try:
+        yield beat
+    finally:
+        held.release()
+
+
+def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
+    record = run.begin_supervisor(process=Process.current().__dict__)
+    logs = RunLogs(run)
+
+    def beat_and_obey() -> None:
+        beat()
+        if record.storage.exists(FAULT_ORDER):  # a drill that takes this node down
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    supervisor = _supervisor(store, run, record, logs, beat_and_obey)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        supervisor.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    try:
+        state = supervisor.run()
+    except Exception as error:
+        traceback.print_exc()
+        logs.copy(now=True)
+        record.finish(state="failed", cause="supervisor", reason=str(error))
+        raise
+    was_stopped = state in ("running", "pending")
+    state = "failed" if was_stopped else state
+    record.finish(state=state, cause="preempted" if was_stopped else "", reason="")
+    write_figures(run, store)
+    write_last_page(run, store)
+    logs.close()
+    return 0 if state == "succeeded" else 1
+
+
+def _supervisor(
+    store: Store,
+    run: RunFolder,
+    record: AttemptFolder,
+    logs: RunLogs,
+    beat: Callable[[], None],
+) -> Supervisor:
+    cluster = run.cluster()
+    return Supervisor(
+        store,
+        run,
+        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S),
+        logs=logs,
+        start_ray=lambda: RaySession(
+            run=run.storage.url,
+            num_cpus=cluster.cpus or os.cpu_count() or 1,
+            log=logs.path(record.storage, "ray.log"),
+            code_env=code_env(run),
+        ),
+        beat=beat,
+        tick_s=TICK_S if run.storage.local_root else REMOTE_TICK_S,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""From a recipe file to a run that is under way: plan, refuse what cannot be, create, start.
+
+`prepare` looks things up and plans; `submit` sends exactly what was planned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.control.cluster_choice import open_store
+from orchestrator.control.code_snapshot import code_origin, code_snapshot, require_executable
+from orchestrator.control.executor import (
+    Request,
+    Started,
+    executor_of,
+    observe,
+    require_submittable,
+)
+from orchestrator.control.requirements import impossible_splits, missing, root_of
+from orchestrator.errors import RequestError, SpecErrors
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import to_json
+from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Variant, make_plan
+from orchestrator.plan.stages import Facts
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.loader import (
+    load_cluster,
+    load_recipe,
+    sweep_points,
+    variant_name,
+    variant_recipe,
+)
+from orchestrator.spec.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """A run that somebody works on, or that is done."""
+
+    run: RunFolder
+    is_new: bool
+    """False when it was there before."""
+    started: Started
+
+
+def prepare(
+    recipe_file: Path, cluster_file: Path, overrides: Sequence[str] = (), name: str | None = None
+) -> Request:
+    """The plan of a recipe on a cluster.
+
+    Raises RequestError or SpecErrors; BackendError when the store is out of reach.
+    """
+    recipe = load_recipe(recipe_file, overrides)
+    cluster = load_cluster(cluster_file)
+    store = open_store(cluster)
+    variants = tuple(
+        Variant(
+            name=variant_name(point),
+            overrides=point,
+            recipe=variant_recipe(recipe, point, where=recipe_file.name),
+        )
+        for point in sweep_points(recipe)
+    )
+    facts = _facts(recipe, cluster, cluster_file.name)
+    plan = make_plan(variants, facts, found=store.find, known_inputs=store.inputs_of, run=name)
+    return Request(
+        recipe=recipe,
+        cluster=cluster,
+        cluster_file=cluster_file,
+        variants=variants,
+        store=store,
+        plan=plan,
+    )
+
+
+def submit(request: Request) -> Submitted:
+    """Create the run, or attach to it, and start what is missing.
+
+    Raises SpecErrors with everything that keeps it from running.
+    """
+    if problems := missing(request):
+        raise SpecErrors(problems)
+    require_submittable(request.cluster)
+    run = RunFolder(request.store.run_storage(request.plan.run))
+    code = code_snapshot()
+    is_new = run.create(request.plan, request.recipe, request.cluster, code, code_origin(code))
+    return Submitted(run=run, is_new=is_new, started=start(run, request.store))
+
+
+def start(run: RunFolder, store: Store) -> Started:
+    """Start what is missing of a run. Raises RequestError when that cannot be done from here."""
+    cluster = run.cluster()
+    require_submittable(cluster)
+    if not store.has(*run.plan().instances):
+        require_executable(run)
+    if absent := [name for name in cluster.environment.export if name not in os.environ]:
+        raise RequestError(
+            f"cluster: environment.export: {', '.join(absent)} not set here; export and try again"
+        )
+    return executor_of(cluster).start(run, store)
+
+
+def move(run: RunFolder, cluster_file: Path) -> bool:
+    """Let a run go on where another cluster file says; False when that is where it is.
+
+    Raises RequestError when the run cannot go on there, or is at work.
+    """
+    cluster = load_cluster(cluster_file)
+    if cluster == run.cluster():
+        return False
+    require_submittable(cluster)
+    if observe(run).is_alive:
+        raise RequestError(
+            f"{run.name}: is at work; `orchestrator cancel {run.name}` before it moves"
+        )
+    if problems := impossible_splits(run.variants(), cluster, cluster_file.name):
+        raise SpecErrors(problems)
+    run.move(cluster)
+    return True
+
+
+def _facts(recipe: Recipe, cluster: Cluster, where: str) -> Facts:
+    """A fingerprint of each source's listing; a snapshot label stands for all of them.
+
+    Raises SpecErrors for sources that cannot be listed here: their keys would be other ones than
+    where they can.
+    """
+    if recipe.corpus.snapshot:
+        return Facts()
+    problems, listings = [], {}
+    for source in recipe.corpus.sources:
+        if source.name not in cluster.data:
+            problems.append(
+                f"{where}: data.{source.name}: missing; map the source to its folder here"
+            )
+        elif (root := root_of(cluster, source)).is_dir():
+            listings[source.name] = listing_digest(root)
+        else:
+            problems.append(
+                f"{where}: data.{source.name}: {root} is not a folder here; submit where it is "
+                "mounted, or give corpus.snapshot"
+            )
+    if problems:
+        raise SpecErrors(problems)
+    return Facts(listings=listings)
+
+
+def listing_digest(root: Path) -> str:
+    """SHA-256 of all relative paths and sizes below a folder, hidden files left out."""
+    digest = hashlib.sha256()
+    rows = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        rows += [Path(folder, name) for name in names if not name.startswith(".")]
+    for path in sorted(rows):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def plan_document(request: Request) -> bytes:
+    """``plan --json``."""
+    return to_json(
+        {
+            **request.plan.to_json(),
+            "cluster": str(request.cluster_file),
+            "store": request.store.storage.url,
+        }
+    )

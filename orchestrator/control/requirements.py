@@ -1,0 +1,94 @@
+"""Everything that keeps a cluster from running a recipe, one line each.
+
+What only one backend asks for, its executor knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from orchestrator.control.executor import Request, executor_of
+from orchestrator.errors import RequestError
+from orchestrator.plan.execution import execution_of
+from orchestrator.plan.planner import Variant
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.loader import resolve_env
+from orchestrator.spec.recipe import Recipe, Source
+
+JOB_PACKAGES = (
+    "torch",
+    "torchaudio",
+    "transformers",
+    "deepspeed",
+    "ray",
+    "submitit",
+    "pyarrow",
+    "soundfile",
+)
+
+
+def missing(request: Request) -> list[str]:
+    """Everything that keeps the request's cluster from running its recipe."""
+    cluster, where = request.cluster, request.cluster_file.name
+    return [
+        *_missing_data(request.recipe, cluster, where),
+        *_missing_models(request.variants, cluster, where),
+        *_missing_accelerators(request.variants, cluster, where),
+        *impossible_splits(request.variants, cluster, where),
+        *executor_of(cluster).problems(request),
+    ]
+
+
+def _missing_data(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[str]:
+    for source in recipe.corpus.sources:
+        if source.name not in cluster.data:
+            yield f"{where}: data.{source.name}: missing; map the source to its folder here"
+
+
+def models_of(variants: Sequence[Variant]) -> list[str]:
+    """Names of all models that the variants load."""
+    wanted = {v.recipe.model.text_model for v in variants}
+    return sorted(name for name in wanted | {v.recipe.encoder.model for v in variants} if name)
+
+
+def _missing_models(variants: Sequence[Variant], cluster: Cluster, where: str) -> Iterator[str]:
+    for name in models_of(variants):
+        if name not in cluster.models and "/" not in name:
+            yield f"{where}: models.{name}: missing; map it to a folder in Hugging Face format"
+
+
+def _missing_accelerators(
+    variants: Sequence[Variant], cluster: Cluster, where: str
+) -> Iterator[str]:
+    if cluster.resources_of("train").gpus_per_node:
+        return
+    precisions = dict.fromkeys(v.recipe.train.precision for v in variants)
+    for precision in (p for p in precisions if p != "fp32"):
+        yield (
+            f"{where}: resources.train.gpus_per_node: 0, "
+            f"but train.precision is {precision}, which needs accelerators; "
+            "use a cluster with GPUs, or --set train.precision=fp32"
+        )
+
+
+def impossible_splits(variants: Sequence[Variant], cluster: Cluster, where: str) -> tuple[str, ...]:
+    """Why this cluster's ranks cannot share the variants' batches, and which sizes would do."""
+    world_size = cluster.resources_of("train").world_size
+    problems = []
+    for variant in variants:
+        try:
+            execution_of(variant.recipe.train, world_size)
+        except RequestError as error:
+            problems.append(f"{where}: resources.train: {world_size} ranks: {error}")
+    return tuple(dict.fromkeys(problems))
+
+
+def num_gpus() -> int:
+    """Accelerators of this machine, counted without a driver library."""
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+def root_of(cluster: Cluster, source: Source) -> Path:
+    """Where a source lies on the cluster."""
+    return Path(resolve_env(cluster.data[source.name], where=f"cluster: data.{source.name}"))

@@ -1,0 +1,66 @@
+"""Local files for what a run's processes print, copied into its folder where that is no path.
+
+Object stores take no appends, so each copy writes the whole file: only files that have grown, and
+not too often.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from orchestrator.control.code_snapshot import own_temporary_folder
+from orchestrator.errors import OrchestratorError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
+
+COPY_EVERY_S = 15.0
+
+log = logging.getLogger(__name__)
+
+
+class RunLogs:
+    """The logs of one run on this machine."""
+
+    def __init__(self, run: RunFolder, copy_every_s: float = COPY_EVERY_S) -> None:
+        self._storage, self._every_s = run.storage, copy_every_s
+        self._is_copied = run.storage.local_root is None
+        digest = hashlib.sha256(run.storage.url.encode()).hexdigest()[:16]
+        self.folder = run.storage.local_root or own_temporary_folder() / f"run-{digest}"
+        """Has the layout of the run's own folder."""
+        self._copied: dict[Path, tuple[int, int]] = {}
+        self._copied_at = time.monotonic()
+
+    def path(self, storage: Storage, name: str) -> Path:
+        """The local file that is to be ``name`` in a folder of the run."""
+        return self.folder / storage.url.removeprefix(self._storage.url).strip("/") / name
+
+    def copy(self, *, now: bool = False) -> None:
+        """Copy what has changed, when it is time for that or ``now``; a failure is only logged."""
+        if not self._is_copied or not (now or self._is_time()):
+            return
+        self._copied_at = time.monotonic()
+        try:
+            for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+                self._copy(path)
+        except (OSError, OrchestratorError) as error:  # the store may be back at the next copy
+            log.warning("logs: %s", error)
+
+    def close(self) -> None:
+        """Copy everything and remove the local files."""
+        if self._is_copied:
+            self.copy(now=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._copied_at >= self._every_s
+
+    def _copy(self, path: Path) -> None:
+        found = path.stat()
+        version = (found.st_size, found.st_mtime_ns)
+        if self._copied.get(path) != version:
+            self._storage.replace(path.relative_to(self.folder).as_posix(), path.read_bytes())
+            self._copied[path] = version

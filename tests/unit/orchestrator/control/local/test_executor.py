@@ -1,0 +1,87 @@
+"""A run on this machine: its supervisor's command, and what becomes of starts and cancels."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.control.code_snapshot import code_origin, code_snapshot
+from orchestrator.control.local.executor import LocalExecutor, supervisor_job
+from orchestrator.errors import BackendError, RunFailedError
+from orchestrator.ledger.lease import Process
+from tests.unit.orchestrator.control.local.scene import Scene
+
+
+def test_a_supervisor_outlives_whoever_submits_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, environment={"venv": "/opt/venv"})
+    job = supervisor_job(scene.run, scene.store)
+    assert job.argv == (
+        *("/opt/venv/bin/python", "-m", "orchestrator.control.local.supervisor"),
+        *("--store", str(tmp_path / "store"), "--run", "small"),
+    )
+    assert job.detached
+    assert job.log == tmp_path / "store/runs/small/supervisor.log"
+    assert job.env["PYTHONPATH"] == str(tmp_path / "store/runs/small/code")
+
+
+def test_what_is_under_way_or_done_is_not_started(scene: Scene) -> None:
+    record = scene.run.begin_supervisor(process=Process.current().__dict__)
+    assert LocalExecutor().start(scene.run, scene.store).outcome == "running"
+    assert LocalExecutor().observe([scene.run])["small"].is_alive
+    record.finish(state="succeeded", cause="", reason="")
+    assert not LocalExecutor().observe([scene.run])["small"].is_alive
+    scene.publish_all()
+    assert LocalExecutor().start(scene.run, scene.store).outcome == "done"
+
+
+def test_a_supervisor_that_does_not_start_shows_its_last_words(scene: Scene) -> None:
+    with pytest.raises(BackendError) as raised:
+        LocalExecutor(start_timeout_s=3).start(scene.run, scene.store)
+    first, *_, last = str(raised.value).splitlines()
+    assert first == f"small: no supervisor started; see {scene.run.storage.url}/supervisor.log"
+    assert "No module named" in last
+
+
+def test_a_run_of_complete_artifacts_is_supervised_to_its_report(tmp_path: Path) -> None:
+    """The real process, on a store that both of us can only reach through its folder."""
+    scene = Scene(tmp_path)
+    for path, data in (code := code_snapshot()).items():
+        scene.run.storage.replace(f"code/{path}", data)
+    assert code_origin(code)["sha256"]
+    scene.publish_all()
+    assert LocalExecutor().start(scene.run, scene.store).outcome == "started"
+    (supervisor,) = scene.run.supervisors()
+    deadline = time.monotonic() + 60
+    while scene.run.live_supervisor() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert supervisor.end["state"] == "succeeded"
+
+
+def test_cancelling_waits_for_the_supervisor(scene: Scene) -> None:
+    record = scene.run.begin_supervisor(process=Process.current().__dict__)
+    end = threading.Timer(0.5, record.finish, kwargs={"state": "cancelled"})
+    end.start()
+    LocalExecutor().cancel(scene.run, None)
+    assert record.end == {"state": "cancelled", "ended_at": record.end["ended_at"]}
+    assert [c["stage"] for c in scene.run.cancel_requests()] == [None]
+
+
+def test_cancelling_a_stage_waits_for_its_attempts_alone(scene: Scene) -> None:
+    scene.run.begin_supervisor(process=Process.current().__dict__)
+    train = next(i.id for i in scene.run.plan().instances if i.stage == "train")
+    attempt = scene.run.begin_attempt(train)
+    end = threading.Timer(0.5, attempt.finish, kwargs={"state": "cancelled"})
+    end.start()
+    LocalExecutor().cancel(scene.run, "train")
+    assert attempt.end is not None
+
+
+def test_a_supervisor_that_does_not_stop_is_named(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, retry={"notice_s": 0.1})
+    scene.run.begin_supervisor(process=Process.current().__dict__)
+    with pytest.raises(RunFailedError) as raised:
+        LocalExecutor(cancel_slack_s=0.1).cancel(scene.run, None)
+    assert str(raised.value) == ("small: still not stopped after 0 s; see `orchestrator status`")

@@ -1,0 +1,67 @@
+"""A run on a Slurm that says what a test wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.control.slurm.executor import SlurmExecutor
+from orchestrator.control.slurm.sentinel import run_refusal
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.submission import Submissions
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+from tests.unit.orchestrator.scheduler import Answers
+
+STAGES = ("corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate")
+NUM_JOBS = len(STAGES) + 2 + 1
+"""Workers of codebook and tokenize, and the sentinel."""
+COUNTING = """#!/bin/sh
+echo "sbatch $*" >> {folder}/asked
+echo "Submitted batch job $(grep -c ^sbatch {folder}/asked)"
+"""
+
+
+class Scene:
+    """A run on a Slurm that says what a test wants, and accepts everything."""
+
+    def __init__(self, tmp_path: Path, answers: Answers) -> None:
+        self.answers, self.store = answers, Store.open(str(tmp_path / "store"))
+        where = cluster(self.store.storage.url, backend="slurm", slurm={"max_resumes": 2})
+        self.run = RunFolder(self.store.run_storage("small"))
+        self.run.create(plan_of(recipe()), recipe(), where, {}, {})
+        sbatch = answers.folder / "sbatch"
+        sbatch.write_text(COUNTING.format(folder=answers.folder))
+        sbatch.chmod(0o755)
+        self.books(), self.queue(), answers.say("scancel", "")
+        self.executor = SlurmExecutor()
+
+    def id(self, stage: str) -> str:
+        return next(i.id for i in self.run.plan().instances if i.stage == stage)
+
+    def publish(self, *stages: str) -> None:
+        for stage in stages:
+            i = self.run.plan().instance(self.id(stage))
+            facts = {"num_shards": 4}
+            self.store.artifact(i.stage, i.key).publish(inputs=i.inputs, facts=facts, producer={})
+
+    def start(self) -> tuple[str, int]:
+        started = self.executor.start(self.run, self.store)
+        return started.outcome, started.num_jobs
+
+    def refusal(self, submission: int) -> str:
+        return run_refusal(self.run, self.store, submission)
+
+    def job(self, stage: str) -> str:
+        return Submissions(self.run.storage).newest_jobs()["stage", self.id(stage)][0].id
+
+    def books(self, **words: str) -> None:
+        """What sacct says of the stages' jobs, and nothing of others."""
+        rows = [f"{self.job(stage)}|{word}|1:0|node1" for stage, word in words.items()]
+        self.answers.say("sacct", "\n".join([*rows, ""]))
+
+    def queue(self, **words: str) -> None:
+        rows = [f"{self.job(stage)}|{word}|node1|None|x" for stage, word in words.items()]
+        self.answers.say("squeue", "\n".join([*rows, ""]))
+
+    def asked(self, command: str) -> list[str]:
+        return [line for line in self.answers.asked if line.startswith(command)]

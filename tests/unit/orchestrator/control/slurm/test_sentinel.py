@@ -1,0 +1,147 @@
+"""When a run is resumed by itself, and when not."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from orchestrator.control.executor import Started
+from orchestrator.control.slurm.job_states import work_left
+from orchestrator.control.slurm.sentinel import resume, settled, stage_refusals
+from orchestrator.errors import BackendError, RequestError
+from orchestrator.ledger.status import JobState
+from orchestrator.ledger.submission import Submissions
+from tests.unit.orchestrator.control.slurm.scene import COUNTING, NUM_JOBS, STAGES, Scene
+from tests.unit.orchestrator.recipes import cluster
+
+
+def test_a_sentinel_resumes_and_knows_when_not_to(scene: Scene) -> None:
+    scene.start()
+
+    def hopeless() -> dict[str, str]:
+        return stage_refusals(scene.run, scene.executor.observe([scene.run])["small"])
+
+    scene.books(corpus="FAILED", codebook="CANCELLED")
+    assert hopeless() == {}
+    attempt = scene.run.begin_attempt(scene.id("corpus"))
+    attempt.finish(action="stop", reason="the request is wrong", cause="bad_request")
+    assert hopeless() == {scene.id("corpus"): "the request is wrong"}
+    scene.run.request_cancel("train")
+    assert hopeless()[scene.id("train")] == "somebody cancelled it"
+    assert scene.refusal(1) == ""
+    scene.run.request_cancel(None)
+    assert scene.refusal(1) == "somebody cancelled it"
+    submissions = Submissions(scene.run.storage)
+    submissions.begin("user", {})
+    assert scene.refusal(1) == "it was submitted again since"
+    assert scene.refusal(2) == ""
+    submissions.begin("sentinel", {})  # and died before it had submitted anything
+    assert scene.refusal(2) == ""
+    scene.run.move(cluster(scene.store.storage.url, backend="local"))
+    assert scene.refusal(2) == "it has moved to another cluster"
+
+
+def test_a_sentinel_gives_up_on_a_run_that_gets_no_further(scene: Scene) -> None:
+    scene.start()
+    submissions, plan = Submissions(scene.run.storage), scene.run.plan()
+
+    def resumed() -> str:
+        number = submissions.begin("sentinel", work_left(plan, scene.store))
+        submissions.close(number)
+        return scene.refusal(number)
+
+    assert resumed() == ""
+    scene.publish("corpus")
+    assert resumed() == "", "the one before got something done"
+    shards = scene.store.artifact("tokenize", plan.instance(scene.id("tokenize")).key).storage
+    shards.create("shards/a.parquet", b"")
+    assert resumed() == "", "and so did this"
+    assert resumed().startswith("it was resumed in vain often enough (slurm.max_resumes)")
+
+
+def test_a_sentinel_tries_again(scene: Scene) -> None:
+    """sbatch refuses twice, as where a user may have only so many jobs, then accepts."""
+    sbatch = scene.answers.folder / "sbatch"
+    tries = scene.answers.folder / "tries"
+    accepting = COUNTING.format(folder=scene.answers.folder).splitlines()
+    refusal = "{ echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }"
+    refusing = [f"echo x >> {tries}", f"[ $(wc -l < {tries}) -gt 2 ] || {refusal}"]
+    sbatch.write_text("\n".join([accepting[0], *refusing, *accepting[1:], ""]))
+    started = resume(scene.run, scene.store, scene.executor, {}, try_again_s=0.01)
+    assert started == Started(outcome="started", num_jobs=NUM_JOBS)
+    newest = Submissions(scene.run.storage).all()[-1]
+    assert (newest.by, newest.is_whole) == ("sentinel", True)
+
+
+def test_a_sentinel_does_not_try_for_ever(scene: Scene) -> None:
+    scene.answers.say("sbatch", "sbatch: error: Invalid account\n", code=1)
+    with pytest.raises(RequestError, match="Invalid account"):
+        resume(scene.run, scene.store, scene.executor, {}, timeout_s=2.0, try_again_s=0.02)
+    assert len(scene.asked("sbatch")) >= 2
+
+
+def test_a_sentinel_waits_until_the_books_show_what_has_failed(scene: Scene) -> None:
+    scene.start()
+    scene.queue(corpus="RUNNING")
+
+    def fail() -> None:
+        scene.queue()
+        scene.books(corpus="FAILED")
+
+    later = threading.Timer(0.5, fail)
+    later.start()
+    observed = settled(scene.run, scene.executor, timeout_s=60, look_every_s=0.05)
+    later.join()
+    assert observed.jobs[scene.id("corpus")].state is JobState.FAILED
+
+
+def test_a_sentinel_goes_on_with_what_is_known_when_the_books_stay_silent(scene: Scene) -> None:
+    scene.start()
+    scene.queue(corpus="RUNNING")
+    observed = settled(scene.run, scene.executor, timeout_s=0.05, look_every_s=0.01)
+    assert observed.jobs[scene.id("corpus")].state is JobState.RUNNING
+    for command in ("sacct", "squeue"):
+        scene.answers.say(command, f"{command}: error: no route\n", code=1)
+    with pytest.raises(BackendError, match="no route"):
+        settled(scene.run, scene.executor, timeout_s=0.05, look_every_s=0.01)
+
+
+@pytest.mark.parametrize(
+    ("words", "by_hand"),
+    [
+        ({"corpus": "COMPLETED", "pack": "CANCELLED by 1000"}, {"pack"}),
+        ({"tokenize": "COMPLETED", "pack": "CANCELLED by 1000"}, {"pack"}),
+        ({"tokenize": "FAILED", "pack": "CANCELLED", "train": "CANCELLED"}, set()),
+        ({"tokenize": "PREEMPTED", "pack": "CANCELLED"}, set()),
+    ],
+)
+def test_what_was_cancelled_by_hand_is_told_from_what_followed_from_it(
+    scene: Scene, words: dict[str, str], by_hand: set[str]
+) -> None:
+    scene.start()
+    scene.books(**words)
+    found = stage_refusals(scene.run, scene.executor.observe([scene.run])["small"])
+    assert found == {scene.id(s): "its job was cancelled with scancel" for s in by_hand}
+
+
+def test_workers_that_are_submitted_alone_bring_a_sentinel_and_are_those_that_count(
+    scene: Scene,
+) -> None:
+    scene.publish(*STAGES[:3])
+    scene.start()
+    jobs, tokenize = Submissions(scene.run.storage).newest_jobs(), scene.id("tokenize")
+    (workers,), (sentinel,) = jobs["workers", tokenize], jobs["sentinel", ""]
+    waiting = ("tokenize", "pack", "train", "evaluate")
+    rows = [*(f"{scene.job(s)}|PENDING|1:0|" for s in waiting), f"{workers.id}_0|FAILED|1:0|n1"]
+    scene.answers.say("sacct", "\n".join([*rows, f"{sentinel.id}|PENDING|0:0|", ""]))
+    queued = [scene.job(stage) for stage in waiting] + [sentinel.id]
+    scene.answers.say("squeue", "".join(f"{job}|PENDING||Dependency|x\n" for job in queued))
+    assert scene.start() == ("started", 2)
+    assert sentinel.id in scene.asked("scancel")[0].split(), "the run is the new one's"
+    scene.queue()
+    replace = scene.executor.replace_workers
+    for _ in range(3):
+        assert replace(scene.run, scene.store, tokenize) == 1
+    names = [job.name for job in Submissions(scene.run.storage).newest_jobs()["workers", tokenize]]
+    assert names == [f"{tokenize}-workers{n}" for n in ("", "-2", "-3", "-4")]

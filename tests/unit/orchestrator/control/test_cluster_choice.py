@@ -1,0 +1,96 @@
+"""Which cluster a command line means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.control.cluster_choice import choose_cluster
+from orchestrator.errors import RequestError
+from tests.unit.orchestrator import broken
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty PATH, and a project with a cluster file of each kind, beside the current folder."""
+    (tmp_path / "project" / "recipes").mkdir(parents=True)
+    (tmp_path / "project" / "recipes" / "r.yaml").write_text(broken.RECIPE)
+    (tmp_path / "project" / "cluster_configs").mkdir()
+    for name in ("local", "ray", "slurm"):
+        (tmp_path / "project" / "cluster_configs" / f"{name}.yaml").write_text(broken.CLUSTER)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path
+
+
+def with_slurm(home: Path) -> None:
+    sbatch = home / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\n")
+    sbatch.chmod(0o755)
+
+
+def chosen(home: Path, explicit: str | None = None) -> tuple[str, str]:
+    path, why = choose_cluster(explicit, home / "project" / "recipes" / "r.yaml")
+    return os.path.relpath(path, home / "project"), why
+
+
+def test_without_anything_around_it_is_local(home: Path) -> None:
+    assert chosen(home) == ("cluster_configs/local.yaml", "no RAY_ADDRESS and no sbatch here")
+
+
+def test_sbatch_means_slurm(home: Path) -> None:
+    with_slurm(home)
+    assert chosen(home) == ("cluster_configs/slurm.yaml", "sbatch is on PATH")
+
+
+def test_a_ray_address_comes_before_sbatch(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_slurm(home)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert chosen(home) == ("cluster_configs/ray.yaml", "RAY_ADDRESS is set")
+
+
+def test_the_variable_comes_before_what_is_found(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    mine = home / "mine.yaml"
+    mine.write_text(broken.CLUSTER)
+    monkeypatch.setenv("ORCHESTRATOR_CLUSTER", str(mine))
+    assert chosen(home) == ("../mine.yaml", "named by $ORCHESTRATOR_CLUSTER")
+
+
+def test_the_option_comes_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CLUSTER", "nowhere.yaml")
+    given = str(home / "project" / "cluster_configs" / "ray.yaml")
+    assert chosen(home, given) == ("cluster_configs/ray.yaml", "given by --cluster")
+
+
+def test_beside_the_recipe_comes_before_here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = home / "elsewhere" / "cluster_configs"
+    here.mkdir()
+    (here / "local.yaml").write_text(broken.CLUSTER)
+    assert chosen(home)[0] == "cluster_configs/local.yaml"
+    assert choose_cluster(None, None)[0] == here / "local.yaml"
+
+
+def test_no_cluster_says_where_it_looked(home: Path) -> None:
+    with pytest.raises(RequestError) as raised:
+        choose_cluster(None, None)
+    looked = home / "elsewhere" / "cluster_configs" / "local.yaml"
+    assert str(raised.value) == (
+        "cluster: no local.yaml found (no RAY_ADDRESS and no sbatch here; "
+        f"looked for {looked}); give --cluster FILE"
+    )
+
+
+def test_a_named_cluster_must_be_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CLUSTER", "nowhere.yaml")
+    with pytest.raises(RequestError) as raised:
+        choose_cluster(None, None)
+    assert str(raised.value) == (
+        "nowhere.yaml: no such cluster file; check --cluster and $ORCHESTRATOR_CLUSTER"
+    )

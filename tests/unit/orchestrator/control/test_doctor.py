@@ -1,0 +1,34 @@
+"""What the doctor finds on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.control.doctor import examine
+from tests.unit.orchestrator.recipes import cluster
+
+
+def test_the_doctor_names_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "speech").mkdir()
+    where = cluster(
+        str(tmp_path / "store"),
+        backend="local",
+        data={"speech": str(tmp_path / "speech"), "music": str(tmp_path / "music")},
+        models={"hubert": str(tmp_path / "speech")},
+    )
+    checks = {c.name: c for c in examine(where)}
+    assert checks["store"].passed
+    assert checks["data.speech"].passed
+    assert not checks["data.music"].passed
+    assert checks["data.music"].detail == f"{tmp_path}/music: not a folder; check the path"
+    assert checks["models.hubert"].detail == (
+        f"{tmp_path}/speech: no config.json in it; check the path"
+    )
+    assert {"cpus", "gpus", "disk", "open files", "package torch"} <= set(checks)
+    assert list((tmp_path / "store").rglob("*")) == []
+
+
+def test_the_doctor_survives_a_store_that_cannot_be() -> None:
+    checks = {c.name: c for c in examine(cluster("${env:NO_SUCH_VARIABLE}/store"))}
+    assert not checks["store"].passed
+    assert "environment variable NO_SUCH_VARIABLE is not set" in checks["store"].detail

@@ -1,0 +1,155 @@
+"""From a recipe file to a run: what is planned, created, moved and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.control.cluster_choice import open_store
+from orchestrator.control.code_snapshot import FORMAT
+from orchestrator.control.request import (
+    listing_digest,
+    move,
+    plan_document,
+    prepare,
+    start,
+    submit,
+)
+from orchestrator.errors import RequestError, SpecErrors
+from orchestrator.ledger.run import RunFolder
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+
+
+def test_a_run_moves_to_another_cluster_and_refuses_what_cannot_be(project: Path) -> None:
+    request = prepare(project / "r.yaml", project / "c.yaml")
+    run = RunFolder(request.store.run_storage(request.plan.run))
+    run.create(request.plan, request.recipe, request.cluster, {}, {})
+    assert move(run, project / "c.yaml") is False
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    other = project / "other.yaml"
+    other.write_text(yaml.safe_dump({**spec, "resources": {"train": {"ranks_per_node": 3}}}))
+    with pytest.raises(SpecErrors, match=r"other.yaml: resources.train: 3 ranks"):
+        move(run, other)
+    other.write_text(yaml.safe_dump({**spec, "resources": {"train": {"ranks_per_node": 2}}}))
+    assert move(run, other) is True
+    assert run.cluster().resources_of("train").ranks_per_node == 2
+    assert move(run, other) is False
+
+
+def test_the_listing_is_part_of_the_corpus_key(project: Path) -> None:
+    def corpus_key() -> str:
+        return prepare(project / "r.yaml", project / "c.yaml").plan.instances[0].key
+
+    before = corpus_key()
+    (project / "speech" / ".hidden").write_bytes(b"x")
+    assert corpus_key() == before
+    (project / "speech" / "b.wav").write_bytes(b"x")
+    changed = corpus_key()
+    assert changed != before
+    with_label = prepare(project / "r.yaml", project / "c.yaml", ["corpus.snapshot=v1"])
+    assert with_label.plan.instances[0].inputs["fields"]["listing"] == {}
+
+
+def test_a_listing_depends_on_names_and_sizes_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "x").mkdir(parents=True)
+        (tmp_path / name / "x" / "1.wav").write_bytes(b"12")
+        (tmp_path / name / "2.wav").write_bytes(b"1")
+    os.utime(tmp_path / "b" / "2.wav", (0, 0))
+    assert listing_digest(tmp_path / "a") == listing_digest(tmp_path / "b")
+    (tmp_path / "b" / "2.wav").write_bytes(b"12")
+    assert listing_digest(tmp_path / "a") != listing_digest(tmp_path / "b")
+
+
+def test_a_plan_as_a_document(project: Path) -> None:
+    prepared = prepare(project / "r.yaml", project / "c.yaml", name="mine")
+    document = json.loads(plan_document(prepared))
+    assert document["run"] == "mine"
+    assert document["cluster"] == str(project / "c.yaml")
+    assert document["store"] == str(project / "store")
+    assert [i["decision"] for i in document["instances"]] == ["run"] * 7
+    assert not (project / "store").exists()
+
+
+def test_variants_of_a_sweep_are_prepared(project: Path) -> None:
+    prepared = prepare(project / "r.yaml", project / "c.yaml", ["sweep.seed=[1, 2]"])
+    assert [v.name for v in prepared.variants] == ["seed=1", "seed=2"]
+    assert [v.recipe.seed for v in prepared.variants] == [1, 2]
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_a_source_that_cannot_be_listed_here_has_no_key(project: Path, backend: str) -> None:
+    """An empty listing would be the key of other data."""
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    (project / "c.yaml").write_text(
+        yaml.safe_dump({**spec, "backend": backend, "data": {"speech": "elsewhere"}})
+    )
+    with pytest.raises(SpecErrors) as raised:
+        prepare(project / "r.yaml", project / "c.yaml")
+    assert str(raised.value) == (
+        f"c.yaml: data.speech: {project}/elsewhere is not a folder here; submit where it is "
+        "mounted, or give corpus.snapshot"
+    )
+    assert prepare(project / "r.yaml", project / "c.yaml", ["corpus.snapshot=v1"]).plan
+
+
+def test_a_source_without_a_root_has_no_key_either(project: Path) -> None:
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    (project / "c.yaml").write_text(yaml.safe_dump({**spec, "data": {}}))
+    with pytest.raises(SpecErrors, match=r"^c.yaml: data.speech: missing; map the source"):
+        prepare(project / "r.yaml", project / "c.yaml")
+
+
+def test_nothing_is_created_on_a_cluster_that_cannot_be_submitted_to(project: Path) -> None:
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    (project / "c.yaml").write_text(yaml.safe_dump({**spec, "backend": "ray"}))
+    request = prepare(project / "r.yaml", project / "c.yaml")
+    with pytest.raises(RequestError) as raised:
+        submit(request)
+    assert str(raised.value) == (
+        "cluster: backend: 'ray' can be planned for but not submitted to; use local or slurm"
+    )
+    assert request.store.runs() == ()
+
+
+def test_a_run_does_not_move_where_nothing_can_execute_it(project: Path) -> None:
+    request = prepare(project / "r.yaml", project / "c.yaml")
+    run = RunFolder(request.store.run_storage(request.plan.run))
+    run.create(request.plan, request.recipe, request.cluster, {}, {})
+    other = project / "ray.yaml"
+    other.write_text((project / "c.yaml").read_text().replace("backend: local", "backend: ray"))
+    with pytest.raises(RequestError, match="can be planned for but not submitted to"):
+        move(run, other)
+    assert run.num_moves == 0
+
+
+def test_a_run_of_an_earlier_version_is_left_to_it(project: Path) -> None:
+    request = prepare(project / "r.yaml", project / "c.yaml")
+    run = RunFolder(request.store.run_storage("old"))
+    run.create(request.plan, request.recipe, request.cluster, {}, {"commit": "abc"})
+    with pytest.raises(RequestError) as raised:
+        start(run, request.store)
+    assert str(raised.value) == (
+        "old: was submitted by another version, which alone can go on with it; submit the recipe "
+        "again with another --name: finished stages are reused"
+    )
+    assert run.supervisors() == ()
+
+
+def test_variables_that_jobs_need_must_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOME_TOKEN", raising=False)
+    where = cluster(str(tmp_path), backend="local", environment={"export": ["SOME_TOKEN"]})
+    store = open_store(where)
+    run = RunFolder(store.run_storage("small"))
+    run.create(plan_of(recipe()), recipe(), where, {}, {"format": FORMAT})
+    with pytest.raises(RequestError) as raised:
+        start(run, store)
+    assert str(raised.value) == (
+        "cluster: environment.export: SOME_TOKEN not set here; export and try again"
+    )

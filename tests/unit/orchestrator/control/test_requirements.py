@@ -1,0 +1,106 @@
+"""What keeps a cluster from running a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.control.request import prepare
+from orchestrator.control.requirements import missing
+from tests.unit.orchestrator import broken
+
+
+def lacking(project: Path, *overrides: str, **changes: Any) -> list[str]:
+    raw = {**yaml.safe_load(broken.CLUSTER), **changes}
+    (project / "c.yaml").write_text(yaml.safe_dump(raw))
+    return [
+        line.replace(str(project), "{folder}")
+        for line in missing(prepare(project / "r.yaml", project / "c.yaml", overrides))
+    ]
+
+
+def test_nothing_is_missing(project: Path) -> None:
+    assert lacking(project) == []
+
+
+def test_missing_data(project: Path) -> None:
+    assert lacking(project, "corpus.snapshot=v1", data={}) == [
+        "c.yaml: data.speech: missing; map the source to its folder here"
+    ]
+    assert lacking(project, "corpus.snapshot=v1", data={"speech": "nope"}) == [
+        "c.yaml: data.speech: {folder}/nope is not a folder; check the path"
+    ]
+
+
+def test_missing_models(project: Path) -> None:
+    assert lacking(project, models={"hubert": "speech"}) == [
+        "c.yaml: models.tiny-lm: missing; map it to a folder in Hugging Face format",
+        "c.yaml: models.hubert: {folder}/speech has no config.json; check the path",
+    ]
+
+
+def test_a_hub_id_needs_no_folder(project: Path) -> None:
+    assert lacking(project, "model.text_model=facebook/opt-125m", models={"hubert": "hubert"}) == []
+
+
+def test_more_gpus_than_there_are(project: Path) -> None:
+    (line,) = lacking(project, cpus=64, resources={"train": {"gpus_per_node": 4}})
+    assert line.startswith("c.yaml: resources.train.gpus_per_node: 4 asked, this machine has ")
+
+
+def test_bf16_needs_accelerators(project: Path) -> None:
+    assert lacking(project, "train.precision=bf16") == [
+        "c.yaml: resources.train.gpus_per_node: 0, but train.precision is bf16, "
+        "which needs accelerators; use a cluster with GPUs, or --set train.precision=fp32"
+    ]
+
+
+def test_a_model_beyond_this_machine(project: Path) -> None:
+    (line,) = lacking(project, "model.text_model=meta/huge-900b")
+    assert line.startswith("c.yaml: meta/huge-900b needs 14400 GB of training state, this machine")
+
+
+def test_more_ranks_than_cpus(project: Path) -> None:
+    assert lacking(project, cpus=2, resources={"train": {"ranks_per_node": 4}}) == [
+        "c.yaml: resources.train: 4 CPU cores asked, 2 here; ask for fewer ranks"
+    ]
+
+
+def test_ranks_that_cannot_share_the_batch(project: Path) -> None:
+    (line,) = lacking(project, cpus=3, resources={"train": {"ranks_per_node": 3}})
+    assert line.startswith("c.yaml: resources.train: 3 ranks: train.global_batch_tokens: 128 is 4")
+    assert line.endswith("use 96 or 192 tokens, or a number of ranks out of 1, 2, 4")
+
+
+def test_mixed_precision_needs_accelerators_on_any_cluster(project: Path) -> None:
+    (problem,) = lacking(project, "train.precision=bf16", backend="slurm")
+    assert "resources.train.gpus_per_node: 0, but train.precision is bf16" in problem
+
+
+def test_other_backends_look_for_themselves(project: Path) -> None:
+    assert lacking(
+        project, "corpus.snapshot=v1", backend="slurm", models={}, data={"speech": "/no"}
+    ) == [
+        "c.yaml: models.hubert: missing; map it to a folder in Hugging Face format",
+        "c.yaml: models.tiny-lm: missing; map it to a folder in Hugging Face format",
+    ]
+
+
+def test_a_slurm_store_must_be_a_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known only once the variable is filled in."""
+    monkeypatch.setenv("STORE", "memory://requirements")
+    assert lacking(project, backend="slurm", store="${env:STORE}") == [
+        "c.yaml: store: memory://requirements is no path; "
+        "jobs on Slurm need a folder that all nodes share"
+    ]
+
+
+def test_a_local_store_may_be_anywhere(project: Path) -> None:
+    assert lacking(project, store="memory://requirements") == []
+
+
+def test_a_machine_with_a_venv_of_its_own_is_not_asked_for_packages(project: Path) -> None:
+    assert lacking(project, environment={"venv": "/opt/venv"}) == []

@@ -1,0 +1,81 @@
+"""Logs reach the run's folder wherever that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.control.run_logs import RunLogs
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
+
+
+@pytest.fixture(autouse=True)
+def _temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def run_in(url: str) -> RunFolder:
+    return RunFolder(Store.open(url).run_storage("small"))
+
+
+def written(logs: RunLogs, run: RunFolder, text: str) -> Path:
+    path = logs.path(run.storage.at("stages", "pack-1", "attempts", "0001"), "driver.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+LOG = "stages/pack-1/attempts/0001/driver.log"
+
+
+def test_on_a_path_they_are_written_in_place(tmp_path: Path) -> None:
+    run = run_in(str(tmp_path / "store"))
+    logs = RunLogs(run)
+    assert written(logs, run, "x") == tmp_path / "store/runs/small" / LOG
+    assert logs.path(run.storage, "supervisor.log") == tmp_path / "store/runs/small/supervisor.log"
+    logs.close()
+    assert run.storage.read_bytes(LOG) == b"x"
+
+
+def test_elsewhere_they_are_copied_now_and_then_and_at_the_end() -> None:
+    run = run_in("memory://logs-copied")
+    logs = RunLogs(run, copy_every_s=3600)
+    path = written(logs, run, "one\n")
+    logs.copy()
+    assert not run.storage.exists(LOG), "too early"
+    logs.copy(now=True)
+    assert run.storage.read_bytes(LOG) == b"one\n"
+    with path.open("a") as file:
+        file.write("two\n")
+    logs.close()
+    assert run.storage.read_bytes(LOG) == b"one\ntwo\n"
+    assert not logs.folder.exists()
+
+
+def test_only_what_has_grown_is_copied() -> None:
+    run = run_in("memory://logs-grown")
+    logs = RunLogs(run, copy_every_s=0)
+    written(logs, run, "one\n")
+    logs.copy()
+    run.storage.delete(LOG)
+    logs.copy()
+    assert not run.storage.exists(LOG)
+
+
+def test_what_a_killed_supervisor_left_is_copied_by_the_next() -> None:
+    run = run_in("memory://logs-left")
+    written(RunLogs(run), run, "last words\n")
+    RunLogs(run).close()
+    assert run.storage.read_bytes(LOG) == b"last words\n"
+
+
+def test_a_store_out_of_reach_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder(Storage("http://127.0.0.1:1/runs/small"))  # can be read at most
+    logs = RunLogs(run, copy_every_s=0)
+    written(logs, run, "x")
+    logs.copy()
+    assert f"logs: {run.storage.url}/{LOG}: the store did not do as asked" in caplog.text
+    assert logs.path(run.storage.at("stages/pack-1/attempts/0001"), "driver.log").exists()
