@@ -25,7 +25,7 @@ from jobs.attempt import Attempt, StopRequestedError, run_stage
 from jobs.lm.twist import verify_weights
 from jobs.training.monitor import RankMonitor
 from jobs.training.rank import RankConfig
-from orchestrator.errors import RequestError, RunFailedError
+from orchestrator.errors import Cause, RequestError, RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import to_json
 from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM, execution_of
@@ -139,6 +139,7 @@ def halving_on_oom(attempt: Attempt, config: RankConfig) -> Iterator[None]:
             ) from error
         attempt.out.replace(FITS, to_json({"max_micro_batch": micro_batch // 2}))
         attempt.event("device_oom", micro_batch=micro_batch)
+        error.cause = Cause.DEVICE_OOM
         raise
 
 

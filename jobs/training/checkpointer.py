@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from jobs.training.engine import Engine, build_engine, to_universal
 from jobs.training.rank import RankConfig, RankInfo
 from jobs.training.uploader import CheckpointUploader, Snapshot
-from orchestrator.errors import CorruptError, RequestError, RunFailedError
+from orchestrator.errors import Cause, CorruptError, RequestError, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.checkpoints import AttemptSpan, Manifest, Segment
 from orchestrator.ledger.storage import Storage, sha256_of
@@ -113,7 +113,10 @@ class Checkpointer:
         self.uploader.raise_if_failed()
         problems = [p for p in self._gather(problem) if p]
         if problems:
-            raise RunFailedError(f"train: a rank could not publish its checkpoint: {problems[0]}")
+            raise RunFailedError(
+                f"train: a rank could not publish its checkpoint: {problems[0]}",
+                cause=Cause.STORAGE,
+            )
         self.uploader.wait_committed()
 
     def close(self) -> None:
@@ -152,9 +155,10 @@ class Checkpointer:
             self.refused.append(problems[0])
         if self.refused:
             raise RunFailedError(
-                f"train: storage: none of {len(self.refused)} checkpoints verifies, the newest: "
+                f"train: none of {len(self.refused)} checkpoints verifies, the newest: "
                 f"{self.refused[0]}; look at the store and this node, or remove "
-                f"{self._out.url}/{checkpoints.FOLDER} to begin anew"
+                f"{self._out.url}/{checkpoints.FOLDER} to begin anew",
+                cause=Cause.STORAGE,
             )
         return None
 

@@ -36,7 +36,7 @@ from jobs.training.heartbeat import Heartbeat
 from jobs.training.interval import CheckpointInterval
 from jobs.training.rank import RankConfig, RankInfo, end_with
 from jobs.training.tracking import Tracker
-from orchestrator.errors import RunFailedError
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, to_json
@@ -258,9 +258,10 @@ class Rank:
             checkpoints.note_skips(self._out, positions, at_step=step, lease_n=self._config.lease_n)
         dist.barrier(group=self._group)  # nobody ends the training before the note is written
         raise RunFailedError(
-            f"nonfinite: train step {step}: loss or gradient not finite {len(self._bad)} times in "
+            f"train: step {step}: loss or gradient not finite {len(self._bad)} times in "
             "a row; rolled back, their windows are on the skip list; if it comes back, lower "
-            "train.optimizer.lr or lengthen train.schedule.warmup_steps"
+            "train.optimizer.lr or lengthen train.schedule.warmup_steps",
+            cause=Cause.NONFINITE,
         )
 
     def _say(self, line: dict[str, Any], step_s: float, stall_s: float, tracker: Tracker) -> None:

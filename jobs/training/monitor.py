@@ -21,7 +21,7 @@ from typing import Any
 from jobs.attempt import Attempt, StopRequestedError
 from jobs.training.heartbeat import BEAT_S, DUMP, LIVE, STOP, beat_path, stacks_path
 from jobs.training.rank import RankConfig
-from orchestrator.errors import RunFailedError
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 
@@ -153,8 +153,9 @@ class RankMonitor:
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
         raise RunFailedError(
-            f"comm_hang: rank {suspect} made no progress for {idle_s:.0f} s; the stacks of all "
-            f"ranks are in {self._record.url}/rank-*.stacks.txt"
+            f"train: rank {suspect} made no progress for {idle_s:.0f} s; the stacks of all ranks "
+            f"are in {self._record.url}/rank-*.stacks.txt",
+            cause=Cause.COMM_HANG,
         )
 
 

@@ -23,8 +23,16 @@ from typing import Any
 
 import psutil
 
-from jobs.training.rank import RankConfig, RankInfo, failure, free_port, last_line, log_path, log_to
-from orchestrator.errors import RunFailedError
+from jobs.training.rank import (
+    RankConfig,
+    RankInfo,
+    failure,
+    failure_recorded,
+    free_port,
+    last_line,
+    log_path,
+    log_to,
+)
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import ALLOCATION_FOLDER
 from orchestrator.ledger.storage import Storage
@@ -183,8 +191,8 @@ def _raise_failure(
     blamed = {"node": report.node} if code < 0 else {}
     tell("rank_failed", rank=rank, code=code, **blamed)
     how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    cause = f"rank {rank} on {report.node}: {how}"
-    raise RunFailedError(failure(config, resources.world_size, cause, rank=rank))
+    how = f"rank {rank} on {report.node}: {how}"
+    raise failure(config, resources.world_size, how, rank, is_lost=code < 0)
 
 
 def launch_path(number: int) -> str:
@@ -262,7 +270,8 @@ def _train(config: RankConfig, rank_info: RankInfo) -> None:
     log_to(log_path(Path(config.folder), rank_info.rank))
     from jobs.training.loop import train_rank
 
-    train_rank(config, rank_info)
+    with failure_recorded(config, rank_info):
+        train_rank(config, rank_info)
 
 
 def meet(path: Path, *, leads: bool, timeout_s: float = _MEET_TIMEOUT_S) -> tuple[str, int]:
@@ -296,7 +305,7 @@ def _launch_local(config: RankConfig, resources: Resources) -> None:
         time.sleep(_POLL_S)
     error = next((e for e in (task.exception() for task in _tasks(job)) if e), None)
     if error is not None:
-        raise RunFailedError(failure(config, resources.world_size, last_line(error)))
+        raise failure(config, resources.world_size, last_line(error))
 
 
 def _tasks(job: object) -> list[Any]:

@@ -11,12 +11,22 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from orchestrator.errors import ExitCode
+from orchestrator.errors import (
+    Cause,
+    ExitCode,
+    OrchestratorError,
+    RunFailedError,
+    cause_of,
+    last_sentence,
+)
 from orchestrator.ledger.lease import Process
+from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Execution, Model, Train
 
@@ -141,15 +151,51 @@ def last_line(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def failure(config: RankConfig, world_size: int, cause: str, rank: int | None = None) -> str:
-    """An error message with the end of the log of the rank that failed, and its path."""
+@contextmanager
+def failure_recorded(config: RankConfig, rank_info: RankInfo) -> Iterator[None]:
+    """Write into the attempt's folder why this rank fails, where `failure` finds it."""
+    try:
+        yield
+    except Exception as error:
+        report = {"at": time.time(), "cause": cause_of(error), "message": last_sentence(error)}
+        with suppress(OSError, OrchestratorError):  # the end of the log tells it too
+            Storage(config.record_url).replace(failure_path(rank_info.rank), to_json(report))
+        raise
+
+
+def failure_path(rank: int) -> str:
+    """In the attempt's folder: why a rank failed."""
+    return f"rank-{rank:05d}.failure.json"
+
+
+def failure(
+    config: RankConfig, world_size: int, how: str, rank: int | None = None, *, is_lost: bool = True
+) -> RunFailedError:
+    """The error of a training that lost ``rank``, or some rank: its cause, the end of its log.
+
+    ``is_lost``: what a rank died of that left no report, else it counts as any error.
+    """
     folder = Path(config.folder)
     ranks = range(world_size) if rank is None else (rank,)
     paths = [log_path(folder, r) for r in ranks]
     # When one rank dies the others fail after it, by losing it: its log ended first.
     written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
     path = written[0] if written else paths[0]
-    return f"train: a rank failed ({cause}); the last lines of {path}:\n{last_lines(path)}"
+    reports = sorted(_reports(config, ranks), key=lambda r: (r["cause"] == Cause.ERROR, r["at"]))
+    first = reports[0] if reports else {}
+    message = f": {first['message']}" if first else ""
+    return RunFailedError(
+        f"the last lines of {path}:\n{last_lines(path)}\ntrain: a rank failed ({how}){message}",
+        cause=Cause(first.get("cause", Cause.WORKER_LOST if is_lost else Cause.ERROR)),
+    )
+
+
+def _reports(config: RankConfig, ranks: Iterable[int]) -> list[dict[str, Any]]:
+    storage, reports = Storage(config.record_url), []
+    for rank in ranks:
+        with suppress(OSError, OrchestratorError):
+            reports.append(storage.read_json(failure_path(rank)))
+    return reports
 
 
 def free_port() -> int:

@@ -10,8 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.training.rank import RankConfig, RankInfo, failure, last_line, log_path, log_to
-from orchestrator.errors import RunFailedError
+from jobs.training.rank import (
+    RankConfig,
+    RankInfo,
+    failure,
+    failure_recorded,
+    last_line,
+    log_path,
+    log_to,
+)
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
 
@@ -35,7 +42,7 @@ def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> Non
         try:
             _trainer(config, resources).fit()
         except TrainingFailedError as error:
-            raise RunFailedError(failure(config, resources.world_size, _cause(error))) from None
+            raise failure(config, resources.world_size, _failed_ranks(error)) from None
 
 
 def _trainer(config: RankConfig, resources: Resources) -> Any:
@@ -75,16 +82,17 @@ def run_in_worker(told: dict[str, Any]) -> None:
     from jobs.training.loop import train_rank
 
     try:
-        train_rank(config, rank_info)
+        with failure_recorded(config, rank_info):
+            train_rank(config, rank_info)
     except BaseException:
         traceback.print_exc()  # Ray carries it to the driver and leaves nothing in our log
         raise
 
 
-def _cause(error: Exception) -> str:
+def _failed_ranks(error: Exception) -> str:
     failures = getattr(error, "worker_failures", None) or {}
-    said = [f"rank {rank}: {last_line(reason)}" for rank, reason in sorted(failures.items())]
-    return "; ".join(said) or last_line(error)
+    reasons = [f"rank {rank}: {last_line(reason)}" for rank, reason in sorted(failures.items())]
+    return "; ".join(reasons) or last_line(error)
 
 
 @contextmanager

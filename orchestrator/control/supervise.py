@@ -26,7 +26,7 @@ from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
 from orchestrator.control.job import code_env, cpus_of, stage_job
 from orchestrator.control.say import say
-from orchestrator.errors import LeaseHeldError, OrchestratorError
+from orchestrator.errors import Cause, LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, FAULT_ORDER, AttemptFolder
 from orchestrator.ledger.lease import Process
@@ -60,7 +60,7 @@ class Work:
     """pending, running, succeeded, failed or cancelled."""
     ref: JobRef | None = None
     attempt: AttemptFolder | None = None
-    past: list[tuple[str, float, str]] = field(default_factory=list)
+    past: list[tuple[Cause, float, str]] = field(default_factory=list)
     not_before: float = 0.0
     """Monotonic time before which it is not started again."""
     is_held: bool = False
@@ -77,7 +77,7 @@ class Supervisor:
         backend: Backend,
         *,
         only: str | None = None,
-        past: Sequence[tuple[str, float, str]] = (),
+        past: Sequence[tuple[Cause, float, str]] = (),
         about: Mapping[str, Any] | None = None,
         start_ray: Callable[[], RaySession] | None = None,
         beat: Callable[[], None] = lambda: None,
@@ -102,7 +102,7 @@ class Supervisor:
         self._about = {"supervisor": os.getpid(), **(about or {})}
         self._complete: set[str] = set()
         self._cancels_seen = len(run.cancel_requests())
-        self._stop_cause = ""
+        self._stop_cause: Cause | None = None
         self._figures_at = time.monotonic()
 
     def run(self) -> str:
@@ -117,7 +117,7 @@ class Supervisor:
                 self._ray.stop()
         return self.state()
 
-    def stop(self, cause: str = "preempted") -> None:
+    def stop(self, cause: Cause = Cause.PREEMPTED) -> None:
         """Start nothing more and end what runs; ``cause`` is noted with what was ended."""
         self._stop_cause = self._stop_cause or cause
 
@@ -239,18 +239,20 @@ class Supervisor:
                 self._ended(running[ref], status)
 
     def _ended(self, work: Work, status: JobStatus) -> None:
-        decision = decide(self._ending(work, status), self._past(work))
         assert work.attempt is not None  # a running work has one
+        failure = work.attempt.failure
+        decision = decide(self._ending(work, status, failure), self._past(work))
         attempt_state = {"done": "succeeded", "wait": "cancelled"}.get(decision.action, "failed")
-        if decision.cause == "preempted":
+        if decision.cause is Cause.PREEMPTED:
             attempt_state = "preempted"
         if status.state is JobState.CANCELLED and not self._stop_cause:
             attempt_state = "cancelled"
         work.attempt.finish(
             state=attempt_state,
-            cause=decision.cause,
+            cause=decision.cause or "",
             action=decision.action,
             reason=decision.reason,
+            message=failure.get("message", ""),
             exit_code=status.exit_code,
             node=self._node(work, status),
             progress=self._progress(work),
@@ -272,18 +274,19 @@ class Supervisor:
             is_free = decision.cause in FREE_CAUSES and decision.action == "resume"
             delay_s = LEASE_WAIT_S if decision.action == "wait" else RETRY_DELAY_S
             work.not_before = time.monotonic() + (0.0 if is_free else delay_s)
-            if decision.action != "wait":
+            if decision.action != "wait" and decision.cause:
                 work.past.append((decision.cause, self._progress(work), self._node(work, status)))
 
-    def _ending(self, work: Work, status: JobStatus) -> Ending:
+    def _ending(self, work: Work, status: JobStatus, failure: Mapping[str, Any]) -> Ending:
         return Ending(
             exit_code=status.exit_code,
             complete=self._is_complete(work),
             progress=self._progress(work),
+            cause=Cause(failure["cause"]) if failure else None,
             log_tail=self._log_tail(work),
             node=self._node(work, status),
             others=self._node(work, status) != status.node,
-            stopped="preempted" if status.state is JobState.PREEMPTED else self._stop_cause,
+            stopped=Cause.PREEMPTED if status.state is JobState.PREEMPTED else self._stop_cause,
         )
 
     def _node(self, work: Work, status: JobStatus) -> str:
@@ -306,11 +309,11 @@ class Supervisor:
 
     def _log_tail(self, work: Work) -> str:
         assert work.attempt is not None  # only asked about attempts that ended
-        folder = work.attempt.storage.local_root
-        log = folder / DRIVER_LOG if folder else None
-        if log is None or not log.exists():
+        try:
+            tail = work.attempt.storage.read_bytes(DRIVER_LOG, start=-LOG_TAIL_BYTES)
+        except OSError:  # it never began, or the store is away
             return ""
-        return log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        return tail.decode(errors="replace")
 
     def _obey_cancels(self) -> None:
         requests = self._run.cancel_requests()
@@ -329,7 +332,7 @@ class Supervisor:
             if work.attempt and work.state == "running":
                 work.attempt.finish(
                     state="cancelled",
-                    cause="cancelled",
+                    cause=Cause.CANCELLED,
                     action="stop",
                     reason="cancelled by the user",
                 )
@@ -413,11 +416,11 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
         state = supervisor.run()
     except Exception as error:
         traceback.print_exc()
-        record.finish(state="failed", cause="supervisor", reason=str(error))
+        record.finish(state="failed", cause=Cause.SUPERVISOR, reason=str(error))
         raise
     stopped = state in ("running", "pending")
     state = "failed" if stopped else state
-    record.finish(state=state, cause="preempted" if stopped else "", reason="")
+    record.finish(state=state, cause=Cause.PREEMPTED if stopped else "", reason="")
     write_figures(run, store)
     write_last_page(run, store)
     return 0 if state == "succeeded" else 1

@@ -43,7 +43,7 @@ class Store:
         return all(self.artifact(i.stage, i.key).is_complete() for i in instances)
 
     def progress(self, *instances: Instance) -> float:
-        """Work done for some instances so far: shards, steps; 0 when all is done."""
+        """Work done for some instances so far: shards, steps; it never falls."""
         found = self.find({i.id: f"{i.stage}/{i.key}" for i in instances})
         return float(sum(f.shards_done + f.step for f in found.values()))
 
@@ -59,7 +59,13 @@ class Store:
     def _found(self, stage: str, key: str) -> Found:
         artifact = self.artifact(stage, key)
         if artifact.is_complete():
-            return Found(complete=True, facts=artifact.facts)
+            manifest = artifact.manifest()
+            return Found(
+                complete=True,
+                facts=manifest["facts"],
+                shards_done=sum(path.startswith("shards/") for path in manifest["files"]),
+                step=int(manifest["facts"].get("steps", 0)),
+            )
         return Found(
             complete=False,
             shards_done=sum(name.endswith(".parquet") for name in artifact.storage.list("shards")),

@@ -31,8 +31,6 @@ WITHOUT_A_TEST: set[str] = {
     "orchestrator/control/slurm/ray_cluster.py",
     "orchestrator/control/slurm/sentinel.py",
     "orchestrator/control/slurm/stage_job.py",
-    "orchestrator/errors.py",
-    "orchestrator/ledger/attempt.py",
     "orchestrator/ledger/invitation.py",
     "orchestrator/ledger/verify.py",
     "orchestrator/plan/stages.py",
