@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, MANIFEST, Artifact
+from orchestrator.ledger import checkpoints
+from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, Artifact
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Found, Instance
 
@@ -69,17 +70,5 @@ class Store:
         return Found(
             complete=False,
             shards_done=sum(name.endswith(".parquet") for name in artifact.storage.list("shards")),
-            step=max(
-                (
-                    _step(path)
-                    for path in artifact.storage.list("checkpoints")
-                    if path.endswith(MANIFEST)
-                ),
-                default=0,
-            ),
+            step=checkpoints.newest_step(artifact.storage),
         )
-
-
-def _step(path: str) -> int:
-    """The step of ``checkpoints/step-00000500-a0003/MANIFEST.json``."""
-    return int(path.split("/")[1].split("-")[1])

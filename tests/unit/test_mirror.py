@@ -46,13 +46,6 @@ WITHOUT_A_TEST: set[str] = {
     "jobs/speech/pool.py",
     "jobs/speech/targets.py",
     "jobs/tokenize.py",
-    "jobs/training/checkpointer.py",
-    "jobs/training/faults.py",
-    "jobs/training/heartbeat.py",
-    "jobs/training/monitor.py",
-    "jobs/training/node_agent.py",
-    "jobs/training/ray_train.py",
-    "jobs/training/uploader.py",
 }
 """Still to go."""
 
