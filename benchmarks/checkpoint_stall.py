@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.step_time import make_inputs, rank_config
-from jobs.lm.token_stream import TokenStream, open_tokens
+from jobs.lm.task import LanguageModel
 from jobs.training import faults
 from jobs.training.checkpointer import Checkpointer, Progress
 from jobs.training.engine import Engine, connect, prepare
@@ -53,11 +52,12 @@ def _rank(folder: str, rounds: int, mb_per_s: float) -> None:
     root = Path(folder)
     inputs = make_inputs(root, hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS)
     config = rank_config(inputs, root / "run", steps=1)
-    place = RankInfo(rank=0, world_size=1, local_rank=0, local_world_size=1)
+    rank_info = RankInfo(rank=0, world_size=1, local_rank=0, local_world_size=1)
     prepare(config)
-    checkpointer = Checkpointer(config, place, connect(config, place))
-    engine, progress = checkpointer.resume()
-    train = _training(engine, config)
+    group = connect(config, rank_info)
+    task, checkpointer = LanguageModel(config, group), Checkpointer(config, group)
+    engine, progress = checkpointer.resume(task)
+    train = _training(engine, task, config)
     pairs = []
     for number in range(rounds + 1):
         ours_s = _two_tier(checkpointer, engine, progress, train)
@@ -67,15 +67,11 @@ def _rank(folder: str, rounds: int, mb_per_s: float) -> None:
     _report(pairs, num_bytes, mb_per_s)
 
 
-def _training(engine: Engine, config: RankConfig) -> Iterator[None]:
+def _training(engine: Engine, task: LanguageModel, config: RankConfig) -> Iterator[None]:
     """Steps without end."""
-    stream = TokenStream(
-        open_tokens(Path(config.pack_url) / "train.bin"),
-        context_length=config.train.context_length,
-    )
     micro_batch = config.execution.micro_batch
     while True:
-        tokens_BL1 = torch.from_numpy(stream.windows(np.arange(config.train.global_batch)))
+        tokens_BL1 = task.read(np.arange(config.settings.global_batch))
         parts = tokens_BL1.split(micro_batch)
         for n, part in enumerate(parts):
             engine.accumulate(part, last=n == len(parts) - 1)

@@ -1,8 +1,8 @@
 """Two other ways to run the training of ``jobs.training.loop``, for ``benchmarks.step_time``.
 
-In: what one of our ranks is told, its place, and a process group address in the environment. Out:
-the loss of each step, noted when the step is over. Model, windows and their order, optimizer,
-clipping, learning rate and micro-batches are those of our loop; nothing is saved.
+In: the RankConfig and RankInfo of one of our ranks, and a process group address in the
+environment. Out: the loss of each step, noted when the step is over. Model, windows and their
+order, optimizer, clipping, learning rate and micro-batches are those of our loop; nothing is saved.
 
 Shape legend: B sequences, L1 = context length + 1 tokens, V vocabulary.
 """
@@ -21,10 +21,9 @@ import torch.distributed as dist
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.lm.token_stream import TokenStream, open_tokens, stripe
-from jobs.lm.twist import build_model
-from jobs.training.engine import DTYPES, connect, ds_config, prepare
-from jobs.training.loop import learning_rate
+from jobs.lm.task import LanguageModel
+from jobs.training.batches import stripe
+from jobs.training.engine import connect, ds_config, prepare
 from jobs.training.rank import RankConfig, RankInfo, end_with
 from orchestrator.plan.token_order import TokenOrder
 
@@ -32,88 +31,72 @@ Note = Callable[[float], None]
 """Takes the loss of a step as soon as it was read."""
 
 
-def plain_loop(config: RankConfig, place: RankInfo, note: Note) -> None:
+def plain_loop(config: RankConfig, rank_info: RankInfo, note: Note) -> None:
     """The loop one writes by hand: DistributedDataParallel among several ranks, none for one."""
-    _start(config, place)
-    bare = _model(config).train()
-    model = DistributedDataParallel(bare) if place.world_size > 1 else bare
+    task = _start(config, rank_info)
+    bare = task.build_model().train()
+    model = DistributedDataParallel(bare) if rank_info.world_size > 1 else bare
     adamw = _adamw(bare, config)
-    for step, micro_batches in enumerate(_batches(config, place), 1):
+    for step, micro_batches in enumerate(_batches(task, config, rank_info), 1):
         for group in adamw.param_groups:
-            group["lr"] = _lr(config, step)
+            group["lr"] = task.learning_rate(step)
         losses = []
         for n, tokens_BL1 in enumerate(micro_batches):
-            is_alone = place.world_size == 1 or n == len(micro_batches) - 1
+            is_alone = rank_info.world_size == 1 or n == len(micro_batches) - 1
             with nullcontext() if is_alone else model.no_sync():
                 loss = _loss(model, tokens_BL1)
                 (loss / len(micro_batches)).backward()
             losses.append(loss.detach())
-        torch.nn.utils.clip_grad_norm_(bare.parameters(), config.train.optimizer.grad_clip)
+        torch.nn.utils.clip_grad_norm_(bare.parameters(), config.settings.optimizer.grad_clip)
         adamw.step()
         adamw.zero_grad()
         note(float(torch.stack(losses).mean()))
     dist.destroy_process_group()
 
 
-def trainer_loop(config: RankConfig, place: RankInfo, note: Note) -> None:
+def trainer_loop(config: RankConfig, rank_info: RankInfo, note: Note) -> None:
     """Hugging Face's Trainer over DeepSpeed with our configuration, logging every step."""
     import deepspeed
 
     # As in jobs.training.engine: no compilation, and gloo's all-reduce as in the other loops.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    _start(config, place)
-    _tell_accelerate(place)
-    trainer = _trainer(config, place, note)
+    task = _start(config, rank_info)
+    _tell_accelerate(rank_info)
+    trainer = _trainer(task, config, rank_info, note)
     trainer.train()
     dist.destroy_process_group()
 
 
-def _tell_accelerate(place: RankInfo) -> None:
+def _tell_accelerate(rank_info: RankInfo) -> None:
     """Make Accelerate take gloo with DeepSpeed, which it knows on accelerators only."""
     from accelerate import PartialState
 
     os.environ |= {
-        "RANK": str(place.rank),
-        "WORLD_SIZE": str(place.world_size),
-        "LOCAL_RANK": str(place.local_rank),
+        "RANK": str(rank_info.rank),
+        "WORLD_SIZE": str(rank_info.world_size),
+        "LOCAL_RANK": str(rank_info.local_rank),
         "ACCELERATE_USE_DEEPSPEED": "true",
         "ACCELERATE_TORCH_DEVICE": "cpu",
     }
     PartialState(backend="gloo")
 
 
-def _start(config: RankConfig, place: RankInfo) -> None:
+def _start(config: RankConfig, rank_info: RankInfo) -> LanguageModel:
     end_with(config.driver)
     prepare(config)
-    connect(config, place)
-
-
-def _model(config: RankConfig) -> Any:
-    return build_model(
-        config.model,
-        source=config.source,
-        num_units=config.num_units,
-        seed=config.seed,
-        dtype=DTYPES[config.train.precision],
-        attention=config.execution.attention,
-    )
+    return LanguageModel(config, connect(config, rank_info))
 
 
 def _adamw(model: torch.nn.Module, config: RankConfig) -> torch.optim.AdamW:
-    told = config.train.optimizer
+    settings = config.settings.optimizer
     return torch.optim.AdamW(
         model.parameters(),
-        lr=told.lr,
-        betas=told.betas,
-        eps=told.eps,
-        weight_decay=told.weight_decay,
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
         fused=True,
     )
-
-
-def _lr(config: RankConfig, step: int) -> float:
-    train = config.train
-    return learning_rate(step, schedule=train.schedule, peak=train.optimizer.lr, steps=train.steps)
 
 
 def _loss(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:
@@ -121,45 +104,41 @@ def _loss(model: torch.nn.Module, tokens_BL1: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL1[:, 1:].flatten())
 
 
-def _stream(config: RankConfig) -> TokenStream:
-    tokens = open_tokens(Path(config.pack_url) / "train.bin")
-    return TokenStream(tokens, context_length=config.train.context_length)
-
-
-def _draws(config: RankConfig, stream: TokenStream) -> Iterator[np.ndarray]:
+def _draws(task: LanguageModel, config: RankConfig) -> Iterator[np.ndarray]:
     """The windows of each global batch."""
-    order = TokenOrder(stream.num_windows, seed=config.seed)
-    for draw in order.batches(config.train.steps, config.train.global_batch):
+    settings = config.settings
+    order = TokenOrder(task.num_samples, seed=settings.seed)
+    for draw in order.batches(settings.steps, settings.global_batch):
         yield draw.windows
 
 
-def _batches(config: RankConfig, place: RankInfo) -> Iterator[list[torch.Tensor]]:
+def _batches(
+    task: LanguageModel, config: RankConfig, rank_info: RankInfo
+) -> Iterator[list[torch.Tensor]]:
     """This rank's micro-batches in each step."""
-    stream = _stream(config)
-    for windows in _draws(config, stream):
-        mine = stripe(windows, rank=place.rank, world_size=place.world_size)
-        tokens_BL1 = torch.from_numpy(stream.windows(mine))
-        yield list(tokens_BL1.split(config.execution.micro_batch))
+    for windows in _draws(task, config):
+        own = stripe(windows, rank=rank_info.rank, world_size=rank_info.world_size)
+        yield list(task.read(own).split(config.execution.micro_batch))
 
 
 class _Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Every window of the training in its order, read when it is asked for."""
 
-    def __init__(self, config: RankConfig) -> None:
-        self._stream = _stream(config)
-        self._order = np.concatenate(list(_draws(config, self._stream)))
+    def __init__(self, task: LanguageModel, config: RankConfig) -> None:
+        self._task = task
+        self._order = np.concatenate(list(_draws(task, config)))
 
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
-        tokens_L1 = torch.from_numpy(self._stream.windows(self._order[[place]])[0])
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        tokens_L1 = self._task.read(self._order[[number]])[0]
         targets_L = tokens_L1[1:]
         # With shift_labels the model's own loss takes the targets as they are.
         return {"input_ids": tokens_L1[:-1], "labels": targets_L, "shift_labels": targets_L}
 
 
-def _trainer(config: RankConfig, place: RankInfo, note: Note) -> Any:
+def _trainer(task: LanguageModel, config: RankConfig, rank_info: RankInfo, note: Note) -> Any:
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_callback import PrinterCallback
@@ -171,9 +150,11 @@ def _trainer(config: RankConfig, place: RankInfo, note: Note) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:  # noqa: ARG002
-            peak = config.train.optimizer.lr
+            peak = config.settings.optimizer.lr
             if self.lr_scheduler is None:
-                self.lr_scheduler = LambdaLR(optimizer, lambda done: _lr(config, done + 1) / peak)
+                self.lr_scheduler = LambdaLR(
+                    optimizer, lambda done: task.learning_rate(done + 1) / peak
+                )
             return self.lr_scheduler
 
     class Noting(TrainerCallback):
@@ -184,20 +165,20 @@ def _trainer(config: RankConfig, place: RankInfo, note: Note) -> Any:
                 note(logs["loss"])
 
     trainer = Ordered(
-        model=_model(config),
-        args=_arguments(config, place),
-        train_dataset=_Windows(config),
+        model=task.build_model(),
+        args=_arguments(config, rank_info),
+        train_dataset=_Windows(task, config),
         callbacks=[Noting()],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _arguments(config: RankConfig, place: RankInfo) -> Any:
+def _arguments(config: RankConfig, rank_info: RankInfo) -> Any:
     from transformers import TrainingArguments
 
-    train, execution = config.train, config.execution
-    settings = ds_config(train, execution, world_size=place.world_size, device=config.device)
+    train, execution = config.settings, config.execution
+    settings = ds_config(train, execution, world_size=rank_info.world_size, device=config.device)
     settings["gradient_clipping"] = train.optimizer.grad_clip  # our loop clips by itself
     return TrainingArguments(
         output_dir=str(Path(config.scratch) / "trainer"),
@@ -217,5 +198,5 @@ def _arguments(config: RankConfig, place: RankInfo) -> Any:
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        seed=config.seed,
+        seed=train.seed,
     )

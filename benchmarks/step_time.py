@@ -29,11 +29,20 @@ import numpy as np
 import torch
 
 from benchmarks.rivals import plain_loop, trainer_loop
+from jobs.lm.task import TASK, LanguageModelSpec
 from jobs.training.loop import train_rank
-from jobs.training.rank import RankConfig, RankInfo, failure, free_port, log_path, log_to
+from jobs.training.rank import (
+    RankConfig,
+    RankInfo,
+    TrainingSettings,
+    failure,
+    free_port,
+    log_path,
+    log_to,
+)
 from orchestrator.errors import RunFailedError
 from orchestrator.ledger.lease import Process
-from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule, Train
+from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule
 
 OURS, PLAIN, TRAINER = "ours", "plain loop", "Trainer"
 LOOPS = (OURS, PLAIN, TRAINER)
@@ -98,9 +107,11 @@ def _run(loop: str, inputs: Path, num_ranks: int, steps: int) -> Timing:
     with tempfile.TemporaryDirectory(dir=inputs) as name:
         folder = Path(name)
         config = rank_config(inputs, folder, steps)
-        told, port = config.model_dump_json(), free_port()
+        config_json, port = config.model_dump_json(), free_port()
         ranks = [
-            _SPAWN.Process(target=_rank, args=(loop, told, rank, num_ranks, port), daemon=True)
+            _SPAWN.Process(
+                target=_rank, args=(loop, config_json, rank, num_ranks, port), daemon=True
+            )
             for rank in range(num_ranks)
         ]
         for rank in ranks:
@@ -109,7 +120,7 @@ def _run(loop: str, inputs: Path, num_ranks: int, steps: int) -> Timing:
         notes = [json.loads(path.read_text()) for path in sorted(folder.glob("notes-*.json"))]
     ends = [at for at, _ in notes[0]]
     # The loss of a rank is of its share or of the whole; the mean over the ranks is of the whole.
-    losses = np.array([[loss for _, loss in said] for said in notes]).mean(0).tolist()
+    losses = np.array([[loss for _, loss in steps] for steps in notes]).mean(0).tolist()
     lasted_s = [after - before for before, after in pairwise(ends)]  # of step 2 and so on
     return Timing(steps_s=lasted_s[WARM_UP_STEPS - 1 : -1], losses=losses)
 
@@ -133,22 +144,24 @@ def _finish(ranks: list[BaseProcess], loop: str, config: RankConfig) -> None:
             rank.join()
     codes = [rank.exitcode for rank in ranks]
     if any(codes):
-        raise RunFailedError(failure(config, len(ranks), f"{loop}: exit codes {codes}"))
+        raise failure(config, len(ranks), f"{loop}: exit codes {codes}")
 
 
-def _rank(loop: str, told: str, rank: int, num_ranks: int, port: int) -> None:
+def _rank(loop: str, config_json: str, rank: int, num_ranks: int, port: int) -> None:
     """One rank of one loop; leaves ``[time, loss]`` of each step in ``notes-<rank>.json``."""
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(port)
-    config = RankConfig.model_validate_json(told)
-    place = RankInfo(rank=rank, world_size=num_ranks, local_rank=rank, local_world_size=num_ranks)
+    config = RankConfig.model_validate_json(config_json)
+    rank_info = RankInfo(
+        rank=rank, world_size=num_ranks, local_rank=rank, local_world_size=num_ranks
+    )
     log_to(log_path(Path(config.folder), rank))
     notes: list[tuple[float, float]] = []
     if loop == OURS:
-        train_rank(config, place)
+        train_rank(config, rank_info)
         notes = _recorded(Path(config.record_url)) if rank == 0 else []
     else:
         run = plain_loop if loop == PLAIN else trainer_loop
-        run(config, place, lambda loss: notes.append((time.time(), loss)))
+        run(config, rank_info, lambda loss: notes.append((time.time(), loss)))
     if notes:
         (Path(config.folder) / f"notes-{rank}.json").write_text(json.dumps(notes))
 
@@ -161,24 +174,27 @@ def _recorded(record: Path) -> list[tuple[float, float]]:
 
 
 def rank_config(inputs: Path, folder: Path, steps: int) -> RankConfig:
-    """What the ranks of every loop are told."""
+    """The RankConfig of every loop's ranks."""
     return RankConfig(
-        model=Model(text_model="small", revision="0"),
-        train=Train(
+        task=TASK,
+        spec=LanguageModelSpec(
+            model=Model(text_model="small", revision="0"),
             context_length=_CONTEXT_LENGTH,
-            global_batch_tokens=_CONTEXT_LENGTH * _GLOBAL_BATCH,
-            steps=steps,
-            precision="fp32",
-            optimizer=Optimizer(lr=1e-3, weight_decay=0.01),
             schedule=Schedule(warmup_steps=4),
-            validate_every_steps=_NEVER,
+            num_units=_NUM_UNITS,
+            source=str(inputs / "lm"),
+            pack_url=str(inputs / "pack"),
+        ).model_dump(mode="json"),
+        settings=TrainingSettings(
+            steps=steps,
+            global_batch=_GLOBAL_BATCH,
+            seed=0,
+            optimizer=Optimizer(lr=1e-3, weight_decay=0.01),
+            precision="fp32",
             checkpoint=Checkpoint(every_steps=_NEVER),
+            validate_every_steps=_NEVER,
         ),
         execution=Execution(zero_stage=0, micro_batch=_MICRO_BATCH),
-        seed=0,
-        num_units=_NUM_UNITS,
-        source=str(inputs / "lm"),
-        pack_url=str(inputs / "pack"),
         out_url=str(folder / "out"),
         lease_n=1,
         folder=str(folder),
@@ -235,10 +251,10 @@ def _same_work(timings: dict[str, Timing]) -> str:
     losses = np.array([timings[loop].losses for loop in LOOPS])
     apart = np.ptp(losses, axis=0)
     if apart[0] > SAME_LOSS:
-        said = ", ".join(
+        apart_by = ", ".join(
             f"{loop} {loss:.4f}" for loop, loss in zip(LOOPS, losses[:, 0], strict=True)
         )
-        raise RunFailedError(f"step 1: {said}; not the same work, nothing can be compared")
+        raise RunFailedError(f"step 1: {apart_by}; not the same work, nothing can be compared")
     return (
         f"same work: the losses of step 1 lie within {apart[0]:.1e} nats of each other "
         f"(at most {SAME_LOSS}), those of all steps within {apart.max():.1e}; "

@@ -26,7 +26,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orchestrator.errors import ExitCode, LeaseHeldError, OrchestratorError, RequestError
+from orchestrator.errors import (
+    INTERRUPTIONS,
+    ExitCode,
+    LeaseHeldError,
+    OrchestratorError,
+    RequestError,
+    cause_of,
+    last_sentence,
+)
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
@@ -38,18 +46,6 @@ from orchestrator.plan.planner import Instance, Plan
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import resolve_env, variant_recipe
 from orchestrator.spec.recipe import Recipe
-
-NOT_INTERRUPTED = (
-    "",
-    "cancelled",
-    "lease_held",
-    "bad_request",
-    "bad_data",
-    "device_oom",
-    "nonfinite",
-    "error",
-)
-"""Causes of ends that say nothing about how often the machines fail."""
 
 _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _PROGRESS_EVERY_S = 0.5
@@ -189,16 +185,12 @@ def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _stop)
     try:
         _run(stage, work, options)
-    except LeaseHeldError as error:
-        return _explain(error, ExitCode.LEASE_HELD)
-    except OrchestratorError as error:
-        return _explain(error, error.exit_code)
     except StopRequestedError:
-        return _explain("stopped by a signal", ExitCode.STOPPED)
-    except Exception:  # noqa: BLE001 (the last stop: traceback to the log, code to the supervisor)
-        traceback.print_exc()
-        return 1
-    return 0
+        sys.stderr.write("error: stopped by a signal\n")
+        return ExitCode.STOPPED
+    except Exception as error:  # noqa: BLE001 (the last stop: its cause goes to the supervisor)
+        return _fail(error, options)
+    return ExitCode.DONE
 
 
 def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
@@ -248,10 +240,7 @@ def _attempt(
 ) -> Attempt:
     leader, cluster = members[0], run.cluster()
     variant = next(v for v in plan.variants if v["name"] == leader.variants[0])
-    record = AttemptFolder(
-        options.attempt,
-        run.storage.at("stages", options.instance, "attempts", f"{options.attempt:04d}"),
-    )
+    record = _record(store, options)
     folder = record.storage.local_root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder.mkdir(parents=True, exist_ok=True)
     return Attempt(
@@ -275,7 +264,7 @@ def _interruptions(run: RunFolder, options: argparse.Namespace) -> tuple[int, fl
     before = [a for a in earlier if not a.storage.exists(FAULT_ORDER)]
     ended = [(a.started, end) for a in before if (end := a.end)]
     lasted_s = sum(end["ended_at"] - start["started_at"] for start, end in ended)
-    return sum(end.get("cause") not in NOT_INTERRUPTED for _, end in ended), lasted_s
+    return sum(end.get("cause", "") in INTERRUPTIONS for _, end in ended), lasted_s
 
 
 def _upstream(store: Store, plan: Plan, instance: Instance) -> dict[str, Artifact]:
@@ -372,9 +361,26 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
     raise StopRequestedError
 
 
-def _explain(problem: object, exit_code: int) -> int:
-    sys.stderr.write(f"error: {problem}\n")
-    return exit_code
+def _fail(error: Exception, options: argparse.Namespace) -> int:
+    """Print why the attempt failed and record it as its last event; the exit code."""
+    if isinstance(error, OrchestratorError):
+        sys.stderr.write(f"error: {error}\n")
+    else:
+        traceback.print_exception(error)
+    try:
+        record = _record(Store.open(options.store), options)
+        record.record_failure(cause_of(error), last_sentence(error))
+    except (OSError, OrchestratorError) as unwritten:  # the exit code and the log remain
+        log.warning("the cause could not be recorded: %s", unwritten)
+    if isinstance(error, LeaseHeldError):
+        return ExitCode.LEASE_HELD
+    return error.exit_code if isinstance(error, OrchestratorError) else ExitCode.FAILED
+
+
+def _record(store: Store, options: argparse.Namespace) -> AttemptFolder:
+    run = store.run_storage(options.run)
+    name = f"{options.attempt:04d}"
+    return AttemptFolder(options.attempt, run.at("stages", options.instance, "attempts", name))
 
 
 def _versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from jobs.attempt import Attempt, run_stage
-from jobs.lm.token_stream import open_tokens
+from jobs.lm.token_stream import bin_name, index_name, open_tokens
 from jobs.scoring import perplexity
 from jobs.scoring.continuation import choose, continue_units, prompt_length
 from jobs.scoring.perplexity import Counts, Scored
@@ -31,7 +31,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     if attempt.resources.gpus_per_node:
         model.cuda()
     counts = perplexity.count(
-        open_tokens(pack.fetch("train.bin", cache)), attempt.recipe.tokenizer.num_clusters
+        open_tokens(pack.fetch(bin_name("train"), cache)), attempt.recipe.tokenizer.num_clusters
     )
     held_out = {name: HeldOut(pack, name, cache) for name in HELD_OUT}
     scores = {
@@ -56,8 +56,8 @@ class HeldOut:
     """The utterances of one split."""
 
     def __init__(self, pack: Storage, name: str, cache: Path) -> None:
-        tokens = open_tokens(pack.fetch(f"{name}.bin", cache))
-        index = pq.read_table(pack.fetch(f"{name}.idx.parquet", cache))
+        tokens = open_tokens(pack.fetch(bin_name(name), cache))
+        index = pq.read_table(pack.fetch(index_name(name), cache))
         offsets, lengths = index["offset"].to_numpy(), index["num_tokens"].to_numpy()
         self.name = name
         self.ids: list[str] = index["id"].to_pylist()

@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs.attempt import Attempt, run_stage
 from jobs.lm.packing import SPLITS, pack_shards
+from jobs.lm.token_stream import bin_name, index_name
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 
@@ -25,8 +26,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
         )
         check_splits(packed)
         for name in SPLITS:
-            _publish(attempt.out, folder / f"{name}.bin")
-            _publish(attempt.out, folder / f"{name}.idx.parquet")
+            _publish(attempt.out, folder / bin_name(name))
+            _publish(attempt.out, folder / index_name(name))
     if not attempt.out.exists("pack.json"):
         attempt.out.create_json("pack.json", packed)
     return {"splits": packed["splits"], "num_empty_utterances": packed["num_empty_utterances"]}

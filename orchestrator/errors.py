@@ -17,6 +17,7 @@ writes down as an event when it ends, and which the retry policy (`plan.policy`)
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 
@@ -63,6 +64,20 @@ class Cause(StrEnum):
     UNKNOWN = "unknown"
     WALLTIME = "walltime"
     WORKER_LOST = "worker_lost"
+
+
+INTERRUPTIONS = frozenset(Cause) - {
+    Cause.BAD_DATA,
+    Cause.BAD_REQUEST,
+    Cause.CANCELLED,
+    Cause.DEVICE_OOM,
+    Cause.ERROR,
+    Cause.LEASE_HELD,
+    Cause.NONFINITE,
+}
+"""Ends that tell how often the machines fail."""
+
+_STORAGE_ERRNOS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ESTALE)
 
 
 class OrchestratorError(Exception):
@@ -130,3 +145,25 @@ class LeaseHeldError(LedgerError):
     """A live attempt holds the lease of this artifact."""
 
     usual_cause = Cause.LEASE_HELD
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Why an error ends an attempt, by its type and errno; of what Ray wraps, by what it wraps."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return cause_of(cause)
+    if isinstance(cause, Cause):
+        return cause
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or code == errno.ENOMEM:
+        return Cause.HOST_OOM
+    # `ledger.storage` raises a plain ConnectionError for whatever a store's library raises.
+    is_storage = code in _STORAGE_ERRNOS or type(error) is ConnectionError
+    return Cause.STORAGE if is_storage else Cause.ERROR
+
+
+def last_sentence(error: BaseException) -> str:
+    """The last line of an error's text, after its type where that is no error of ours."""
+    text = (str(error).strip().splitlines() or [""])[-1]
+    is_ours = isinstance(error, OrchestratorError)
+    return text if is_ours and text else f"{type(error).__name__}: {text}".removesuffix(": ")

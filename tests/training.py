@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.lm.task import TASK, LanguageModelSpec
 from jobs.training import faults
 from jobs.training.heartbeat import LIVE
 from jobs.training.loop import train_rank
-from jobs.training.rank import RankConfig, RankInfo, free_port, log_path, log_to
+from jobs.training.rank import RankConfig, RankInfo, TrainingSettings, free_port, log_path, log_to
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule, Train
+from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule
 
 TIMEOUT_S = 300.0
 NUM_UNITS = 20
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Imports take seconds; the server makes them once and forks each rank from there.
 _CONTEXT.set_forkserver_preload(
-    ["jobs.training.loop", "deepspeed", "transformers.models.llama.modeling_llama"]
+    ["jobs.training.loop", "jobs.lm.task", "deepspeed", "transformers.models.llama.modeling_llama"]
 )
 
 
@@ -63,7 +64,7 @@ def make_inputs(folder: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training: its inputs, its folder, and what all of its attempts are told."""
+    """One training: its inputs, its folder, and what all of its attempts know."""
 
     inputs: Path
     root: Path
@@ -98,23 +99,26 @@ class Training:
         folder = self.root / f"attempt-{lease_n}"
         folder.mkdir(parents=True)
         return RankConfig(
-            model=Model(text_model="tiny", revision="0"),
-            train=Train(
+            task=TASK,
+            spec=LanguageModelSpec(
+                model=Model(text_model="tiny", revision="0"),
                 context_length=16,
-                global_batch_tokens=16 * self.global_batch,
-                steps=self.steps,
-                precision="fp32",
-                optimizer=Optimizer(lr=3e-3, weight_decay=0.01),
                 schedule=Schedule(warmup_steps=4),
-                validate_every_steps=12,
+                num_units=NUM_UNITS,
+                source=str(self.inputs / "lm"),
+                pack_url=str(self.inputs / "pack"),
+            ).model_dump(mode="json"),
+            settings=TrainingSettings(
+                steps=self.steps,
+                global_batch=self.global_batch,
+                seed=3,
+                optimizer=Optimizer(lr=3e-3, weight_decay=0.01),
+                precision="fp32",
                 checkpoint=Checkpoint(every_steps=self.every_steps),
+                validate_every_steps=12,
                 max_nonfinite_in_row=self.max_nonfinite_in_row,
             ),
             execution=Execution(zero_stage=self.zero_stage, micro_batch=self.micro_batch),
-            seed=3,
-            num_units=NUM_UNITS,
-            source=str(self.inputs / "lm"),
-            pack_url=str(self.inputs / "pack"),
             out_url=self.out.url,
             lease_n=lease_n,
             folder=str(folder),

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.lm.token_stream import bin_name, index_name
 from orchestrator.errors import CorruptError
 from orchestrator.spec.recipe import Split
 
@@ -71,12 +72,12 @@ class SplitWriter:
     @property
     def bin_path(self) -> Path:
         """The token file."""
-        return self.folder / f"{self.name}.bin"
+        return self.folder / bin_name(self.name)
 
     @property
     def index_path(self) -> Path:
         """The index of utterances."""
-        return self.folder / f"{self.name}.idx.parquet"
+        return self.folder / index_name(self.name)
 
     def add(self, utterance: str, recording: str, units: np.ndarray, num_samples: int) -> None:
         """Append one utterance."""
@@ -108,7 +109,7 @@ class SplitWriter:
         }
 
     def _flush(self) -> None:
-        columns = list(zip(*self._rows, strict=True)) or [[], [], [], []]
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(INDEX_SCHEMA)
         self._index.write_table(
             pa.table(
                 [pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)],

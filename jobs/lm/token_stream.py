@@ -15,11 +15,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.errors import RequestError
 
+Tokens = npt.NDArray[np.uint16]
 
-def open_tokens(path: Path) -> np.ndarray:
+
+def bin_name(split: str) -> str:
+    """The token file of a split."""
+    return f"{split}.bin"
+
+
+def index_name(split: str) -> str:
+    """The index of a split's utterances: id, offset, num_tokens, num_samples."""
+    return f"{split}.idx.parquet"
+
+
+def open_tokens(path: Path) -> Tokens:
     """The tokens of a ``.bin`` file, mapped into memory rather than read."""
     if not path.stat().st_size:
         return np.zeros(0, dtype="<u2")  # an empty file cannot be mapped
@@ -29,7 +42,7 @@ def open_tokens(path: Path) -> np.ndarray:
 class TokenStream:
     """The windows of one token file."""
 
-    def __init__(self, tokens: np.ndarray, *, context_length: int) -> None:
+    def __init__(self, tokens: Tokens, *, context_length: int) -> None:
         self._tokens = tokens
         self._context_length = context_length
         self.num_windows = max(len(tokens) - 1, 0) // context_length
@@ -39,13 +52,8 @@ class TokenStream:
                 f"fewer than the {context_length + 1} of one window; add data or shorten it"
             )
 
-    def windows(self, numbers: np.ndarray) -> np.ndarray:
+    def windows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """``tokens_BL1`` (int64) of the given window numbers."""
         starts = numbers * self._context_length
         length = self._context_length + 1
         return np.stack([self._tokens[start : start + length] for start in starts]).astype(np.int64)
-
-
-def stripe(numbers: np.ndarray, *, rank: int, world_size: int) -> np.ndarray:
-    """The part of a global batch that one rank computes; all stripes are the batch, once each."""
-    return numbers[rank::world_size]

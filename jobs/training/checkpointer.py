@@ -1,4 +1,4 @@
-"""How far a training is, and how its ranks make that durable and take it up again together.
+"""How far a training is, and how its ranks save that and take it up again together.
 
 Every method of the checkpointer is collective: all ranks call it, at the same step.
 """
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from jobs.training.engine import Engine, build_engine, to_universal
-from jobs.training.rank import RankConfig, RankInfo
+from jobs.training.group import RankGroup
+from jobs.training.rank import RankConfig
+from jobs.training.task import Task
 from jobs.training.uploader import CheckpointUploader, Snapshot
-from orchestrator.errors import CorruptError, RequestError, RunFailedError
+from orchestrator.errors import Cause, CorruptError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.checkpoints import AttemptSpan, Manifest, Segment
 from orchestrator.ledger.storage import Storage, sha256_of
@@ -29,6 +30,9 @@ from orchestrator.plan.token_order import HASH_START
 
 CONVERTED = "CONVERTED.json"
 """Written last into a converted checkpoint: what was converted, and the digest of every file."""
+
+BuildEngine = Callable[..., Engine]
+"""Stands in for `build_engine`."""
 
 
 @dataclass
@@ -52,15 +56,17 @@ class Checkpointer:
     def __init__(
         self,
         config: RankConfig,
-        rank_info: RankInfo,
-        group: Any,
+        group: RankGroup,
         tick: Callable[[], None] = lambda: None,
+        *,
+        build: BuildEngine = build_engine,
     ) -> None:
-        self._config, self._rank_info, self._group = config, rank_info, group
+        self._build = build
+        self._config, self._group, self._rank_info = config, group, group.info
         self._out = Storage(config.out_url)
         self._scratch = Path(config.scratch)
         self._staging = self._scratch / f"a{config.lease_n:04d}"
-        self.uploader = CheckpointUploader(config, rank_info, tick)
+        self.uploader = CheckpointUploader(config, group.info, tick)
         self.resumed_from = ""
         """Name of the checkpoint that was loaded; empty for a new training."""
         self.waited_s = 0.0
@@ -70,14 +76,14 @@ class Checkpointer:
         self.skips: frozenset[int] = frozenset()
         """Positions of the training order that are passed over."""
 
-    def resume(self) -> tuple[Engine, Progress]:
-        """The model and the progress of the newest whole checkpoint, or of step 0."""
+    def resume(self, task: Task) -> tuple[Engine, Progress]:
+        """The task's model and the progress of the newest whole checkpoint, or of step 0."""
         self._sweep()
         found = self._find()
         universal = bool(found and self._needs_conversion(found))
-        engine = build_engine(self._config, self._rank_info, universal=universal)
+        engine = self._build(task, self._config, self._rank_info, universal=universal)
         progress = self._restore(engine, found) if found else Progress()
-        if progress.step < self._config.train.steps:
+        if progress.step < self._config.settings.steps:
             progress.history = (*progress.history, self._span(progress.step + 1))
         return engine, progress
 
@@ -93,7 +99,7 @@ class Checkpointer:
         passed("save.begin")
         own = self._staging / f"rank-{self._rank_info.rank:05d}"
         (own / name).mkdir(parents=True, exist_ok=True)
-        engine.deepspeed.save_checkpoint(str(own), tag=name, save_latest=False)
+        engine.save(own, name)
         passed("save.written")
         rng_name = f"rng-{self._rank_info.rank:05d}.safetensors"
         save_file(rng_state(), own / name / rng_name)
@@ -102,24 +108,39 @@ class Checkpointer:
         self.drain()
         self.waited_s = time.monotonic() - staged
         snapshot = Snapshot(name=name, step=progress.step, folder=own / name, rng_name=rng_name)
-        self.uploader.start(
-            self._led(snapshot, progress) if self._rank_info.rank == 0 else snapshot
-        )
+        self.uploader.start(self._led(snapshot, progress) if self._group.leads else snapshot)
         return time.monotonic() - started
 
     def drain(self) -> None:
-        """Wait until the snapshot on its way is a checkpoint. Raises RunFailedError, OSError."""
-        problem = self.uploader.wait_uploaded()
-        self.uploader.raise_if_failed()
-        problems = [p for p in self._gather(problem) if p]
-        if problems:
-            raise RunFailedError(f"train: a rank could not publish its checkpoint: {problems[0]}")
+        """Wait until the snapshot on its way is a checkpoint.
+
+        When a rank cannot publish its part, or rank 0 cannot commit them, every rank learns of it
+        first. Raises RunFailedError, LeaseHeldError when a later attempt has taken over.
+        """
+        self.uploader.wait_uploaded()  # rank 0 would wait in vain for the part of one that failed
+        self._raise_failures()
         self.uploader.wait_committed()
+        self._raise_failures()
+
+    def _raise_failures(self) -> None:
+        error = self.uploader.error
+        problem = (isinstance(error, LeaseHeldError), f"{type(error).__name__}: {error}")
+        problems = [(r, *p) for r, p in enumerate(self._group.gather(error and problem)) if p]
+        if not problems:
+            return
+        rank, is_fenced, reason = problems[0]
+        if is_fenced:
+            raise LeaseHeldError(reason) from error
+        raise RunFailedError(
+            f"{self._config.section}: rank {rank} could not publish its checkpoint ({reason}); "
+            "look at the store, training goes on from the checkpoint before",
+            cause=Cause.STORAGE,
+        ) from error
 
     def close(self) -> None:
         """Publish what is left, and leave nothing on the node's disk."""
         self.drain()
-        dist.barrier(group=self._group)
+        self._group.barrier()
         if self._rank_info.local_rank == 0:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -132,17 +153,15 @@ class Checkpointer:
 
     def _find(self) -> Manifest | None:
         """The newest checkpoint that all ranks find whole."""
-        message: list[Any] = [None, None]
-        if self._rank_info.rank == 0:
+        found: list[Manifest] = []
+        noted: frozenset[int] = frozenset()
+        if self._group.leads:
             found = checkpoints.resumable(checkpoints.committed(self._out), self._config.leases)
-            skips = sorted(checkpoints.skipped(self._out))
-            message = [[m.model_dump(mode="json") for m in found], skips]
-        dist.broadcast_object_list(message, src=0, group=self._group)
-        noted = frozenset(message[1])
+            noted = checkpoints.skipped(self._out)
+        found, noted = self._group.broadcast((found, noted))
         self.skips = noted
-        for raw in message[0]:
-            manifest = Manifest.model_validate(raw)
-            problems = [problem for problem in self._gather(self._verify(manifest)) if problem]
+        for manifest in found:
+            problems = [p for p in self._group.gather(self._verify(manifest)) if p]
             if not problems:
                 self.resumed_from = manifest.name
                 # What is behind the cursor was used or skipped, whatever was noted since.
@@ -152,9 +171,10 @@ class Checkpointer:
             self.refused.append(problems[0])
         if self.refused:
             raise RunFailedError(
-                f"train: storage: none of {len(self.refused)} checkpoints verifies, the newest: "
-                f"{self.refused[0]}; look at the store and this node, or remove "
-                f"{self._out.url}/{checkpoints.FOLDER} to begin anew"
+                f"{self._config.section}: none of {len(self.refused)} checkpoints verifies, the "
+                f"newest: {self.refused[0]}; look at the store and this node, or remove "
+                f"{self._out.at(checkpoints.FOLDER).url} to begin anew",
+                cause=Cause.STORAGE,
             )
         return None
 
@@ -163,7 +183,7 @@ class Checkpointer:
         names = sorted(manifest.files)[
             self._rank_info.local_rank :: self._rank_info.local_world_size
         ]
-        if self._rank_info.rank == 0:
+        if self._group.leads:
             try:
                 checkpoints.join_segments(self._out, (*manifest.metrics, *manifest.validation))
             except (FileNotFoundError, CorruptError) as error:
@@ -175,8 +195,8 @@ class Checkpointer:
         asked = self._config.execution.zero_stage
         if manifest.zero_stage != asked:
             raise RequestError(
-                f"train.execution.zero_stage: {manifest.name} was written with stage "
-                f"{manifest.zero_stage}, not {asked}; give {manifest.zero_stage}"
+                f"{self._config.section}.execution.zero_stage: {manifest.name} was written with "
+                f"stage {manifest.zero_stage}, not {asked}; give {manifest.zero_stage}"
             )
         return manifest.zero_stage > 0 and manifest.world_size != self._rank_info.world_size
 
@@ -185,11 +205,7 @@ class Checkpointer:
         own_rng = folder / tag / manifest.rng.get(str(self._rank_info.rank), "none")
         if self._needs_conversion(manifest):
             folder = self._convert(folder / tag, manifest)
-        loaded, _ = engine.deepspeed.load_checkpoint(
-            str(folder), tag=tag, load_lr_scheduler_states=False
-        )
-        if loaded is None:
-            raise CorruptError(f"{folder / tag}: DeepSpeed found nothing to load; remove it")
+        engine.load(folder, tag)
         if own_rng.is_file():
             restore_rng(load_file(own_rng))
         return Progress(
@@ -213,9 +229,9 @@ class Checkpointer:
             shutil.rmtree(target, ignore_errors=True)
             to_universal(folder, target)
             digests = {p: sha256_of(target / p) for p in files_below(target)}
-            said = {"of": manifest.model_dump(mode="json")["files"], "files": digests}
-            Storage(str(target)).create_json(CONVERTED, said)
-        dist.barrier(group=self._group)
+            files = manifest.model_dump(mode="json")["files"]
+            Storage(str(target)).create_json(CONVERTED, {"of": files, "files": digests})
+        self._group.barrier()
         return universal
 
     def _span(self, first_step: int) -> AttemptSpan:
@@ -260,11 +276,6 @@ class Checkpointer:
         progress.metric_lines, progress.validation_lines = [], []
         return closed
 
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self._rank_info.world_size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
-
 
 def files_below(folder: Path) -> list[str]:
     """Relative paths of all files below a folder."""
@@ -276,12 +287,12 @@ def is_converted(target: Path, manifest: Manifest) -> bool:
     marker = target / CONVERTED
     if not marker.is_file():
         return False
-    said = json.loads(marker.read_text())
-    if said["of"] != manifest.model_dump(mode="json")["files"]:
+    converted = json.loads(marker.read_text())
+    if converted["of"] != manifest.model_dump(mode="json")["files"]:
         return False
     present = [p for p in files_below(target) if p != CONVERTED]
-    return present == sorted(said["files"]) and all(
-        sha256_of(target / path) == digest for path, digest in said["files"].items()
+    return present == sorted(converted["files"]) and all(
+        sha256_of(target / path) == digest for path, digest in converted["files"].items()
     )
 
 

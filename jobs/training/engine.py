@@ -14,19 +14,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn import functional
 
-from jobs.lm.flops import flops_per_token
-from jobs.lm.twist import build_model
-from jobs.training.rank import RankConfig, RankInfo, free_port
-from orchestrator.spec.recipe import Execution, Train
+from jobs.training.group import RankGroup
+from jobs.training.rank import RankConfig, RankInfo, TrainingSettings, free_port
+from jobs.training.task import MicroBatch, Task
+from orchestrator.errors import CorruptError
+from orchestrator.spec.recipe import Execution
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _NEVER = 1_000_000_000
 
 
 def ds_config(
-    train: Train, execution: Execution, *, world_size: int, device: str, universal: bool = False
+    training: TrainingSettings,
+    execution: Execution,
+    *,
+    world_size: int,
+    device: str,
+    universal: bool = False,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration; a pure function, so that tests can compare it as text.
 
@@ -34,7 +38,7 @@ def ds_config(
     ``torch_adam``: DeepSpeed's own Adam would be compiled at start (70 s). Without ZeRO in fp32 we
     clip ourselves, because DeepSpeed would not say the norm.
     """
-    optimizer, zero_stage = train.optimizer, execution.zero_stage
+    optimizer, zero_stage = training.optimizer, execution.zero_stage
     zero: dict[str, Any] = {
         "stage": zero_stage,
         "overlap_comm": device == "cuda" and zero_stage > 0,
@@ -42,10 +46,10 @@ def ds_config(
     if execution.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
     return {
-        "train_batch_size": train.global_batch,
+        "train_batch_size": training.global_batch,
         "train_micro_batch_size_per_gpu": execution.micro_batch,
-        "gradient_accumulation_steps": train.global_batch // world_size // execution.micro_batch,
-        "gradient_clipping": 0.0 if clips_itself(train, execution) else optimizer.grad_clip,
+        "gradient_accumulation_steps": training.global_batch // world_size // execution.micro_batch,
+        "gradient_clipping": 0.0 if clips_itself(training, execution) else optimizer.grad_clip,
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -57,7 +61,7 @@ def ds_config(
                 "fused": not execution.offload,
             },
         },
-        "bf16": {"enabled": train.precision == "bf16"},
+        "bf16": {"enabled": training.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
@@ -66,9 +70,9 @@ def ds_config(
     }
 
 
-def clips_itself(train: Train, execution: Execution) -> bool:
+def clips_itself(training: TrainingSettings, execution: Execution) -> bool:
     """Whether the loop clips gradients rather than DeepSpeed."""
-    return execution.zero_stage == 0 and train.precision == "fp32"
+    return execution.zero_stage == 0 and training.precision == "fp32"
 
 
 def prepare(config: RankConfig) -> None:
@@ -81,7 +85,7 @@ def prepare(config: RankConfig) -> None:
     torch.set_num_threads(config.threads)
     if config.device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.settings.seed)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from transformers.utils import logging as transformers_logging
@@ -90,8 +94,8 @@ def prepare(config: RankConfig) -> None:
     transformers_logging.disable_progress_bar()
 
 
-def connect(config: RankConfig, rank_info: RankInfo) -> Any:
-    """Join the other ranks, at the address in the environment; returns a group for messages."""
+def connect(config: RankConfig, rank_info: RankInfo) -> RankGroup:
+    """Join the other ranks, at the address in the environment."""
     if config.device == "cuda":
         torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())
     timeout = timedelta(seconds=config.wait_s)
@@ -104,21 +108,22 @@ def connect(config: RankConfig, rank_info: RankInfo) -> Any:
             world_size=rank_info.world_size,
             timeout=timeout,
         )
-    return (
-        dist.new_group(backend="gloo", timeout=timeout)
-        if config.device == "cuda"
-        else dist.group.WORLD
-    )
+    if config.device != "cuda":
+        return RankGroup(rank_info, dist.group.WORLD)
+    return RankGroup(rank_info, dist.new_group(backend="gloo", timeout=timeout))
 
 
 @dataclass
 class Engine:
     """One rank's share of the model and of the optimizer."""
 
+    task: Task
     config: RankConfig
     deepspeed: Any
     """The DeepSpeedEngine."""
-    flops_per_token: float
+    facts: dict[str, Any]
+    """What the task says of the model and its data."""
+    flops_per_sample: float
     """Of a forward and backward pass."""
 
     @property
@@ -128,7 +133,7 @@ class Engine:
 
     @property
     def model(self) -> Any:
-        """The bare Hugging Face model."""
+        """The bare model."""
         return self.deepspeed.module
 
     def set_lr(self, lr: float) -> None:
@@ -136,23 +141,23 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
-    def loss(self, tokens_BL1: torch.Tensor) -> torch.Tensor:
-        """Mean NLL in nats over all targets of some windows."""
-        tokens_BL1 = tokens_BL1.to(self.device, non_blocking=True)
-        logits_BLV = self.deepspeed(input_ids=tokens_BL1[:, :-1], use_cache=False).logits
-        return functional.cross_entropy(
-            logits_BLV.flatten(0, 1).float(), tokens_BL1[:, 1:].flatten()
-        )
+    def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """The task's mean loss of a micro-batch, which is brought to the device."""
+        if isinstance(micro_batch, tuple):
+            micro_batch = tuple(t.to(self.device, non_blocking=True) for t in micro_batch)
+        else:
+            micro_batch = micro_batch.to(self.device, non_blocking=True)
+        return self.task.loss(self.deepspeed, micro_batch)
 
     def accumulate(
-        self, tokens_BL1: torch.Tensor, *, last: bool, poisoned: bool = False
+        self, micro_batch: MicroBatch, *, last: bool, poisoned: bool = False
     ) -> torch.Tensor:
         """Forward and backward of a micro-batch, the last one over all ranks; returns the loss.
 
         ``poisoned`` makes it NaN, for drills.
         """
         self.deepspeed.set_gradient_accumulation_boundary(last)
-        loss = self.loss(tokens_BL1)
+        loss = self.loss(micro_batch)
         if poisoned:
             loss = loss * math.nan
         self.deepspeed.backward(loss)
@@ -165,10 +170,10 @@ class Engine:
 
         A norm that is not finite applies nothing: ZeRO drops such gradients by itself.
         """
-        if clips_itself(self.config.train, self.config.execution):
+        if clips_itself(self.config.settings, self.config.execution):
             norm = float(
                 torch.nn.utils.clip_grad_norm_(
-                    self.model.parameters(), self.config.train.optimizer.grad_clip
+                    self.model.parameters(), self.config.settings.optimizer.grad_clip
                 )
             )
             if math.isfinite(norm):
@@ -178,6 +183,18 @@ class Engine:
             return norm
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm())
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write this rank's part of the state below ``folder/name``; a collective call."""
+        self.deepspeed.save_checkpoint(str(folder), tag=name, save_latest=False)
+
+    def load(self, folder: Path, name: str) -> None:
+        """Take up the state below ``folder/name``; a collective call. Raises CorruptError."""
+        found, _ = self.deepspeed.load_checkpoint(
+            str(folder), tag=name, load_lr_scheduler_states=False
+        )
+        if found is None:
+            raise CorruptError(f"{folder / name}: DeepSpeed found nothing to load; remove it")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The whole model on the CPU, gathered where ZeRO 3 has spread it; a collective call."""
@@ -192,7 +209,7 @@ class Engine:
         return gathered
 
 
-def build_engine(config: RankConfig, rank_info: RankInfo, *, universal: bool) -> Engine:
+def build_engine(task: Task, config: RankConfig, rank_info: RankInfo, *, universal: bool) -> Engine:
     """The initial model inside a DeepSpeed engine."""
     import deepspeed
 
@@ -201,27 +218,18 @@ def build_engine(config: RankConfig, rank_info: RankInfo, *, universal: bool) ->
     # lock that blocks the next). Its ranks also spin for ever when a peer dies, where gloo's
     # sockets break.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    model = build_model(
-        config.model,
-        source=config.source,
-        num_units=config.num_units,
-        seed=config.seed,
-        dtype=DTYPES[config.train.precision],
-        attention=config.execution.attention,
-    )
-    flops = flops_per_token(model, config.train.context_length)
-    if config.execution.activation_checkpointing:
-        model.gradient_checkpointing_enable()
+    model = task.build_model()
+    # While the parameters are whole: ZeRO 3 will leave nothing of them here.
+    facts, flops_per_sample = task.facts(model), task.flops_per_sample(model)
     settings = ds_config(
-        config.train,
+        config.settings,
         config.execution,
         world_size=rank_info.world_size,
         device=config.device,
         universal=universal,
     )
-    os.environ["LOCAL_RANK"] = str(
-        rank_info.local_rank
-    )  # DeepSpeed reads it, whatever the launcher
+    # DeepSpeed reads it, whatever the launcher.
+    os.environ["LOCAL_RANK"] = str(rank_info.local_rank)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(model.parameters()),
@@ -230,7 +238,7 @@ def build_engine(config: RankConfig, rank_info: RankInfo, *, universal: bool) ->
     )
     if config.execution.compile and config.device == "cuda":
         engine.compile()
-    return Engine(config, engine, flops)
+    return Engine(task, config, engine, facts, flops_per_sample)
 
 
 def to_universal(folder: Path, target: Path) -> None:

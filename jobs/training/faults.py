@@ -1,4 +1,4 @@
-"""Faults on demand, for drills and tests: the places where a process may be told to die.
+"""Faults on demand, for drills and tests: the places where a process may be made to die.
 
 ``$ORCHESTRATOR_FAULT`` holds JSON such as ``{"kind": "kill", "point": "commit.manifest", "rank": 0,
 "step": 8, "victim": "driver"}``. Without it, every call here returns at once.
@@ -42,32 +42,36 @@ LEADER_POINTS = (
 """Passed by rank 0 alone."""
 
 
+def _fault() -> dict[str, Any]:
+    return _parsed(os.environ.get(VARIABLE, "null"))
+
+
 @cache
-def _told() -> dict[str, Any]:
-    return json.loads(os.environ.get(VARIABLE, "null")) or {}
+def _parsed(text: str) -> dict[str, Any]:
+    return json.loads(text) or {}
 
 
 def passing(point: str, *, rank: int, step: int, driver_pid: int = 0) -> None:
     """Kill this rank or its driver, if that was asked for at this point, rank and step."""
-    told = _told()
-    if told.get("kind") != "kill" or told["point"] != point:
+    fault = _fault()
+    if fault.get("kind") != "kill" or fault["point"] != point:
         return
-    if told["rank"] == rank and told["step"] == step:
-        victim = driver_pid if told.get("victim") == "driver" else os.getpid()
+    if fault["rank"] == rank and fault["step"] == step:
+        victim = driver_pid if fault.get("victim") == "driver" else os.getpid()
         os.kill(victim, signal.SIGKILL)
         time.sleep(3600)  # a rank whose driver was killed gets no further than this
 
 
 def poisoned(positions: np.ndarray) -> bool:
     """Whether one of a batch's positions was declared to give no finite loss."""
-    told = _told()
-    return told.get("kind") == "nan" and bool(np.isin(positions, told["positions"]).any())
+    fault = _fault()
+    return fault.get("kind") == "nan" and bool(np.isin(positions, fault["positions"]).any())
 
 
 def stalls(*, rank: int, step: int) -> bool:
-    """Whether this rank was told to stop itself after this step."""
-    told = _told()
-    return told.get("kind") == "hang" and (told["rank"], told["step"]) == (rank, step)
+    """Whether this rank is to stop itself after this step."""
+    fault = _fault()
+    return fault.get("kind") == "hang" and (fault["rank"], fault["step"]) == (rank, step)
 
 
 _store_is_broken = threading.Event()
@@ -82,6 +86,6 @@ def uploading(num_bytes: int) -> None:
     """Wait as long as a slow store would take for so many bytes. Raises OSError in a drill."""
     if _store_is_broken.is_set():
         raise OSError(errno.EIO, "the store is out of reach (a drill)")
-    told = _told()
-    if told.get("kind") == "slow_store":
-        time.sleep(num_bytes / (told["mb_per_s"] * 1e6))
+    fault = _fault()
+    if fault.get("kind") == "slow_store":
+        time.sleep(num_bytes / (fault["mb_per_s"] * 1e6))

@@ -1,14 +1,14 @@
-"""One rank's voice and ear: a thread that says how far the rank is and hears what it is asked.
+"""A thread of each rank that writes how far the rank is, and reads what the rank is ordered to do.
 
-The training loop itself does no I/O: it changes fields here, and every two seconds they are written
-into the attempt's folder, wherever that lies:
+The training loop itself does no I/O: it changes fields here, and every two seconds the thread
+writes them into the attempt's folder, wherever that lies:
 
     beats/rank-00000.json     rank, step, phase, ticks (work done since the start), time, process
     live.json                 rank 0: newest rates, where it resumed, how long each phase took
     metrics-0001.jsonl        rank 0: a line a step, in numbered segments of 1,000 lines
-    orders/stop.json          to us: save after this step and leave
-    orders/dump.json          to us: write every thread's stack to rank-00000.stacks.txt
-    orders/fault.json         to us: a drill; the rank it names kills or stops itself
+    orders/stop.json          from the driver: save after this step and leave
+    orders/dump.json          from the driver: write every thread's stack to rank-00000.stacks.txt
+    orders/fault.json         a drill: the rank it names kills or stops itself
 """
 
 from __future__ import annotations
@@ -55,17 +55,18 @@ def stacks_path(rank: int) -> str:
 class Heartbeat:
     """A context manager: the thread lives as long as the training of this rank."""
 
-    def __init__(self, config: RankConfig, rank_info: RankInfo) -> None:
+    def __init__(self, config: RankConfig, rank_info: RankInfo, *, every_s: float = BEAT_S) -> None:
         self._record, self._rank_info = Storage(config.record_url), rank_info
+        self._every_s = every_s
         self.stop_seen = False
         """Whether this rank was asked to save and leave; all ranks agree after the next step."""
         self.live: dict[str, Any] = {"rates": {}, "resumed_from": "", "refused": [], "phases": {}}
-        """What rank 0 says besides its step."""
+        """What rank 0 publishes besides its step."""
         self.phase = "starting"
         self.step = 0
         self.ticks = 0
         self.files = 0
-        """Steps on the way of checkpoints to the store, counted by another thread."""
+        """Work of the uploader, counted by its thread."""
         self._lines: list[str] = []
         self._segment, self._written = 1, 0
         self._dumped = False
@@ -76,14 +77,14 @@ class Heartbeat:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in WARNINGS:
-                signal.signal(number, self._warned)
+                signal.signal(number, self._warn)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._speak()
+        self._write()
 
     def tick(self, phase: str) -> None:
         """Note that work was done; a rank whose ticks stand still hangs."""
@@ -99,19 +100,19 @@ class Heartbeat:
         with self._lock:
             self._lines.append(json.dumps(line))
 
-    def _warned(self, _signal: int, _frame: FrameType | None) -> None:
+    def _warn(self, _signal: int, _frame: FrameType | None) -> None:
         self.stop_seen = True
 
     def _run(self) -> None:
         while not self._ended.is_set():
             try:
-                self._speak()
-                self._hear()
+                self._write()
+                self._obey_orders()
             except (OSError, LedgerError):  # the store may be back at the next beat
                 log.exception("rank %d: the attempt's folder is out of reach", self._rank_info.rank)
-            self._ended.wait(BEAT_S)
+            self._ended.wait(self._every_s)
 
-    def _speak(self) -> None:
+    def _write(self) -> None:
         beat = {
             "rank": self._rank_info.rank,
             "step": self.step,
@@ -140,17 +141,17 @@ class Heartbeat:
             self._segment, self._written = self._segment + 1, 0
             self._write_segment()
 
-    def _hear(self) -> None:
+    def _obey_orders(self) -> None:
         orders = {f"orders/{name}" for name in self._record.children("orders")}
         self.stop_seen = self.stop_seen or STOP in orders
         if DUMP in orders and not self._dumped:
             self._dumped = True
             self._record.replace(stacks_path(self._rank_info.rank), stacks())
         if FAULT_ORDER in orders:
-            self._obey(self._record.read_json(FAULT_ORDER))
+            self._suffer(self._record.read_json(FAULT_ORDER))
 
-    def _obey(self, fault: dict[str, Any]) -> None:
-        """Be the victim of a drill, when it names this rank or its whole node."""
+    def _suffer(self, fault: dict[str, Any]) -> None:
+        """Kill or stop this process for a drill that names this rank or its whole node."""
         named = fault.get("rank") == self._rank_info.rank
         if named and fault["kind"] == "store":
             faults.break_store()

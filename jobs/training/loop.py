@@ -1,16 +1,12 @@
-"""The training of one rank, from the last committed step to the finished model.
+"""The training of one rank, from the last committed step to the finished artifact.
 
-Knows nothing of launchers.
+Knows neither launchers nor what is trained.
 
 In: a RankConfig, this rank's RankInfo, and a process group address in the environment. Out:
-checkpoints while it runs; at the end ``model/`` in Hugging Face format, ``metrics.jsonl``,
-``validation.jsonl`` and ``training.json`` in the artifact's folder.
+checkpoints while it runs; at the end the task's files, ``metrics.jsonl``, ``validation.jsonl`` and
+``training.json`` in the artifact's folder.
 
-Each global batch is the same for any number of ranks. Every window has the same number of targets,
-so the mean of the ranks' and micro-batches' means is the mean over the global batch, exactly as
-defined for one rank.
-
-Shape legend: B sequences, L1 = context length + 1 tokens.
+Each global batch is the same for any number of ranks.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,58 +24,39 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jobs.lm.batches import Batch, TokenBatches
-from jobs.lm.flops import peak_flops
 from jobs.training import faults
-from jobs.training.checkpointer import Checkpointer
-from jobs.training.engine import connect, prepare
+from jobs.training.batches import Batch, batches
+from jobs.training.checkpointer import BuildEngine, Checkpointer, files_below
+from jobs.training.engine import build_engine, connect, prepare
+from jobs.training.group import RankGroup
 from jobs.training.heartbeat import Heartbeat
 from jobs.training.interval import CheckpointInterval
-from jobs.training.rank import RankConfig, RankInfo, end_with
+from jobs.training.mfu import peak_flops
+from jobs.training.rank import RankConfig, RankInfo, end_with, failure_recorded
+from jobs.training.task import Task, build_task
 from jobs.training.tracking import Tracker
-from orchestrator.errors import RunFailedError
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.plan.token_order import chain_hash
-from orchestrator.spec.recipe import Schedule
 
-MODEL_FOLDER = "model"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 TRAINING = "training.json"
-
-_COSINE_FLOOR = 0.1
-
-
-def learning_rate(step: int, *, schedule: Schedule, peak: float, steps: int) -> float:
-    """The learning rate of optimizer step 1, 2, ... ``steps``.
-
-    Linear warm-up to the peak, then constant; or peak * sqrt(warmup / step) (arXiv 1706.03762, eq.
-    3); or half a cosine down to a tenth of the peak at the last step.
-    """
-    warmup = max(schedule.warmup_steps, 1)
-    if step <= warmup:
-        return peak * step / warmup
-    if schedule.kind == "constant":
-        return peak
-    if schedule.kind == "inverse_sqrt":
-        return peak * math.sqrt(warmup / step)
-    done = (step - warmup) / max(steps - warmup, 1)
-    return peak * (_COSINE_FLOOR + (1 - _COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def train_rank(config: RankConfig, rank_info: RankInfo) -> None:
     """Run this rank until the last step, or a checkpoint after a wish to stop, is committed."""
     end_with(config.driver)
     phases = Phases()
-    with Heartbeat(config, rank_info) as heartbeat:
+    with Heartbeat(config, rank_info) as heartbeat, failure_recorded(config, rank_info):
         prepare(config)
         phases.end("start")
         group = connect(config, rank_info)
         phases.end("connect")
-        Rank(config, rank_info, group, heartbeat, phases).run()
-        dist.barrier(group=group)
+        Rank(config, group, build_task(config, group), heartbeat, phases).run()
+        group.barrier()
     dist.destroy_process_group()
 
 
@@ -90,7 +68,7 @@ class Phases:
         self._since = Process.current().started_at
 
     def end(self, name: str) -> None:
-        """Say that a phase is over, and that the next begins."""
+        """Note that a phase is over and the next begins."""
         now = time.time()
         self.seconds[name] = now - self._since
         self._since = now
@@ -108,6 +86,8 @@ class Verdict:
     """Rank 0 finds that a checkpoint is due."""
     skips_save: bool
     """No time for another checkpoint: publish the one on its way, and leave."""
+    has_failed: bool
+    """Some rank could not publish its part of a checkpoint."""
 
 
 class Rank:
@@ -116,22 +96,22 @@ class Rank:
     def __init__(
         self,
         config: RankConfig,
-        rank_info: RankInfo,
-        group: Any,
+        group: RankGroup,
+        task: Task,
         heartbeat: Heartbeat,
         phases: Phases,
+        build: BuildEngine = build_engine,
     ) -> None:
-        self._config, self._rank_info, self._group = config, rank_info, group
-        self._heartbeat, self._phases = heartbeat, phases
+        self._config, self._settings, self._group = config, config.settings, group
+        self._task, self._heartbeat, self._phases = task, heartbeat, phases
         self._out = Storage(config.out_url)
         self._bad: list[Batch] = []
         """Batches in a row, up to now, whose loss or gradient was not finite."""
-        self._batches = TokenBatches(config, rank_info, group)
-        self._checkpointer = Checkpointer(config, rank_info, group, tick=heartbeat.published)
-        self._engine, self._progress = self._checkpointer.resume()
+        self._checkpointer = Checkpointer(config, group, heartbeat.published, build=build)
+        self._engine, self._progress = self._checkpointer.resume(task)
         phases.end("load")
         self._interval = CheckpointInterval(
-            config.train.checkpoint, mtbf_s=config.mtbf_s, step=self._progress.step
+            config.settings.checkpoint, mtbf_s=config.mtbf_s, step=self._progress.step
         )
         heartbeat.step = self._progress.step
         heartbeat.live |= {
@@ -140,26 +120,21 @@ class Rank:
             "phases": phases.seconds,
         }
 
-    @property
-    def _leads(self) -> bool:
-        return self._rank_info.rank == 0
-
     def run(self) -> None:
         """Train from where the progress stands; finish when the last step is done."""
-        config = self._config
-        folder = Path(config.tensorboard) if config.tensorboard and self._leads else None
-        with Tracker(folder, after_step=self._progress.step) as tracker:
-            left = config.train.steps - self._progress.step
-            cursor, skips = self._progress.cursor, self._checkpointer.skips
-            for batch in self._batches.batches(left, cursor=cursor, skips=skips):
+        curves = self._config.tensorboard if self._group.leads else None
+        with Tracker(Path(curves) if curves else None, after_step=self._progress.step) as tracker:
+            for batch in self._batches():
                 started = time.perf_counter()
                 verdict, line = self._take_step(batch)
                 step_s = time.perf_counter() - started
+                if verdict.has_failed:
+                    self._checkpointer.drain()  # raises on every rank what went wrong
                 if self._validates():
                     self._validate(tracker)
                 stall_s = self._save(verdict)
-                if self._leads:
-                    self._say(line, step_s, stall_s, tracker)
+                if self._group.leads:
+                    self._report(line, step_s, stall_s, tracker)
                 self._give_up_on_bad_batches()
                 if verdict.stops:
                     self._checkpointer.close()
@@ -167,19 +142,27 @@ class Rank:
                     return
         self._finish()
 
-    def _take_step(self, batch: Batch) -> tuple[Verdict, dict[str, Any]]:
-        train, progress, micro_batches = self._config.train, self._progress, batch.micro_batches
-        self._checkpointer.uploader.raise_if_failed()
-        progress.step += 1
-        lr = learning_rate(
-            progress.step, schedule=train.schedule, peak=train.optimizer.lr, steps=train.steps
+    def _batches(self) -> Iterator[Batch]:
+        progress = self._progress
+        return batches(
+            self._task,
+            self._config,
+            self._group.info,
+            cursor=progress.cursor,
+            count=self._settings.steps - progress.step,
+            skips=self._checkpointer.skips,
         )
+
+    def _take_step(self, batch: Batch) -> tuple[Verdict, dict[str, Any]]:
+        progress, micro_batches = self._progress, batch.micro_batches
+        progress.step += 1
+        lr = self._task.learning_rate(progress.step)
         self._engine.set_lr(lr)
         poisoned = faults.poisoned(batch.draw.positions)
         losses = []
-        for n, tokens_BL1 in enumerate(micro_batches):
+        for n, micro_batch in enumerate(micro_batches):
             last = n == len(micro_batches) - 1
-            losses.append(self._engine.accumulate(tokens_BL1, last=last, poisoned=poisoned))
+            losses.append(self._engine.accumulate(micro_batch, last=last, poisoned=poisoned))
             self._heartbeat.tick("training")
         grad_norm = self._engine.step()
         verdict = self._agree(torch.stack(losses).mean())
@@ -192,39 +175,44 @@ class Rank:
             "loss": verdict.loss if is_finite else None,
             "lr": lr,
             "grad_norm": grad_norm if is_finite else None,
-            "tokens_seen": progress.step * train.global_batch_tokens,
+            f"{self._task.unit}_seen": progress.step * self._units_per_step,
             "sample_hash": progress.sample_hash,
         }
-        if self._leads:
+        if self._group.leads:
             progress.metric_lines.append(line)
         self._heartbeat.step = progress.step
-        if faults.stalls(rank=self._rank_info.rank, step=progress.step):
+        if faults.stalls(rank=self._group.info.rank, step=progress.step):
             os.kill(os.getpid(), signal.SIGSTOP)
         return verdict, line
 
     def _agree(self, loss: torch.Tensor) -> Verdict:
         """The loss over the global batch, and in the same message what to do after this step."""
-        skips_save = (
+        uploader = self._checkpointer.uploader
+        votes = (
+            float(loss),
+            self._heartbeat.stop_seen,
+            self._group.leads and self._interval.is_due(self._progress.step),
             self._heartbeat.stop_seen
-            and self._checkpointer.uploader.is_busy
-            and self._checkpointer.uploader.took_s > self._config.notice_s
+            and uploader.is_busy
+            and uploader.took_s > self._config.notice_s,
+            uploader.error is not None,
         )
-        saves = self._leads and self._interval.is_due(self._progress.step)
-        message = torch.tensor(
-            [float(loss), float(self._heartbeat.stop_seen), float(saves), float(skips_save)],
-            dtype=torch.float64,
-        )
-        dist.all_reduce(message, group=self._group)
+        total = self._group.sum(torch.tensor([float(vote) for vote in votes], dtype=torch.float64))
         return Verdict(
-            loss=float(message[0]) / self._rank_info.world_size,
-            stops=bool(message[1]),
-            saves=bool(message[2]),
-            skips_save=bool(message[3]),
+            loss=float(total[0]) / self._group.info.world_size,
+            stops=bool(total[1]),
+            saves=bool(total[2]),
+            skips_save=bool(total[3]),
+            has_failed=bool(total[4]),
         )
+
+    @property
+    def _units_per_step(self) -> float:
+        return self._settings.global_batch * self._task.units_per_sample
 
     def _save(self, verdict: Verdict) -> float:
         """Make a checkpoint if one is due; how long training stood still, in seconds."""
-        is_last = self._progress.step == self._config.train.steps
+        is_last = self._progress.step == self._settings.steps
         must = (verdict.stops and not verdict.skips_save) or is_last
         # In a row of bad batches there is no checkpoint: a rollback must get behind them.
         may = verdict.saves and not self._bad
@@ -241,7 +229,7 @@ class Rank:
         return stall_s
 
     def _has_too_many_bad(self) -> bool:
-        return len(self._bad) > self._config.train.max_nonfinite_in_row
+        return len(self._bad) > self._settings.max_nonfinite_in_row
 
     def _give_up_on_bad_batches(self) -> None:
         """Go back to the last checkpoint and around these batches, when there are too many.
@@ -252,107 +240,90 @@ class Rank:
             return
         self._checkpointer.drain()
         step = self._progress.step
-        if self._leads:
+        if self._group.leads:
             self._checkpointer.uploader.require_lease()
             positions = [int(p) for batch in self._bad for p in batch.draw.positions]
             checkpoints.note_skips(self._out, positions, at_step=step, lease_n=self._config.lease_n)
-        dist.barrier(group=self._group)  # nobody ends the training before the note is written
+        self._group.barrier()  # nobody ends the training before the note is written
         raise RunFailedError(
-            f"nonfinite: train step {step}: loss or gradient not finite {len(self._bad)} times in "
-            "a row; rolled back, their windows are on the skip list; if it comes back, lower "
-            "train.optimizer.lr or lengthen train.schedule.warmup_steps"
+            f"{self._config.section}: loss or gradient not finite {len(self._bad)} times in a row, "
+            f"up to step {step}; rolled back, their samples are on the skip list; if it comes "
+            "back, lower the learning rate or lengthen its warm-up",
+            cause=Cause.NONFINITE,
         )
 
-    def _say(self, line: dict[str, Any], step_s: float, stall_s: float, tracker: Tracker) -> None:
-        """Tell the attempt's folder and the curves what a step was like."""
-        tokens_per_s = self._config.train.global_batch_tokens / step_s
+    def _report(
+        self, line: dict[str, Any], step_s: float, stall_s: float, tracker: Tracker
+    ) -> None:
+        """Write a step's line into the attempt's folder, and its figures into the curves."""
         if "first_step" not in self._phases.seconds:
             self._phases.end("first_step")
         timed = {"at": time.time() - stall_s, "step_s": step_s, "stall_s": stall_s}
         self._heartbeat.record({**line, **timed})
         rates = {"loss": line["loss"], "grad_norm": line["grad_norm"], "lr": line["lr"]}
-        rates |= {"tokens_per_s": tokens_per_s, "mfu": self._mfu(tokens_per_s)}
-        rates["checkpoint_every_s"] = self._interval.interval_s
+        rates[f"{self._task.unit}_per_s"] = self._units_per_step / step_s
+        rates |= {"mfu": self._mfu(step_s), "checkpoint_every_s": self._interval.interval_s}
         known = {name: value for name, value in rates.items() if value is not None}
         self._heartbeat.live |= {"rates": known, "checkpoint_interval": self._interval.facts()}
-        tracker.scalars(
-            "train", line["step"], {**known, **({"checkpoint_stall_s": stall_s} if stall_s else {})}
-        )
+        stall = {"checkpoint_stall_s": stall_s} if stall_s else {}
+        tracker.scalars("train", line["step"], {**known, **stall})
 
-    def _mfu(self, tokens_per_s: float) -> float | None:
-        """Share of the devices' peak that the model's own arithmetic takes; None on a CPU."""
-        if self._config.device != "cuda":
-            return None
-        peak = peak_flops(torch.cuda.get_device_name())
-        flops = self._engine.flops_per_token * tokens_per_s / self._rank_info.world_size
-        return flops / peak if peak else None
+    def _mfu(self, step_s: float) -> float | None:
+        """Share of the devices' peak that the model's own arithmetic takes; None when unknown."""
+        peak = peak_flops(torch.cuda.get_device_name()) if self._config.device == "cuda" else None
+        flops = self._engine.flops_per_sample * self._settings.global_batch / step_s
+        return flops / (peak * self._group.info.world_size) if peak and flops else None
 
     @torch.no_grad()
     def _validate(self, tracker: Tracker) -> None:
-        """Mean NLL over the validation windows; as many forward passes on each rank, for ZeRO 3."""
-        windows_BL1, rank_info, model = self._batches.valid_BL1, self._rank_info, self._engine.model
-        if not len(windows_BL1):
-            return
+        """Let the task validate; its line waits for the next checkpoint."""
+        model = self._engine.model
         model.eval()
-        size = self._config.execution.micro_batch
-        total = torch.zeros(1, dtype=torch.float64)
-        for start in range(0, len(windows_BL1), size * rank_info.world_size):
-            mine = windows_BL1[start + rank_info.rank * size : start + (rank_info.rank + 1) * size]
-            batch = torch.from_numpy(mine if len(mine) else windows_BL1[:1])
-            total += float(self._engine.loss(batch)) * len(mine)
-            self._heartbeat.tick("validating")
+        fields = self._task.validate(self._engine.loss, self._group, self._heartbeat.tick)
         model.train()
-        dist.all_reduce(total, group=self._group)
-        loss = float(total) / len(windows_BL1)
-        if self._leads:
-            line = {"step": self._progress.step, "loss": loss, "num_windows": len(windows_BL1)}
-            self._progress.validation_lines.append(line)
-            tracker.scalars("valid", self._progress.step, {"loss": loss})
+        if fields and self._group.leads:
+            self._progress.validation_lines.append({"step": self._progress.step, **fields})
+            tracker.scalars("valid", self._progress.step, {"loss": fields["loss"]})
 
     def _validates(self) -> bool:
-        step, train = self._progress.step, self._config.train
-        return step % train.validate_every_steps == 0 or step == train.steps
+        step, settings = self._progress.step, self._settings
+        return step % settings.validate_every_steps == 0 or step == settings.steps
 
     def _finish(self) -> None:
         """Write what the finished artifact holds beyond checkpoints."""
         self._heartbeat.tick("finishing")
         self._checkpointer.drain()
         state = self._engine.state_dict()
-        if self._leads:
-            self._publish_model(state)
+        if self._group.leads:
+            self._publish(state)
             for name, segments in (
                 (METRICS, self._progress.metrics),
                 (VALIDATION, self._progress.validation),
             ):
                 self._out.replace(name, checkpoints.join_segments(self._out, segments))
-            self._out.replace(TRAINING, to_json(self._summary(self._engine.model)))
+            self._out.replace(TRAINING, to_json(self._facts()))
         self._checkpointer.close()
 
-    def _publish_model(self, state: dict[str, torch.Tensor]) -> None:
-        local = Path(self._config.scratch) / MODEL_FOLDER
+    def _publish(self, state: dict[str, torch.Tensor]) -> None:
+        local = Path(self._config.scratch) / "finished"
         shutil.rmtree(local, ignore_errors=True)  # of an attempt that died here
-        self._engine.model.save_pretrained(local, state_dict=state)
-        for path in sorted(local.iterdir()):
-            self._publish(path, f"{MODEL_FOLDER}/{path.name}")
+        self._task.publish(self._engine.model, state, local)
+        for path in files_below(local):
+            self._checkpointer.uploader.require_lease()
+            # No manifest covers it yet: what an earlier attempt left may differ, and is replaced.
+            self._out.delete(path)
+            self._out.upload(local / path, path)
+            self._heartbeat.tick("finishing")
 
-    def _publish(self, local: Path, path: str) -> None:
-        # Not yet covered by a manifest: what an earlier attempt left here may differ, and is
-        # replaced.
-        self._checkpointer.uploader.require_lease()
-        self._out.delete(path)
-        self._out.upload(local, path)
-        self._heartbeat.tick("finishing")
-
-    def _summary(self, model: Any) -> dict[str, Any]:
-        progress, train = self._progress, self._config.train
+    def _facts(self) -> dict[str, Any]:
+        progress, settings = self._progress, self._settings
         return {
-            "num_parameters": model.num_parameters(),
+            **self._engine.facts,
             "steps": progress.step,
-            "tokens_seen": progress.step * train.global_batch_tokens,
-            "num_windows": self._batches.num_windows,
-            "epochs": progress.step * train.global_batch / self._batches.num_windows,
-            "global_batch": train.global_batch,
-            "seed": self._config.seed,
+            f"{self._task.unit}_seen": progress.step * self._units_per_step,
+            "epochs": progress.step * settings.global_batch / self._task.num_samples,
+            "global_batch": settings.global_batch,
+            "seed": settings.seed,
             "skips": sorted(self._checkpointer.skips),
             "sample_hash": progress.sample_hash,
             "history": [span.model_dump() for span in progress.history],

@@ -1,19 +1,23 @@
-"""The driver's view of its ranks: what they say, whether they hang, when they must leave.
+"""The driver's view of its ranks: how far they are, whether they hang, when they must leave.
 
 In: the attempt's folder, into which every rank's heartbeat writes. Out: progress and events for
 those who watch; an order to save and leave; the stacks of all ranks and their end when one hangs.
+
+Ranks wait for each other in every step, so rank 0 stands still soon after any other. A look reads
+its files alone, whatever the number of ranks; those of all ranks only while rank 0 stands still.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,32 +25,52 @@ from typing import Any
 from jobs.attempt import Attempt, StopRequestedError
 from jobs.training.heartbeat import BEAT_S, DUMP, LIVE, STOP, beat_path, stacks_path
 from jobs.training.rank import RankConfig
-from orchestrator.errors import RunFailedError
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 
 log = logging.getLogger(__name__)
 
-_DUMP_WAIT_S = 6.0
-"""Three beats: how long ranks get to write their own stacks."""
-_LOOK_EVERY_S = 1.0
-CHANGE_TOLD = 0.1
+MIN_CHANGE = 0.1
 """Relative change of the time between checkpoints that is worth an event."""
+Beat = dict[str, Any]
+"""A rank's newest heartbeat."""
 STEPPING = ("training", "validating")
 """Phases in which ranks do something every few seconds; elsewhere they load or write for long."""
 
 
 class RankMonitor:
-    """Passes on what rank 0 says, finds hangs, and asks the ranks to save and leave."""
+    """Passes on how far rank 0 is, finds hangs, and asks the ranks to save and leave.
 
-    def __init__(self, attempt: Attempt, config: RankConfig, world_size: int) -> None:
+    ``look_every_s``: shortest time between two looks. ``probe_every_s``: between two readings of
+    all heartbeats, while rank 0 stands still; both by ``clock``. ``dump_wait_s``: how long ranks
+    get to write their own stacks, some heartbeats.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        config: RankConfig,
+        world_size: int,
+        *,
+        look_every_s: float = 1.0,
+        probe_every_s: float = 10.0,
+        dump_wait_s: float = 3 * BEAT_S,
+        clock: Callable[[], float] = time.monotonic,
+        draining: Callable[[], set[str]] | None = None,
+    ) -> None:
         self._attempt, self._config, self._world_size = attempt, config, world_size
         self._record: Storage = attempt.record.storage
-        self._began = False
+        self._look_every_s, self._probe_every_s = look_every_s, probe_every_s
+        self._dump_wait_s, self._clock = dump_wait_s, clock
+        self._draining_hosts = draining or draining_hosts
+        self._has_begun = False
         self._interval_s = 0.0
-        self._ticks, self._ticked_at = 0, time.monotonic()
-        """Work done by all ranks, and when it last grew, by this machine's clock."""
-        self._looked_at = 0.0
+        self._leader_work, self._work = 0, 0
+        """Work done by rank 0, and by all ranks when they were last read."""
+        self._worked_at = self._probed_at = clock()
+        """When either last grew, and when all ranks were last read or needed not be."""
+        self._looked_at = -math.inf
 
     def look(self) -> None:
         """Report the newest step.
@@ -55,19 +79,20 @@ class RankMonitor:
         StopRequestedError when Ray is about to take a node away.
         """
         self._attempt.check()
-        now = time.monotonic()
-        if now - self._looked_at < _LOOK_EVERY_S:
+        now = self._clock()
+        if now - self._looked_at < self._look_every_s:
             return
         self._looked_at = now
         try:
             self._report()
-            self._find_hang(now)
-            hosts = self._hosts()
+            leader = self._beat(0)
+            self._find_hang(leader, now)
+            # Ranks that have beaten were started by a Ray that is imported whole.
+            must_leave = leader is not None and self._must_leave(self._draining_hosts())
         except OSError as error:  # the store may be back at the next look
             log.warning("the attempt's folder is out of reach: %s", error)
             return
-        # Ranks that have beaten were started by a Ray that is imported whole.
-        if hosts and hosts & draining_hosts():
+        if must_leave:
             self._attempt.event("preemption_notice")
             raise StopRequestedError
 
@@ -77,7 +102,7 @@ class RankMonitor:
         return bool(live and live.get("stopped"))
 
     def report(self) -> None:
-        """Pass on the last words of ranks that have ended."""
+        """Pass on how far ranks that have ended had come."""
         with suppress(OSError):
             self._report()
 
@@ -98,88 +123,105 @@ class RankMonitor:
         live = self._live()
         if live is None or "first_step" not in live["phases"]:
             return
-        if not self._began:
-            self._began = True
+        if not self._has_begun:
+            self._has_begun = True
             for problem in live["refused"]:
                 self._attempt.event("checkpoint_refused", problem=problem)
             self._attempt.event(
                 "training", resumed_from=live["resumed_from"], phases=live["phases"]
             )
         interval_s = live.get("checkpoint_interval", {}).get("interval_s", 0.0)
-        if abs(interval_s - self._interval_s) > CHANGE_TOLD * self._interval_s:
+        if abs(interval_s - self._interval_s) > MIN_CHANGE * self._interval_s:
             self._interval_s = interval_s
             self._attempt.event("checkpoint_interval", **live["checkpoint_interval"])
-        self._attempt.progress(live["step"], self._config.train.steps, "steps", **live["rates"])
+        self._attempt.progress(live["step"], self._config.settings.steps, "steps", **live["rates"])
 
-    def _find_hang(self, now: float) -> None:
+    def _find_hang(self, leader: Beat | None, now: float) -> None:
         """End the attempt when no rank has done anything for too long.
 
-        Ranks wait for each other in every step, so one that hangs soon stops all of them; and a
-        rank that waits for a slow one, or for its upload, is no hang.
+        A rank that waits for a slow one, or for its upload, does not hang.
         """
-        retry = self._attempt.cluster.retry
-        beats = {rank: self._beat(rank) for rank in range(self._world_size)}
-        known = [beat for beat in beats.values() if beat]
-        ticks = sum(beat["ticks"] + beat["files"] for beat in known)
-        if ticks != self._ticks:
-            self._ticks, self._ticked_at = ticks, now
-        steps = bool(known) and all(beat["phase"] in STEPPING for beat in known)
-        timeout_s = retry.hang_timeout_s if steps else retry.start_timeout_s
-        if (idle_s := now - self._ticked_at) > timeout_s:
+        if (work := _work([leader])) != self._leader_work:
+            self._leader_work, self._worked_at, self._probed_at = work, now, now
+            return
+        if now - self._probed_at < min(self._probe_every_s, self._timeout_s([leader]) / 4):
+            return
+        self._probed_at = now
+        beats = self._beats()
+        if (work := _work(beats)) != self._work:
+            self._work, self._worked_at = work, now
+        elif (idle_s := now - self._worked_at) > self._timeout_s(beats):
             self._end_hang(beats, idle_s)
 
-    def _beat(self, rank: int) -> dict[str, Any] | None:
+    def _timeout_s(self, beats: Sequence[Beat | None]) -> float:
+        """How long ranks may do nothing: less once all of them make steps."""
+        known, retry = [beat for beat in beats if beat], self._attempt.cluster.retry
+        steps = bool(known) and all(beat["phase"] in STEPPING for beat in known)
+        return retry.hang_timeout_s if steps else retry.start_timeout_s
+
+    def _beats(self) -> list[Beat | None]:
+        return [self._beat(rank) for rank in range(self._world_size)]
+
+    def _beat(self, rank: int) -> Beat | None:
         try:
-            beat: dict[str, Any] = self._record.read_json(beat_path(rank))
+            beat: Beat = self._record.read_json(beat_path(rank))
         except FileNotFoundError:
             return None
         return beat
 
-    def _hosts(self) -> set[str]:
-        beats = map(self._beat, range(self._world_size))
-        return {beat["process"]["host"].split("/")[0] for beat in beats if beat}
+    def _must_leave(self, draining: set[str]) -> bool:
+        """Whether a rank is on one of these hosts."""
+        return bool(draining) and any(
+            beat["process"]["host"].split("/")[0] in draining for beat in self._beats() if beat
+        )
 
-    def _end_hang(self, beats: dict[int, dict[str, Any] | None], idle_s: float) -> None:
+    def _end_hang(self, beats: Sequence[Beat | None], idle_s: float) -> None:
         """Keep the stacks of all ranks, end them, and raise RunFailedError."""
         suspect = _suspect(beats)
         self._record.replace(DUMP, b"{}")
-        time.sleep(_DUMP_WAIT_S)
-        for rank, process in _here(beats):
+        time.sleep(self._dump_wait_s)
+        for rank, process in _local_processes(beats):
             path = stacks_path(rank)
-            if not self._record.exists(path):  # it cannot run: look from outside
-                self._record.replace(path, seen_from_outside(process.pid))
+            if not self._record.exists(path):  # it cannot run
+                self._record.replace(path, stacks_from_outside(process.pid))
         self._attempt.event("hang", rank=suspect, idle_s=idle_s)
-        for _, process in _here(beats):
+        for _, process in _local_processes(beats):
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
         raise RunFailedError(
-            f"comm_hang: rank {suspect} made no progress for {idle_s:.0f} s; the stacks of all "
-            f"ranks are in {self._record.url}/rank-*.stacks.txt"
+            f"{self._config.section}: rank {suspect} made no progress for {idle_s:.0f} s; the "
+            f"stacks of all ranks are in {self._record.url}/rank-*.stacks.txt",
+            cause=Cause.COMM_HANG,
         )
 
 
-def _suspect(beats: dict[int, dict[str, Any] | None]) -> int:
+def _work(beats: Sequence[Beat | None]) -> int:
+    """Work done by some ranks, in ticks of their heartbeats."""
+    return sum(beat["ticks"] + beat["files"] for beat in beats if beat)
+
+
+def _suspect(beats: Sequence[Beat | None]) -> int:
     """The rank that has fallen silent; else the one that has done least."""
-    newest = max((beat["at"] for beat in beats.values() if beat), default=0.0)
+    newest = max((beat["at"] for beat in beats if beat), default=0.0)
 
     def behind(rank: int) -> tuple[bool, int]:
         beat = beats[rank]
         is_silent = not beat or newest - beat["at"] > 3 * BEAT_S
         return (not is_silent, beat["ticks"] if beat else 0)
 
-    return min(beats, key=behind)
+    return min(range(len(beats)), key=behind)
 
 
-def _here(beats: dict[int, dict[str, Any] | None]) -> Iterator[tuple[int, Process]]:
+def _local_processes(beats: Sequence[Beat | None]) -> Iterator[tuple[int, Process]]:
     """Ranks whose process is on this machine; those elsewhere end with their launcher."""
-    for rank, beat in beats.items():
+    for rank, beat in enumerate(beats):
         if beat:
             process = Process(**beat["process"])
             if process.is_alive() is not None:
                 yield rank, process
 
 
-def seen_from_outside(pid: int) -> bytes:
+def stacks_from_outside(pid: int) -> bytes:
     """The Python stacks of another process, by py-spy; what went wrong where that cannot look."""
     beside = Path(sys.executable).with_name("py-spy")
     tool = str(beside) if beside.exists() else shutil.which("py-spy")
@@ -194,7 +236,7 @@ def seen_from_outside(pid: int) -> bytes:
 
 
 def draining_hosts() -> set[str]:
-    """Names of the hosts that this process's Ray cluster was told will go away; empty without."""
+    """Names of the hosts that this process's Ray cluster is about to lose; empty without one."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return set()

@@ -27,10 +27,10 @@ _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Agent:
-    """This node's hands."""
+    """Starts and ends the ranks of this node."""
 
-    def __init__(self, channel: Storage, node: int) -> None:
-        self._channel, self._node = channel, node
+    def __init__(self, channel: Storage, node: int, *, poll_s: float = _POLL_S) -> None:
+        self._channel, self._node, self._poll_s = channel, node, poll_s
         self._ranks: NodeRanks | None = None
 
     def warn(self, number: int, _frame: FrameType | None) -> None:
@@ -46,7 +46,7 @@ class Agent:
             if newest is not None and newest not in served:
                 served.add(newest)
                 self._serve(newest)
-            time.sleep(_POLL_S)
+            time.sleep(self._poll_s)
 
     def _serve(self, number: int) -> None:
         launch = Launch(**self._channel.read_json(launch_path(number)))
@@ -58,21 +58,20 @@ class Agent:
                     path = report_path(number, self._node)
                     self._channel.replace(path, to_json(asdict(report)))
                     break
-                time.sleep(_POLL_S)
+                time.sleep(self._poll_s)
             else:
                 return
-            while not self._is_over(
-                number, record
-            ):  # those that go on wait for the one that failed
-                time.sleep(_POLL_S)
+            # Those that go on wait for the one that failed.
+            while not self._is_over(number, record):
+                time.sleep(self._poll_s)
         finally:
             self._ranks.end()
             self._ranks = None
 
     def _is_over(self, number: int, record: Storage) -> bool:
         """Whether nobody wants these ranks any more; their driver may be lost without a word."""
-        said = self._channel.exists(over_path(number)) or self._channel.exists(ALLOCATION_ENDED)
-        return said or record.exists("end.json")
+        is_over = self._channel.exists(over_path(number)) or self._channel.exists(ALLOCATION_ENDED)
+        return is_over or record.exists("end.json")
 
     def _launches(self) -> list[int]:
         names = self._channel.children()
@@ -83,7 +82,7 @@ _LAUNCH = re.compile(r"launch-(\d{6})\.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the allocation around this process."""
+    """Serve the allocation that this process is part of."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--node", required=True, type=int, help="number of this node in the job")
     options = parser.parse_args(argv)

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import Any
 import psutil
 
 from jobs.training.rank import RankConfig, RankInfo, failure, free_port, last_line, log_path, log_to
-from orchestrator.errors import RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import ALLOCATION_FOLDER
 from orchestrator.ledger.storage import Storage
@@ -37,13 +36,13 @@ _MEET_TIMEOUT_S = 300.0
 _TIMEOUT_MIN = 60
 """submitit counts any signal within the first ten minutes of a shorter job as its timeout."""
 
-Tell = Callable[..., None]
+RecordEvent = Callable[..., None]
 """Records an event: its kind, and its fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One start of all ranks, as every node of the allocation is told."""
+    """One start of all ranks, as every node of the allocation reads it."""
 
     config: str
     """The `RankConfig` as JSON."""
@@ -52,6 +51,8 @@ class Launch:
     port: int
     num_nodes: int
     ranks_per_node: int
+    command: Sequence[str] = ()
+    """What runs in place of this module, for tests; it gets the channel's URL and the number."""
 
     def rank_info(self, node: int, local_rank: int) -> RankInfo:
         """Where a rank of a node stands."""
@@ -86,17 +87,11 @@ class NodeRanks:
     def __init__(self, channel: Storage, number: int, launch: Launch, node: int) -> None:
         self._rank_infos = [launch.rank_info(node, local) for local in range(launch.ranks_per_node)]
         self._failed_at: float | None = None
+        command = launch.command or (sys.executable, "-u", "-m", "jobs.training.process_ranks")
         self._ranks = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    "-u",
-                    "-m",
-                    "jobs.training.process_ranks",
-                    channel.url,
-                    str(number),
-                ],
-                env={**os.environ, **_place_env(rank_info), **_address_env(launch)},
+                [*command, channel.url, str(number)],
+                env={**os.environ, **_rank_env(rank_info), **_address_env(launch)},
                 stdin=subprocess.DEVNULL,
             )
             for rank_info in self._rank_infos
@@ -125,18 +120,22 @@ class NodeRanks:
             rank.wait()
 
 
-def launch(config: RankConfig, resources: Resources, tell: Tell = lambda *_, **__: None) -> None:
+def launch(
+    config: RankConfig, resources: Resources, record_event: RecordEvent = lambda *_, **__: None
+) -> None:
     """Run all ranks to their end.
 
-    Raises RunFailedError when any of them fails; ``tell`` then hears which, and on which node.
+    Raises RunFailedError when any of them fails; ``record_event`` then gets which, and where.
     """
     if folder := os.environ.get(ALLOCATION_FOLDER):
-        _launch_nodes(config, resources, Storage(folder), tell)
+        _launch_nodes(config, resources, Storage(folder), record_event)
     else:
         _launch_local(config, resources)
 
 
-def _launch_nodes(config: RankConfig, resources: Resources, channel: Storage, tell: Tell) -> None:
+def _launch_nodes(
+    config: RankConfig, resources: Resources, channel: Storage, record_event: RecordEvent
+) -> None:
     number = config.lease_n
     order = Launch(
         config=config.model_dump_json(),
@@ -148,15 +147,22 @@ def _launch_nodes(config: RankConfig, resources: Resources, channel: Storage, te
     channel.create_json(launch_path(number), asdict(order))
     own = NodeRanks(channel, number, order, node=0)
     try:
-        reports = _await_reports(own, channel, number, order.num_nodes)
+        reports = await_reports(own, channel, number, order.num_nodes)
     finally:
         own.end()
         with suppress(OSError):
             channel.replace(over_path(number), b"{}")
-    _raise_failure(reports, config, resources, tell)
+    raise_failure(reports, config, resources, record_event)
 
 
-def _await_reports(own: NodeRanks, channel: Storage, number: int, num_nodes: int) -> list[Report]:
+def await_reports(
+    own: NodeRanks,
+    channel: Storage,
+    number: int,
+    num_nodes: int,
+    *,
+    reports_wait_s: float = _REPORTS_WAIT_S,
+) -> list[Report]:
     """The reports of all nodes; those that came soon after the first that tells of a failure."""
     deadline = float("inf")
     while True:
@@ -167,13 +173,14 @@ def _await_reports(own: NodeRanks, channel: Storage, number: int, num_nodes: int
         if len(reports) == num_nodes or time.monotonic() > deadline:
             return reports
         if any(r.culprit for r in reports):
-            deadline = min(deadline, time.monotonic() + _REPORTS_WAIT_S)
+            deadline = min(deadline, time.monotonic() + reports_wait_s)
         time.sleep(_POLL_S)
 
 
-def _raise_failure(
-    reports: list[Report], config: RankConfig, resources: Resources, tell: Tell
+def raise_failure(
+    reports: list[Report], config: RankConfig, resources: Resources, record_event: RecordEvent
 ) -> None:
+    """Raise RunFailedError, and record which rank is to blame, when the ranks of a node failed."""
     failed = [(r, *r.culprit) for r in reports if r.culprit]
     if not failed:
         return
@@ -181,10 +188,10 @@ def _raise_failure(
     report, rank, code = min(failed, key=lambda f: (f[2] > 0, f[0].failed_at or 0.0))
     # Who merely lost a peer is not to blame, and the report that tells of the peer may be late.
     blamed = {"node": report.node} if code < 0 else {}
-    tell("rank_failed", rank=rank, code=code, **blamed)
+    record_event("rank_failed", rank=rank, code=code, **blamed)
     how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    cause = f"rank {rank} on {report.node}: {how}"
-    raise RunFailedError(failure(config, resources.world_size, cause, rank=rank))
+    how = f"rank {rank} on {report.node}: {how}"
+    raise failure(config, resources.world_size, how, rank, is_lost=code < 0)
 
 
 def launch_path(number: int) -> str:
@@ -207,7 +214,7 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _place_env(rank_info: RankInfo) -> dict[str, str]:
+def _rank_env(rank_info: RankInfo) -> dict[str, str]:
     return {name.upper(): str(value) for name, value in asdict(rank_info).items()}
 
 
@@ -233,8 +240,8 @@ def interface_towards(host: str) -> str:
 
 def run_rank(channel: Storage, number: int) -> None:
     """What each rank's process runs; it ends with the process that started it."""
-    told = Launch(**channel.read_json(launch_path(number)))
-    config = RankConfig.model_validate_json(told.config)
+    launch = Launch(**channel.read_json(launch_path(number)))
+    config = RankConfig.model_validate_json(launch.config)
     config = config.model_copy(update={"driver": Process.of(os.getppid())})
     rank_info = RankInfo(
         **{name: int(os.environ[name.upper()]) for name in RankInfo.__annotations__}
@@ -278,8 +285,8 @@ def meet(path: Path, *, leads: bool, timeout_s: float = _MEET_TIMEOUT_S) -> tupl
                 f"{path}: rank 0 did not say where it listens within {timeout_s:.0f} s; see its log"
             )
         time.sleep(_POLL_S)
-    said = json.loads(path.read_text())
-    return said["host"], said["port"]
+    address = json.loads(path.read_text())
+    return address["host"], address["port"]
 
 
 def _launch_local(config: RankConfig, resources: Resources) -> None:
@@ -296,7 +303,7 @@ def _launch_local(config: RankConfig, resources: Resources) -> None:
         time.sleep(_POLL_S)
     error = next((e for e in (task.exception() for task in _tasks(job)) if e), None)
     if error is not None:
-        raise RunFailedError(failure(config, resources.world_size, last_line(error)))
+        raise failure(config, resources.world_size, last_line(error))
 
 
 def _tasks(job: object) -> list[Any]:

@@ -11,35 +11,65 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from orchestrator.errors import ExitCode
+from pydantic import NonNegativeInt, PositiveInt
+
+from orchestrator.errors import (
+    Cause,
+    ExitCode,
+    LeaseHeldError,
+    OrchestratorError,
+    RunFailedError,
+    cause_of,
+    last_sentence,
+)
 from orchestrator.ledger.lease import Process
+from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.spec.model import Spec
-from orchestrator.spec.recipe import Execution, Model, Train
+from orchestrator.spec.recipe import Checkpoint, Execution, Optimizer
 
 _WATCH_EVERY_S = 1.0
+
+
+class TrainingSettings(Spec):
+    """What every training has: how long, in what batches, how it is optimized and made durable."""
+
+    steps: PositiveInt
+    """Optimizer steps."""
+    global_batch: PositiveInt
+    """Samples of one optimizer step, over all ranks."""
+    seed: int
+    """Seed of weights and of the order of samples."""
+    optimizer: Optimizer = Optimizer()
+    """AdamW's settings."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of forward and backward; optimizer state is fp32."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When training state is saved."""
+    validate_every_steps: PositiveInt = 500
+    """Steps between validations; the last step is always validated."""
+    max_nonfinite_in_row: NonNegativeInt = 3
+    """Steps in a row whose loss or gradient is not finite that are passed over."""
 
 
 class RankConfig(Spec):
     """One training, as every one of its ranks is told."""
 
-    model: Model
-    """The recipe's model section."""
-    train: Train
-    """The recipe's training section."""
+    task: str
+    """What is trained: ``module:Class`` of a `jobs.training.task.Task`."""
+    spec: dict[str, Any]
+    """What that class wants to know, as plain JSON."""
+    settings: TrainingSettings
+    """What every training has."""
     execution: Execution
     """How a global batch is computed."""
-    seed: int
-    """Seed of weights and data order."""
-    num_units: int
-    """Rows of the vocabulary."""
-    source: str
-    """Text model: a folder, or a Hugging Face id."""
-    pack_url: str
-    """Folder of the packed tokens."""
+    section: str = "train"
+    """Section of the recipe that messages point at."""
     out_url: str
     """Folder of the train artifact."""
     lease_n: int
@@ -88,7 +118,7 @@ class RankInfo:
 
 
 def end_with(driver: Process) -> None:
-    """RankMonitor the driver from a thread and leave at once when it is gone.
+    """Watch the driver from a thread and leave at once when it is gone.
 
     A rank whose driver died holds memory, a device and a port that the next attempt needs. On other
     machines than the driver's the question cannot be asked; there the broken connection to the
@@ -141,15 +171,54 @@ def last_line(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def failure(config: RankConfig, world_size: int, cause: str, rank: int | None = None) -> str:
-    """An error message with the end of the log of the rank that failed, and its path."""
+@contextmanager
+def failure_recorded(config: RankConfig, rank_info: RankInfo) -> Iterator[None]:
+    """Write into the attempt's folder why this rank fails, where `failure` finds it."""
+    try:
+        yield
+    except Exception as error:
+        report = {"at": time.time(), "cause": cause_of(error), "message": last_sentence(error)}
+        with suppress(OSError, OrchestratorError):  # the end of the log tells it too
+            Storage(config.record_url).replace(failure_path(rank_info.rank), to_json(report))
+        raise
+
+
+def failure_path(rank: int) -> str:
+    """In the attempt's folder: why a rank failed."""
+    return f"rank-{rank:05d}.failure.json"
+
+
+def failure(
+    config: RankConfig, world_size: int, how: str, rank: int | None = None, *, is_lost: bool = True
+) -> OrchestratorError:
+    """The error of a training that lost ``rank``, or some rank: its cause, the end of its log.
+
+    ``is_lost``: what a rank died of that left no report, else it counts as any error.
+    """
     folder = Path(config.folder)
     ranks = range(world_size) if rank is None else (rank,)
     paths = [log_path(folder, r) for r in ranks]
     # When one rank dies the others fail after it, by losing it: its log ended first.
     written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
     path = written[0] if written else paths[0]
-    return f"train: a rank failed ({cause}); the last lines of {path}:\n{last_lines(path)}"
+    reports = sorted(_reports(config, ranks), key=lambda r: (r["cause"] == Cause.ERROR, r["at"]))
+    first = reports[0] if reports else {}
+    if first.get("cause") == Cause.LEASE_HELD:
+        return LeaseHeldError(first["message"])
+    message = f": {first['message']}" if first else ""
+    return RunFailedError(
+        f"the last lines of {path}:\n{last_lines(path)}\n"
+        f"{config.section}: a rank failed ({how}){message}",
+        cause=Cause(first.get("cause", Cause.WORKER_LOST if is_lost else Cause.ERROR)),
+    )
+
+
+def _reports(config: RankConfig, ranks: Iterable[int]) -> list[dict[str, Any]]:
+    storage, reports = Storage(config.record_url), []
+    for rank in ranks:
+        with suppress(OSError, OrchestratorError):
+            reports.append(storage.read_json(failure_path(rank)))
+    return reports
 
 
 def free_port() -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs.training.rank import RankConfig, RankInfo, failure, last_line, log_path, log_to
-from orchestrator.errors import RunFailedError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
 
@@ -35,7 +34,7 @@ def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> Non
         try:
             _trainer(config, resources).fit()
         except TrainingFailedError as error:
-            raise RunFailedError(failure(config, resources.world_size, _cause(error))) from None
+            raise failure(config, resources.world_size, failed_ranks(error)) from None
 
 
 def _trainer(config: RankConfig, resources: Resources) -> Any:
@@ -60,11 +59,11 @@ def _trainer(config: RankConfig, resources: Resources) -> Any:
     )
 
 
-def run_in_worker(told: dict[str, Any]) -> None:
+def run_in_worker(loop_config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     from ray.train import get_context
 
-    config, context = RankConfig.model_validate_json(told["config"]), get_context()
+    config, context = RankConfig.model_validate_json(loop_config["config"]), get_context()
     rank_info = RankInfo(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
@@ -81,10 +80,11 @@ def run_in_worker(told: dict[str, Any]) -> None:
         raise
 
 
-def _cause(error: Exception) -> str:
+def failed_ranks(error: Exception) -> str:
+    """Which ranks failed, each by the last line of what it raised."""
     failures = getattr(error, "worker_failures", None) or {}
-    said = [f"rank {rank}: {last_line(reason)}" for rank, reason in sorted(failures.items())]
-    return "; ".join(said) or last_line(error)
+    reasons = [f"rank {rank}: {last_line(reason)}" for rank, reason in sorted(failures.items())]
+    return "; ".join(reasons) or last_line(error)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def session(address: str, resources: Resources) -> Iterator[None]:
     with tempfile.TemporaryDirectory(
         prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
-        own = {
+        own: dict[str, Any] = {
             "include_dashboard": False,
             "num_cpus": resources.world_size * resources.cpus_per_worker,
             "_temp_dir": folder,  # short, because paths of Unix sockets are limited to 107 bytes

@@ -27,7 +27,7 @@ from orchestrator.ledger.checkpoints import FileEntry, Manifest, Segment
 from orchestrator.ledger.storage import Storage, to_json
 
 COMMIT_TIMEOUT_S = 3600.0
-"""How long rank 0 waits for the others' notes; they were told to have failed long before."""
+"""How long rank 0 waits for the others' notes; `Checkpointer.drain` hears of failures before."""
 _POLL_S = 0.1
 
 
@@ -53,10 +53,15 @@ class CheckpointUploader:
     """One rank's way to the store."""
 
     def __init__(
-        self, config: RankConfig, rank_info: RankInfo, tick: Callable[[], None] = lambda: None
+        self,
+        config: RankConfig,
+        rank_info: RankInfo,
+        tick: Callable[[], None] = lambda: None,
+        *,
+        commit_timeout_s: float = COMMIT_TIMEOUT_S,
     ) -> None:
         self._config, self._rank_info, self._out = config, rank_info, Storage(config.out_url)
-        self._tick = tick
+        self._commit_timeout_s, self._tick = commit_timeout_s, tick
         """Called with every file that is in the store."""
         self._thread: threading.Thread | None = None
         self._uploaded = threading.Event()
@@ -86,28 +91,26 @@ class CheckpointUploader:
         self._thread = threading.Thread(target=self._run, args=(snapshot,), daemon=True)
         self._thread.start()
 
-    def wait_uploaded(self) -> str:
-        """Wait until this rank's files are in the store; what went wrong, "" for nothing."""
+    @property
+    def error(self) -> BaseException | None:
+        """What the thread ran into; it publishes nothing more."""
+        return self._error
+
+    def wait_uploaded(self) -> None:
+        """Wait until this rank's files are in the store, or cannot be."""
         if self._thread is not None:
             self._uploaded.wait()
-        return f"{type(self._error).__name__}: {self._error}" if self._error else ""
 
     def wait_committed(self) -> None:
-        """Wait until all is done. Raises what went wrong."""
+        """Wait until the thread has ended: at rank 0, with the manifest and retention."""
         if self._thread is not None:
             self._thread.join()
-        self.raise_if_failed()
-
-    def raise_if_failed(self) -> None:
-        """Raise what went wrong in the thread, in the thread that can end the training."""
-        if self._error:
-            raise self._error
 
     def _run(self, snapshot: Snapshot) -> None:
         started = time.monotonic()
         try:
             self._publish(snapshot)
-        except BaseException as error:  # noqa: BLE001 (raised again in the training's thread)
+        except BaseException as error:  # noqa: BLE001 (the training's thread raises it for all ranks)
             self._error = error
         finally:
             self._uploaded.set()
@@ -130,7 +133,7 @@ class CheckpointUploader:
             passed("commit.metrics")
             checkpoints.commit(self._out, _completed(snapshot.draft, notes))
             passed("commit.manifest")
-            policy = self._config.train.checkpoint
+            policy = self._config.settings.checkpoint
             checkpoints.retire(self._out, policy, self._config.leases, passed)
 
     def require_lease(self) -> None:
@@ -147,7 +150,10 @@ class CheckpointUploader:
         return [self._note_of(name, rank) for rank in range(self._rank_info.world_size)]
 
     def _note_of(self, name: str, rank: int) -> dict[str, Any]:
-        path, deadline = checkpoints.done_path(name, rank), time.monotonic() + COMMIT_TIMEOUT_S
+        path, deadline = (
+            checkpoints.done_path(name, rank),
+            time.monotonic() + self._commit_timeout_s,
+        )
         while not self._out.exists(path):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self._out.url}/{path}: rank {rank} never published its part")

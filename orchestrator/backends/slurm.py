@@ -24,7 +24,7 @@ import submitit
 from submitit.core.utils import FailedSubmissionError
 
 from orchestrator.backends.base import Job, JobRef
-from orchestrator.errors import BackendError, RequestError
+from orchestrator.errors import BackendError, Cause, RequestError
 from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.spec.cluster import SlurmOptions
 
@@ -69,13 +69,13 @@ _PERHAPS_REQUEUED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 LAUNCH_FAILED = "launch failed requeued held"
 """Slurm's reason for holding a job whose node could not start it: it never will by itself."""
 CAUSES = {
-    "PREEMPTED": "preempted",
-    "REQUEUED": "preempted",
-    "TIMEOUT": "walltime",
-    "NODE_FAIL": "node_lost",
-    "BOOT_FAIL": "node_lost",
-    "OUT_OF_MEMORY": "host_oom",
-    "CANCELLED": "cancelled",
+    "PREEMPTED": Cause.PREEMPTED,
+    "REQUEUED": Cause.PREEMPTED,
+    "TIMEOUT": Cause.WALLTIME,
+    "NODE_FAIL": Cause.NODE_LOST,
+    "BOOT_FAIL": Cause.NODE_LOST,
+    "OUT_OF_MEMORY": Cause.HOST_OOM,
+    "CANCELLED": Cause.CANCELLED,
 }
 """Why an attempt ended, where only Slurm saw it."""
 
@@ -436,7 +436,7 @@ def _status(
         exit_code=row.exit_code if leading.is_final else None,
         node="" if row.nodes in ("None assigned", "") else row.nodes,
         detail=several if len(rows) > 1 else _detail(row),
-        cause=CAUSES.get(row.word, ""),
+        cause=CAUSES.get(row.word),
         is_held=row.was_refused,
     )
 

@@ -13,7 +13,7 @@ from typing import Self
 import submitit
 
 from orchestrator.backends.slurm import CAUSES, SACCT, ask
-from orchestrator.errors import BackendError, ExitCode
+from orchestrator.errors import BackendError, Cause, ExitCode
 
 REQUEUE_LINES = (
     "code=$?",
@@ -34,8 +34,7 @@ class EarlierStart:
 
     word: str
     """Slurm's state."""
-    cause: str
-    """A cause of `plan.policy`."""
+    cause: Cause
     nodes: str
     ended_at: float | None
     """Seconds since the epoch; None when the books do not say."""
@@ -111,7 +110,7 @@ class Allocation:
         return tuple(
             EarlierStart(
                 word=state,
-                cause=CAUSES.get(state.split()[0], "node_lost"),
+                cause=CAUSES.get(state.split()[0], Cause.NODE_LOST),
                 nodes=nodes,
                 ended_at=_seconds(ended),
             )

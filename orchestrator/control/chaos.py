@@ -20,8 +20,10 @@ from orchestrator.errors import (
     RequestError,
     RunFailedError,
 )
-from orchestrator.ledger.artifact import MANIFEST, Artifact
+from orchestrator.ledger import checkpoints
+from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
+from orchestrator.ledger.checkpoints import Manifest
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
@@ -118,7 +120,7 @@ def strike(run: RunFolder, target: Target, fault: Fault, rank: int) -> float:
         raise RequestError(f"{run.name}: another drill strikes this attempt already") from None
     if fault == "byte":  # once nobody writes any more, and before the next attempt reads
         _await_end(target)
-        flip_a_byte(_newest_checkpoint(target.artifact))
+        flip_a_byte(target.artifact.storage, _newest_checkpoint(target.artifact))
     supervisor = run.live_supervisor()
     if fault == "node" and supervisor and _name(supervisor.started) == order["node"]:
         supervisor.storage.create_json(FAULT_ORDER, order)
@@ -174,21 +176,19 @@ def _await_end(target: Target) -> None:
         time.sleep(_POLL_S / 10)
 
 
-def flip_a_byte(folder: Storage) -> str:
+def flip_a_byte(out: Storage, manifest: Manifest) -> str:
     """Change one byte of the smallest file of a checkpoint; which file."""
-    files = folder.read_json(MANIFEST)["files"]
-    path = min(files, key=lambda name: (files[name]["size"], name))
+    folder, files = checkpoints.folder_of(out, manifest), manifest.files
+    path = min(files, key=lambda name: (files[name].size, name))
     data = bytearray(folder.read_bytes(path))
     data[secrets.randbelow(len(data))] ^= 1
     folder.replace(path, bytes(data))
-    return str(path)
+    return path
 
 
-def _newest_checkpoint(artifact: Artifact) -> Storage:
-    for name in reversed(artifact.storage.children("checkpoints")):
-        folder = artifact.storage.at("checkpoints", name)
-        if folder.exists(MANIFEST):
-            return folder
+def _newest_checkpoint(artifact: Artifact) -> Manifest:
+    if found := checkpoints.committed(artifact.storage):
+        return found[-1]
     raise RequestError(f"{artifact.storage.url}: has no checkpoint yet; strike again later")
 
 
@@ -204,7 +204,7 @@ def _outcome(
     phases = {name: float(seconds) for name, seconds in live["phases"].items()}
     first = next(following.steps(), None)
     new_at = first["at"] if first else time.time()
-    resumed_step = int(live["resumed_from"].split("-")[1]) if live["resumed_from"] else 0
+    resumed_step = checkpoints.step_of(live["resumed_from"])
     # The last steps of what was killed are not recorded: a checkpoint may be newer than they.
     recorded = (step["step"] for step in target.attempt.steps())
     last = max((target.step, resumed_step, *recorded))

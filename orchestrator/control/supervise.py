@@ -18,7 +18,7 @@ from orchestrator.backends.base import Backend, JobRef
 from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import Cause, OrchestratorError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.openmetrics import write_openmetrics
@@ -75,7 +75,7 @@ class Work:
     attempt: AttemptFolder | None = None
     log: Path | None = None
     """What the attempt's driver prints, on this machine."""
-    past: list[tuple[str, float, str]] = field(default_factory=list)
+    past: list[tuple[Cause, float, str]] = field(default_factory=list)
     not_before: float = 0.0
     """Monotonic time before which it is not started again."""
     is_held: bool = False
@@ -92,7 +92,7 @@ class Supervisor:
         backend: Backend,
         *,
         only: str | None = None,
-        past: Sequence[tuple[str, float, str]] = (),
+        past: Sequence[tuple[Cause, float, str]] = (),
         about: Mapping[str, Any] | None = None,
         logs: RunLogs | None = None,
         is_set_up: bool = False,
@@ -125,7 +125,7 @@ class Supervisor:
         self._about = {"supervisor": os.getpid(), **(about or {})}
         self._complete: set[str] = set()
         self._cancels_seen = len(run.cancel_requests())
-        self._stop_cause = ""
+        self._stop_cause: Cause | None = None
         self._figures_at = time.monotonic()
 
     def run(self) -> str:
@@ -140,7 +140,7 @@ class Supervisor:
                 self._ray.stop()
         return self.state()
 
-    def stop(self, cause: str = "preempted") -> None:
+    def stop(self, cause: Cause = Cause.PREEMPTED) -> None:
         """Start nothing more and end what runs; ``cause`` is noted with what was ended."""
         self._stop_cause = self._stop_cause or cause
 
@@ -272,19 +272,21 @@ class Supervisor:
                 self._ended(running[ref], status)
 
     def _ended(self, work: Work, status: JobStatus) -> None:
-        decision = decide(self._ending(work, status), self._past(work))
         assert work.attempt is not None  # a running work has one
         self._logs.copy(now=True)
+        failure = work.attempt.failure
+        decision = decide(self._ending(work, status, failure), self._past(work))
         attempt_state = {"done": "succeeded", "wait": "cancelled"}.get(decision.action, "failed")
-        if decision.cause == "preempted":
+        if decision.cause is Cause.PREEMPTED:
             attempt_state = "preempted"
         if status.state is JobState.CANCELLED and not self._stop_cause:
             attempt_state = "cancelled"
         work.attempt.finish(
             state=attempt_state,
-            cause=decision.cause,
+            cause=decision.cause or "",
             action=decision.action,
             reason=decision.reason,
+            message=failure.get("message", ""),
             exit_code=status.exit_code,
             node=self._node(work, status),
             progress=self._progress(work),
@@ -307,18 +309,19 @@ class Supervisor:
             is_free = decision.cause in FREE_CAUSES and decision.action == "resume"
             delay_s = self._lease_wait_s if decision.action == "wait" else self._retry_delay_s
             work.not_before = time.monotonic() + (0.0 if is_free else delay_s)
-            if decision.action != "wait":
+            if decision.action != "wait" and decision.cause:
                 work.past.append((decision.cause, self._progress(work), self._node(work, status)))
 
-    def _ending(self, work: Work, status: JobStatus) -> Ending:
+    def _ending(self, work: Work, status: JobStatus, failure: Mapping[str, Any]) -> Ending:
         return Ending(
             exit_code=status.exit_code,
             complete=self._is_complete(work),
             progress=self._progress(work),
+            cause=Cause(failure["cause"]) if failure else None,
             log_tail=self._log_tail(work),
             node=self._node(work, status),
             others=self._node(work, status) != status.node,
-            stopped="preempted" if status.state is JobState.PREEMPTED else self._stop_cause,
+            stopped=Cause.PREEMPTED if status.state is JobState.PREEMPTED else self._stop_cause,
         )
 
     def _node(self, work: Work, status: JobStatus) -> str:
@@ -363,7 +366,7 @@ class Supervisor:
             if work.attempt and work.state == "running":
                 work.attempt.finish(
                     state="cancelled",
-                    cause="cancelled",
+                    cause=Cause.CANCELLED,
                     action="stop",
                     reason="cancelled by the user",
                 )

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import AlreadyExistsError, CorruptError
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.storage import Storage
 
 MANIFEST = "MANIFEST.json"
 INPUTS = "inputs.json"
-UNLISTED = ("lease/", "checkpoints/", "metrics/", "pretrain/", "notes/")
-"""Work in progress that carries its own manifests, or none: not part of the finished artifact."""
+UNLISTED = ("lease/", "pretrain/", *checkpoints.WORK_IN_PROGRESS)
+"""Work in progress that carries its own digests, or none: no part of the finished artifact."""
 
 KEY_DIGITS = 12
 """Hex digits of a key in names of folders and instances."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import AlreadyExistsError, CorruptError
+from orchestrator.errors import AlreadyExistsError, Cause, CorruptError
 from orchestrator.ledger.storage import Storage
 
 DRIVER_LOG = "driver.log"
@@ -52,8 +52,19 @@ class AttemptFolder:
             self.storage.read_json("progress.json") if self.storage.exists("progress.json") else {}
         )
 
+    @property
+    def failure(self) -> dict[str, Any]:
+        """The driver's own last event of a failure: ``cause``, ``message``; empty without one."""
+        return next((e for e in reversed(list(self.events())) if e["kind"] == "failed"), {})
+
+    def record_failure(self, cause: Cause, message: str) -> None:
+        """Write the driver's last event, durably, as the next segment."""
+        number = 1 + sum(name.startswith("events-") for name in self.storage.children())
+        event = {"at": time.time(), "kind": "failed", "cause": cause, "message": message}
+        self.storage.create(f"events-{number:04d}.jsonl", f"{json.dumps(event)}\n".encode())
+
     def finish(self, **how: Any) -> None:
-        """Say how it ended, once; whoever says so first is right."""
+        """Write end.json exclusively; the first writer wins."""
         try:
             self.storage.create_json("end.json", {"ended_at": time.time(), **how})
         except AlreadyExistsError:

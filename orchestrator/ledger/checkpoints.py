@@ -2,7 +2,7 @@
 
     checkpoints/step-00000500-a0003/      a = fencing number of the attempt that wrote it
         mp_rank_00_model_states.pt, …     each rank's files, and rng-00000.safetensors
-        done-00000.json                   a rank's word that its files are whole, with their digests
+        done-00000.json                   a rank's note that its files are whole, with their digests
         MANIFEST.json                     written last, exclusively: now it exists
     notes/skips-0001.json                 positions of the training order that are passed over
     metrics/step-00000500-a0003.jsonl     steps since the checkpoint before, untimed
@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from orchestrator.errors import CorruptError
 from orchestrator.ledger.storage import Storage, sha256_of, to_json
@@ -34,6 +34,8 @@ from orchestrator.spec.recipe import Checkpoint as Policy
 
 MANIFEST = "MANIFEST.json"
 FOLDER = "checkpoints"
+WORK_IN_PROGRESS = (f"{FOLDER}/", "metrics/", "notes/")
+"""Folders that carry their own digests, or none: no part of the finished artifact."""
 _NAME = re.compile(r"^step-(\d{8})-a(\d{4,})$")
 
 
@@ -113,6 +115,23 @@ def name_of(step: int, lease_n: int) -> str:
     return f"step-{step:08d}-a{lease_n:04d}"
 
 
+def step_of(name: str) -> int:
+    """The step of a checkpoint's name; 0 for no name."""
+    match = _NAME.match(name)
+    return int(match[1]) if match else 0
+
+
+def newest_step(out: Storage) -> int:
+    """The last step that a checkpoint holds, from one listing; 0 without a checkpoint."""
+    names = (path.split("/")[1] for path in out.list(FOLDER) if path.endswith(f"/{MANIFEST}"))
+    return max(map(step_of, names), default=0)
+
+
+def folder_of(out: Storage, manifest: Manifest) -> Storage:
+    """Where a checkpoint's files lie."""
+    return out.at(FOLDER, manifest.name)
+
+
 def segment_path(step: int, lease_n: int, *, validation: bool = False) -> str:
     """Where the metric lines before a checkpoint lie."""
     return f"metrics/{name_of(step, lease_n)}{'-validation' if validation else ''}.jsonl"
@@ -130,18 +149,23 @@ def join_segments(out: Storage, segments: Sequence[Segment]) -> bytes:
 
 
 def committed(out: Storage) -> list[Manifest]:
-    """All checkpoints whose manifest is there, oldest first."""
+    """All checkpoints whose manifest is there, oldest first. Raises CorruptError."""
     names = [name for name in out.children(FOLDER) if _NAME.match(name)]
     found = [_read(out, name) for name in names]
     return sorted((m for m in found if m), key=lambda m: (m.step, m.lease_n))
 
 
+def head_of(manifests: Sequence[Manifest]) -> Manifest | None:
+    """The newest checkpoint of the newest attempt that committed one: its chain is the curve."""
+    return max(manifests, key=lambda m: (m.lease_n, m.step), default=None)
+
+
 def resumable(manifests: Sequence[Manifest], leases: Sequence[int]) -> list[Manifest]:
     """Checkpoints to try, best first: ours, on the chain of the newest attempt that committed."""
     ours = [m for m in manifests if m.lease_n in leases]
-    if not ours:
+    head = head_of(ours)
+    if head is None:
         return []
-    head = max(ours, key=lambda m: (m.lease_n, m.step))
     chain = {segment.path for segment in head.metrics}
     ancestors = [m for m in ours if segment_path(m.step, m.lease_n) in chain]
     return sorted(ancestors, key=lambda m: m.step, reverse=True)
@@ -225,10 +249,15 @@ def _abandoned(out: Storage, manifests: Sequence[Manifest], leases: Sequence[int
 
 
 def _read(out: Storage, name: str) -> Manifest | None:
+    path = f"{FOLDER}/{name}/{MANIFEST}"
     try:
-        return Manifest.model_validate(out.read_json(f"{FOLDER}/{name}/{MANIFEST}"))
+        return Manifest.model_validate(out.read_json(path))
     except FileNotFoundError:
         return None
+    except ValidationError as error:
+        raise CorruptError(
+            f"{out.url}/{path}: is no checkpoint's manifest; remove its folder"
+        ) from error
 
 
 def _read_segment(out: Storage, segment: Segment) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.errors import Cause
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.goodput import goodput
 from orchestrator.ledger.run import RunFolder
@@ -44,8 +45,8 @@ class JobStatus:
     node: str = ""
     detail: str = ""
     """The scheduler's own words."""
-    cause: str = ""
-    """Why it ended, where the scheduler alone knows: a cause of `plan.policy`."""
+    cause: Cause | None = None
+    """Why it ended, where the scheduler alone knows."""
     is_held: bool = False
     """Whether it waits in the queue and will never start by itself."""
 
@@ -202,7 +203,7 @@ def _presumed(job: JobStatus | None, *, is_alive: bool) -> dict[str, str]:
     if job.state is JobState.RUNNING:
         return {"state": "running"}
     if job.state.is_final:
-        return {"state": "failed", "cause": job.cause or "node_lost"}
+        return {"state": "failed", "cause": job.cause or Cause.NODE_LOST}
     return {"state": "unknown"}  # its job is in the queue again, or the scheduler knows nothing
 
 

@@ -68,10 +68,19 @@ class Storage:
         with self._reached(path):
             return bool(self._fs.exists(self._full(path)))
 
-    def read_bytes(self, path: str) -> bytes:
-        """The whole object. Raises FileNotFoundError."""
+    def read_bytes(self, path: str, *, start: int = 0) -> bytes:
+        """The object from byte ``start`` on, counted from its end when negative.
+
+        Raises FileNotFoundError.
+        """
+        if self.local_root:
+            return _read_from(self.local_root / path, start)
         with self._reached(path):
-            return bytes(self._fs.cat_file(self._full(path)))
+            size = int(self._fs.info(self._full(path))["size"]) if start else 1
+            begin = max(size + start, 0) if start < 0 else start
+            if begin >= size:  # what a store says of a range behind the end differs
+                return b""
+            return bytes(self._fs.cat_file(self._full(path), start=begin or None))
 
     def read_json(self, path: str) -> Any:
         """The object parsed as JSON.
@@ -230,6 +239,13 @@ class Storage:
                 f"{self.url}/{path}: the store did not do as asked ({problem}); "
                 "see that it is up, and its address and credentials right"
             ) from error
+
+
+def _read_from(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(size + start, 0) if start < 0 else start)
+        return file.read()
 
 
 def _open_file_system(url: str) -> tuple[Any, str]:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, MANIFEST, Artifact
+from orchestrator.ledger import checkpoints
+from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, Artifact
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Found, Instance
 
@@ -43,7 +44,7 @@ class Store:
         return all(self.artifact(i.stage, i.key).is_complete() for i in instances)
 
     def progress(self, *instances: Instance) -> float:
-        """Work done for some instances so far: shards, steps; 0 when all is done."""
+        """Work done for some instances so far: shards, steps; it never falls."""
         found = self.find({i.id: f"{i.stage}/{i.key}" for i in instances})
         return float(sum(f.shards_done + f.step for f in found.values()))
 
@@ -59,21 +60,15 @@ class Store:
     def _found(self, stage: str, key: str) -> Found:
         artifact = self.artifact(stage, key)
         if artifact.is_complete():
-            return Found(complete=True, facts=artifact.facts)
+            manifest = artifact.manifest()
+            return Found(
+                complete=True,
+                facts=manifest["facts"],
+                shards_done=sum(path.startswith("shards/") for path in manifest["files"]),
+                step=int(manifest["facts"].get("steps", 0)),
+            )
         return Found(
             complete=False,
             shards_done=sum(name.endswith(".parquet") for name in artifact.storage.list("shards")),
-            step=max(
-                (
-                    _step(path)
-                    for path in artifact.storage.list("checkpoints")
-                    if path.endswith(MANIFEST)
-                ),
-                default=0,
-            ),
+            step=checkpoints.newest_step(artifact.storage),
         )
-
-
-def _step(path: str) -> int:
-    """The step of ``checkpoints/step-00000500-a0003/MANIFEST.json``."""
-    return int(path.split("/")[1].split("-")[1])

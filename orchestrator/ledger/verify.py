@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.errors import LedgerError
-from orchestrator.ledger.artifact import MANIFEST, Artifact, differences
+from orchestrator.ledger import checkpoints
+from orchestrator.ledger.artifact import Artifact, differences
 from orchestrator.ledger.coverage import Coverage, replay, steps_problem
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
@@ -57,10 +58,9 @@ def _problems(instance: Instance, artifact: Artifact) -> Iterator[str]:
 
 def _checkpoint_problems(artifact: Artifact) -> Iterator[str]:
     """Every way in which a checkpoint that retention has left differs from its manifest."""
-    for name in artifact.storage.children("checkpoints"):
-        folder = artifact.storage.at("checkpoints", name)
-        if folder.exists(MANIFEST):
-            yield from differences(folder, folder.read_json(MANIFEST)["files"])
+    for manifest in checkpoints.committed(artifact.storage):
+        files = manifest.model_dump(mode="json")["files"]
+        yield from differences(checkpoints.folder_of(artifact.storage, manifest), files)
 
 
 def _coverage(instance: Instance, artifact: Artifact) -> Coverage | str:

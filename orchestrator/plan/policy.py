@@ -1,7 +1,7 @@
 """What an attempt's end means, and what to do about it: one pure function.
 
-In: how it ended, its last log lines, how far it got, what was tried before. Out: a cause and one of
-these actions:
+In: how it ended, the cause its driver recorded, its last log lines, how far it got, what was tried
+before. Out: a cause and one of these actions:
 
     done        the artifact is there
     wait        another run works on the same key
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.errors import ExitCode
+from orchestrator.errors import Cause, ExitCode
 from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM
 
 Action = Literal["done", "wait", "resume", "elsewhere", "smaller", "stop"]
@@ -36,19 +36,22 @@ class Ending:
     """Whether the artifact's manifest is there now."""
     progress: float
     """Work done so far, in any unit that grows with it: shards or steps in the store."""
+    cause: Cause | None = None
+    """What its driver has recorded; None when it could not, or nothing went wrong there."""
     log_tail: str = ""
+    """Read only for words that are not ours: of NCCL, torch, the kernel and Ray."""
     node: str = ""
     others: bool = False
     """Whether it is to blame alone: other nodes of the same attempt lived on."""
-    stopped: str = ""
-    """Cause, when the resources were taken away: ``preempted`` or ``walltime``."""
+    stopped: Cause | None = None
+    """When the resources were taken away: ``preempted`` or ``walltime``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
     """What was tried before, newest last: ``(cause, progress, node)`` of each attempt."""
 
-    attempts: Sequence[tuple[str, float, str]] = ()
+    attempts: Sequence[tuple[Cause, float, str]] = ()
     max_attempts: int = 20
     max_without_progress: int = 2
 
@@ -57,35 +60,48 @@ class Past:
 class Decision:
     """What the end meant, and what comes next."""
 
-    cause: str
+    cause: Cause | None
+    """None when nothing went wrong."""
     action: Action
     reason: str
 
 
-_NODE_CAUSES = frozenset({"worker_lost", "killed", "comm_hang"})
+FREE_CAUSES = frozenset({Cause.PREEMPTED, Cause.WALLTIME, Cause.NODE_LOST})
+
+HOPELESS_CAUSES = {
+    Cause.BAD_REQUEST: "the request is wrong; trying again would not help",
+    Cause.BAD_DATA: "the data are wrong; trying again would not help",
+}
+"""Causes that stop a stage at once, and why: something outside of the run must change first."""
+
+_NODE_CAUSES = frozenset({Cause.WORKER_LOST, Cause.KILLED, Cause.COMM_HANG})
 """What a broken node looks like; an exception in Python looks alike on all of them."""
 
-FREE_CAUSES = frozenset({"preempted", "walltime", "node_lost"})
+_VAGUE_CAUSES = frozenset({Cause.ERROR, Cause.WORKER_LOST})
+"""A driver that records these has seen something fail, and the log may say of what."""
 
-_SIGNS: tuple[tuple[str, str], ...] = (
-    ("host_oom", HOST_OOM),  # before the device's: what Ray says of it looks like both
-    ("device_oom", DEVICE_OOM),
-    ("comm_hang", r"comm_hang:|Watchdog caught collective operation timeout"),
-    ("nonfinite", r"nonfinite:"),
+_CAUSE_BY_EXIT_CODE: dict[int | None, Cause] = {
+    None: Cause.NODE_LOST,
+    ExitCode.BAD_REQUEST: Cause.BAD_REQUEST,
+    ExitCode.UNREACHABLE: Cause.STORAGE,
+}
+
+_FOREIGN_WORDS: tuple[tuple[Cause, str], ...] = (
+    (Cause.HOST_OOM, HOST_OOM),  # before the device's: what Ray says of it looks like both
+    (Cause.DEVICE_OOM, DEVICE_OOM),
+    (Cause.COMM_HANG, r"Watchdog caught collective operation timeout"),
     (
-        "storage",
+        Cause.STORAGE,
         r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle|"
-        r"Input/output error|the store is out of reach|checkpoints verifies",
+        r"Input/output error|\[Errno (5|28|30|116|122)\]",
     ),
-    ("bad_data", r"bad_data:"),
     (
-        "worker_lost",
+        Cause.WORKER_LOST,
         r"ActorDiedError|WorkerCrashedError|worker process has died|died unexpectedly|"
-        r"ended by signal|"
         r"Connection closed by peer",
     ),
     (
-        "ray_lost",
+        Cause.RAY_LOST,
         r"Failed to connect to GCS|GCS.*unavailable|[Rr]aylet (has )?(died|crashed)|"
         r"Ray is not available",
     ),
@@ -93,15 +109,15 @@ _SIGNS: tuple[tuple[str, str], ...] = (
 
 
 _REMEDIES = {
-    "comm_hang": "a rank hung; the stacks of all ranks are in the attempt's folder",
-    "nonfinite": "back to the last checkpoint and around the batches that gave no finite loss",
-    "storage": "the store failed; free space there, or look at its mount",
-    "host_oom": "the node ran out of memory; raise mem_gb or lower the number of workers",
-    "worker_lost": "a process was lost",
-    "killed": "the driver was killed",
-    "node_lost": "the node was lost",
-    "preempted": "asked to leave",
-    "walltime": "the job's time was over",
+    Cause.COMM_HANG: "a rank hung; the stacks of all ranks are in the attempt's folder",
+    Cause.NONFINITE: "back to the last checkpoint and around the batches that gave no finite loss",
+    Cause.STORAGE: "the store failed; free space there, or look at its mount",
+    Cause.HOST_OOM: "the node ran out of memory; raise mem_gb or lower the number of workers",
+    Cause.WORKER_LOST: "a process was lost",
+    Cause.KILLED: "the driver was killed",
+    Cause.NODE_LOST: "the node was lost",
+    Cause.PREEMPTED: "asked to leave",
+    Cause.WALLTIME: "the job's time was over",
 }
 """What each cause means, and what its user might do; shown with the decision."""
 
@@ -109,63 +125,52 @@ _REMEDIES = {
 def decide(ending: Ending, past: Past) -> Decision:
     """The cause of an end and the action it calls for."""
     if ending.complete:
-        return Decision(cause="", action="done", reason="the artifact is complete")
+        return Decision(cause=None, action="done", reason="the artifact is complete")
     if ending.exit_code == ExitCode.LEASE_HELD:
         return Decision(
-            cause="lease_held", action="wait", reason="another attempt works on this key"
+            cause=Cause.LEASE_HELD, action="wait", reason="another attempt works on this key"
         )
     cause = _cause(ending)
-    if cause == "bad_request":
-        return Decision(
-            cause=cause, action="stop", reason="the request is wrong; trying again would not help"
-        )
-    if cause == "bad_data":
-        return Decision(
-            cause=cause, action="stop", reason="the data are wrong; trying again would not help"
-        )
+    action, reason = _action(ending, cause, past)
+    return Decision(cause=cause, action=action, reason=reason)
+
+
+def _action(ending: Ending, cause: Cause, past: Past) -> tuple[Action, str]:
+    if cause in HOPELESS_CAUSES:
+        return "stop", HOPELESS_CAUSES[cause]
     if _spent(ending, cause, past) >= past.max_attempts:
-        return Decision(
-            cause=cause, action="stop", reason=f"budget of {past.max_attempts} attempts is spent"
-        )
-    if cause == "device_oom":  # each time with half; a sequence that does not fit is a bad request
-        return Decision(
-            cause=cause, action="smaller", reason="half the micro-batch, the same global batch"
-        )
+        return "stop", f"budget of {past.max_attempts} attempts is spent"
+    if cause is Cause.DEVICE_OOM:  # until a single sequence does not fit: that is a bad request
+        return "smaller", "half the micro-batch, the same global batch"
     stuck = _ends_in_a_row(ending, cause, past)
     if stuck >= past.max_without_progress and _is_to_blame(ending, cause, past, stuck):
-        return Decision(
-            cause=cause, action="elsewhere", reason=f"node {ending.node} failed {stuck} times"
-        )
-    if stuck >= past.max_without_progress and cause != "preempted":
-        return Decision(
-            cause=cause, action="stop", reason=f"ended {stuck} times as {cause} without progress"
-        )
+        return "elsewhere", f"node {ending.node} failed {stuck} times"
+    if stuck >= past.max_without_progress and cause is not Cause.PREEMPTED:
+        return "stop", f"ended {stuck} times as {cause} without progress"
     if _fails_alone(ending, past):
-        return Decision(cause=cause, action="elsewhere", reason=f"node {ending.node} fails alone")
+        return "elsewhere", f"node {ending.node} fails alone"
     remedy = _REMEDIES.get(cause, "see the end of its log")
-    return Decision(
-        cause=cause, action="resume", reason=f"{cause}: {remedy}; goes on where it stopped"
-    )
+    return "resume", f"{cause}: {remedy}; goes on where it stopped"
 
 
-def _cause(ending: Ending) -> str:
-    if ending.stopped or ending.exit_code == ExitCode.STOPPED:
-        return ending.stopped or "preempted"
-    if ending.exit_code is None:
-        return "node_lost"
-    if ending.exit_code < 0:
-        return "killed"
-    if ending.exit_code == ExitCode.BAD_REQUEST:
-        return "bad_request"
-    if ending.exit_code == ExitCode.UNREACHABLE:
-        return "storage"
-    for cause, pattern in _SIGNS:
+def _cause(ending: Ending) -> Cause:
+    """The first that knows: who took the resources, the driver, the exit code, foreign words."""
+    code = ending.exit_code
+    if ending.stopped or code == ExitCode.STOPPED:
+        return ending.stopped or Cause.PREEMPTED
+    if ending.cause and ending.cause not in _VAGUE_CAUSES:
+        return ending.cause
+    if code in _CAUSE_BY_EXIT_CODE:
+        return _CAUSE_BY_EXIT_CODE[code]
+    if code is not None and code < 0:
+        return Cause.KILLED
+    for cause, pattern in _FOREIGN_WORDS:
         if re.search(pattern, ending.log_tail):
             return cause
-    return "unknown" if ending.exit_code == 0 else "error"
+    return ending.cause or (Cause.ERROR if code else Cause.UNKNOWN)
 
 
-def _spent(ending: Ending, cause: str, past: Past) -> int:
+def _spent(ending: Ending, cause: Cause, past: Past) -> int:
     """Attempts that count against the budget: free causes do not while they make progress."""
     ends = [*past.attempts, (cause, ending.progress, ending.node)]
     before = [0.0, *(progress for _, progress, _ in ends)]
@@ -175,7 +180,7 @@ def _spent(ending: Ending, cause: str, past: Past) -> int:
     )
 
 
-def _ends_in_a_row(ending: Ending, cause: str, past: Past) -> int:
+def _ends_in_a_row(ending: Ending, cause: Cause, past: Past) -> int:
     """How often in a row, this end included, the same cause struck at the same progress."""
     count = 1
     for earlier_cause, progress, _ in reversed(past.attempts):
@@ -185,7 +190,7 @@ def _ends_in_a_row(ending: Ending, cause: str, past: Past) -> int:
     return count
 
 
-def _is_to_blame(ending: Ending, cause: str, past: Past, stuck: int) -> bool:
+def _is_to_blame(ending: Ending, cause: Cause, past: Past, stuck: int) -> bool:
     """Whether it was the same node of several each time, and by what a node may cause."""
     nodes = {node for _, _, node in past.attempts[len(past.attempts) - stuck + 1 :]}
     return ending.others and cause in _NODE_CAUSES and nodes == {ending.node}

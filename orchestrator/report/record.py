@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.artifact import MANIFEST, Artifact
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.goodput import goodput
@@ -339,12 +340,8 @@ def _curve(reader: _Reader, train: StageRecord | None, name: str) -> tuple[Point
 
 def _segments(out: Storage, name: str) -> list[str]:
     """Metric files on the chain of the newest attempt's newest checkpoint."""
-    paths = (f"checkpoints/{folder}/{MANIFEST}" for folder in out.children("checkpoints"))
-    committed = [out.read_json(path) for path in paths if out.exists(path)]
-    if not committed:
-        return []
-    head = max(committed, key=lambda m: (m["lease_n"], m["step"]))
-    return [segment["path"] for segment in head[name]]
+    head = checkpoints.head_of(checkpoints.committed(out))
+    return [segment.path for segment in getattr(head, name)] if head else []
 
 
 def _text(storage: Storage, path: str) -> str:

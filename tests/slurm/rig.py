@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import yaml
 
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
@@ -143,4 +144,4 @@ def wait_for(
 def saved_step(attempt: AttemptFolder) -> int:
     """The step that an attempt began with, as its first event tells."""
     resumed = [e["resumed_from"] for e in attempt.events() if e["kind"] == "training"]
-    return int(resumed[-1].split("-")[1]) if resumed and resumed[-1] else 0
+    return checkpoints.step_of(resumed[-1]) if resumed else 0

@@ -23,8 +23,6 @@ WITHOUT_A_TEST: set[str] = {
     "orchestrator/control/chaos.py",
     "orchestrator/control/check.py",
     "orchestrator/control/slurm/probe.py",
-    "orchestrator/errors.py",
-    "orchestrator/ledger/attempt.py",
     "orchestrator/ledger/verify.py",
     "orchestrator/plan/stages.py",
     "orchestrator/report/record.py",
@@ -39,13 +37,6 @@ WITHOUT_A_TEST: set[str] = {
     "jobs/speech/pool.py",
     "jobs/speech/targets.py",
     "jobs/tokenize.py",
-    "jobs/training/checkpointer.py",
-    "jobs/training/faults.py",
-    "jobs/training/heartbeat.py",
-    "jobs/training/monitor.py",
-    "jobs/training/node_agent.py",
-    "jobs/training/ray_train.py",
-    "jobs/training/uploader.py",
 }
 """Still to go."""
 

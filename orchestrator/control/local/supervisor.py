@@ -86,11 +86,11 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     except Exception as error:
         traceback.print_exc()
         logs.copy(now=True)
-        record.finish(state="failed", cause="supervisor", reason=str(error))
+        record.finish(state="failed", cause=Cause.SUPERVISOR, reason=str(error))
         raise
     was_stopped = state in ("running", "pending")
     state = "failed" if was_stopped else state
-    record.finish(state=state, cause="preempted" if was_stopped else "", reason="")
+    record.finish(state=state, cause=Cause.PREEMPTED if was_stopped else "", reason="")
     write_figures(run, store)
     write_last_page(run, store)
     logs.close()

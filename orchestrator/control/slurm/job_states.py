@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import NAME
+from orchestrator.errors import Cause
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
@@ -89,10 +90,10 @@ def close_attempts(
     """
     for attempt in run.attempts(instance):
         if attempt.end is None:
-            cause = status.cause or "node_lost"
-            state = {"preempted": "preempted", "cancelled": "cancelled"}.get(cause, "failed")
+            cause = status.cause or Cause.NODE_LOST
+            is_told = cause in (Cause.PREEMPTED, Cause.CANCELLED)
             attempt.finish(
-                state=state,
+                state=cause if is_told else "failed",
                 ended_at=ended_at or time.time(),
                 cause=cause,
                 action="resume",
@@ -178,8 +179,9 @@ def _status_of(row: Mapping[str, Any], now: float, timeout_s: float) -> JobStatu
     if absent_since is not None and now - absent_since > timeout_s:
         return JobStatus(
             state=JobState.FAILED,
-            cause="node_lost",
+            cause=Cause.NODE_LOST,
             detail=f"unknown to the scheduler for more than {timeout_s:.0f} s",
         )
     fields = {name: value for name, value in row.items() if name != "absent_since"}
-    return JobStatus(**{**fields, "state": JobState(fields["state"])})
+    cause = Cause(row["cause"]) if row.get("cause") else None
+    return JobStatus(**{**fields, "state": JobState(row["state"]), "cause": cause})

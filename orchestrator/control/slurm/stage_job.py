@@ -29,6 +29,7 @@ from orchestrator.control.supervise import (
     write_figures,
     write_last_page,
 )
+from orchestrator.errors import Cause
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
 from orchestrator.ledger.status import JobState, JobStatus
@@ -138,7 +139,7 @@ def _heed_warnings(supervisor: Supervisor, walltime_ends_s: float, early: Sequen
     def warn(number: int, _frame: FrameType | None) -> None:
         log.info("warned by %s", signal.Signals(number).name)
         is_over = number == signal.SIGUSR2 and time.monotonic() > warned_at - _WALLTIME_SLACK_S
-        supervisor.stop("walltime" if is_over else "preempted")
+        supervisor.stop(Cause.WALLTIME if is_over else Cause.PREEMPTED)
 
     for number in WARNINGS:
         signal.signal(number, warn)
@@ -181,18 +182,18 @@ def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allo
         state=JobState.FAILED,
         node=last.nodes if last else "",
         detail=last.word if last else "",
-        cause=last.cause if last else "node_lost",
+        cause=last.cause if last else Cause.NODE_LOST,
     )
     close_attempts(run, store, instance, status, last.ended_at if last else None)
 
 
-def _past(run: RunFolder, instance: str) -> list[tuple[str, float, str]]:
+def _past(run: RunFolder, instance: str) -> list[tuple[Cause, float, str]]:
     """The ends since a user last looked; a user who resumes grants new budgets."""
     since = Submissions(run.storage).users_last()
     attempts = [a for a in run.attempts(instance) if a.started["started_at"] >= since]
     ends = [end for a in attempts if (end := a.end)]
     counted = [end for end in ends if end["cause"] and end["action"] != "wait"]
-    return [(end["cause"], end.get("progress", 0.0), end.get("node", "")) for end in counted]
+    return [(Cause(end["cause"]), end.get("progress", 0.0), end.get("node", "")) for end in counted]
 
 
 def _obey_drill(run: RunFolder, instance: str, restart_id: str) -> None:

@@ -303,3 +303,36 @@ def test_the_manifest_names_the_versions_that_made_it(scene: Scene) -> None:
     manifest = json.loads(scene.artifact.storage.read_bytes("MANIFEST.json"))
     assert manifest["facts"] == {"all": 2, "own": 1}
     assert "torch" in manifest["producer"]["versions"]
+
+
+@pytest.mark.parametrize(
+    ("body", "cause", "message"),
+    [
+        ("raise RequestError('first line\\na: b; c')", "bad_request", "a: b; c"),
+        ("raise DataError('no speech')", "bad_data", "no speech"),
+        ("raise OSError(28, 'full')", "storage", "OSError: [Errno 28] full"),
+        ("raise KeyError('x')", "error", "KeyError: 'x'"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", None, None),
+    ],
+)
+def test_a_driver_records_why_it_failed(
+    scene: Scene, body: str, cause: str | None, message: str | None
+) -> None:
+    scene.run_to_end(body)
+    failure = scene.attempt.failure
+    assert (failure.get("cause"), failure.get("message")) == (cause, message)
+    assert scene.kinds() == (["begin", "failed"] if cause else ["begin"])
+
+
+def test_a_driver_without_a_store_fails_all_the_same() -> None:
+    words = ["--store", "ftpz://x", "--run", "r", "--instance", "corpus-0", "--attempt", "1"]
+    script = "import sys; from jobs.attempt import run_stage; sys.exit(run_stage('corpus', dict))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ExitCode.BAD_REQUEST
+    assert "the cause could not be recorded" in done.stderr

@@ -1,79 +1,15 @@
+"""What the train stage tells the training runtime."""
+
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
-from dataclasses import dataclass, field
-from types import FrameType
-
-import pytest
-
-from jobs.attempt import StopRequestedError
-from jobs.train import mtbf_s, run_monitored
-from orchestrator.errors import RunFailedError
-from orchestrator.spec.cluster import Resources, Retry
+from jobs.lm.task import settings_of
+from orchestrator.spec.recipe import Train
 
 
-@dataclass
-class Ranks:
-    """Ranks that run until they are asked to stop, and then take their time to save."""
-
-    said: list[str] = field(default_factory=list)
-    asked: threading.Event = field(default_factory=threading.Event)
-    signal_after_s: float | None = None
-
-    def launch(self) -> None:
-        if self.signal_after_s is not None:
-            time.sleep(self.signal_after_s)
-            os.kill(os.getpid(), signal.SIGUSR1)
-        assert self.asked.wait(60)
-        time.sleep(0.5)
-        self.said.append("saved")
-
-    def look(self) -> None:
-        return
-
-    def ask_to_stop(self) -> None:
-        self.said.append("asked")
-        self.asked.set()
-
-    def report(self) -> None:
-        self.said.append("reported")
-
-
-@pytest.mark.parametrize("after_s", [0.2, 0.7])
-def test_a_signal_lets_ranks_save_before_the_driver_leaves(after_s: float) -> None:
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise StopRequestedError
-
-    ranks = Ranks(signal_after_s=after_s)
-    before = signal.signal(signal.SIGUSR1, stop)
-    try:
-        with pytest.raises(StopRequestedError):
-            run_monitored(ranks.launch, ranks, grace_s=60)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert ranks.said == ["asked", "saved", "reported"]
-
-
-def test_what_a_launch_raises_arrives() -> None:
-    def fail() -> None:
-        raise RunFailedError("rank 3: exit code 1")
-
-    with pytest.raises(RunFailedError, match="rank 3"):
-        run_monitored(fail, Ranks(), grace_s=60)
-
-
-def test_the_configured_time_between_failures_comes_first() -> None:
-    assert mtbf_s(Retry(mtbf_h=2.0), Resources(), 5, 100.0) == 7200.0
-
-
-def test_the_observed_one_follows() -> None:
-    assert mtbf_s(Retry(), Resources(), 5, 1000.0) == 200.0
-    assert mtbf_s(Retry(), Resources(), 2, 1000.0) > 1e6  # two say little
-
-
-def test_else_it_is_what_is_usual_for_so_many_devices() -> None:
-    asked = Resources(nodes=4, gpus_per_node=8)
-    assert mtbf_s(Retry(), asked, 0, 0.0) == pytest.approx(45_600 * 3600 / 32)
+def test_settings_are_those_of_the_recipe() -> None:
+    train = Train(context_length=8, global_batch_tokens=64, steps=5, precision="fp32")
+    settings = settings_of(train, seed=7)
+    assert (settings.global_batch, settings.seed, settings.steps) == (8, 7, 5)
+    shared = set(type(settings).model_fields) & set(Train.model_fields)
+    assert {"optimizer", "precision", "checkpoint", "validate_every_steps"} <= shared
+    assert all(getattr(settings, name) == getattr(train, name) for name in shared)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from jobs.lm.flops import flops_per_token, peak_flops
+from jobs.lm.flops import flops_per_token
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -20,10 +20,3 @@ def test_flops_of_a_llama(tied: bool) -> None:
     # Attention 4 x 8 x 8, MLP 3 x 8 x 16, two norms of 8 a layer; last norm; the head.
     parameters = 2 * (256 + 384 + 16) + 8 + 80
     assert flops_per_token(model, context_length=32) == 6 * parameters + 12 * 2 * 8 * 32
-
-
-def test_peaks_are_told_by_the_devices_name() -> None:
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("NVIDIA L40S") == 362e12
-    assert peak_flops("NVIDIA L4") == 121e12
-    assert peak_flops("cpu") is None

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.lm.token_stream import TokenStream, open_tokens, stripe
+from jobs.lm.token_stream import TokenStream, open_tokens
 from orchestrator.errors import RequestError
 
 
@@ -28,14 +28,6 @@ def test_windows_overlap_by_one_token() -> None:
 @pytest.mark.parametrize(("num_tokens", "num_windows"), [(9, 1), (16, 1), (17, 2), (41, 5)])
 def test_number_of_windows(num_tokens: int, num_windows: int) -> None:
     assert stream(num_tokens).num_windows == num_windows
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
-def test_stripes_are_the_batch(world_size: int) -> None:
-    numbers = np.arange(5, 17)
-    stripes = [stripe(numbers, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert sorted(np.concatenate(stripes)) == numbers.tolist()
-    assert {len(s) for s in stripes} == {12 // world_size}
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 8])

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from jobs.training.engine import ds_config
-from orchestrator.spec.recipe import Execution, Train
+from jobs.training.rank import TrainingSettings
+from orchestrator.spec.recipe import Execution
 
 GOLDEN = Path(__file__).parents[3] / "golden"
-TRAIN = Train(context_length=128, global_batch_tokens=128 * 32, steps=10, precision="fp32")
-GPU_TRAIN = Train(context_length=1024, global_batch_tokens=1024 * 256, steps=10)
+TRAIN = TrainingSettings(steps=10, global_batch=32, seed=0, precision="fp32")
+GPU_TRAIN = TrainingSettings(steps=10, global_batch=256, seed=0)
 
 CASES = {
     "cpu_fp32": (TRAIN, Execution(zero_stage=0, micro_batch=4), 2, "cpu"),
@@ -26,19 +27,19 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name: str) -> None:
     train, execution, world_size, device = CASES[name]
-    said = ds_config(train, execution, world_size=world_size, device=device)
-    assert json.dumps(said, indent=1) + "\n" == (GOLDEN / f"ds_config_{name}.json").read_text()
+    config = ds_config(train, execution, world_size=world_size, device=device)
+    assert json.dumps(config, indent=1) + "\n" == (GOLDEN / f"ds_config_{name}.json").read_text()
 
 
 def test_batch_sizes_multiply_to_the_global_batch() -> None:
     for world_size in (1, 2, 4, 8):
-        said = ds_config(TRAIN, Execution(micro_batch=2), world_size=world_size, device="cpu")
+        config = ds_config(TRAIN, Execution(micro_batch=2), world_size=world_size, device="cpu")
         product = (
-            said["train_micro_batch_size_per_gpu"]
-            * said["gradient_accumulation_steps"]
+            config["train_micro_batch_size_per_gpu"]
+            * config["gradient_accumulation_steps"]
             * world_size
         )
-        assert product == said["train_batch_size"] == 32
+        assert product == config["train_batch_size"] == 32
 
 
 @pytest.mark.parametrize(("zero_stage", "clipping"), [(0, 0.0), (1, 1.0)])

@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 from jobs.training.process_ranks import meet
-from jobs.training.rank import free_port, last_lines
-from orchestrator.errors import ExitCode
+from jobs.training.rank import (
+    RankConfig,
+    RankInfo,
+    failure,
+    failure_recorded,
+    free_port,
+    last_lines,
+    log_path,
+)
+from orchestrator.errors import Cause, ExitCode, RunFailedError
 from orchestrator.ledger.lease import Process
 
 
@@ -54,6 +62,47 @@ def test_last_lines(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a\nb\nc\n")
     assert last_lines(tmp_path / "log", 2) == "b\nc"
     assert last_lines(tmp_path / "none") == "(no log was written)"
+
+
+def rank_config(folder: Path) -> RankConfig:
+    return RankConfig.model_construct(folder=str(folder), record_url=str(folder))
+
+
+def fail(folder: Path, rank: int, error: Exception) -> None:
+    info = RankInfo(rank=rank, world_size=3, local_rank=rank, local_world_size=3)
+    log_path(folder, rank).write_text(f"log of rank {rank}\n")
+    with pytest.raises(type(error)), failure_recorded(rank_config(folder), info):
+        raise error
+
+
+def test_a_rank_that_knows_its_cause_is_heard_before_those_that_lost_it(tmp_path: Path) -> None:
+    fail(tmp_path, 0, RuntimeError("Connection closed by peer"))
+    fail(tmp_path, 2, RunFailedError("no finite loss", cause=Cause.NONFINITE))
+    error = failure(rank_config(tmp_path), 3, "exit code 1")
+    assert error.cause is Cause.NONFINITE
+    assert str(error).splitlines() == [
+        f"the last lines of {log_path(tmp_path, 0)}:",
+        "log of rank 0",
+        "train: a rank failed (exit code 1): no finite loss",
+    ]
+
+
+def test_the_rank_to_blame_speaks_for_itself(tmp_path: Path) -> None:
+    fail(tmp_path, 0, RunFailedError("no finite loss", cause=Cause.NONFINITE))
+    fail(tmp_path, 1, OSError(28, "full"))
+    assert failure(rank_config(tmp_path), 3, "x", 1).cause is Cause.STORAGE
+
+
+@pytest.mark.parametrize(("is_lost", "cause"), [(True, Cause.WORKER_LOST), (False, Cause.ERROR)])
+def test_a_rank_that_left_no_report(tmp_path: Path, is_lost: bool, cause: Cause) -> None:
+    error = failure(rank_config(tmp_path), 3, "ended by signal 9", 1, is_lost=is_lost)
+    assert error.cause is cause
+    assert str(error).endswith("(no log was written)\ntrain: a rank failed (ended by signal 9)")
+
+
+def test_ranks_that_fail_alike_count_as_an_error(tmp_path: Path) -> None:
+    fail(tmp_path, 1, RuntimeError("Connection closed by peer"))
+    assert failure(rank_config(tmp_path), 3, "x").cause is Cause.ERROR
 
 
 def test_free_port_can_be_listened_on() -> None:

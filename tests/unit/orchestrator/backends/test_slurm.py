@@ -31,14 +31,16 @@ def test_an_end_in_the_books_is_an_end(answers: Answers) -> None:
 @pytest.mark.parametrize(
     ("row", "state", "code", "cause"),
     [
-        ("FAILED|2:0", JobState.FAILED, 2, ""),
-        ("FAILED|0:9", JobState.FAILED, -9, ""),
+        ("FAILED|2:0", JobState.FAILED, 2, None),
+        ("FAILED|0:9", JobState.FAILED, -9, None),
         ("TIMEOUT|0:0", JobState.FAILED, 0, "walltime"),
         ("OUT_OF_MEMORY|0:125", JobState.FAILED, -125, "host_oom"),
         ("CANCELLED by 1000|0:15", JobState.CANCELLED, -15, "cancelled"),
     ],
 )
-def test_how_jobs_end(answers: Answers, row: str, state: JobState, code: int, cause: str) -> None:
+def test_how_jobs_end(
+    answers: Answers, row: str, state: JobState, code: int, cause: str | None
+) -> None:
     answers.say("sacct", f"7|{row}|node1\n")
     status = ask()
     assert (status.state, status.exit_code, status.cause) == (state, code, cause)

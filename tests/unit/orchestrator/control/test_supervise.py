@@ -16,7 +16,7 @@ import pytest
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.fake import DONE, FakeBackend
 from orchestrator.control.supervise import Supervisor
-from orchestrator.errors import LeaseHeldError
+from orchestrator.errors import Cause, LeaseHeldError
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Lease, Process
 from orchestrator.ledger.openmetrics import FILE
@@ -212,15 +212,28 @@ def test_a_variant_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     assert scene.started().count("evaluate") == 1
 
 
-def test_a_log_line_tells_the_cause(scene: Scene) -> None:
+def test_the_driver_tells_the_cause_and_its_last_sentence(scene: Scene) -> None:
     def complain(job: Job, _: JobStatus) -> None:
         if job.name == scene.id("pack"):
-            job.log.parent.mkdir(parents=True, exist_ok=True)
-            job.log.write_text("x\nerror: bad_data: nothing left after the language filter\n")
+            (attempt,) = scene.run.attempts(job.name)
+            attempt.record_failure(Cause.BAD_DATA, "nothing left after the language filter")
 
     scene.also = complain
     assert scene.supervisor({"pack": [failed(1)]}).run() == "failed"
     assert scene.ends("pack") == [("failed", "bad_data", "stop")]
+    (attempt,) = scene.run.attempts(scene.id("pack"))
+    assert (attempt.end or {})["message"] == "nothing left after the language filter"
+
+
+def test_a_foreign_word_in_the_log_tells_the_cause(scene: Scene) -> None:
+    def complain(job: Job, _: JobStatus) -> None:
+        if job.name == scene.id("pack"):
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            job.log.write_text("x" * 30_000 + "\nOSError: [Errno 28] No space left on device\n")
+
+    scene.also = complain
+    assert scene.supervisor({"pack": [failed(1)]}).run() == "succeeded"
+    assert scene.ends("pack")[0] == ("failed", "storage", "resume")
 
 
 def test_cancelling_a_stage_stops_it_and_what_needs_it(scene: Scene) -> None:

@@ -177,3 +177,30 @@ def test_a_changed_segment_is_refused(out: Storage) -> None:
     out.replace(last.metrics[0].path, b"{}")
     with pytest.raises(CorruptError, match="bytes differ from the checkpoint's sha256"):
         checkpoints.join_segments(out, last.metrics)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("step-00000500-a0003", 500), ("step-7-a1", 0), ("", 0), ("universal", 0)]
+)
+def test_the_step_of_a_name(name: str, step: int) -> None:
+    assert checkpoints.step_of(name) == step
+
+
+def test_the_newest_step_is_that_of_a_whole_checkpoint(out: Storage) -> None:
+    assert checkpoints.newest_step(out) == 0
+    save(out, 10, 1, save(out, 5, 1))
+    save(out, 20, 1, whole=False)
+    assert checkpoints.newest_step(out) == 10
+
+
+def test_the_head_is_the_newest_attempts(out: Storage) -> None:
+    assert checkpoints.head_of([]) is None
+    one = save(out, 40, 1)
+    two = save(out, 20, 2, one)
+    assert checkpoints.head_of(checkpoints.committed(out)) == two
+
+
+def test_a_manifest_that_is_none_is_refused(out: Storage) -> None:
+    out.create("checkpoints/step-00000010-a0001/MANIFEST.json", b"{}")
+    with pytest.raises(CorruptError, match="is no checkpoint's manifest"):
+        checkpoints.committed(out)

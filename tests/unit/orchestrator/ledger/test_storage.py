@@ -69,6 +69,17 @@ def test_what_is_not_there(storage: Storage) -> None:
     storage.delete("a/b")
 
 
+@pytest.mark.parametrize(
+    ("start", "data"),
+    [(0, b"0123"), (1, b"123"), (4, b""), (9, b""), (-1, b"3"), (-4, b"0123"), (-9, b"0123")],
+)
+def test_a_part_is_read(storage: Storage, start: int, data: bytes) -> None:
+    storage.create("log", b"0123")
+    assert storage.read_bytes("log", start=start) == data
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes("none", start=start)
+
+
 def test_listing_is_recursive_and_sorted(storage: Storage) -> None:
     for path, size in (("b/2", 2), ("a", 1), ("b/c/3", 3), ("bb", 4)):
         storage.create(path, b"x" * size)

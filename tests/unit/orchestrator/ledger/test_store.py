@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -152,3 +153,27 @@ def test_a_broken_manifest_is_a_verdict_not_a_crash(
         publish(store, instance)
     store.artifact("pack", stage(plan, "pack").key).storage.replace("MANIFEST.json", b"{")
     assert "not valid JSON" in problems(run, store)["pack"][0]
+
+
+def test_progress_does_not_fall_when_a_member_of_a_group_is_published(
+    store: Store, plan: Plan
+) -> None:
+    members = [stage(plan, "tokenize"), replace(stage(plan, "tokenize"), id="b", key="b" * 64)]
+    for member in members:
+        shards = store.artifact("tokenize", member.key).storage
+        for n in range(3):
+            shards.create(f"shards/000/{n:06d}.parquet", b"x")
+    before = store.progress(*members)
+    publish(store, members[0])
+    assert store.progress(*members) == before == 6.0
+
+
+def test_progress_of_a_training_does_not_fall_when_it_is_published(
+    store: Store, plan: Plan
+) -> None:
+    train = stage(plan, "train")
+    artifact = store.artifact("train", train.key)
+    artifact.storage.create("checkpoints/step-00000012-a0001/MANIFEST.json", b"{}")
+    before = store.progress(train)
+    artifact.publish(inputs={}, facts={"steps": 12}, producer={})
+    assert store.progress(train) == before == 12.0

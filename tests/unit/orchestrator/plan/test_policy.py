@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.errors import Cause
 from orchestrator.plan.policy import Decision, Ending, Past, decide
 
 
@@ -13,8 +14,8 @@ def ending(**how: object) -> Ending:
 
 
 FIRST_ENDS = (
-    ("the artifact is there", ending(complete=True, exit_code=0), "", "done"),
-    ("the artifact is there all the same", ending(complete=True, exit_code=-9), "", "done"),
+    ("the artifact is there", ending(complete=True, exit_code=0), None, "done"),
+    ("the artifact is there all the same", ending(complete=True, exit_code=-9), None, "done"),
     ("nothing to show for success", ending(exit_code=0), "unknown", "resume"),
     ("another run has the key", ending(exit_code=75), "lease_held", "wait"),
     ("kill -9", ending(exit_code=-9), "killed", "resume"),
@@ -26,15 +27,37 @@ FIRST_ENDS = (
     ("a wrong request", ending(exit_code=2), "bad_request", "stop"),
     ("the store out of reach", ending(exit_code=3), "storage", "resume"),
     ("an unknown error", ending(log_tail="KeyError: 'x'"), "error", "resume"),
-    ("bad data", ending(log_tail="error: bad_data: no speech"), "bad_data", "stop"),
+    ("bad data", ending(cause=Cause.BAD_DATA), "bad_data", "stop"),
+    ("a hang", ending(cause=Cause.COMM_HANG), "comm_hang", "resume"),
+    ("no finite loss", ending(cause=Cause.NONFINITE), "nonfinite", "resume"),
+    ("a full store", ending(cause=Cause.STORAGE), "storage", "resume"),
+    ("a driver's own error", ending(cause=Cause.ERROR), "error", "resume"),
+    ("a rank that died", ending(cause=Cause.WORKER_LOST), "worker_lost", "resume"),
+    (
+        "a driver killed after it recorded its cause",
+        ending(exit_code=-9, cause=Cause.COMM_HANG),
+        "comm_hang",
+        "resume",
+    ),
+    (
+        "preempted while it failed",
+        ending(stopped=Cause.PREEMPTED, cause=Cause.STORAGE),
+        "preempted",
+        "resume",
+    ),
+    (
+        "nobody saw it end, with its word",
+        ending(exit_code=None, cause=Cause.ERROR),
+        "node_lost",
+        "resume",
+    ),
 )
 SIGNS = (
     ("torch.OutOfMemoryError: CUDA out of memory. Tried", "device_oom", "smaller"),
     ("HIP out of memory", "device_oom", "smaller"),
     ("ray.exceptions.OutOfMemoryError: node running low on memory", "host_oom", "resume"),
-    ("comm_hang: rank 1 made no progress for 900 s", "comm_hang", "resume"),
-    ("nonfinite: train step 7: loss or gradient not finite", "nonfinite", "resume"),
-    ("OSError: [Errno 5] the store is out of reach (a drill)", "storage", "resume"),
+    ("Watchdog caught collective operation timeout: WorkNCCL(", "comm_hang", "resume"),
+    ("OSError: [Errno 5] s3 is having a day", "storage", "resume"),
     # What Ray says of any death, and of its own.
     ("(raylet) A worker died or was killed; ActorDiedError", "worker_lost", "resume"),
     ("The raylet has died", "ray_lost", "resume"),
@@ -45,7 +68,6 @@ SIGNS = (
     ("slurmstepd: error: Detected 1 oom-kill event(s)", "host_oom", "resume"),
     ("OSError: [Errno 12] Cannot allocate memory", "host_oom", "resume"),
     ("ray.exceptions.ActorDiedError: The actor died", "worker_lost", "resume"),
-    ("rank 1 ended by signal 9", "worker_lost", "resume"),
     ("Connection closed by peer [127.0.0.1]:4242", "worker_lost", "resume"),
     ("Failed to connect to GCS at 127.0.0.1:6379", "ray_lost", "resume"),
 )
@@ -64,6 +86,32 @@ def test_a_first_end(end: Ending, cause: str, action: str) -> None:
 def test_signs_in_the_log(line: str, cause: str, action: str) -> None:
     decision = decide(ending(log_tail=f"a\n{line}\nb\n"), Past())
     assert (decision.cause, decision.action) == (cause, action)
+
+
+@pytest.mark.parametrize("cause", [Cause.ERROR, Cause.WORKER_LOST])
+def test_foreign_words_say_more_than_a_vague_cause(cause: Cause) -> None:
+    vague = ending(cause=cause, log_tail="CUDA out of memory")
+    assert decide(vague, Past()).cause is Cause.DEVICE_OOM
+
+
+def test_foreign_words_say_less_than_an_exact_cause() -> None:
+    exact = ending(cause=Cause.NONFINITE, log_tail="CUDA out of memory")
+    assert decide(exact, Past()).cause is Cause.NONFINITE
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "comm_hang: rank 1",
+        "nonfinite: train step 7",
+        "bad_data: no speech",
+        "the store is out of reach",
+        "none of 2 checkpoints verifies",
+        "rank 1 ended by signal 9",
+    ],
+)
+def test_words_of_ours_in_a_log_decide_nothing(line: str) -> None:
+    assert decide(ending(log_tail=line), Past()).cause is Cause.ERROR
 
 
 def test_a_signal_says_more_than_the_log() -> None:
@@ -107,7 +155,7 @@ def test_a_walltime_too_short_for_any_progress_stops() -> None:
 def test_a_node_that_fails_alone_is_left_and_a_program_that_fails_is_not() -> None:
     lost = {"exit_code": 1, "progress": 3.0, "others": True}
     past = Past(attempts=[("worker_lost", 3.0, "n1")])
-    died = ending(log_tail="rank 2 on n1: ended by signal 9", **lost)
+    died = ending(cause=Cause.WORKER_LOST, **lost)
     assert decide(died, past).action == "elsewhere"
     elsewhere = Past(attempts=[("worker_lost", 3.0, "n2")])
     assert decide(died, elsewhere).action == "stop"

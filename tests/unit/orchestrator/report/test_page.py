@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import RequestError
+from orchestrator.ledger import checkpoints
+from orchestrator.ledger.checkpoints import Manifest, Segment
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.report.page import page_content, summary, write_report
@@ -206,13 +208,20 @@ def test_a_training_under_way_is_drawn_up_to_its_newest_checkpoint(new_ledger: N
         lines = "".join(json.dumps({"step": s, "loss": 4.0}) + "\n" for s in steps)
         out.create(f"metrics/{name}.jsonl", lines.encode())
     for step, lease_n, segment in ((3, 1, "zombie"), (2, 2, "ours")):
-        manifest = {
-            "step": step,
-            "lease_n": lease_n,
-            "metrics": [{"path": f"metrics/{segment}.jsonl", "sha256": ""}],
-            "validation": [],
-        }
-        out.create_json(f"checkpoints/step-{step:08d}-a{lease_n:04d}/MANIFEST.json", manifest)
+        metrics = (Segment(path=f"metrics/{segment}.jsonl", sha256=""),)
+        checkpoints.commit(
+            out,
+            Manifest(
+                step=step,
+                lease_n=lease_n,
+                world_size=1,
+                zero_stage=0,
+                cursor=step,
+                sample_hash="",
+                files={},
+                metrics=metrics,
+            ),
+        )
     page = page_of(ledger)
     assert "var(--warm)" in re.findall(r'<div class="figure">(.*?)</svg>', page, re.DOTALL)[0]
     assert read_record(ledger.run, ledger.store).variants[0].training == ((1, 4.0), (2, 4.0))

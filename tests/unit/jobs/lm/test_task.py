@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jobs.lm.batches import validation_windows
+from jobs.lm.task import validation_windows
 
 
 def test_validation_uses_whole_windows() -> None:

@@ -1,0 +1,168 @@
+"""The language model as a task of the training runtime: its windows, its loss, its validation.
+
+In: packed tokens, a text model, the recipe's ``model`` section. Out: ``model/`` in Hugging Face
+format.
+
+Every window has the same number of targets, so the mean over micro-batches and ranks is the mean
+over the global batch, as defined for one rank.
+
+Shape legend: B sequences, L1 = context length + 1 tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from jobs.lm.flops import flops_per_token
+from jobs.lm.token_stream import Tokens, TokenStream, bin_name, open_tokens
+from jobs.lm.twist import build_model
+from jobs.training.group import RankGroup
+from jobs.training.rank import RankConfig, TrainingSettings
+from jobs.training.schedule import learning_rate
+from jobs.training.task import LossOf, MicroBatch, Samples, Tick
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.model import Spec
+from orchestrator.spec.recipe import Model, Schedule, Train
+
+TASK = "jobs.lm.task:LanguageModel"
+MODEL_FOLDER = "model"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MAX_VALID_WINDOWS = 256
+
+
+class LanguageModelSpec(Spec):
+    """What a language model's training is told besides what every training has."""
+
+    model: Model
+    """The recipe's model section."""
+    context_length: int
+    """Tokens in one sequence."""
+    schedule: Schedule
+    """The recipe's learning-rate schedule."""
+    num_units: int
+    """Rows of the vocabulary."""
+    source: str
+    """Text model: a folder, or a Hugging Face id."""
+    pack_url: str
+    """Folder of the packed tokens."""
+
+
+def settings_of(train: Train, *, seed: int) -> TrainingSettings:
+    """The part of the recipe's ``train`` section that every training has."""
+    return TrainingSettings(
+        steps=train.steps,
+        global_batch=train.global_batch,
+        seed=seed,
+        optimizer=train.optimizer,
+        precision=train.precision,
+        checkpoint=train.checkpoint,
+        validate_every_steps=train.validate_every_steps,
+        max_nonfinite_in_row=train.max_nonfinite_in_row,
+    )
+
+
+class LanguageModel:
+    """A `jobs.training.task.Task`: next-unit prediction on windows of packed tokens."""
+
+    unit = "tokens"
+
+    def __init__(self, config: RankConfig, group: RankGroup) -> None:
+        self._config = config
+        self._spec = spec = LanguageModelSpec.model_validate(config.spec)
+        train_bin, valid_bin = group.fetch(
+            Storage(spec.pack_url), [bin_name("train"), bin_name("valid")],
+            Path(config.scratch) / "tokens",
+        )  # fmt: skip
+        self._stream = TokenStream(open_tokens(train_bin), context_length=spec.context_length)
+        self._valid_BL1 = validation_windows(open_tokens(valid_bin), spec.context_length)
+
+    @property
+    def units_per_sample(self) -> int:
+        """Targets of a window."""
+        return self._spec.context_length
+
+    @property
+    def num_samples(self) -> int:
+        """Windows of the training split."""
+        return self._stream.num_windows
+
+    def build_model(self) -> Any:
+        """The recipe's text model with one row per unit."""
+        spec, execution = self._spec, self._config.execution
+        model = build_model(
+            spec.model,
+            source=spec.source,
+            num_units=spec.num_units,
+            seed=self._config.settings.seed,
+            dtype=DTYPES[self._config.settings.precision],
+            attention=execution.attention,
+        )
+        if execution.activation_checkpointing:
+            model.gradient_checkpointing_enable()
+        return model
+
+    def flops_per_sample(self, model: nn.Module) -> float:
+        """FLOPs of a window's forward and backward pass."""
+        length = self._spec.context_length
+        return flops_per_token(model, length) * length
+
+    def learning_rate(self, step: int) -> float:
+        """As the recipe's schedule says."""
+        settings = self._config.settings
+        return learning_rate(
+            step, schedule=self._spec.schedule, peak=settings.optimizer.lr, steps=settings.steps
+        )
+
+    def read(self, samples: Samples) -> torch.Tensor:
+        """``tokens_BL1`` of some windows."""
+        return torch.from_numpy(self._stream.windows(samples))
+
+    def loss(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        """Mean NLL in nats over all targets of some windows."""
+        assert isinstance(micro_batch, torch.Tensor)  # as `read` gave it
+        logits_BLV = module(input_ids=micro_batch[:, :-1], use_cache=False).logits
+        return functional.cross_entropy(
+            logits_BLV.flatten(0, 1).float(), micro_batch[:, 1:].flatten()
+        )
+
+    def validate(self, loss_of: LossOf, group: RankGroup, tick: Tick) -> dict[str, Any] | None:
+        """Mean NLL over the validation windows."""
+        windows_BL1, info = self._valid_BL1, group.info
+        if not len(windows_BL1):
+            return None
+        size = self._config.execution.micro_batch
+        total = torch.zeros(1, dtype=torch.float64)
+        for start in range(0, len(windows_BL1), size * info.world_size):
+            own = windows_BL1[start + info.rank * size : start + (info.rank + 1) * size]
+            batch_BL1 = torch.from_numpy(own if len(own) else windows_BL1[:1])
+            total += float(loss_of(batch_BL1)) * len(own)
+            tick("validating")
+        loss = float(group.sum(total)) / len(windows_BL1)
+        return {"loss": loss, "num_windows": len(windows_BL1)}
+
+    def publish(self, model: Any, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+        """Write ``model/`` in Hugging Face format."""
+        model.save_pretrained(folder / MODEL_FOLDER, state_dict=dict(state))
+
+    def facts(self, model: Any) -> dict[str, Any]:
+        """Sizes of the model and of its data."""
+        return {"num_parameters": model.num_parameters(), "num_windows": self.num_samples}
+
+
+def validation_windows(tokens: Tokens, context_length: int) -> Samples:
+    """``tokens_BL1``: at most 256 windows, evenly spread; one shorter one in a short split."""
+    if len(tokens) < 2:
+        return np.zeros((0, 0), dtype=np.int64)
+    length = min(context_length, len(tokens) - 1)
+    num_windows = (len(tokens) - 1) // length
+    chosen = np.unique(
+        np.linspace(0, num_windows - 1, min(num_windows, _MAX_VALID_WINDOWS)).astype(np.int64)
+    )
+    return np.stack([tokens[n * length : (n + 1) * length + 1] for n in chosen]).astype(np.int64)

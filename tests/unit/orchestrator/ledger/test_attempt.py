@@ -1,0 +1,34 @@
+"""An attempt's folder: its events, and the last of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import AlreadyExistsError, Cause
+from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.ledger.storage import Storage
+
+
+@pytest.fixture
+def attempt(storage: Storage) -> AttemptFolder:
+    return AttemptFolder(1, storage)
+
+
+def test_an_attempt_that_has_not_failed(attempt: AttemptFolder) -> None:
+    assert attempt.failure == {}
+    attempt.storage.create("events-0001.jsonl", b'{"at": 1, "kind": "begin"}\n')
+    assert attempt.failure == {}
+
+
+def test_a_failure_is_the_last_event(attempt: AttemptFolder) -> None:
+    attempt.storage.create("events-0001.jsonl", b'{"at": 1, "kind": "begin"}\n')
+    attempt.record_failure(Cause.STORAGE, "the disk is full")
+    assert [e["kind"] for e in attempt.events()] == ["begin", "failed"]
+    failure = attempt.failure
+    assert (failure["cause"], failure["message"]) == (Cause.STORAGE, "the disk is full")
+
+
+def test_a_segment_is_never_overwritten(attempt: AttemptFolder) -> None:
+    attempt.storage.create("events-0002.jsonl", b"")
+    with pytest.raises(AlreadyExistsError):
+        attempt.record_failure(Cause.ERROR, "x")

@@ -1,0 +1,81 @@
+"""Why an error ends an attempt, and its last sentence."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+
+import pytest
+
+from orchestrator.errors import (
+    INTERRUPTIONS,
+    BackendError,
+    Cause,
+    DataError,
+    LeaseHeldError,
+    OrchestratorError,
+    RequestError,
+    RunFailedError,
+    cause_of,
+    last_sentence,
+)
+
+
+class WrappedError(Exception):
+    """What Ray makes of an actor's error."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RequestError("x"), Cause.BAD_REQUEST),
+        (DataError("x"), Cause.BAD_DATA),
+        (RunFailedError("x"), Cause.ERROR),
+        (RunFailedError("x", cause=Cause.COMM_HANG), Cause.COMM_HANG),
+        (BackendError("x"), Cause.STORAGE),
+        (LeaseHeldError("x"), Cause.LEASE_HELD),
+        *((OSError(code, "x"), Cause.STORAGE) for code in (5, 28, 30, 116, 122)),
+        (OSError(errno.ENOMEM, "x"), Cause.HOST_OOM),
+        (MemoryError(), Cause.HOST_OOM),
+        (ConnectionError("the store did not do as asked"), Cause.STORAGE),
+        (ConnectionResetError(errno.ECONNRESET, "a peer"), Cause.ERROR),
+        (FileNotFoundError(errno.ENOENT, "x"), Cause.ERROR),
+        (KeyError("x"), Cause.ERROR),
+        (WrappedError(DataError("x")), Cause.BAD_DATA),
+        (WrappedError(OSError(errno.EIO, "x")), Cause.STORAGE),
+    ],
+)
+def test_an_error_has_a_cause(error: Exception, cause: Cause) -> None:
+    assert cause_of(error) is cause
+
+
+def test_a_cause_survives_another_process() -> None:
+    error = pickle.loads(pickle.dumps(RunFailedError("x", cause=Cause.NONFINITE)))
+    assert (str(error), cause_of(error)) == ("x", Cause.NONFINITE)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OrchestratorError("the last lines of a log:\nx\ntrain: a rank failed"),
+            "train: a rank failed",
+        ),
+        (RunFailedError(), "RunFailedError"),
+        (ValueError("first\nsecond\n"), "ValueError: second"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_the_last_sentence(error: Exception, sentence: str) -> None:
+    assert last_sentence(error) == sentence
+
+
+def test_what_counts_as_an_interruption() -> None:
+    assert {Cause.KILLED, Cause.PREEMPTED, Cause.STORAGE, Cause.COMM_HANG} <= INTERRUPTIONS
+    assert not {Cause.CANCELLED, Cause.BAD_DATA, Cause.NONFINITE, Cause.ERROR} & INTERRUPTIONS
+    assert "walltime" in INTERRUPTIONS, "causes are read back as text"
+    assert "" not in INTERRUPTIONS
