@@ -32,7 +32,7 @@ from orchestrator.ledger.attempt import DRIVER_LOG, FAULT_ORDER, AttemptFolder
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.openmetrics import write_openmetrics
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import JobState, JobStatus
+from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
@@ -139,7 +139,7 @@ class Supervisor:
         self._beat()
         if self._keeps_figures and time.monotonic() - self._figures_at > FIGURES_EVERY_S:
             self._figures_at = time.monotonic()
-            write_figures(self._run, self._store)
+            write_figures(self._run, self._store, observe(self._run))
         self._mark_complete()
         self._obey_cancels()
         self._collect_ended()
@@ -340,10 +340,10 @@ class Supervisor:
             say(f"{work.leader.id}: cancelled")
 
 
-def write_figures(run: RunFolder, store: Store) -> None:
+def write_figures(run: RunFolder, store: Store, observed: Observed) -> None:
     """Write what monitoring scrapes; a failure here is not the run's."""
     try:
-        write_openmetrics(run, store, observe(run))
+        write_openmetrics(run, store, observed)
     except (OrchestratorError, OSError) as error:
         say(f"figures: {error}")
 
@@ -420,16 +420,20 @@ def _supervise(store: Store, run: RunFolder, cluster: Cluster, beat: Callable[[]
         raise
     stopped = state in ("running", "pending")
     state = "failed" if stopped else state
+    write_last_page(run, store, state)
     record.finish(state=state, cause=Cause.PREEMPTED if stopped else "", reason="")
-    write_figures(run, store)
-    write_last_page(run, store)
     return 0 if state == "succeeded" else 1
 
 
-def write_last_page(run: RunFolder, store: Store) -> None:
-    """Write the page; `orchestrator report` can do it again, so a failure here is not the run's."""
+def write_last_page(run: RunFolder, store: Store, state: str) -> None:
+    """Write figures and page of a run that is about to end in a state, before it is known to.
+
+    `orchestrator report` can write the page again, so a failure here is not the run's.
+    """
+    observed = Observed(is_alive=False, ends_as=state)
+    write_figures(run, store, observed)
     try:
-        write_report(run, store)
+        write_report(run, store, observed)
     except (OrchestratorError, OSError) as error:
         say(f"report: {error}; `orchestrator report {run.name}` tries again")
 
