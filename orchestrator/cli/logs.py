@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import re
 import sys
 import time
@@ -13,9 +14,11 @@ from orchestrator.control.executor import observe
 from orchestrator.errors import RequestError
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.submission import Submissions
 
 FOLLOW_EVERY_S = 0.5
+_DECODER = codecs.getincrementaldecoder("utf-8")
 _ERROR = re.compile(r"^(error:|Traceback|.*\b(Error|Exception)\b.*:)")
 
 
@@ -40,13 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the chosen logs."""
     folder, _ = run_and_store(options)
+    logs = Logs(folder, options)
     if options.first_error:
-        return _first_error(folder, options)
-    printed: dict[str, int] = {}
+        return _first_error(logs)
     look_at = 0.0
     while True:
-        for title, text in _logs(folder, options):
-            _print_rest(title, text, printed)
+        for title, text in logs.new_text():
+            print(f"{title}{text}", end="")
+        sys.stdout.flush()
         if not options.follow:
             return 0
         if time.monotonic() >= look_at:
@@ -57,63 +61,73 @@ def run(options: argparse.Namespace) -> int:
         time.sleep(FOLLOW_EVERY_S)
 
 
-def _print_rest(title: str, text: str, printed: dict[str, int]) -> None:
-    if title not in printed:
-        print(f"==> {title} <==")
-    print(text[printed.get(title, 0) :], end="")
-    sys.stdout.flush()
-    printed[title] = len(text)
+class Logs:
+    """The chosen logs of a run; each call gives what was added since the one before."""
+
+    def __init__(self, run: RunFolder, options: argparse.Namespace) -> None:
+        self._run, self._options = run, options
+        self._plan = run.plan()
+        self._name = DRIVER_LOG if options.rank is None else f"rank-{options.rank:05d}.log"
+        self._read: dict[str, tuple[int, codecs.IncrementalDecoder]] = {}
+        """By URL: bytes read, and what turns them into text."""
+        self._ended: set[str] = set()
+        """Attempts that had ended when their log was last read."""
+        if not self._leaders():
+            known = ", ".join(self._plan.names)
+            raise RequestError(f"{options.stage}: no such stage in {run.name}; it has {known}")
+
+    def new_text(self) -> Iterator[tuple[str, str]]:
+        """A title where a log is new, and its text that is."""
+        for attempt in self._attempts():
+            url = attempt.storage.url
+            if url not in self._ended:
+                has_ended = self._options.follow and attempt.storage.exists("end.json")
+                yield from self._rest(attempt.storage, self._name)
+                self._ended |= {url} if has_ended else set()
+        if self._options.rank is None:
+            for storage, name in self._outputs():
+                yield from self._rest(storage, name)
+
+    def _rest(self, storage: Storage, name: str) -> Iterator[tuple[str, str]]:
+        url = f"{storage.url}/{name}"
+        start, decoder = self._read.get(url, (0, _DECODER(errors="replace")))
+        try:
+            data = storage.read_bytes(name, start=start)
+        except FileNotFoundError:
+            return
+        title = "" if url in self._read else f"==> {url} <==\n"
+        self._read[url] = start + len(data), decoder
+        if title or data:
+            yield title, decoder.decode(data)
+
+    def _leaders(self) -> dict[str, None]:
+        return dict.fromkeys(i.leader for i in self._plan.chosen(self._options.stage))
+
+    def _attempts(self) -> Iterator[AttemptFolder]:
+        number = self._options.attempt
+        for leader in self._leaders():
+            attempts = self._run.attempts(leader)
+            yield from (a for a in attempts if a.number == number) if number else attempts[-1:]
+
+    def _outputs(self) -> Iterator[tuple[Storage, str]]:
+        """What a scheduler's jobs have printed that have not come to an attempt."""
+        chosen = {i.id for i in self._plan.chosen(self._options.stage)}
+        for submission in Submissions(self._run.storage).all()[-1:]:
+            for job in submission.jobs:
+                is_chosen = job.kind == "stage" and job.instance in chosen
+                if not is_chosen or self._run.attempts(job.instance):
+                    continue
+                output = self._run.storage.at(Submissions.folder(submission.number), job.name)
+                yield from ((output, name) for name in output.children() if name.endswith(".out"))
 
 
-def _first_error(folder: RunFolder, options: argparse.Namespace) -> int:
-    options.attempt = options.attempt or None
-    for title, text in _logs(folder, options):
+def _first_error(logs: Logs) -> int:
+    for title, text in logs.new_text():
         lines = text.splitlines()
         for number, line in enumerate(lines):
             if _ERROR.match(line):
-                print(f"==> {title}:{number + 1} <==")
+                print(title.replace(" <==\n", f":{number + 1} <=="))
                 print("\n".join(lines[number : number + 30]))
                 return 0
     print("no error found", file=sys.stderr)
     return 0
-
-
-def _logs(folder: RunFolder, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    name = DRIVER_LOG if options.rank is None else f"rank-{options.rank:05d}.log"
-    for attempt in _attempts(folder, options):
-        if attempt.storage.exists(name):
-            yield (
-                f"{attempt.storage.url}/{name}",
-                attempt.storage.read_bytes(name).decode(errors="replace"),
-            )
-    if options.rank is None:
-        yield from _outputs(folder, options)
-
-
-def _outputs(folder: RunFolder, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """What a scheduler's jobs have said that have not come to an attempt."""
-    chosen = {i.id for i in folder.plan().chosen(options.stage)}
-    for submission in Submissions(folder.storage).all()[-1:]:
-        for job in submission.jobs:
-            is_chosen = job.kind == "stage" and job.instance in chosen
-            if not is_chosen or folder.attempts(job.instance):
-                continue
-            place = folder.storage.at(Submissions.folder(submission.number), job.name)
-            for name in place.children():
-                if name.endswith(".out"):
-                    yield f"{place.url}/{name}", place.read_bytes(name).decode(errors="replace")
-
-
-def _attempts(folder: RunFolder, options: argparse.Namespace) -> Iterator[AttemptFolder]:
-    plan = folder.plan()
-    leaders = dict.fromkeys(i.leader for i in plan.chosen(options.stage))
-    if not leaders:
-        known = ", ".join(plan.names)
-        raise RequestError(f"{options.stage}: no such stage in {folder.name}; it has {known}")
-    for leader in leaders:
-        attempts = folder.attempts(leader)
-        yield from (
-            (a for a in attempts if options.attempt == a.number)
-            if options.attempt
-            else attempts[-1:]
-        )

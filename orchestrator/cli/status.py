@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli.arguments import add_run, run_and_store, store_of
-from orchestrator.cli.watch import stage_table, watch
+from orchestrator.cli.watch import run_view, watch
 from orchestrator.control.executor import observe, observe_all
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.goodput import goodput_line
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import run_progress, run_status
+from orchestrator.ledger.status import RunState, RunStatus, run_progress, run_status
 from orchestrator.ledger.store import Store
 from orchestrator.quantities import format_duration
 
@@ -46,28 +44,28 @@ def run(options: argparse.Namespace) -> int:
     if options.watch:
         return watch(folder, store)
     status = run_status(folder, store, observe(folder))
-    _show(folder, status, options)
-    if status["problem"]:
-        raise BackendError(f"{status['problem']}; shown is what was last known")
+    _show(status, options)
+    if status.problem:
+        raise BackendError(f"{status.problem}; shown is what was last known")
     return 0
 
 
-def _show(folder: RunFolder, status: Mapping[str, Any], options: argparse.Namespace) -> None:
+def _show(status: RunStatus, options: argparse.Namespace) -> None:
     if options.json:
-        print(json.dumps(status, indent=1))
+        print(json.dumps(status.to_json(), indent=1))
     elif options.openmetrics:
-        print(openmetrics(folder.name, status), end="")
+        print(openmetrics(status), end="")
     else:
-        Console().print(stage_table(status))
+        Console().print(run_view(status))
         print()
-        for stage in status["stages"]:
-            if said := stage.get("checkpoint_interval"):
+        for stage in status.stages:
+            if interval := stage.checkpoint_interval:
                 facts = ", ".join(
                     f"{name.removesuffix('_s')} {format_duration(seconds)}"
-                    for name, seconds in said.items()
+                    for name, seconds in interval.items()
                 )
-                print(f"{stage['id']}: checkpoints by time: {facts}")
-        print(goodput_line(status["goodput"]))
+                print(f"{stage.instance.id}: checkpoints by time: {facts}")
+        print(goodput_line(status.goodput))
 
 
 def _all(store: Store, *, as_json: bool) -> int:
@@ -77,12 +75,13 @@ def _all(store: Store, *, as_json: bool) -> int:
     folders = [f for name in names if (f := RunFolder(store.run_storage(name))).exists()]
     observed = observe_all(folders)
     if as_json:
-        print(json.dumps([run_status(f, store, observed[f.name]) for f in folders], indent=1))
+        rows = [run_status(f, store, observed[f.name]).to_json() for f in folders]
+        print(json.dumps(rows, indent=1))
     else:
         table = Table("run", "state", "backend", "stages done", box=None, pad_edge=False)
-        for row in (run_progress(f, store, observed[f.name]) for f in folders):
-            done = sum(s["state"] == "succeeded" for s in row["stages"])
-            table.add_row(row["run"], row["state"], row["backend"], f"{done}/{len(row['stages'])}")
+        for status in (run_progress(f, store, observed[f.name]) for f in folders):
+            done = sum(s.state is RunState.SUCCEEDED for s in status.stages)
+            table.add_row(status.run, status.state, status.backend, f"{done}/{len(status.stages)}")
         Console().print(table)
     if problem := next((o.problem for o in observed.values() if o.problem), ""):
         raise BackendError(f"{problem}; shown is what was last known")

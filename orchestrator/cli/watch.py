@@ -1,145 +1,162 @@
-"""Live progress of a run in the terminal: shards, audio s/s, loss, tokens/s, time left."""
+"""A run in the terminal: its stages, their speed, what failed and what to do about it."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.control.executor import observe
-from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import FINAL, run_cause, run_progress
+from orchestrator.ledger.status import RunState, RunStatus, StageStatus, StatusReader
 from orchestrator.ledger.store import Store
 from orchestrator.quantities import format_duration
-from orchestrator.report.page import PAGE, summary
+from orchestrator.report.page import summary
 
 EVERY_S = 1.0
 """How often what jobs write themselves is read; a scheduler is asked less often."""
-REPORT_TIMEOUT_S = 60.0
-_MAX_ATTEMPTS_LISTED = 3
+LINE_EVERY_S = 30.0
+"""How often a line of progress goes into a pipe or a log."""
+_MAX_CAUSES_LISTED = 3
+_FIRST_RATES = ("loss", "tokens_per_s", "audio_s_per_s", "mfu")
+"""What most people look for; the other rates follow."""
 
 
-def watch(run: RunFolder, store: Store) -> int:
+def watch(
+    run: RunFolder, store: Store, *, every_s: float = EVERY_S, line_every_s: float = LINE_EVERY_S
+) -> int:
     """Show the run until it ends; 0 when it succeeded, else 1.
 
     Interrupting leaves the run alone.
     """
-    console = Console(stderr=True)
+    console, reader = Console(stderr=True), StatusReader(run, store)
     observed, observed_at = observe(run), time.monotonic()
-    status = run_progress(run, store, observed)
-    shown: dict[str, str] = {}
-    with Live(stage_table(status), console=console, refresh_per_second=2, transient=False) as live:
-        while status["state"] not in FINAL:
-            time.sleep(EVERY_S)
+    status, lines = reader.read(observed), ChangeLines(line_every_s)
+    with Live(run_view(status), console=console, refresh_per_second=2, transient=False) as live:
+        while not status.state.is_final:
+            time.sleep(every_s)
             if time.monotonic() - observed_at >= observed.look_every_s:
                 observed, observed_at = observe(run), time.monotonic()
-            status = run_progress(run, store, observed)
-            live.update(stage_table(status))
+            status = reader.read(observed)
+            live.update(run_view(status))
             if not console.is_terminal:
-                _print_changes(status, shown)
-    has_succeeded = status["state"] == "succeeded"
-    if has_succeeded or not observed.has_scheduler:
-        _wait_for_last_words(run, by_supervisor=not observed.has_scheduler)
-    if not has_succeeded:
-        _print_failures(run, status)
-        return 1
-    print("\n".join(summary(run, store)))
-    return 0
+                for line in lines.since(status, time.monotonic()):
+                    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
+    if status.state is RunState.SUCCEEDED:
+        print("\n".join(summary(run, store, observed)))
+        return 0
+    print("\n".join(ending_lines(status)), file=sys.stderr)
+    return 1
 
 
-def _wait_for_last_words(run: RunFolder, *, by_supervisor: bool) -> None:
-    """The report is written after the run's end is known, by the supervisor or the last job."""
-    deadline = time.monotonic() + REPORT_TIMEOUT_S
+def run_view(status: RunStatus) -> Group:
+    """One row a stage instance; below them a line for each that works or has failed."""
+    table = Table(box=None, pad_edge=False)
+    table.title, table.title_justify = f"{status.run}: {status.state}", "left"
+    for name in ("stage", "variant", "state", "progress", "left", "attempts"):
+        table.add_column(name, no_wrap=name != "variant", overflow="fold")
+    everyone = max((", ".join(s.instance.variants) for s in status.stages), key=len)
+    for stage in status.stages:
+        names = ", ".join(stage.instance.variants)
+        table.add_row(
+            stage.instance.id,
+            "all" if names == everyone else names,
+            stage.shown_state,
+            _progress(stage),
+            _left(stage),
+            f"{len(stage.attempts)}",
+        )
+    return Group(table, *(Text(line) for line in _remarks(status)))
 
-    def is_said() -> bool:
-        if not by_supervisor:
-            return run.storage.exists(PAGE)
-        supervisors = run.supervisors()
-        last = Process(**supervisors[-1].started["process"]) if supervisors else None
-        return last is None or last.is_alive() is not True
 
-    while not is_said() and time.monotonic() < deadline:
-        time.sleep(0.1)
+def ending_lines(status: RunStatus) -> list[str]:
+    """How a run ended that did not succeed, in whose words, and what its user can do."""
+    cause = f" ({status.cause})" if status.cause else ""
+    failures = [
+        f"  {stage.instance.id}: {_failure(stage)}; see {stage.failure.log}"
+        for stage in status.stages
+        if stage.failure
+    ]
+    resume = f"`orchestrator resume {status.run}` continues it"
+    mend = "change what is wrong there, then submit again; resuming alone would end the same way"
+    advice = resume if status.resuming_helps else mend
+    return [f"run {status.run}: {status.state}{cause}", *failures, f"  {advice}"]
 
 
-def stage_table(status: Mapping[str, Any]) -> Table:
-    """One row a stage instance."""
-    table = Table(
-        "stage", "variant", "state", "progress", "left", "attempts", box=None, pad_edge=False
+class ChangeLines:
+    """What a log is told of a run: changes of state, and now and then how far it is."""
+
+    def __init__(self, line_every_s: float) -> None:
+        self._line_every_s = line_every_s
+        self._states: dict[str, str] = {}
+        self._progress_at = 0.0
+
+    def since(self, status: RunStatus, now: float) -> Iterator[str]:
+        """The lines due at a monotonic time."""
+        for stage in status.stages:
+            state = stage.shown_state
+            if self._states.get(stage.instance.id) != state:
+                self._states[stage.instance.id] = state
+                yield f"{stage.instance.id} ({', '.join(stage.instance.variants)}): {state}"
+        if now - self._progress_at >= self._line_every_s:
+            self._progress_at = now
+            for stage in status.stages:
+                if stage.state is RunState.RUNNING and stage.progress:
+                    left = f"{_left(stage)} left" if _left(stage) else ""
+                    words = filter(None, (_progress(stage), left, _rates(stage)))
+                    yield f"{stage.instance.id}: {', '.join(words)}"
+
+
+def _remarks(status: RunStatus) -> Iterator[str]:
+    for stage in status.stages:
+        causes = [a.cause for a in stage.attempts if a.cause][-_MAX_CAUSES_LISTED:]
+        parts = [_rates(stage)] if stage.state is RunState.RUNNING else []
+        if stage.failure:
+            parts.append(_failure(stage))
+        elif causes:
+            parts.append(f"attempts ended by {', '.join(causes)}")
+        if any(parts):
+            yield f"{stage.instance.id}: {'; '.join(filter(None, parts))}"
+
+
+def _failure(stage: StageStatus) -> str:
+    """The failing attempt's own last sentence; the retry policy's where it left none."""
+    attempt = stage.failure
+    return (
+        ": ".join(filter(None, (attempt.cause, attempt.message or attempt.reason)))
+        if attempt
+        else ""
     )
-    table.title = f"{status['run']}: {status['state']}"
-    table.title_justify = "left"
-    table.columns[0].no_wrap = True
-    everyone = max((s["variant"] for s in status["stages"]), key=len)
-    for stage in status["stages"]:
-        state = "reused" if stage["reused"] else stage["state"]
-        left = _left(stage) if state == "running" else ""
-        variant = "all" if stage["variant"] == everyone else _short(stage["variant"])
-        table.add_row(stage["id"], variant, state, _progress(stage), left, _attempts(stage))
-    return table
 
 
-def _short(variant: str) -> str:
-    return variant if len(variant) <= 40 else f"{variant[:37]}..."
+def _rates(stage: StageStatus) -> str:
+    rates = stage.progress.get("rates", {})
+    names = [*(n for n in _FIRST_RATES if n in rates), *(n for n in rates if n not in _FIRST_RATES)]
+    return ", ".join(f"{name.replace('_per_s', '/s')} {_number(rates[name])}" for name in names)
 
 
-def _progress(stage: Mapping[str, Any]) -> str:
-    said = stage["progress"]
-    if stage["state"] == "running" and said:
-        rates = ", ".join(
-            f"{name.replace('_per_s', '/s')} {value:.4g}" for name, value in said["rates"].items()
-        )
-        return f"{said['done']:g}/{said['total']:g} {said['unit']}" + (
-            f" ({rates})" if rates else ""
-        )
-    if stage["shards_total"]:
-        return f"{stage['shards_done']}/{stage['shards_total']} shards"
-    return f"{stage['step']}/{stage['steps']} steps" if stage["steps"] else ""
+def _number(rate: float) -> str:
+    return f"{rate:,.0f}" if abs(rate) >= 1000 else f"{rate:.4g}"
 
 
-def _left(stage: Mapping[str, Any]) -> str:
+def _progress(stage: StageStatus) -> str:
+    progress = stage.progress
+    if stage.state is RunState.RUNNING and progress:
+        return f"{progress['done']:g}/{progress['total']:g} {progress['unit']}"
+    if stage.shards_total:
+        return f"{stage.shards_done}/{stage.shards_total} shards"
+    return f"{stage.step}/{stage.instance.steps} steps" if stage.instance.steps else ""
+
+
+def _left(stage: StageStatus) -> str:
     """Time left, if the rest goes as the attempt has gone so far."""
-    said = stage["progress"]
-    if not said or not said["done"]:
+    progress = stage.progress
+    if stage.state is not RunState.RUNNING or not progress or not progress["done"]:
         return ""
-    gone_s = said["at"] - stage["attempts"][-1]["started_at"]
-    return format_duration(gone_s * (said["total"] - said["done"]) / said["done"])
-
-
-def _attempts(stage: Mapping[str, Any]) -> str:
-    ends = [a["cause"] for a in stage["attempts"] if a["cause"]][-_MAX_ATTEMPTS_LISTED:]
-    return f"{len(stage['attempts'])}" + (f" ({', '.join(ends)})" if ends else "")
-
-
-def _print_changes(status: Mapping[str, Any], shown: dict[str, str]) -> None:
-    """Without a terminal: a line when a stage changes its state."""
-    for stage in status["stages"]:
-        state = "reused" if stage["reused"] else stage["state"]
-        if shown.get(stage["id"]) != state:
-            shown[stage["id"]] = state
-            print(
-                f"{time.strftime('%H:%M:%S')} {stage['id']} ({stage['variant']}): {state}",
-                file=sys.stderr,
-            )
-
-
-def _print_failures(run: RunFolder, status: Mapping[str, Any]) -> None:
-    cause = run_cause(run)
-    print(
-        f"run {status['run']}: {status['state']}" + (f" ({cause})" if cause else ""),
-        file=sys.stderr,
-    )
-    for stage in status["stages"]:
-        if stage["state"] == "failed" and stage["attempts"]:
-            last = stage["attempts"][-1]
-            print(
-                f"  {stage['id']}: {last['cause']}: {last['reason']}; see {last['log']}",
-                file=sys.stderr,
-            )
-    print(f"  `orchestrator resume {status['run']}` continues it", file=sys.stderr)
+    took_s = progress["at"] - stage.attempts[-1].started_at
+    return format_duration(took_s * (progress["total"] - progress["done"]) / progress["done"])

@@ -23,7 +23,7 @@ from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.openmetrics import write_openmetrics
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import JobState, JobStatus
+from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.policy import FREE_CAUSES, Decision, Ending, Past, decide
@@ -163,7 +163,7 @@ class Supervisor:
         self._logs.copy()
         if time.monotonic() - self._figures_at > self._figures_every_s:
             self._figures_at = time.monotonic()
-            write_figures(self._run, self._store)
+            write_figures(self._run, self._store, observe(self._run))
         self._mark_complete()
         self._obey_cancels()
         self._collect_ended()
@@ -374,17 +374,22 @@ class Supervisor:
             log.info("%s: cancelled", work.leader.id)
 
 
-def write_figures(run: RunFolder, store: Store) -> None:
+def write_figures(run: RunFolder, store: Store, observed: Observed) -> None:
     """Write what monitoring scrapes; a failure here is not the run's."""
     try:
-        write_openmetrics(run, store, observe(run))
+        write_openmetrics(run, store, observed)
     except (OrchestratorError, OSError) as error:
         log.warning("figures: %s", error)
 
 
-def write_last_page(run: RunFolder, store: Store) -> None:
-    """Write the page; `orchestrator report` can do it again, so a failure here is not the run's."""
+def write_last_page(run: RunFolder, store: Store, state: str) -> None:
+    """Write figures and page of a run that is about to end in a state, before it is known to.
+
+    `orchestrator report` can write the page again, so a failure here is not the run's.
+    """
+    observed = Observed(is_alive=False, ends_as=state)
+    write_figures(run, store, observed)
     try:
-        write_report(run, store)
+        write_report(run, store, observed)
     except (OrchestratorError, OSError) as error:
         log.warning("report: %s; `orchestrator report %s` tries again", error, run.name)

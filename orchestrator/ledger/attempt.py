@@ -72,9 +72,14 @@ class AttemptFolder:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All events in order."""
-        for name in self.storage.children():
-            if name.startswith("events-"):
-                yield from map(json.loads, self.storage.read_bytes(name).decode().splitlines())
+        yield from self.events_of(set())
+
+    def events_of(self, read: set[str]) -> list[dict[str, Any]]:
+        """The events of all segments that are not in ``read``, which grows by them."""
+        names = [n for n in self.storage.children() if n.startswith("events-") and n not in read]
+        texts = [self.storage.read_bytes(name).decode() for name in names]
+        read.update(names)
+        return [json.loads(line) for text in texts for line in text.splitlines()]
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """The lines of all optimizer steps in order, of those that say when a step ended.

@@ -17,6 +17,7 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.plan.stages import BY_NAME
 
 PART_NAMES = {
     "productive": "productive",
@@ -31,9 +32,6 @@ PART_NAMES = {
 
 _PRIORITY = ("productive", "checkpoint", "lost", "startup", "restart", "queue")
 """Which part an instant belongs to where intervals overlap; idle is what no interval covers."""
-
-_TRAINING = "train"
-"""The stage whose attempts write step lines."""
 
 
 class Interval(NamedTuple):
@@ -95,12 +93,18 @@ def goodput(
         for instance_id, attempts in attempts_by_instance.items()
         for interval in _of_instance(
             _spans(attempts, now if is_alive else None),
-            trains=instance_id.partition("-")[0] == _TRAINING,
+            trains=_has_ranks(instance_id),
         )
     ]
     if submitted_at is not None:
         intervals += _before_all(intervals, submitted_at, now if is_alive else submitted_at)
     return _totals(sweep(intervals))
+
+
+def _has_ranks(instance_id: str) -> bool:
+    """Whether the stage of an instance ``<stage>[.part]-<key>`` trains, and writes step lines."""
+    stage = BY_NAME.get(instance_id.partition("-")[0].partition(".")[0])
+    return stage is not None and stage.has_ranks
 
 
 def goodput_line(parts: Mapping[str, float | None]) -> str:
@@ -242,9 +246,9 @@ def _end(
 
 
 def _last_sign_at(attempt: AttemptFolder, steps: Sequence[_Step]) -> float:
-    said = [attempt.started["started_at"], attempt.progress.get("at", 0.0)]
-    said += [step.ended_at + step.stall_s for step in steps[-1:]]
-    return float(max(said + [event["at"] for event in attempt.events()]))
+    signs = [attempt.started["started_at"], attempt.progress.get("at", 0.0)]
+    signs += [step.ended_at + step.stall_s for step in steps[-1:]]
+    return float(max(signs + [event["at"] for event in attempt.events()]))
 
 
 def _step(line: Mapping[str, Any]) -> _Step:

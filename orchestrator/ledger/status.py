@@ -1,21 +1,40 @@
-"""What a run is doing: from its folder, the store, and where there is one the scheduler."""
+"""How a run stands, as typed data: from its folder, the store and, if any, the scheduler.
+
+Computed here alone: the verbs, the report, metrics and ``--json`` show what this says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from orchestrator.errors import Cause
+import yaml
+
+from orchestrator.errors import Cause, OrchestratorError
+from orchestrator.ledger.artifact import MANIFEST
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.goodput import goodput
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Found, Instance
+from orchestrator.plan.policy import HOPELESS_CAUSES
 from orchestrator.plan.stages import BY_NAME
 
-FINAL = ("succeeded", "failed", "cancelled")
+BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OrchestratorError,
+    yaml.YAMLError,
+)
+"""What reading a missing, truncated or foreign file can raise."""
+
+_T = TypeVar("_T")
+_D = TypeVar("_D")
 
 
 class JobState(StrEnum):
@@ -65,6 +84,8 @@ class Observed:
     """Why the scheduler did not answer; what it said last stands for it."""
     has_scheduler: bool = False
     """Whether jobs of a scheduler execute the run, and not one supervisor."""
+    ends_as: str = ""
+    """The state in which the one at work is about to leave the run, asked by itself."""
     look_every_s: float = 1.0
     """How often to ask again, in seconds."""
 
@@ -80,126 +101,368 @@ class Observed:
         return not self.jobs[instance].state.is_final
 
 
-def run_status(run: RunFolder, store: Store, observed: Observed) -> dict[str, Any]:
-    """The document of ``status RUN --json``."""
-    return {**run_progress(run, store, observed), "goodput": run_goodput(run, observed)}
+class RunState(StrEnum):
+    """How a run stands, or a stage of it."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED)
 
 
-def run_progress(run: RunFolder, store: Store, observed: Observed) -> dict[str, Any]:
-    """The document without its goodput, which reads every step line: for asking each second."""
-    plan, cluster = run.plan(), run.cluster()
-    found = store.find({i.id: f"{i.stage}/{i.key}" for i in plan.instances})
-    stages = [
-        _stage(i, found[i.id], run.attempts(i.leader), observed, _shards_total(i, found))
-        for i in plan.instances
-    ]
-    return {
-        "run": run.name,
-        "state": _run_state(run, observed, stages),
-        "backend": cluster.backend,
-        "problem": observed.problem,
-        "stages": stages,
-    }
+@dataclass
+class Reader:
+    """Reads files of which any may be missing or broken; what is becomes a line in ``gaps``.
+
+    A strict one raises instead.
+    """
+
+    is_strict: bool = False
+    gaps: list[str] = field(default_factory=list)
+
+    def ask(self, what: str, question: Callable[[], _T], default: _D) -> _T | _D:
+        """The answer; the default, and a gap named ``what``, where a file is missing or broken."""
+        try:
+            return question()
+        except FileNotFoundError:
+            if self.is_strict:
+                raise
+            self.gaps.append(f"{what} is missing.")
+        except BROKEN as error:
+            if self.is_strict:
+                raise
+            self.gaps.append(f"{what} cannot be read ({type(error).__name__}: {error}).")
+        return default
 
 
-def run_goodput(run: RunFolder, observed: Observed) -> dict[str, float | None]:
-    """Where the run's wall-clock time went, from its submission on."""
+@dataclass(frozen=True, kw_only=True)
+class AttemptStatus:
+    """One attempt of a stage instance."""
+
+    n: int
+    state: str
+    """A `RunState`, ``preempted`` or ``unknown``."""
+    cause: str
+    """A `Cause`; empty when nothing went wrong."""
+    action: str
+    reason: str
+    """Why that action: the retry policy's words."""
+    message: str
+    """The driver's own last sentence, where it failed."""
+    started_at: float
+    ended_at: float | None
+    node: str
+    log: str
+    """URL of the driver's log."""
+    folder: AttemptFolder
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has said that it ended."""
+        return self.ended_at is None
+
+    def to_json(self) -> dict[str, Any]:
+        """Its row in ``status --json``."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStatus:
+    """One stage instance."""
+
+    instance: Instance
+    state: RunState
+    found: Found
+    """What is in the store."""
+    job: str
+    """The scheduler's words about its job."""
+    shards_done: int | None
+    shards_total: int | None
+    step: int | None
+    checkpoint_interval: Mapping[str, float] | None
+    """The newest choice of the time between checkpoints, with what it was chosen from."""
+    progress: Mapping[str, Any]
+    """How far the newest attempt is; empty when the artifact is complete."""
+    attempts: tuple[AttemptStatus, ...]
+    """Of its leader, which does the work of the whole group."""
+
+    @property
+    def is_reused(self) -> bool:
+        """Whether the artifact was there without any attempt of this run."""
+        return self.found.complete and not self.attempts
+
+    @property
+    def shown_state(self) -> str:
+        """Its state, or ``reused``."""
+        return "reused" if self.is_reused else self.state
+
+    @property
+    def failure(self) -> AttemptStatus | None:
+        """The attempt that a failed stage failed with."""
+        return self.attempts[-1] if self.state is RunState.FAILED and self.attempts else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Its row in ``status --json``."""
+        return {
+            "id": self.instance.id,
+            "name": self.instance.stage,
+            "node": self.instance.node,
+            "variant": ", ".join(self.instance.variants),
+            "key": self.instance.key,
+            "state": self.state,
+            "reused": self.is_reused,
+            "job": self.job,
+            "shards_done": self.shards_done,
+            "shards_total": self.shards_total,
+            "step": self.step,
+            "steps": self.instance.steps,
+            "checkpoint_interval": self.checkpoint_interval,
+            "progress": self.progress,
+            "attempts": [a.to_json() for a in self.attempts],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """How a run stands."""
+
+    run: str
+    state: RunState
+    cause: str
+    """Why its supervisor stopped short: ``node_lost`` when that died without a word."""
+    backend: str
+    problem: str
+    """Why the scheduler did not answer; what it said last stands for it."""
+    stages: tuple[StageStatus, ...]
+    goodput: Mapping[str, float | None] = field(default_factory=dict)
+    """Empty where it was not asked for."""
+
+    @property
+    def resuming_helps(self) -> bool:
+        """Whether any stage that failed could go on with nothing changed."""
+        failures = [a for s in self.stages if (a := s.failure)]
+        return not failures or any(a.cause not in HOPELESS_CAUSES for a in failures)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``status RUN --json``."""
+        return {
+            "run": self.run,
+            "state": self.state,
+            "backend": self.backend,
+            "problem": self.problem,
+            "stages": [s.to_json() for s in self.stages],
+            **({"goodput": dict(self.goodput)} if self.goodput else {}),
+        }
+
+
+def run_status(
+    run: RunFolder, store: Store, observed: Observed, reader: Reader | None = None
+) -> RunStatus:
+    """How a run stands, and where its time went. Raises RequestError when there is no such run."""
+    reader = reader or Reader(is_strict=True)
+    status = StatusReader(run, store, reader).read(observed)
+    return replace(
+        status, goodput=reader.ask("attempts", lambda: _run_goodput(run, status, observed), {})
+    )
+
+
+def run_progress(run: RunFolder, store: Store, observed: Observed) -> RunStatus:
+    """The same without its goodput, which reads every step line."""
+    return StatusReader(run, store).read(observed)
+
+
+def _run_goodput(run: RunFolder, status: RunStatus, observed: Observed) -> dict[str, float | None]:
+    leaders = (s for s in status.stages if s.instance.leader == s.instance.id)
     return goodput(
-        {i.id: run.attempts(i.id) for i in run.plan().leaders},
+        {s.instance.id: [a.folder for a in s.attempts] for s in leaders},
         submitted_at=run.submitted_at(),
         is_alive=observed.is_alive,
     )
 
 
-def _checkpoint_interval(attempts: Sequence[AttemptFolder]) -> dict[str, float] | None:
-    """The newest choice of the time between checkpoints, with what it was chosen from."""
-    events = [e for a in attempts[-1:] for e in a.events() if e["kind"] == "checkpoint_interval"]
-    return {k: v for k, v in events[-1].items() if k not in ("at", "kind")} if events else None
+@dataclass
+class _Known:
+    """What was read of an attempt and cannot change any more."""
+
+    started: Mapping[str, Any]
+    end: Mapping[str, Any] = field(default_factory=dict)
+    segments: set[str] = field(default_factory=set)
+    """Those of its events that were read."""
+    interval: dict[str, float] | None = None
 
 
-def _stage(
-    instance: Instance,
-    found: Found,
-    attempts: Sequence[AttemptFolder],
-    observed: Observed,
-    shards_total: int | None,
-) -> dict[str, Any]:
-    rows = [_attempt(a, observed.jobs.get(instance.leader), observed) for a in attempts]
-    progress = attempts[-1].progress if attempts and not found.complete else {}
-    job = observed.jobs.get(instance.leader)
-    return {
-        "id": instance.id,
-        "name": instance.stage,
-        "node": instance.node,
-        "variant": ", ".join(instance.variants),
-        "key": instance.key,
-        "state": _stage_state(found, rows, job, expected=observed.expects(instance.leader)),
-        "reused": found.complete and not rows,
-        "job": job.detail if job else "",
-        "shards_done": (shards_total if found.complete else found.shards_done)
-        if shards_total
-        else None,
-        "shards_total": shards_total,
-        "step": _step(instance, found, progress),
-        "steps": instance.steps,
-        "checkpoint_interval": _checkpoint_interval(attempts) if instance.steps else None,
-        "progress": progress,
-        "attempts": rows,
-    }
+class StatusReader:
+    """Reads how a run stands again and again; what cannot change any more is read once.
+
+    Shards and checkpoints are listed when a stage is first seen and when an attempt at it begins or
+    ends; in between its progress.json counts.
+    """
+
+    def __init__(self, run: RunFolder, store: Store, reader: Reader | None = None) -> None:
+        self._run, self._store = run, store
+        self._reader = reader or Reader(is_strict=True)
+        self._plan = run.plan()
+        self._backend = self._reader.ask("cluster.yaml", lambda: run.cluster().backend, "unknown")
+        self._attempts: dict[str, _Known] = {}
+        self._found: dict[str, tuple[Found, object]] = {}
+        """By instance: what is in the store, and which attempts had ended when that was listed."""
+
+    def read(self, observed: Observed) -> RunStatus:
+        """How the run stands now."""
+        leaders = {i.id: self._of_leader(i, observed) for i in self._plan.leaders}
+        found = {i.id: self._find(i, leaders[i.leader]) for i in self._plan.instances}
+        stages = tuple(
+            self._stage(i, found, leaders[i.leader], observed) for i in self._plan.instances
+        )
+        end = self._reader.ask("supervisor", lambda: _supervisor_end(self._run, observed), None)
+        return RunStatus(
+            run=self._run.name,
+            state=_run_state(observed, stages, end),
+            cause="" if end is None or observed.is_alive else str(end.get("cause") or ""),
+            backend=self._backend,
+            problem=observed.problem,
+            stages=stages,
+        )
+
+    def _of_leader(self, leader: Instance, observed: Observed) -> tuple[AttemptStatus, ...]:
+        what = f"{leader.id}: attempts"
+        folders = self._reader.ask(what, lambda: self._run.attempts(leader.id), ())
+        rows = (self._attempt(leader, a, observed) for a in folders)
+        return tuple(row for row in rows if row)
+
+    def _attempt(
+        self, leader: Instance, folder: AttemptFolder, observed: Observed
+    ) -> AttemptStatus | None:
+        url, what = folder.storage.url, f"{leader.id} attempt {folder.number}"
+        if url not in self._attempts:
+            started = self._reader.ask(f"{what}: attempt.json", lambda: folder.started, {})
+            if not isinstance(started.get("started_at"), int | float):
+                return None
+            self._attempts[url] = _Known(started)
+        known = self._attempts[url]
+        if not known.end:
+            written = self._reader.ask(f"{what}: end.json", lambda: folder.end, None)
+            known.end = written if isinstance(written, Mapping) else {}
+        end: Mapping[str, Any] = known.end or _presumed(
+            observed.jobs.get(leader.id), is_alive=observed.is_alive
+        )
+        return AttemptStatus(
+            n=folder.number,
+            state=str(end.get("state", "unknown")),
+            cause=str(end.get("cause") or ""),
+            action=str(end.get("action") or ""),
+            reason=str(end.get("reason") or ""),
+            message=str(end.get("message") or ""),
+            started_at=float(known.started["started_at"]),
+            ended_at=end.get("ended_at"),
+            node=str(end.get("node") or known.started.get("node") or ""),
+            log=f"{url}/{DRIVER_LOG}",
+            folder=folder,
+        )
+
+    def _find(self, instance: Instance, attempts: Sequence[AttemptStatus]) -> Found:
+        """What is in the store; listed anew only when an attempt has begun or ended since."""
+        artifact = self._store.artifact(instance.stage, instance.key)
+        ends = [a.is_open for a in attempts]
+        found, listed_at = self._found.get(instance.id, (Found(complete=False), None))
+        if found.complete:
+            return found
+        what = f"{instance.id}: {MANIFEST}"
+        if ends != listed_at or self._reader.ask(what, artifact.is_complete, False):
+            address = {instance.id: f"{instance.stage}/{instance.key}"}
+            found = self._reader.ask(what, lambda: self._store.find(address)[instance.id], found)
+            self._found[instance.id] = found, ends
+        return found
+
+    def _stage(
+        self,
+        instance: Instance,
+        found: Mapping[str, Found],
+        attempts: tuple[AttemptStatus, ...],
+        observed: Observed,
+    ) -> StageStatus:
+        own, job = found[instance.id], observed.jobs.get(instance.leader)
+        progress = self._progress(attempts[-1]) if attempts and not own.complete else {}
+        total = self._shards_total(instance, found)
+        return StageStatus(
+            instance=instance,
+            state=_stage_state(own, attempts, job, expected=observed.expects(instance.leader)),
+            found=own,
+            job=job.detail if job else "",
+            shards_done=None
+            if not total
+            else total
+            if own.complete
+            else _done(own.shards_done, progress, "shards"),
+            shards_total=total,
+            step=None
+            if instance.steps is None
+            else instance.steps
+            if own.complete
+            else _done(own.step, progress, "steps"),
+            checkpoint_interval=self._interval(attempts) if instance.steps else None,
+            progress=progress,
+            attempts=attempts,
+        )
+
+    def _progress(self, attempt: AttemptStatus) -> Mapping[str, Any]:
+        what = f"{attempt.folder.storage.url}: progress.json"
+        progress = self._reader.ask(what, lambda: attempt.folder.progress, {})
+        return progress if isinstance(progress, Mapping) else {}
+
+    def _shards_total(self, instance: Instance, found: Mapping[str, Found]) -> int | None:
+        if BY_NAME[instance.stage].counts != "shards":
+            return None
+        facts = found[instance.needs["corpus"]].facts
+        total = self._reader.ask("corpus: facts", lambda: facts.get("num_shards"), None)
+        return int(total) if total is not None else None
+
+    def _interval(self, attempts: Sequence[AttemptStatus]) -> dict[str, float] | None:
+        if not attempts:
+            return None
+        folder = attempts[-1].folder
+        known = self._attempts[folder.storage.url]
+        if not (known.end and known.segments):
+            what = f"{folder.storage.url}: events"
+            for event in self._reader.ask(what, lambda: folder.events_of(known.segments), []):
+                if event["kind"] == "checkpoint_interval":
+                    known.interval = {k: v for k, v in event.items() if k not in ("at", "kind")}
+        return known.interval
 
 
-def _step(instance: Instance, found: Found, progress: Mapping[str, Any]) -> int | None:
-    if instance.steps is None:
-        return None
-    if found.complete:
-        return instance.steps
-    live = int(progress["done"]) if progress.get("unit") == "steps" else 0
-    return max(live, found.step)
-
-
-def _shards_total(instance: Instance, found: Mapping[str, Found]) -> int | None:
-    if BY_NAME[instance.stage].counts != "shards":
-        return None
-    total = found[instance.needs["corpus"]].facts.get("num_shards")
-    return int(total) if total is not None else None
+def _done(listed: int, progress: Mapping[str, Any], unit: str) -> int:
+    live = int(progress["done"]) if progress.get("unit") == unit else 0
+    return max(live, listed)
 
 
 def _stage_state(
-    found: Found, rows: Sequence[Mapping[str, Any]], job: JobStatus | None, *, expected: bool
-) -> str:
+    found: Found, attempts: Sequence[AttemptStatus], job: JobStatus | None, *, expected: bool
+) -> RunState:
     if found.complete:
-        return "succeeded"
+        return RunState.SUCCEEDED
     if job and job.state is JobState.CANCELLED:
-        return "cancelled"
-    if not rows:
-        return "queued" if expected else "failed" if job else "pending"
-    last = rows[-1]
-    if last["state"] in ("running", "cancelled"):
-        return str(last["state"])
-    return "queued" if expected and last["action"] != "stop" else "failed"
-
-
-def _attempt(attempt: AttemptFolder, job: JobStatus | None, observed: Observed) -> dict[str, Any]:
-    started, end = attempt.started, attempt.end
-    if end is None:  # whoever could have written the end is gone, or still at work
-        end = _presumed(job, is_alive=observed.is_alive)
-    return {
-        "n": attempt.number,
-        "state": end["state"],
-        "cause": end.get("cause", ""),
-        "action": end.get("action", ""),
-        "reason": end.get("reason", ""),
-        "started_at": started["started_at"],
-        "ended_at": end.get("ended_at"),
-        "node": end.get("node", "") or started.get("node", ""),
-        "log": f"{attempt.storage.url}/{DRIVER_LOG}",
-    }
+        return RunState.CANCELLED
+    if not attempts:
+        without = RunState.FAILED if job else RunState.PENDING
+        return RunState.QUEUED if expected else without
+    last = attempts[-1]
+    if last.state in (RunState.RUNNING, RunState.CANCELLED):
+        return RunState(last.state)
+    return RunState.QUEUED if expected and last.action != "stop" else RunState.FAILED
 
 
 def _presumed(job: JobStatus | None, *, is_alive: bool) -> dict[str, str]:
     """The state of an attempt that has not said how it ended."""
     if job is None:
-        return {"state": "running"} if is_alive else {"state": "failed", "cause": "node_lost"}
+        gone = {"state": "failed", "cause": Cause.NODE_LOST}
+        return {"state": "running"} if is_alive else gone
     if job.state is JobState.RUNNING:
         return {"state": "running"}
     if job.state.is_final:
@@ -207,25 +470,30 @@ def _presumed(job: JobStatus | None, *, is_alive: bool) -> dict[str, str]:
     return {"state": "unknown"}  # its job is in the queue again, or the scheduler knows nothing
 
 
-def _run_state(run: RunFolder, observed: Observed, stages: Sequence[Mapping[str, Any]]) -> str:
-    states = [s["state"] for s in stages]
-    if all(s == "succeeded" for s in states):
-        return "running" if observed.is_alive and not observed.jobs else "succeeded"
+def _run_state(
+    observed: Observed, stages: Sequence[StageStatus], end: Mapping[str, Any] | None
+) -> RunState:
+    """Somebody alive makes a run ``running`` to the end, when its page is written."""
+    states = {s.state for s in stages}
+    has_begun = any(s.attempts for s in stages) or states == {RunState.SUCCEEDED}
     if observed.is_alive:
-        return "running" if any(s["attempts"] for s in stages) else "queued"
+        return RunState.RUNNING if has_begun else RunState.QUEUED
+    if states == {RunState.SUCCEEDED}:
+        return RunState.SUCCEEDED
     if observed.jobs:
-        return "failed" if "failed" in states or "cancelled" not in states else "cancelled"
+        is_cancelled = RunState.CANCELLED in states and RunState.FAILED not in states
+        return RunState.CANCELLED if is_cancelled else RunState.FAILED
+    if end is None:
+        return RunState.PENDING
+    return RunState.CANCELLED if end.get("state") == "cancelled" else RunState.FAILED
+
+
+def _supervisor_end(run: RunFolder, observed: Observed) -> Mapping[str, Any] | None:
+    """How the run's last supervisor ended, or is about to; None when there was none."""
+    if observed.ends_as:
+        return {"state": observed.ends_as}
     supervisors = run.supervisors()
     if not supervisors:
-        return "pending"
+        return None
     end = supervisors[-1].end
-    return "cancelled" if end and end["state"] == "cancelled" else "failed"
-
-
-def run_cause(run: RunFolder) -> str:
-    """Why a run stopped short: ``node_lost`` when its supervisor died without a word."""
-    supervisors = run.supervisors()
-    if not supervisors or run.live_supervisor():
-        return ""
-    end = supervisors[-1].end
-    return str(end.get("cause", "")) if end else "node_lost"
+    return end if isinstance(end, Mapping) else {"state": "failed", "cause": Cause.NODE_LOST}

@@ -1,6 +1,6 @@
 """The report page: one HTML file that needs nothing else, and its short form for a terminal.
 
-In: a run's folder and its store, at any point of the run's life. Out: ``report.html``. The page
+In: a run's folder, its store, and how it was observed. Out: ``report.html``. The page
 loads nothing: styles and figures are inline, and its content policy forbids the rest. All text goes
 through the template's escaping.
 """
@@ -18,7 +18,9 @@ from typing import Any
 from orchestrator.errors import RequestError
 from orchestrator.ledger.goodput import PART_NAMES, shares_percent
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import AttemptStatus, Observed, RunState
 from orchestrator.ledger.store import Store
+from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_duration
 from orchestrator.report import plots
 from orchestrator.report.arms import ARMS, Comparison, comparisons, measure
@@ -37,12 +39,14 @@ _MAX_UNITS_SHOWN = 64
 _DULL_EVENTS = ("begin", "published")
 
 
-def write_report(run: RunFolder, store: Store, target: Path | None = None) -> str:
+def write_report(
+    run: RunFolder, store: Store, observed: Observed, target: Path | None = None
+) -> str:
     """Write the page into the run's folder, or to ``target``; returns where it is.
 
     Raises RequestError when there is no such run, or ``target`` cannot be written.
     """
-    page = render(read_record(run, store)).encode()
+    page = render(read_record(run, store, observed)).encode()
     if target is None:
         run.storage.replace(PAGE, page)
         return f"{run.storage.url}/{PAGE}"
@@ -55,10 +59,10 @@ def write_report(run: RunFolder, store: Store, target: Path | None = None) -> st
     return str(target)
 
 
-def summary(run: RunFolder, store: Store) -> list[str]:
+def summary(run: RunFolder, store: Store, observed: Observed) -> list[str]:
     """Warm and cold in a few lines of plain text, the time by stage, and where the page is."""
-    record = read_record(run, store)
-    lines = [f"run {run.name}: {record.state}"]
+    record = read_record(run, store, observed)
+    lines = [f"run {run.name}: {record.status.state}"]
     matches = comparisons(record)
     for comparison in matches:
         if len(matches) > 1:
@@ -105,7 +109,7 @@ def page_content(record: Record) -> dict[str, Any]:
         "curves": _curves_view(record.variants, matches),
         "window": max((plots.mean_window(len(v.training)) for v in record.variants), default=1),
         "is_raw_shown": sum(bool(v.training) for v in record.variants) <= plots.NUM_RAW_CURVES,
-        "continuations": [v for v in map(_continuations_view, record.variants) if v["said"]],
+        "continuations": [v for v in map(_continuations_view, record.variants) if v["samples"]],
         **_data_content(record),
         **_time_content(record),
         **_lineage_content(record),
@@ -129,7 +133,7 @@ def _time_content(record: Record) -> dict[str, Any]:
     return {
         "spans": _spans(record),
         "attempts": [_attempt_view(stage, a) for stage in leaders for a in stage.attempts],
-        "goodput": _goodput_view(record.goodput),
+        "goodput": _goodput_view(record.status.goodput),
         "by_stage": _time_by_stage(record),
     }
 
@@ -171,7 +175,7 @@ def _tiles(record: Record, matches: Sequence[Comparison]) -> list[tuple[str, str
     packs = record.of_stage("pack")
     rows = split_rows(packs[0].facts) if len(packs) == 1 else ()
     tiles += [("speech to train on", r[4], f"{r[3]} tokens") for r in rows if r[0] == "train"]
-    if elapsed_s := record.goodput.get("elapsed_s"):
+    if elapsed_s := record.status.goodput.get("elapsed_s"):
         done = sum(s.is_complete for s in record.stages)
         tiles.append(
             (
@@ -253,7 +257,7 @@ def _stage_view(record: Record, stage: StageRecord) -> dict[str, Any]:
         "key": instance.key,
         "variants": _variants(record, stage),
         "needs": list(instance.needs.values()),
-        "state": "reused" if stage.is_reused else stage.state,
+        "state": stage.status.shown_state,
         "decision": f"{instance.decision}: {instance.reason}"
         if instance.reason
         else instance.decision,
@@ -310,11 +314,11 @@ def _continuations_view(variant: VariantRecord) -> dict[str, Any]:
     found = variant.continuations
     if isinstance(found, Mapping):
         found = next((value for value in found.values() if isinstance(value, list)), [])
-    items = [_said(item) for item in found or [] if isinstance(item, Mapping)]
-    return {"name": variant.name, "arm": variant.arm, "said": items}
+    items = [_sample(item) for item in found or [] if isinstance(item, Mapping)]
+    return {"name": variant.name, "arm": variant.arm, "samples": items}
 
 
-def _said(item: Mapping[str, Any]) -> dict[str, Any]:
+def _sample(item: Mapping[str, Any]) -> dict[str, Any]:
     parts = [
         (name, _units(item[name])) for name in ("prompt", "continuation", "truth") if name in item
     ]
@@ -331,43 +335,44 @@ def _units(units: Any) -> str:
 
 
 def _attempt_view(stage: StageRecord, attempt: AttemptRecord) -> dict[str, Any]:
-    told = [
+    status = attempt.status
+    events = [
         f"{count} {kind}"
         for kind, count in sorted(attempt.events.items())
         if kind not in _DULL_EVENTS
     ]
     return {
         "id": stage.instance.id,
-        "number": attempt.number,
-        "state": attempt.state,
-        "began": _utc(attempt.started_at),
-        "took": _took(attempt),
-        "node": attempt.node,
-        "end": ": ".join(filter(None, (attempt.cause, attempt.reason))),
+        "number": status.n,
+        "state": status.state,
+        "began": _utc(status.started_at),
+        "took": _took(status),
+        "node": status.node,
+        "end": ": ".join(filter(None, (status.cause, status.reason, status.message))),
         "throughput": _throughput(stage, attempt),
-        "events": ", ".join(told),
+        "events": ", ".join(events),
     }
 
 
 def _throughput(stage: StageRecord, attempt: AttemptRecord) -> str:
-    """What the attempt last said of its speed; training has the median over its steps besides."""
-    said = []
+    """The attempt's last speed; of a training the median over its steps besides."""
+    speeds = []
     if "done" in attempt.progress:
         done, total, unit = (attempt.progress.get(n, "?") for n in ("done", "total", "unit"))
-        said.append(f"{shown('', done)} of {shown('', total)} {unit}")
+        speeds.append(f"{shown('', done)} of {shown('', total)} {unit}")
     rates = dict(_mapping(attempt.progress.get("rates")))
     if attempt.tokens_per_s:
         rates.pop("tokens_per_s", None)
-        said.append(f"median {attempt.tokens_per_s:,.0f} tokens/s")
-    said += [f"{shown(name, value)} {label(name)}" for name, value in rates.items()]
-    if stage.instance.stage == "tokenize" and (speed := _audio_s_per_s(stage, attempt)):
-        said.append(f"{speed:.1f} audio s/s, start-up included")
-    return "; ".join(said)
+        speeds.append(f"median {attempt.tokens_per_s:,.0f} tokens/s")
+    speeds += [f"{shown(name, value)} {label(name)}" for name, value in rates.items()]
+    if speed := _audio_s_per_s(stage, attempt.status):
+        speeds.append(f"{speed:.1f} audio s/s, start-up included")
+    return "; ".join(speeds)
 
 
-def _audio_s_per_s(stage: StageRecord, attempt: AttemptRecord) -> float | None:
+def _audio_s_per_s(stage: StageRecord, attempt: AttemptStatus) -> float | None:
     """Seconds of audio by second of wall clock, when one attempt of this run did it all."""
-    audio_s = stage.facts.get("audio_s")
+    audio_s = stage.facts.get("audio_s") if BY_NAME[stage.instance.stage].is_elastic else None
     if not isinstance(audio_s, int | float) or len(stage.attempts) != 1 or attempt.ended_at is None:
         return None
     took_s = attempt.ended_at - attempt.started_at
@@ -375,12 +380,12 @@ def _audio_s_per_s(stage: StageRecord, attempt: AttemptRecord) -> float | None:
 
 
 def _spans(record: Record) -> list[plots.Span]:
-    rows = [(s, a) for s in record.stages if s.is_leader for a in s.attempts]
+    rows = [(s, a.status) for s in record.stages if s.is_leader for a in s.attempts]
     began_at, now = min((a.started_at for _, a in rows), default=0.0), _ended_at(record)
     return [
         plots.Span(
             row=stage.instance.id,
-            number=a.number,
+            number=a.n,
             state=a.state,
             start_s=a.started_at - began_at,
             end_s=max(a.ended_at or now, a.started_at) - began_at,
@@ -395,7 +400,8 @@ def _time_by_stage(record: Record) -> list[tuple[str, str]]:
     for stage in record.stages:
         spans = times.setdefault(stage.instance.stage, [])
         if stage.is_leader:
-            spans += [(a.ended_at or _ended_at(record)) - a.started_at for a in stage.attempts]
+            attempts = stage.status.attempts
+            spans += [(a.ended_at or _ended_at(record)) - a.started_at for a in attempts]
     return [(name, _spent(name, spans, record)) for name, spans in times.items()]
 
 
@@ -403,18 +409,18 @@ def _spent(name: str, spans_s: Sequence[float], record: Record) -> str:
     if spans_s:
         more = f" in {len(spans_s)} attempts" if len(spans_s) > 1 else ""
         return f"{format_duration(sum(spans_s))}{more}"
-    return "reused" if all(s.is_reused for s in record.of_stage(name)) else "not begun"
+    return "reused" if all(s.status.is_reused for s in record.of_stage(name)) else "not begun"
 
 
 def _ended_at(record: Record) -> float:
     """When the record ends: now only while something runs; a finished run's page never changes."""
-    attempts = [a for s in record.stages for a in s.attempts]
-    if not attempts or any(a.state == "running" for a in attempts):
+    attempts = [a for s in record.stages for a in s.status.attempts]
+    if not attempts or any(a.state == RunState.RUNNING for a in attempts):
         return time.time()
     return max(a.ended_at or a.started_at for a in attempts)
 
 
-def _took(attempt: AttemptRecord) -> str:
+def _took(attempt: AttemptStatus) -> str:
     return format_duration(attempt.ended_at - attempt.started_at) if attempt.ended_at else "-"
 
 

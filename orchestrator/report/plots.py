@@ -8,6 +8,7 @@ matplotlib takes half a second to import, so only drawing imports it.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,12 +117,21 @@ def mean_window(num_points: int) -> int:
 
 
 def running_mean(points: Sequence[Point]) -> list[Point]:
-    """Each loss averaged with those of the steps before it, as far as the window reaches."""
-    window, total, means = mean_window(len(points)), 0.0, []
+    """Each loss averaged with those of the steps before it, as far as the window reaches.
+
+    A step without a loss stays a gap and counts in no mean.
+    """
+    window, total, count, means = mean_window(len(points)), 0.0, 0, []
     for n, (step, loss) in enumerate(points):
-        total += loss - (points[n - window][1] if n >= window else 0.0)
-        means.append((step, total / min(n + 1, window)))
+        left = points[n - window][1] if n >= window else math.nan
+        total += _or_zero(loss) - _or_zero(left)
+        count += (not math.isnan(loss)) - (not math.isnan(left))
+        means.append((step, math.nan if math.isnan(loss) else total / count))
     return means
+
+
+def _or_zero(loss: float) -> float:
+    return 0.0 if math.isnan(loss) else loss
 
 
 def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:

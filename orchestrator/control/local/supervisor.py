@@ -21,10 +21,9 @@ from orchestrator.control.supervise import (
     TICK_S,
     Supervisor,
     log,
-    write_figures,
     write_last_page,
 )
-from orchestrator.errors import LeaseHeldError
+from orchestrator.errors import Cause, LeaseHeldError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
 from orchestrator.ledger.lease import Process
@@ -90,9 +89,8 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
         raise
     was_stopped = state in ("running", "pending")
     state = "failed" if was_stopped else state
+    write_last_page(run, store, state)
     record.finish(state=state, cause=Cause.PREEMPTED if was_stopped else "", reason="")
-    write_figures(run, store)
-    write_last_page(run, store)
     logs.close()
     return 0 if state == "succeeded" else 1
 

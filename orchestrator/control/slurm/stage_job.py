@@ -26,13 +26,12 @@ from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
 from orchestrator.control.supervise import (
     LAST_WORDS_S,
     Supervisor,
-    write_figures,
     write_last_page,
 )
 from orchestrator.errors import Cause
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
-from orchestrator.ledger.status import JobState, JobStatus
+from orchestrator.ledger.status import JobState, JobStatus, RunState
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Instance
@@ -209,8 +208,7 @@ def _obey_drill(run: RunFolder, instance: str, restart_id: str) -> None:
 def _conclude(store: Store, run: RunFolder) -> None:
     """Whoever completes the run writes its last page."""
     if store.has(*run.plan().instances):
-        write_figures(run, store)
-        write_last_page(run, store)
+        write_last_page(run, store, RunState.SUCCEEDED)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -51,9 +51,9 @@ class Project:
 
 
 def wait_until_over(run: RunFolder) -> None:
-    """Return once the supervisor has done its last: the report."""
+    """Return once the supervisor has written how the run ended; its page is there before."""
     deadline = time.monotonic() + 60
-    while not run.storage.exists("report.html"):
+    while not all(supervisor.end for supervisor in run.supervisors()):
         log = Path(run.storage.url, "supervisor.log").read_text()
         assert time.monotonic() < deadline, f"no report:\n{log}"
         time.sleep(0.02)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.control.executor import observe
+from orchestrator.errors import Cause, CorruptError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.openmetrics import write_openmetrics
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import run_cause, run_progress, run_status
-from orchestrator.ledger.storage import to_json
+from orchestrator.ledger.status import (
+    JobState,
+    JobStatus,
+    Observed,
+    Reader,
+    StatusReader,
+    run_progress,
+    run_status,
+)
+from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
@@ -48,19 +58,28 @@ def publish(run: RunFolder, store: Store, *stages: str) -> None:
 
 
 def stage_row(run: RunFolder, store: Store, stage: str) -> dict[str, Any]:
-    return next(s for s in run_status(run, store, observe(run))["stages"] if s["name"] == stage)
+    return next(s for s in status_of(run, store)["stages"] if s["name"] == stage)
+
+
+def status_of(run: RunFolder, store: Store) -> dict[str, Any]:
+    return run_status(run, store, observe(run)).to_json()
+
+
+def run_cause(run: RunFolder, store: Store) -> str:
+    return run_progress(run, store, observe(run)).cause
 
 
 def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     run.begin_attempt(instance(run, "corpus").id)
-    status = run_status(run, store, observe(run))
+    status = status_of(run, store)
     assert set(status) == {"run", "state", "backend", "problem", "stages", "goodput"}
     assert set(status["stages"][0]) == {
         "id", "name", "node", "variant", "key", "state", "reused", "job", "shards_done",
         "shards_total", "step", "steps", "checkpoint_interval", "progress", "attempts",
     }  # fmt: skip
     assert set(status["stages"][0]["attempts"][0]) == {
-        "n", "state", "cause", "action", "reason", "started_at", "ended_at", "node", "log",
+        "n", "state", "cause", "action", "reason", "message", "started_at", "ended_at",
+        "node", "log",
     }  # fmt: skip
     assert set(status["goodput"]) == {
         "elapsed_s", "productive_s", "checkpoint_s", "lost_s", "restart_s", "startup_s", "queue_s",
@@ -83,9 +102,9 @@ def test_the_time_between_checkpoints_is_shown_with_its_reasons(
 
 def test_progress_is_the_status_without_goodput(run: RunFolder, store: Store) -> None:
     run.begin_attempt(instance(run, "corpus").id)
-    status = run_status(run, store, observe(run))
+    status = status_of(run, store)
     del status["goodput"]
-    assert run_progress(run, store, observe(run)) == status
+    assert run_progress(run, store, observe(run)).to_json() == status
 
 
 def test_a_run_waits_from_its_first_supervisor_on(run: RunFolder, store: Store) -> None:
@@ -94,7 +113,7 @@ def test_a_run_waits_from_its_first_supervisor_on(run: RunFolder, store: Store) 
     corpus, pack = instance(run, "corpus"), instance(run, "pack")
     run.begin_attempt(corpus.id, started_at=14.0).finish(state="succeeded", ended_at=20.0)
     run.begin_attempt(pack.id, started_at=20.0).finish(state="failed", ended_at=22.0)
-    goodput = run_status(run, store, observe(run))["goodput"]
+    goodput = status_of(run, store)["goodput"]
     assert {name: value for name, value in goodput.items() if value} == {
         "elapsed_s": 12.0, "queue_s": 4.0, "productive_s": 6.0, "lost_s": 2.0, "ettr": 0.75,
     }  # fmt: skip
@@ -104,7 +123,7 @@ def test_a_dead_runs_time_stands_still(run: RunFolder, store: Store) -> None:
     run.begin_supervisor(process=GONE, started_at=10.0)
     attempt = run.begin_attempt(instance(run, "corpus").id, started_at=14.0)
     attempt.storage.replace("progress.json", to_json({"at": 18.0, "done": 1, "total": 4}))
-    goodput = run_status(run, store, observe(run))["goodput"]
+    goodput = status_of(run, store)["goodput"]
     assert (goodput["elapsed_s"], goodput["lost_s"]) == (8.0, 4.0)
 
 
@@ -118,19 +137,19 @@ def test_openmetrics_lie_in_the_run_folder(run: RunFolder, store: Store) -> None
 
 
 def test_a_run_nobody_has_started(run: RunFolder, store: Store) -> None:
-    status = run_status(run, store, observe(run))
+    status = status_of(run, store)
     assert (status["run"], status["state"], status["backend"]) == ("small", "pending", "fake")
     assert [s["id"] for s in status["stages"]] == [i.id for i in run.plan().instances]
     assert {s["state"] for s in status["stages"]} == {"pending"}
-    assert run_cause(run) == ""
+    assert run_cause(run, store) == ""
 
 
 def test_a_supervised_run_is_queued_then_running(run: RunFolder, store: Store) -> None:
     run.begin_supervisor(process=ME)
-    assert run_status(run, store, observe(run))["state"] == "queued"
+    assert status_of(run, store)["state"] == "queued"
     assert stage_row(run, store, "train")["state"] == "queued"
     attempt = run.begin_attempt(instance(run, "corpus").id)
-    assert run_status(run, store, observe(run))["state"] == "running"
+    assert status_of(run, store)["state"] == "running"
     row = stage_row(run, store, "corpus")
     assert row["state"] == row["attempts"][0]["state"] == "running"
     assert row["attempts"][0]["log"] == f"{attempt.storage.url}/driver.log"
@@ -139,9 +158,9 @@ def test_a_supervised_run_is_queued_then_running(run: RunFolder, store: Store) -
 def test_a_run_whose_supervisor_is_gone_has_failed(run: RunFolder, store: Store) -> None:
     run.begin_supervisor(process=GONE)
     run.begin_attempt(instance(run, "corpus").id)
-    status = run_status(run, store, observe(run))
+    status = status_of(run, store)
     assert status["state"] == "failed"
-    assert run_cause(run) == "node_lost"
+    assert run_cause(run, store) == "node_lost"
     attempt = stage_row(run, store, "corpus")["attempts"][0]
     assert (attempt["state"], attempt["cause"], attempt["ended_at"]) == (
         "failed",
@@ -150,20 +169,20 @@ def test_a_run_whose_supervisor_is_gone_has_failed(run: RunFolder, store: Store)
     )
 
 
-def test_a_supervisor_that_is_killed_is_gone_at_once(run: RunFolder) -> None:
+def test_a_supervisor_that_is_killed_is_gone_at_once(run: RunFolder, store: Store) -> None:
     child = os.fork()
     if not child:
         signal.pause()
     run.begin_supervisor(process=Process.of(child).__dict__)
-    assert run_cause(run) == ""
+    assert run_cause(run, store) == ""
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert run_cause(run) == "node_lost"
+    assert run_cause(run, store) == "node_lost"
 
 
 def test_complete_artifacts_make_a_run_succeed(run: RunFolder, store: Store) -> None:
     publish(run, store, *(i.stage for i in run.plan().instances))
-    status = run_status(run, store, observe(run))
+    status = status_of(run, store)
     assert status["state"] == "succeeded"
     assert all(s["state"] == "succeeded" and s["reused"] for s in status["stages"])
     train = stage_row(run, store, "train")
@@ -211,8 +230,8 @@ def test_how_the_supervisor_ended_decides_the_run(
     run: RunFolder, store: Store, end: dict[str, str], state: str, cause: str
 ) -> None:
     run.begin_supervisor(process=ME).finish(**end)
-    assert run_status(run, store, observe(run))["state"] == state
-    assert run_cause(run) == cause
+    assert status_of(run, store)["state"] == state
+    assert run_cause(run, store) == cause
 
 
 def test_shards_and_steps_in_the_store_are_counted(run: RunFolder, store: Store) -> None:
@@ -236,3 +255,150 @@ def test_live_steps_count_before_they_are_checkpointed(run: RunFolder, store: St
     row = stage_row(run, store, "train")
     assert row["step"] == 9
     assert row["progress"] == said
+
+
+class CountingStorage(Storage):
+    """Counts what is asked of a store, by verb and path."""
+
+    def __init__(self, url: str, calls: Counter[str] | None = None) -> None:
+        super().__init__(url)
+        self.calls = Counter() if calls is None else calls
+
+    def at(self, *parts: str) -> CountingStorage:
+        return CountingStorage("/".join((self.url, *parts)), self.calls)
+
+    def exists(self, path: str) -> bool:
+        self.calls["exists"] += 1
+        return super().exists(path)
+
+    def read_bytes(self, path: str, *, start: int = 0) -> bytes:
+        self.calls["read"] += 1
+        return super().read_bytes(path, start=start)
+
+    def list(self, prefix: str = "") -> dict[str, int]:
+        self.calls["list"] += 1
+        return super().list(prefix)
+
+    def children(self, prefix: str = "") -> tuple[str, ...]:
+        self.calls["children"] += 1
+        return super().children(prefix)
+
+
+def test_looking_again_costs_what_has_changed(run: RunFolder, store: Store) -> None:
+    publish(run, store, "corpus", "encoder", "codebook")
+    attempt = run.begin_attempt(instance(run, "tokenize").id)
+    for n in range(50):
+        attempt.storage.create(f"events-{n + 1:04d}.jsonl", b'{"at": 1, "kind": "x"}\n')
+    counting = CountingStorage(store.storage.url)
+    reader = StatusReader(RunFolder(counting.at("runs", run.name)), Store(counting))
+    observed = Observed(is_alive=True)
+    reader.read(observed)
+    counting.calls.clear()
+    progress = {"at": 1.0, "done": 3, "total": 4, "unit": "shards", "rates": {}}
+    attempt.storage.replace("progress.json", to_json(progress))
+    status = reader.read(observed)
+    row = next(s for s in status.stages if s.instance.stage == "tokenize")
+    assert (row.shards_done, row.shards_total) == (3, 4)
+    assert counting.calls["list"] == 0, "shards are counted by progress.json while it runs"
+    assert counting.calls["read"] <= 2
+    assert sum(counting.calls.values()) < 30
+    attempt.finish(state="failed", cause="error", action="resume")
+    reader.read(observed)
+    assert counting.calls["list"] == 2, "shards and checkpoints once at the end"
+
+
+def test_events_are_read_once(run: RunFolder, store: Store) -> None:
+    attempt = run.begin_attempt(instance(run, "train").id)
+    counting = CountingStorage(store.storage.url)
+    reader = StatusReader(RunFolder(counting.at("runs", run.name)), Store(counting))
+    event = {"at": 1.0, "kind": "checkpoint_interval", "interval_s": 60.0}
+    for n in range(9):
+        attempt.storage.create(f"events-{n + 1:04d}.jsonl", json.dumps(event).encode())
+    reads = []
+    for _ in range(3):
+        counting.calls.clear()
+        reader.read(Observed(is_alive=True))
+        reads.append(counting.calls["read"])
+    assert reads[0] >= 9
+    assert reads[1:] == [0, 0]
+
+
+ALIVE, OVER = Observed(is_alive=True), Observed(is_alive=False)
+SUCCEEDED = JobStatus(state=JobState.SUCCEEDED)
+
+
+@pytest.mark.parametrize(
+    ("job", "alive", "state"),
+    [
+        (None, True, "running"),
+        (JobState.RUNNING, True, "running"),
+        (JobState.SUCCEEDED, False, "succeeded"),
+    ],
+)
+def test_a_run_succeeds_when_nobody_is_at_work_any_more(
+    run: RunFolder, store: Store, job: JobState | None, alive: bool, state: str
+) -> None:
+    """Whoever completes the run then writes its page, and leaves."""
+    publish(run, store, *(i.stage for i in run.plan().instances))
+    jobs = {i.id: JobStatus(state=job) for i in run.plan().leaders} if job else {}
+    observed = Observed(is_alive=alive, jobs=jobs, has_scheduler=bool(jobs))
+    assert run_progress(run, store, observed).state == state
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "cause"),
+    [
+        (JobStatus(state=JobState.RUNNING), "running", ""),
+        (JobStatus(state=JobState.FAILED, cause=Cause.WALLTIME), "failed", "walltime"),
+        (JobStatus(state=JobState.FAILED), "failed", "node_lost"),
+        (JobStatus(state=JobState.QUEUED), "unknown", ""),
+        (JobStatus(state=JobState.UNKNOWN), "unknown", ""),
+    ],
+)
+def test_an_attempt_without_an_end_is_as_its_job_is(
+    run: RunFolder, store: Store, job: JobStatus, state: str, cause: str
+) -> None:
+    leader = instance(run, "corpus").id
+    run.begin_attempt(leader)
+    status = run_progress(run, store, Observed(is_alive=True, jobs={leader: job}))
+    (attempt,) = status.stages[0].attempts
+    assert (attempt.state, attempt.cause) == (state, cause)
+
+
+@pytest.mark.parametrize(
+    ("states", "run_state"),
+    [
+        (("cancelled", "cancelled"), "cancelled"),
+        (("cancelled", "failed"), "failed"),
+        (("failed", "succeeded"), "failed"),
+    ],
+)
+def test_jobs_that_are_over_decide_the_run(
+    run: RunFolder, store: Store, states: tuple[str, str], run_state: str
+) -> None:
+    ids = [i.id for i in run.plan().leaders][:2]
+    jobs = {i: JobStatus(state=JobState(s)) for i, s in zip(ids, states, strict=True)}
+    assert run_progress(run, store, Observed(is_alive=False, jobs=jobs)).state == run_state
+
+
+@pytest.mark.parametrize(
+    ("causes", "helps"),
+    [(["bad_request"], False), (["bad_data"], False), (["bad_data", "error"], True), ([], True)],
+)
+def test_resuming_helps_where_something_may_go_otherwise(
+    run: RunFolder, store: Store, causes: list[str], helps: bool
+) -> None:
+    for stage, cause in zip(("corpus", "encoder"), causes, strict=False):
+        attempt = run.begin_attempt(instance(run, stage).id)
+        attempt.finish(state="failed", cause=cause, action="stop", message="a: b; c")
+    assert run_progress(run, store, OVER).resuming_helps is helps
+
+
+def test_a_strict_reader_raises_and_another_notes_a_gap(run: RunFolder, store: Store) -> None:
+    attempt = run.begin_attempt(instance(run, "corpus").id)
+    attempt.storage.create("end.json", b"{")
+    with pytest.raises(CorruptError):
+        run_status(run, store, OVER)
+    reader = Reader()
+    assert run_status(run, store, OVER, reader).stages[0].attempts[0].state == "failed"
+    assert len([g for g in reader.gaps if "end.json cannot be read" in g]) >= 1

@@ -15,6 +15,7 @@ from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import Observed
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan, Variant, make_plan
 from orchestrator.plan.stages import Facts
@@ -143,6 +144,10 @@ class Ledger:
         assert run.create(plan, recipe, cluster, {}, {"commit": "0123abc", "patch": ""})
         return cls(store, run, plan)
 
+    @property
+    def observed(self) -> Observed:
+        return Observed(is_alive=self.run.live_supervisor() is not None)
+
     def artifact(self, instance: Instance) -> Artifact:
         return self.store.artifact(instance.stage, instance.key)
 
@@ -231,7 +236,7 @@ def finished(tmp_path: Path) -> Ledger:
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ledger, str]:
     """A finished run that no test changes, and its page: drawing takes most of a page's time."""
     ledger = finish(tmp_path_factory.mktemp("untouched"))
-    return ledger, Path(write_report(ledger.run, ledger.store)).read_text()
+    return ledger, Path(write_report(ledger.run, ledger.store, ledger.observed)).read_text()
 
 
 def finish(folder: Path) -> Ledger:

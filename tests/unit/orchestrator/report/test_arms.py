@@ -14,7 +14,7 @@ SWEEP = {"model.init": ["twist", "cold"], "train.optimizer.lr": [0.001, 0.003]}
 
 
 def contest_of(ledger: Ledger) -> Comparison:
-    (comparison,) = comparisons(read_record(ledger.run, ledger.store))
+    (comparison,) = comparisons(read_record(ledger.run, ledger.store, ledger.observed))
     return comparison
 
 
@@ -140,7 +140,7 @@ def test_other_units_budgets_and_architectures_are_not_compared(
     new_ledger: NewLedger, swept: dict[str, list[Any]]
 ) -> None:
     ledger = new_ledger({"model.init": ["twist", "cold"], **swept})
-    found = comparisons(read_record(ledger.run, ledger.store))
+    found = comparisons(read_record(ledger.run, ledger.store, ledger.observed))
     assert [len(c.variants) for c in found] == [2, 2]
     assert found[0].label != found[1].label
     for comparison in found:

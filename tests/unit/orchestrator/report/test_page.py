@@ -40,7 +40,7 @@ class _Text(html.parser.HTMLParser):
 
 
 def page_of(ledger: Ledger) -> str:
-    return Path(write_report(ledger.run, ledger.store)).read_text()
+    return Path(write_report(ledger.run, ledger.store, ledger.observed)).read_text()
 
 
 def words_of(page: str) -> str:
@@ -50,13 +50,16 @@ def words_of(page: str) -> str:
 
 
 def test_it_lies_in_the_run_folder_and_says_where(finished: Ledger) -> None:
-    assert write_report(finished.run, finished.store) == f"{finished.run.storage.url}/report.html"
+    assert (
+        write_report(finished.run, finished.store, finished.observed)
+        == f"{finished.run.storage.url}/report.html"
+    )
     assert finished.run.storage.read_bytes("report.html").startswith(b"<!doctype html>")
 
 
 def test_it_goes_where_asked_and_nowhere_else(finished: Ledger, tmp_path: Path) -> None:
     target = tmp_path / "r.html"
-    assert write_report(finished.run, finished.store, target) == str(target)
+    assert write_report(finished.run, finished.store, finished.observed, target) == str(target)
     assert "<svg" in target.read_text()
     assert not finished.run.storage.exists("report.html")
 
@@ -64,12 +67,14 @@ def test_it_goes_where_asked_and_nowhere_else(finished: Ledger, tmp_path: Path) 
 def test_a_target_that_cannot_be_written_is_named(finished: Ledger, tmp_path: Path) -> None:
     target = tmp_path / "missing" / "r.html"
     with pytest.raises(RequestError, match=r"-o .*r\.html: cannot be written .*; choose another"):
-        write_report(finished.run, finished.store, target)
+        write_report(finished.run, finished.store, finished.observed, target)
 
 
 def test_a_run_that_does_not_exist_is_an_error(finished: Ledger) -> None:
     with pytest.raises(RequestError, match="nobody: no such run"):
-        write_report(RunFolder(finished.store.run_storage("nobody")), finished.store)
+        write_report(
+            RunFolder(finished.store.run_storage("nobody")), finished.store, finished.observed
+        )
 
 
 def test_a_finished_run_is_told_whole(untouched: tuple[Ledger, str]) -> None:
@@ -194,10 +199,10 @@ def test_while_the_supervisor_lives_the_last_attempt_is_running(new_ledger: NewL
     ledger.run.begin_supervisor(process=asdict(Process.current()))
     corpus, encoder = (ledger.of_stage(s)[0] for s in ("corpus", "encoder"))
     ledger.attempt(corpus, 60.0)
-    record = read_record(ledger.run, ledger.store)
-    assert record.state == "running"
-    assert record.stage(corpus.id).state == "running"
-    assert record.stage(encoder.id).state == "queued"
+    record = read_record(ledger.run, ledger.store, ledger.observed)
+    assert record.status.state == "running"
+    assert record.stage(corpus.id).status.state == "running"
+    assert record.stage(encoder.id).status.state == "queued"
 
 
 def test_a_training_under_way_is_drawn_up_to_its_newest_checkpoint(new_ledger: NewLedger) -> None:
@@ -224,7 +229,10 @@ def test_a_training_under_way_is_drawn_up_to_its_newest_checkpoint(new_ledger: N
         )
     page = page_of(ledger)
     assert "var(--warm)" in re.findall(r'<div class="figure">(.*?)</svg>', page, re.DOTALL)[0]
-    assert read_record(ledger.run, ledger.store).variants[0].training == ((1, 4.0), (2, 4.0))
+    assert read_record(ledger.run, ledger.store, ledger.observed).variants[0].training == (
+        (1, 4.0),
+        (2, 4.0),
+    )
 
 
 def files_below(folder: Path) -> list[str]:
@@ -240,7 +248,7 @@ def test_no_single_file_is_needed(finished: Ledger, damage: str) -> None:
     root = finished.store.storage.local_root
     assert root is not None
     bodies = {"garbage": b"\xff{", "null": b"null\n", "list": b"[1]\n"}
-    files = files_below(root)
+    files, observed = files_below(root), finished.observed
     assert len(files) > 30
     for path in files:
         file = root / path
@@ -249,7 +257,8 @@ def test_no_single_file_is_needed(finished: Ledger, damage: str) -> None:
             file.unlink()
         else:
             file.write_bytes(bodies[damage])
-        assert page_content(read_record(finished.run, finished.store))["stages"], path
+        record = read_record(finished.run, finished.store, observed)
+        assert page_content(record)["stages"], path
         file.write_bytes(kept)
 
 
@@ -280,7 +289,7 @@ def test_an_artifact_of_another_run_is_called_reused(new_ledger: NewLedger) -> N
 
 
 def test_the_summary_gives_both_arms_the_times_and_the_page(finished: Ledger) -> None:
-    lines = summary(finished.run, finished.store)
+    lines = summary(finished.run, finished.store, finished.observed)
     assert lines[0] == f"run {finished.run.name}: succeeded"
     assert lines[1] == "warm  test perplexity 14.10 [13.70, 14.50] (95 %)"
     assert lines[2] == "cold  test perplexity 17.00 [16.60, 17.40] (95 %)"
@@ -289,8 +298,8 @@ def test_the_summary_gives_both_arms_the_times_and_the_page(finished: Ledger) ->
     assert (
         lines[-1] == f"report: not written yet; `orchestrator report {finished.run.name}` writes it"
     )
-    where = write_report(finished.run, finished.store)
-    assert summary(finished.run, finished.store)[-1] == f"report: {where}"
+    where = write_report(finished.run, finished.store, finished.observed)
+    assert summary(finished.run, finished.store, finished.observed)[-1] == f"report: {where}"
 
 
 def test_importing_the_page_imports_neither_matplotlib_nor_jinja() -> None:

@@ -85,7 +85,7 @@ def test_without_an_answer_the_last_one_stands(scene: Scene) -> None:
     scene.run.begin_attempt(scene.id("corpus"), node="node1")
     for command in ("sacct", "squeue"):
         scene.answers.say(command, f"{command}: error: no route\n", code=1)
-    status = run_status(scene.run, scene.store, observe(scene.run))
+    status = run_status(scene.run, scene.store, observe(scene.run)).to_json()
     assert status["problem"] == "slurm: squeue: no route"
     assert (status["state"], status["stages"][0]["state"]) == ("running", "running")
     with pytest.raises(BackendError, match="no route"):
@@ -108,7 +108,7 @@ def test_an_attempt_without_an_end_is_what_its_job_is(
     scene.books(corpus=word)
     if word != "NODE_FAIL":
         scene.queue(corpus=word)
-    row = run_status(scene.run, scene.store, observe(scene.run))["stages"][0]
+    row = run_status(scene.run, scene.store, observe(scene.run)).to_json()["stages"][0]
     assert (row["attempts"][0]["state"], row["state"]) == (attempt, stage)
 
 
@@ -146,7 +146,7 @@ def test_what_a_node_could_not_start_is_submitted_anew(scene: Scene) -> None:
     scene.answers.say("sacct", f"{train}|PENDING|0:0|\n{evaluate}|PENDING|0:0|\n")
     held = f"{train}|PENDING||{LAUNCH_FAILED}|x\n{evaluate}|PENDING||Dependency|x\n"
     scene.answers.say("squeue", held)
-    status = run_status(scene.run, scene.store, observe(scene.run))["stages"]
+    status = run_status(scene.run, scene.store, observe(scene.run)).to_json()["stages"]
     assert LAUNCH_FAILED in next(s["job"] for s in status if s["name"] == "train")
     assert scene.start() == ("started", 3)
     assert {train, evaluate} <= set(scene.asked("scancel")[0].split())

@@ -1,0 +1,99 @@
+"""Logs are read on from where they were read to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli.logs import Logs
+from orchestrator.errors import RequestError
+from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    store = Store.open(str(tmp_path / "store"))
+    run = RunFolder(store.run_storage("small"))
+    run.create(plan_of(recipe()), recipe(), cluster(store.storage.url), {}, {})
+    return run
+
+
+def begin(run: RunFolder, stage: str = "corpus") -> AttemptFolder:
+    return run.begin_attempt(next(i.id for i in run.plan().instances if i.stage == stage))
+
+
+def options(**more: Any) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{"stage": None, "attempt": None, "rank": None, "follow": True, **more}
+    )
+
+
+def text_of(logs: Logs) -> str:
+    return "".join(title + text for title, text in logs.new_text())
+
+
+def test_what_was_read_is_not_read_again(run: RunFolder) -> None:
+    log = Path(begin(run).storage.url) / "driver.log"
+    logs = Logs(run, options())
+    assert text_of(logs) == "", "no log yet"
+    log.write_bytes("é".encode()[:1])
+    assert text_of(logs) == f"==> {log} <==\n", "half a letter waits for the rest"
+    log.write_bytes("één\n".encode())
+    assert text_of(logs) == "één\n"
+    assert text_of(logs) == ""
+
+
+class Ranges(Storage):
+    """Notes from where objects are read."""
+
+    starts: list[int]
+
+    def at(self, *parts: str) -> Ranges:
+        child = Ranges("/".join((self.url, *parts)))
+        child.starts = self.starts
+        return child
+
+    def read_bytes(self, path: str, *, start: int = 0) -> bytes:
+        if path.endswith(".log"):
+            self.starts.append(start)
+        return super().read_bytes(path, start=start)
+
+
+def test_a_log_that_has_ended_is_read_to_its_end_and_left_alone(run: RunFolder) -> None:
+    attempt = begin(run)
+    log = Path(attempt.storage.url) / "driver.log"
+    log.write_text("a" * 1000)
+    storage = Ranges(run.storage.url)
+    storage.starts = []
+    logs = Logs(RunFolder(storage), options())
+    text_of(logs)
+    text_of(logs)
+    assert storage.starts == [0, 1000]
+    attempt.finish(state="failed")
+    text_of(logs)
+    text_of(logs)
+    assert storage.starts == [0, 1000, 1000]
+
+
+def test_the_newest_attempt_or_the_one_asked_for(run: RunFolder) -> None:
+    for text in ("first", "second"):
+        (Path(begin(run).storage.url) / "driver.log").write_text(text)
+    assert text_of(Logs(run, options())).endswith("second")
+    assert text_of(Logs(run, options(attempt=1))).endswith("first")
+
+
+def test_a_ranks_log(run: RunFolder) -> None:
+    (Path(begin(run, "train").storage.url) / "rank-00001.log").write_text("rank one")
+    assert text_of(Logs(run, options(rank=1))).endswith("rank one")
+
+
+def test_a_stage_that_is_not_there(run: RunFolder) -> None:
+    with pytest.raises(RequestError, match="nope: no such stage in small; it has"):
+        Logs(run, options(stage="nope"))
