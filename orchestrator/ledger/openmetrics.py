@@ -88,7 +88,7 @@ class _Snapshot(Collector):
         )
 
     def _of_training(self) -> Iterable[GaugeMetricFamily]:
-        trainings = [stage for stage in self._status["stages"] if stage["name"] == "train"]
+        trainings = [stage for stage in self._status["stages"] if stage["steps"] is not None]
         for name, documentation, value_of in _TRAINING:
             yield self._gauge(
                 f"train_{name}",
@@ -120,7 +120,7 @@ def _causes(stage: _Status) -> Counter[str]:
 
 
 def _rate(stage: _Status, name: str) -> float | None:
-    """What the attempt at work last said."""
+    """A rate of the attempt at work, as it last reported it."""
     value = stage["progress"].get("rates", {}).get(name)
     return None if value is None else float(value)
 

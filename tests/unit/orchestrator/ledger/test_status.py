@@ -14,10 +14,11 @@ from orchestrator.control.executor import observe
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.openmetrics import write_openmetrics
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import run_cause, run_progress, run_status
+from orchestrator.ledger.status import Observed, run_cause, run_progress, run_status
 from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
+from tests.unit.orchestrator.before import unpack
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 ME = Process.current().__dict__
@@ -236,3 +237,11 @@ def test_live_steps_count_before_they_are_checkpointed(run: RunFolder, store: St
     row = stage_row(run, store, "train")
     assert row["step"] == 9
     assert row["progress"] == said
+
+
+def test_a_run_of_the_version_before_is_read(tmp_path: Path) -> None:
+    store, run = unpack(tmp_path)
+    status = run_status(run, store, Observed(is_alive=False))
+    assert status["state"] == "succeeded"
+    assert [s["node"] for s in status["stages"]][-2:] == ["evaluate", "evaluate"]
+    assert {s["step"] for s in status["stages"]} == {None, 12}

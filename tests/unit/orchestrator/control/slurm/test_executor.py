@@ -26,7 +26,7 @@ from orchestrator.ledger.submission import Submissions
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 from tests.unit.orchestrator.scheduler import Answers
 
-STAGES = ("corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate")
+STAGES = ("corpus", "encoder", "codebook", "tokenize", "pack", "train", "perplexity")
 NUM_JOBS = len(STAGES) + 2 + 1
 """Workers of codebook and tokenize, and the sentinel."""
 COUNTING = """#!/bin/sh
@@ -42,7 +42,8 @@ class Scene:
         self.answers, self.store = answers, Store.open(str(tmp_path / "store"))
         where = cluster(self.store.storage.url, backend="slurm", slurm={"max_resumes": 2})
         self.run = RunFolder(self.store.run_storage("small"))
-        self.run.create(plan_of(recipe()), recipe(), where, {}, {})
+        asked = recipe(**{"evaluate.continuations": None})
+        self.run.create(plan_of(asked), asked, where, {}, {})
         sbatch = answers.folder / "sbatch"
         sbatch.write_text(COUNTING.format(folder=answers.folder))
         sbatch.chmod(0o755)
@@ -100,8 +101,8 @@ def test_after_a_failure_what_waited_for_it_is_submitted_anew(scene: Scene) -> N
     scene.publish(*STAGES[:4])
     pack, train = scene.job("pack"), scene.job("train")
     scene.run.begin_attempt(scene.id("pack"))
-    scene.books(pack="TIMEOUT", train="PENDING", evaluate="PENDING")
-    scene.queue(train="PENDING", evaluate="PENDING")
+    scene.books(pack="TIMEOUT", train="PENDING", perplexity="PENDING")
+    scene.queue(train="PENDING", perplexity="PENDING")
     assert scene.executor.ensure(scene.run, scene.store) == "4 jobs submitted"
     (cancelled,) = scene.asked("scancel")
     assert train in cancelled.split()
@@ -114,11 +115,11 @@ def test_jobs_that_go_on_are_kept(scene: Scene) -> None:
     scene.executor.ensure(scene.run, scene.store)
     scene.publish(*STAGES[:5])
     train = scene.job("train")
-    scene.books(train="RUNNING", evaluate="CANCELLED")
+    scene.books(train="RUNNING", perplexity="CANCELLED")
     scene.queue(train="RUNNING")
     assert scene.executor.ensure(scene.run, scene.store) == "2 jobs submitted"
     assert scene.job("train") == train
-    script = next(scene.run.storage.local_root.glob("submissions/0002/evaluate*/script.sh"))
+    script = next(scene.run.storage.local_root.glob("submissions/0002/perplexity*/script.sh"))
     assert f"--dependency=afterok:{train}" in script.read_text()
 
 
@@ -149,7 +150,7 @@ def test_a_request_that_is_refused_half_way_leaves_nothing(scene: Scene) -> None
 def test_a_job_nobody_knows_keeps_its_state_until_that_lasts_too_long(scene: Scene) -> None:
     scene.publish(*STAGES[:5])
     scene.executor.ensure(scene.run, scene.store)
-    scene.queue(train="RUNNING", evaluate="PENDING")
+    scene.queue(train="RUNNING", perplexity="PENDING")
     assert scene.executor.observe([scene.run])["small"].is_alive
     scene.queue()
     train = scene.id("train")
@@ -312,7 +313,7 @@ def test_what_is_hopeless_is_cleared_and_the_rest_goes_on(scene: Scene) -> None:
     scene.publish(*STAGES[:3])
     scene.executor.ensure(scene.run, scene.store)
     scene.books(tokenize="FAILED")
-    scene.queue(pack="PENDING", train="PENDING", evaluate="PENDING")
+    scene.queue(pack="PENDING", train="PENDING", perplexity="PENDING")
     scene.answers.say(
         "squeue", (scene.answers.folder / "squeue.txt").read_text() + "2|PENDING||x|y\n"
     )
@@ -328,10 +329,10 @@ def test_missing_workers_and_sentinels_are_submitted_too(scene: Scene) -> None:
     jobs = Submissions(scene.run.storage).newest_jobs()
     workers = jobs["workers", scene.id("tokenize")][0].id
     sentinel = jobs["sentinel", ""][0].id
-    rows = [f"{scene.job(s)}|PENDING|1:0|" for s in ("tokenize", "pack", "train", "evaluate")]
+    rows = [f"{scene.job(s)}|PENDING|1:0|" for s in ("tokenize", "pack", "train", "perplexity")]
     lost = [f"{workers}_0|FAILED|1:0|node1", f"{sentinel}|CANCELLED|0:0|"]
     scene.answers.say("sacct", "\n".join([*rows, *lost, ""]))
-    scene.queue(tokenize="PENDING", pack="PENDING", train="PENDING", evaluate="PENDING")
+    scene.queue(tokenize="PENDING", pack="PENDING", train="PENDING", perplexity="PENDING")
     assert scene.executor.ensure(scene.run, scene.store) == "2 jobs submitted"
 
 
@@ -342,7 +343,7 @@ def test_workers_that_are_submitted_alone_bring_a_sentinel_and_are_those_that_co
     scene.executor.ensure(scene.run, scene.store)
     jobs, tokenize = Submissions(scene.run.storage).newest_jobs(), scene.id("tokenize")
     (workers,), (sentinel,) = jobs["workers", tokenize], jobs["sentinel", ""]
-    waiting = ("tokenize", "pack", "train", "evaluate")
+    waiting = ("tokenize", "pack", "train", "perplexity")
     rows = [*(f"{scene.job(s)}|PENDING|1:0|" for s in waiting), f"{workers.id}_0|FAILED|1:0|n1"]
     scene.answers.say("sacct", "\n".join([*rows, f"{sentinel.id}|PENDING|0:0|", ""]))
     queued = [scene.job(stage) for stage in waiting] + [sentinel.id]
@@ -360,14 +361,14 @@ def test_workers_that_are_submitted_alone_bring_a_sentinel_and_are_those_that_co
 def test_what_a_node_could_not_start_is_submitted_anew(scene: Scene) -> None:
     scene.publish(*STAGES[:5])
     scene.executor.ensure(scene.run, scene.store)
-    train, evaluate = scene.job("train"), scene.job("evaluate")
-    scene.answers.say("sacct", f"{train}|PENDING|0:0|\n{evaluate}|PENDING|0:0|\n")
-    held = f"{train}|PENDING||{LAUNCH_FAILED}|x\n{evaluate}|PENDING||Dependency|x\n"
+    train, perplexity = scene.job("train"), scene.job("perplexity")
+    scene.answers.say("sacct", f"{train}|PENDING|0:0|\n{perplexity}|PENDING|0:0|\n")
+    held = f"{train}|PENDING||{LAUNCH_FAILED}|x\n{perplexity}|PENDING||Dependency|x\n"
     scene.answers.say("squeue", held)
     status = run_status(scene.run, scene.store, observe(scene.run))["stages"]
     assert LAUNCH_FAILED in next(s["job"] for s in status if s["name"] == "train")
     assert scene.executor.ensure(scene.run, scene.store) == "3 jobs submitted"
-    assert {train, evaluate} <= set(scene.asked("scancel")[0].split())
+    assert {train, perplexity} <= set(scene.asked("scancel")[0].split())
 
 
 def test_workers_that_left_the_queue_are_replaced(scene: Scene) -> None:
