@@ -55,23 +55,24 @@ def score_split(
         attempt.progress(done, max(done, len(split.utterances)), f"{split.name} windows")
 
     utterances, num_samples = split.utterances, split.num_samples
-    scored = {
-        "model": perplexity.score_model(
-            model,
-            utterances,
-            context_length=attempt.recipe.train.context_length,
-            num_samples=num_samples,
-            tick=tick,
-        ),
+    scored = perplexity.score_model(
+        model,
+        utterances,
+        context_length=attempt.recipe.train.context_length,
+        num_samples=num_samples,
+        tick=tick,
+    )
+    _publish_utterances(attempt, split, scored)
+    all_scored = {
+        "model": scored,
         "unigram": perplexity.score_unigram(counts, utterances, num_samples=num_samples),
         "bigram": perplexity.score_bigram(counts, utterances, num_samples=num_samples),
     }
-    _publish_utterances(attempt, split, scored["model"])
     return {
         name: perplexity.summary(
             one, bootstrap_samples=settings.bootstrap_samples, seed=settings.seed
         )
-        for name, one in scored.items()
+        for name, one in all_scored.items()
         if one
     }
 

@@ -31,9 +31,9 @@ def load_model(train: Storage, cache: Path, resources: Resources) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs is untyped
     folder = (train.local_root or cache) / "model"
     for path in train.list("model"):
         train.fetch(path, cache)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model.cuda() if resources.gpus_per_node else model
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return (model.cuda() if resources.gpus_per_node else model).eval()

@@ -36,6 +36,10 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
+_MAX_CHANGES = 4
+"""Most fields in which an artifact of the same recipe differs; more are another recipe's."""
+
+
 def keyed(section: Spec) -> dict[str, Any]:
     """A section of a recipe as it stands in keys: plain data without fields at their default.
 
@@ -93,8 +97,14 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def nearest_changes(new: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What differs from the most similar of ``others``; empty when there are none."""
-    return min((changes(old, new) for old in others), key=lambda c: (len(c), c), default=())
+    """What differs from the most similar of ``others``; empty when none is near.
+
+    Near is what differs in a handful of fields and agrees in most; upstream keys may differ.
+    """
+    nearest = min((changes(old, new) for old in others), key=lambda c: (len(c), c), default=())
+    num_fields = sum(not name.startswith("upstream.") for name in flatten(new))
+    num_changed = sum(not change.startswith("upstream.") for change in nearest)
+    return nearest if num_changed <= min(_MAX_CHANGES, (num_fields - 1) // 2) else ()
 
 
 def _readable(name: str) -> str:

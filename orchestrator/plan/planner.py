@@ -268,12 +268,18 @@ def _causes(
     known_inputs: Sequence[Mapping[str, Any]],
     causes: Mapping[str, tuple[str, ...]],
 ) -> tuple[str, ...]:
-    """The key inputs that changed; for an upstream key, those that changed there, where known."""
+    """The key inputs that changed since the nearest artifact; for an upstream key, those there.
+
+    None where nothing is near, or where what it is made of is new.
+    """
     others = [inputs for inputs in known_inputs if key_of(inputs) != instance.key]
     roots: list[str] = []
     for change in nearest_changes(instance.inputs, others):
-        role = change.split(":")[0].removeprefix("upstream.")
-        roots += causes.get(instance.needs.get(role, ""), ()) or (change,)
+        section, _, role = change.split(":")[0].partition(".")
+        upstream = instance.needs.get(role, "") if section == "upstream" else ""
+        if not causes.get(upstream, (change,)):
+            return ()
+        roots += causes.get(upstream, (change,))
     return tuple(dict.fromkeys(roots))
 
 

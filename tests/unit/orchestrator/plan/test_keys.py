@@ -299,3 +299,14 @@ def test_nearest_changes_compares_with_the_most_similar() -> None:
         "c: 4 -> 3",
     )
     assert nearest_changes(new, []) == ()
+
+
+def test_what_differs_in_most_inputs_is_not_near() -> None:
+    new = {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert nearest_changes(new, [{**new, "a": 9}]) == ("a: 9 -> 1",)
+    assert nearest_changes(new, [{**new, "a": 9, "b": 9}]) == ()
+    many = {str(n): n for n in range(100)}
+    assert len(nearest_changes(many, [{**many, **dict.fromkeys("1234", -1)}])) == 4
+    assert nearest_changes(many, [{**many, **dict.fromkeys("12345", -1)}]) == ()
+    made_of = [{"upstream": {"pack": letter, "train": letter}, "version": 1} for letter in "ab"]
+    assert len(nearest_changes(made_of[0], made_of[1:])) == 2

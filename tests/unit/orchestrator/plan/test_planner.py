@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from orchestrator.plan.graph import Node, nodes_of
 from orchestrator.plan.planner import Finder, Found, Plan
-from orchestrator.plan.stages import BY_NAME, STAGES
+from orchestrator.plan.stages import BY_NAME, STAGES, Facts
 from orchestrator.spec.loader import variant_name
 from orchestrator.spec.recipe import Recipe
 from tests.unit.orchestrator.recipes import plan_of, pretrained_recipe, recipe, swept
@@ -177,6 +177,24 @@ def test_a_miss_names_the_input_that_changed_all_the_way_down() -> None:
     assert said["corpus"] == said["encoder"] == ("reuse", "complete in the store")
     for stage in ("codebook", "tokenize", "pack", "train", "perplexity"):
         assert said[stage] == ("run", cause), stage
+
+
+def test_what_another_recipe_left_explains_nothing() -> None:
+    """A published encoder on other speech, where all that is known was pretrained."""
+    sources = [{"name": "other", "language": "fr", "lowpass_hz": 4000}]
+    other = pretrained_recipe(**{"corpus.sources": sources, "corpus.languages": ["fr"]})
+    known = {i.stage: (i.inputs,) for i in plan_of(other, facts=Facts()).instances}
+    plan = plan_of(recipe(), known_inputs=known.__getitem__)
+    assert {i.reason for i in plan.instances} == {"nothing like it in the store"}
+
+
+def test_what_is_made_of_something_new_is_new() -> None:
+    """Though only the key of what it is made of differs."""
+    known = {i.stage: (i.inputs,) for i in plan_of(pretrained_recipe()).instances}
+    reasons = {
+        i.stage: i.reason for i in plan_of(recipe(), known_inputs=known.__getitem__).instances
+    }
+    assert reasons["encoder"] == reasons["train"] == "nothing like it in the store"
 
 
 def test_many_changed_inputs_are_counted() -> None:
