@@ -66,7 +66,8 @@ def show(request: Request, console: Console) -> None:
     console.print(
         f"run [bold]{request.plan.run}[/bold] in {request.store.storage.url}", highlight=False
     )
-    table = Table("instance", "variants", "decision", "why", box=None, pad_edge=False)
+    names, decisions = Column("instance", no_wrap=True), Column("decision", no_wrap=True)
+    table = Table(names, "variants", decisions, "why", box=None, pad_edge=False)
     for instance in request.plan.instances:
         variants = (
             "all"

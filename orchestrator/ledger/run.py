@@ -29,9 +29,9 @@ from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Plan, Variant
-from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.cluster import RETIRED, Cluster
 from orchestrator.spec.loader import parse_cluster, parse_recipe, variant_recipe
-from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.recipe import Recipe, by_score
 
 PLAN = "plan.json"
 ALLOCATION_FOLDER = "ORCHESTRATOR_ALLOCATION"
@@ -88,13 +88,19 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """The recipe with its sweep."""
-        return parse_recipe(self._yaml("recipe.yaml"), where=f"{self.name}/recipe.yaml")
+        raw = self._yaml("recipe.yaml")
+        if "evaluate" in raw:  # of a version before each score had a section
+            raw["evaluate"] = by_score(raw["evaluate"])
+        return parse_recipe(raw, where=f"{self.name}/recipe.yaml")
 
     def cluster(self) -> Cluster:
         """The cluster as submitted, or the one the run has moved to since."""
         moves = self.storage.children("clusters")
         path = f"clusters/{moves[-1]}" if moves else "cluster.yaml"
-        return parse_cluster(self._yaml(path), where=f"{self.name}/{path}")
+        raw = self._yaml(path)
+        for options in (raw.get("resources", {}), raw.get("slurm", {}).get("stages", {})):
+            options.pop(RETIRED, None)  # of a version before each score was a stage
+        return parse_cluster(raw, where=f"{self.name}/{path}")
 
     @property
     def num_moves(self) -> int:

@@ -213,6 +213,7 @@ class StageStatus:
         return {
             "id": self.instance.id,
             "name": self.instance.stage,
+            "stage": self.instance.stage,
             "node": self.instance.node,
             "variant": ", ".join(self.instance.variants),
             "key": self.instance.key,

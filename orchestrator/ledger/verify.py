@@ -35,7 +35,7 @@ def verify(run: RunFolder, store: Store) -> Iterator[Verdict]:
         try:
             files = artifact.manifest()["files"]
             problems = tuple(_problems(instance, artifact))
-            found = _coverage(instance, artifact) if instance.stage == "train" else ""
+            found = _coverage(instance, artifact) if instance.steps else ""
         except FileNotFoundError:
             yield Verdict(instance.id, 0, 0, ("not complete; `orchestrator resume` finishes it",))
             continue
@@ -52,7 +52,7 @@ def _problems(instance: Instance, artifact: Artifact) -> Iterator[str]:
     if key_of(artifact.manifest()["inputs"]) != instance.key:
         yield f"{artifact.storage.url}: the manifest's inputs do not make the key {instance.key}"
     yield from artifact.problems()
-    if instance.stage == "train":
+    if instance.steps:
         yield from _checkpoint_problems(artifact)
 
 
@@ -69,7 +69,7 @@ def _coverage(instance: Instance, artifact: Artifact) -> Coverage | str:
     try:
         data = artifact.storage.read_bytes("metrics.jsonl")
     except FileNotFoundError:
-        return ""  # said already
+        return ""  # already among the artifact's problems
     lines = [json.loads(line) for line in data.splitlines()]
     if problem := steps_problem((line["step"] for line in lines), instance.steps or 0):
         return f"{where}: {problem}, each once"

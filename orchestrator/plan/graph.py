@@ -45,7 +45,7 @@ def nodes_of(recipe: Recipe) -> tuple[Node, ...]:
         _node("tokenize", corpus="corpus", encoder="encoder", codebook="codebook"),
         _node("pack", tokenize="tokenize"),
         _node("train", pack="pack", codebook="codebook"),
-        _node("evaluate", pack="pack", train="train"),
+        *(_node(name, pack="pack", train="train") for name, section in recipe.evaluate if section),
     )
 
 

@@ -7,7 +7,7 @@ that becomes ``plan.json``. Pure: nothing is looked up here.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -149,9 +149,10 @@ def make_plan(
     found: Finder = lambda _: {},
     known_inputs: Callable[[str], Sequence[Mapping[str, Any]]] = lambda _: (),
     run: str | None = None,
+    nodes_of: Callable[[Recipe], Sequence[Node]] = nodes_of,
 ) -> Plan:
     """The plan of all variants; ``run`` names the run, else its recipe and keys do."""
-    instances, chosen = _instances(variants, facts)
+    instances, chosen = _instances(variants, facts, nodes_of)
     instances = _grouped(instances)
     there = found({i.id: f"{i.stage}/{i.key}" for i in instances})
     decided = _decided(instances, there, known_inputs)
@@ -165,12 +166,14 @@ def make_plan(
 
 
 def _instances(
-    variants: Sequence[Variant], facts: Facts
+    variants: Sequence[Variant], facts: Facts, nodes_of: Callable[[Recipe], Sequence[Node]]
 ) -> tuple[tuple[Instance, ...], dict[str, dict[str, str]]]:
     """All distinct instances in data order, and which of them each variant uses, by node."""
     by_key: dict[str, Instance] = {}
     chosen: dict[str, dict[str, str]] = {v.name: {} for v in variants}
-    for variant, node in _in_order(variants):
+    rows = [[(variant, node) for node in nodes_of(variant.recipe)] for variant in variants]
+    in_order = (pair for column in itertools.zip_longest(*rows) for pair in column if pair)
+    for variant, node in in_order:  # what comes first in any variant, each after what it reads
         mine = chosen[variant.name]
         upstream = {role: mine[name] for role, name in node.inputs.items()}
         keys = {i.id: i.key for i in by_key.values()}
@@ -180,12 +183,6 @@ def _instances(
             by_key[instance.key] = replace(known, variants=(*known.variants, variant.name))
         mine[node.name] = known.id
     return tuple(by_key.values()), chosen
-
-
-def _in_order(variants: Sequence[Variant]) -> Iterator[tuple[Variant, Node]]:
-    """The nodes of all variants: first those that come first, each after what it reads."""
-    rows = [[(variant, node) for node in nodes_of(variant.recipe)] for variant in variants]
-    return (pair for column in itertools.zip_longest(*rows) for pair in column if pair)
 
 
 def _instance(
@@ -271,12 +268,18 @@ def _causes(
     known_inputs: Sequence[Mapping[str, Any]],
     causes: Mapping[str, tuple[str, ...]],
 ) -> tuple[str, ...]:
-    """The key inputs that changed; for an upstream key, those that changed there, where known."""
+    """The key inputs that changed since the nearest artifact; for an upstream key, those there.
+
+    None where nothing is near, or where what it is made of is new.
+    """
     others = [inputs for inputs in known_inputs if key_of(inputs) != instance.key]
     roots: list[str] = []
     for change in nearest_changes(instance.inputs, others):
-        role = change.split(":")[0].removeprefix("upstream.")
-        roots += causes.get(instance.needs.get(role, ""), ()) or (change,)
+        section, _, role = change.split(":")[0].partition(".")
+        upstream = instance.needs.get(role, "") if section == "upstream" else ""
+        if not causes.get(upstream, (change,)):
+            return ()
+        roots += causes.get(upstream, (change,))
     return tuple(dict.fromkeys(roots))
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.spec.cluster import StageName
+from orchestrator.plan.keys import keyed
+from orchestrator.spec.cluster import RETIRED
 from orchestrator.spec.recipe import Recipe
 
 
@@ -26,7 +27,7 @@ class Facts:
 class Stage:
     """One kind of work, which several nodes of a plan may do."""
 
-    name: StageName
+    name: str
     module: str
     """What ``python -m`` runs on a node."""
     version: int
@@ -60,21 +61,17 @@ class Stage:
         return self.runs_as == "ranks"
 
 
-def _section(value: Any) -> Any:
-    return value.model_dump(mode="json")
-
-
 def _corpus(recipe: Recipe, facts: Facts, _part: str) -> dict[str, Any]:
     listings = {
         s.name: facts.listings[s.name] for s in recipe.corpus.sources if s.name in facts.listings
     }
-    return {"corpus": _section(recipe.corpus), "listing": listings}
+    return {"corpus": keyed(recipe.corpus), "listing": listings}
 
 
 def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     encoder = recipe.encoder
     if encoder.pretrain:
-        return {"encoder": {"pretrain": _section(encoder.pretrain)}}
+        return {"encoder": {"pretrain": keyed(encoder.pretrain)}}
     pin = (
         {"sha256": encoder.sha256}
         if encoder.sha256
@@ -105,13 +102,13 @@ def _tokenize(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
 def _pack(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     return {
         "train": {"context_length": recipe.train.context_length},
-        "split": _section(recipe.split),
+        "split": keyed(recipe.split),
     }
 
 
 def _train(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     train = recipe.train
-    model = _section(recipe.model)
+    model = keyed(recipe.model)
     if model["sha256"]:  # the digest says which weights; the name is only where they are found
         model = {
             name: value for name, value in model.items() if name not in ("text_model", "revision")
@@ -122,16 +119,22 @@ def _train(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
         "train": {
             "global_batch_tokens": train.global_batch_tokens,
             "steps": train.steps,
-            "optimizer": _section(train.optimizer),
-            "schedule": _section(train.schedule),
+            "optimizer": keyed(train.optimizer),
+            "schedule": keyed(train.schedule),
             "precision": train.precision,
             "validate_every_steps": train.validate_every_steps,
         },
     }
 
 
-def _evaluate(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
-    return {"evaluate": _section(recipe.evaluate)}
+def _score(name: str) -> Stage:
+    """The stage of one section of ``evaluate``."""
+
+    def fields(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
+        return {"evaluate": {name: keyed(getattr(recipe.evaluate, name))}}
+
+    roles = ("pack", "train")
+    return Stage(name=name, module=f"jobs.{name}", version=1, fields=fields, roles=roles)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -183,16 +186,12 @@ STAGES: tuple[Stage, ...] = (
         counts="steps",
         steps=lambda recipe, _: recipe.train.steps,
     ),
-    Stage(
-        name="evaluate",
-        module="jobs.evaluate",
-        version=1,
-        fields=_evaluate,
-        roles=("pack", "train"),
-    ),
+    _score("perplexity"),
+    _score("continuations"),
 )
 
-BY_NAME: dict[str, Stage] = {stage.name: stage for stage in STAGES}
+BY_NAME: dict[str, Stage] = {stage.name: stage for stage in (*STAGES, _score(RETIRED))}
+"""Stages by name, the one that only runs of earlier versions have included."""
 
 
 def inputs_of(

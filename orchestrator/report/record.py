@@ -30,6 +30,7 @@ from orchestrator.ledger.status import (
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
+from orchestrator.spec.cluster import RETIRED
 from orchestrator.spec.recipe import Recipe
 
 Point = tuple[int, float]
@@ -205,9 +206,10 @@ def _variant(
     stages: Mapping[str, StageRecord],
 ) -> VariantRecord:
     instances = row["instances"]
-    train, evaluate = (
-        stages.get(instances.get("train", "")),
-        stages.get(instances.get("evaluate", "")),
+    train = stages.get(instances.get("train", ""))
+    retired = instances.get(RETIRED, "")  # both scores, in runs of earlier versions
+    perplexity, continuations = (
+        stages.get(instances.get(name, retired)) for name in ("perplexity", "continuations")
     )
     return VariantRecord(
         name=str(row["name"]),
@@ -216,8 +218,8 @@ def _variant(
         recipe=recipe,
         training=_curve(reader, train, "metrics"),
         validation=_curve(reader, train, "validation"),
-        scores=_mapping(_finished_json(reader, evaluate, "scores.json")),
-        continuations=_finished_json(reader, evaluate, "continuations.json"),
+        scores=_mapping(_finished_json(reader, perplexity, "scores.json")),
+        continuations=_finished_json(reader, continuations, "continuations.json"),
     )
 
 

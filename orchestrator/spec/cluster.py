@@ -10,14 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    WithJsonSchema,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from orchestrator.spec.model import (
     Count,
@@ -32,13 +25,19 @@ from orchestrator.spec.model import (
     Word,
 )
 
-StageName = Literal["corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"]
+StageName = Literal[
+    "corpus", "encoder", "codebook", "tokenize", "pack", "train", "perplexity", "continuations"
+]
 """The stages of `plan.stages`, which the layers above this one describe."""
+RETIRED = "evaluate"
+"""A stage that runs of earlier versions have; its work is now perplexity and continuations."""
 
 
 def _node_name(value: str) -> str:
     stages = get_args(StageName)
     stage, _, part = value.partition(".")
+    if stage == RETIRED:
+        raise ValueError(f"is now one stage for each score; write {' and '.join(stages[-2:])}")
     if stage not in stages:
         close = difflib.get_close_matches(stage, stages, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(stages)}"
@@ -213,13 +212,6 @@ class SlurmOptions(Spec):
         if self.gres and re.search(r":\d+$", self.gres):
             raise ValueError(f"gres: {self.gres}: the number is added; leave it out")
         return self
-
-    @model_serializer(mode="wrap")
-    def _with_nulls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was set to null takes back what holds for all jobs, so it must be written down."""
-        said: dict[str, Any] = handler(self)
-        nulls = [n for n in sorted(self.model_fields_set) if getattr(self, n) is None]
-        return {**said, **dict.fromkeys(nulls)}
 
     def under(self, other: SlurmOptions | None) -> SlurmOptions:
         """These options where ``other`` is silent; ``exclude`` and ``extra`` are united."""

@@ -7,8 +7,10 @@ context and precision are not in the paper, so those are this project's own choi
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import Field, model_validator
 
 from orchestrator.spec.model import (
@@ -327,21 +329,72 @@ class Split(Spec):
     """Share of recordings for the reported perplexity."""
 
 
-class Evaluate(Spec):
-    """What is measured on the trained model."""
+class Perplexity(Spec):
+    """How well the model predicts held-out speech."""
 
     bootstrap_samples: Annotated[Int, Field(ge=100)] = 1000
     """Resamplings of utterances behind the 95 % interval."""
-    continuations: Count = 4
-    """Test utterances whose beginning is continued by the model."""
+    seed: Count = 0
+    """Seed of the bootstrap."""
+
+
+class Continuations(Spec):
+    """What the model says after the beginning of a test utterance."""
+
+    num_prompts: PositiveInt = 4
+    """Test utterances whose beginning is continued."""
     prompt_s: PositiveFloat = 3.0
     """Seconds of each prompt."""
-    continuation_tokens: PositiveInt = 64
+    num_tokens: PositiveInt = 64
     """Tokens generated after each prompt."""
     temperature: PositiveFloat = 0.8
-    """Sampling temperature of continuations."""
+    """Sampling temperature."""
     seed: Count = 0
-    """Seed of the bootstrap and of sampling."""
+    """Seed of sampling."""
+
+
+class Evaluate(Spec):
+    """What is measured on the trained model: a section for each score; null leaves it out."""
+
+    perplexity: Perplexity | None = Perplexity()
+    """Perplexity and nats per second on the validation and test splits."""
+    continuations: Continuations | None = Continuations()
+    """Sampled continuations of test utterances."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_score(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and (sections := by_score(raw)) != raw:
+            shown = yaml.safe_dump(sections, default_flow_style=True, sort_keys=False, width=1000)
+            raise ValueError(f"each score has a section of its own; write {shown.strip()}")
+        return raw
+
+
+_FLAT_SCORES = {
+    "bootstrap_samples": ("perplexity.bootstrap_samples",),
+    "continuations": ("continuations.num_prompts",),
+    "prompt_s": ("continuations.prompt_s",),
+    "continuation_tokens": ("continuations.num_tokens",),
+    "temperature": ("continuations.temperature",),
+    "seed": ("perplexity.seed", "continuations.seed"),
+}
+"""Keys of ``evaluate`` before each score had a section, and where they are now."""
+
+
+def by_score(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``evaluate``, with keys from before each score had a section where they are now.
+
+    No prompts means no continuations.
+    """
+    flat = [n for n in raw if n in _FLAT_SCORES and not isinstance(raw[n], Mapping | None)]
+    if not flat:
+        return dict(raw)
+    sections = {name: value for name, value in raw.items() if name not in flat}
+    for name in flat:
+        for dotted in _FLAT_SCORES[name]:
+            score, _, key = dotted.partition(".")
+            sections[score] = {**(sections.get(score) or {}), key: raw[name]}
+    return {**sections, **({"continuations": None} if raw.get("continuations") == 0 else {})}
 
 
 class Tracking(Spec):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import evaluate, pack, train
+from jobs import continuations, pack, perplexity, train
 from jobs.attempt import Attempt
 from orchestrator.errors import LeaseHeldError, RunFailedError
 from orchestrator.ledger import checkpoints
@@ -93,7 +93,10 @@ class World:
                     "validate_every_steps": 200,
                     "checkpoint": {"every_steps": 100},
                 },
-                "evaluate": {"bootstrap_samples": 100, "continuations": 2, "prompt_s": 0.5},
+                "evaluate": {
+                    "perplexity": {"bootstrap_samples": 100},
+                    "continuations": {"num_prompts": 2, "prompt_s": 0.5},
+                },
             }
         )
 
@@ -205,17 +208,22 @@ def test_ray_train_gives_the_same_model(world: World, trained: Artifact) -> None
         assert other.read_bytes(name) == trained.storage.read_bytes(name), name
 
 
-def test_evaluation(world: World, trained: Artifact) -> None:
-    attempt = world.attempt("evaluate")
-    facts = evaluate.work(attempt)
+def test_perplexity(world: World, trained: Artifact) -> None:
+    attempt = world.attempt("perplexity")
+    facts = perplexity.work(attempt)
     scores = attempt.out.read_json("scores.json")
     assert facts["splits"] == scores["splits"]
     for split in ("valid", "test"):
-        perplexity = {name: score["perplexity"] for name, score in scores["splits"][split].items()}
-        assert perplexity["model"] < perplexity["bigram"] < perplexity["unigram"]
+        found = {name: score["perplexity"] for name, score in scores["splits"][split].items()}
+        assert found["model"] < found["bigram"] < found["unigram"]
         nll = pq.read_table(Path(attempt.out.url) / f"{split}.nll.parquet")
         mean = sum(nll["nll"].to_pylist()) / sum(nll["num_scored"].to_pylist())
-        assert math.exp(mean) == pytest.approx(perplexity["model"])
+        assert math.exp(mean) == pytest.approx(found["model"])
+
+
+def test_continuations(world: World, trained: Artifact) -> None:
+    attempt = world.attempt("continuations")
+    assert continuations.work(attempt) == {"num_continuations": 2}
     said = attempt.out.read_json("continuations.json")
     assert [len(c["continuation"]) for c in said] == [64, 64]
     assert all(0 <= unit < NUM_UNITS for c in said for unit in c["continuation"])

@@ -43,7 +43,8 @@ def test_every_stage_succeeds_and_verifies(calm: tuple[Smoke, str]) -> None:
     status = smoke.status(run)
     assert status["state"] == "succeeded"
     assert {s["name"] for s in status["stages"]} == {
-        "corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate",
+        "corpus", "encoder", "codebook", "tokenize", "pack", "train",
+        "perplexity", "continuations",
     }  # fmt: skip
     assert all(s["state"] == "succeeded" and not s["reused"] for s in status["stages"])
     verdict = json.loads(smoke.orchestrator("verify", run, "--json").stdout)
@@ -79,7 +80,8 @@ def test_another_run_attaches_to_the_artifacts(calm: tuple[Smoke, str]) -> None:
     [
         ("tokenizer.num_clusters=21", {"corpus", "encoder"}, "tokenizer.num_clusters: 20 -> 21"),
         ("train.steps=13", UNITS | {"pack"}, "train.steps: 12 -> 13"),
-        ("evaluate.seed=1", UNITS | {"pack", "train"}, "evaluate.seed: 0 -> 1"),
+        ("evaluate.perplexity.seed=1", UNITS | {"pack", "train", "continuations"},
+         "evaluate.perplexity.seed: not set -> 1"),
     ],
 )  # fmt: skip
 def test_a_change_reruns_its_stage_and_later_ones(
@@ -144,7 +146,9 @@ def test_two_shells_at_once_do_the_work_once(
     assert one == same
     smoke.finish(one)
     smoke.finish(other)
-    assert smoke.begun() == dict.fromkeys(UNITS | {"pack", "train", "evaluate"}, 1)
+    assert smoke.begun() == dict.fromkeys(
+        UNITS | {"pack", "train", "perplexity", "continuations"}, 1
+    )
     assert smoke.wait_gone() == []
 
 
@@ -154,7 +158,7 @@ def test_a_cancelled_training_saves_first_however_slow_the_store(
     """The checkpoint takes far longer than the driver needs to end."""
     slow = {**os.environ, "ORCHESTRATOR_FAULT": '{"kind": "slow_store", "mb_per_s": 0.03}'}
     smoke = Smoke.create(tmp_path / "s", material, slow)
-    smoke.take_artifacts(calm[0], "train", "evaluate")
+    smoke.take_artifacts(calm[0], "train", "perplexity", "continuations")
     settings = ("sweep={}", "train.steps=100000", "train.checkpoint.every_steps=50000")
     run = smoke.submit(*(word for setting in settings for word in ("--set", setting)))
     folder = RunFolder(Storage(str(smoke.folder / "store" / "runs" / run)))

@@ -75,7 +75,7 @@ def smoke(
 ) -> SlurmSmoke:
     """A store in which only training and what comes after it are left to do."""
     smoke = SlurmSmoke.on(slurm, tmp_path / "run", material)
-    smoke.take_artifacts(undisturbed[0], "train", "evaluate")
+    smoke.take_artifacts(undisturbed[0], "train", "perplexity", "continuations")
     return smoke
 
 

@@ -86,7 +86,7 @@ def test_the_walltime_ends_twice_in_a_row(
     assert causes.count("walltime") >= 2
     assert set(causes[:-1]) == {"walltime"}
     whole = SlurmSmoke.on(slurm, smoke.folder.parent / "whole", material)
-    whole.take_artifacts(smoke, "train", "evaluate")
+    whole.take_artifacts(smoke, "train", "perplexity", "continuations")
     again = whole.submit(**{"train.steps": "800"})
     assert whole.await_end(again) == "succeeded", whole.jobs_output(again)
     assert whole.causes(again, "train") == [""]

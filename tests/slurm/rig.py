@@ -34,7 +34,8 @@ RESOURCES = {
     "tokenize": {"mem_gb": 1, "nodes": 3, "max_workers": 3},
     "pack": {"mem_gb": 1},
     "train": {"mem_gb": 2, "nodes": 2, "ranks_per_node": 2},
-    "evaluate": {"mem_gb": 1},
+    "perplexity": {"mem_gb": 1},
+    "continuations": {"mem_gb": 1},
 }
 TIMEOUT_S = 300.0
 Found = TypeVar("Found")

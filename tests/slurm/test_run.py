@@ -60,7 +60,7 @@ def test_two_shells_submit_one_run(slurm: SlurmCluster, material: Path, tmp_path
         shell.join()
     assert len(set(names)) == 1
     queued = [row.name for row in slurm.queue() if "workers" not in row.name]
-    assert len(queued) == len(set(queued)) == 8, "seven stages and the sentinel"
+    assert len(queued) == len(set(queued)) == 9, "eight stages and the sentinel"
     assert smoke.status(names[0])["state"] == "queued"
     again = smoke.orchestrator("resume", names[0])
     assert "already running" in again.stderr
@@ -73,9 +73,9 @@ def test_two_shells_submit_one_run(slurm: SlurmCluster, material: Path, tmp_path
 def test_what_it_costs_the_scheduler(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
     """Three jobs and a sentinel, in fewer than ten commands; one or two for each look."""
     smoke.change(**LATER)
-    name = smoke.submit(**{"evaluate.bootstrap_samples": "100"})
+    name = smoke.submit(**{"evaluate.perplexity.bootstrap_samples": "100"})
     assert len(slurm.commands()) < 10
-    assert [c.split()[0] for c in slurm.commands()] == ["sbatch"] * 3
+    assert [c.split()[0] for c in slurm.commands()] == ["sbatch"] * 4
     slurm.forget()
     smoke.status(name)
     assert [c.split()[0] for c in slurm.commands()] == ["sacct", "squeue"]

@@ -21,6 +21,7 @@ from orchestrator.control.requirements import JOB_PACKAGES, models_of, num_gpus,
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.errors import BackendError, RunFailedError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import JobState
 from orchestrator.ledger.store import Store
 from orchestrator.plan.estimate import STATE_BYTES_PER_PARAMETER, parameters_in_name
 from orchestrator.plan.stages import BY_NAME, STAGES
@@ -58,12 +59,15 @@ class LocalExecutor(Executor):
             return Started(outcome="done")
         before = len(run.supervisors())
         job = supervisor_job(run, store)
-        LocalBackend().submit(job)
+        backend = LocalBackend()
+        ref = backend.submit(job)
         deadline = time.monotonic() + self._start_timeout_s
+        is_running = True
         while len(run.supervisors()) == before:
-            if time.monotonic() > deadline:
+            if not is_running or time.monotonic() > deadline:
                 tail = job.log.read_text(errors="replace")[-500:] if job.log.exists() else ""
                 raise BackendError(f"{run.name}: no supervisor started; see {job.log}\n{tail}")
+            is_running = backend.poll([ref])[ref].state is JobState.RUNNING  # looked for once more
             time.sleep(0.05)
         return Started(outcome="started")
 

@@ -80,7 +80,7 @@ def test_plan_says_that_everything_is_there(
 ) -> None:
     assert project.orchestrator("plan", str(project.folder / "r.yaml")) == 0
     said = capsys.readouterr()
-    assert said.out.count("reuse") == 7
+    assert said.out.count("reuse") == 8
     assert said.err == f"cluster: {project.folder}/c.yaml (given by --cluster)\n"
 
 
@@ -126,7 +126,7 @@ def test_status_as_json(project: Project, by: str, capsys: pytest.CaptureFixture
 def test_status_for_people(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("status", project.plan.run) == 0
     said = capsys.readouterr().out
-    assert said.count("reused") == 7
+    assert said.count("reused") == 8
     assert said.splitlines()[-1].startswith("goodput: ")
 
 
@@ -146,7 +146,7 @@ def test_status_of_all_runs(project: Project, capsys: pytest.CaptureFixture[str]
     assert project.orchestrator("status", "--json") == 0
     assert [r["run"] for r in json.loads(capsys.readouterr().out)] == [project.plan.run]
     assert project.orchestrator("status") == 0
-    assert "7/7" in capsys.readouterr().out
+    assert "8/8" in capsys.readouterr().out
 
 
 def test_watching_what_is_over_returns(
@@ -159,7 +159,7 @@ def test_watching_what_is_over_returns(
 def test_verify(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("verify", project.plan.run) == 0
     said = capsys.readouterr().out
-    assert said.count(": ok") == 7
+    assert said.count(": ok") == 8
     assert "each of 5 windows used 9 or 10 times: ok" in said
     assert project.orchestrator("verify", project.plan.run, "--json") == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True

@@ -71,7 +71,7 @@ def test_a_plan_as_a_document(project: Path) -> None:
     assert document["run"] == "mine"
     assert document["cluster"] == str(project / "c.yaml")
     assert document["store"] == str(project / "store")
-    assert [i["decision"] for i in document["instances"]] == ["run"] * 7
+    assert [i["decision"] for i in document["instances"]] == ["run"] * 8
     assert not (project / "store").exists()
 
 

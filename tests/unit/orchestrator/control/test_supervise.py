@@ -27,7 +27,7 @@ from orchestrator.plan.planner import Plan
 from orchestrator.spec.recipe import Recipe
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept
 
-ALL = ["corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"]
+ALL = ["corpus", "encoder", "codebook", "tokenize", "pack", "train", "perplexity", "continuations"]
 KILLED = JobStatus(state=JobState.FAILED, exit_code=-9, node="n1")
 PREEMPTED = JobStatus(state=JobState.PREEMPTED, exit_code=-15, node="n1")
 
@@ -113,7 +113,7 @@ def test_what_is_complete_is_not_started(scene: Scene) -> None:
     for stage in ("corpus", "encoder", "codebook"):
         scene.publish(stage)
     assert scene.supervisor().run() == "succeeded"
-    assert scene.started() == ["tokenize", "pack", "train", "evaluate"]
+    assert scene.started() == ALL[3:]
     assert scene.run.attempts(scene.id("corpus")) == ()
 
 
@@ -209,7 +209,7 @@ def test_a_variant_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     scene = Scene(tmp_path, swept(recipe(), seed=[1, 2]))
     assert scene.supervisor({"train": [failed(2)]}).run() == "failed"
     assert scene.started().count("train") == 2
-    assert scene.started().count("evaluate") == 1
+    assert scene.started().count("perplexity") == 1
 
 
 def test_the_driver_tells_the_cause_and_its_last_sentence(scene: Scene) -> None:
@@ -243,7 +243,7 @@ def test_cancelling_a_stage_stops_it_and_what_needs_it(scene: Scene) -> None:
     # Never ending by itself: cancelled before it is asked a second time.
     assert scene.supervisor({"train": [KILLED]}).run() == "cancelled"
     assert scene.ends("train") == [("cancelled", "cancelled", "stop")]
-    assert "evaluate" not in scene.started()
+    assert "perplexity" not in scene.started()
 
 
 def test_cancelling_the_run_stops_everything(scene: Scene) -> None:

@@ -16,7 +16,8 @@ from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder, find_run
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Plan
-from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.recipe import Continuations, Perplexity, Recipe
+from tests.unit.orchestrator.before import unpack
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept, variants_of
 
 RECIPE = swept(recipe(), **{"model.init": ["twist", "cold"], "model.num_layers": [None, 3]})
@@ -243,3 +244,27 @@ def test_values_from_the_environment_are_never_written_down(
     contents = b"".join(run.storage.read_bytes(path) for path in run.storage.list())
     assert b"secret" not in contents
     assert run.cluster() == where
+
+
+def test_a_run_of_the_version_before_is_read(tmp_path: Path) -> None:
+    _, run = unpack(tmp_path)
+    assert all(i.node == i.stage for i in run.plan().instances)
+    (twist, cold) = run.variants()
+    assert (twist.recipe.model.init, cold.recipe.model.init) == ("twist", "cold")
+    assert twist.recipe.evaluate.perplexity == Perplexity(bootstrap_samples=200)
+    assert twist.recipe.evaluate.continuations == Continuations(
+        num_prompts=2, prompt_s=0.5, num_tokens=16
+    )
+    written = run.storage.read_bytes("cluster.yaml")
+    asked = written.replace(b"resources: {}", b"resources: {evaluate: {}}")
+    run.storage.replace("cluster.yaml", asked)
+    assert run.cluster().resources == {}
+
+
+def test_a_score_that_is_left_out_stays_out_in_the_record(tmp_path: Path) -> None:
+    """Nulls are written down where they are not the default."""
+    asked = recipe(**{"evaluate.continuations": None})
+    run = RunFolder(Storage(str(tmp_path / "r")))
+    run.create(plan_of(asked), asked, cluster(str(tmp_path)), {}, {})
+    assert run.recipe().evaluate.continuations is None
+    assert [i.stage for i in plan_of(run.recipe()).instances][-1] == "perplexity"

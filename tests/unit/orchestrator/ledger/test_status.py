@@ -28,6 +28,7 @@ from orchestrator.ledger.status import (
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
+from tests.unit.orchestrator.before import unpack
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 ME = Process.current().__dict__
@@ -74,7 +75,7 @@ def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     status = status_of(run, store)
     assert set(status) == {"run", "state", "backend", "problem", "stages", "goodput"}
     assert set(status["stages"][0]) == {
-        "id", "name", "node", "variant", "key", "state", "reused", "job", "shards_done",
+        "id", "name", "stage", "node", "variant", "key", "state", "reused", "job", "shards_done",
         "shards_total", "step", "steps", "checkpoint_interval", "progress", "attempts",
     }  # fmt: skip
     assert set(status["stages"][0]["attempts"][0]) == {
@@ -402,3 +403,11 @@ def test_a_strict_reader_raises_and_another_notes_a_gap(run: RunFolder, store: S
     reader = Reader()
     assert run_status(run, store, OVER, reader).stages[0].attempts[0].state == "failed"
     assert len([g for g in reader.gaps if "end.json cannot be read" in g]) >= 1
+
+
+def test_a_run_of_the_version_before_is_read(tmp_path: Path) -> None:
+    store, run = unpack(tmp_path)
+    status = run_status(run, store, Observed(is_alive=False)).to_json()
+    assert status["state"] == "succeeded"
+    assert [s["node"] for s in status["stages"]][-2:] == ["evaluate", "evaluate"]
+    assert {s["step"] for s in status["stages"]} == {None, 12}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,10 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.verify import verify
-from orchestrator.plan.planner import Found, Instance, Plan
+from orchestrator.plan.planner import Found, Instance, Plan, make_plan
+from orchestrator.plan.stages import Facts
 from tests.unit.orchestrator import trainings
+from tests.unit.orchestrator.before import unpack
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 
@@ -101,7 +104,7 @@ def test_a_whole_run_verifies(run: RunFolder, store: Store, plan: Plan) -> None:
     verdicts = list(verify(run, store))
     assert [v.instance for v in verdicts] == [i.id for i in plan.instances]
     assert problems(run, store) == {}
-    assert [v.num_files for v in verdicts] == [1, 1, 1, 1, 1, 2, 1]
+    assert [v.num_files for v in verdicts] == [1, 1, 1, 1, 1, 2, 1, 1]
     assert verdicts[0].num_bytes == 10
 
 
@@ -177,3 +180,16 @@ def test_progress_of_a_training_does_not_fall_when_it_is_published(
     before = store.progress(train)
     artifact.publish(inputs={}, facts={"steps": 12}, producer={})
     assert store.progress(train) == before == 12.0
+
+
+def test_a_store_of_the_version_before_is_reused(tmp_path: Path) -> None:
+    """The recipe's keys from corpus to train are those of the version that wrote the store."""
+    store, run = unpack(tmp_path)
+    (corpus,) = run.plan().chosen("corpus")
+    facts = Facts(listings=corpus.inputs["fields"]["listing"])
+    plan = make_plan(run.variants(), facts, found=store.find, known_inputs=store.inputs_of)
+    decisions = {i.node: i.decision for i in plan.instances}
+    scores = dict.fromkeys(("perplexity", "continuations"), "run")
+    assert decisions == {**dict.fromkeys(decisions, "reuse"), **scores}
+    reused = {i.id for i in plan.instances if i.decision == "reuse"}
+    assert reused == {i.id for i in run.plan().instances if i.stage != "evaluate"}

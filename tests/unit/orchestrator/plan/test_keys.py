@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from pydantic import create_model
 
-from orchestrator.plan.keys import canonical_json, changes, flatten, key_of, nearest_changes
+from orchestrator.plan.keys import (
+    canonical_json,
+    changes,
+    flatten,
+    key_of,
+    keyed,
+    nearest_changes,
+)
 from orchestrator.plan.stages import BY_NAME, STAGES, Facts, inputs_of
-from orchestrator.spec.recipe import Recipe
-from tests.unit.orchestrator.recipes import FACTS, keys_of, plan_of, pretrained_recipe, recipe
+from orchestrator.spec.loader import load_recipe
+from orchestrator.spec.model import Spec
+from orchestrator.spec.recipe import (
+    Continuations,
+    Corpus,
+    Model,
+    Optimizer,
+    Perplexity,
+    Pretrain,
+    Recipe,
+    Schedule,
+    Split,
+    Windows,
+)
+from tests.unit.orchestrator.recipes import (
+    FACTS,
+    keys_of,
+    plan_of,
+    pretrained_recipe,
+    recipe,
+)
+from tests.unit.source import ROOT
 
 ORDER = [stage.name for stage in STAGES]
+MAIN = ORDER[: ORDER.index("perplexity")]
 NEVER = None
 LM = "0" * 64
 
@@ -62,12 +93,13 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("train.checkpoint.every_min", 5.0, NEVER),
     ("train.max_nonfinite_in_row", 1, NEVER),
     ("train.execution", {"micro_batch": 1, "zero_stage": 2, "offload": True}, NEVER),
-    ("evaluate.bootstrap_samples", 200, "evaluate"),
-    ("evaluate.continuations", 1, "evaluate"),
-    ("evaluate.prompt_s", 1, "evaluate"),
-    ("evaluate.continuation_tokens", 8, "evaluate"),
-    ("evaluate.temperature", 1, "evaluate"),
-    ("evaluate.seed", 1, "evaluate"),
+    ("evaluate.perplexity.bootstrap_samples", 200, "perplexity"),
+    ("evaluate.perplexity.seed", 1, "perplexity"),
+    ("evaluate.continuations.num_prompts", 1, "continuations"),
+    ("evaluate.continuations.prompt_s", 1, "continuations"),
+    ("evaluate.continuations.num_tokens", 8, "continuations"),
+    ("evaluate.continuations.temperature", 1, "continuations"),
+    ("evaluate.continuations.seed", 1, "continuations"),
     ("tracking.tensorboard", False, NEVER),
 )
 PRETRAIN_FIELDS: tuple[tuple[str, Any], ...] = (
@@ -107,7 +139,7 @@ def test_a_field_changes_its_stage_and_the_later_ones(
     field: str, value: Any, first: str | None
 ) -> None:
     # A published encoder does not depend on the corpus.
-    without = ("encoder",) if first == "corpus" else ()
+    without = {"corpus": ("encoder",), "perplexity": ("continuations",)}.get(first or "", ())
     assert changed(recipe(), recipe(**{field: value})) == after(first, without=without)
 
 
@@ -169,6 +201,65 @@ def test_a_default_written_out_is_the_same_as_left_out() -> None:
     assert changed(recipe(), recipe(**{"train.schedule.kind": "inverse_sqrt", "seed": 0})) == []
 
 
+def test_the_recipes_keep_their_keys(golden: Callable[[str, str], None]) -> None:
+    """Up to the training, these are the keys that stores out there hold."""
+    keys = {}
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        recipe = load_recipe(path)
+        facts = Facts(listings=dict.fromkeys((s.name for s in recipe.corpus.sources), "c" * 64))
+        plan = plan_of(recipe, facts=facts)
+        keys[path.name] = {
+            v["name"]: {n: plan.instance(i).key for n, i in v["instances"].items() if n in MAIN}
+            for v in plan.variants
+        }
+    golden("keys.json", json.dumps(keys, indent=1, sort_keys=True) + "\n")
+
+
+class Newer(Spec):
+    """A section as it may look one day."""
+
+    steps: int
+    lr: float = 0.1
+    names: tuple[str, ...] = ()
+    windows: Windows = Windows()
+
+
+def test_a_field_at_its_default_is_left_out() -> None:
+    assert keyed(Newer(steps=1)) == keyed(Newer(steps=1, lr=0.1, windows=Windows())) == {"steps": 1}
+    changed = Newer(steps=1, lr=0.2, names=("a",), windows=Windows(max_s=9))
+    assert keyed(changed) == {
+        "steps": 1, "lr": 0.2, "names": ["a"], "windows": {"min_s": 0.4, "max_s": 9.0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "section", [Corpus, Pretrain, Split, Model, Optimizer, Schedule, Perplexity, Continuations]
+)
+def test_a_new_field_at_its_default_changes_no_key(section: type[Spec]) -> None:
+    """For each section that is keyed as a whole; the name is what old fields are known by."""
+    used = recipe(), pretrained_recipe().encoder.pretrain
+    (old,) = [value for one in used if one for value in _sections(one) if type(value) is section]
+    newer = create_model(section.__name__, __base__=section, more=(int, 3))
+    kept, more = (newer.model_validate({**old.model_dump(), "more": n}) for n in (3, 4))
+    assert canonical_json(keyed(kept)) == canonical_json(keyed(old))
+    assert keyed(more) == {**keyed(old), "more": 4}
+
+
+def _sections(value: Any) -> Iterator[Spec]:
+    if isinstance(value, Spec):
+        yield value
+        for _, part in value:
+            yield from _sections(part)
+
+
+def test_the_defaults_that_keys_do_not_spell(golden: Callable[[str, str], None]) -> None:
+    """Another default is another result under the same key, unless its stage's version rises."""
+    sections = (Perplexity(), Continuations())
+    said = {type(s).__name__: s.model_dump(mode="json") for s in sections}
+    assert all(keyed(section) == {} for section in sections)
+    golden("key_defaults.json", json.dumps(said, indent=1) + "\n")
+
+
 def test_a_stage_version_is_part_of_the_key() -> None:
     inputs = inputs_of(BY_NAME["pack"], "", recipe(), FACTS, {"tokenize": "e" * 64})
     assert key_of(inputs) != key_of({**inputs, "version": inputs["version"] + 1})
@@ -191,7 +282,7 @@ def test_the_key_of_nothing_is_known() -> None:
 
 def test_flatten_goes_into_lists_of_mappings_only() -> None:
     value = {"a": {"b": [1, 2]}, "c": [{"d": 3}, {"d": 4}], "e": {}}
-    assert flatten(value) == {"a.b": [1, 2], "c.0.d": 3, "c.1.d": 4, "e": {}}
+    assert flatten(value) == {"a.b": [1, 2], "c.0.d": 3, "c.1.d": 4}
 
 
 def test_changes_name_the_input_and_shorten_digests() -> None:
@@ -199,7 +290,7 @@ def test_changes_name_the_input_and_shorten_digests() -> None:
     new = {"fields": {"x": {"lr": 0.2}}, "upstream": {"pack": "b" * 64}}
     assert changes(old, new) == ("x.lr: 0.1 -> 0.2", f"upstream.pack: {'a' * 12} -> {'b' * 12}")
     assert changes(old, old) == ()
-    assert changes({"a": 1}, {"b": None}) == ("a: 1 -> null",)
+    assert changes({"a": 1}, {"b": None}) == ("a: 1 -> not set", "b: not set -> null")
 
 
 def test_nearest_changes_compares_with_the_most_similar() -> None:
@@ -208,3 +299,14 @@ def test_nearest_changes_compares_with_the_most_similar() -> None:
         "c: 4 -> 3",
     )
     assert nearest_changes(new, []) == ()
+
+
+def test_what_differs_in_most_inputs_is_not_near() -> None:
+    new = {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert nearest_changes(new, [{**new, "a": 9}]) == ("a: 9 -> 1",)
+    assert nearest_changes(new, [{**new, "a": 9, "b": 9}]) == ()
+    many = {str(n): n for n in range(100)}
+    assert len(nearest_changes(many, [{**many, **dict.fromkeys("1234", -1)}])) == 4
+    assert nearest_changes(many, [{**many, **dict.fromkeys("12345", -1)}]) == ()
+    made_of = [{"upstream": {"pack": letter, "train": letter}, "version": 1} for letter in "ab"]
+    assert len(nearest_changes(made_of[0], made_of[1:])) == 2

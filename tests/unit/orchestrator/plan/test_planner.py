@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from orchestrator.plan.graph import Node, nodes_of
 from orchestrator.plan.planner import Finder, Found, Plan
-from orchestrator.plan.stages import STAGES
+from orchestrator.plan.stages import BY_NAME, STAGES, Facts
 from orchestrator.spec.loader import variant_name
+from orchestrator.spec.recipe import Recipe
 from tests.unit.orchestrator.recipes import plan_of, pretrained_recipe, recipe, swept
 
 COMPLETE = Found(complete=True)
@@ -43,7 +45,8 @@ def test_needs_are_the_upstream_instances() -> None:
     assert needs["corpus"] == needs["encoder"] == {}
     assert needs["tokenize"] == {s: ids[s] for s in ("corpus", "encoder", "codebook")}
     assert needs["train"] == {s: ids[s] for s in ("pack", "codebook")}
-    assert needs["evaluate"] == {s: ids[s] for s in ("pack", "train")}
+    for score in ("perplexity", "continuations"):
+        assert needs[score] == {s: ids[s] for s in ("pack", "train")}
 
 
 def test_pretraining_needs_the_corpus() -> None:
@@ -52,11 +55,47 @@ def test_pretraining_needs_the_corpus() -> None:
     assert list(encoder.needs) == ["corpus"]
 
 
+def test_two_nodes_with_one_key_are_one_instance() -> None:
+    """Neither a node's name nor those of what it reads are in its key."""
+
+    def twice(one: Recipe) -> list[Node]:
+        nodes = list(nodes_of(one))
+        tokenize = next(n for n in nodes if n.name == "tokenize")
+        nodes.append(replace(tokenize, part="again"))
+        again = {"pack": "pack.again", "codebook": "codebook"}
+        pack = Node(stage=BY_NAME["pack"], part="again", inputs={"tokenize": "tokenize.again"})
+        return [*nodes, pack, Node(stage=BY_NAME["train"], part="again", inputs=again)]
+
+    plan = plan_of(recipe(), nodes_of=twice)
+    assert plan.instances == plan_of(recipe()).instances
+    chosen = plan.variants[0]["instances"]
+    assert [chosen[f"{n}.again"] for n in ("tokenize", "pack", "train")] == [
+        chosen[n] for n in ("tokenize", "pack", "train")
+    ]
+
+
+def test_a_stage_may_stand_twice_in_a_variant() -> None:
+    """With other inputs it is another instance, with a job of its own."""
+
+    def with_a_suite(one: Recipe) -> list[Node]:
+        nodes = list(nodes_of(one))
+        encoder = {"encoder": "encoder", "codebook": "codebook"}
+        own = Node(stage=BY_NAME["tokenize"], part="own", inputs={"corpus": "pack", **encoder})
+        return [*nodes, own]
+
+    plan = plan_of(recipe(), nodes_of=with_a_suite)
+    first, second = plan.chosen("tokenize")
+    assert (first.node, second.node) == ("tokenize", "tokenize.own")
+    assert second.id == second.leader == f"tokenize.own-{second.key[:12]}"
+    assert second.needs["corpus"] == plan.chosen("pack")[0].id
+    assert plan.chosen("tokenize.own") == (second,)
+
+
 def test_variants_share_what_they_agree_on() -> None:
     plan = plan_of(swept(recipe(), **{"model.init": ["twist", "cold"], "seed": [1, 2]}))
     counts = {s.name: sum(i.stage == s.name for i in plan.instances) for s in STAGES}
     assert counts["corpus"] == counts["pack"] == 1
-    assert counts["train"] == counts["evaluate"] == 4
+    assert counts["train"] == counts["perplexity"] == 4
     pack = next(i for i in plan.instances if i.stage == "pack")
     assert pack.variants == (
         "init=twist,seed=1", "init=twist,seed=2", "init=cold,seed=1", "init=cold,seed=2",
@@ -136,8 +175,26 @@ def test_a_miss_names_the_input_that_changed_all_the_way_down() -> None:
     cause = "tokenizer.num_clusters: 20 -> 40"
     said = decisions(new)
     assert said["corpus"] == said["encoder"] == ("reuse", "complete in the store")
-    for stage in ("codebook", "tokenize", "pack", "train", "evaluate"):
+    for stage in ("codebook", "tokenize", "pack", "train", "perplexity"):
         assert said[stage] == ("run", cause), stage
+
+
+def test_what_another_recipe_left_explains_nothing() -> None:
+    """A published encoder on other speech, where all that is known was pretrained."""
+    sources = [{"name": "other", "language": "fr", "lowpass_hz": 4000}]
+    other = pretrained_recipe(**{"corpus.sources": sources, "corpus.languages": ["fr"]})
+    known = {i.stage: (i.inputs,) for i in plan_of(other, facts=Facts()).instances}
+    plan = plan_of(recipe(), known_inputs=known.__getitem__)
+    assert {i.reason for i in plan.instances} == {"nothing like it in the store"}
+
+
+def test_what_is_made_of_something_new_is_new() -> None:
+    """Though only the key of what it is made of differs."""
+    known = {i.stage: (i.inputs,) for i in plan_of(pretrained_recipe()).instances}
+    reasons = {
+        i.stage: i.reason for i in plan_of(recipe(), known_inputs=known.__getitem__).instances
+    }
+    assert reasons["encoder"] == reasons["train"] == "nothing like it in the store"
 
 
 def test_many_changed_inputs_are_counted() -> None:
@@ -199,8 +256,8 @@ def test_the_order_of_a_sweep_does_not_rename_the_run() -> None:
 def test_variant_names_use_whole_keys_where_last_parts_clash() -> None:
     assert variant_name({}) == "base"
     assert variant_name({"model.init": "cold", "seed": 1}) == "init=cold,seed=1"
-    clashing = {"tokenizer.seed": 1, "evaluate.seed": 2}
-    assert variant_name(clashing) == "tokenizer.seed=1,evaluate.seed=2"
+    clashing = {"tokenizer.seed": 1, "evaluate.perplexity.seed": 2}
+    assert variant_name(clashing) == "tokenizer.seed=1,evaluate.perplexity.seed=2"
 
 
 def test_the_plan_of_a_sweep(golden: Callable[[str, str], None]) -> None:

@@ -196,7 +196,9 @@ class Ledger:
 
     def finish_variant(self, name: str, scores: dict[str, Any]) -> None:
         instances = next(v for v in self.plan.variants if v["name"] == name)["instances"]
-        train, evaluate = (self.plan.instance(instances[s]) for s in ("train", "evaluate"))
+        train, perplexity, continuations = (
+            self.plan.instance(instances[s]) for s in ("train", "perplexity", "continuations")
+        )
         if not self.artifact(train).is_complete():
             attempt = self.attempt(train, 120.0, state="succeeded")
             steps = [{"step": 1, "tokens_seen": 128, "step_s": s} for s in (0.5, 0.25, 4.0)]
@@ -204,9 +206,9 @@ class Ledger:
             attempt.storage.replace("metrics-0001.jsonl", lines.encode())
             self.write_training(train, drop=2.0 if "twist" in name else 1.6)
             self.publish(train)
-        self.attempt(evaluate, 10.0, state="succeeded")
-        storage = self.artifact(evaluate).storage
-        storage.create_json("scores.json", scores)
+        for instance in (perplexity, continuations):
+            self.attempt(instance, 5.0, state="succeeded")
+        self.artifact(perplexity).storage.create_json("scores.json", scores)
         said = {
             "id": "utt-1",
             "prompt": [1, 2],
@@ -214,8 +216,9 @@ class Ledger:
             "continuation": [3, 4],
             "truth": [5, 6],
         }
-        storage.create_json("continuations.json", [said])
-        self.publish(evaluate)
+        self.artifact(continuations).storage.create_json("continuations.json", [said])
+        self.publish(perplexity)
+        self.publish(continuations)
 
 
 @pytest.fixture

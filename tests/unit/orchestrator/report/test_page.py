@@ -16,8 +16,10 @@ from orchestrator.ledger import checkpoints
 from orchestrator.ledger.checkpoints import Manifest, Segment
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import Observed
 from orchestrator.report.page import page_content, summary, write_report
 from orchestrator.report.record import read_record
+from tests.unit.orchestrator.before import unpack
 from tests.unit.orchestrator.report.conftest import Ledger, scores_of
 
 NewLedger = Callable[..., Ledger]
@@ -274,9 +276,9 @@ def test_the_page_is_whole_without_any_file_of_a_name(finished: Ledger, name: st
 
 
 def test_a_missing_file_of_a_complete_artifact_is_named(finished: Ledger) -> None:
-    evaluate = finished.of_stage("evaluate")[0]
-    finished.artifact(evaluate).storage.delete("scores.json")
-    assert f"{evaluate.id}: scores.json is missing." in words_of(page_of(finished))
+    perplexity = finished.of_stage("perplexity")[0]
+    finished.artifact(perplexity).storage.delete("scores.json")
+    assert f"{perplexity.id}: scores.json is missing." in words_of(page_of(finished))
 
 
 def test_an_artifact_of_another_run_is_called_reused(new_ledger: NewLedger) -> None:
@@ -309,3 +311,13 @@ def test_importing_the_page_imports_neither_matplotlib_nor_jinja() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_run_of_the_version_before_is_shown(tmp_path: Path) -> None:
+    store, run = unpack(tmp_path)
+    record = read_record(run, store, Observed(is_alive=False))
+    assert record.gaps == ()
+    for variant in record.variants:
+        assert variant.scores["splits"]["test"]["model"]["perplexity"] > 1
+        assert len(variant.continuations) == 2
+        assert len(variant.training) == 12

@@ -125,8 +125,8 @@ def test_overrides(write: Write, override: str, place: tuple[str, ...], value: o
 
 def test_the_last_override_wins_and_sections_are_made(write: Write) -> None:
     path = write("r.yaml", broken.RECIPE)
-    loaded = load_recipe(path, ["train.steps=7", "train.steps=8", "evaluate.seed=3"])
-    assert (loaded.train.steps, loaded.evaluate.seed) == (8, 3)
+    loaded = load_recipe(path, ["train.steps=7", "train.steps=8", "evaluate.perplexity.seed=3"])
+    assert (loaded.train.steps, loaded.evaluate.perplexity.seed) == (8, 3)
 
 
 def test_an_override_may_add_to_the_sweep(write: Write) -> None:

@@ -16,7 +16,8 @@ class Scene:
         self.store = Store.open(str(folder / "store"))
         self.run = RunFolder(self.store.run_storage("small"))
         where = cluster(self.store.storage.url, backend="local", **settings)
-        self.run.create(plan_of(recipe()), recipe(), where, {}, {})
+        asked = recipe(**{"evaluate.continuations": None})
+        self.run.create(plan_of(asked), asked, where, {}, {})
 
     def publish_all(self) -> None:
         for i in self.run.plan().instances:

@@ -12,7 +12,7 @@ from orchestrator.ledger.submission import Submissions
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 from tests.unit.orchestrator.scheduler import Answers
 
-STAGES = ("corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate")
+STAGES = ("corpus", "encoder", "codebook", "tokenize", "pack", "train", "perplexity")
 NUM_JOBS = len(STAGES) + 2 + 1
 """Workers of codebook and tokenize, and the sentinel."""
 COUNTING = """#!/bin/sh
@@ -28,7 +28,8 @@ class Scene:
         self.answers, self.store = answers, Store.open(str(tmp_path / "store"))
         where = cluster(self.store.storage.url, backend="slurm", slurm={"max_resumes": 2})
         self.run = RunFolder(self.store.run_storage("small"))
-        self.run.create(plan_of(recipe()), recipe(), where, {}, {})
+        asked = recipe(**{"evaluate.continuations": None})
+        self.run.create(plan_of(asked), asked, where, {}, {})
         sbatch = answers.folder / "sbatch"
         sbatch.write_text(COUNTING.format(folder=answers.folder))
         sbatch.chmod(0o755)

@@ -32,8 +32,8 @@ def test_after_a_failure_what_waited_for_it_is_submitted_anew(scene: Scene) -> N
     scene.publish(*STAGES[:4])
     pack, train = scene.job("pack"), scene.job("train")
     scene.run.begin_attempt(scene.id("pack"))
-    scene.books(pack="TIMEOUT", train="PENDING", evaluate="PENDING")
-    scene.queue(train="PENDING", evaluate="PENDING")
+    scene.books(pack="TIMEOUT", train="PENDING", perplexity="PENDING")
+    scene.queue(train="PENDING", perplexity="PENDING")
     assert scene.start() == ("started", 4)
     (cancelled,) = scene.asked("scancel")
     assert train in cancelled.split()
@@ -46,11 +46,11 @@ def test_jobs_that_go_on_are_kept(scene: Scene) -> None:
     scene.start()
     scene.publish(*STAGES[:5])
     train = scene.job("train")
-    scene.books(train="RUNNING", evaluate="CANCELLED")
+    scene.books(train="RUNNING", perplexity="CANCELLED")
     scene.queue(train="RUNNING")
     assert scene.start() == ("started", 2)
     assert scene.job("train") == train
-    script = next(scene.run.storage.local_root.glob("submissions/0002/evaluate*/script.sh"))
+    script = next(scene.run.storage.local_root.glob("submissions/0002/perplexity*/script.sh"))
     assert f"--dependency=afterok:{train}" in script.read_text()
 
 
@@ -116,7 +116,7 @@ def test_what_is_hopeless_is_cleared_and_the_rest_goes_on(scene: Scene) -> None:
     scene.publish(*STAGES[:3])
     scene.start()
     scene.books(tokenize="FAILED")
-    scene.queue(pack="PENDING", train="PENDING", evaluate="PENDING")
+    scene.queue(pack="PENDING", train="PENDING", perplexity="PENDING")
     scene.answers.say(
         "squeue", (scene.answers.folder / "squeue.txt").read_text() + "2|PENDING||x|y\n"
     )
@@ -132,24 +132,24 @@ def test_missing_workers_and_sentinels_are_submitted_too(scene: Scene) -> None:
     jobs = Submissions(scene.run.storage).newest_jobs()
     workers = jobs["workers", scene.id("tokenize")][0].id
     sentinel = jobs["sentinel", ""][0].id
-    rows = [f"{scene.job(s)}|PENDING|1:0|" for s in ("tokenize", "pack", "train", "evaluate")]
+    rows = [f"{scene.job(s)}|PENDING|1:0|" for s in ("tokenize", "pack", "train", "perplexity")]
     lost = [f"{workers}_0|FAILED|1:0|node1", f"{sentinel}|CANCELLED|0:0|"]
     scene.answers.say("sacct", "\n".join([*rows, *lost, ""]))
-    scene.queue(tokenize="PENDING", pack="PENDING", train="PENDING", evaluate="PENDING")
+    scene.queue(tokenize="PENDING", pack="PENDING", train="PENDING", perplexity="PENDING")
     assert scene.start() == ("started", 2)
 
 
 def test_what_a_node_could_not_start_is_submitted_anew(scene: Scene) -> None:
     scene.publish(*STAGES[:5])
     scene.start()
-    train, evaluate = scene.job("train"), scene.job("evaluate")
-    scene.answers.say("sacct", f"{train}|PENDING|0:0|\n{evaluate}|PENDING|0:0|\n")
-    held = f"{train}|PENDING||{LAUNCH_FAILED}|x\n{evaluate}|PENDING||Dependency|x\n"
+    train, perplexity = scene.job("train"), scene.job("perplexity")
+    scene.answers.say("sacct", f"{train}|PENDING|0:0|\n{perplexity}|PENDING|0:0|\n")
+    held = f"{train}|PENDING||{LAUNCH_FAILED}|x\n{perplexity}|PENDING||Dependency|x\n"
     scene.answers.say("squeue", held)
     status = run_status(scene.run, scene.store, observe(scene.run)).to_json()["stages"]
     assert LAUNCH_FAILED in next(s["job"] for s in status if s["name"] == "train")
     assert scene.start() == ("started", 3)
-    assert {train, evaluate} <= set(scene.asked("scancel")[0].split())
+    assert {train, perplexity} <= set(scene.asked("scancel")[0].split())
 
 
 def test_workers_that_left_the_queue_are_replaced(scene: Scene) -> None:

@@ -16,7 +16,7 @@ from tests.unit.orchestrator.recipes import cluster
 def test_a_job_nobody_knows_keeps_its_state_until_that_lasts_too_long(scene: Scene) -> None:
     scene.publish(*STAGES[:5])
     scene.start()
-    scene.queue(train="RUNNING", evaluate="PENDING")
+    scene.queue(train="RUNNING", perplexity="PENDING")
     assert scene.executor.observe([scene.run])["small"].is_alive
     scene.queue()
     train = scene.id("train")

@@ -132,7 +132,7 @@ def test_workers_that_are_submitted_alone_bring_a_sentinel_and_are_those_that_co
     scene.start()
     jobs, tokenize = Submissions(scene.run.storage).newest_jobs(), scene.id("tokenize")
     (workers,), (sentinel,) = jobs["workers", tokenize], jobs["sentinel", ""]
-    waiting = ("tokenize", "pack", "train", "evaluate")
+    waiting = ("tokenize", "pack", "train", "perplexity")
     rows = [*(f"{scene.job(s)}|PENDING|1:0|" for s in waiting), f"{workers.id}_0|FAILED|1:0|n1"]
     scene.answers.say("sacct", "\n".join([*rows, f"{sentinel.id}|PENDING|0:0|", ""]))
     queued = [scene.job(stage) for stage in waiting] + [sentinel.id]

@@ -1,0 +1,96 @@
+"""The perplexity stage: how well the model predicts held-out speech, next to counting baselines."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from jobs.attempt import Attempt, run_stage
+from jobs.lm.token_stream import bin_name, open_tokens
+from jobs.scoring import perplexity
+from jobs.scoring.held_out import HeldOut, load_model
+from jobs.scoring.perplexity import Counts, Scored
+from orchestrator.ledger.storage import to_json
+from orchestrator.spec.recipe import Perplexity
+
+SPLITS = ("valid", "test")
+
+
+def work(attempt: Attempt) -> dict[str, Any]:
+    """Write scores.json and every utterance's NLL; returns the scores."""
+    torch.set_num_threads(attempt.resources.cpus_per_worker)
+    cache, pack = attempt.folder / "inputs", attempt.upstream["pack"].storage
+    settings = attempt.recipe.evaluate.perplexity or Perplexity()
+    model = load_model(attempt.upstream["train"].storage, cache, attempt.resources)
+    counts = perplexity.count(
+        open_tokens(pack.fetch(bin_name("train"), cache)), attempt.recipe.tokenizer.num_clusters
+    )
+    scores = {
+        name: score_split(attempt, model, counts, HeldOut(pack, name, cache), settings)
+        for name in SPLITS
+    }
+    document = {
+        "rule": perplexity.RULE,
+        "context_length": attempt.recipe.train.context_length,
+        "splits": scores,
+    }
+    # Overwritten rather than created: an attempt that died here may have left the last bits of
+    # another device's sums.
+    attempt.out.replace("scores.json", to_json(document))
+    return {"splits": scores}
+
+
+def score_split(
+    attempt: Attempt, model: Any, counts: Counts, split: HeldOut, settings: Perplexity
+) -> dict[str, Any]:
+    """Scores of the model and of both baselines on one split."""
+
+    def tick(done: int) -> None:
+        attempt.check()
+        attempt.progress(done, max(done, len(split.utterances)), f"{split.name} windows")
+
+    utterances, num_samples = split.utterances, split.num_samples
+    scored = perplexity.score_model(
+        model,
+        utterances,
+        context_length=attempt.recipe.train.context_length,
+        num_samples=num_samples,
+        tick=tick,
+    )
+    _publish_utterances(attempt, split, scored)
+    all_scored = {
+        "model": scored,
+        "unigram": perplexity.score_unigram(counts, utterances, num_samples=num_samples),
+        "bigram": perplexity.score_bigram(counts, utterances, num_samples=num_samples),
+    }
+    return {
+        name: perplexity.summary(
+            one, bootstrap_samples=settings.bootstrap_samples, seed=settings.seed
+        )
+        for name, one in all_scored.items()
+        if one
+    }
+
+
+def _publish_utterances(attempt: Attempt, split: HeldOut, scored: Scored) -> None:
+    table = pa.table(
+        {
+            "id": split.ids,
+            "nll": scored.nll,
+            "num_scored": scored.num_scored,
+            "num_samples": scored.num_samples.astype(np.int64),
+        }
+    )
+    local = attempt.folder / f"{split.name}.nll.parquet"
+    pq.write_table(table, local, compression="zstd")
+    attempt.out.replace(local.name, local.read_bytes())
+    local.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("perplexity", work))

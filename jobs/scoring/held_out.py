@@ -1,0 +1,39 @@
+"""What scores read: the utterances of a split that was held out, and the trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from jobs.lm.token_stream import bin_name, index_name, open_tokens
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.cluster import Resources
+
+
+class HeldOut:
+    """The utterances of one split."""
+
+    def __init__(self, pack: Storage, name: str, cache: Path) -> None:
+        tokens = open_tokens(pack.fetch(bin_name(name), cache))
+        index = pq.read_table(pack.fetch(index_name(name), cache))
+        offsets, lengths = index["offset"].to_numpy(), index["num_tokens"].to_numpy()
+        self.name = name
+        self.ids: list[str] = index["id"].to_pylist()
+        self.num_samples = index["num_samples"].to_numpy()
+        self.utterances = [tokens[o : o + n] for o, n in zip(offsets, lengths, strict=True)]
+
+
+def load_model(train: Storage, cache: Path, resources: Resources) -> Any:
+    """The trained model in fp32, ready to score; on the accelerator where there is one."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs is untyped
+    folder = (train.local_root or cache) / "model"
+    for path in train.list("model"):
+        train.fetch(path, cache)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return (model.cuda() if resources.gpus_per_node else model).eval()

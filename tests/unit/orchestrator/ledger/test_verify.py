@@ -1,0 +1,47 @@
+"""A verdict on every instance of a run, those of earlier versions too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.ledger.verify import verify
+from tests.unit.orchestrator.before import unpack
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> tuple[Store, RunFolder]:
+    return unpack(tmp_path)
+
+
+def test_a_run_of_the_version_before_verifies(before: tuple[Store, RunFolder]) -> None:
+    store, run = before
+    verdicts = list(verify(run, store))
+    assert len(verdicts) == 9
+    assert [v.problems for v in verdicts] == [()] * 9
+    trained = [v for v in verdicts if v.instance.startswith("train-")]
+    assert all("windows used" in v.notes[0] for v in trained)
+
+
+def test_a_changed_byte_is_found_in_the_file_that_has_it(before: tuple[Store, RunFolder]) -> None:
+    store, run = before
+    pack = run.plan().chosen("pack")[0]
+    storage = store.artifact(pack.stage, pack.key).storage
+    data = storage.read_bytes("train.bin")
+    storage.replace("train.bin", bytes([data[0] ^ 1]) + data[1:])
+    wrong = {v.instance: v.problems for v in verify(run, store) if v.problems}
+    assert list(wrong) == [pack.id]
+    assert "train.bin: bytes differ" in wrong[pack.id][0]
+
+
+def test_a_step_that_is_missing_is_found(before: tuple[Store, RunFolder]) -> None:
+    store, run = before
+    train = run.plan().chosen("train")[0]
+    storage = store.artifact(train.stage, train.key).storage
+    lines = storage.read_bytes("metrics.jsonl").splitlines(keepends=True)
+    storage.replace("metrics.jsonl", b"".join(lines[:-1]))
+    (problems,) = [v.problems for v in verify(run, store) if v.problems]
+    assert any("steps are not 1..12" in problem for problem in problems)
