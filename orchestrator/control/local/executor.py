@@ -21,6 +21,7 @@ from orchestrator.control.requirements import JOB_PACKAGES, models_of, num_gpus,
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.errors import BackendError, RunFailedError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import JobState
 from orchestrator.ledger.store import Store
 from orchestrator.plan.estimate import STATE_BYTES_PER_PARAMETER, parameters_in_name
 from orchestrator.plan.stages import BY_NAME, STAGES
@@ -57,11 +58,14 @@ class LocalExecutor(Executor):
         if run.supervisors() and store.has(*run.plan().instances):
             return Started(outcome="done")
         before = len(run.supervisors())
-        job = supervisor_job(run, store)
-        LocalBackend().submit(job)
+        job, backend = supervisor_job(run, store), LocalBackend()
+        ref = backend.submit(job)
         deadline = time.monotonic() + self._start_timeout_s
-        while len(run.supervisors()) == before:
-            if time.monotonic() > deadline:
+        while True:
+            has_ended = backend.poll([ref])[ref].state is not JobState.RUNNING
+            if len(run.supervisors()) > before:
+                break
+            if has_ended or time.monotonic() > deadline:
                 tail = job.log.read_text(errors="replace")[-500:] if job.log.exists() else ""
                 raise BackendError(f"{run.name}: no supervisor started; see {job.log}\n{tail}")
             time.sleep(0.05)
