@@ -58,16 +58,16 @@ class LocalExecutor(Executor):
         if run.supervisors() and store.has(*run.plan().instances):
             return Started(outcome="done")
         before = len(run.supervisors())
-        job = supervisor_job(run, store)
-        backend = LocalBackend()
+        job, backend = supervisor_job(run, store), LocalBackend()
         ref = backend.submit(job)
         deadline = time.monotonic() + self._start_timeout_s
-        is_running = True
-        while len(run.supervisors()) == before:
-            if not is_running or time.monotonic() > deadline:
+        while True:
+            has_ended = backend.poll([ref])[ref].state is not JobState.RUNNING
+            if len(run.supervisors()) > before:
+                break
+            if has_ended or time.monotonic() > deadline:
                 tail = job.log.read_text(errors="replace")[-500:] if job.log.exists() else ""
                 raise BackendError(f"{run.name}: no supervisor started; see {job.log}\n{tail}")
-            is_running = backend.poll([ref])[ref].state is JobState.RUNNING  # looked for once more
             time.sleep(0.05)
         return Started(outcome="started")
 

@@ -40,7 +40,7 @@ def test_what_is_under_way_or_done_is_not_started(scene: Scene) -> None:
 def test_a_supervisor_that_does_not_start_shows_its_last_words(scene: Scene) -> None:
     scene.run.storage.replace("code/orchestrator/__init__.py", b"raise ImportError('broken')\n")
     with pytest.raises(BackendError) as raised:
-        LocalExecutor().start(scene.run, scene.store)
+        LocalExecutor(start_timeout_s=600).start(scene.run, scene.store)
     first, *_, last = str(raised.value).splitlines()
     assert first == f"small: no supervisor started; see {scene.run.storage.url}/supervisor.log"
     assert last == "ImportError: broken"
