@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 # Slow tests start up to four ranks or a Slurm cluster each: two at once are enough for two cores.
 WORKERS ?= 2
-PARALLEL := -n $(WORKERS) --dist loadgroup
+PARALLEL := -n $(WORKERS)
 
 .PHONY: help setup demo check test drill bench format lock schemas clean
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 FOLDER = Path(__file__).parent
 GOLDEN = FOLDER / "golden"
-QUICK = ("unit", "golden")
-"""Tiers whose tests share nothing: xdist may give each to any worker."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,13 +23,23 @@ def tier_of(nodeid: str) -> str:
     return nodeid.split("/")[1]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the slow tests of a module in one xdist worker: they share its fixtures."""
-    for item in items:
-        grouped = item.get_closest_marker("xdist_group")
-        if not grouped and tier_of(item.nodeid) not in QUICK:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+def group_of(nodeid: str) -> str:
+    """Tests of one group run in one xdist worker, in order: they share its fixtures."""
+    path = nodeid.split("::")[0]
+    shares_cluster = path.startswith("tests/slurm/") and not path.endswith("test_cluster.py")
+    return "the Slurm cluster and its calm run" if shares_cluster else path
+
+
+class ByGroup(LoadScopeScheduling):
+    """Groups with more tests first. (``--dist loadgroup`` does nothing under pytest 9.2.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    return ByGroup(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

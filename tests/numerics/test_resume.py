@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_killed_and_resumed_is_bit_identical(inputs: Path, tmp_path: Path, zero_stage: int) -> None:
-    whole = Training(inputs=inputs, root=tmp_path / "whole", zero_stage=zero_stage)
-    assert whole.run() == [0, 0]
-    broken = Training(inputs=inputs, root=tmp_path / "broken", zero_stage=zero_stage)
+@pytest.fixture(scope="module", params=[0, 1, 2, 3], ids="ZeRO {}".format)
+def whole(
+    request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Training:
+    """A training of two ranks that nothing happened to, at each ZeRO stage."""
+    root = tmp_path_factory.mktemp("whole") / "run"
+    training = Training(inputs=inputs, root=root, zero_stage=request.param, global_batch=12)
+    assert training.run() == [0, 0]
+    return training
+
+
+def test_killed_and_resumed_is_bit_identical(whole: Training, tmp_path: Path) -> None:
+    broken = replace(whole, root=tmp_path / "broken")
     ranks = broken.start()
     broken.kill_after(2 * EVERY, ranks[1])
     assert all(code != 0 for code in finish(ranks)), "a rank went on without its peer"
@@ -61,15 +70,11 @@ def test_a_harmed_checkpoint_is_refused_named_and_passed_over(
     assert training.live(2)["resumed_from"] == before.name
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_another_number_of_ranks_goes_on_with_the_same_batches(
-    inputs: Path, tmp_path: Path, zero_stage: int
+    whole: Training, tmp_path: Path
 ) -> None:
     """2 -> 1 -> 3 ranks against 2 throughout."""
-    told = {"zero_stage": zero_stage, "micro_batch": 2, "global_batch": 12}
-    whole = Training(inputs=inputs, root=tmp_path / "whole", **told)
-    assert whole.run() == [0, 0]
-    moved = Training(inputs=inputs, root=tmp_path / "moved", **told)
+    moved = replace(whole, root=tmp_path / "moved")
     for lease_n, world_size in ((1, 2), (2, 1)):
         ranks = moved.start(lease_n, world_size=world_size)
         moved.kill_after(2 * EVERY * lease_n, ranks[0], lease_n)

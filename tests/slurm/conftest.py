@@ -17,13 +17,11 @@ REQUIRED = "ORCHESTRATOR_REQUIRE_SLURM"
 """Set where these tests must run: then their absence is a failure."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("slurm")
             item.add_marker("slow")
-            item.add_marker(pytest.mark.xdist_group("slurm"))  # one cluster and one calm run
 
 
 def _end_session(number: int, frame: object) -> None:
