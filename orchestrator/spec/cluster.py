@@ -32,7 +32,9 @@ from orchestrator.spec.model import (
     Word,
 )
 
-StageName = Literal["corpus", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"]
+StageName = Literal[
+    "corpus", "targets", "pretrain", "encoder", "codebook", "tokenize", "pack", "train", "evaluate"
+]
 """The stages of `plan.stages`, which the layers above this one describe."""
 
 
