@@ -1,13 +1,12 @@
 """The encoder stage: the HuBERT that turns audio into features, fixed by its weights' digest.
 
 Out: ``config.json``, ``model.safetensors`` and ``encoder.json`` (layer, frame rate, hop, receptive
-field, digest). A published model is copied into the store, so that a run needs its hub once;
-``pretrain`` trains one on the corpus.
+field, digest). A published model is copied into the store, so that a run needs its hub once; a
+pretrained one is that of the last ``pretrain`` node (role ``model``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
@@ -15,18 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import HubertConfig, HubertModel
 
 from jobs.attempt import Attempt, run_stage
-from jobs.codebook import source_roots
-from jobs.speech import pretrain, targets
-from jobs.speech.utterances import CorpusRows, WaveReader
+from jobs.speech.targets import grid_of
 from orchestrator.errors import CorruptError, RequestError
-from orchestrator.ledger.storage import sha256_of
+from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.quantities import SAMPLE_RATE_HZ
-from orchestrator.spec.recipe import Encoder, Pretrain
+from orchestrator.spec.recipe import Encoder
 
 CONFIG, WEIGHTS, DESCRIPTION = "config.json", "model.safetensors", "encoder.json"
 QUALITY = "unit_quality.json"
@@ -39,8 +34,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         facts: dict[str, Any] = {}
-        if encoder.pretrain:
-            facts = _pretrain(attempt, encoder.pretrain, folder)
+        if "model" in attempt.upstream:
+            copy_pretrained(attempt.upstream["model"].storage, folder)
         elif encoder.model:
             source = attempt.model_source(encoder.model)
             copy_published(encoder, source, folder)
@@ -56,7 +51,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
 def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
     """What later stages need to know. Raises RequestError when the recipe means another model."""
     config = HubertConfig.from_pretrained(folder)
-    grid = targets.grid_of(config.conv_kernel, config.conv_stride)
+    grid = grid_of(config.conv_kernel, config.conv_stride)
     frame_rate_hz = SAMPLE_RATE_HZ / grid.hop
     if frame_rate_hz != encoder.frame_rate_hz:
         raise RequestError(
@@ -104,37 +99,15 @@ def measured(source: Path, folder: Path) -> dict[str, Any]:
     return {"unit_quality": quality} if quality["sha256"] == sha256_of(folder / WEIGHTS) else {}
 
 
-def join_corpus(rows: CorpusRows, reader: WaveReader, spec: Pretrain) -> targets.Samples:
-    """The audio to train on, as one wave: ``max_hours`` by the hash of ids, in corpus order."""
-    drawn = rows.at(_drawn(rows, spec.max_hours))
-    grid = targets.grid_of(spec.conv_kernel, spec.conv_stride)
-    return pretrain.join((reader.read(utterance) for utterance in drawn), grid)
-
-
-def _drawn(rows: CorpusRows, max_hours: float) -> list[int]:
-    ids, num_samples = rows.ids, rows.num_samples
-    order = sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
-    filled = np.cumsum(num_samples[order])
-    return sorted(order[: np.searchsorted(filled, max_hours * 3600 * SAMPLE_RATE_HZ, side="right")])
-
-
-def _pretrain(attempt: Attempt, spec: Pretrain, folder: Path) -> dict[str, Any]:
-    torch.set_num_threads(attempt.resources.cpus_per_worker)
-    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
-    stream_S = join_corpus(rows, WaveReader(source_roots(attempt)), spec)
-
-    def pause(done: int, total: int) -> None:
-        attempt.check()
-        attempt.progress(done, total, "steps")
-
-    model = pretrain.train(spec, stream_S, attempt.out, pause=pause)
-    pretrain.save(model, folder)
-    return pretrain.summary(spec, stream_S)
+def copy_pretrained(model: Storage, folder: Path) -> None:
+    """Put the model of the last iteration of pretraining into ``folder``."""
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).write_bytes(model.read_bytes(name))
 
 
 def _download(encoder: Encoder, source: str, folder: Path) -> None:
     try:
-        model = HubertModel.from_pretrained(source, revision=encoder.revision)
+        model = HubertModel.from_pretrained(source, revision=encoder.revision or "main")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise RequestError(

@@ -99,25 +99,7 @@ class Training:
         folder = self.root / f"attempt-{lease_n}"
         folder.mkdir(parents=True)
         return RankConfig(
-            task=TASK,
-            spec=LanguageModelSpec(
-                model=Model(text_model="tiny", revision="0"),
-                context_length=16,
-                schedule=Schedule(warmup_steps=4),
-                num_units=NUM_UNITS,
-                source=str(self.inputs / "lm"),
-                pack_url=str(self.inputs / "pack"),
-            ).model_dump(mode="json"),
-            settings=TrainingSettings(
-                steps=self.steps,
-                global_batch=self.global_batch,
-                seed=3,
-                optimizer=Optimizer(lr=3e-3, weight_decay=0.01),
-                precision="fp32",
-                checkpoint=Checkpoint(every_steps=self.every_steps),
-                validate_every_steps=12,
-                max_nonfinite_in_row=self.max_nonfinite_in_row,
-            ),
+            **self.trained(),
             execution=Execution(zero_stage=self.zero_stage, micro_batch=self.micro_batch),
             out_url=self.out.url,
             lease_n=lease_n,
@@ -128,6 +110,30 @@ class Training:
             driver=driver or Process.current(),
             **self.more,
         )
+
+    def trained(self) -> dict[str, Any]:
+        """Fields of the RankConfig that say what is trained, and how."""
+        return {
+            "task": TASK,
+            "spec": LanguageModelSpec(
+                model=Model(text_model="tiny", revision="0"),
+                context_length=16,
+                schedule=Schedule(warmup_steps=4),
+                num_units=NUM_UNITS,
+                source=str(self.inputs / "lm"),
+                pack_url=str(self.inputs / "pack"),
+            ).model_dump(mode="json"),
+            "settings": TrainingSettings(
+                steps=self.steps,
+                global_batch=self.global_batch,
+                seed=3,
+                optimizer=Optimizer(lr=3e-3, weight_decay=0.01),
+                precision="fp32",
+                checkpoint=Checkpoint(every_steps=self.every_steps),
+                validate_every_steps=12,
+                max_nonfinite_in_row=self.max_nonfinite_in_row,
+            ),
+        }
 
     def start(
         self,

@@ -1,13 +1,14 @@
-"""Trains a small HuBERT from nothing by masked prediction (arXiv 2106.07447, section II).
+"""A HuBERT's masked prediction (arXiv 2106.07447, section II) as a task of the training runtime.
 
-In: utterances and ``recipe.encoder.pretrain``. Out: a folder in Hugging Face format, fp16.
-Everything drawn at a step (crops, masks) is a function of (seed, iteration, step), so a training
-killed anywhere resumes from its last state to the same bits, given the same number of threads.
+In: the corpus's audio, the labels of one iteration's targets. Out: ``config.json`` and
+``model.safetensors`` in Hugging Face format, fp16. A sample is a crop with its masks, both a
+function of (seed, iteration, number of the sample).
 
 Differs from fairseq's HuBERT: a linear softmax head instead of cosine similarity to code
-embeddings; targets are fitted on all frames in the stream; the loss on unmasked frames has a weight
+embeddings; targets are fitted on all frames of the audio; the loss on unmasked frames has a weight
 above 0, without which small models learn nothing for a long time; LayerNorm after every
-convolution, whose frames do not depend on a batch's padding.
+convolution, whose frames do not depend on a batch's padding; each crop weighs the same in the loss,
+however many of its frames are masked.
 
 Shapes: B crops, S samples at 16 kHz, T frames, K clusters, D features.
 """
@@ -15,11 +16,7 @@ Shapes: B crops, S samples at 16 kHz, T frames, K clusters, D features.
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -30,34 +27,38 @@ import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-from jobs.audio.decode import Wave
 from jobs.speech import targets
+from jobs.speech.utterances import CorpusRows, Root, WaveReader
+from jobs.training.group import RankGroup
+from jobs.training.rank import RankConfig
+from jobs.training.task import LossOf, MicroBatch, Samples, Tick
+from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
-from orchestrator.spec.recipe import Pretrain, PretrainIteration
+from orchestrator.spec.model import Spec
+from orchestrator.spec.recipe import Optimizer, Pretrain
 
-LOG_EVERY_STEPS = 50
-SAVE_EVERY_S = 240.0
-_ADAM_BETAS = (0.9, 0.98)
-_ADAM_EPS = 1e-6
-_MAX_GRAD_NORM = 1.0
+TASK = "jobs.speech.pretrain:MaskedPrediction"
+OPTIMIZER = Optimizer(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0, grad_clip=1.0)
+"""Adam's settings but for the learning rate."""
 _FINAL_LR_SHARE = 0.1
 _POSITION_KERNEL = 32
 _POSITION_GROUPS = 16
-_log = logging.getLogger(__name__)
-
-Integers = npt.NDArray[np.int64]
-Pause = Callable[[int, int], None]
-"""Called with (steps done, steps in all) between steps; may raise to end the training."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What one step sees."""
+class MaskedPredictionSpec(Spec):
+    """What a HuBERT's training is told besides what every training has."""
 
-    wav_BS: Tensor
-    is_masked_BT: Tensor
-    targets_BT: Tensor
+    pretrain: Pretrain
+    """The recipe's ``encoder.pretrain``."""
+    number: int
+    """Of the iteration, from 1 on."""
+    corpus_url: str
+    """Folder of the corpus artifact."""
+    targets_url: str
+    """Folder of the iteration's targets."""
+    roots: dict[str, Root]
+    """Where each source lies here."""
 
 
 class Learner(nn.Module):
@@ -68,12 +69,11 @@ class Learner(nn.Module):
         self.hubert = HubertModel(config)
         self.head = nn.Linear(config.hidden_size, num_clusters)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, wav_BS: Tensor, is_masked_BT: Tensor) -> Tensor:
         """``logits_BTK``."""
-        hidden_BTD = self.hubert(
-            batch.wav_BS, mask_time_indices=batch.is_masked_BT
-        ).last_hidden_state
-        return self.head(hidden_BTD)
+        hidden_BTD = self.hubert(wav_BS, mask_time_indices=is_masked_BT).last_hidden_state
+        logits_BTK: Tensor = self.head(hidden_BTD)
+        return logits_BTK
 
 
 def hubert_config(spec: Pretrain) -> HubertConfig:
@@ -100,258 +100,186 @@ def hubert_config(spec: Pretrain) -> HubertConfig:
     )
 
 
-def join(wavs: Iterable[Wave], grid: targets.Grid) -> targets.Samples:
-    """One stream of all utterances, each trimmed to whole hops: crops of it need no padding."""
-    parts = [
-        np.round(wav_S[: len(wav_S) // grid.hop * grid.hop].clip(-1, 1) * 32_767).astype(np.int16)
-        for wav_S in wavs
-    ]
-    return np.concatenate(parts)
+class Crops:
+    """Crops and masks of labelled audio, each a pure function of (seed, iteration, sample)."""
 
-
-def train(
-    spec: Pretrain, stream_S: targets.Samples, work: Storage, *, pause: Pause | None = None
-) -> HubertModel:
-    """The model of the last iteration.
-
-    ``work`` keeps states and targets below ``pretrain/``; a killed training goes on from there.
-    """
-    grid = targets.grid_of(spec.conv_kernel, spec.conv_stride)
-    steps = sum(i.steps for i in spec.iterations)
-    done, model = 0, None
-    for number, iteration in enumerate(spec.iterations, start=1):
-        trainer = Trainer(spec=spec, number=number, work=work)
-        if not trainer.load():
-            targets_T = _targets(iteration, stream_S, grid, model, work, number, spec.seed)
-            trainer.run(stream_S, targets_T, pause=pause, done_before=done, steps_in_all=steps)
-        done, model = done + iteration.steps, trainer.learner.hubert.eval()
-    if model is None:
-        raise AssertionError("Pretrain.iterations is never empty")
-    return model
-
-
-class Trainer:
-    """One iteration: its weights, its optimiser, its place."""
-
-    def __init__(self, *, spec: Pretrain, number: int, work: Storage) -> None:
-        self._spec, self._number, self._work = spec, number, work
-        self._iteration = spec.iterations[number - 1]
-        torch.manual_seed(_derived_seed(spec.seed, number))
-        self.learner = Learner(hubert_config(spec), self._iteration.num_clusters)
-        self._optimizer = torch.optim.Adam(
-            self.learner.parameters(), lr=spec.lr, betas=_ADAM_BETAS, eps=_ADAM_EPS
-        )
-        self._step = 0
-
-    def load(self) -> bool:
-        """Take up the last state, if there is one; whether the iteration is done."""
-        if self._work.exists(self._state_path):
-            state = torch.load(
-                io.BytesIO(self._work.read_bytes(self._state_path)), weights_only=True
-            )
-            self.learner.load_state_dict(state["learner"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._step = state["step"]
-            _log.info("iteration %d resumes at step %d", self._number, self._step)
-        return self._step >= self._iteration.steps
-
-    def run(
+    def __init__(
         self,
+        spec: Pretrain,
+        number: int,
+        blocks: targets.AudioBlocks,
         stream_S: targets.Samples,
-        targets_T: Integers,
-        *,
-        pause: Pause | None,
-        done_before: int,
-        steps_in_all: int,
+        labels_T: targets.Labels,
     ) -> None:
-        """Train to the end of the iteration, saving a state every few minutes and at the end."""
-        draw = CropDraw(
-            spec=self._spec, number=self._number, stream_S=stream_S, targets_T=targets_T
-        )
-        meter, saved_at = Meter(self._spec), time.monotonic()
-        self.learner.train()
-        while self._step < self._iteration.steps:
-            meter.add(self._advance(draw.batch(self._step)))
-            self._step += 1
-            if pause:
-                pause(done_before + self._step, steps_in_all)
-            if self._step % LOG_EVERY_STEPS == 0:
-                _log.info(
-                    "iteration %d step %d/%d %s",
-                    self._number,
-                    self._step,
-                    self._iteration.steps,
-                    meter.report(),
-                )
-            if time.monotonic() - saved_at >= SAVE_EVERY_S:
-                self._save()
-                saved_at = time.monotonic()
-        self._save()
+        """``stream_S`` and ``labels_T``: the samples and the labels of all blocks, in their order.
 
-    @property
-    def _state_path(self) -> str:
-        return f"pretrain/iteration-{self._number}.state"
-
-    def _save(self) -> None:
-        buffer = io.BytesIO()
-        optimizer = self._optimizer.state_dict()
-        torch.save(
-            {"step": self._step, "learner": self.learner.state_dict(), "optimizer": optimizer},
-            buffer,
-        )
-        self._work.replace(self._state_path, buffer.getvalue())
-
-    def _advance(self, batch: Batch) -> Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._spec.lr * lr_share(
-                self._step, self._iteration.steps, self._spec.warmup_steps
+        Raises DataError when no block holds a crop.
+        """
+        self._spec, self._number, self._grid = spec, number, blocks.grid
+        self._stream_S, self._labels_T = stream_S, labels_T
+        self.num_frames = blocks.grid.num_frames(int(spec.crop_s * SAMPLE_RATE_HZ))
+        choices = np.maximum(blocks.num_frames - self.num_frames + 1, 0)
+        self._choices_end = np.cumsum(choices)
+        self._first_sample = np.cumsum(blocks.num_samples) - blocks.num_samples
+        self._first_label = np.cumsum(blocks.num_frames) - blocks.num_frames
+        if not self._choices_end[-1]:
+            raise DataError(
+                f"encoder.pretrain.crop_s: no stretch of the corpus's audio lasts {spec.crop_s:g} "
+                "s; lower it or add audio"
             )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss, figures = _loss(self.learner(batch), batch, self._spec.unmasked_weight)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.learner.parameters(), _MAX_GRAD_NORM)
-        self._optimizer.step()
-        return figures
 
-
-@dataclass(frozen=True, kw_only=True)
-class CropDraw:
-    """Draws the crops and masks of each step."""
-
-    spec: Pretrain
-    number: int
-    stream_S: targets.Samples
-    targets_T: Integers
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step: a pure function of (seed, iteration, step)."""
-        grid = targets.grid_of(self.spec.conv_kernel, self.spec.conv_stride)
-        num_frames = grid.num_frames(int(self.spec.crop_s * SAMPLE_RATE_HZ))
-        rng = np.random.default_rng((self.spec.seed, self.number, step))
-        firsts = rng.integers(len(self.targets_T) - num_frames + 1, size=self.spec.batch_size)
-        wav_BS = [
-            targets.to_float(
-                self.stream_S[t * grid.hop : t * grid.hop + grid.num_samples(num_frames)]
-            )
-            for t in firsts
+    def __call__(self, sample: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``wav_S``, ``is_masked_T`` and ``targets_T`` of a sample."""
+        rng = np.random.default_rng((self._spec.seed, self._number, sample))
+        drawn = int(rng.integers(self._choices_end[-1]))
+        block = int(np.searchsorted(self._choices_end, drawn, side="right"))
+        first = drawn - int(self._choices_end[block - 1] if block else 0)
+        start_sample = int(self._first_sample[block]) + first * self._grid.hop
+        start_label = int(self._first_label[block]) + first
+        crop_S = self._stream_S[
+            start_sample : start_sample + self._grid.num_samples(self.num_frames)
         ]
-        return Batch(
-            wav_BS=torch.stack(wav_BS),
-            is_masked_BT=torch.from_numpy(draw_masks(rng, self.spec, num_frames)),
-            targets_BT=torch.from_numpy(
-                np.stack([self.targets_T[t : t + num_frames] for t in firsts])
-            ),
+        labels_T = self._labels_T[start_label : start_label + self.num_frames]
+        return (
+            targets.to_float(crop_S),
+            torch.from_numpy(draw_mask(rng, self._spec, self.num_frames)),
+            torch.from_numpy(labels_T.astype(np.int64)),
         )
 
 
-def draw_masks(rng: np.random.Generator, spec: Pretrain, num_frames: int) -> npt.NDArray[np.bool_]:
-    """``is_masked_BT``: each frame starts a span of ``mask_length`` by chance ``mask_prob``."""
-    starts_BT = rng.random((spec.batch_size, num_frames)) < spec.mask_prob
-    is_masked_BT = starts_BT.copy()
+def draw_mask(rng: np.random.Generator, spec: Pretrain, num_frames: int) -> npt.NDArray[np.bool_]:
+    """``is_masked_T``: each frame starts a span of ``mask_length`` by chance ``mask_prob``."""
+    starts_T = rng.random(num_frames) < spec.mask_prob
+    is_masked_T = starts_T.copy()
     for shift in range(1, min(spec.mask_length, num_frames)):
-        is_masked_BT[:, shift:] |= starts_BT[:, :-shift]
-    return is_masked_BT
+        is_masked_T[shift:] |= starts_T[:-shift]
+    return is_masked_T
+
+
+def masked_loss(
+    logits_BTK: Tensor, is_masked_BT: Tensor, targets_BT: Tensor, unmasked_weight: float
+) -> Tensor:
+    """Mean over crops of the mean NLL of masked frames, and by its weight of the others."""
+    nll_BT = nn.functional.cross_entropy(
+        logits_BTK.transpose(1, 2).float(), targets_BT, reduction="none"
+    )
+    masked_BT, unmasked_BT = is_masked_BT.float(), (~is_masked_BT).float()
+    # A crop may draw no mask, or nothing else: the clamp keeps that half at 0 instead of NaN.
+    masked_B = (nll_BT * masked_BT).sum(1) / masked_BT.sum(1).clamp(min=1)
+    unmasked_B = (nll_BT * unmasked_BT).sum(1) / unmasked_BT.sum(1).clamp(min=1)
+    return (masked_B + unmasked_weight * unmasked_B).mean()
 
 
 def lr_share(step: int, steps: int, warmup_steps: int) -> float:
-    """The share of the peak learning rate at a step: linear up, then linear down to a tenth."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    passed = (step - warmup_steps) / max(1, steps - warmup_steps)
+    """The share of the peak learning rate at step 1, 2, ...: linear up, then down to a tenth."""
+    if step <= warmup_steps:
+        return step / warmup_steps
+    passed = (step - 1 - warmup_steps) / max(1, steps - warmup_steps)
     return 1 - (1 - _FINAL_LR_SHARE) * passed
 
 
-class Meter:
-    """Means since the last report, and speed."""
+class MaskedPrediction:
+    """A `jobs.training.task.Task`: one iteration of HuBERT pretraining."""
 
-    def __init__(self, spec: Pretrain) -> None:
-        self._step_audio_s = spec.batch_size * spec.crop_s
-        self._reset()
+    unit = "frames"
 
-    def _reset(self) -> None:
-        self._figures: list[Tensor] = []
-        self._since = time.monotonic()
+    def __init__(self, config: RankConfig, group: RankGroup) -> None:
+        self._config = config
+        self._spec = spec = MaskedPredictionSpec.model_validate(config.spec)
+        rows = CorpusRows.read(Storage(spec.corpus_url))
+        self._blocks = targets.AudioBlocks.of(rows, spec.pretrain)
+        stream_S, labels_T = node_copy(spec, self._blocks, group, Path(config.scratch) / "audio")
+        self._crops = Crops(spec.pretrain, spec.number, self._blocks, stream_S, labels_T)
 
-    def add(self, figures: Tensor) -> None:
-        """Count one step."""
-        self._figures.append(figures)
+    @property
+    def units_per_sample(self) -> int:
+        """Frames of a crop."""
+        return self._crops.num_frames
 
-    def report(self) -> str:
-        """One line on the steps since the last report."""
-        masked, unmasked, accuracy = torch.stack(self._figures).nanmean(0).tolist()
-        speed = len(self._figures) * self._step_audio_s / (time.monotonic() - self._since)
-        self._reset()
-        return (
-            f"loss masked {masked:.3f} unmasked {unmasked:.3f} "
-            f"masked accuracy {accuracy:.3f} audio s/s {speed:.1f}"
-        )
+    @property
+    def num_samples(self) -> int:
+        """Crops of the whole training: each is drawn anew."""
+        return self._config.settings.steps * self._config.settings.global_batch
+
+    def build_model(self) -> nn.Module:
+        """A HuBERT of new weights."""
+        spec = self._spec
+        torch.manual_seed(derived_seed(spec.pretrain.seed, spec.number))
+        return Learner(*self._architecture)
+
+    @property
+    def _architecture(self) -> tuple[HubertConfig, int]:
+        spec = self._spec
+        iteration = spec.pretrain.iterations[spec.number - 1]
+        return hubert_config(spec.pretrain), iteration.num_clusters
+
+    def flops_per_sample(self, model: nn.Module) -> float:  # noqa: ARG002
+        """Not known."""
+        return 0.0
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up and decay."""
+        settings = self._config.settings
+        share = lr_share(step, settings.steps, self._spec.pretrain.warmup_steps)
+        return settings.optimizer.lr * share
+
+    def read(self, samples: Samples) -> MicroBatch:
+        """``wav_BS``, ``is_masked_BT`` and ``targets_BT`` of some crops."""
+        crops = [self._crops(int(sample)) for sample in samples]
+        return tuple(torch.stack(parts) for parts in zip(*crops, strict=True))
+
+    def loss(self, module: nn.Module, micro_batch: MicroBatch) -> Tensor:
+        """The loss of masked prediction."""
+        wav_BS, is_masked_BT, targets_BT = micro_batch
+        logits_BTK = module(wav_BS, is_masked_BT)
+        weight = self._spec.pretrain.unmasked_weight
+        return masked_loss(logits_BTK, is_masked_BT, targets_BT, weight)
+
+    def validate(self, loss_of: LossOf, group: RankGroup, tick: Tick) -> None:  # noqa: ARG002
+        """No audio is held out."""
+        return
+
+    def publish(self, model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:  # noqa: ARG002
+        """Write the HuBERT without its head."""
+        learner = Learner(*self._architecture)
+        learner.load_state_dict(dict(state))
+        save(learner.hubert, folder)
+
+    def facts(self, model: nn.Module) -> dict[str, Any]:
+        """Sizes of the model and of its data."""
+        num_parameters = sum(p.numel() for p in model.parameters())
+        return {"num_parameters": num_parameters, "hours": round(self._blocks.hours, 3)}
 
 
-def _loss(logits_BTK: Tensor, batch: Batch, unmasked_weight: float) -> tuple[Tensor, Tensor]:
-    """The loss, and (masked loss, unmasked loss, masked accuracy)."""
-    nll_BT = nn.functional.cross_entropy(
-        logits_BTK.transpose(1, 2), batch.targets_BT, reduction="none"
+def node_copy(
+    spec: MaskedPredictionSpec, blocks: targets.AudioBlocks, group: RankGroup, folder: Path
+) -> tuple[targets.Samples, targets.Labels]:
+    """All audio and all labels, mapped from files that a node's first rank makes; collective."""
+    stream, labels = folder / "samples.int16", folder / "labels.uint16"
+    if group.info.local_rank == 0 and not labels.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        reader, store = WaveReader(spec.roots), Storage(spec.targets_url)
+        with stream.open("wb") as samples_file:
+            for block in blocks.blocks:
+                targets.read_block(block, reader, blocks.grid).tofile(samples_file)
+        aside = folder / "labels.part"
+        with aside.open("wb") as labels_file:
+            for number in range(len(blocks.blocks)):
+                targets.read_labels(store, number).tofile(labels_file)
+        aside.rename(labels)  # last: it says that the samples are whole too
+    group.barrier()
+    return (
+        np.memmap(stream, np.int16, mode="r", shape=(int(blocks.num_samples.sum()),)),
+        np.memmap(labels, np.uint16, mode="r", shape=(int(blocks.num_frames.sum()),)),
     )
-    masked, unmasked = batch.is_masked_BT.float(), (~batch.is_masked_BT).float()
-    # A batch may draw no mask, or nothing else: the clamp keeps that half at 0 instead of NaN.
-    masked_loss = (nll_BT * masked).sum() / masked.sum().clamp(min=1)
-    unmasked_loss = (nll_BT * unmasked).sum() / unmasked.sum().clamp(min=1)
-    with torch.no_grad():
-        right_BT = (logits_BTK.argmax(2) == batch.targets_BT).float()
-        accuracy = (right_BT * masked).sum() / masked.sum().clamp(min=1)
-        figures = torch.stack((masked_loss.detach(), unmasked_loss.detach(), accuracy))
-    return masked_loss + unmasked_weight * unmasked_loss, figures
-
-
-def layer_features(model: HubertModel, layer: int) -> targets.Features:
-    """A function from ``wav_S`` to the layer's ``feats_TD``."""
-
-    def compute(wav_S: Tensor) -> Tensor:
-        return model(wav_S[None], output_hidden_states=True).hidden_states[layer][0]
-
-    return compute
-
-
-def _targets(
-    iteration: PretrainIteration,
-    stream_S: targets.Samples,
-    grid: targets.Grid,
-    model: HubertModel | None,
-    work: Storage,
-    number: int,
-    seed: int,
-) -> Integers:
-    """The stream's targets, fitted once: a resumed training reads what the first attempt wrote."""
-    path = f"pretrain/targets-{number}.npy"
-    if not work.exists(path):
-        if iteration.targets == "mfcc" or model is None:
-            feats_TD = targets.standardise(targets.frames_of(stream_S, grid, targets.mfcc(grid)))
-        else:
-            feats_TD = targets.frames_of(stream_S, grid, layer_features(model, iteration.targets))
-        centroids_KD = targets.fit(feats_TD, iteration.num_clusters, _derived_seed(seed, number))
-        buffer = io.BytesIO()
-        np.save(buffer, targets.label(feats_TD, centroids_KD).astype(np.uint16), allow_pickle=False)
-        work.replace(path, buffer.getvalue())
-        _log.info(
-            "iteration %d: %d targets for %d frames", number, iteration.num_clusters, len(feats_TD)
-        )
-    return np.load(io.BytesIO(work.read_bytes(path)), allow_pickle=False).astype(np.int64)
 
 
 def save(model: HubertModel, folder: Path) -> str:
     """Write ``config.json`` and ``model.safetensors`` in fp16, and return the weights' SHA-256."""
-    model.to(torch.float16).save_pretrained(folder)
+    model.half().save_pretrained(folder)
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def summary(spec: Pretrain, stream_S: targets.Samples) -> dict[str, Any]:
-    """Facts of a training, none of them a timing."""
-    return {
-        "hours": round(len(stream_S) / SAMPLE_RATE_HZ / 3600, 3),
-        "iterations": [i.model_dump() for i in spec.iterations],
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _derived_seed(seed: int, number: int) -> int:
+def derived_seed(seed: int, number: int) -> int:
+    """The seed of an iteration's first weights."""
     return int.from_bytes(hashlib.sha256(f"pretrain {seed} {number}".encode()).digest()[:4], "big")

@@ -1,16 +1,18 @@
-"""Gives every frame of a stretch of audio a cluster: what HuBERT's masked prediction predicts.
+"""Gives every frame of some audio a cluster: what HuBERT's masked prediction predicts.
 
-In: one long int16 wave whose frames lie on a grid of ``hop`` samples. Out: one integer per frame.
-Frame t covers samples ``t*hop .. t*hop + field``; MFCC windows are centred on the same stretch, so
-targets and predictions line up. k-means here works in memory on a sample of frames; the tokenizer's
-own, over many nodes, is ``jobs.speech.kmeans``.
+In: utterances in blocks; a block's utterances, each trimmed to whole hops, are one wave, whose
+frames lie on a grid. Frame t covers samples ``t*hop .. t*hop + field``; MFCC windows are centred on
+the same samples, so targets and predictions line up. Out: per block, one integer per frame.
 
-Shapes: S samples, T frames, D features, K clusters.
+Shapes: S samples, N and T frames, D features, K clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,19 +22,25 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from jobs.speech.feature_blocks import BLOCK_SAMPLES, sample_rows
+from jobs.speech.lloyd import BlocksInMemory, Fit, fit, nearest, subsample
+from jobs.speech.units import EncoderSpec, create_same, read_codebook_tensors
+from jobs.speech.utterances import CorpusRows, Root, Utterance, WaveReader, pages
+from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import Pretrain
 
 Samples = npt.NDArray[np.int16]
+Labels = npt.NDArray[np.uint16]
 Features = Callable[[Tensor], Tensor]
 """From ``wav_S`` float32 to ``feats_TD``, one row per whole frame of the wave."""
 
 CHUNK_S = 20.0
 """Seconds of audio in one pass of a feature function."""
+FIT_FRAMES = 200_000
+"""Frames that k-means is fitted on, in all blocks together."""
 _MFCC_WINDOW_SAMPLES = 400
-_FIT_FRAMES = 200_000
-_INIT_FRAMES = 20_000
-_MAX_ITERATIONS = 40
-_STOP_BELOW = 1e-4
+_MIN_STD = 1e-6
 
 
 class Grid(NamedTuple):
@@ -51,6 +59,10 @@ class Grid(NamedTuple):
         """Samples that hold exactly ``num_frames``."""
         return (num_frames - 1) * self.hop + self.field
 
+    def trimmed(self, num_samples: int) -> int:
+        """Samples of the whole hops in a wave."""
+        return num_samples // self.hop * self.hop
+
 
 def grid_of(kernels: Sequence[int], strides: Sequence[int]) -> Grid:
     """The grid of a stack of unpadded convolutions."""
@@ -61,23 +73,62 @@ def grid_of(kernels: Sequence[int], strides: Sequence[int]) -> Grid:
     return Grid(hop, field)
 
 
+@dataclass(frozen=True)
+class AudioBlocks:
+    """The audio to train on, in blocks that are a pure function of the corpus and the recipe."""
+
+    blocks: Sequence[Sequence[Utterance]]
+    grid: Grid
+
+    @classmethod
+    def of(cls, rows: CorpusRows, spec: Pretrain) -> AudioBlocks:
+        """``max_hours`` of the corpus by the hash of ids, neighbours together."""
+        drawn = sample_rows(rows.ids, rows.num_samples.tolist(), spec.max_hours, spec.seed)
+        grid = grid_of(spec.conv_kernel, spec.conv_stride)
+        return cls(list(pages(rows.at(drawn), BLOCK_SAMPLES)), grid)
+
+    @cached_property
+    def num_samples(self) -> npt.NDArray[np.int64]:
+        """Samples of each block."""
+        sizes = [sum(self.grid.trimmed(u.num_samples) for u in block) for block in self.blocks]
+        return np.array(sizes, np.int64)
+
+    @cached_property
+    def num_frames(self) -> npt.NDArray[np.int64]:
+        """Frames of each block."""
+        return np.array([self.grid.num_frames(int(n)) for n in self.num_samples], np.int64)
+
+    @property
+    def hours(self) -> float:
+        """Of audio."""
+        return float(self.num_samples.sum()) / SAMPLE_RATE_HZ / 3600
+
+
+def read_block(block: Sequence[Utterance], reader: WaveReader, grid: Grid) -> Samples:
+    """The wave of a block: crops of it need no padding."""
+    waves = [reader.read(utterance) for utterance in block]
+    trimmed = [wav_S[: grid.trimmed(len(wav_S))].clip(-1, 1) for wav_S in waves]
+    return np.round(np.concatenate(trimmed) * 32_767).astype(np.int16)
+
+
 def to_float(samples_S: Samples) -> Tensor:
     """``wav_S`` float32 in [-1, 1]."""
     return torch.from_numpy(samples_S.astype(np.float32) / 32_768)
 
 
-def frames_of(stream_S: Samples, grid: Grid, features: Features) -> npt.NDArray[np.float32]:
-    """Features of every frame of the stream, ``TD``, computed chunk by chunk."""
-    total = grid.num_frames(len(stream_S))
-    step = int(CHUNK_S * SAMPLE_RATE_HZ) // grid.hop
-    edges = [*range(0, total, step), total]
-    rows = []
+def frames_of(
+    wave_S: Samples, grid: Grid, features: Features, *, chunk_s: float = CHUNK_S
+) -> Tensor:
+    """``feats_TD`` of every frame of a wave, computed chunk by chunk."""
+    total = grid.num_frames(len(wave_S))
+    edges = [*range(0, total, int(chunk_s * SAMPLE_RATE_HZ) // grid.hop), total]
+    rows = [torch.zeros(0)] if not total else []
     for first, last in pairwise(edges):
         start = first * grid.hop
-        chunk_S = stream_S[start : start + grid.num_samples(last - first)]
+        chunk_S = wave_S[start : start + grid.num_samples(last - first)]
         with torch.inference_mode():
-            rows.append(features(to_float(chunk_S)).numpy())
-    return np.concatenate(rows)
+            rows.append(features(to_float(chunk_S)).cpu())
+    return torch.cat(rows)
 
 
 def mfcc(grid: Grid) -> Features:
@@ -107,64 +158,94 @@ def mfcc(grid: Grid) -> Features:
     return compute
 
 
-def standardise(feats_TD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Features of zero mean and unit variance, so that no dimension rules the distances."""
-    return (feats_TD - feats_TD.mean(axis=0)) / (feats_TD.std(axis=0) + 1e-6)
+def layer_of(encoder: EncoderSpec) -> Features:
+    """The output of a layer of a model that an earlier iteration has trained."""
+    hubert = encoder.load()
+    return lambda wav_S: hubert.features([wav_S.numpy()])[0]
 
 
-def fit(feats_TD: npt.NDArray[np.float32], num_clusters: int, seed: int) -> Tensor:
-    """Centroids ``KD`` of k-means (k-means++, Lloyd) on a seeded sample of the frames."""
-    rng = np.random.default_rng((seed, 0xC1))
-    sample = np.sort(rng.permutation(len(feats_TD))[:_FIT_FRAMES])
-    data_TD = torch.from_numpy(np.ascontiguousarray(feats_TD[sample], dtype=np.float32))
-    centroids_KD = _spread(data_TD, num_clusters, rng)
-    last = float("inf")
-    for _ in range(_MAX_ITERATIONS):
-        labels_T, inertia = _assign(data_TD, centroids_KD)
-        if last - inertia < _STOP_BELOW * inertia:
-            break
-        last = inertia
-        centroids_KD = _means(data_TD, labels_T, centroids_KD)
-    return centroids_KD
+@dataclass(frozen=True, kw_only=True)
+class TargetTask:
+    """A block to be sampled, or to be labelled."""
+
+    block: int
+    utterances: Sequence[Utterance]
+    count: int = 0
+    """Frames to be sampled; 0 labels the block."""
+    seed: int = 0
 
 
-def label(feats_TD: npt.NDArray[np.float32], centroids_KD: Tensor) -> npt.NDArray[np.int64]:
+class TargetWorker:
+    """The targets stage's worker: samples a block's features, or writes its labels."""
+
+    def __init__(
+        self, encoder: EncoderSpec | None, grid: Grid, roots: Mapping[str, Root], out_url: str
+    ) -> None:
+        """``encoder``: where features come from; MFCC when there is none."""
+        self._features = layer_of(encoder) if encoder else mfcc(grid)
+        self._grid, self._reader, self._out = grid, WaveReader(roots), Storage(out_url)
+
+    def __call__(self, task: TargetTask) -> Tensor | None:
+        """The frames of a sample; None for labels, which are in the artifact then."""
+        wave_S = read_block(task.utterances, self._reader, self._grid)
+        feats_TD = frames_of(wave_S, self._grid, self._features)
+        if task.count:
+            return subsample(feats_TD, task.count, seed=task.seed, block=task.block)
+        write_labels(self._out, task.block, label(feats_TD, self._clusters))
+        return None
+
+    @cached_property
+    def _clusters(self) -> dict[str, Tensor]:
+        return read_codebook_tensors(self._out)
+
+
+def scaling_of(feats_ND: Tensor, *, standardise: bool) -> dict[str, Tensor]:
+    """What is taken from features and what they are divided by, ``D`` each.
+
+    Nothing, unless ``standardise``, which lets no dimension rule the distances.
+    """
+    if not standardise:
+        return {"mean": torch.zeros(feats_ND.shape[1]), "std": torch.ones(feats_ND.shape[1])}
+    exact_ND = feats_ND.double()
+    std_D = exact_ND.std(0, correction=0).float() + _MIN_STD
+    return {"mean": exact_ND.mean(0).float(), "std": std_D}
+
+
+def fit_clusters(
+    blocks: Sequence[Tensor],
+    scaling: Mapping[str, Tensor],
+    num_clusters: int,
+    seed: int,
+    on_iteration: Callable[[int, float], None] = lambda _number, _inertia: None,
+) -> Fit:
+    """k-means on samples of blocks. Raises DataError when they hold too few frames."""
+    scaled = [(feats_ND - scaling["mean"]) / scaling["std"] for feats_ND in blocks]
+    return fit(BlocksInMemory(scaled), num_clusters, seed, on_iteration=on_iteration)
+
+
+def label(feats_TD: Tensor, clusters: Mapping[str, Tensor]) -> Labels:
     """The nearest centroid of every frame."""
-    parts = [
-        _assign(torch.from_numpy(part), centroids_KD)[0].numpy()
-        for part in np.array_split(
-            np.ascontiguousarray(feats_TD, dtype=np.float32), len(feats_TD) // 65_536 + 1
-        )
-    ]
-    return np.concatenate(parts)
+    if not len(feats_TD):
+        return np.zeros(0, np.uint16)
+    scaled_TD = (feats_TD - clusters["mean"]) / clusters["std"]
+    labels_T: Labels = nearest(scaled_TD, clusters["centroids"])[0].numpy().astype(np.uint16)
+    return labels_T
 
 
-def _spread(data_TD: Tensor, num_clusters: int, rng: np.random.Generator) -> Tensor:
-    """k-means++: each next centroid is a frame drawn by its squared distance to those chosen."""
-    pool_TD = data_TD[torch.from_numpy(rng.permutation(len(data_TD))[:_INIT_FRAMES])]
-    chosen = [int(rng.integers(len(pool_TD)))]
-    nearest_T = (pool_TD - pool_TD[chosen[0]]).square().sum(1).double()
-    for _ in range(num_clusters - 1):
-        reached = rng.random() * float(nearest_T.sum())
-        chosen.append(min(int(torch.searchsorted(nearest_T.cumsum(0), reached)), len(pool_TD) - 1))
-        distance_T = (pool_TD - pool_TD[chosen[-1]]).square().sum(1).double()
-        nearest_T = torch.minimum(nearest_T, distance_T)
-    return pool_TD[chosen].clone()
+def labels_path(block: int) -> str:
+    """Where a block's labels lie below the targets' artifact."""
+    return f"shards/{block // 1000:03d}/{block:06d}.npy"
 
 
-def _assign(data_TD: Tensor, centroids_KD: Tensor) -> tuple[Tensor, float]:
-    half_K = centroids_KD.square().sum(1) / 2
-    best = (data_TD @ centroids_KD.T - half_K).max(1)
-    inertia = float(
-        data_TD.square().sum(dtype=torch.float64) - 2 * best.values.sum(dtype=torch.float64)
-    )
-    return best.indices, inertia
+def write_labels(out: Storage, block: int, labels_T: Labels) -> None:
+    """Create a block's labels, or find the same there. Raises CorruptError when they differ."""
+    buffer = io.BytesIO()
+    np.save(buffer, labels_T, allow_pickle=False)
+    create_same(out, labels_path(block), buffer.getvalue())
 
 
-def _means(data_TD: Tensor, labels_T: Tensor, centroids_KD: Tensor) -> Tensor:
-    """Means of the clusters; an empty one stays where it is."""
-    sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64)
-    sums_KD.index_add_(0, labels_T, data_TD.double())
-    counts_K = torch.bincount(labels_T, minlength=len(centroids_KD))
-    means_KD = (sums_KD / counts_K.clamp(min=1)[:, None]).float()
-    return torch.where(counts_K[:, None] > 0, means_KD, centroids_KD)
+def read_labels(targets: Storage, block: int) -> Labels:
+    """A block's labels."""
+    data = io.BytesIO(targets.read_bytes(labels_path(block)))
+    labels_T: Labels = np.load(data, allow_pickle=False)
+    return labels_T

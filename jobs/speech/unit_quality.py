@@ -31,7 +31,8 @@ from transformers import HubertModel
 
 from jobs.audio.corpora import list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
-from jobs.speech import pretrain, targets
+from jobs.speech import targets
+from jobs.speech.lloyd import BlocksInMemory, fit, nearest
 from orchestrator.errors import BackendError, OrchestratorError, RequestError
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Source
@@ -154,16 +155,17 @@ def compare(
     k-means is fitted on the training speech, as it is for the tokenizer.
     """
     grid = targets.grid_of(model.config.conv_kernel, model.config.conv_stride)
-    said = [phones_at(s, grid) for s in test]
-    names = sorted({phone for phones in said for phone in phones} - PAUSES)
+    spoken = [phones_at(s, grid) for s in test]
+    names = sorted({phone for phones in spoken for phone in phones} - PAUSES)
     rows = []
     for name, features in _contenders(model, grid, train, layers):
-        train_TD = np.concatenate([features(wav_S) for wav_S in train])
-        test_TD = np.concatenate([features(s.wav_S) for s in test])
-        heard = np.array([names.index(p) if p in names else -1 for phones in said for p in phones])
+        train_feats = BlocksInMemory([torch.from_numpy(features(wav_S)) for wav_S in train])
+        test_TD = torch.from_numpy(np.concatenate([features(s.wav_S) for s in test]))
+        phones_T = np.array([names.index(p) if p in names else -1 for ps in spoken for p in ps])
+        is_phone_T = phones_T >= 0
         for k in num_clusters:
-            units_T = targets.label(test_TD, targets.fit(train_TD, k, seed))
-            rows.append(Scored(name, k, score(heard[heard >= 0], units_T[heard >= 0])))
+            units_T = nearest(test_TD, fit(train_feats, k, seed).centroids)[0].numpy()
+            rows.append(Scored(name, k, score(phones_T[is_phone_T], units_T[is_phone_T])))
     return rows
 
 
@@ -277,7 +279,16 @@ def _contenders(
     mean_D, std_D = seen_TD.mean(axis=0), seen_TD.std(axis=0) + 1e-6
     yield "mfcc standardised", lambda wav_S: (mfcc(wav_S) - mean_D) / std_D
     for layer in layers:
-        yield f"encoder layer {layer}", _numpy(pretrain.layer_features(model, layer))
+        yield f"encoder layer {layer}", _numpy(_layer_of(model, layer))
+
+
+def _layer_of(model: HubertModel, layer: int) -> targets.Features:
+    def compute(wav_S: torch.Tensor) -> torch.Tensor:
+        hidden_states = model(wav_S[None], output_hidden_states=True).hidden_states
+        feats_TD: torch.Tensor = hidden_states[layer][0]
+        return feats_TD
+
+    return compute
 
 
 def _numpy(features: targets.Features) -> Callable[[Wave], Floats]:

@@ -42,7 +42,7 @@ SHARD_SCHEMA = pa.schema(
         ("num_samples", pa.int64()),
     ]
 )
-CODEBOOK = "codebook.safetensors"
+CODEBOOK, CODEBOOK_FACTS = "codebook.safetensors", "codebook.json"
 
 
 def deduplicated(units_T: Units) -> tuple[Units, Units]:
@@ -127,28 +127,36 @@ class ShardStats:
         return self.num_samples / SAMPLE_RATE_HZ
 
 
-def write_codebook(out: Storage, centroids_KD: Tensor, notes: Mapping[str, float | int]) -> str:
-    """Create ``codebook.safetensors`` and ``codebook.json``; the SHA-256 of the former.
+def write_codebook(
+    out: Storage, centroids_KD: Tensor, notes: Mapping[str, float | int], **more: Tensor
+) -> str:
+    """Create ``codebook.safetensors`` and, after it, ``codebook.json``; the SHA-256 of the former.
 
     What a killed attempt left is completed: the same fit gives the same bytes.
     """
-    data = save({"centroids": centroids_KD.contiguous()})
+    data = save({"centroids": centroids_KD.contiguous(), **more})
     digest = hashlib.sha256(data).hexdigest()
     num_clusters, dim = centroids_KD.shape
     about = {"num_clusters": num_clusters, "dim": dim, "sha256": digest, **notes}
     create_same(out, CODEBOOK, data)
-    create_same(out, "codebook.json", (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
+    create_same(out, CODEBOOK_FACTS, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
     return digest
 
 
 def read_codebook(codebook: Storage) -> Tensor:
     """``centroids_KD`` of a codebook artifact. Raises CorruptError when its digest is another."""
-    data, about = codebook.read_bytes(CODEBOOK), codebook.read_json("codebook.json")
+    return read_codebook_tensors(codebook)["centroids"]
+
+
+def read_codebook_tensors(codebook: Storage) -> dict[str, Tensor]:
+    """Everything `write_codebook` was given. Raises CorruptError when its digest is another."""
+    data, about = codebook.read_bytes(CODEBOOK), codebook.read_json(CODEBOOK_FACTS)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise CorruptError(
             f"{codebook.url}/{CODEBOOK}: bytes differ from codebook.json's sha256; fit it again"
         )
-    return load(data)["centroids"]
+    tensors: dict[str, Tensor] = load(data)
+    return tensors
 
 
 def create_same(out: Storage, path: str, data: bytes) -> None:

@@ -5,16 +5,17 @@ What only one backend asks for, its executor knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from orchestrator.control.executor import Request, executor_of
 from orchestrator.errors import RequestError
-from orchestrator.plan.execution import execution_of
+from orchestrator.plan.execution import execution_of, pretrain_execution
 from orchestrator.plan.planner import Variant
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
-from orchestrator.spec.recipe import Recipe, Source
+from orchestrator.spec.recipe import Execution, Recipe, Source
 
 JOB_PACKAGES = (
     "torch",
@@ -75,13 +76,18 @@ def _missing_accelerators(
 
 def impossible_splits(variants: Sequence[Variant], cluster: Cluster, where: str) -> tuple[str, ...]:
     """Why this cluster's ranks cannot share the variants' batches, and which sizes would do."""
-    world_size = cluster.resources_of("train").world_size
     problems = []
     for variant in variants:
-        try:
-            execution_of(variant.recipe.train, world_size)
-        except RequestError as error:
-            problems.append(f"{where}: resources.train: {world_size} ranks: {error}")
+        train, pretrain = variant.recipe.train, variant.recipe.encoder.pretrain
+        splits: dict[str, Callable[[int], Execution]] = {"train": partial(execution_of, train)}
+        if pretrain:
+            splits["pretrain"] = partial(pretrain_execution, pretrain)
+        for stage, split in splits.items():
+            world_size = cluster.resources_of(stage).world_size
+            try:
+                split(world_size)
+            except RequestError as error:
+                problems.append(f"{where}: resources.{stage}: {world_size} ranks: {error}")
     return tuple(dict.fromkeys(problems))
 
 

@@ -69,6 +69,8 @@ class Store:
             )
         return Found(
             complete=False,
-            shards_done=sum(name.endswith(".parquet") for name in artifact.storage.list("shards")),
+            shards_done=sum(
+                name.endswith((".parquet", ".npy")) for name in artifact.storage.list("shards")
+            ),
             step=checkpoints.newest_step(artifact.storage),
         )

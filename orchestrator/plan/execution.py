@@ -6,7 +6,7 @@ Pure, so that a split that cannot be is refused before anything starts.
 from __future__ import annotations
 
 from orchestrator.errors import RequestError
-from orchestrator.spec.recipe import Execution, Train
+from orchestrator.spec.recipe import Execution, Pretrain, Train
 
 MAX_MICRO_BATCH_TOKENS = 16_384
 DEVICE_OOM = r"CUDA out of memory|OutOfMemoryError|HIP out of memory"
@@ -41,6 +41,23 @@ def execution_of(train: Train, world_size: int, max_micro_batch: int | None = No
     if max_micro_batch and execution.micro_batch > max_micro_batch:
         return execution.model_copy(update={"micro_batch": _divisor(share, max_micro_batch)})
     return execution
+
+
+def pretrain_execution(
+    pretrain: Pretrain, world_size: int, max_micro_batch: int | None = None
+) -> Execution:
+    """How ranks share a batch of crops: all of a rank's at once, where they fit the device.
+
+    Raises RequestError when the batch does not divide.
+    """
+    share, rest = divmod(pretrain.batch_size, world_size)
+    if rest or not share:
+        ranks = [n for n in range(1, pretrain.batch_size + 1) if pretrain.batch_size % n == 0]
+        raise RequestError(
+            f"encoder.pretrain.batch_size: {pretrain.batch_size} crops cannot be shared equally by "
+            f"{world_size} ranks; use a number of ranks out of {', '.join(map(str, ranks))}"
+        )
+    return Execution(zero_stage=0, micro_batch=_divisor(share, max_micro_batch or share))
 
 
 def _derived(train: Train, share: int) -> Execution:

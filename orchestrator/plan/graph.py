@@ -7,7 +7,7 @@ A node is a stage with a name of its own, so that a stage can stand in a plan mo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.plan.stages import BY_NAME, Stage
@@ -40,13 +40,26 @@ def nodes_of(recipe: Recipe) -> tuple[Node, ...]:
     """The nodes of one variant, each after those that it reads."""
     return (
         _node("corpus"),
-        _node("encoder", corpus="corpus") if recipe.encoder.pretrain else _node("encoder"),
+        *_encoder_nodes(recipe),
         _node("codebook", corpus="corpus", encoder="encoder"),
         _node("tokenize", corpus="corpus", encoder="encoder", codebook="codebook"),
         _node("pack", tokenize="tokenize"),
         _node("train", pack="pack", codebook="codebook"),
         *(_node(name, pack="pack", train="train") for name, section in recipe.evaluate if section),
     )
+
+
+def _encoder_nodes(recipe: Recipe) -> Iterator[Node]:
+    """Targets and training of each iteration of pretraining, and the encoder that comes of it."""
+    model: dict[str, str] = {}
+    for number, iteration in (
+        enumerate(recipe.encoder.pretrain.iterations, start=1) if recipe.encoder.pretrain else ()
+    ):
+        earlier = {} if iteration.targets == "mfcc" else model
+        yield _node(f"targets.{number}", corpus="corpus", **earlier)
+        yield _node(f"pretrain.{number}", corpus="corpus", targets=f"targets.{number}")
+        model = {"model": f"pretrain.{number}"}
+    yield _node("encoder", **model)
 
 
 def _node(name: str, **inputs: str) -> Node:

@@ -99,9 +99,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
 def nearest_changes(new: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     """What differs from the most similar of ``others``; empty when none is near.
 
-    Near is what differs in a handful of fields and agrees in most; upstream keys may differ.
+    Near is what is made of the same roles, differs in a handful of fields and agrees in most.
     """
-    nearest = min((changes(old, new) for old in others), key=lambda c: (len(c), c), default=())
+    roles = set(new.get("upstream", ()))
+    alike = (changes(old, new) for old in others if set(old.get("upstream", ())) == roles)
+    nearest = min(alike, key=lambda c: (len(c), c), default=())
     num_fields = sum(not name.startswith("upstream.") for name in flatten(new))
     num_changed = sum(not change.startswith("upstream.") for change in nearest)
     return nearest if num_changed <= min(_MAX_CHANGES, (num_fields - 1) // 2) else ()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from orchestrator.plan.keys import keyed
 from orchestrator.spec.cluster import RETIRED
-from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.recipe import Pretrain, PretrainIteration, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +68,32 @@ def _corpus(recipe: Recipe, facts: Facts, _part: str) -> dict[str, Any]:
     return {"corpus": keyed(recipe.corpus), "listing": listings}
 
 
+def _pretraining(recipe: Recipe, part: str) -> tuple[Pretrain, PretrainIteration]:
+    """The recipe's pretraining, and the iteration that a node is a part of."""
+    assert recipe.encoder.pretrain, "only recipes that pretrain have such nodes"
+    return recipe.encoder.pretrain, recipe.encoder.pretrain.iterations[int(part) - 1]
+
+
+def _targets(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
+    pretrain, iteration = _pretraining(recipe, part)
+    audio = {"max_hours", "seed", "conv_kernel", "conv_stride"}
+    fields = pretrain.model_dump(mode="json", exclude_defaults=True, include=audio)
+    clusters = {"targets": iteration.targets, "num_clusters": iteration.num_clusters}
+    return {"encoder": {"pretrain": {**fields, **clusters}}}
+
+
+def _pretrain(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
+    pretrain, iteration = _pretraining(recipe, part)
+    elsewhere = {"iterations", "checkpoint"}
+    fields = pretrain.model_dump(mode="json", exclude_defaults=True, exclude=elsewhere)
+    own = {"iteration": int(part), "num_clusters": iteration.num_clusters, "steps": iteration.steps}
+    return {"encoder": {"pretrain": {**fields, **own}}}
+
+
 def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     encoder = recipe.encoder
     if encoder.pretrain:
-        return {"encoder": {"pretrain": keyed(encoder.pretrain)}}
+        return {}  # the model that it reads decides
     pin = (
         {"sha256": encoder.sha256}
         if encoder.sha256
@@ -145,11 +167,29 @@ STAGES: tuple[Stage, ...] = (
         fields=_corpus,
     ),
     Stage(
+        name="targets",
+        module="jobs.targets",
+        version=1,
+        fields=_targets,
+        roles=("corpus", "model"),
+        runs_as="workers",
+    ),
+    Stage(
+        name="pretrain",
+        module="jobs.pretrain",
+        version=1,
+        fields=_pretrain,
+        roles=("corpus", "targets"),
+        runs_as="ranks",
+        counts="steps",
+        steps=lambda recipe, part: _pretraining(recipe, part)[1].steps,
+    ),
+    Stage(
         name="encoder",
         module="jobs.encoder",
         version=1,
         fields=_encoder,
-        roles=("corpus",),
+        roles=("model",),
     ),
     Stage(
         name="codebook",

@@ -26,7 +26,16 @@ from orchestrator.spec.model import (
 )
 
 StageName = Literal[
-    "corpus", "encoder", "codebook", "tokenize", "pack", "train", "perplexity", "continuations"
+    "corpus",
+    "targets",
+    "pretrain",
+    "encoder",
+    "codebook",
+    "tokenize",
+    "pack",
+    "train",
+    "perplexity",
+    "continuations",
 ]
 """The stages of `plan.stages`, which the layers above this one describe."""
 RETIRED = "evaluate"

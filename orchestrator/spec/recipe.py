@@ -85,6 +85,20 @@ class Corpus(Spec):
         return self
 
 
+class Checkpoint(Spec):
+    """When training state is made durable; changes no result, so it is in no key."""
+
+    every_steps: PositiveInt | Literal["auto"] = 500
+    """Steps between checkpoints; ``auto``: as many as take sqrt(2 C M) seconds, for the measured
+    stall C of a checkpoint and the mean time M between failures (Young 1974, Daly 2006)."""
+    every_min: PositiveFloat | None = None
+    """Minutes between checkpoints, in place of ``every_steps``."""
+    keep_last: Annotated[Int, Field(ge=2)] = 2
+    """Newest checkpoints kept; never fewer than two."""
+    keep_every_steps: PositiveInt | None = None
+    """Also keep every checkpoint whose step divides by this."""
+
+
 class PretrainIteration(Spec):
     """One pass of HuBERT's masked prediction, with its own targets."""
 
@@ -134,7 +148,9 @@ class Pretrain(Spec):
     max_hours: PositiveFloat = 8.0
     """Hours of audio drawn from the corpus."""
     seed: Count = 0
-    """Seed of weights, crops and masks."""
+    """Seed of the choice of audio, of weights, crops and masks."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When training state is saved."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -247,20 +263,6 @@ class Schedule(Spec):
     """Shape after the warm-up; TWIST uses inverse_sqrt."""
     warmup_steps: Count = 100
     """Steps of linear warm-up."""
-
-
-class Checkpoint(Spec):
-    """When training state is made durable; changes no result, so it is in no key."""
-
-    every_steps: PositiveInt | Literal["auto"] = 500
-    """Steps between checkpoints; ``auto``: as many as take sqrt(2 C M) seconds, for the measured
-    stall C of a checkpoint and the mean time M between failures (Young 1974, Daly 2006)."""
-    every_min: PositiveFloat | None = None
-    """Minutes between checkpoints, in place of ``every_steps``."""
-    keep_last: Annotated[Int, Field(ge=2)] = 2
-    """Newest checkpoints kept; never fewer than two."""
-    keep_every_steps: PositiveInt | None = None
-    """Also keep every checkpoint whose step divides by this."""
 
 
 class Execution(Spec):

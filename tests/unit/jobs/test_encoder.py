@@ -6,19 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 from transformers import HubertModel
 
-from jobs.audio.corpora import list_recordings
-from jobs.corpus import probe, write_tables
-from jobs.encoder import copy_published, describe, join_corpus, measured
+from jobs.encoder import copy_pretrained, copy_published, describe, measured
 from jobs.speech import pretrain
-from jobs.speech.utterances import CorpusRows, Root, WaveReader
 from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.recipe import Corpus, Encoder, Pretrain, Source
+from orchestrator.spec.recipe import Encoder, Pretrain
 
 SMALL = Pretrain.model_validate(
     {
@@ -65,6 +60,13 @@ def test_published_weights_are_copied_and_described(
     }
 
 
+def test_pretrained_weights_are_copied(published: tuple[Path, str], into: Path) -> None:
+    folder, digest = published
+    copy_pretrained(Storage(str(folder)), into)
+    assert describe(encoder_of(digest), into)["sha256"] == digest
+    assert {p.name for p in into.iterdir()} == {"config.json", "model.safetensors"}
+
+
 def test_other_weights_than_the_recipe_names_are_refused(
     published: tuple[Path, str], into: Path
 ) -> None:
@@ -105,22 +107,3 @@ def test_figures_count_only_for_the_weights_they_were_measured_on(
         quality = {"sha256": sha256, "encoder_pnmi": 0.5}
         (folder / "unit_quality.json").write_text(json.dumps(quality))
         assert measured(folder, into) == ({"unit_quality": quality} if found else {})
-
-
-def test_the_stream_is_max_hours_of_whole_hops_in_corpus_order(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    (root / "en").mkdir(parents=True)
-    for i in range(8):
-        # Constant waves: the stream's values then say which utterances it holds, in which order.
-        soundfile.write(root / f"en/{i}.wav", np.full(8_100, (i + 1) / 10), 16_000, subtype="FLOAT")
-    source = Source(name="s")
-    corpus = Corpus(sources=(source,))
-    wanted = list_recordings(source, root)
-    out = Storage(str(tmp_path / "out"))
-    write_tables(out, corpus, wanted, [probe(r, root, corpus.windows) for r in wanted], [])
-    spec = SMALL.model_copy(update={"max_hours": 5 * 8_100 / 16_000 / 3600})
-    stream_S = join_corpus(CorpusRows.read(out), WaveReader({"s": Root(root)}), spec)
-    assert len(stream_S) == 5 * 8_000
-    heard = [round(float(v) / 32_767 * 10) for v in stream_S[::8_000]]
-    assert heard == sorted(heard)
-    assert len(set(heard)) == 5

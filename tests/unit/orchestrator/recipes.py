@@ -52,8 +52,8 @@ def plan_of(recipe: Recipe, **how: Any) -> Plan:
 
 
 def keys_of(plan: Plan) -> dict[str, str]:
-    """Stage to key, for a plan of one variant."""
-    return {i.stage: i.key for i in plan.instances}
+    """Node to key, for a plan of one variant."""
+    return {i.node: i.key for i in plan.instances}
 
 
 def cluster(store: str, **settings: Any) -> Cluster:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import RequestError
-from orchestrator.plan.execution import execution_of
-from orchestrator.spec.recipe import Execution, Train
+from orchestrator.plan.execution import execution_of, pretrain_execution
+from orchestrator.spec.recipe import Execution, Pretrain, Train
 
 
 def train(
@@ -77,3 +77,13 @@ def test_a_micro_batch_that_did_not_fit_is_made_smaller_at_the_same_global_batch
     assert execution_of(train(32, micro_batch=8), 2, max_micro_batch=4).micro_batch == 4
     assert execution_of(train(12), 2, max_micro_batch=4).micro_batch == 3
     assert execution_of(train(32, micro_batch=2), 2, max_micro_batch=4).micro_batch == 2
+
+
+def test_a_rank_takes_all_its_crops_at_once_unless_they_did_not_fit() -> None:
+    pretrain = Pretrain.model_validate({"batch_size": 12, "iterations": [{"steps": 1}]})
+    assert pretrain_execution(pretrain, 2).micro_batch == 6
+    assert pretrain_execution(pretrain, 2, max_micro_batch=4).micro_batch == 3
+    with pytest.raises(
+        RequestError, match=r"batch_size: 12 crops .* by 5 ranks; .* 1, 2, 3, 4, 6, 12"
+    ):
+        pretrain_execution(pretrain, 5)

@@ -20,12 +20,12 @@ def test_each_node_comes_after_those_that_it_reads() -> None:
             assert set(node.inputs.values()) <= set(names[:n])
 
 
-def test_only_an_encoder_that_is_trained_here_reads_the_corpus() -> None:
+def test_only_an_encoder_that_is_trained_here_reads_a_model() -> None:
     inputs = [
         next(n.inputs for n in nodes_of(r) if n.name == "encoder")
         for r in (recipe(), pretrained_recipe())
     ]
-    assert inputs == [{}, {"corpus": "corpus"}]
+    assert inputs == [{}, {"model": "pretrain.1"}]
 
 
 def test_a_node_is_named_by_its_stage_and_part() -> None:

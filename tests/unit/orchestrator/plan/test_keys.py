@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import create_model
 
+from orchestrator.plan.graph import nodes_of
 from orchestrator.plan.keys import (
     canonical_json,
     changes,
@@ -102,36 +103,44 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("evaluate.continuations.seed", 1, "continuations"),
     ("tracking.tensorboard", False, NEVER),
 )
-PRETRAIN_FIELDS: tuple[tuple[str, Any], ...] = (
-    ("conv_dim", [16, 16, 16, 16, 16]),
-    ("conv_kernel", [10, 8, 4, 4, 2]),
-    ("conv_stride", [5, 4, 4, 2, 4]),
-    ("hidden_size", 96),
-    ("num_layers", 3),
-    ("num_heads", 2),
-    ("intermediate_size", 96),
-    ("iterations", [{"targets": "mfcc", "steps": 6}]),
-    ("lr", 1e-4),
-    ("warmup_steps", 1),
-    ("batch_size", 2),
-    ("crop_s", 1),
-    ("mask_prob", 0.1),
-    ("mask_length", 5),
-    ("unmasked_weight", 0),
-    ("max_hours", 1),
-    ("seed", 3),
+# Field below encoder.pretrain, another value, the first node that it changes.
+PRETRAIN_FIELDS: tuple[tuple[str, Any, str | None], ...] = (
+    ("conv_dim", [16, 16, 16, 16, 16], "pretrain.1"),
+    ("conv_kernel", [10, 8, 4, 4, 2], "targets.1"),
+    ("conv_stride", [5, 4, 4, 2, 4], "targets.1"),
+    ("hidden_size", 96, "pretrain.1"),
+    ("num_layers", 3, "pretrain.1"),
+    ("num_heads", 2, "pretrain.1"),
+    ("intermediate_size", 96, "pretrain.1"),
+    ("iterations", [{"targets": "mfcc", "steps": 6}], "pretrain.1"),
+    ("lr", 1e-4, "pretrain.1"),
+    ("warmup_steps", 1, "pretrain.1"),
+    ("batch_size", 2, "pretrain.1"),
+    ("crop_s", 1, "pretrain.1"),
+    ("mask_prob", 0.1, "pretrain.1"),
+    ("mask_length", 5, "pretrain.1"),
+    ("unmasked_weight", 0, "pretrain.1"),
+    ("max_hours", 1, "targets.1"),
+    ("seed", 3, "targets.1"),
+    ("checkpoint.every_steps", 5, NEVER),
+    ("checkpoint.keep_last", 3, NEVER),
+    ("checkpoint.keep_every_steps", 10, NEVER),
+    ("checkpoint.every_min", 5.0, NEVER),
 )
 
 
 def changed(base: Recipe, other: Recipe) -> list[str]:
-    """Stages whose keys differ."""
+    """Nodes whose keys differ."""
     before, after = keys_of(plan_of(base)), keys_of(plan_of(other))
-    return [stage for stage in ORDER if before[stage] != after[stage]]
+    return [node for node in before if before[node] != after[node]]
 
 
-def after(first: str | None, *, without: tuple[str, ...] = ()) -> list[str]:
-    stages = ORDER[ORDER.index(first) :] if first else []
-    return [stage for stage in stages if stage not in without]
+def after(
+    first: str | None, of: Recipe | None = None, *, without: tuple[str, ...] = ()
+) -> list[str]:
+    """A node of a recipe and those after it."""
+    nodes = [node.name for node in nodes_of(of or recipe())]
+    return [node for node in nodes[nodes.index(first) :] if node not in without] if first else []
 
 
 @pytest.mark.parametrize(("field", "value", "first"), FIELDS, ids=[f[0] for f in FIELDS])
@@ -143,20 +152,34 @@ def test_a_field_changes_its_stage_and_the_later_ones(
     assert changed(recipe(), recipe(**{field: value})) == after(first, without=without)
 
 
-@pytest.mark.parametrize(("field", "value"), PRETRAIN_FIELDS, ids=[f[0] for f in PRETRAIN_FIELDS])
-def test_everything_under_pretrain_changes_the_encoder(field: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "first"), PRETRAIN_FIELDS, ids=[f[0] for f in PRETRAIN_FIELDS]
+)
+def test_a_field_of_pretraining_changes_its_node_and_the_later_ones(
+    field: str, value: Any, first: str | None
+) -> None:
+    base = pretrained_recipe()
     other = pretrained_recipe(**{f"encoder.pretrain.{field}": value})
-    assert changed(pretrained_recipe(), other) == after("encoder")
+    assert changed(base, other) == after(first, base)
+
+
+def test_a_later_iteration_changes_nothing_of_those_before() -> None:
+    iterations = [{"targets": "mfcc", "steps": 5}, {"targets": 1, "steps": 5}]
+    base = pretrained_recipe(**{"encoder.pretrain.iterations": iterations})
+    for change, first in (({"targets": 2}, "targets.2"), ({"steps": 6}, "pretrain.2")):
+        changed_iterations = [iterations[0], iterations[1] | change]
+        other = pretrained_recipe(**{"encoder.pretrain.iterations": changed_iterations})
+        assert changed(base, other) == after(first, base)
 
 
 def test_a_pretrained_encoder_depends_on_its_corpus() -> None:
-    other = pretrained_recipe(**{"corpus.data_fraction": 0.5})
-    assert changed(pretrained_recipe(), other) == ORDER
+    base, other = pretrained_recipe(), pretrained_recipe(**{"corpus.data_fraction": 0.5})
+    assert changed(base, other) == after("corpus", base)
 
 
 def test_no_field_of_the_recipe_was_forgotten_here() -> None:
     known = {name for name, _, _ in FIELDS} | {"sweep", "encoder.pretrain"}
-    known |= {f"encoder.pretrain.{name}" for name, _ in PRETRAIN_FIELDS}
+    known |= {f"encoder.pretrain.{name}" for name, _, _ in PRETRAIN_FIELDS}
     fields = {*_leaves(recipe().model_dump()), *_leaves(pretrained_recipe().model_dump())}
     assert fields - {"corpus.sources"} == known - {"corpus.sources"}
 

@@ -31,7 +31,7 @@ def decisions(plan: Plan) -> dict[str, tuple[str, str]]:
 
 def test_one_variant_has_one_instance_a_stage_in_data_order() -> None:
     plan = plan_of(recipe())
-    assert [i.stage for i in plan.instances] == [s.name for s in STAGES]
+    assert [i.stage for i in plan.instances] == [node.name for node in nodes_of(recipe())]
     assert all(i.id == f"{i.node}-{i.key[:12]}" == i.leader for i in plan.instances)
     assert plan.variants == (
         {"name": "base", "overrides": {}, "instances": {i.stage: i.id for i in plan.instances}},
@@ -49,10 +49,19 @@ def test_needs_are_the_upstream_instances() -> None:
         assert needs[score] == {s: ids[s] for s in ("pack", "train")}
 
 
-def test_pretraining_needs_the_corpus() -> None:
-    plan = plan_of(pretrained_recipe())
-    encoder = next(i for i in plan.instances if i.stage == "encoder")
-    assert list(encoder.needs) == ["corpus"]
+def test_each_iteration_of_pretraining_needs_its_targets_and_the_model_before() -> None:
+    iterations = [{"targets": "mfcc", "steps": 5}, {"targets": 1, "steps": 7}]
+    plan = plan_of(pretrained_recipe(**{"encoder.pretrain.iterations": iterations}))
+    ids = {i.node: i.id for i in plan.instances}
+    needs = {i.node: i.needs for i in plan.instances}
+    corpus = {"corpus": ids["corpus"]}
+    assert needs["targets.1"] == corpus
+    assert needs["pretrain.1"] == {**corpus, "targets": ids["targets.1"]}
+    assert needs["targets.2"] == {**corpus, "model": ids["pretrain.1"]}
+    assert needs["pretrain.2"] == {**corpus, "targets": ids["targets.2"]}
+    assert needs["encoder"] == {"model": ids["pretrain.2"]}
+    steps = {i.node: i.steps for i in plan.instances if i.stage == "pretrain"}
+    assert steps == {"pretrain.1": 5, "pretrain.2": 7}
 
 
 def test_two_nodes_with_one_key_are_one_instance() -> None:

@@ -1,0 +1,57 @@
+"""The pretrain stage: one iteration of HuBERT's masked prediction, trained by `jobs.training`.
+
+In: the corpus and the iteration's targets. Out: ``config.json`` and ``model.safetensors`` in
+Hugging Face format, fp16, and the curve.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from jobs.attempt import Attempt, run_stage
+from jobs.codebook import source_roots
+from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
+from jobs.targets import iteration_of
+from jobs.training import driver
+from jobs.training.rank import RankConfig, TrainingSettings
+from orchestrator.plan.execution import pretrain_execution
+
+
+def work(attempt: Attempt) -> dict[str, Any]:
+    """Train to the last step, from the newest checkpoint where there is one."""
+    return driver.train(attempt, rank_config(attempt))
+
+
+def rank_config(attempt: Attempt) -> RankConfig:
+    """What the ranks are told. Raises RequestError when they cannot share the batch."""
+    pretrain, iteration = iteration_of(attempt)
+    spec = MaskedPredictionSpec(
+        pretrain=pretrain,
+        number=int(attempt.part),
+        corpus_url=attempt.upstream["corpus"].storage.url,
+        targets_url=attempt.upstream["targets"].storage.url,
+        roots=dict(source_roots(attempt)),
+    )
+    settings = TrainingSettings(
+        steps=iteration.steps,
+        global_batch=pretrain.batch_size,
+        seed=pretrain.seed,
+        optimizer=OPTIMIZER.model_copy(update={"lr": pretrain.lr}),
+        precision="fp32",
+        checkpoint=pretrain.checkpoint,
+    )
+    most, world_size = driver.max_micro_batch(attempt), attempt.resources.world_size
+    return driver.rank_config(
+        attempt,
+        task=TASK,
+        spec=spec,
+        settings=settings,
+        execution=pretrain_execution(pretrain, world_size, most),
+        section="encoder.pretrain",
+        tensorboard=attempt.recipe.tracking.tensorboard,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("pretrain", work))

@@ -1,0 +1,107 @@
+"""The targets stage: what one iteration of HuBERT pretraining predicts, for every frame.
+
+In: the corpus and, for targets that are a layer, the model of the iteration before (role
+``model``). Out: ``codebook.safetensors`` (centroids, and how features are scaled before them),
+``codebook.json`` and a file of labels per block of audio, ``shards/000/000017.npy``. Labels that
+are there are done: a later attempt makes what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from jobs.attempt import Attempt, run_stage
+from jobs.codebook import source_roots
+from jobs.speech import targets
+from jobs.speech.feature_blocks import in_order
+from jobs.speech.lloyd import MAX_ITERATIONS
+from jobs.speech.pool import Pool, PoolSize, session
+from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, write_codebook
+from jobs.speech.utterances import CorpusRows
+from orchestrator.errors import DataError
+from orchestrator.spec.recipe import Pretrain, PretrainIteration
+
+
+def work(attempt: Attempt) -> dict[str, Any]:
+    """Fit the clusters where no attempt has yet, and write every missing block's labels."""
+    torch.set_num_threads(1)  # k-means runs here: one fixed thread count, one rounding
+    spec, iteration = iteration_of(attempt)
+    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
+    blocks = targets.AudioBlocks.of(rows, spec)
+    if not blocks.num_frames.sum():
+        raise DataError("encoder.pretrain: the audio holds no whole frame; add longer recordings")
+    size = PoolSize.of(attempt.resources)
+    with (
+        session(attempt.ray_address, size.max_workers * size.cpus_per_worker),
+        Pool(
+            targets.TargetWorker,
+            _encoder(attempt, iteration),
+            blocks.grid,
+            source_roots(attempt),
+            attempt.out.url,
+            size=size,
+        ) as pool,
+    ):
+        make_targets(attempt, pool, blocks)
+    facts: dict[str, Any] = attempt.out.read_json(CODEBOOK_FACTS)
+    return {**facts, "hours": round(blocks.hours, 3), "num_frames": int(blocks.num_frames.sum())}
+
+
+def make_targets(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
+    """Put what is missing of the codebook and of the labels into the artifact."""
+    if not attempt.out.exists(CODEBOOK_FACTS):
+        _fit(attempt, pool, blocks)
+    _label(attempt, pool, blocks)
+
+
+def iteration_of(attempt: Attempt) -> tuple[Pretrain, PretrainIteration]:
+    """The recipe's pretraining, and the iteration that this node is a part of."""
+    spec = attempt.recipe.encoder.pretrain
+    assert spec is not None, "only a recipe that pretrains has this node"
+    return spec, spec.iterations[int(attempt.part) - 1]
+
+
+def _encoder(attempt: Attempt, iteration: PretrainIteration) -> EncoderSpec | None:
+    if iteration.targets == "mfcc":
+        return None
+    return EncoderSpec(url=attempt.upstream["model"].storage.url, layer=iteration.targets)
+
+
+def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
+    spec, iteration = iteration_of(attempt)
+    count = -(-targets.FIT_FRAMES // len(blocks.blocks))
+
+    def task(block: int) -> targets.TargetTask:
+        utterances = blocks.blocks[block]
+        return targets.TargetTask(block=block, utterances=utterances, count=count, seed=spec.seed)
+
+    def on_iteration(number: int, inertia: float) -> None:
+        attempt.check()
+        attempt.event("iteration", number=number, inertia=inertia)
+        attempt.progress(number, MAX_ITERATIONS, "iterations", inertia=inertia)
+
+    samples = list(in_order(pool.run(range(len(blocks.blocks)), task, tick=attempt.check)))
+    samples = [feats_ND for feats_ND in samples if len(feats_ND)]
+    scaling = targets.scaling_of(torch.cat(samples), standardise=iteration.targets == "mfcc")
+    fitted = targets.fit_clusters(samples, scaling, iteration.num_clusters, spec.seed, on_iteration)
+    notes = {"inertia": fitted.inertia, "iterations": fitted.iterations}
+    write_codebook(attempt.out, fitted.centroids, notes, **scaling)
+
+
+def _label(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
+    present, total = attempt.out.list("shards"), len(blocks.blocks)
+    missing = [b for b in range(total) if targets.labels_path(b) not in present]
+
+    def task(block: int) -> targets.TargetTask:
+        return targets.TargetTask(block=block, utterances=blocks.blocks[block])
+
+    labelled = pool.run(missing, task, tick=attempt.check)
+    for done, _ in enumerate(labelled, start=total - len(missing) + 1):
+        attempt.progress(done, total, "blocks")
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage("targets", work))

@@ -1,0 +1,155 @@
+"""HuBERT's masked prediction on real ranks: it learns, resumes to the bit, moves to other ranks."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from jobs.audio.corpora import list_recordings
+from jobs.corpus import probe, write_tables
+from jobs.speech import targets
+from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
+from jobs.speech.units import write_codebook
+from jobs.speech.utterances import CorpusRows, Root
+from jobs.training.rank import TrainingSettings
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Checkpoint, Corpus, Pretrain, Source
+from tests.training import Training
+
+pytestmark = pytest.mark.slow
+
+STEPS = 60
+SMALL = Pretrain.model_validate(
+    {
+        "conv_dim": (8, 16),
+        "conv_kernel": (20, 18),
+        "conv_stride": (20, 16),
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "crop_s": 0.6,
+        "warmup_steps": 2,
+        "mask_length": 4,
+        "lr": 1e-2,
+        "iterations": [{"num_clusters": 5, "steps": STEPS}],
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Training):
+    """The first iteration of a tiny HuBERT."""
+
+    def trained(self) -> dict[str, Any]:
+        """Masked prediction in place of the language model."""
+        spec = MaskedPredictionSpec(
+            pretrain=SMALL,
+            number=1,
+            corpus_url=str(self.inputs / "corpus"),
+            targets_url=str(self.inputs / "targets"),
+            roots={"s": Root(self.inputs / "speech")},
+        )
+        settings = TrainingSettings(
+            steps=STEPS,
+            global_batch=SMALL.batch_size,
+            seed=SMALL.seed,
+            optimizer=OPTIMIZER.model_copy(update={"lr": SMALL.lr}),
+            precision="fp32",
+            checkpoint=Checkpoint(every_steps=self.every_steps),
+        )
+        return {"task": TASK, "spec": spec.model_dump(mode="json"), "settings": settings}
+
+    def results(self) -> dict[str, bytes]:
+        """The encoder and its curve."""
+        names = ("config.json", "model.safetensors", "metrics.jsonl")
+        return {name: self.out.read_bytes(name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of tones of five pitches, 0.2 s each, and its targets."""
+    folder = tmp_path_factory.mktemp("inputs")
+    torch.set_num_threads(1)
+    (folder / "speech" / "en").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    tones = [np.sin(2 * np.pi * f * np.arange(3200) / 16_000) for f in (200, 500, 1100, 2300, 4700)]
+    for number in range(4):
+        wave = np.concatenate([tones[i] for i in rng.integers(5, size=25)])
+        noise = 0.001 * rng.normal(size=len(wave))
+        soundfile.write(folder / f"speech/en/{number}.wav", wave / 2 + noise, 16_000)
+    source = Source(name="s")
+    corpus = Corpus(sources=(source,))
+    wanted = list_recordings(source, folder / "speech")
+    probes = [probe(r, folder / "speech", corpus.windows) for r in wanted]
+    write_tables(Storage(str(folder / "corpus")), corpus, wanted, probes, [])
+    make_targets(folder)
+    return folder
+
+
+def make_targets(folder: Path) -> None:
+    out = Storage(str(folder / "targets"))
+    blocks = targets.AudioBlocks.of(CorpusRows.read(Storage(str(folder / "corpus"))), SMALL)
+    worker = targets.TargetWorker(None, blocks.grid, {"s": Root(folder / "speech")}, out.url)
+    (block,) = blocks.blocks
+    sample_MD = worker(targets.TargetTask(block=0, utterances=block, count=10_000))
+    assert sample_MD is not None
+    scaling = targets.scaling_of(sample_MD, standardise=True)
+    fitted = targets.fit_clusters([sample_MD], scaling, 5, seed=0)
+    write_codebook(out, fitted.centroids, {}, **scaling)
+    worker(targets.TargetTask(block=0, utterances=block))
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pretraining:
+    """A training of one rank that nothing happened to."""
+    training = Pretraining(inputs=inputs, root=tmp_path_factory.mktemp("alone"), micro_batch=4)
+    assert training.run(world_size=1) == [0]
+    return training
+
+
+def test_it_learns_more_than_how_often_each_target_occurs(inputs: Path, alone: Pretraining) -> None:
+    labels_T = targets.read_labels(Storage(str(inputs / "targets")), 0)
+    share_K = np.bincount(labels_T) / len(labels_T)
+    entropy = -(share_K * np.log(share_K)).sum() * (1 + SMALL.unmasked_weight)
+    losses = [line["loss"] for line in alone.lines()]
+    assert np.mean(losses[-10:]) < 0.8 * entropy < np.mean(losses[:3])
+
+
+def test_killed_at_random_and_resumed_it_gives_the_same_weights(
+    inputs: Path, alone: Pretraining, tmp_path: Path
+) -> None:
+    training = Pretraining(inputs=inputs, root=tmp_path, micro_batch=4)
+    order = random.Random(5)
+    for lease_n in (1, 2):
+        ranks = training.start(lease_n, world_size=1)
+        step = (order.randrange(lease_n * 20, lease_n * 20 + 16) // 8) * 8
+        training.kill_after(step, ranks[0], lease_n)
+        ranks[0].join()
+        assert ranks[0].exitcode == -9
+    assert training.run(3, world_size=1) == [0]
+    assert training.results() == alone.results()
+    resumed = [training.live(lease_n)["resumed_from"] for lease_n in (2, 3)]
+    assert all(resumed)
+
+
+def test_two_ranks_go_on_with_the_samples_of_one(
+    inputs: Path, alone: Pretraining, tmp_path: Path
+) -> None:
+    training = Pretraining(inputs=inputs, root=tmp_path, micro_batch=2)
+    ranks = training.start(1, world_size=1)
+    training.kill_after(16, ranks[0])
+    ranks[0].join()
+    assert training.run(2, world_size=2) == [0, 0]
+    spans = training.out.read_json("training.json")["history"]
+    assert [span["world_size"] for span in spans] == [1, 2]
+    for one, two in zip(alone.lines(), training.lines(), strict=True):
+        assert two["sample_hash"] == one["sample_hash"]
+        assert two["loss"] == pytest.approx(one["loss"], rel=0.02)
