@@ -156,8 +156,8 @@ class Attempt:
         if done < total and now - self._progressed_at < _PROGRESS_EVERY_S:
             return
         self._progressed_at = now
-        said = {"at": now, "done": done, "total": total, "unit": unit, "rates": rates}
-        self.record.storage.replace("progress.json", to_json(said))
+        how_far = {"at": now, "done": done, "total": total, "unit": unit, "rates": rates}
+        self.record.storage.replace("progress.json", to_json(how_far))
 
     def check(self) -> None:
         """Raise LeaseHeldError when this attempt has lost its right to work."""
@@ -356,7 +356,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
     # A process that is connected to Ray is under abseil's handler too, which sets an alarm that
     # aborts it three seconds later, whatever it has to save.
     signal.alarm(0)
-    for number in _WARNINGS:  # told once is enough: a second must not cut the leave-taking short
+    for number in _WARNINGS:  # a second one must not interrupt the saving
         signal.signal(number, signal.SIG_IGN)
     raise StopRequestedError
 

@@ -42,7 +42,7 @@ class AttemptFolder:
 
     @property
     def end(self) -> dict[str, Any] | None:
-        """How it ended; None while nobody has said so."""
+        """How it ended; None while that is not recorded."""
         return self.storage.read_json("end.json") if self.storage.exists("end.json") else None
 
     @property

@@ -118,7 +118,7 @@ def _causes(stage: StageStatus) -> Counter[str]:
 
 
 def _rate(stage: StageStatus, name: str) -> float | None:
-    """What the attempt at work last said."""
+    """The newest rate of the attempt at work."""
     value = stage.progress.get("rates", {}).get(name)
     return None if value is None else float(value)
 

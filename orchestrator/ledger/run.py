@@ -160,10 +160,6 @@ class RunFolder:
         submissions = (s.at for s in Submissions(self.storage).all())
         return min((*supervisors, *submissions), default=None)
 
-    def is_carried(self) -> bool:
-        """Whether a supervisor is at work, or a scheduler's job was when it was last asked."""
-        return self.live_supervisor() is not None or Submissions(self.storage).expect_more()
-
     @property
     def supervision(self) -> Storage:
         """Where the supervisor's lease lies."""

@@ -56,7 +56,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """What the backend said."""
+    """How a job stands, by its backend."""
 
     state: JobState
     exit_code: int | None = None
@@ -81,7 +81,7 @@ class Observed:
     by_id: Mapping[str, JobStatus] = field(default_factory=dict)
     """Of all jobs, workers and sentinels included, by the scheduler's id."""
     problem: str = ""
-    """Why the scheduler did not answer; what it said last stands for it."""
+    """Why the scheduler did not answer; its last answer stands for it."""
     has_scheduler: bool = False
     """Whether jobs of a scheduler execute the run, and not one supervisor."""
     ends_as: str = ""
@@ -165,7 +165,7 @@ class AttemptStatus:
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody has said that it ended."""
+        """Whether it has no recorded end."""
         return self.ended_at is None
 
     def to_json(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ class RunStatus:
     """Why its supervisor stopped short: ``node_lost`` when that died without a word."""
     backend: str
     problem: str
-    """Why the scheduler did not answer; what it said last stands for it."""
+    """Why the scheduler did not answer; its last answer stands for it."""
     stages: tuple[StageStatus, ...]
     goodput: Mapping[str, float | None] = field(default_factory=dict)
     """Empty where it was not asked for."""
@@ -460,7 +460,7 @@ def _stage_state(
 
 
 def _presumed(job: JobStatus | None, *, is_alive: bool) -> dict[str, str]:
-    """The state of an attempt that has not said how it ended."""
+    """The state of an attempt without a recorded end."""
     if job is None:
         gone = {"state": "failed", "cause": Cause.NODE_LOST}
         return {"state": "running"} if is_alive else gone

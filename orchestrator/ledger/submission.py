@@ -21,7 +21,6 @@ from orchestrator.ledger.storage import Storage, to_json
 Submitter = Literal["user", "sentinel"]
 JobKind = Literal["stage", "workers", "sentinel"]
 
-_UNFINISHED = ("queued", "running", "unknown")
 _WHOLE = "whole.json"
 _SEEN = "jobs-seen.json"
 
@@ -122,13 +121,6 @@ class Submissions:
     def remember(self, seen: Mapping[str, Any]) -> None:
         """Keep the newest answers."""
         self._run.replace(_SEEN, to_json(dict(seen)))
-
-    def expect_more(self) -> bool:
-        """Whether a stage's job had not ended when the scheduler was last asked."""
-        seen = self.seen()
-        groups = (jobs for (kind, _), jobs in self.newest_jobs().items() if kind == "stage")
-        states = (seen.get(job.id, {}).get("state", "queued") for jobs in groups for job in jobs)
-        return any(state in _UNFINISHED for state in states)
 
     @staticmethod
     def folder(number: int) -> str:

@@ -21,11 +21,6 @@ CHECKPOINTS = "orchestrator/ledger/checkpoints.py"
 
 ASK_FOR_A_STAGE: set[str] = {
     "orchestrator/ledger/verify.py: instance.stage == 'train'",
-    "orchestrator/ledger/openmetrics.py: stage['name'] == 'train'",
-    "orchestrator/ledger/goodput.py: instance.stage == _TRAINING",
-    "orchestrator/ledger/goodput.py: i.stage == _TRAINING",
-    "orchestrator/ledger/status.py: instance.stage != 'tokenize'",
-    "orchestrator/report/page.py: stage.instance.stage == 'tokenize'",
 }
 """Still to go, but for two."""
 

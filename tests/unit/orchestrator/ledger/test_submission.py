@@ -63,13 +63,3 @@ def test_a_user_gives_sentinels_a_new_start(submissions: Submissions) -> None:
         submissions.begin(by, {"train-1": 0.0})
     assert submissions.in_vain({"train-1": 0.0}) == 0
     assert submissions.users_last() == submissions.all()[-1].at
-
-
-def test_more_is_expected_until_all_stages_have_ended(submissions: Submissions) -> None:
-    assert not submissions.expect_more()
-    number = submissions.begin("user", {})
-    submissions.record(number, job("corpus-1", 11))
-    submissions.record(number, job("sentinel", 12, "sentinel"))
-    assert submissions.expect_more(), "nobody has asked yet"
-    submissions.remember({"11": {"state": "failed"}, "12": {"state": "queued"}})
-    assert not submissions.expect_more(), "a sentinel alone carries nothing"
