@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from jobs.attempt import Attempt, StopRequestedError
 from jobs.training.monitor import RankMonitor
@@ -38,19 +38,6 @@ USUAL_MTBF_DEVICE_H = 45_600
 MIN_INTERRUPTIONS = 3
 """Fewer say little of how often the machines fail."""
 _POLL_S = 0.5
-
-
-class Monitor(Protocol):
-    """What `run_monitored` asks of a `RankMonitor`."""
-
-    def look(self) -> None:
-        """Raise when this attempt must end."""
-
-    def ask_to_stop(self) -> None:
-        """Ask the ranks to save and leave."""
-
-    def report(self) -> None:
-        """Pass on how far they are."""
 
 
 def train(attempt: Attempt, config: RankConfig) -> dict[str, Any]:
@@ -171,7 +158,7 @@ def halving_on_oom(attempt: Attempt, config: RankConfig) -> Iterator[None]:
         raise
 
 
-def run_monitored(launch_ranks: Callable[[], None], monitor: Monitor, grace_s: float) -> None:
+def run_monitored(launch_ranks: Callable[[], None], monitor: RankMonitor, grace_s: float) -> None:
     """Run a blocking launch beside the monitor; when it ends, ranks save first.
 
     Launchers block for hours, and some of them in code that no signal interrupts, so they get a

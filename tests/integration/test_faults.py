@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import train
+from jobs.training import driver
 from orchestrator.errors import Cause, RequestError, RunFailedError
 from orchestrator.ledger import checkpoints
 from tests.integration.test_train import World, make_world
@@ -140,13 +141,13 @@ def test_a_device_without_memory_gets_half_the_micro_batch_from_then_on(world: W
     attempt = world.attempt("train", name="6")
     config = train.rank_config(attempt)
     assert config.execution.micro_batch == 2
-    with pytest.raises(RunFailedError), train.halving_on_oom(attempt, config):
+    with pytest.raises(RunFailedError), driver.halving_on_oom(attempt, config):
         raise RunFailedError("a rank failed: torch.OutOfMemoryError: CUDA out of memory")
     again = train.rank_config(attempt)
     assert again.execution.micro_batch == 1
-    assert again.train.global_batch_tokens == config.train.global_batch_tokens
+    assert again.settings.global_batch == config.settings.global_batch
     with (
         pytest.raises(RequestError, match="one sequence does not fit the device's memory"),
-        train.halving_on_oom(attempt, again),
+        driver.halving_on_oom(attempt, again),
     ):
         raise RunFailedError("CUDA out of memory")

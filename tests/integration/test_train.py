@@ -233,7 +233,7 @@ def test_a_rank_that_fails_is_quoted(world: World) -> None:
     with pytest.raises(RunFailedError) as raised:
         train.work(world.attempt("train", name="2", lr=1e30))
     said = str(raised.value)
-    assert "lower train.optimizer.lr" in said
+    assert "lower the learning rate" in said
     assert str(world.root / "runs" / "train-2" / "attempts" / "0001" / "rank-0000") in said
 
 
