@@ -29,6 +29,7 @@ from tests.training import Training, finish, make_inputs
 
 pytestmark = pytest.mark.slow
 EVERY = 8
+RUN_TIMEOUT_S = 1500.0
 BUCKET = "bucket"
 # One request at a time: moto looks and writes in two steps where S3 does both in one.
 SERVER = """
@@ -265,18 +266,22 @@ def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
 
 def test_a_run_on_s3_from_submit_to_succeeded(tmp_path: Path, environment: dict[str, str]) -> None:
     """The local backend needs no path for its store: code, logs and page are in the bucket."""
-    temporary = tmp_path / "tmp"
+    temporary = tmp_path / "s-tmp"  # begins like the folder by which processes are found
     temporary.mkdir()
     env = {**os.environ, **environment, "TMPDIR": str(temporary)}
     url = f"s3://{BUCKET}/whole"
     smoke = Smoke.create(tmp_path / "s", tmp_path / "material", env, store=url)
     settings = ("sweep={}", "train.steps=4")
     run = smoke.submit(*(word for setting in settings for word in ("--set", setting)))
-    assert smoke.finish(run) == 0
+    folder = RunFolder(Storage(f"{url}/runs/{run}"))
+    (supervisor,) = folder.supervisors()
+    deadline = time.monotonic() + RUN_TIMEOUT_S
+    while supervisor.end is None:  # not watched each second: the server answers one at a time
+        assert time.monotonic() < deadline, smoke.status(run)
+        time.sleep(5)
     status = smoke.status(run)
     assert (status["state"], {s["state"] for s in status["stages"]}) == ("succeeded", {"succeeded"})
     assert json.loads(smoke.orchestrator("verify", run, "--json").stdout)["ok"]
-    folder = RunFolder(Storage(f"{url}/runs/{run}"))
     names = folder.storage.list()
     assert {"supervisor.log", "supervisor/0001/ray.log", "report.html"} <= set(names)
     for instance in folder.plan().leaders:
@@ -284,5 +289,6 @@ def test_a_run_on_s3_from_submit_to_succeeded(tmp_path: Path, environment: dict[
         assert attempt.storage.exists(DRIVER_LOG), instance.id
     assert "attempt 1 succeeded" in folder.storage.read_bytes("supervisor.log").decode()
     assert smoke.orchestrator("logs", run, "train").stdout.startswith(f"==> {folder.storage.url}")
+    assert smoke.wait_gone() == []
     left = [p.name for p in temporary.glob("orchestrator-*/*")]
     assert [name.split("-")[0] for name in left] == ["code"], "logs are removed once copied"
