@@ -20,7 +20,12 @@ from orchestrator.control.executor import (
     observe,
     require_submittable,
 )
-from orchestrator.control.requirements import impossible_splits, missing, root_of
+from orchestrator.control.requirements import (
+    impossible_splits,
+    missing,
+    root_of,
+    unmapped_sources,
+)
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import to_json
@@ -132,22 +137,18 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str) -> Facts:
     """
     if recipe.corpus.snapshot:
         return Facts()
-    problems, listings = [], {}
-    for source in recipe.corpus.sources:
-        if source.name not in cluster.data:
-            problems.append(
-                f"{where}: data.{source.name}: missing; map the source to its folder here"
-            )
-        elif (root := root_of(cluster, source)).is_dir():
-            listings[source.name] = listing_digest(root)
-        else:
-            problems.append(
-                f"{where}: data.{source.name}: {root} is not a folder here; submit where it is "
-                "mounted, or give corpus.snapshot"
-            )
+    problems = list(unmapped_sources(recipe, cluster, where))
+    mapped = [source for source in recipe.corpus.sources if source.name in cluster.data]
+    roots = {source.name: root_of(cluster, source) for source in mapped}
+    problems += [
+        f"{where}: data.{name}: {root} is not a folder here; submit where it is mounted, or give "
+        "corpus.snapshot"
+        for name, root in roots.items()
+        if not root.is_dir()
+    ]
     if problems:
         raise SpecErrors(problems)
-    return Facts(listings=listings)
+    return Facts(listings={name: listing_digest(root) for name, root in roots.items()})
 
 
 def listing_digest(root: Path) -> str:

@@ -32,7 +32,7 @@ def missing(request: Request) -> list[str]:
     """Everything that keeps the request's cluster from running its recipe."""
     cluster, where = request.cluster, request.cluster_file.name
     return [
-        *_missing_data(request.recipe, cluster, where),
+        *unmapped_sources(request.recipe, cluster, where),
         *_missing_models(request.variants, cluster, where),
         *_missing_accelerators(request.variants, cluster, where),
         *impossible_splits(request.variants, cluster, where),
@@ -40,7 +40,8 @@ def missing(request: Request) -> list[str]:
     ]
 
 
-def _missing_data(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[str]:
+def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[str]:
+    """Sources of the recipe for which the cluster names no folder."""
     for source in recipe.corpus.sources:
         if source.name not in cluster.data:
             yield f"{where}: data.{source.name}: missing; map the source to its folder here"

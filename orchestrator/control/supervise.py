@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from orchestrator.backends.base import Backend, JobRef
+from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
@@ -40,27 +41,6 @@ LAST_WORDS_S = 10.0
 """What a driver gets beyond the time its ranks may take to save."""
 
 log = logging.getLogger(__name__)
-
-
-class Ray(Protocol):
-    """What the supervisor asks of a Ray session."""
-
-    @property
-    def env(self) -> Mapping[str, str]:
-        """Lets processes find it."""
-        ...
-
-    def is_alive(self) -> bool:
-        """Whether it runs."""
-        ...
-
-    def wait_ready(self) -> None:
-        """Return once it accepts connections. Raises BackendError."""
-        ...
-
-    def stop(self) -> None:
-        """End it."""
-        ...
 
 
 @dataclass
@@ -96,7 +76,7 @@ class Supervisor:
         about: Mapping[str, Any] | None = None,
         logs: RunLogs | None = None,
         is_set_up: bool = False,
-        start_ray: Callable[[], Ray] | None = None,
+        start_ray: Callable[[], RaySession] | None = None,
         beat: Callable[[], None] = lambda: None,
         tick_s: float = TICK_S,
         lease_wait_s: float = LEASE_WAIT_S,
@@ -112,7 +92,7 @@ class Supervisor:
         self._plan: Plan = run.plan()
         self._cluster: Cluster = run.cluster()
         self._start_ray = start_ray
-        self._ray: Ray | None = None
+        self._ray: RaySession | None = None
         self._beat = beat
         self._tick_s = tick_s
         self._lease_wait_s, self._retry_delay_s = lease_wait_s, retry_delay_s
