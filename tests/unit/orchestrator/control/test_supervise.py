@@ -356,10 +356,14 @@ def test_ray_ends_when_another_run_was_faster(scene: Scene) -> None:
         seen: list[bool] = []
 
         def leave() -> None:
+            deadline = time.monotonic() + 30
+            while not (sessions and sessions[0].is_stopped) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)  # some looks for the other's lease
             seen.append(sessions[0].is_stopped)
             child.kill()
 
-        leaving = threading.Timer(1.0, leave)
+        leaving = threading.Thread(target=leave)
         leaving.start()
         supervisor = up_to_tokenize(scene, sessions, failed(75), stop_takes_s=0.25)
         assert supervisor.run() == "succeeded"
