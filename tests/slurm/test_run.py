@@ -160,7 +160,7 @@ def test_doctor_tries_what_a_run_will_need(
     two_gpus = {"train": {"nodes": 2, "gpus_per_node": 2, "mem_gb": 1}, "tokenize": {"mem_gb": 1}}
     smoke = SlurmSmoke.on(slurm, tmp_path / "run", material, resources=two_gpus)
     said = smoke.orchestrator("doctor").stdout
-    assert "ok    train node: GPUs: 2 given, 2 asked" in said
+    assert "ok    training node: GPUs: 2 given, 2 asked" in said
     assert said.count("signals: SIGUSR2 arrives") == 2
     assert slurm.queue() == []
     smoke.change(slurm={"partition": "lwo"})
