@@ -25,7 +25,8 @@ from orchestrator.errors import BackendError
 from orchestrator.ledger.ray_head import RayHead
 
 LOOPBACK = "127.0.0.1"
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = 240.0
+"""Ray itself takes ten seconds; a machine with much else to do takes minutes."""
 OBJECT_STORE_BYTES = 512 * 1024**2
 """Of each node: what passes through it is shards of units and sums, never audio."""
 _COMMON_ENV = {

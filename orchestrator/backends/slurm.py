@@ -437,7 +437,7 @@ def _status(
         node="" if row.nodes in ("None assigned", "") else row.nodes,
         detail=several if len(rows) > 1 else _detail(row),
         cause=CAUSES.get(row.word),
-        is_held=row.was_refused,
+        is_held=all(r.was_refused for r in rows if not r.state.is_final) and row.was_refused,
     )
 
 

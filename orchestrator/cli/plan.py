@@ -106,7 +106,10 @@ def _hours(request: Request, job: JobPreview, cost: Estimate) -> str:
     prices, shape = request.cluster.prices, job.shape
     if not shape.gpus or not job.instance:
         return ""
-    stage = BY_NAME[request.plan.instance(job.instance).stage]
+    instance = request.plan.instance(job.instance)
+    stage = BY_NAME[instance.stage]
+    if stage.has_ranks and "train" not in instance.inputs["fields"]:
+        return ""  # the estimate is of the language model's training
     if stage.has_ranks:
         hours = gpu_hours(cost.train_flop, prices)
     elif stage.counts and cost.audio_hours is None:

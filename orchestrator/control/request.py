@@ -119,6 +119,7 @@ def move(run: RunFolder, cluster_file: Path) -> bool:
     if cluster == run.cluster():
         return False
     require_submittable(cluster)
+    require_executable(run)
     if observe(run).is_alive:
         raise RequestError(
             f"{run.name}: is at work; `orchestrator cancel {run.name}` before it moves"

@@ -38,29 +38,31 @@ class RunLogs:
         """The local file that is to be ``name`` in a folder of the run."""
         return self.folder / storage.url.removeprefix(self._storage.url).strip("/") / name
 
-    def copy(self, *, now: bool = False) -> None:
-        """Copy what has changed, when it is time for that or ``now``; a failure is only logged."""
+    def copy(self, *, now: bool = False) -> bool:
+        """Copy what has changed, when it is time for that or ``now``; whether nothing failed."""
         if not self._is_copied or not (now or self._is_time()):
-            return
+            return True
         self._copied_at = time.monotonic()
-        try:
-            for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
-                self._copy(path)
-        except (OSError, OrchestratorError) as error:  # the store may be back at the next copy
-            log.warning("logs: %s", error)
+        files = sorted(p for p in self.folder.rglob("*") if p.is_file())
+        failed = [path for path in files if not self._copy(path)]
+        return not failed
 
     def close(self) -> None:
-        """Copy everything and remove the local files."""
-        if self._is_copied:
-            self.copy(now=True)
+        """Copy everything, then remove the local files; those of a store out of reach stay."""
+        if self._is_copied and self.copy(now=True):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _is_time(self) -> bool:
         return time.monotonic() - self._copied_at >= self._every_s
 
-    def _copy(self, path: Path) -> None:
+    def _copy(self, path: Path) -> bool:
         found = path.stat()
         version = (found.st_size, found.st_mtime_ns)
         if self._copied.get(path) != version:
-            self._storage.replace(path.relative_to(self.folder).as_posix(), path.read_bytes())
+            try:
+                self._storage.replace(path.relative_to(self.folder).as_posix(), path.read_bytes())
+            except (OSError, OrchestratorError) as error:  # the store may be back at the next copy
+                log.warning("logs: %s", error)
+                return False
             self._copied[path] = version
+        return True

@@ -19,7 +19,7 @@ from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
-from orchestrator.errors import Cause, OrchestratorError
+from orchestrator.errors import Cause
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.openmetrics import write_openmetrics
@@ -143,7 +143,7 @@ class Supervisor:
         self._logs.copy()
         if time.monotonic() - self._figures_at > self._figures_every_s:
             self._figures_at = time.monotonic()
-            write_figures(self._run, self._store, observe(self._run))
+            write_figures(self._run, self._store, lambda: observe(self._run))
         self._mark_complete()
         self._obey_cancels()
         self._collect_ended()
@@ -344,6 +344,7 @@ class Supervisor:
             if self._is_complete(work):  # it finished while it was being asked to stop
                 continue
             if work.attempt and work.state == "running":
+                self._logs.copy(now=True)
                 work.attempt.finish(
                     state="cancelled",
                     cause=Cause.CANCELLED,
@@ -354,11 +355,11 @@ class Supervisor:
             log.info("%s: cancelled", work.leader.id)
 
 
-def write_figures(run: RunFolder, store: Store, observed: Observed) -> None:
+def write_figures(run: RunFolder, store: Store, look: Callable[[], Observed]) -> None:
     """Write what monitoring scrapes; a failure here is not the run's."""
     try:
-        write_openmetrics(run, store, observed)
-    except (OrchestratorError, OSError) as error:
+        write_openmetrics(run, store, look())
+    except Exception as error:  # noqa: BLE001 (whatever it is, the run must go on)
         log.warning("figures: %s", error)
 
 
@@ -368,8 +369,8 @@ def write_last_page(run: RunFolder, store: Store, state: str) -> None:
     `orchestrator report` can write the page again, so a failure here is not the run's.
     """
     observed = Observed(is_alive=False, ends_as=state)
-    write_figures(run, store, observed)
+    write_figures(run, store, lambda: observed)
     try:
         write_report(run, store, observed)
-    except (OrchestratorError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 (whatever it is, the run has ended well without)
         log.warning("report: %s; `orchestrator report %s` tries again", error, run.name)

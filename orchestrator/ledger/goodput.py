@@ -80,7 +80,7 @@ def goodput(
 
     Attempts are listed oldest first under their instance's id. Time from ``submitted_at`` to the
     first of them is queue. With nobody alive, an attempt that nobody ended is taken to have ended
-    with its last sign of span.
+    with its last sign of life.
 
     ``ettr`` is the effective training time ratio: productive runtime over available wall-clock time
     (Revisiting Reliability in Large-Scale Machine Learning Research Clusters, arXiv 2410.21680).

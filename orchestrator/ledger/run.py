@@ -165,6 +165,11 @@ class RunFolder:
         """Where the supervisor's lease lies."""
         return self.storage.at("supervisor-lease")
 
+    def is_supervision_held(self) -> bool:
+        """Whether somebody alive holds the supervisor's lease."""
+        held = leases.current(self.supervision)
+        return held is not None and held.is_live(self.cluster().retry.heartbeat_timeout_s)
+
     def _is_at_work(self, supervisor: Process) -> bool:
         alive = supervisor.is_alive()
         if alive is not None:

@@ -454,6 +454,8 @@ def _stage_state(
         without = RunState.FAILED if job else RunState.PENDING
         return RunState.QUEUED if expected else without
     last = attempts[-1]
+    if last.action == "wait":  # another run works on its key
+        return RunState.QUEUED if expected else RunState.FAILED
     if last.state in (RunState.RUNNING, RunState.CANCELLED):
         return RunState(last.state)
     return RunState.QUEUED if expected and last.action != "stop" else RunState.FAILED

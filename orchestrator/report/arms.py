@@ -98,7 +98,7 @@ def comparisons(record: Record) -> tuple[Comparison, ...]:
         group = f"{label} {variant.instances.get('pack')}"
         groups.setdefault(group, []).append(variant)
         labels[group] = label
-    return tuple(_contest(labels[group], members) for group, members in groups.items())
+    return tuple(_comparison_of(labels[group], members) for group, members in groups.items())
 
 
 def _budget(variant: VariantRecord) -> str:
@@ -111,7 +111,7 @@ def _budget(variant: VariantRecord) -> str:
     return f"{units}; {model.text_model}{layers}; {budget}"
 
 
-def _contest(label: str, variants: Sequence[VariantRecord]) -> Comparison:
+def _comparison_of(label: str, variants: Sequence[VariantRecord]) -> Comparison:
     best = {name: _best([v for v in variants if v.arm == name], name) for name in ARMS}
     arms = {name: arm for name, arm in best.items() if arm}
     return Comparison(

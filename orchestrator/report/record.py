@@ -195,7 +195,8 @@ def _attempt(reader: Reader, instance: Instance, status: AttemptStatus) -> Attem
 
 def _median_tokens_per_s(attempt: Storage) -> float | None:
     lines = _json_lines(attempt, (n for n in attempt.children() if n.startswith("metrics-")))
-    rates = sorted(x["tokens_seen"] / x["step"] / x["step_s"] for x in lines if x.get("step_s"))
+    timed = (x for x in lines if x.get("step_s") and "tokens_seen" in x)  # a language model's
+    rates = sorted(x["tokens_seen"] / x["step"] / x["step_s"] for x in timed)
     return rates[len(rates) // 2] if rates else None
 
 

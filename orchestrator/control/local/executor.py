@@ -53,19 +53,25 @@ class LocalExecutor(Executor):
         Returns once it has announced itself, so that `status` is true from then on. Raises
         BackendError.
         """
+        deadline = time.monotonic() + self._start_timeout_s
+        before = len(run.supervisors())
+        while run.is_supervision_held() and not run.live_supervisor():
+            if time.monotonic() > deadline:  # one that begins or ends takes a moment
+                break
+            time.sleep(0.05)
         if run.live_supervisor():
             return Started(outcome="running")
-        if run.supervisors() and store.has(*run.plan().instances):
+        if before and store.has(*run.plan().instances):
             return Started(outcome="done")
-        before = len(run.supervisors())
         job, backend = supervisor_job(run, store), LocalBackend()
         ref = backend.submit(job)
-        deadline = time.monotonic() + self._start_timeout_s
         while True:
             has_ended = backend.poll([ref])[ref].state is not JobState.RUNNING
             if len(run.supervisors()) > before:
                 break
-            if has_ended or time.monotonic() > deadline:
+            # One that another's lease sent away ends at once; that other announces itself, or ends.
+            is_waiting = not has_ended or run.is_supervision_held()
+            if not is_waiting or time.monotonic() > deadline:
                 tail = job.log.read_text(errors="replace")[-500:] if job.log.exists() else ""
                 raise BackendError(f"{run.name}: no supervisor started; see {job.log}\n{tail}")
             time.sleep(0.05)

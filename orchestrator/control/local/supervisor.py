@@ -90,8 +90,8 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     was_stopped = state in ("running", "pending")
     state = "failed" if was_stopped else state
     write_last_page(run, store, state)
-    record.finish(state=state, cause=Cause.PREEMPTED if was_stopped else "", reason="")
     logs.close()
+    record.finish(state=state, cause=Cause.PREEMPTED if was_stopped else "", reason="")
     return 0 if state == "succeeded" else 1
 
 

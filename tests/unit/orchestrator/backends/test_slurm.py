@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.base import Job, JobRef
-from orchestrator.backends.slurm import STATES, SlurmBackend
+from orchestrator.backends.slurm import LAUNCH_FAILED, STATES, SlurmBackend
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.status import JobState, JobStatus
 from tests.unit.orchestrator.scheduler import Answers
@@ -117,6 +117,15 @@ def test_an_array_is_one_job(
     assert status.state is state
     if state is not JobState.RUNNING:
         assert status.detail == detail
+
+
+@pytest.mark.parametrize(("others", "is_held"), [("None", False), (LAUNCH_FAILED, True)])
+def test_an_array_is_held_when_all_of_its_tasks_are(
+    answers: Answers, others: str, is_held: bool
+) -> None:
+    answers.say("sacct", "7_0|PENDING|0:0|\n7_1|PENDING|0:0|\n")
+    answers.say("squeue", f"7|PENDING||{LAUNCH_FAILED}|x\n7|PENDING||{others}|x\n")
+    assert ask().is_held is is_held
 
 
 def test_a_scheduler_out_of_reach_is_said_so(answers: Answers) -> None:

@@ -27,7 +27,7 @@ from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 def test_a_run_moves_to_another_cluster_and_refuses_what_cannot_be(project: Path) -> None:
     request = prepare(project / "r.yaml", project / "c.yaml")
     run = RunFolder(request.store.run_storage(request.plan.run))
-    run.create(request.plan, request.recipe, request.cluster, {}, {})
+    run.create(request.plan, request.recipe, request.cluster, {}, {"format": FORMAT})
     assert move(run, project / "c.yaml") is False
     spec = yaml.safe_load((project / "c.yaml").read_text())
     other = project / "other.yaml"
@@ -38,6 +38,18 @@ def test_a_run_moves_to_another_cluster_and_refuses_what_cannot_be(project: Path
     assert move(run, other) is True
     assert run.cluster().resources_of("train").ranks_per_node == 2
     assert move(run, other) is False
+
+
+def test_a_run_of_another_version_is_not_moved(project: Path) -> None:
+    request = prepare(project / "r.yaml", project / "c.yaml")
+    run = RunFolder(request.store.run_storage(request.plan.run))
+    run.create(request.plan, request.recipe, request.cluster, {}, {"format": FORMAT - 1})
+    other = project / "other.yaml"
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    other.write_text(yaml.safe_dump({**spec, "cpus": 1}))
+    with pytest.raises(RequestError, match="was submitted by another version"):
+        move(run, other)
+    assert run.num_moves == 0
 
 
 def test_the_listing_is_part_of_the_corpus_key(project: Path) -> None:

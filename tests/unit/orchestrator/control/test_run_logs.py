@@ -79,4 +79,7 @@ def test_a_store_out_of_reach_stops_nothing(caplog: pytest.LogCaptureFixture) ->
     logs.copy()
     assert "logs: " in caplog.text
     assert "127.0.0.1" in caplog.text
-    assert logs.path(run.storage.at("stages/pack-1/attempts/0001"), "driver.log").exists()
+    logs.close()
+    kept = logs.path(run.storage.at("stages/pack-1/attempts/0001"), "driver.log")
+    assert kept.exists(), "the only copy there is"
+    kept.unlink()

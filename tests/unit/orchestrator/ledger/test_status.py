@@ -205,6 +205,8 @@ def test_what_this_run_made_is_not_reused(run: RunFolder, store: Store) -> None:
         ({"state": "failed", "cause": "error", "action": "resume"}, False, "failed"),
         ({"state": "preempted", "cause": "preempted", "action": "resume"}, True, "queued"),
         ({"state": "cancelled", "cause": "cancelled", "action": "stop"}, True, "cancelled"),
+        ({"state": "cancelled", "cause": "lease_held", "action": "wait"}, True, "queued"),
+        ({"state": "cancelled", "cause": "lease_held", "action": "wait"}, False, "failed"),
     ],
 )
 def test_the_last_attempt_decides_a_stage_without_artifact(

@@ -73,6 +73,16 @@ def test_a_gap_leaves_the_mean_of_the_other_steps_alone() -> None:
     assert set(means.values()) == {2.0}
 
 
+def test_a_training_of_something_else_than_tokens_is_no_gap(finished: Ledger) -> None:
+    (train, *_) = finished.run.plan().chosen("train")
+    attempt = finished.run.attempts(train.id)[-1]
+    line = {"step": 1, "frames_seen": 128, "step_s": 0.5}
+    attempt.storage.replace("metrics-0001.jsonl", json.dumps(line).encode())
+    record = read_record(finished.run, finished.store, finished.observed)
+    assert record.gaps == ()
+    assert record.stage(train.id).attempts[-1].tokens_per_s is None
+
+
 def test_a_broken_file_is_a_gap_of_its_own(finished: Ledger) -> None:
     train = finished.of_stage("train")[0]
     attempt = finished.run.attempts(train.id)[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from orchestrator.control.code_snapshot import code_origin, code_snapshot
 from orchestrator.control.local.executor import LocalExecutor, supervisor_job
 from orchestrator.errors import BackendError, RunFailedError
-from orchestrator.ledger.lease import Process
+from orchestrator.ledger.lease import Process, acquire
 from tests.unit.orchestrator.control.local.scene import Scene
 
 
@@ -35,6 +36,14 @@ def test_what_is_under_way_or_done_is_not_started(scene: Scene) -> None:
     assert not LocalExecutor().observe([scene.run])["small"].is_alive
     scene.publish_all()
     assert LocalExecutor().start(scene.run, scene.store).outcome == "done"
+
+
+def test_one_that_is_about_to_announce_itself_is_waited_for(scene: Scene) -> None:
+    held = acquire(scene.run.supervision, holder="another shell's", timeout_s=60)
+    announces = partial(scene.run.begin_supervisor, process=Process.current().__dict__)
+    threading.Timer(0.3, announces).start()
+    assert LocalExecutor().start(scene.run, scene.store).outcome == "running"
+    held.release()
 
 
 def test_a_supervisor_that_does_not_start_shows_its_last_words(scene: Scene) -> None:
