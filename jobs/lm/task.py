@@ -153,7 +153,7 @@ class LanguageModel:
 
     def facts(self, model: Any) -> dict[str, Any]:
         """Sizes of the model and of its data."""
-        return {"num_parameters": model.num_parameters(), "num_windows": self.num_samples}
+        return {"num_parameters": model.num_parameters()}
 
 
 def validation_windows(tokens: Tokens, context_length: int) -> Samples:

@@ -262,10 +262,12 @@ def node_copy(
         with stream.open("wb") as samples_file:
             for block in blocks.blocks:
                 targets.read_block(block, reader, blocks.grid).tofile(samples_file)
+                group.tick("loading")
         aside = folder / "labels.part"
         with aside.open("wb") as labels_file:
             for number in range(len(blocks.blocks)):
                 targets.read_labels(store, number).tofile(labels_file)
+                group.tick("loading")
         aside.rename(labels)  # last: it says that the samples are whole too
     group.barrier()
     return (

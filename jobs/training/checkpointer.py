@@ -147,7 +147,7 @@ class Checkpointer:
     def _sweep(self) -> None:
         """Remove what earlier attempts had staged on this node and can publish no more."""
         if self._rank_info.local_rank == 0:
-            for left in self._scratch.glob("a*"):
+            for left in self._scratch.glob("a[0-9]*"):
                 if left != self._staging:
                     shutil.rmtree(left, ignore_errors=True)
 

@@ -5,7 +5,7 @@ Every method is collective: all ranks call it, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ class RankGroup:
 
     def __init__(self, info: RankInfo, handle: Any) -> None:
         self.info = info
+        self.tick: Callable[[str], None] = lambda _phase: None
+        """Tells the heartbeat that work was done, while other ranks may wait for this one."""
         self._handle = handle
 
     @property

@@ -54,6 +54,7 @@ def train_rank(config: RankConfig, rank_info: RankInfo) -> None:
         prepare(config)
         phases.end("start")
         group = connect(config, rank_info)
+        group.tick = heartbeat.tick
         phases.end("connect")
         Rank(config, group, build_task(config, group), heartbeat, phases).run()
         group.barrier()
@@ -321,6 +322,7 @@ class Rank:
             **self._engine.facts,
             "steps": progress.step,
             f"{self._task.unit}_seen": progress.step * self._units_per_step,
+            "num_windows": self._task.num_samples,
             "epochs": progress.step * settings.global_batch / self._task.num_samples,
             "global_batch": settings.global_batch,
             "seed": settings.seed,

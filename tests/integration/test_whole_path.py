@@ -20,7 +20,7 @@ from tests.smoke import RECIPE, Smoke
 from tests.training import wait_for
 
 pytestmark = pytest.mark.slow
-UNITS = {"corpus", "encoder", "codebook", "tokenize"}
+UNITS = {"corpus", "targets", "pretrain", "encoder", "codebook", "tokenize"}
 
 
 @pytest.fixture(scope="module")

@@ -139,8 +139,10 @@ def test_skips_behind_the_cursor_stay_as_they_were(tmp_path: Path) -> None:
 def test_what_earlier_attempts_staged_is_removed(tmp_path: Path) -> None:
     left = tmp_path / "scratch" / "a0001" / "rank-00000"
     left.mkdir(parents=True)
+    (inputs := tmp_path / "scratch" / "audio").mkdir()
     resume(rank_config(tmp_path, lease_n=2))
     assert not left.exists()
+    assert inputs.exists(), "what a task keeps on the node serves every attempt"
 
 
 def test_a_conversion_is_used_again_only_byte_for_byte(tmp_path: Path) -> None:
