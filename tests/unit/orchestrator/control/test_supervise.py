@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -30,6 +31,8 @@ from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept
 ALL = ["corpus", "encoder", "codebook", "tokenize", "pack", "train", "perplexity", "continuations"]
 KILLED = JobStatus(state=JobState.FAILED, exit_code=-9, node="n1")
 PREEMPTED = JobStatus(state=JobState.PREEMPTED, exit_code=-15, node="n1")
+RUNNING = JobStatus(state=JobState.RUNNING, node="fake")
+"""In a script: the job runs until it is cancelled."""
 
 
 def failed(exit_code: int) -> JobStatus:
@@ -55,7 +58,9 @@ class Scene:
     def supervisor(
         self, script: dict[str, Sequence[JobStatus]] | None = None, **how: Any
     ) -> Supervisor:
-        by_id = {self.id(stage): ends for stage, ends in (script or {}).items()}
+        by_id = {
+            name if "-" in name else self.id(name): ends for name, ends in (script or {}).items()
+        }
         self.backend = FakeBackend(by_id, self._effect)
         waits = {"tick_s": 0.01, "lease_wait_s": 0.2, "retry_delay_s": 0.01}
         return Supervisor(self.store, self.run, self.backend, **{**waits, **how})
@@ -485,3 +490,75 @@ def test_figures_are_written_while_it_runs_or_never(scene: Scene) -> None:
     scene.run.storage.delete(FILE)
     scene.supervisor(figures_every_s=float("inf")).run()
     assert not scene.run.storage.exists(FILE)
+
+
+def run_for(
+    num_ticks: int,
+    scene: Scene,
+    script: dict[str, Sequence[JobStatus]],
+    look: Callable[[], object] = lambda: None,
+    **how: Any,
+) -> None:
+    """Supervise for so many ticks, look, and stop."""
+    ticks, supervisors = itertools.count(1), list[Supervisor]()
+
+    def beat() -> None:
+        if next(ticks) == num_ticks:
+            look()
+            supervisors[0].stop()
+
+    supervisors.append(scene.supervisor(script, beat=beat, **how))
+    supervisors[0].run()
+
+
+def test_a_job_that_runs_when_its_supervisor_stops_is_cancelled(scene: Scene) -> None:
+    run_for(5, scene, {"corpus": [RUNNING], "encoder": [RUNNING]})
+    refs = [JobRef(backend="fake", id=str(n)) for n in range(len(scene.backend.jobs))]
+    assert {s.state for s in scene.backend.poll(refs).values()} == {JobState.CANCELLED}
+    assert scene.ends("corpus") == [("preempted", "preempted", "resume")]
+
+
+def test_ray_is_up_while_its_stage_runs_and_ends_with_the_supervisor(scene: Scene) -> None:
+    sessions: list[Session] = []
+    seen: list[bool] = []
+
+    def start_ray() -> Session:
+        sessions.append(Session())
+        return sessions[-1]
+
+    scene.publish_before("tokenize")
+    run_for(
+        *(8, scene, {"tokenize": [RUNNING]}, lambda: seen.append(sessions[0].is_stopped)),
+        only=scene.id("tokenize"),
+        start_ray=start_ray,
+    )
+    assert seen == [False]
+    assert [session.is_stopped for session in sessions] == [True]
+
+
+def test_a_failure_weighs_more_than_a_cancelled_variant(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, swept(recipe(), seed=[1, 2]))
+    first, second = (i.id for i in scene.plan.instances if i.stage == "train")
+    scene.also = lambda job, _: scene.run.request_cancel(second) if job.name == second else None
+    assert scene.supervisor({first: [failed(2)], second: [RUNNING]}).run() == "failed"
+    assert [a.end["state"] for a in scene.run.attempts(second)] == ["cancelled"]
+
+
+@pytest.mark.parametrize(("end", "starts"), [(KILLED, 1), (PREEMPTED, 2)])
+def test_a_failure_waits_before_it_is_tried_again_and_a_preemption_does_not(
+    scene: Scene, end: JobStatus, starts: int
+) -> None:
+    scene.publish_before("pack")
+    run_for(10, scene, {"pack": [end, RUNNING]}, retry_delay_s=3600)
+    assert len(scene.run.attempts(scene.id("pack"))) == starts
+
+
+def test_what_was_finished_while_it_was_cancelled_is_finished(scene: Scene) -> None:
+    def finish(job: Job, _: JobStatus) -> None:
+        if job.name == scene.id("corpus"):
+            scene.publish("corpus")
+            scene.run.request_cancel("corpus")
+
+    scene.also = finish
+    assert scene.supervisor({"corpus": [RUNNING]}).run() == "succeeded"
+    assert len(scene.run.attempts(scene.id("corpus"))) == 1

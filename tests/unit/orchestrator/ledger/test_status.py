@@ -413,3 +413,15 @@ def test_a_run_of_the_version_before_is_read(tmp_path: Path) -> None:
     assert status["state"] == "succeeded"
     assert [s["node"] for s in status["stages"]][-2:] == ["evaluate", "evaluate"]
     assert {s["step"] for s in status["stages"]} == {None, 12}
+
+
+def test_a_resumed_training_never_shows_fewer_steps_than_its_checkpoint(
+    run: RunFolder, store: Store
+) -> None:
+    train = instance(run, "train")
+    out = store.artifact("train", train.key).storage
+    out.create("checkpoints/step-00000008-a0001/MANIFEST.json", b"{}")
+    progress = {"at": 1.0, "done": 3, "total": 12, "unit": "steps", "rates": {}}
+    run.begin_attempt(train.id).storage.replace("progress.json", to_json(progress))
+    status = run_progress(run, store, Observed(is_alive=True))
+    assert next(s.step for s in status.stages if s.instance == train) == 8

@@ -42,6 +42,19 @@ def test_a_sentinel_resumes_and_knows_when_not_to(scene: Scene) -> None:
     assert scene.refusal(2) == "it has moved to another cluster"
 
 
+def test_what_was_stopped_before_the_user_resumed_is_resumed(scene: Scene) -> None:
+    scene.start()
+    scene.books(corpus="FAILED")
+    observed = scene.executor.observe([scene.run])["small"]
+    attempt = scene.run.begin_attempt(scene.id("corpus"))
+    attempt.finish(action="stop", reason="the request is wrong", cause="bad_request")
+    assert stage_refusals(scene.run, observed) == {scene.id("corpus"): "the request is wrong"}
+    Submissions(scene.run.storage).begin("sentinel", {})
+    assert stage_refusals(scene.run, observed) != {}
+    Submissions(scene.run.storage).begin("user", {})  # who has mended it
+    assert stage_refusals(scene.run, observed) == {}
+
+
 def test_a_sentinel_gives_up_on_a_run_that_gets_no_further(scene: Scene) -> None:
     scene.start()
     submissions, plan = Submissions(scene.run.storage), scene.run.plan()
