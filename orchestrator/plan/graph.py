@@ -1,7 +1,8 @@
 """Which nodes a recipe has, and what each of them reads: a pure function of the recipe.
 
 A node is a stage with a name of its own, so that a stage can stand in a plan more than once:
-``tokenize`` and ``tokenize.sblimp``. A new score or corpus is one more node here.
+``tokenize`` and ``tokenize.sblimp``. The scores are the sections of the recipe's
+``evaluate``; what they read beyond the model, such as the audio of a suite, is more nodes here.
 """
 
 from __future__ import annotations

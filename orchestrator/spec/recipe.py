@@ -395,7 +395,9 @@ def by_score(raw: Mapping[str, Any]) -> dict[str, Any]:
     for name in flat:
         for dotted in _FLAT_SCORES[name]:
             score, _, key = dotted.partition(".")
-            sections[score] = {**(sections.get(score) or {}), key: raw[name]}
+            section = sections.get(score)
+            if isinstance(section, Mapping | None):  # anything else is refused for what it is
+                sections[score] = {**(section or {}), key: raw[name]}
     return {**sections, **({"continuations": None} if raw.get("continuations") == 0 else {})}
 
 

@@ -39,6 +39,7 @@ def test_flat_keys_are_refused_with_what_to_write() -> None:
 
 def test_flat_keys_of_earlier_runs_are_read() -> None:
     assert by_score(by_score(OLD)) == by_score(OLD)
+    assert by_score({"perplexity": 3, "seed": 2})["perplexity"] == 3, "refused for what it is"
     assert by_score({"continuations": 0}) == {"continuations": None}
     assert by_score({"continuations": {"seed": 1}}) == {"continuations": {"seed": 1}}
     assert by_score({"zzz": 1}) == {"zzz": 1}
