@@ -31,7 +31,7 @@ check: setup ## ruff, mypy, unit and golden tests
 test: setup ## everything but the drills
 	./apt-packages.sh || echo 'WARNING: without these packages the tests that need them are skipped'
 	$(MAKE) check
-	$(RUN)/pytest $(PARALLEL) --durations=15 tests --ignore=tests/unit --ignore=tests/golden
+	$(RUN)/pytest --durations=15 tests --ignore=tests/unit --ignore=tests/golden
 
 drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 	./apt-packages.sh

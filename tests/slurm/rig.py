@@ -37,7 +37,7 @@ RESOURCES = {
     "perplexity": {"mem_gb": 1},
     "continuations": {"mem_gb": 1},
 }
-TIMEOUT_S = 300.0
+TIMEOUT_S = 900.0
 Found = TypeVar("Found")
 
 
