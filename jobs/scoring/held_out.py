@@ -31,7 +31,7 @@ def load_model(train: Storage, cache: Path, resources: Resources) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs is untyped
+    disable_progress_bar()  # theirs is untyped
     folder = (train.local_root or cache) / "model"
     for path in train.list("model"):
         train.fetch(path, cache)
