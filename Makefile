@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin
-# Slow tests start up to four ranks or a Slurm cluster each: two at once are enough for two cores.
+# Unit tests alone run in parallel: slow ones start ranks and clusters of their own.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS)
 
