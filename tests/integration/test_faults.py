@@ -125,7 +125,7 @@ def test_a_notice_shorter_than_an_upload_publishes_what_is_staged(
     training = Training(
         inputs=inputs, root=tmp_path, steps=100_000, every_steps=20, more={"notice_s": 0.1}
     )
-    ranks = training.start(fault={"kind": "slow_store", "mb_per_s": 0.2})
+    ranks = training.start(fault={"kind": "slow_store", "mb_per_s": 0.05})
     wait_for(lambda: len(checkpoints.committed(training.out)) > 1, "the second checkpoint")
     for rank in ranks:
         os.kill(rank.pid or 0, signal.SIGTERM)
