@@ -60,7 +60,7 @@ def test_two_shells_submit_one_run(slurm: SlurmCluster, material: Path, tmp_path
         shell.join()
     assert len(set(names)) == 1
     queued = [row.name for row in slurm.queue() if "workers" not in row.name]
-    assert len(queued) == len(set(queued)) == 9, "eight stages and the sentinel"
+    assert len(queued) == len(set(queued)) == 11, "ten stages and the sentinel"
     assert smoke.status(names[0])["state"] == "queued"
     again = smoke.orchestrator("resume", names[0])
     assert "already running" in again.stderr
@@ -94,8 +94,8 @@ def test_a_thousand_workers_cost_what_one_does_and_more_are_split(
         "".join(Path(c.split()[1]).read_text() for c in arrays),
     )
     assert sum(int(last) + 1 for last in sizes) == 2300
-    assert len(slurm.queue()) == 2300 + 9, (
-        "seven stages, one worker of the codebook's, the sentinel"
+    assert len(slurm.queue()) == 2300 + 13, (
+        "ten stages, a worker each of the targets' and the codebook's, the sentinel"
     )
     slurm.forget()
     assert smoke.status(name)["state"] == "queued"
@@ -119,7 +119,7 @@ def test_an_sbatch_that_dies_after_it_was_accepted_is_adopted(
     env = {**slurm.env, "PATH": f"{faulty.parent}:{slurm.env['PATH']}"}
     name = SlurmSmoke(smoke.folder, env).submit()
     names = [row.name for row in slurm.queue() if "workers" not in row.name]
-    assert len(names) == len(set(names)) == 8
+    assert len(names) == len(set(names)) == 11
     assert "already running" in smoke.orchestrator("resume", name).stderr
     smoke.orchestrator("cancel", name)
     assert slurm.queue() == []
