@@ -25,7 +25,7 @@ from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule
 
-TIMEOUT_S = 300.0
+TIMEOUT_S = 900.0
 NUM_UNITS = 20
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Imports take seconds; the server makes them once and forks each rank from there.

@@ -39,7 +39,7 @@ def start(folder: Path, material: Path) -> tuple[Smoke, str]:
 
 def wait_for_step(smoke: Smoke, run: str, step: int) -> None:
     """Return once the training has got so far."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         (train,) = (s for s in smoke.status(run)["stages"] if s["name"] == "train")
         if (train["step"] or 0) >= step:
