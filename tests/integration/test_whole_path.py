@@ -78,7 +78,8 @@ def test_another_run_attaches_to_the_artifacts(calm: tuple[Smoke, str]) -> None:
 @pytest.mark.parametrize(
     ("override", "reused", "named"),
     [
-        ("tokenizer.num_clusters=21", {"corpus", "encoder"}, "tokenizer.num_clusters: 20 -> 21"),
+        ("tokenizer.num_clusters=21", UNITS - {"codebook", "tokenize"},
+         "tokenizer.num_clusters: 20 -> 21"),
         ("train.steps=13", UNITS | {"pack"}, "train.steps: 12 -> 13"),
         ("evaluate.perplexity.seed=1", UNITS | {"pack", "train", "continuations"},
          "evaluate.perplexity.seed: not set -> 1"),
