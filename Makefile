@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	touch $@
 
 demo: setup ## real speech to a TWIST model and its report (AUDIO=/path/to/wavs for your own)
-	$(RUN)/python -m jobs.demo_material --to material $(if $(AUDIO),--audio '$(AUDIO)')
+	$(RUN)/python recipes/demo_material.py --to material $(if $(AUDIO),--audio '$(AUDIO)')
 	$(RUN)/orchestrator submit recipes/$(if $(AUDIO),twist-demo-own,twist-demo).yaml --cluster cluster_configs/local.yaml --watch
 
 check: setup ## ruff, mypy, unit and golden tests

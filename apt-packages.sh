@@ -3,7 +3,7 @@
 set -euo pipefail
 
 packages=(
-  festival              # speaks test material with exact phone times (jobs/speech/unit_quality.py)
+  festival              # speaks test material with exact phone times (benchmarks/unit_quality.py)
   festvox-kallpc16k     # its first voice
   festvox-kdlpc16k      # its second voice
   slurmctld             # tests/slurm: the controller of a real cluster

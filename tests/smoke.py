@@ -19,7 +19,7 @@ from typing import Self
 import psutil
 import yaml
 
-from jobs.smoke_material import make_material
+from recipes.smoke_material import make_material
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "smoke.yaml"

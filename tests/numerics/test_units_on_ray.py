@@ -20,7 +20,6 @@ from transformers import HubertConfig, HubertModel
 
 from jobs import codebook, tokenize
 from jobs.attempt import Attempt
-from jobs.smoke_material import babble
 from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.pool import session
 from jobs.speech.units import read_codebook
@@ -30,6 +29,7 @@ from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import load_recipe
+from recipes.smoke_material import babble
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent

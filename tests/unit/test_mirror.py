@@ -28,7 +28,6 @@ WITHOUT_A_TEST: set[str] = {
     "jobs/continuations.py",
     "jobs/pack.py",
     "jobs/perplexity.py",
-    "jobs/smoke_material.py",
     "jobs/speech/pool.py",
 }
 """Still to go."""

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import HubertModel
 
+from benchmarks.unit_quality import Spoken, compare, load_spoken, phones_at, score, speak
 from jobs.speech.pretrain import hubert_config
 from jobs.speech.targets import Grid
-from jobs.speech.unit_quality import Spoken, compare, load_spoken, phones_at, score, speak
 from orchestrator.errors import RequestError
 from orchestrator.spec.recipe import Pretrain
 

@@ -6,7 +6,7 @@ aligner, at the price of synthetic voices. The measures are those of HuBERT (arX
 section IV-C). Out: a table of the encoder's layers beside MFCC at the same number of clusters.
 Pauses are not scored: they are digital silence, which any features tell apart.
 
-    python -m jobs.speech.unit_quality --encoder recipes/assets/hubert-demo
+    python -m benchmarks.unit_quality --encoder recipes/assets/hubert-demo
         --train material/speech --lowpass-hz 5500
 
 Shapes: T frames, D features, K clusters, P phones.
@@ -309,7 +309,7 @@ def _scheme(into: Path, voice: str, sentences: Sequence[str]) -> Iterator[str]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.speech.unit_quality", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.unit_quality", description=__doc__)
     parser.add_argument("--encoder", type=Path, required=True, help="HuBERT in Hugging Face format")
     parser.add_argument(
         "--train", type=Path, required=True, help="speech that k-means is fitted on"

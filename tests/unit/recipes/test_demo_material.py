@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.demo_material import MARKER, REVISION, link_own, prepare, queen_clips
 from orchestrator.errors import RequestError
+from recipes.demo_material import MARKER, REVISION, link_own, prepare, queen_clips
 
 
 def archive_of(files: dict[str, bytes]) -> bytes:

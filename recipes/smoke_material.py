@@ -93,7 +93,7 @@ def make_text_lm(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the material below a folder."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.smoke_material", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python recipes/smoke_material.py", description=__doc__)
     parser.add_argument(
         "--to", type=Path, default=Path("material/smoke"), help="folder to write to"
     )

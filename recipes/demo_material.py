@@ -258,7 +258,7 @@ def _sha256(path: Path) -> str:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.demo_material", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python recipes/demo_material.py", description=__doc__)
     parser.add_argument("--to", type=Path, required=True, help="folder for the material")
     parser.add_argument("--audio", type=Path, help="your own recordings, linked as speech/own")
     return parser.parse_args()
