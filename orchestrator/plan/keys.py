@@ -13,10 +13,6 @@ _ALWAYS_SPELLED = {
     "Corpus": "sources snapshot languages data_fraction windows shard_hours",
     "Source": "name adapter language lowpass_hz",
     "Windows": "min_s max_s",
-    "Pretrain": "conv_dim conv_kernel conv_stride hidden_size num_layers num_heads "
-    "intermediate_size iterations lr warmup_steps batch_size crop_s mask_prob mask_length "
-    "unmasked_weight max_hours seed",
-    "PretrainIteration": "targets num_clusters steps",
     "Split": "valid test",
     "Model": "text_model revision sha256 num_layers init init_std",
     "Optimizer": "lr betas eps weight_decay grad_clip",

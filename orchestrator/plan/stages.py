@@ -76,16 +76,16 @@ def _pretraining(recipe: Recipe, part: str) -> tuple[Pretrain, PretrainIteration
 
 def _targets(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
     pretrain, iteration = _pretraining(recipe, part)
-    audio = {"max_hours", "seed", "conv_kernel", "conv_stride"}
-    fields = pretrain.model_dump(mode="json", exclude_defaults=True, include=audio)
+    audio = ("max_hours", "seed", "conv_kernel", "conv_stride")
+    fields = {name: value for name, value in keyed(pretrain).items() if name in audio}
     clusters = {"targets": iteration.targets, "num_clusters": iteration.num_clusters}
     return {"encoder": {"pretrain": {**fields, **clusters}}}
 
 
 def _pretrain(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
     pretrain, iteration = _pretraining(recipe, part)
-    elsewhere = {"iterations", "checkpoint"}
-    fields = pretrain.model_dump(mode="json", exclude_defaults=True, exclude=elsewhere)
+    elsewhere = ("iterations", "checkpoint")
+    fields = {name: value for name, value in keyed(pretrain).items() if name not in elsewhere}
     own = {"iteration": int(part), "num_clusters": iteration.num_clusters, "steps": iteration.steps}
     return {"encoder": {"pretrain": {**fields, **own}}}
 

@@ -7,6 +7,7 @@ one line a problem:
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import itertools
 import os
@@ -20,11 +21,12 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.spec.cluster import Cluster, Environment
-from orchestrator.spec.model import Spec
-from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.model import LARGEST_COUNT, Spec
+from orchestrator.spec.recipe import Recipe, moved_to
 
 MAX_FILE_BYTES = 1_000_000
 _ENV = re.compile(r"\$\{env:([^}]*)\}")
+_PLACE = re.compile(r"/|\w+://")
 SpecT = TypeVar("SpecT", bound=Spec)
 
 
@@ -44,8 +46,9 @@ class _SafeLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
+                written = key_node.value if isinstance(key_node, yaml.ScalarNode) else repr(key)
                 raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} is not text; quote it", problem_mark=key_node.start_mark
+                    problem=f"key {written} is not text; quote it", problem_mark=key_node.start_mark
                 )
             if key in seen:
                 raise yaml.MarkedYAMLError(
@@ -65,14 +68,15 @@ def _refuse_tag(_: _SafeLoader, node: yaml.Node) -> None:
 
 def _number_or_text(construct: Callable[..., Any]) -> Callable[[_SafeLoader, Any], Any]:
     def number(loader: _SafeLoader, node: yaml.ScalarNode) -> Any:
-        return node.value if ":" in node.value else construct(loader, node)
+        return node.value if _NO_NUMBER.search(node.value) else construct(loader, node)
 
     return number
 
 
 _SafeLoader.add_constructor(None, _refuse_tag)
 
-# YAML 1.1 reads 48:00:00 as a number to base 60; nobody who writes a time means that.
+# YAML 1.1 reads 48:00:00 as a number to base 60 and 010 as 8; nobody means that.
+_NO_NUMBER = re.compile(r":|^[-+]?0[0-9]")
 for _tag, _construct in (
     ("tag:yaml.org,2002:int", yaml.SafeLoader.construct_yaml_int),
     ("tag:yaml.org,2002:float", yaml.SafeLoader.construct_yaml_float),
@@ -143,10 +147,11 @@ def _absolute(value: str, folder: Path) -> str:
         raise RequestError(f"cluster: {value}: no such user; check the path") from None
 
 
-def resolve_env(value: str, *, where: str) -> str:
+def resolve_env(value: str, *, where: str, is_place: bool = True) -> str:
     """``value`` with every ``${env:NAME}`` filled in from this process.
 
-    Raises RequestError when one is not set.
+    Raises RequestError when one is not set, or when a path that begins with one is relative: each
+    process would look for it below another folder.
     """
 
     def look_up(match: re.Match[str]) -> str:
@@ -157,7 +162,12 @@ def resolve_env(value: str, *, where: str) -> str:
             )
         return os.environ[name]
 
-    return _ENV.sub(look_up, value)
+    resolved = _ENV.sub(look_up, value)
+    if value.startswith("${env:") and is_place and not _PLACE.match(resolved):
+        raise RequestError(
+            f"{where}: {value} is {resolved!r}, no absolute path or URL; export one that is"
+        )
+    return resolved
 
 
 def sweep_points(recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -263,6 +273,8 @@ def _with_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 
 def _assign(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:
+    if now := moved_to(dotted, value):
+        raise RequestError(f"{where}: each score has a section of its own; write {now}")
     *parents, leaf = dotted.split(".")
     if parents[:1] == ["sweep"]:
         parents, leaf = ["sweep"], dotted.removeprefix("sweep.")
@@ -297,6 +309,7 @@ def _validated(model: type[SpecT], raw: Mapping[str, Any], where: str) -> SpecT:
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing_size": f"at most {LARGEST_COUNT}",
     "float_type": "a number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
@@ -307,7 +320,6 @@ _EXPECTED = {
     "dict_type": "a section",
     "model_type": "a section",
     "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
     "greater_than": "above {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "below {lt}",
@@ -340,12 +352,15 @@ def _said(model: type[BaseModel], place: Sequence[str], found: Sequence[Mapping[
         return f"unknown key{_did_you_mean(place, model)}"
     if first["type"] == "missing":
         return "missing; give it a value"
+    if first["type"] == "too_long":
+        return "{actual_length} values; keep {max_length}".format(**first["ctx"])
     if any(problem["type"] not in _EXPECTED for problem in found):
         message = str(first["msg"]).removeprefix("Value error, ")
         return message[0].lower() + message[1:]
     expected = [_EXPECTED[p["type"]].format(**p.get("ctx", {})) for p in found]
-    is_number = isinstance(first["input"], int | float) and not isinstance(first["input"], bool)
-    quote = "; quote it" if is_number and expected == ["text"] else ""
+    expected = ["true" if text == "True" else text for text in expected]
+    is_scalar = isinstance(first["input"], int | float | datetime.date)
+    quote = "; quote it" if is_scalar and expected == ["text"] else ""
     return f"must be {' or '.join(dict.fromkeys(expected))}, not {_shown(first['input'])}{quote}"
 
 

@@ -54,7 +54,7 @@ def _one_word(value: str) -> str:
 
 
 def _location(value: str) -> str:
-    if re.search(r"\$(?!\{env:)", _one_line(value)):
+    if re.search(r"\$(?!\{env:[A-Za-z_][A-Za-z0-9_]*\})", _one_line(value)):
         raise ValueError(f"{value!r}: a shell's variables mean nothing here; write ${{env:NAME}}")
     if re.match(r"\w+:/(?!/)", value):
         raise ValueError(f"{value!r}: is no URL; write two slashes, as in s3://bucket/prefix")
@@ -66,7 +66,8 @@ Line = Annotated[str, AfterValidator(_one_line)]
 Word = Annotated[str, AfterValidator(_one_word)]
 """The same without spaces."""
 Location = Annotated[str, AfterValidator(_location)]
-"""A path or URL; ``${env:NAME}`` in it is filled in where it is used."""
+"""A path or URL; ``${env:NAME}`` in it is filled in where it is used; one that begins with it
+must become an absolute path or a URL."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]
 

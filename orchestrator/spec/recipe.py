@@ -383,6 +383,14 @@ _FLAT_SCORES = {
 """Keys of ``evaluate`` before each score had a section, and where they are now."""
 
 
+def moved_to(dotted: str, value: Any) -> str:
+    """Where a dotted key of ``evaluate`` is since each score has a section; "" for any other."""
+    section, _, name = dotted.partition(".")
+    if section != "evaluate" or isinstance(value, Mapping | None):
+        return ""
+    return " and ".join(f"evaluate.{place}" for place in _FLAT_SCORES.get(name, ()))
+
+
 def by_score(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The section ``evaluate``, with keys from before each score had a section where they are now.
 
@@ -440,7 +448,9 @@ class Recipe(Spec):
     def _distinct_variants(self) -> Self:
         for key, values in self.sweep.items():
             texts = [str(value) for value in values]
-            if twice := next((t for t in texts if texts.count(t) > 1), None):
+            # 1 and 1.0 are one value with two names, 1 and '1' two values with one.
+            counts = [max(values.count(v), texts.count(str(v))) for v in values]
+            if twice := next((t for t, n in zip(texts, counts, strict=True) if n > 1), None):
                 raise ValueError(f"sweep.{key}: {twice} is given twice; keep one")
         if (num_variants := math.prod(map(len, self.sweep.values()))) > MAX_VARIANTS:
             raise ValueError(f"sweep: {num_variants} variants; keep it to {MAX_VARIANTS}")

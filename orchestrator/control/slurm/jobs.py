@@ -75,7 +75,7 @@ class SubmissionContext:
     def image(self) -> str:
         """The container image; empty for none."""
         image = self.cluster.environment.container or ""
-        return resolve_env(image, where="cluster: environment.container")
+        return resolve_env(image, where="cluster: environment.container", is_place=False)
 
     @property
     def mounts(self) -> tuple[str, ...]:

@@ -581,12 +581,12 @@ SYNTAX = (
     Broken(
         id="boolean key",
         recipe=RECIPE + "on: 6\n",
-        says=("r.yaml:8:1: key True is not text; quote it",),
+        says=("r.yaml:8:1: key on is not text; quote it",),
     ),
     Broken(
         id="null key",
         recipe=RECIPE + "~: 6\n",
-        says=("r.yaml:8:1: key None is not text; quote it",),
+        says=("r.yaml:8:1: key ~ is not text; quote it",),
     ),
     Broken(
         id="list key",
@@ -611,7 +611,7 @@ SYNTAX = (
     Broken(
         id="date",
         recipe=edited("name: small", "name: 2020-01-01"),
-        says=("r.yaml: name: must be text, not 2020-01-01",),
+        says=("r.yaml: name: must be text, not 2020-01-01; quote it",),
     ),
     Broken(
         id="bad date",
@@ -760,6 +760,78 @@ SETS = (
         overrides=("extends=x.yaml",),
         says=(
             "r.yaml: extends: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+        ),
+    ),
+)
+OLD_FORMS = (
+    Broken(
+        id="a key of evaluate as before",
+        overrides=("evaluate.temperature=0.5",),
+        says=(
+            "--set evaluate.temperature: each score has a section of its own; write evaluate.continuations.temperature",
+        ),
+    ),
+    Broken(
+        id="a key of evaluate that two scores have now",
+        overrides=("evaluate.seed=1",),
+        says=(
+            "--set evaluate.seed: each score has a section of its own; write evaluate.perplexity.seed and evaluate.continuations.seed",
+        ),
+    ),
+    Broken(
+        id="a sweep over a key of evaluate as before",
+        recipe=added("sweep: {evaluate.continuations: [4, 8]}"),
+        says=(
+            "r.yaml: sweep.evaluate.continuations: each score has a section of its own; write evaluate.continuations.num_prompts",
+        ),
+    ),
+)
+SLIPS = (
+    Broken(
+        id="a count as a float beyond counting",
+        overrides=("train.steps=1e30",),
+        says=("r.yaml: train.steps: must be at most 9007199254740992, not 1e+30",),
+    ),
+    Broken(
+        id="a count with a leading zero",
+        overrides=("train.steps=010",),
+        says=("r.yaml: train.steps: must be a whole number, not '010'",),
+    ),
+    Broken(
+        id="a date for text",
+        overrides=("corpus.snapshot=2026-01-01",),
+        says=("r.yaml: corpus.snapshot: must be text, not 2026-01-01; quote it",),
+    ),
+    Broken(
+        id="Norwegian",
+        overrides=("corpus.languages=[no]",),
+        says=("r.yaml: corpus.languages.0: must be text, not false; quote it",),
+    ),
+    Broken(
+        id="three betas",
+        overrides=("train.optimizer.betas=[0.9, 0.98, 1]",),
+        says=("r.yaml: train.optimizer.betas: 3 values; keep 2",),
+    ),
+    Broken(
+        id="sweep of one value with two names",
+        overrides=("sweep.seed=[1, 1.0]",),
+        says=("r.yaml: sweep.seed: 1 is given twice; keep one",),
+    ),
+    Broken(
+        id="sweep of two values with one name",
+        overrides=("sweep.corpus.snapshot=['1', 1]",),
+        says=("r.yaml: sweep.corpus.snapshot: 1 is given twice; keep one",),
+    ),
+    Broken(
+        id="a fraction for an option",
+        cluster=added("slurm: {extra: {mail-type: 1.5}}", CLUSTER),
+        says=("c.yaml: slurm.extra.mail-type: must be true or text or a whole number, not 1.5",),
+    ),
+    Broken(
+        id="a reference to no variable",
+        cluster=added("scratch: '${env:}/x'", CLUSTER),
+        says=(
+            "c.yaml: scratch: '${env:}/x': a shell's variables mean nothing here; write ${env:NAME}",
         ),
     ),
 )

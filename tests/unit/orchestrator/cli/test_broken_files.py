@@ -12,7 +12,14 @@ from orchestrator.cli.main import main
 from tests.unit.orchestrator import broken
 from tests.unit.orchestrator.broken import Broken
 
-CASES = (*broken.RECIPES, *broken.SYNTAX, *broken.SETS, *broken.CLUSTERS)
+CASES = (
+    *broken.RECIPES,
+    *broken.SYNTAX,
+    *broken.SETS,
+    *broken.OLD_FORMS,
+    *broken.SLIPS,
+    *broken.CLUSTERS,
+)
 
 
 # Submitting is what must not happen; planning reads the same files, so a sample is enough.

@@ -268,6 +268,26 @@ def test_a_new_field_at_its_default_changes_no_key(section: type[Spec]) -> None:
     assert keyed(more) == {**keyed(old), "more": 4}
 
 
+@pytest.mark.parametrize("stage", ["targets", "pretrain"])
+def test_a_null_of_pretraining_at_its_default_changes_no_key(stage: str) -> None:
+    base = pretrained_recipe()
+    old = base.encoder.pretrain
+    assert old
+    newer = create_model("Pretrain", __base__=Pretrain, max_hours=(float | None, None))
+    said = old.model_dump(exclude={"max_hours"})
+    silent, null = (newer.model_validate(said | more) for more in ({}, {"max_hours": None}))
+    fields = [
+        inputs_of(BY_NAME[stage], "1", _with_pretrain(base, section), FACTS, {})
+        for section in (silent, null)
+    ]
+    assert fields[0] == fields[1]
+
+
+def _with_pretrain(base: Recipe, section: Spec) -> Recipe:
+    encoder = base.encoder.model_copy(update={"pretrain": section})
+    return base.model_copy(update={"encoder": encoder})
+
+
 def _sections(value: Any) -> Iterator[Spec]:
     if isinstance(value, Spec):
         yield value

@@ -208,6 +208,26 @@ def test_environment_values(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize("here", ["data", "./data", "~/data", ""])
+def test_a_place_that_the_environment_gives_is_no_relative_path(
+    here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOT", here)
+    with pytest.raises(RequestError) as raised:
+        resolve_env("${env:ROOT}", where="cluster: scratch")
+    assert str(raised.value) == (
+        f"cluster: scratch: ${{env:ROOT}} is {here!r}, no absolute path or URL; export one that is"
+    )
+    assert resolve_env("${env:ROOT}", where="w", is_place=False) == here
+    assert resolve_env("/x/${env:ROOT}", where="w") == f"/x/{here}"
+
+
+@pytest.mark.parametrize("here", ["/data", "s3://bucket"])
+def test_a_place_that_the_environment_gives(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOT", here)
+    assert resolve_env("${env:ROOT}/x", where="w") == f"{here}/x"
+
+
 def test_resources_of_a_stage_that_is_not_named_are_the_defaults() -> None:
     raw = {"backend": "local", "store": "s", "resources": {"train": {"nodes": 2}}}
     where = Cluster.model_validate(raw)
