@@ -20,7 +20,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
     """Write continuations.json; returns how many there are."""
     torch.set_num_threads(attempt.resources.cpus_per_worker)
     cache = attempt.folder / "inputs"
-    settings = attempt.recipe.evaluate.continuations or Continuations()
+    settings = attempt.recipe.evaluate.continuations
+    assert settings is not None, "only a recipe that asks for the score has this node"
     model = load_model(attempt.upstream["train"].storage, cache, attempt.resources)
     split = HeldOut(attempt.upstream["pack"].storage, "test", cache)
     chosen = choose(np.array([len(units) for units in split.utterances]), settings.num_prompts)

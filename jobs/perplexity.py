@@ -25,7 +25,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
     """Write scores.json and every utterance's NLL; returns the scores."""
     torch.set_num_threads(attempt.resources.cpus_per_worker)
     cache, pack = attempt.folder / "inputs", attempt.upstream["pack"].storage
-    settings = attempt.recipe.evaluate.perplexity or Perplexity()
+    settings = attempt.recipe.evaluate.perplexity
+    assert settings is not None, "only a recipe that asks for the score has this node"
     model = load_model(attempt.upstream["train"].storage, cache, attempt.resources)
     counts = perplexity.count(
         open_tokens(pack.fetch(bin_name("train"), cache)), attempt.recipe.tokenizer.num_clusters

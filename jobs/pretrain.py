@@ -17,10 +17,15 @@ from jobs.training import driver
 from jobs.training.rank import RankConfig, TrainingSettings
 from orchestrator.plan.execution import pretrain_execution
 
+TOO_LARGE = (
+    ".crop_s: one crop does not fit the device's memory; lower crop_s, hidden_size or num_layers, "
+    "or use larger devices"
+)
+
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one."""
-    return driver.train(attempt, rank_config(attempt))
+    return driver.train(attempt, rank_config(attempt), TOO_LARGE)
 
 
 def rank_config(attempt: Attempt) -> RankConfig:

@@ -83,8 +83,12 @@ def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
         attempt.event("iteration", number=number, inertia=inertia)
         attempt.progress(number, MAX_ITERATIONS, "iterations", inertia=inertia)
 
-    samples = list(in_order(pool.run(range(len(blocks.blocks)), task, tick=attempt.check)))
-    samples = [feats_ND for feats_ND in samples if len(feats_ND)]
+    samples, total = [], len(blocks.blocks)
+    results = in_order(pool.run(range(total), task, tick=attempt.check))
+    for done, feats_ND in enumerate(results, start=1):
+        attempt.progress(done, total, "sampled blocks")
+        if len(feats_ND):
+            samples.append(feats_ND)
     scaling = targets.scaling_of(torch.cat(samples), standardise=iteration.targets == "mfcc")
     fitted = targets.fit_clusters(samples, scaling, iteration.num_clusters, spec.seed, on_iteration)
     notes = {"inertia": fitted.inertia, "iterations": fitted.iterations}

@@ -13,12 +13,17 @@ from jobs.training import driver
 from jobs.training.rank import RankConfig
 from orchestrator.plan.execution import execution_of
 
+TOO_LARGE = (
+    ".execution.micro_batch: one sequence does not fit the device's memory; raise zero_stage, set "
+    "offload or activation_checkpointing, or use larger devices"
+)
+
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one."""
     config = rank_config(attempt)
     verify_weights(attempt.recipe.model, config.spec["source"])
-    return driver.train(attempt, config)
+    return driver.train(attempt, config, TOO_LARGE)
 
 
 def rank_config(attempt: Attempt) -> RankConfig:

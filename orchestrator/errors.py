@@ -77,6 +77,10 @@ INTERRUPTIONS = frozenset(Cause) - {
 }
 """Ends that tell how often the machines fail."""
 
+_CAUSE_BY_FOREIGN_TYPE = {
+    "torch.OutOfMemoryError": Cause.DEVICE_OOM,
+    "ray.exceptions.OutOfMemoryError": Cause.HOST_OOM,
+}
 _STORAGE_ERRNOS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ESTALE)
 
 
@@ -154,6 +158,9 @@ def cause_of(error: BaseException) -> Cause:
         return cause_of(cause)
     if isinstance(cause, Cause):
         return cause
+    foreign = _CAUSE_BY_FOREIGN_TYPE.get(f"{type(error).__module__}.{type(error).__name__}")
+    if foreign is not None:
+        return foreign
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or code == errno.ENOMEM:
         return Cause.HOST_OOM

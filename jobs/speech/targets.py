@@ -82,7 +82,7 @@ class AudioBlocks:
 
     @classmethod
     def of(cls, rows: CorpusRows, spec: Pretrain) -> AudioBlocks:
-        """``max_hours`` of the corpus by the hash of ids, neighbours together."""
+        """Utterances by their ids' hashes until they hold ``max_hours``, neighbours together."""
         drawn = sample_rows(rows.ids, rows.num_samples.tolist(), spec.max_hours, spec.seed)
         grid = grid_of(spec.conv_kernel, spec.conv_stride)
         return cls(list(pages(rows.at(drawn), BLOCK_SAMPLES)), grid)

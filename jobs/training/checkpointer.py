@@ -22,7 +22,14 @@ from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig
 from jobs.training.task import Task
 from jobs.training.uploader import CheckpointUploader, Snapshot
-from orchestrator.errors import Cause, CorruptError, LeaseHeldError, RequestError, RunFailedError
+from orchestrator.errors import (
+    Cause,
+    CorruptError,
+    LeaseHeldError,
+    RequestError,
+    RunFailedError,
+    cause_of,
+)
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.checkpoints import AttemptSpan, Manifest, Segment
 from orchestrator.ledger.storage import Storage, sha256_of
@@ -124,17 +131,18 @@ class Checkpointer:
 
     def _raise_failures(self) -> None:
         error = self.uploader.error
-        problem = (isinstance(error, LeaseHeldError), f"{type(error).__name__}: {error}")
-        problems = [(r, *p) for r, p in enumerate(self._group.gather(error and problem)) if p]
+        problem = error and (cause_of(error), f"{type(error).__name__}: {error}")
+        problems = [(r, *p) for r, p in enumerate(self._group.gather(problem)) if p]
         if not problems:
             return
-        rank, is_fenced, reason = problems[0]
-        if is_fenced:
+        rank, cause, reason = problems[0]
+        if cause is Cause.LEASE_HELD:
             raise LeaseHeldError(reason) from error
+        place = "the store" if cause is Cause.STORAGE else "its log"
         raise RunFailedError(
             f"{self._config.section}: rank {rank} could not publish its checkpoint ({reason}); "
-            "look at the store, training goes on from the checkpoint before",
-            cause=Cause.STORAGE,
+            f"look at {place}, training goes on from the checkpoint before",
+            cause=cause,
         ) from error
 
     def close(self) -> None:

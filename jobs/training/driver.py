@@ -40,14 +40,14 @@ MIN_INTERRUPTIONS = 3
 _POLL_S = 0.5
 
 
-def train(attempt: Attempt, config: RankConfig) -> dict[str, Any]:
+def train(attempt: Attempt, config: RankConfig, too_large: str) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one; the artifact's facts.
 
-    Raises RunFailedError, LeaseHeldError, StopRequestedError; RequestError when one sample does not
-    fit the device's memory.
+    ``too_large`` ends the message of a sample that does not fit the device's memory. Raises
+    RunFailedError, LeaseHeldError, StopRequestedError; RequestError for such a sample.
     """
     monitor = RankMonitor(attempt, config, attempt.resources.world_size)
-    with halving_on_oom(attempt, config):
+    with halving_on_oom(attempt, config, too_large):
         run_monitored(lambda: launch(config, attempt), monitor, config.notice_s)
     monitor.report()
     if monitor.stopped():
@@ -135,23 +135,20 @@ def mtbf_s(retry: Retry, resources: Resources, interruptions: int, lasted_s: flo
 
 
 @contextmanager
-def halving_on_oom(attempt: Attempt, config: RankConfig) -> Iterator[None]:
+def halving_on_oom(attempt: Attempt, config: RankConfig, too_large: str) -> Iterator[None]:
     """Remember that the device's memory was too small, so that the next attempt uses less of it.
 
-    Raises RequestError when a single sequence does not fit.
+    Raises RequestError when a single sample does not fit.
     """
     try:
         yield
     except RunFailedError as error:
-        if re.search(HOST_OOM, str(error)) or not re.search(DEVICE_OOM, str(error)):
+        said = re.search(DEVICE_OOM, str(error)) and not re.search(HOST_OOM, str(error))
+        if error.cause is not Cause.DEVICE_OOM and not said:
             raise
         micro_batch = config.execution.micro_batch
         if micro_batch == 1:
-            raise RequestError(
-                f"{config.section}.execution.micro_batch: one sequence does not fit the device's "
-                "memory; raise zero_stage, set offload or activation_checkpointing, or use larger "
-                "devices"
-            ) from error
+            raise RequestError(f"{config.section}{too_large}") from error
         attempt.out.replace(FITS, to_json({"max_micro_batch": micro_batch // 2}))
         attempt.event("device_oom", micro_batch=micro_batch)
         error.cause = Cause.DEVICE_OOM

@@ -22,6 +22,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
@@ -84,7 +85,7 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._write()
+        self._guarded(self._write)
 
     def tick(self, phase: str) -> None:
         """Note that work was done; a rank whose ticks stand still hangs."""
@@ -105,12 +106,15 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            try:
-                self._write()
-                self._obey_orders()
-            except (OSError, LedgerError):  # the store may be back at the next beat
-                log.exception("rank %d: the attempt's folder is out of reach", self._rank_info.rank)
+            self._guarded(self._write, self._obey_orders)
             self._ended.wait(self._every_s)
+
+    def _guarded(self, *acts: Callable[[], None]) -> None:
+        try:
+            for act in acts:
+                act()
+        except (OSError, LedgerError):  # the store may be back at the next beat
+            log.exception("rank %d: the attempt's folder is out of reach", self._rank_info.rank)
 
     def _write(self) -> None:
         beat = {

@@ -32,7 +32,7 @@ from jobs.training.group import RankGroup
 from jobs.training.heartbeat import Heartbeat
 from jobs.training.interval import CheckpointInterval
 from jobs.training.mfu import peak_flops
-from jobs.training.rank import RankConfig, RankInfo, end_with, failure_recorded
+from jobs.training.rank import RankConfig, RankInfo, end_with
 from jobs.training.task import Task, build_task
 from jobs.training.tracking import Tracker
 from orchestrator.errors import Cause, RunFailedError
@@ -50,7 +50,7 @@ def train_rank(config: RankConfig, rank_info: RankInfo) -> None:
     """Run this rank until the last step, or a checkpoint after a wish to stop, is committed."""
     end_with(config.driver)
     phases = Phases()
-    with Heartbeat(config, rank_info) as heartbeat, failure_recorded(config, rank_info):
+    with Heartbeat(config, rank_info) as heartbeat:
         prepare(config)
         phases.end("start")
         group = connect(config, rank_info)

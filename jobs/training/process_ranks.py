@@ -2,13 +2,12 @@
 
 In a Slurm allocation the driver runs on the first node. It writes a launch into the allocation's
 folder (what to train, where rank 0 listens), starts the ranks of its own node, and takes the
-reports of the agents that start those of theirs (`jobs.training.node_agent`). Outside of Slurm the
-ranks are the tasks of a submitit LocalExecutor, which meet through a file.
+reports of the agents that start those of theirs (`jobs.training.node_agent`). Outside of Slurm this
+machine is the only node, and the folder is the attempt's.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -19,11 +18,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from jobs.training.rank import RankConfig, RankInfo, failure, free_port, last_line, log_path, log_to
+from jobs.training.rank import (
+    RankConfig,
+    RankInfo,
+    failure,
+    failure_recorded,
+    free_port,
+    log_path,
+    log_to,
+    most_telling,
+)
+from orchestrator.errors import Cause
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import ALLOCATION_FOLDER
 from orchestrator.ledger.storage import Storage
@@ -32,9 +40,6 @@ from orchestrator.spec.cluster import Resources
 _POLL_S = 0.2
 _REPORTS_WAIT_S = 3.0
 """How long other nodes get to say which of their ranks failed, once one has."""
-_MEET_TIMEOUT_S = 300.0
-_TIMEOUT_MIN = 60
-"""submitit counts any signal within the first ten minutes of a shorter job as its timeout."""
 
 RecordEvent = Callable[..., None]
 """Records an event: its kind, and its fields."""
@@ -54,11 +59,16 @@ class Launch:
     command: Sequence[str] = ()
     """What runs in place of this module, for tests; it gets the channel's URL and the number."""
 
+    @property
+    def num_ranks(self) -> int:
+        """Ranks on all nodes."""
+        return self.num_nodes * self.ranks_per_node
+
     def rank_info(self, node: int, local_rank: int) -> RankInfo:
         """Where a rank of a node stands."""
         return RankInfo(
             rank=node * self.ranks_per_node + local_rank,
-            world_size=self.num_nodes * self.ranks_per_node,
+            world_size=self.num_ranks,
             local_rank=local_rank,
             local_world_size=self.ranks_per_node,
         )
@@ -73,12 +83,6 @@ class Report:
     """By rank: its exit code, negative when a signal ended it."""
     failed_at: float | None = None
     """When the first of them failed, in seconds since the epoch."""
-
-    @property
-    def culprit(self) -> tuple[int, int] | None:
-        """The rank that failed, and its exit code; one that a signal ended before any other."""
-        failed = [(int(rank), code) for rank, code in self.codes.items() if code]
-        return min(failed, key=lambda f: (f[1] > 0, f[0]), default=None)
 
 
 class NodeRanks:
@@ -127,22 +131,14 @@ def launch(
 
     Raises RunFailedError when any of them fails; ``record_event`` then gets which, and where.
     """
-    if folder := os.environ.get(ALLOCATION_FOLDER):
-        _launch_nodes(config, resources, Storage(folder), record_event)
-    else:
-        _launch_local(config, resources)
-
-
-def _launch_nodes(
-    config: RankConfig, resources: Resources, channel: Storage, record_event: RecordEvent
-) -> None:
-    number = config.lease_n
+    number, allocation = config.lease_n, os.environ.get(ALLOCATION_FOLDER)
+    channel = Storage(allocation or config.folder)
     order = Launch(
         config=config.model_dump_json(),
-        host=os.environ["SLURM_LAUNCH_NODE_IPADDR"],
+        host=os.environ["SLURM_LAUNCH_NODE_IPADDR"] if allocation else "127.0.0.1",
         port=free_port(),
-        num_nodes=resources.nodes,
-        ranks_per_node=resources.local_world_size,
+        num_nodes=resources.nodes if allocation else 1,
+        ranks_per_node=resources.local_world_size if allocation else resources.world_size,
     )
     channel.create_json(launch_path(number), asdict(order))
     own = NodeRanks(channel, number, order, node=0)
@@ -152,7 +148,7 @@ def _launch_nodes(
         own.end()
         with suppress(OSError):
             channel.replace(over_path(number), b"{}")
-    raise_failure(reports, config, resources, record_event)
+    raise_failure(reports, config, order.num_ranks, record_event)
 
 
 def await_reports(
@@ -172,26 +168,30 @@ def await_reports(
                 reports.append(Report(**channel.read_json(report_path(number, node))))
         if len(reports) == num_nodes or time.monotonic() > deadline:
             return reports
-        if any(r.culprit for r in reports):
+        if any(any(r.codes.values()) for r in reports):
             deadline = min(deadline, time.monotonic() + reports_wait_s)
         time.sleep(_POLL_S)
 
 
 def raise_failure(
-    reports: list[Report], config: RankConfig, resources: Resources, record_event: RecordEvent
+    reports: list[Report], config: RankConfig, world_size: int, record_event: RecordEvent
 ) -> None:
     """Raise RunFailedError, and record which rank is to blame, when the ranks of a node failed."""
-    failed = [(r, *r.culprit) for r in reports if r.culprit]
+    failed = [(r, int(rank), code) for r in reports for rank, code in r.codes.items() if code]
     if not failed:
         return
-    # Ranks fail by losing each other: one that a signal ended is the cause, else the first.
-    report, rank, code = min(failed, key=lambda f: (f[2] > 0, f[0].failed_at or 0.0))
+    told, is_any_lost = most_telling(config), any(code < 0 for _, _, code in failed)
+    knows = told["rank"] if told and (told["cause"] != Cause.ERROR or not is_any_lost) else None
+    # Ranks fail by losing each other: who knows a cause, or was ended by a signal, was first.
+    report, rank, code = min(
+        failed, key=lambda f: (f[1] != knows, f[2] > 0, f[0].failed_at or 0.0, f[1])
+    )
     # Who merely lost a peer is not to blame, and the report that tells of the peer may be late.
     blamed = {"node": report.node} if code < 0 else {}
     record_event("rank_failed", rank=rank, code=code, **blamed)
     how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
     how = f"rank {rank} on {report.node}: {how}"
-    raise failure(config, resources.world_size, how, rank, is_lost=code < 0)
+    raise failure(config, world_size, how, rank, is_lost=code < 0)
 
 
 def launch_path(number: int) -> str:
@@ -246,69 +246,16 @@ def run_rank(channel: Storage, number: int) -> None:
     rank_info = RankInfo(
         **{name: int(os.environ[name.upper()]) for name in RankInfo.__annotations__}
     )
-    _train(config, rank_info)
+    train_here(config, rank_info)
 
 
-def run_task(config_json: str) -> None:
-    """What each task of a LocalExecutor runs."""
-    import submitit
-
-    config, task = RankConfig.model_validate_json(config_json), submitit.JobEnvironment()
-    rank_info = RankInfo(
-        rank=task.global_rank,
-        world_size=task.num_tasks,
-        local_rank=task.local_rank,
-        local_world_size=task.num_tasks // task.num_nodes,
-    )
-    host, port = meet(Path(config.folder) / "rendezvous.json", leads=rank_info.rank == 0)
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
-    _train(config, rank_info)
-
-
-def _train(config: RankConfig, rank_info: RankInfo) -> None:
+def train_here(config: RankConfig, rank_info: RankInfo) -> None:
+    """Train this rank in this process, whose output becomes its log; record why it fails."""
     log_to(log_path(Path(config.folder), rank_info.rank))
-    from jobs.training.loop import train_rank
+    with failure_recorded(config, rank_info):
+        from jobs.training.loop import train_rank
 
-    train_rank(config, rank_info)
-
-
-def meet(path: Path, *, leads: bool, timeout_s: float = _MEET_TIMEOUT_S) -> tuple[str, int]:
-    """Where rank 0 listens: it says so in a file that the others await. Raises TimeoutError."""
-    if leads:
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps({"host": "127.0.0.1", "port": free_port()}))
-        aside.replace(path)
-    deadline = time.monotonic() + timeout_s
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"{path}: rank 0 did not say where it listens within {timeout_s:.0f} s; see its log"
-            )
-        time.sleep(_POLL_S)
-    address = json.loads(path.read_text())
-    return address["host"], address["port"]
-
-
-def _launch_local(config: RankConfig, resources: Resources) -> None:
-    import submitit
-
-    executor = submitit.LocalExecutor(folder=Path(config.folder) / "submitit")
-    executor.update_parameters(
-        tasks_per_node=resources.world_size,
-        gpus_per_node=resources.gpus_per_node,
-        timeout_min=max(_TIMEOUT_MIN, resources.walltime_min),
-    )
-    job = executor.submit(run_task, config.model_dump_json())
-    while not job.done():
-        time.sleep(_POLL_S)
-    error = next((e for e in (task.exception() for task in _tasks(job)) if e), None)
-    if error is not None:
-        raise failure(config, resources.world_size, last_line(error))
-
-
-def _tasks(job: object) -> list[Any]:
-    """A job of one task is its own task."""
-    return getattr(job, "_sub_jobs", None) or [job]
+        train_rank(config, rank_info)
 
 
 if __name__ == "__main__":

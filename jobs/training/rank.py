@@ -7,11 +7,12 @@ nothing of training and training nothing of launchers.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Checkpoint, Execution, Optimizer
 
 _WATCH_EVERY_S = 1.0
+_LOST_PEER = re.compile(
+    r"gloo|NCCL|Dist(Backend|Network|Store)Error|Connection (closed|reset|refused)|Broken pipe"
+)
+"""What the error of a rank says that merely lost another one."""
+_FAILURE = ".failure.json"
 
 
 class TrainingSettings(Spec):
@@ -177,15 +183,35 @@ def failure_recorded(config: RankConfig, rank_info: RankInfo) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        report = {"at": time.time(), "cause": cause_of(error), "message": last_sentence(error)}
+        report = {
+            "rank": rank_info.rank,
+            "at": time.time(),
+            "cause": cause_of(error),
+            "message": last_sentence(error),
+        }
         with suppress(OSError, OrchestratorError):  # the end of the log tells it too
-            Storage(config.record_url).replace(failure_path(rank_info.rank), to_json(report))
+            path = f"rank-{rank_info.rank:05d}{_FAILURE}"
+            Storage(config.record_url).replace(path, to_json(report))
         raise
 
 
-def failure_path(rank: int) -> str:
-    """In the attempt's folder: why a rank failed."""
-    return f"rank-{rank:05d}.failure.json"
+def most_telling(config: RankConfig, suspect: int | None = None) -> dict[str, Any] | None:
+    """The report of the rank that knows best why the training failed; None when none is there.
+
+    Ranks fail by losing each other: a cause comes before an error, an error before a broken
+    connection, then the suspect, then the first.
+    """
+    return min(
+        _reports(config),
+        key=lambda r: (_vagueness(r), r["rank"] != suspect, r["at"]),
+        default=None,
+    )
+
+
+def _vagueness(report: dict[str, Any]) -> int:
+    if report["cause"] != Cause.ERROR:
+        return 0
+    return 2 if _LOST_PEER.search(report["message"]) else 1
 
 
 def failure(
@@ -193,31 +219,32 @@ def failure(
 ) -> OrchestratorError:
     """The error of a training that lost ``rank``, or some rank: its cause, the end of its log.
 
-    ``is_lost``: what a rank died of that left no report, else it counts as any error.
+    The rank that knows a cause is heard before the one that is suspected. ``is_lost``: the rank was
+    ended from outside, which is the cause unless another rank knows one.
     """
-    folder = Path(config.folder)
-    ranks = range(world_size) if rank is None else (rank,)
-    paths = [log_path(folder, r) for r in ranks]
+    told = most_telling(config, rank)
+    if told and told["cause"] == Cause.ERROR and is_lost and rank is not None:
+        told = None
+    if told and told["cause"] == Cause.LEASE_HELD:
+        return LeaseHeldError(told["message"])
+    ranks = [told["rank"]] if told else range(world_size) if rank is None else [rank]
+    paths = [log_path(Path(config.folder), r) for r in ranks]
     # When one rank dies the others fail after it, by losing it: its log ended first.
-    written = sorted((p for p in paths if p.exists()), key=lambda p: p.stat().st_mtime)
-    path = written[0] if written else paths[0]
-    reports = sorted(_reports(config, ranks), key=lambda r: (r["cause"] == Cause.ERROR, r["at"]))
-    first = reports[0] if reports else {}
-    if first.get("cause") == Cause.LEASE_HELD:
-        return LeaseHeldError(first["message"])
-    message = f": {first['message']}" if first else ""
+    written = [path for path in paths if path.exists()]
+    path = min(written, key=lambda p: p.stat().st_mtime, default=paths[0])
+    message = f": {told['message']}" if told else ""
     return RunFailedError(
         f"the last lines of {path}:\n{last_lines(path)}\n"
         f"{config.section}: a rank failed ({how}){message}",
-        cause=Cause(first.get("cause", Cause.WORKER_LOST if is_lost else Cause.ERROR)),
+        cause=Cause(told["cause"]) if told else Cause.WORKER_LOST if is_lost else Cause.ERROR,
     )
 
 
-def _reports(config: RankConfig, ranks: Iterable[int]) -> list[dict[str, Any]]:
+def _reports(config: RankConfig) -> list[dict[str, Any]]:
     storage, reports = Storage(config.record_url), []
-    for rank in ranks:
-        with suppress(OSError, OrchestratorError):
-            reports.append(storage.read_json(failure_path(rank)))
+    with suppress(OSError, OrchestratorError):
+        names = [name for name in storage.children() if name.endswith(_FAILURE)]
+        reports += [storage.read_json(name) for name in names]
     return reports
 
 

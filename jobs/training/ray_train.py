@@ -7,10 +7,10 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from jobs.training.rank import RankConfig, RankInfo, failure, last_line, log_path, log_to
+from jobs.training.process_ranks import train_here
+from jobs.training.rank import RankConfig, RankInfo, failure, last_line
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
 
@@ -70,11 +70,8 @@ def run_in_worker(loop_config: dict[str, Any]) -> None:
         local_rank=context.get_local_rank(),
         local_world_size=context.get_local_world_size(),
     )
-    log_to(log_path(Path(config.folder), rank_info.rank))
-    from jobs.training.loop import train_rank
-
     try:
-        train_rank(config, rank_info)
+        train_here(config, rank_info)
     except BaseException:
         traceback.print_exc()  # Ray carries it to the driver and leaves nothing in our log
         raise

@@ -20,7 +20,7 @@ from typing import Any
 
 from jobs.training import faults
 from jobs.training.rank import RankConfig, RankInfo
-from orchestrator.errors import LeaseHeldError
+from orchestrator.errors import Cause, LeaseHeldError, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.checkpoints import FileEntry, Manifest, Segment
@@ -65,7 +65,8 @@ class CheckpointUploader:
         """Called with every file that is in the store."""
         self._thread: threading.Thread | None = None
         self._uploaded = threading.Event()
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+        """What the thread ran into; it publishes nothing more."""
         self.took_s = 0.0
         """How long the last publication took, from the disk to the manifest."""
 
@@ -91,11 +92,6 @@ class CheckpointUploader:
         self._thread = threading.Thread(target=self._run, args=(snapshot,), daemon=True)
         self._thread.start()
 
-    @property
-    def error(self) -> BaseException | None:
-        """What the thread ran into; it publishes nothing more."""
-        return self._error
-
     def wait_uploaded(self) -> None:
         """Wait until this rank's files are in the store, or cannot be."""
         if self._thread is not None:
@@ -111,7 +107,7 @@ class CheckpointUploader:
         try:
             self._publish(snapshot)
         except BaseException as error:  # noqa: BLE001 (the training's thread raises it for all ranks)
-            self._error = error
+            self.error = error
         finally:
             self._uploaded.set()
             self.took_s = time.monotonic() - started
@@ -146,7 +142,7 @@ class CheckpointUploader:
             )
 
     def _gather(self, name: str) -> list[dict[str, Any]]:
-        """Every rank's note, in the order of ranks. Raises TimeoutError."""
+        """Every rank's note, in the order of ranks. Raises RunFailedError."""
         return [self._note_of(name, rank) for rank in range(self._rank_info.world_size)]
 
     def _note_of(self, name: str, rank: int) -> dict[str, Any]:
@@ -156,7 +152,10 @@ class CheckpointUploader:
         )
         while not self._out.exists(path):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self._out.url}/{path}: rank {rank} never published its part")
+                raise RunFailedError(
+                    f"{self._out.url}/{path}: rank {rank} never published its part",
+                    cause=Cause.STORAGE,
+                )
             time.sleep(_POLL_S)
         note: dict[str, Any] = self._out.read_json(path)
         return note

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import accumulate
+from operator import mul
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, model_validator
 
+from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.model import (
     Count,
     Float,
@@ -146,7 +149,8 @@ class Pretrain(Spec):
     unmasked_weight: NonNegativeFloat = 0.5
     """Weight of the loss on frames that were not masked."""
     max_hours: PositiveFloat = 8.0
-    """Hours of audio drawn from the corpus."""
+    """Hours after which no further utterance is drawn from the corpus: the last one may end beyond
+    them."""
     seed: Count = 0
     """Seed of the choice of audio, of weights, crops and masks."""
     checkpoint: Checkpoint = Checkpoint()
@@ -156,6 +160,13 @@ class Pretrain(Spec):
     def _consistent(self) -> Self:
         if not len(self.conv_dim) == len(self.conv_kernel) == len(self.conv_stride):
             raise ValueError("conv_dim, conv_kernel and conv_stride must have the same length")
+        hops = accumulate(self.conv_stride, mul, initial=1)
+        field = 1 + sum((k - 1) * hop for k, hop in zip(self.conv_kernel, hops, strict=False))
+        if int(self.crop_s * SAMPLE_RATE_HZ) < field:
+            raise ValueError(
+                f"crop_s ({self.crop_s:g}) must hold the receptive field of the convolutions: "
+                f"{field} samples, {field / SAMPLE_RATE_HZ:g} s"
+            )
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must divide by num_heads ({self.num_heads})"

@@ -88,3 +88,6 @@ def test_more_clusters_than_frames_can_fill_are_the_datas_fault(tmp_path: Path) 
     pool, _, blocks = pool_of(attempt, tmp_path)
     with pytest.raises(DataError, match="frames cannot fit 100 clusters"):
         make_targets(attempt, pool, blocks)
+    progress = attempt.record.progress
+    told = (progress["done"], progress["total"], progress["unit"])
+    assert told == (2, 2, "sampled blocks"), "the pass over the audio was not shown"

@@ -353,6 +353,16 @@ RECIPES = (
         ),
     ),
     Broken(
+        id="crops below one frame",
+        recipe=edited(
+            f"{_HUBERT}", "pretrain: {crop_s: 0.02, iterations: [{targets: mfcc, steps: 5}]}"
+        ),
+        says=(
+            "r.yaml: encoder.pretrain: crop_s (0.02) must hold the receptive field of the convolutions: "
+            "825 samples, 0.0515625 s",
+        ),
+    ),
+    Broken(
         id="heads do not divide",
         recipe=edited(
             f"{_HUBERT}",

@@ -28,6 +28,12 @@ class WrappedError(Exception):
         self.cause = cause
 
 
+def foreign(module: str, name: str) -> Exception:
+    """An error of a library that the control plane does not import."""
+    error: Exception = type(name, (RuntimeError,), {"__module__": module})("x")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
@@ -44,6 +50,10 @@ class WrappedError(Exception):
         (ConnectionResetError(errno.ECONNRESET, "a peer"), Cause.ERROR),
         (FileNotFoundError(errno.ENOENT, "x"), Cause.ERROR),
         (KeyError("x"), Cause.ERROR),
+        (foreign("torch", "OutOfMemoryError"), Cause.DEVICE_OOM),
+        (foreign("ray.exceptions", "OutOfMemoryError"), Cause.HOST_OOM),
+        (foreign("elsewhere", "OutOfMemoryError"), Cause.ERROR),
+        (WrappedError(foreign("torch", "OutOfMemoryError")), Cause.DEVICE_OOM),
         (WrappedError(DataError("x")), Cause.BAD_DATA),
         (WrappedError(OSError(errno.EIO, "x")), Cause.STORAGE),
     ],

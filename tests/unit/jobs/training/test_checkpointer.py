@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,19 @@ def test_every_rank_learns_that_one_cannot_publish(tmp_path: Path, block: int) -
     ends = save(rank_config(tmp_path), 4, block=block)
     assert [type(end) for end in ends] == [RunFailedError, RunFailedError]
     for end in ends:
-        assert end.cause is Cause.STORAGE
+        assert end.cause is Cause.ERROR, "what is in the way is no fault of the store"
         assert f"rank {block} could not publish its checkpoint (AlreadyExistsError" in str(end)
+
+
+def test_a_store_that_fails_is_the_cause(tmp_path: Path) -> None:
+    def work(member: Member) -> None:
+        checkpointer = Checkpointer(rank_config(tmp_path), member, build=build_plain)
+        checkpointer.uploader.error = OSError(errno.ENOSPC, "full") if member.info.rank else None
+        checkpointer.drain()
+
+    for end in Threads(2).run(work):
+        assert end.cause is Cause.STORAGE
+        assert "(OSError: [Errno 28] full); look at the store, training goes on" in str(end)
 
 
 def test_every_rank_learns_that_rank_0_could_not_commit(tmp_path: Path) -> None:

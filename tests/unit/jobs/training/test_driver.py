@@ -5,14 +5,20 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 import pytest
 
+from jobs import pretrain, train
 from jobs.attempt import StopRequestedError
-from jobs.training.driver import mtbf_s, run_monitored
-from orchestrator.errors import RunFailedError
+from jobs.training.driver import halving_on_oom, max_micro_batch, mtbf_s, run_monitored
+from orchestrator.errors import Cause, RequestError, RunFailedError
 from orchestrator.spec.cluster import Resources, Retry
+from orchestrator.spec.recipe import Execution, Pretrain, Train
+from tests.unit.jobs.test_targets import attempt_of
+from tests.unit.jobs.training.countdown import rank_config
+from tests.unit.orchestrator.recipes import pretrained_recipe
 
 
 @dataclass
@@ -77,3 +83,56 @@ def test_the_observed_one_follows() -> None:
 def test_else_it_is_what_is_usual_for_so_many_devices() -> None:
     asked = Resources(nodes=4, gpus_per_node=8)
     assert mtbf_s(Retry(), asked, 0, 0.0) == pytest.approx(45_600 * 3600 / 32)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RunFailedError("train: rank 3 failed", cause=Cause.DEVICE_OOM),
+        RunFailedError("HIP out of memory", cause=Cause.WORKER_LOST),
+    ],
+)
+def test_a_device_out_of_memory_gets_half_the_micro_batch(
+    tmp_path: Path, error: RunFailedError
+) -> None:
+    attempt = attempt_of(tmp_path, pretrained_recipe())
+    config = rank_config(tmp_path, micro_batch=4)
+    with (
+        pytest.raises(RunFailedError) as raised,
+        halving_on_oom(attempt, config, ""),
+    ):
+        raise error
+    assert raised.value.cause is Cause.DEVICE_OOM
+    assert max_micro_batch(attempt) == 2
+
+
+def test_any_other_end_leaves_the_micro_batch_as_it_is(tmp_path: Path) -> None:
+    attempt = attempt_of(tmp_path, pretrained_recipe())
+    with (
+        pytest.raises(RunFailedError),
+        halving_on_oom(attempt, rank_config(tmp_path), ""),
+    ):
+        raise RunFailedError("oom-kill", cause=Cause.WORKER_LOST)
+    assert max_micro_batch(attempt) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "too_large", "fields"),
+    [
+        ("train", train.TOO_LARGE, ["activation_checkpointing", "execution", "zero_stage"]),
+        ("encoder.pretrain", pretrain.TOO_LARGE, ["crop_s", "hidden_size", "num_layers"]),
+    ],
+)
+def test_a_sample_that_does_not_fit_is_met_with_fields_of_its_own_section(
+    tmp_path: Path, section: str, too_large: str, fields: list[str]
+) -> None:
+    config = rank_config(tmp_path, micro_batch=1).model_copy(update={"section": section})
+    with (
+        pytest.raises(RequestError) as raised,
+        halving_on_oom(attempt_of(tmp_path, pretrained_recipe()), config, too_large),
+    ):
+        raise RunFailedError("x", cause=Cause.DEVICE_OOM)
+    assert str(raised.value).startswith(f"{section}.")
+    assert all(field in str(raised.value) for field in fields)
+    known = {*Train.model_fields, *Execution.model_fields, "execution"}
+    assert set(fields) <= (known if section == "train" else set(Pretrain.model_fields))

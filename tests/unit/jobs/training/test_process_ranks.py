@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.training.process_ranks import (
     Launch,
@@ -14,12 +18,13 @@ from jobs.training.process_ranks import (
     Report,
     await_reports,
     interface_towards,
+    launch_path,
     raise_failure,
     report_path,
 )
-from orchestrator.errors import RunFailedError
+from jobs.training.rank import RankInfo, failure_recorded
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.cluster import Resources
 from tests.unit.jobs.training.countdown import rank_config
 
 LAUNCH = Launch(config="{}", host="10.0.0.1", port=1234, num_nodes=3, ranks_per_node=2)
@@ -30,21 +35,6 @@ def test_ranks_are_numbered_node_by_node() -> None:
     assert [p.rank for p in places] == list(range(6))
     assert {(p.world_size, p.local_world_size) for p in places} == {(6, 2)}
     assert [p.local_rank for p in places] == [0, 1] * 3
-
-
-@pytest.mark.parametrize(
-    ("codes", "culprit"),
-    [
-        ({"0": 0, "1": 0}, None),
-        ({"0": 1, "1": 0}, (0, 1)),
-        ({"0": 1, "1": -9}, (1, -9)),  # the other failed by losing it
-        ({"2": 70, "3": 1}, (2, 70)),
-    ],
-)
-def test_a_rank_that_a_signal_ended_is_the_cause(
-    codes: dict[str, int], culprit: tuple[int, int] | None
-) -> None:
-    assert Report(node="n", codes=codes).culprit == culprit
 
 
 def test_the_interface_is_the_one_that_reaches_the_host() -> None:
@@ -72,14 +62,12 @@ def test_ranks_that_all_end_well_are_reported_when_the_last_has(tmp_path: Path) 
     (report,) = await_reports(own, Storage(str(tmp_path)), 1, 1)
     assert report.codes == {"0": 0, "1": 0}
     assert report.failed_at is None
-    assert report.culprit is None
 
 
 def test_a_failure_is_reported_at_once_and_the_rest_is_ended(tmp_path: Path) -> None:
     own = ranks(tmp_path, '[ "$RANK" = 0 ] && exit 5; exec sleep 600')
     (report,) = await_reports(own, Storage(str(tmp_path)), 1, 1)
     assert report.codes == {"0": 5}
-    assert report.culprit == (0, 5)
     assert report.failed_at == pytest.approx(time.time(), abs=30)
     own.end()
     later = own.report()
@@ -103,7 +91,7 @@ def blamed(tmp_path: Path, *reports: Report) -> tuple[dict[str, Any], RunFailedE
         raise_failure(
             list(reports),
             rank_config(tmp_path),
-            Resources(nodes=2),
+            2,
             lambda kind, **fields: events.append({"kind": kind, **fields}),
         )
     (event,) = events
@@ -126,10 +114,64 @@ def test_of_errors_the_first_is_the_cause_and_no_node_is_blamed(tmp_path: Path) 
     assert "rank 1 on b: exit code 2" in str(error)
 
 
+def test_on_one_node_the_rank_of_a_signal_is_blamed(tmp_path: Path) -> None:
+    event, _ = blamed(tmp_path, Report(node="a", codes={"0": 1, "1": -9}, failed_at=1.0))
+    assert event == {"kind": "rank_failed", "rank": 1, "code": -9, "node": "a"}
+
+
+@pytest.mark.parametrize("code", [1, -6])  # NCCL's watchdog aborts ranks that lost another
+def test_a_rank_that_knows_the_cause_is_blamed_before_those_that_lost_it(
+    tmp_path: Path, code: int
+) -> None:
+    config = rank_config(tmp_path)
+    info = RankInfo(rank=1, world_size=2, local_rank=1, local_world_size=2)
+    with pytest.raises(torch.OutOfMemoryError), failure_recorded(config, info):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    event, error = blamed(tmp_path, Report(node="a", codes={"0": code, "1": 1}, failed_at=1.0))
+    assert event == {"kind": "rank_failed", "rank": 1, "code": 1}
+    assert error.cause is Cause.DEVICE_OOM
+
+
+class Broken:
+    """A task that cannot even be imported whole."""
+
+    def __init__(self, *_: object) -> None:
+        raise ImportError("no module named flash_attn")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import jobs.training.process_ranks as p; p.run_rank(p.Storage(a), 1)",
+        # As where a library is missing.
+        "import jobs.training.process_ranks as p; sys.modules['safetensors.torch'] = None;"
+        "p.run_rank(p.Storage(a), 1)",
+    ],
+)
+def test_a_rank_that_fails_before_it_trains_says_why(tmp_path: Path, code: str) -> None:
+    task = f"{Broken.__module__}:{Broken.__name__}"
+    config = rank_config(tmp_path).model_copy(update={"task": task})
+    launch = Launch(
+        config=config.model_dump_json(),
+        host="127.0.0.1",
+        port=1,
+        num_nodes=1,
+        ranks_per_node=1,
+        command=(sys.executable, "-c", f"import sys; a = sys.argv[1]; {code}"),
+    )
+    channel = Storage(str(tmp_path))
+    channel.create_json(launch_path(1), asdict(launch))
+    reports = await_reports(NodeRanks(channel, 1, launch, node=0), channel, 1, 1)
+    with pytest.raises(RunFailedError) as raised:
+        raise_failure(reports, config, 1, lambda *_, **__: None)
+    assert raised.value.cause is Cause.ERROR
+    assert re.search(r": (ImportError|ModuleNotFoundError): .*", str(raised.value).splitlines()[-1])
+
+
 def test_ranks_that_ended_well_are_no_failure(tmp_path: Path) -> None:
     raise_failure(
         [Report(node="a", codes={"0": 0})],
         rank_config(tmp_path),
-        Resources(),
+        1,
         lambda *_, **__: None,
     )

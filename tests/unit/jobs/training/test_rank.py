@@ -3,12 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+import torch
 
-from jobs.training.process_ranks import meet
 from jobs.training.rank import (
     RankConfig,
     RankInfo,
@@ -20,20 +19,6 @@ from jobs.training.rank import (
 )
 from orchestrator.errors import Cause, ExitCode, RunFailedError
 from orchestrator.ledger.lease import Process
-
-
-def test_ranks_meet_through_a_file(tmp_path: Path) -> None:
-    path, met = tmp_path / "rendezvous.json", []
-    waiting = threading.Thread(target=lambda: met.append(meet(path, leads=False)))
-    waiting.start()
-    led = meet(path, leads=True)
-    waiting.join()
-    assert met == [led]
-
-
-def test_ranks_do_not_wait_for_ever(tmp_path: Path) -> None:
-    with pytest.raises(TimeoutError, match="rank 0 did not say where it listens"):
-        meet(tmp_path / "rendezvous.json", leads=False, timeout_s=0.0)
 
 
 def test_a_rank_ends_with_its_driver() -> None:
@@ -81,10 +66,34 @@ def test_a_rank_that_knows_its_cause_is_heard_before_those_that_lost_it(tmp_path
     error = failure(rank_config(tmp_path), 3, "exit code 1")
     assert error.cause is Cause.NONFINITE
     assert str(error).splitlines() == [
-        f"the last lines of {log_path(tmp_path, 0)}:",
-        "log of rank 0",
+        f"the last lines of {log_path(tmp_path, 2)}:",
+        "log of rank 2",
         "train: a rank failed (exit code 1): no finite loss",
     ]
+
+
+def test_a_rank_out_of_device_memory_is_heard_before_those_that_lost_it(tmp_path: Path) -> None:
+    fail(tmp_path, 0, RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    fail(tmp_path, 3, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    for suspect in (None, 0):
+        error = failure(rank_config(tmp_path), 4, "exit code 1", suspect, is_lost=False)
+        assert error.cause is Cause.DEVICE_OOM
+        assert str(error).splitlines()[1] == "log of rank 3"
+    assert failure(rank_config(tmp_path), 4, "ended by signal 6", 0).cause is Cause.DEVICE_OOM
+
+
+def test_an_error_is_heard_before_a_lost_connection_that_was_noticed_first(tmp_path: Path) -> None:
+    fail(tmp_path, 0, RuntimeError("NCCL error: remote process exited"))
+    fail(tmp_path, 2, KeyError("layer"))
+    error = failure(rank_config(tmp_path), 3, "exit code 1", 0, is_lost=False)
+    assert error.cause is Cause.ERROR
+    assert str(error).endswith("KeyError: 'layer'")
+
+
+def test_a_rank_that_was_killed_is_blamed_before_an_error(tmp_path: Path) -> None:
+    fail(tmp_path, 0, KeyError("layer"))
+    error = failure(rank_config(tmp_path), 3, "ended by signal 9", 1)
+    assert error.cause is Cause.WORKER_LOST
 
 
 def test_the_rank_to_blame_speaks_for_itself(tmp_path: Path) -> None:

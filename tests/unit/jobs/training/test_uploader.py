@@ -10,7 +10,7 @@ import pytest
 
 from jobs.training.rank import RankConfig, RankInfo
 from jobs.training.uploader import CheckpointUploader, Snapshot
-from orchestrator.errors import AlreadyExistsError, LeaseHeldError
+from orchestrator.errors import AlreadyExistsError, Cause, LeaseHeldError, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.checkpoints import Manifest
@@ -104,7 +104,8 @@ def test_a_part_that_never_comes_is_an_error(tmp_path: Path) -> None:
     config = rank_config(tmp_path)
     leader = uploader(config, 0, 2, commit_timeout_s=0.05)
     error = publish(leader, snapshot(tmp_path))
-    assert isinstance(error, TimeoutError)
+    assert isinstance(error, RunFailedError)
+    assert error.cause is Cause.STORAGE
     assert "rank 1 never published its part" in str(error)
     assert checkpoints.committed(Storage(config.out_url)) == []
 
