@@ -16,13 +16,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from orchestrator.backends.local import die_with_parent, end_session
 from orchestrator.errors import BackendError
-from orchestrator.ledger.ray_head import RayHead
 
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 240.0
@@ -36,6 +36,16 @@ _COMMON_ENV = {
 }
 _TEMPORARY = Path("/tmp")
 """A short path is needed, and TMPDIR may be long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayHead:
+    """What a worker needs to join a Ray head."""
+
+    address: str
+    """``host:port`` of the head's Ray."""
+    token: str
+    """What Ray asks everybody for."""
 
 
 class RaySession:

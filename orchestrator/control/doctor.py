@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from orchestrator.control.check import Check, guarded
 from orchestrator.control.cluster_choice import open_store
-from orchestrator.control.executor import executor_of
-from orchestrator.errors import AlreadyExistsError
+from orchestrator.control.executor import Check, executor_of
+from orchestrator.errors import AlreadyExistsError, OrchestratorError
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 
@@ -22,18 +20,23 @@ def examine(cluster: Cluster) -> Iterator[Check]:
     yield Check(
         "python", sys.version_info >= (3, 11), f"{sys.version.split()[0]}; 3.11 or later is needed"
     )
-    yield guarded("store", lambda: _store(cluster))
+    yield _guarded("store", partial(_store, cluster))
+    # A root or model that is not here matters only to the recipes that name it.
     for name, root in cluster.data.items():
-        yield _optional(guarded(f"data.{name}", partial(_folder, root, f"data.{name}", None)))
+        where = f"data.{name}"
+        yield _guarded(where, partial(_folder, root, where, None), is_optional=True)
     for name, folder in cluster.models.items():
-        check = partial(_folder, folder, f"models.{name}", "config.json")
-        yield _optional(guarded(f"models.{name}", check))
+        where = f"models.{name}"
+        yield _guarded(where, partial(_folder, folder, where, "config.json"), is_optional=True)
     yield from executor_of(cluster).checks(cluster)
 
 
-def _optional(check: Check) -> Check:
-    """A root or model that is not here matters only to the recipes that name it."""
-    return replace(check, is_optional=True)
+def _guarded(name: str, check: Callable[[], str], *, is_optional: bool = False) -> Check:
+    """What a check says; its error is the answer when it fails."""
+    try:
+        return Check(name, True, check(), is_optional)
+    except (OrchestratorError, OSError) as error:
+        return Check(name, False, str(error), is_optional)
 
 
 def _store(cluster: Cluster) -> str:

@@ -1,4 +1,4 @@
-"""What executes a run on one kind of backend: a Protocol, and the registry of what keeps it.
+"""What executes a run on one kind of backend: its base class, and the registry of what derives.
 
 A backend is one package beside this file, one line of `EXECUTORS`, and its options in `spec`.
 """
@@ -9,10 +9,9 @@ import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from orchestrator.backends.base import Shape
-from orchestrator.control.check import Check
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import Observed
@@ -24,10 +23,9 @@ from orchestrator.spec.recipe import Recipe
 EXECUTORS: dict[str, str] = {
     "local": "orchestrator.control.local.executor:LocalExecutor",
     "slurm": "orchestrator.control.slurm.executor:SlurmExecutor",
-    "ray": "orchestrator.control.executor:PlanOnly",
-    "fake": "orchestrator.control.executor:PlanOnly",
 }
-"""Backend to the module and class of its executor, imported when it is first asked for."""
+"""Backend to the module and class of its executor, imported when it is first asked for. Other
+backends can be planned for and nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,17 @@ class Started:
     """Jobs that were handed to a scheduler."""
 
 
+@dataclass(frozen=True)
+class Check:
+    """One question of `orchestrator doctor`, its answer, and the remedy when that is bad."""
+
+    name: str
+    passed: bool
+    detail: str
+    is_optional: bool = False
+    """Only some recipes need it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobPreview:
     """A job that a scheduler would be given."""
@@ -68,20 +77,20 @@ class JobPreview:
     """Exactly what the scheduler would be given."""
 
 
-class Executor(Protocol):
-    """Executes runs on one kind of backend."""
+class Executor:
+    """Executes runs on one kind of backend; the base stands for what is only planned for."""
 
-    def start(self, run: RunFolder, store: Store) -> Started:
+    def start(self, run: RunFolder, store: Store) -> Started:  # noqa: ARG002 (never started)
         """Start what is missing. Raises BackendError, RequestError."""
-        ...
+        raise _not_submittable(run.cluster())
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How each run stands, by name, from one look; by default whether a supervisor lives."""
         return {run.name: Observed(is_alive=run.live_supervisor() is not None) for run in runs}
 
-    def cancel(self, run: RunFolder, stage: str | None) -> None:
+    def cancel(self, run: RunFolder, stage: str | None) -> None:  # noqa: ARG002 (never started)
         """Stop the run, or one stage; returns when that is done. Raises RunFailedError."""
-        ...
+        raise _not_submittable(run.cluster())
 
     def problems(self, request: Request) -> Iterable[str]:  # noqa: ARG002 (asks for nothing)
         """What keeps this backend from running the request, one line each."""
@@ -96,20 +105,10 @@ class Executor(Protocol):
         return ()
 
 
-class PlanOnly(Executor):
-    """Stands for a backend that can be planned for and nothing else."""
-
-    def start(self, run: RunFolder, store: Store) -> Started:  # noqa: ARG002 (never started)
-        """Refuse. Raises RequestError."""
-        raise _not_submittable(run.cluster())
-
-    def cancel(self, run: RunFolder, stage: str | None) -> None:  # noqa: ARG002 (never started)
-        """Refuse. Raises RequestError."""
-        raise _not_submittable(run.cluster())
-
-
 def executor_of(cluster: Cluster) -> Executor:
     """The executor of the cluster's backend."""
+    if cluster.backend not in EXECUTORS:
+        return Executor()
     module, _, name = EXECUTORS[cluster.backend].partition(":")
     executor: Executor = getattr(importlib.import_module(module), name)()
     return executor
@@ -117,7 +116,7 @@ def executor_of(cluster: Cluster) -> Executor:
 
 def require_submittable(cluster: Cluster) -> None:
     """Raises RequestError when runs cannot be started on the cluster's backend."""
-    if isinstance(executor_of(cluster), PlanOnly):
+    if cluster.backend not in EXECUTORS:
         raise _not_submittable(cluster)
 
 
@@ -138,10 +137,7 @@ def observe_all(runs: Sequence[RunFolder]) -> dict[str, Observed]:
 
 
 def _not_submittable(cluster: Cluster) -> RequestError:
-    names = sorted(
-        n for n, where in EXECUTORS.items() if not where.endswith(f":{PlanOnly.__name__}")
-    )
     return RequestError(
         f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; "
-        f"use {' or '.join(names)}"
+        f"use {' or '.join(EXECUTORS)}"
     )

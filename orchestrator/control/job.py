@@ -1,10 +1,12 @@
-"""How stages become jobs of one machine: the exact command, environment and log.
+"""How stages become jobs of one machine, and what processes that control a run begin with.
 
 In: a run's folder, a stage instance and its attempt. Out: a `Job` as it is sent to the backend.
 """
 
 from __future__ import annotations
 
+import argparse
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,3 +76,24 @@ def with_setup(environment: Environment, argv: Sequence[str]) -> tuple[str, ...]
         return tuple(argv)
     lines = "\n".join((*environment.setup, 'exec "$@"'))
     return ("bash", "-ec", lines, "bash", *argv)
+
+
+def run_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that name a run."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    return parser
+
+
+def store_and_run(options: argparse.Namespace) -> tuple[Store, RunFolder]:
+    """The store and the run that the arguments name."""
+    store = Store.open(options.store)
+    return store, RunFolder(store.run_storage(options.run))
+
+
+def log_to_stderr() -> None:
+    """Write our own lines to stderr with the time, and of libraries only warnings."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for name in ("orchestrator", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)

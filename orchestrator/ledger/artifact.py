@@ -10,6 +10,7 @@ artifacts/<stage>/<key12>/
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,17 +62,15 @@ class Artifact:
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Record what the key is made of, before anything else is written."""
-        try:
+        with suppress(AlreadyExistsError):
             self.storage.create_json(INPUTS, inputs)
-        except AlreadyExistsError:
-            return
 
     def publish(
         self, *, inputs: Mapping[str, Any], facts: Mapping[str, Any], producer: Mapping[str, Any]
     ) -> None:
         """Hash every file and write the manifest; a manifest that is already there stays."""
         files = {
-            path: self._entry(path, size)
+            path: {"size": size, "sha256": self.storage.digest(path)}
             for path, size in self.storage.list().items()
             if is_listed(path)
         }
@@ -83,17 +82,12 @@ class Artifact:
             "producer": producer,
             "files": files,
         }
-        try:
+        with suppress(AlreadyExistsError):
             self.storage.create_json(MANIFEST, manifest)
-        except AlreadyExistsError:
-            return
 
     def problems(self) -> Iterator[str]:
         """Every way in which the folder differs from its manifest."""
         yield from differences(self.storage, self.manifest()["files"])
-
-    def _entry(self, path: str, size: int) -> dict[str, Any]:
-        return {"size": size, "sha256": self.storage.digest(path)}
 
 
 def differences(folder: Storage, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +44,13 @@ class AttemptFolder:
     @property
     def end(self) -> dict[str, Any] | None:
         """How it ended; None while that is not recorded."""
-        return self.storage.read_json("end.json") if self.storage.exists("end.json") else None
+        end: dict[str, Any] | None = self.storage.find_json("end.json")
+        return end
 
     @property
     def progress(self) -> dict[str, Any]:
         """How far it is; empty before the first word."""
-        return (
-            self.storage.read_json("progress.json") if self.storage.exists("progress.json") else {}
-        )
+        return self.storage.find_json("progress.json") or {}
 
     @property
     def failure(self) -> dict[str, Any]:
@@ -65,10 +65,8 @@ class AttemptFolder:
 
     def finish(self, **how: Any) -> None:
         """Write end.json exclusively; the first writer wins."""
-        try:
+        with suppress(AlreadyExistsError):
             self.storage.create_json("end.json", {"ended_at": time.time(), **how})
-        except AlreadyExistsError:
-            return
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All events in order."""

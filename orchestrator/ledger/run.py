@@ -181,16 +181,8 @@ class RunFolder:
 
     def request_cancel(self, stage: str | None) -> None:
         """Ask whoever supervises the run to stop it, or one stage of it."""
-        number = len(self.storage.children("cancel"))
-        while True:
-            number += 1
-            try:
-                self.storage.create_json(
-                    f"cancel/{number:04d}.json", {"stage": stage, "asked_at": time.time()}
-                )
-            except AlreadyExistsError:  # somebody else asks as well
-                continue
-            return
+        wish = {"stage": stage, "asked_at": time.time()}
+        self.storage.create_next("cancel", ".json", lambda _: wish)
 
     def cancel_requests(self) -> tuple[dict[str, Any], ...]:
         """All wishes to stop, oldest first."""
@@ -212,17 +204,12 @@ class RunFolder:
         return tuple(AttemptFolder(int(n), self.storage.at(folder, n)) for n in names)
 
     def _begin(self, folder: str, about: Mapping[str, Any]) -> AttemptFolder:
-        number = max((int(n) for n in self.storage.children(folder)), default=0)
-        while True:
-            number += 1
-            attempt = AttemptFolder(number, self.storage.at(folder, f"{number:04d}"))
-            try:
-                attempt.storage.create_json(
-                    "attempt.json", {"number": number, "started_at": time.time(), **about}
-                )
-            except AlreadyExistsError:
-                continue
-            return attempt
+        number = self.storage.create_next(
+            folder,
+            "/attempt.json",
+            lambda number: {"number": number, "started_at": time.time(), **about},
+        )
+        return AttemptFolder(number, self.storage.at(folder, f"{number:04d}"))
 
     def _require_same(self, plan: Plan) -> None:
         there = {i.id for i in self.plan().instances}

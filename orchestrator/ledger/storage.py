@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,6 +82,13 @@ class Storage:
                 return b""
             return bytes(self._fs.cat_file(self._full(path), start=begin or None))
 
+    def find_json(self, path: str) -> Any:
+        """The object parsed as JSON; None where there is none. Raises CorruptError."""
+        try:
+            return self.read_json(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def read_json(self, path: str) -> Any:
         """The object parsed as JSON.
 
@@ -106,6 +113,18 @@ class Storage:
     def create_json(self, path: str, value: Any) -> None:
         """Create the object from a value. Raises AlreadyExistsError when something is there."""
         self.create(path, to_json(value))
+
+    def create_next(self, folder: str, name: str, value: Callable[[int], Any]) -> int:
+        """Create ``folder/0007<name>`` from a value, under the number after the highest there.
+
+        Whoever else does so at once gets another number. Returns the number.
+        """
+        number = max((int(n.partition(".")[0]) for n in self.children(folder)), default=0)
+        while True:
+            number += 1
+            with suppress(AlreadyExistsError):
+                self.create_json(f"{folder}/{number:04d}{name}", value(number))
+                return number
 
     def replace(self, path: str, data: bytes) -> None:
         """Overwrite the whole object; a reader sees the old bytes or the new ones."""

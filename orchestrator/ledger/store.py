@@ -51,11 +51,8 @@ class Store:
     def inputs_of(self, stage: str) -> tuple[dict[str, Any], ...]:
         """What the key of every artifact of a stage was made of."""
         folders = self.storage.at("artifacts", stage)
-        return tuple(
-            folders.read_json(f"{name}/{INPUTS}")
-            for name in folders.children()
-            if folders.exists(f"{name}/{INPUTS}")
-        )
+        found = (folders.find_json(f"{name}/{INPUTS}") for name in folders.children())
+        return tuple(inputs for inputs in found if inputs is not None)
 
     def _found(self, stage: str, key: str) -> Found:
         artifact = self.artifact(stage, key)

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from orchestrator.errors import AlreadyExistsError
 from orchestrator.ledger.storage import Storage, to_json
 
 Submitter = Literal["user", "sentinel"]
@@ -71,16 +70,8 @@ class Submissions:
 
     def begin(self, by: Submitter, left: Mapping[str, float]) -> int:
         """Create the next one exclusively; its number."""
-        while True:
-            number = self.next_number()
-            try:
-                self._run.create_json(
-                    f"{self.folder(number)}/submission.json",
-                    {"by": by, "at": time.time(), "left": dict(left)},
-                )
-            except AlreadyExistsError:
-                continue
-            return number
+        record = {"by": by, "at": time.time(), "left": dict(left)}
+        return self._run.create_next("submissions", "/submission.json", lambda _: record)
 
     def record(self, number: int, job: SubmittedJob) -> None:
         """Remember that the scheduler has accepted a job."""
@@ -116,7 +107,7 @@ class Submissions:
 
     def seen(self) -> dict[str, Any]:
         """The newest answer about every job, by id."""
-        return dict(self._run.read_json(_SEEN)) if self._run.exists(_SEEN) else {}
+        return self._run.find_json(_SEEN) or {}
 
     def remember(self, seen: Mapping[str, Any]) -> None:
         """Keep the newest answers."""
@@ -129,20 +120,14 @@ class Submissions:
 
     def _read(self, number: int) -> Submission | None:
         folder = self.folder(number)
-        if not self._run.exists(f"{folder}/submission.json"):
+        record = self._run.find_json(f"{folder}/submission.json")
+        if record is None:
             return None
-        record = self._run.read_json(f"{folder}/submission.json")
-        names = [
-            n for n in self._run.children(folder) if self._run.exists(f"{folder}/{n}/job.json")
-        ]
-        jobs = (SubmittedJob(**self._run.read_json(f"{folder}/{n}/job.json")) for n in names)
-        ordered = tuple(sorted(jobs, key=lambda job: job.submitted_at))
-        is_whole = self._run.exists(f"{folder}/{_WHOLE}")
+        rows = (self._run.find_json(f"{folder}/{n}/job.json") for n in self._run.children(folder))
+        jobs = (SubmittedJob(**row) for row in rows if row)
         return Submission(
             number=number,
-            by=record["by"],
-            at=record["at"],
-            jobs=ordered,
-            is_whole=is_whole,
-            left=record["left"],
+            jobs=tuple(sorted(jobs, key=lambda job: job.submitted_at)),
+            is_whole=self._run.exists(f"{folder}/{_WHOLE}"),
+            **record,
         )

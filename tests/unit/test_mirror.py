@@ -18,7 +18,6 @@ WITHOUT_A_TEST: set[str] = {
     "orchestrator/cli/status.py",
     "orchestrator/cli/submit.py",
     "orchestrator/cli/verify.py",
-    "orchestrator/control/check.py",
     "orchestrator/plan/stages.py",
     "orchestrator/spec/model.py",
     "orchestrator/spec/schema.py",

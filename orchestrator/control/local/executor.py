@@ -12,10 +12,9 @@ from pathlib import Path
 
 from orchestrator.backends.base import Job
 from orchestrator.backends.local import LocalBackend
-from orchestrator.control.check import Check
 from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.code_snapshot import code_env
-from orchestrator.control.executor import Executor, Request, Started
+from orchestrator.control.executor import Check, Executor, Request, Started
 from orchestrator.control.job import cpus_of, python_of
 from orchestrator.control.requirements import JOB_PACKAGES, models_of, num_gpus, root_of
 from orchestrator.control.run_logs import RunLogs

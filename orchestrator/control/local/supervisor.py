@@ -14,7 +14,7 @@ from types import FrameType
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.code_snapshot import code_env
-from orchestrator.control.process import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.control.supervise import (
     LAST_WORDS_S,

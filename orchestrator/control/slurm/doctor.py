@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.slurm import Limits, SlurmBackend, ask, job_options
-from orchestrator.control.check import Check
 from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.code_snapshot import code_snapshot
+from orchestrator.control.executor import Check
 from orchestrator.control.slurm.jobs import SubmissionContext, job_of, options_of, part_of, shape_of
 from orchestrator.control.slurm.probe import FOUND, HEARD
 from orchestrator.errors import BackendError, OrchestratorError

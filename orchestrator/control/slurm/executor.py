@@ -12,8 +12,7 @@ from dataclasses import replace
 
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import NAME, SlurmBackend, job_options, script
-from orchestrator.control.check import Check
-from orchestrator.control.executor import Executor, JobPreview, Request, Started
+from orchestrator.control.executor import Check, Executor, JobPreview, Request, Started
 from orchestrator.control.slurm.doctor import examine_slurm
 from orchestrator.control.slurm.job_states import (
     JobStates,
@@ -62,11 +61,7 @@ class SlurmExecutor(Executor):
     def __init__(self, backend: SlurmBackend | None = None) -> None:
         self._backend = backend or SlurmBackend()
 
-    def start(self, run: RunFolder, store: Store) -> Started:
-        """Submit what is left and has no job. Raises BackendError, RequestError."""
-        return self.submit_missing(run, store)
-
-    def submit_missing(
+    def start(
         self,
         run: RunFolder,
         store: Store,
@@ -92,7 +87,8 @@ class SlurmExecutor(Executor):
             context = self._context(run, store.storage.url, number)
             needed = _needed(jobs_of(context, plan, left), fresh, states)
             renewed = any(part.kind == "sentinel" for part in needed)
-            self._cancel(states.living(hopeless | fresh, and_sentinel=renewed))
+            stale = states.living(hopeless | fresh, and_sentinel=renewed)
+            self._backend.cancel([ref_of(job) for job in stale])
             if not needed:
                 return Started(outcome="running" if left else "hopeless")
             number = Submissions(run.storage).begin(submitted_by, work_left(plan, store))
@@ -129,7 +125,9 @@ class SlurmExecutor(Executor):
         refs = [ref for group in jobs.values() for ref in group]
         states = {ref: status.state for ref, status in self._backend.poll(refs).items()}
         running = {
-            i for (kind, i), group in jobs.items() if kind == "stage" and _any_runs(group, states)
+            instance
+            for (kind, instance), group in jobs.items()
+            if kind == "stage" and any(states[ref] is JobState.RUNNING for ref in group)
         }
         # What runs may save; a worker ends with its head, and at once where that does not run.
         self._backend.cancel(
@@ -145,7 +143,11 @@ class SlurmExecutor(Executor):
 
     def _await_end(self, run: RunFolder, refs: Sequence[JobRef]) -> None:
         deadline = time.monotonic() + run.cluster().retry.notice_s + CANCEL_SLACK_S
-        while running := self._in_state(refs, JobState.RUNNING):
+        while True:
+            states = self._backend.poll(refs)
+            running = [ref for ref in refs if states[ref].state is JobState.RUNNING]
+            if not running:
+                return
             if time.monotonic() > deadline:
                 self._backend.cancel(running)
                 raise RunFailedError(
@@ -206,9 +208,6 @@ class SlurmExecutor(Executor):
         _record(run, number, part, ref.id, ref.submitted_at)
         return part.job.shape.array
 
-    def _in_state(self, refs: Sequence[JobRef], state: JobState) -> list[JobRef]:
-        return [ref for ref, status in self._backend.poll(refs).items() if status.state is state]
-
     def _job_states(self, run: RunFolder, store: Store) -> JobStates:
         """The newest jobs of the run, and how each stands.
 
@@ -226,9 +225,6 @@ class SlurmExecutor(Executor):
             if status.state.is_final:
                 close_attempts(run, store, instance, status)
         return JobStates(submissions.newest_jobs(), observed.by_id)
-
-    def _cancel(self, jobs: Sequence[SubmittedJob]) -> None:
-        self._backend.cancel([ref_of(job) for job in jobs])
 
     def _adopt(self, run: RunFolder, store: Store) -> None:
         newest = Submissions(run.storage).all()[-1]
@@ -331,10 +327,6 @@ def _with_followers(plan: Plan, left: Sequence[Instance], chosen: Collection[str
         if found & plan.upstream(instance.id):
             found.add(instance.id)
     return found
-
-
-def _any_runs(refs: Sequence[JobRef], states: Mapping[JobRef, JobState]) -> bool:
-    return any(states[ref] is JobState.RUNNING for ref in refs)
 
 
 def _record(run: RunFolder, number: int, part: PlannedJob, job_id: str, at: float) -> None:

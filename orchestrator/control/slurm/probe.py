@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.process import run_parser
+from orchestrator.control.job import run_parser
 from orchestrator.control.requirements import JOB_PACKAGES, num_gpus
 from orchestrator.ledger.storage import Storage, to_json
 

@@ -7,26 +7,31 @@ worker's side is `ray_worker`.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import secrets
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
-from orchestrator.backends.ray_session import RaySession
+from orchestrator.backends.ray_session import RayHead, RaySession
 from orchestrator.backends.slurm import SlurmBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import refs_of
-from orchestrator.errors import BackendError, OrchestratorError
-from orchestrator.ledger import ray_head
+from orchestrator.errors import BackendError, OrchestratorError, RequestError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 
 LOOK_EVERY_S = 120.0
 MAX_IN_VAIN = 3
 """After so many replacements without a shard done, something else is wrong with the workers."""
-
+_HEAD = "head.json"
+"""In a stage's folder: where its head is, written anew when that moves; workers look again."""
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +66,14 @@ class RayCluster:
             log=Path(self._run.allocation(self._instance, restart_id).url, "ray.log"),
             code_env=code_env(self._run),
         )
-        ray_head.publish(self._run.stage(self._instance), self._head.head)
+        publish_head(self._run.stage(self._instance), self._head.head)
         if self._is_late:
             self._ask_for_workers()
         return self._head
 
     def withdraw(self) -> None:
         """Remove the head's address: there is none here any more."""
-        ray_head.withdraw(self._run.stage(self._instance))
+        head_path(self._run.stage(self._instance)).unlink(missing_ok=True)
 
     def look(self) -> None:
         """Now and then replace workers that have left the queue, while that helps.
@@ -112,3 +117,33 @@ def dismiss_workers(run: RunFolder, instance: str) -> None:
         SlurmBackend().cancel(refs_of(run, "workers", instance))
     except BackendError as error:
         log.warning("workers: %s", error)
+
+
+def publish_head(stage: Storage, head: RayHead) -> None:
+    """Say where the head of a stage is, readable by this user alone (mode 0600)."""
+    path = head_path(stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{_HEAD}-{secrets.token_hex(4)}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(asdict(head), file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def published_head(stage: Storage) -> RayHead | None:
+    """Where the head is; None while there is none."""
+    try:
+        return RayHead(**json.loads(head_path(stage).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def head_path(stage: Storage) -> Path:
+    """The file that says where a stage's head is. Raises RequestError on an object store."""
+    if stage.local_root is None:
+        raise RequestError(
+            f"{stage.url}: workers find their head in a store that is a path; use one"
+        )
+    return stage.local_root / _HEAD

@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from orchestrator.backends.ray_session import RayNode
+from orchestrator.backends.ray_session import RayHead, RayNode
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.code_snapshot import code_env
-from orchestrator.control.process import log_to_stderr, run_parser, store_and_run
-from orchestrator.ledger import ray_head
-from orchestrator.ledger.ray_head import RayHead
+from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.slurm.ray_cluster import published_head
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 
@@ -94,7 +93,7 @@ class Worker:
         """Be where the head is; whether there is one that answers."""
         try:
             self._is_done = self._store.has(*self._members)
-            head = ray_head.read(self._run.stage(self._instance))
+            head = published_head(self._run.stage(self._instance))
         except OSError as error:  # the store may be back at the next look
             log.warning("the store is out of reach: %s", error)
             return False

@@ -13,14 +13,14 @@ import time
 from collections.abc import Collection, Sequence
 
 from orchestrator.control.executor import Started, executor_of
-from orchestrator.control.process import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import work_left
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, Observed
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import Submission, Submissions
+from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Instance, Plan
 
 SETTLE_TIMEOUT_S = 900.0
@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_refusal(run: RunFolder, store: Store, submission: int) -> str:
     """Why a sentinel must leave a whole run alone; empty when it must not."""
     submissions = Submissions(run.storage)
-    if any(_is_successor(later, submission) for later in submissions.all()):
+    later = [s for s in submissions.all() if s.number > submission]
+    # A half that a sentinel has left does not take the run off our hands.
+    if any(s.is_whole or s.by == "user" for s in later):
         return "it was submitted again since"
     if not isinstance(executor_of(run.cluster()), SlurmExecutor):
         return "it has moved to another cluster"
@@ -63,11 +65,6 @@ def run_refusal(run: RunFolder, store: Store, submission: int) -> str:
     if submissions.in_vain(work_left(run.plan(), store)) >= run.cluster().slurm.max_resumes:
         return "it was resumed in vain often enough (slurm.max_resumes); look at its attempts"
     return ""
-
-
-def _is_successor(later: Submission, own: int) -> bool:
-    """Whether it takes the run off our hands; a half that a sentinel has left does not."""
-    return later.number > own and (later.is_whole or later.by == "user")
 
 
 def resume(
@@ -85,7 +82,7 @@ def resume(
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return executor.submit_missing(run, store, "sentinel", refused)
+            return executor.start(run, store, "sentinel", refused)
         except (BackendError, RequestError) as error:  # a limit on jobs may be there for a while
             if time.monotonic() > deadline:
                 raise

@@ -20,7 +20,7 @@ from types import FrameType
 
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.process import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.job_states import close_attempts
 from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
 from orchestrator.control.supervise import (

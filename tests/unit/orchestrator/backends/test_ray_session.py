@@ -14,9 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from orchestrator.backends.ray_session import RayNode, RaySession
+from orchestrator.backends.ray_session import RayHead, RayNode, RaySession
 from orchestrator.errors import BackendError
-from orchestrator.ledger.ray_head import RayHead
 
 HEAD = """\
 import json, os, subprocess, sys, time

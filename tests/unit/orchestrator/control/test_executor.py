@@ -10,12 +10,11 @@ import yaml
 
 from orchestrator.backends.base import Shape
 from orchestrator.cli.main import main
-from orchestrator.control.check import Check
 from orchestrator.control.executor import (
     EXECUTORS,
+    Check,
     Executor,
     JobPreview,
-    PlanOnly,
     Request,
     Started,
     executor_of,
@@ -65,11 +64,10 @@ class ToyExecutor:
 @pytest.fixture
 def toy() -> Iterator[type[ToyExecutor]]:
     """The one line, taken back at the end."""
-    before = EXECUTORS["fake"]
     EXECUTORS["fake"] = f"{__name__}:ToyExecutor"
     ToyExecutor.asked.clear()
     yield ToyExecutor
-    EXECUTORS["fake"] = before
+    del EXECUTORS["fake"]
 
 
 @pytest.fixture
@@ -82,10 +80,10 @@ def words(project: Path) -> list[str]:
 
 def test_every_backend_of_a_cluster_file_has_an_executor() -> None:
     backends = Cluster.model_json_schema()["properties"]["backend"]["enum"]
-    assert set(EXECUTORS) == set(backends)
+    assert set(EXECUTORS) < set(backends)
     for backend in backends:
-        executor: Executor = executor_of(cluster("/store", backend=backend))
-        assert isinstance(executor, PlanOnly) == (backend in ("ray", "fake"))
+        executor = executor_of(cluster("/store", backend=backend))
+        assert (type(executor) is Executor) == (backend in ("ray", "fake"))
 
 
 def test_what_can_only_be_planned_for_says_so(tmp_path: Path) -> None:

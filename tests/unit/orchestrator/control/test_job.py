@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.control.job import cpus_of, stage_job, with_setup
+from orchestrator.control.job import cpus_of, run_parser, stage_job, with_setup
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Environment, Resources
@@ -72,3 +72,31 @@ def test_a_set_up_line_that_fails_stops_the_job() -> None:
 )
 def test_cpus_of_a_stage(stage: str, resources: Resources, cpus: int) -> None:
     assert cpus_of(stage, resources) == cpus
+
+
+SCRIPT = """
+import logging
+from orchestrator.control.job import log_to_stderr
+log_to_stderr()
+logging.getLogger("orchestrator.control.supervise").info("%s: attempt %d started", "pack", 1)
+logging.getLogger("__main__").info("mine")
+logging.getLogger("botocore").info("not ours")
+logging.getLogger("botocore").warning("but this")
+"""
+
+
+def test_our_lines_have_a_time_and_libraries_only_warn() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    times, texts = zip(*(line.split(" ", 1) for line in done.stderr.splitlines()), strict=True)
+    assert texts == ("pack: attempt 1 started", "mine", "but this")
+    assert all(len(time.split(":")) == 3 for time in times)
+    assert done.stdout == ""
+
+
+def test_a_run_must_be_named() -> None:
+    options = run_parser("x").parse_args(["--store", "s3://b", "--run", "r"])
+    assert (options.store, options.run) == ("s3://b", "r")
+    with pytest.raises(SystemExit):
+        run_parser("x").parse_args(["--store", "s3://b"])

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends.ray_session import RayHead
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.slurm.ray_cluster import MAX_IN_VAIN, RayCluster
-from orchestrator.ledger import ray_head
-from orchestrator.ledger.ray_head import RayHead
+from orchestrator.control.slurm.ray_cluster import (
+    MAX_IN_VAIN,
+    RayCluster,
+    head_path,
+    publish_head,
+    published_head,
+)
+from orchestrator.errors import RequestError
+from orchestrator.ledger.storage import Storage
 from tests.unit.orchestrator.control.slurm.scene import STAGES, Scene
 
 
@@ -32,9 +44,27 @@ def test_without_a_head_nobody_asks_for_workers(scene: Scene) -> None:
     ray.look()
     assert len(scene.asked("sbatch")) == arrays
     ray.start_head()
-    assert ray_head.read(scene.run.stage(tokenize)) == Session.head
+    assert published_head(scene.run.stage(tokenize)) == Session.head
     for _ in range(10):
         ray.look()
     assert len(scene.asked("sbatch")) == arrays + 1 + MAX_IN_VAIN, "in vain, that is enough"
     ray.withdraw()
-    assert ray_head.read(scene.run.stage(tokenize)) is None
+    assert published_head(scene.run.stage(tokenize)) is None
+
+
+def test_a_heads_token_is_for_its_owners_eyes(tmp_path: Path) -> None:
+    stage = Storage(str(tmp_path / "stage"))
+    assert published_head(stage) is None
+    for address in ("10.0.0.1:6379", "10.0.0.2:6379"):
+        said = RayHead(address=address, token="secret")
+        publish_head(stage, said)
+        assert published_head(stage) == said
+    (path,) = (tmp_path / "stage").iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    head_path(stage).unlink()
+    assert published_head(stage) is None
+
+
+def test_an_object_store_keeps_no_tokens() -> None:
+    with pytest.raises(RequestError, match="a store that is a path"):
+        publish_head(Storage("memory://x"), RayHead(address="a", token="b"))
