@@ -37,32 +37,16 @@ ADOPT_TRIES = 3
 ADOPT_EVERY_S = 2.0
 _DAY_S = 86_400.0
 
-STATES: Mapping[str, JobState] = {
-    "PENDING": JobState.QUEUED,
-    "CONFIGURING": JobState.QUEUED,
-    "REQUEUED": JobState.QUEUED,
-    "REQUEUE_FED": JobState.QUEUED,
-    "REQUEUE_HOLD": JobState.QUEUED,
-    "RESV_DEL_HOLD": JobState.QUEUED,
-    "SPECIAL_EXIT": JobState.QUEUED,
-    "RUNNING": JobState.RUNNING,
-    "COMPLETING": JobState.RUNNING,
-    "RESIZING": JobState.RUNNING,
-    "SIGNALING": JobState.RUNNING,
-    "STAGE_OUT": JobState.RUNNING,
-    "STOPPED": JobState.RUNNING,
-    "SUSPENDED": JobState.RUNNING,
-    "COMPLETED": JobState.SUCCEEDED,
-    "PREEMPTED": JobState.PREEMPTED,
-    "CANCELLED": JobState.CANCELLED,
-    "BOOT_FAIL": JobState.FAILED,
-    "DEADLINE": JobState.FAILED,
-    "FAILED": JobState.FAILED,
-    "NODE_FAIL": JobState.FAILED,
-    "OUT_OF_MEMORY": JobState.FAILED,
-    "REVOKED": JobState.FAILED,
-    "TIMEOUT": JobState.FAILED,
+_WORDS = {
+    JobState.QUEUED: "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD "
+    "SPECIAL_EXIT",
+    JobState.RUNNING: "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED",
+    JobState.SUCCEEDED: "COMPLETED",
+    JobState.PREEMPTED: "PREEMPTED",
+    JobState.CANCELLED: "CANCELLED",
+    JobState.FAILED: "BOOT_FAIL DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY REVOKED TIMEOUT",
 }
+STATES = {word: state for state, words in _WORDS.items() for word in words.split()}
 """Slurm's words (sacct(1), JOB STATE CODES) in ours."""
 _PERHAPS_REQUEUED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 """Ends in the books of a job that may wait in the queue again."""
@@ -205,13 +189,9 @@ class SlurmBackend:
 
     def limits(self) -> Limits:
         """The site's limits."""
-        config = {
-            name.strip(): value.strip()
-            for name, mark, value in (
-                line.partition("=") for line in ask("scontrol", "show", "config").splitlines()
-            )
-            if mark
-        }
+        lines = ask("scontrol", "show", "config").splitlines()
+        pairs = (line.partition("=") for line in lines)
+        config = {name.strip(): value.strip() for name, _, value in pairs}
         return Limits(
             max_array=int(config.get("MaxArraySize", "1001")) - 1,
             requeue=config.get("JobRequeue") == "1",
@@ -298,9 +278,7 @@ def ask(*words: str) -> str:
         ) from None
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        problems = [
-            line for line in lines if not line.startswith("Try ")
-        ]  # Try "sbatch --help" for …
+        problems = [line for line in lines if not line.startswith('Try "')]
         problem = problems[-1] if problems else f"exit code {done.returncode}"
         problem = problem.removeprefix(f"{words[0]}: ").removeprefix("error: ")
         raise BackendError(f"slurm: {words[0]}: {problem}")
@@ -364,31 +342,25 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
             *ours.srun,
         ],
         "teardown": list(ours.teardown) or None,
-        "additional_parameters": _additional(ours),
-        **_accelerators(shape.gpus, options.gres),
+        "gres": f"{options.gres}:{shape.gpus}" if options.gres and shape.gpus else None,
+        "gpus_per_node": shape.gpus if not options.gres and shape.gpus else None,
+        "additional_parameters": _given(  # for which submitit has no word
+            {
+                "export": "ALL",
+                "kill-on-invalid-dep": "yes",
+                "nice": options.nice,
+                "reservation": options.reservation,
+                "requeue" if ours.requeue else "no-requeue": True,
+                **options.extra,
+            }
+        ),
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    return {**given, "wckey": None}  # submitit would name one, and some sites refuse unknown ones
+    # submitit would name a wckey, and some sites refuse unknown ones.
+    return {**_given(asked), "wckey": None}
 
 
-def _additional(ours: JobOptions) -> dict[str, Any]:
-    """Options that submitit has no word for."""
-    options = ours.sbatch
-    asked = {
-        "export": "ALL",
-        "kill-on-invalid-dep": "yes",
-        "nice": options.nice,
-        "reservation": options.reservation,
-        "requeue" if ours.requeue else "no-requeue": True,
-        **options.extra,
-    }
+def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
-
-
-def _accelerators(number: int, gres: str | None) -> dict[str, Any]:
-    if not number:
-        return {}
-    return {"gres": f"{gres}:{number}"} if gres else {"gpus_per_node": number}
 
 
 _CONDITIONS = {

@@ -46,6 +46,13 @@ def add_run(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     add_cluster(parser)
 
 
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """``--watch``."""
+    parser.add_argument(
+        "--watch", action="store_true", help="go on until the run ends; Ctrl-C leaves it running"
+    )
+
+
 def prepared(options: argparse.Namespace) -> Request:
     """The plan that ``RECIPE --cluster --set`` ask for; says on stderr which cluster was chosen."""
     if not options.recipe.is_file():

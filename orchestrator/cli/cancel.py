@@ -7,7 +7,6 @@ import sys
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.control.executor import executor_of
-from orchestrator.errors import RequestError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Stop it, and return when that is done."""
     folder, _ = run_and_store(options)
-    plan = folder.plan()
-    if not plan.chosen(options.stage):
-        raise RequestError(
-            f"{options.stage}: no such stage in {folder.name}; it has {', '.join(plan.names)}"
-        )
+    folder.chosen(options.stage)
     executor = executor_of(folder.cluster())
     observed = executor.observe([folder])[folder.name]
     if not observed.is_alive and not observed.has_jobs_left:

@@ -8,7 +8,7 @@ import json
 import sys
 
 from orchestrator.cli.arguments import add_run, run_and_store
-from orchestrator.control.chaos import FAULTS, Outcome, await_recovery, find_target, strike
+from orchestrator.control.chaos import FAULTS, Drill, Outcome
 from orchestrator.quantities import format_duration
 
 TIMEOUT_S = 3600.0
@@ -37,15 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Strike, wait, and print what it cost."""
     folder, store = run_and_store(options)
-    target = find_target(folder, store, options.stage)
-    struck_at = strike(folder, target, options.kill, options.rank)
-    print(f"{target.instance.id}: {options.kill} struck near step {target.step}", file=sys.stderr)
-    outcome = await_recovery(
-        folder,
-        store,
-        target,
-        options.kill,
-        struck_at,
+    drill = Drill(folder, store, options.kill, options.stage)
+    drill.strike(options.rank)
+    print(f"{drill.instance}: {options.kill} struck near step {drill.step}", file=sys.stderr)
+    outcome = drill.await_recovery(
         options.timeout,
         on_resume=lambda: print("no supervisor is left; resumed", file=sys.stderr),
     )

@@ -7,7 +7,7 @@ import codecs
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.control.executor import observe
@@ -19,6 +19,7 @@ from orchestrator.ledger.submission import Submissions
 
 FOLLOW_EVERY_S = 0.5
 _DECODER = codecs.getincrementaldecoder("utf-8")
+_RANK_LOG = re.compile(r"rank-(\d+)\.log$")
 _ERROR = re.compile(r"^(error:|Traceback|.*\b(Error|Exception)\b.*:)")
 
 
@@ -66,15 +67,15 @@ class Logs:
 
     def __init__(self, run: RunFolder, options: argparse.Namespace) -> None:
         self._run, self._options = run, options
-        self._plan = run.plan()
+        self._chosen = run.chosen(options.stage)
         self._name = DRIVER_LOG if options.rank is None else f"rank-{options.rank:05d}.log"
         self._read: dict[str, tuple[int, codecs.IncrementalDecoder]] = {}
         """By URL: bytes read, and what turns them into text."""
         self._ended: set[str] = set()
         """Attempts that had ended when their log was last read."""
-        if not self._leaders():
-            known = ", ".join(self._plan.names)
-            raise RequestError(f"{options.stage}: no such stage in {run.name}; it has {known}")
+        self._require_attempt()
+        if options.rank is not None:
+            self._require_rank()
 
     def new_text(self) -> Iterator[tuple[str, str]]:
         """A title where a log is new, and its text that is."""
@@ -100,18 +101,35 @@ class Logs:
         if title or data:
             yield title, decoder.decode(data)
 
+    def _require_attempt(self) -> None:
+        """Raises RequestError when the attempt that is asked for is none of those there are."""
+        number = self._options.attempt
+        if number is not None and not list(self._attempts()):
+            numbers = {a.number for leader in self._leaders for a in self._run.attempts(leader)}
+            raise RequestError(f"--attempt {number}: no such attempt; {_there_are(numbers)}")
+
+    def _require_rank(self) -> None:
+        """Raises RequestError when ranks have logs, or never will, and this one has none."""
+        names = {name for attempt in self._attempts() for name in attempt.storage.children()}
+        ranks = {int(match[1]) for name in names if (match := _RANK_LOG.match(name))}
+        if self._options.rank not in ranks and (ranks or not self._options.follow):
+            there = _there_are(ranks)
+            raise RequestError(f"--rank {self._options.rank}: no log of such a rank; {there}")
+
+    @property
     def _leaders(self) -> dict[str, None]:
-        return dict.fromkeys(i.leader for i in self._plan.chosen(self._options.stage))
+        return dict.fromkeys(i.leader for i in self._chosen)
 
     def _attempts(self) -> Iterator[AttemptFolder]:
         number = self._options.attempt
-        for leader in self._leaders():
+        for leader in self._leaders:
             attempts = self._run.attempts(leader)
-            yield from (a for a in attempts if a.number == number) if number else attempts[-1:]
+            is_any = number is None
+            yield from attempts[-1:] if is_any else (a for a in attempts if a.number == number)
 
     def _outputs(self) -> Iterator[tuple[Storage, str]]:
         """What a scheduler's jobs have printed that have not come to an attempt."""
-        chosen = {i.id for i in self._plan.chosen(self._options.stage)}
+        chosen = {i.id for i in self._chosen}
         for submission in Submissions(self._run.storage).all()[-1:]:
             for job in submission.jobs:
                 is_chosen = job.kind == "stage" and job.instance in chosen
@@ -119,6 +137,10 @@ class Logs:
                     continue
                 output = self._run.storage.at(Submissions.folder(submission.number), job.name)
                 yield from ((output, name) for name in output.children() if name.endswith(".out"))
+
+
+def _there_are(numbers: Collection[int]) -> str:
+    return f"there are {min(numbers)} to {max(numbers)}" if numbers else "there is none"
 
 
 def _first_error(logs: Logs) -> int:

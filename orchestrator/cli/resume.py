@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from orchestrator.cli.arguments import add_run, run_and_store, started_line
+from orchestrator.cli.arguments import add_run, add_watch, run_and_store, started_line
 from orchestrator.cli.watch import watch
 from orchestrator.control.request import move, start
 
@@ -18,11 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster names the cluster whose store holds RUN, and the run goes on there: what was "
         "submitted elsewhere does not go on"
     )
-    parser.add_argument(
-        "--watch",
-        action="store_true",
-        help="show progress until the run ends; Ctrl-C leaves it running",
-    )
+    add_watch(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
-from orchestrator.cli.arguments import add_run, run_and_store, store_of
+from orchestrator.cli.arguments import add_run, add_watch, run_and_store, store_of
 from orchestrator.cli.watch import run_view, watch
 from orchestrator.control.executor import observe, observe_all
 from orchestrator.errors import BackendError, RequestError
@@ -24,9 +26,7 @@ from orchestrator.quantities import format_duration
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """[RUN] [--watch] [--json | --openmetrics] [--cluster F]."""
     add_run(parser, optional=True)
-    parser.add_argument(
-        "--watch", action="store_true", help="go on until the run ends; Ctrl-C leaves it running"
-    )
+    add_watch(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document on stdout")
     form.add_argument(
@@ -56,16 +56,17 @@ def _show(status: RunStatus, options: argparse.Namespace) -> None:
     elif options.openmetrics:
         print(openmetrics(status), end="")
     else:
-        Console().print(run_view(status))
-        print()
-        for stage in status.stages:
-            if interval := stage.checkpoint_interval:
-                facts = ", ".join(
-                    f"{name.removesuffix('_s')} {format_duration(seconds)}"
-                    for name, seconds in interval.items()
-                )
-                print(f"{stage.instance.id}: checkpoints by time: {facts}")
-        print(goodput_line(status.goodput))
+        view = Group(run_view(status), "", *(Text(line) for line in _figures(status)))
+        Console().print(view)
+
+
+def _figures(status: RunStatus) -> Iterator[str]:
+    """When checkpoints are written, and where the time went."""
+    for stage in status.stages:
+        if interval := stage.checkpoint_interval:
+            facts = (f"{n.removesuffix('_s')} {format_duration(s)}" for n, s in interval.items())
+            yield f"{stage.instance.id}: checkpoints by time: {', '.join(facts)}"
+    yield goodput_line(status.goodput)
 
 
 def _all(store: Store, *, as_json: bool) -> int:

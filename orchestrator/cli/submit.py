@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from orchestrator.cli.arguments import add_recipe, prepared, started_line
+from orchestrator.cli.arguments import add_recipe, add_watch, prepared, started_line
 from orchestrator.cli.watch import watch
 from orchestrator.control.request import submit
 
@@ -14,11 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE [--cluster F] [--set k=v]... [--name N] [--watch]."""
     add_recipe(parser)
     parser.add_argument("--name", help="name of the run; the recipe's name and keys when absent")
-    parser.add_argument(
-        "--watch",
-        action="store_true",
-        help="show progress until the run ends; Ctrl-C leaves it running",
-    )
+    add_watch(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -77,11 +77,12 @@ def run_view(status: RunStatus) -> Group:
 def ending_lines(status: RunStatus) -> list[str]:
     """How a run ended that did not succeed, in whose words, and what its user can do."""
     cause = f" ({status.cause})" if status.cause else ""
-    failures = [
-        f"  {stage.instance.id}: {_failure(stage)}; see {stage.failure.log}"
-        for stage in status.stages
-        if stage.failure
-    ]
+    failures = []
+    for stage in status.stages:
+        if stage.failure:
+            failures.append(f"  {stage.instance.id}: {_failure(stage)}; see {stage.failure.log}")
+        elif stage.state is RunState.FAILED and stage.job:
+            failures.append(f"  {stage.instance.id}: the scheduler says: {stage.job}")
     resume = f"`orchestrator resume {status.run}` continues it"
     mend = "change what is wrong there, then submit again; resuming alone would end the same way"
     advice = resume if status.resuming_helps else mend
@@ -127,11 +128,8 @@ def _remarks(status: RunStatus) -> Iterator[str]:
 def _failure(stage: StageStatus) -> str:
     """The failing attempt's own last sentence; the retry policy's where it left none."""
     attempt = stage.failure
-    return (
-        ": ".join(filter(None, (attempt.cause, attempt.message or attempt.reason)))
-        if attempt
-        else ""
-    )
+    words = (attempt.cause, attempt.message or attempt.reason) if attempt else ()
+    return ": ".join(filter(None, words))
 
 
 def _rates(stage: StageStatus) -> str:

@@ -28,7 +28,7 @@ from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.submission import Submissions
-from orchestrator.plan.planner import Plan, Variant
+from orchestrator.plan.planner import Instance, Plan, Variant
 from orchestrator.spec.cluster import RETIRED, Cluster
 from orchestrator.spec.loader import parse_cluster, parse_recipe, variant_recipe
 from orchestrator.spec.recipe import Recipe, by_score
@@ -85,6 +85,16 @@ class RunFolder:
                 "them, --cluster names another store"
             )
         return Plan.from_json(self.storage.read_json(PLAN))
+
+    def chosen(self, name: str | None) -> tuple[Instance, ...]:
+        """The instances of a stage's, a node's or an instance's name; all of them for None.
+
+        Raises RequestError with the names there are.
+        """
+        plan = self.plan()
+        if chosen := plan.chosen(name):
+            return chosen
+        raise RequestError(f"{name}: no such stage in {self.name}; it has {', '.join(plan.names)}")
 
     def recipe(self) -> Recipe:
         """The recipe with its sweep."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,17 +33,6 @@ PROBE_TIMEOUT_S = 180.0
 _POLL_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """What Slurm says of a partition."""
-
-    name: str
-    is_up: bool
-    max_time_min: float
-    num_nodes: int
-    preempt_mode: str
-
-
 def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
     """Every check, from the cheapest on; the rest makes no sense without the first."""
     try:
@@ -51,18 +40,7 @@ def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
     except BackendError as error:
         yield Check("slurm", False, str(error))
         return
-    yield _version(limits)
-    yield _requeue(cluster, limits)
-    yield _held_jobs(limits)
-    yield Check(
-        "accounting",
-        limits.has_accounting,
-        "slurmdbd keeps the books"
-        if limits.has_accounting
-        else "no slurmdbd: what became of a job is forgotten after MinJobAge",
-        is_optional=True,
-    )
-    yield Check("array size", True, f"{limits.max_array} tasks; larger arrays are split")
+    yield from _limit_checks(cluster, limits)
     partitions = _partitions()
     for name, wanted in _wanted(cluster).items():
         yield _partition(name, wanted, partitions)
@@ -70,27 +48,24 @@ def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
         yield from _probed(cluster, backend, part)
 
 
-def _version(limits: Limits) -> Check:
+def _limit_checks(cluster: Cluster, limits: Limits) -> Iterator[Check]:
+    """What the site's configuration says, and what it means for runs."""
     found = tuple(int(part) for part in limits.version.split(".")[:2] if part.isdigit())
     needed = ".".join(f"{part:02d}" for part in MIN_VERSION)
-    return Check("slurm", found >= MIN_VERSION, f"{limits.version}; {needed} or later is needed")
-
-
-def _requeue(cluster: Cluster, limits: Limits) -> Check:
-    if limits.requeue or not cluster.slurm.requeue:
-        how = "jobs are requeued" if cluster.slurm.requeue else "the sentinel submits anew"
-        return Check("requeue", True, how)
-    return Check(
-        "requeue", False, "JobRequeue=0 at this site; set slurm.requeue: false in the cluster file"
-    )
-
-
-def _held_jobs(limits: Limits) -> Check:
-    """What becomes of a job whose node cannot start it."""
+    yield Check("slurm", found >= MIN_VERSION, f"{limits.version}; {needed} or later is needed")
+    how = "jobs are requeued" if cluster.slurm.requeue else "the sentinel submits anew"
+    is_possible = limits.requeue or not cluster.slurm.requeue
+    remedy = "JobRequeue=0 at this site; set slurm.requeue: false in the cluster file"
+    yield Check("requeue", is_possible, how if is_possible else remedy)
+    becomes = "a job whose node cannot start it waits for another"
     if limits.holds_failed_launches:
-        how = "a job whose node cannot start it is held; `orchestrator resume` replaces it"
-        return Check("failed launches", False, how, is_optional=True)
-    return Check("failed launches", True, "a job whose node cannot start it waits for another")
+        becomes = "a job whose node cannot start it is held; `orchestrator resume` replaces it"
+    yield Check("failed launches", not limits.holds_failed_launches, becomes, is_optional=True)
+    books = "no slurmdbd: what became of a job is forgotten after MinJobAge"
+    if limits.has_accounting:
+        books = "slurmdbd keeps the books"
+    yield Check("accounting", limits.has_accounting, books, is_optional=True)
+    yield Check("array size", True, f"{limits.max_array} tasks; larger arrays are split")
 
 
 def _wanted(cluster: Cluster) -> dict[str, tuple[int, int]]:
@@ -111,20 +86,14 @@ def _wanted(cluster: Cluster) -> dict[str, tuple[int, int]]:
     return wanted
 
 
-def _partitions() -> dict[str, Partition]:
+def _partitions() -> dict[str, dict[str, str]]:
+    """What Slurm says of each partition by its name, and by "" of the default one."""
     found = {}
     for line in ask("scontrol", "show", "partition", "--oneliner").splitlines():
         fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        partition = Partition(
-            name=fields["PartitionName"],
-            is_up=fields["State"] == "UP",
-            max_time_min=minutes_of(fields["MaxTime"]),
-            num_nodes=int(fields["TotalNodes"]),
-            preempt_mode=fields.get("PreemptMode", "OFF"),
-        )
-        found[partition.name] = partition
+        found[fields["PartitionName"]] = fields
         if fields.get("Default") == "YES":
-            found[""] = partition
+            found[""] = fields
     return found
 
 
@@ -137,26 +106,24 @@ def minutes_of(time_limit: str) -> float:
     return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60
 
 
-def _partition(name: str, wanted: tuple[int, int], partitions: dict[str, Partition]) -> Check:
+def _partition(
+    name: str, wanted: tuple[int, int], partitions: Mapping[str, Mapping[str, str]]
+) -> Check:
+    """Whether a partition can take the longest job, and the one of most nodes, that name it."""
     title = f"partition {name}" if name else "default partition"
     if name not in partitions:
         there = ", ".join(sorted(p for p in partitions if p))
         return Check(title, False, f"does not exist; this cluster has {there}")
-    partition, (minutes, nodes) = partitions[name], wanted
-    problems = [
-        *([] if partition.is_up else ["it is not up"]),
-        *(
-            [f"walltime_min {minutes} asked, {partition.max_time_min:.0f} allowed"]
-            if minutes > partition.max_time_min
-            else []
-        ),
-        *(
-            [f"{nodes} nodes asked, {partition.num_nodes} there"]
-            if nodes > partition.num_nodes
-            else []
-        ),
-    ]
-    facts = f"{partition.num_nodes} nodes, preemption {partition.preempt_mode}"
+    (minutes, nodes), fields = wanted, partitions[name]
+    max_minutes, num_nodes = minutes_of(fields["MaxTime"]), int(fields["TotalNodes"])
+    problems = []
+    if fields["State"] != "UP":
+        problems.append("it is not up")
+    if minutes > max_minutes:
+        problems.append(f"walltime_min {minutes} asked, {max_minutes:.0f} allowed")
+    if nodes > num_nodes:
+        problems.append(f"{nodes} nodes asked, {num_nodes} there")
+    facts = f"{num_nodes} nodes, preemption {fields.get('PreemptMode', 'OFF')}"
     return Check(title, not problems, "; ".join(problems) or facts)
 
 
@@ -205,15 +172,11 @@ def _context(cluster: Cluster, folder: RunFolder) -> SubmissionContext:
 
 def _findings(part: Part, gpus: int, found: dict[str, Any]) -> Iterator[Check]:
     yield Check(f"{part} node: store", True, f"{found['node']} sees it")
-    python = found["python"]
     absent = [name for name, version in found["packages"].items() if version is None]
-    yield Check(
-        f"{part} node: python",
-        not absent,
-        f"{python}; {', '.join(absent)} missing: pip install '.[jobs]' there"
-        if absent
-        else f"{python} with all packages",
-    )
+    packages = " with all packages"
+    if absent:
+        packages = f"; {', '.join(absent)} missing: pip install '.[jobs]' there"
+    yield Check(f"{part} node: python", not absent, found["python"] + packages)
     yield Check(f"{part} node: GPUs", found["gpus"] >= gpus, f"{found['gpus']} given, {gpus} asked")
 
 

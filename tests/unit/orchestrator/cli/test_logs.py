@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.logs import Logs
+from orchestrator.cli.main import main
 from orchestrator.errors import RequestError
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.run import RunFolder
@@ -97,3 +98,25 @@ def test_a_ranks_log(run: RunFolder) -> None:
 def test_a_stage_that_is_not_there(run: RunFolder) -> None:
     with pytest.raises(RequestError, match="nope: no such stage in small; it has"):
         Logs(run, options(stage="nope"))
+
+
+def test_what_is_asked_for_and_not_there_is_named(run: RunFolder) -> None:
+    with pytest.raises(RequestError, match=r"^--rank 0: no log of such a rank; there is none$"):
+        Logs(run, options(rank=0, follow=False))
+    Logs(run, options(rank=0))  # may come
+    for rank in (0, 1):
+        begin(run, "train").storage.create(f"rank-{rank:05d}.log", b"")
+    with pytest.raises(RequestError, match=r"^--rank 9: no log of such a rank; there are 1 to 1$"):
+        Logs(run, options(rank=9))
+    with pytest.raises(RequestError, match=r"^--attempt 3: no such attempt; there are 1 to 2$"):
+        Logs(run, options(attempt=3))
+
+
+@pytest.mark.parametrize("verb", ["logs", "cancel", "chaos"])
+def test_a_node_that_is_not_there_is_refused_by_every_verb(
+    run: RunFolder, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--kill", "rank"] if verb == "chaos" else []
+    assert main([verb, run.storage.url, "targets.7", *more]) == 2
+    names = ", ".join(run.plan().names)
+    assert capsys.readouterr().err == f"targets.7: no such stage in small; it has {names}\n"

@@ -130,6 +130,16 @@ def test_status_for_people(project: Project, capsys: pytest.CaptureFixture[str])
     assert said.splitlines()[-1].startswith("goodput: ")
 
 
+def test_status_keeps_to_the_width_of_the_terminal(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert project.orchestrator("status", project.plan.run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("goodput: ") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
 def test_status_as_openmetrics(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("status", project.plan.run, "--openmetrics") == 0
     said = capsys.readouterr().out

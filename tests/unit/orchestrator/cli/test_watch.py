@@ -13,7 +13,7 @@ from orchestrator.cli.watch import ChangeLines, ending_lines, run_view, watch
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import Observed, RunStatus, run_progress
+from orchestrator.ledger.status import JobState, JobStatus, Observed, RunStatus, run_progress
 from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
@@ -92,6 +92,14 @@ def test_the_end_is_told_in_the_attempts_own_words(scene: Scene) -> None:
     assert failure.endswith("/driver.log")
     assert "orchestrator resume" not in advice
     assert "submit again" in advice
+
+
+def test_a_job_that_failed_before_any_attempt_is_told_in_the_schedulers_words(scene: Scene) -> None:
+    pack = next(i.id for i in scene.run.plan().instances if i.stage == "pack")
+    jobs = {pack: JobStatus(state=JobState.FAILED, detail="BOOT_FAIL")}
+    observed = Observed(is_alive=False, jobs=jobs)
+    _, failure, _ = ending_lines(run_progress(scene.run, scene.store, observed))
+    assert failure == f"  {pack}: the scheduler says: BOOT_FAIL"
 
 
 def test_resume_is_offered_where_it_can_help(scene: Scene) -> None:
