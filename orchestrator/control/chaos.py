@@ -76,7 +76,7 @@ class Drill:
                 f"{run.name}: is not at work; `orchestrator resume {run.name}` first"
             )
         self._run, self._store, self._fault = run, store, fault
-        self._struck_at = 0.0
+        self.struck_at = 0.0
         for instance in (i for i in chosen if BY_NAME[i.stage].has_ranks):
             attempts = run.attempts(instance.id)
             live = _live(attempts[-1]) if attempts and attempts[-1].end is None else None
@@ -103,7 +103,7 @@ class Drill:
         if self._fault == "node":
             beat = self._attempt.storage.read_json(f"beats/rank-{rank:05d}.json")
             order = {"kind": self._fault, "node": _machine(beat)}
-        self._struck_at = time.time()
+        self.struck_at = time.time()
         try:
             self._attempt.storage.create_json(FAULT_ORDER, order)
         except AlreadyExistsError:
@@ -142,7 +142,7 @@ class Drill:
             if time.monotonic() >= look_at:
                 observed = observe(run)
                 look_at = time.monotonic() + observed.look_every_s
-                if not observed.is_alive and time.time() - self._struck_at > 2 * _POLL_S:
+                if not observed.is_alive and time.time() - self.struck_at > 2 * _POLL_S:
                     start(run, self._store)
                     on_resume()
         raise RunFailedError(
@@ -188,10 +188,10 @@ class Drill:
             resumed_from=live["resumed_from"],
             refused=tuple(live["refused"]),
             steps_lost=last - resumed_step,
-            noticed_s=ended_at - self._struck_at,
+            noticed_s=ended_at - self.struck_at,
             restarted_s=new_at - ended_at - sum(phases.values()),
             phases_s=phases,
-            recovered_s=new_at - self._struck_at,
+            recovered_s=new_at - self.struck_at,
         )
 
 

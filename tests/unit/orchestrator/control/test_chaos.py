@@ -10,17 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.control.chaos import (
-    Outcome,
-    Target,
-    await_recovery,
-    find_target,
-    flip_a_byte,
-    strike,
-)
+from orchestrator.control.chaos import Drill, Fault, Outcome
 from orchestrator.control.code_snapshot import FORMAT
 from orchestrator.errors import RequestError, RunFailedError
 from orchestrator.ledger import checkpoints
+from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
 from orchestrator.ledger.checkpoints import FileEntry, Manifest
 from orchestrator.ledger.lease import Process, acquire
@@ -73,36 +67,41 @@ def commit(out: Storage, step: int, **files: bytes) -> Manifest:
     return manifest
 
 
-def target_of(scene: Scene) -> Target:
-    return find_target(scene.run, scene.store)
+def drill_of(scene: Scene, fault: Fault = "rank", stage: str | None = None) -> Drill:
+    return Drill(scene.run, scene.store, fault, stage)
+
+
+def out_of(scene: Scene) -> Artifact:
+    (train,) = (i for i in scene.run.plan().instances if i.stage == "train")
+    return scene.store.artifact(train.stage, train.key)
 
 
 def test_the_target_is_the_training_that_makes_steps(scene: Scene) -> None:
     attempt_of(scene, 40)
-    target = target_of(scene)
-    assert (target.instance.stage, target.attempt.number) == ("train", 1)
-    assert (target.num_ranks, target.step) == (2, 40)
-    assert find_target(scene.run, scene.store, "train").instance == target.instance
+    drill = drill_of(scene)
+    (train,) = (i for i in scene.run.plan().instances if i.stage == "train")
+    assert (drill.instance, drill.step) == (train.id, 40)
+    assert drill_of(scene, stage="train").instance == drill.instance
     with pytest.raises(RequestError, match="no training has made a step yet"):
-        find_target(scene.run, scene.store, "tokenize")
+        drill_of(scene, stage="tokenize")
 
 
 def test_a_training_before_its_first_step_or_after_its_end_is_no_target(scene: Scene) -> None:
     begins = attempt_of(scene, 0, phases={"start_ranks": 2.0})
     with pytest.raises(RequestError, match="no training has made a step yet"):
-        target_of(scene)
+        drill_of(scene)
     begins.finish(action="resume", cause="killed", reason="")
     ended = attempt_of(scene, 9)
     ended.finish(action="stop", cause="killed", reason="")
     with pytest.raises(RequestError, match="or all are done"):
-        target_of(scene)
+        drill_of(scene)
 
 
 def test_a_run_without_a_supervisor_is_resumed_first(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     attempt_of(scene, 40)
     with pytest.raises(RequestError, match="`orchestrator resume small` first"):
-        target_of(scene)
+        drill_of(scene)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,9 @@ def test_a_run_without_a_supervisor_is_resumed_first(tmp_path: Path) -> None:
 def test_an_order_names_its_victim(scene: Scene, fault: Any, order: dict[str, Any]) -> None:
     attempt = attempt_of(scene, 40)
     before = time.time()
-    assert before <= strike(scene.run, target_of(scene), fault, 1) <= time.time()
+    drill = drill_of(scene, fault)
+    drill.strike(1)
+    assert before <= drill.struck_at <= time.time()
     assert attempt.storage.read_json(FAULT_ORDER) == order
 
 
@@ -125,15 +126,15 @@ def test_an_order_names_its_victim(scene: Scene, fault: Any, order: dict[str, An
 def test_a_rank_that_is_not_there_is_not_struck(scene: Scene, rank: int) -> None:
     attempt = attempt_of(scene, 40)
     with pytest.raises(RequestError, match=r"this training has ranks 0\.\.1"):
-        strike(scene.run, target_of(scene), "rank", rank)
+        drill_of(scene).strike(rank)
     assert not attempt.storage.exists(FAULT_ORDER)
 
 
 def test_one_drill_at_a_time(scene: Scene) -> None:
     attempt_of(scene, 40)
-    strike(scene.run, target_of(scene), "rank", 0)
+    drill_of(scene, "rank").strike(0)
     with pytest.raises(RequestError, match="another drill"):
-        strike(scene.run, target_of(scene), "hang", 0)
+        drill_of(scene, "hang").strike(0)
 
 
 def test_a_node_takes_the_supervisor_on_it_along(scene: Scene) -> None:
@@ -141,43 +142,40 @@ def test_a_node_takes_the_supervisor_on_it_along(scene: Scene) -> None:
     (supervisor,) = scene.run.supervisors()
     here = {"process": {"host": supervisor.started["process"]["host"]}}
     attempt.storage.replace("beats/rank-00000.json", to_json(here))
-    strike(scene.run, target_of(scene), "node", 0)
+    drill_of(scene, "node").strike(0)
     assert supervisor.storage.read_json(FAULT_ORDER)["kind"] == "node"
 
 
 def test_a_byte_is_flipped_once_the_attempt_has_ended(scene: Scene) -> None:
     attempt = attempt_of(scene, 40)
-    target = target_of(scene)
-    commit(target.artifact.storage, 20, old=b"old!")
-    commit(target.artifact.storage, 30, large=bytes(9), small=bytes(4))
+    drill, out = drill_of(scene, "byte"), out_of(scene).storage
+    commit(out, 20, old=b"old!")
+    commit(out, 30, large=bytes(9), small=bytes(4), small_too=bytes(4))
     end = threading.Timer(0.3, attempt.finish, kwargs={"action": "resume", "cause": "killed"})
     end.start()
-    strike(scene.run, target, "byte", 0)
+    drill.strike(0)
     assert attempt.end is not None
-    folder = target.artifact.storage.at(checkpoints.FOLDER)
+    folder = out.at(checkpoints.FOLDER)
     assert sorted(folder.read_bytes(f"{checkpoints.name_of(30, 1)}/small")) == [0, 0, 0, 1]
     assert folder.read_bytes(f"{checkpoints.name_of(30, 1)}/large") == bytes(9)
+    assert folder.read_bytes(f"{checkpoints.name_of(30, 1)}/small_too") == bytes(4)
     assert folder.read_bytes(f"{checkpoints.name_of(20, 1)}/old") == b"old!"
 
 
-def test_the_smallest_file_is_the_one_that_changes(tmp_path: Path) -> None:
-    out = Storage(str(tmp_path))
-    assert flip_a_byte(out, commit(out, 3, a=bytes(5), b=bytes(2), c=bytes(2))) == "b"
-
-
-def recovered(scene: Scene, struck_at: float, target: Target, **options: Any) -> Outcome:
-    return await_recovery(scene.run, scene.store, target, "rank", struck_at, 5, **options)
+def recovered(struck_at: float, drill: Drill, **options: Any) -> Outcome:
+    drill.struck_at = struck_at
+    return drill.await_recovery(5, **options)
 
 
 def test_what_a_fault_cost(scene: Scene) -> None:
     struck = attempt_of(scene, 40)
-    target, at = target_of(scene), time.time() - 100
+    drill, at = drill_of(scene), time.time() - 100
     struck.storage.create("metrics-0001.jsonl", line(41, at - 1) + b"\n" + line(42, at) + b"\n")
     struck.finish(action="resume", cause="worker_lost", reason="rank 1 was lost")
     ended_at = struck.end["ended_at"]
     after = attempt_of(scene, 31, checkpoints.name_of(30, 1), refused=["a byte differs"])
     after.storage.create("metrics-0001.jsonl", line(31, ended_at + 10.0) + b"\n")
-    outcome = recovered(scene, at, target)
+    outcome = recovered(at, drill)
     assert (outcome.cause, outcome.attempt, outcome.step) == ("worker_lost", 1, 42)
     assert outcome.steps_lost == 12
     assert outcome.resumed_from == checkpoints.name_of(30, 1)
@@ -190,45 +188,45 @@ def test_what_a_fault_cost(scene: Scene) -> None:
 
 def test_a_checkpoint_newer_than_the_last_recorded_step_loses_nothing(scene: Scene) -> None:
     struck = attempt_of(scene, 40)
-    target = target_of(scene)
+    drill = drill_of(scene)
     struck.finish(action="resume", cause="killed", reason="")
     attempt_of(scene, 45, checkpoints.name_of(44, 1))
-    assert recovered(scene, time.time(), target).steps_lost == 0
+    assert recovered(time.time(), drill).steps_lost == 0
 
 
 def test_an_attempt_that_nobody_ended_was_lost_with_its_node(scene: Scene) -> None:
     attempt_of(scene, 40)
-    target = target_of(scene)
+    drill = drill_of(scene)
     attempt_of(scene, 41, checkpoints.name_of(40, 1))
-    assert recovered(scene, time.time(), target).cause == "node_lost"
+    assert recovered(time.time(), drill).cause == "node_lost"
 
 
 def test_a_run_that_gives_up_is_not_waited_for(scene: Scene) -> None:
     struck = attempt_of(scene, 40)
-    target = target_of(scene)
+    drill = drill_of(scene)
     struck.finish(action="stop", cause="worker_lost", reason="too often")
     with pytest.raises(RunFailedError, match="gave up after the fault: too often"):
-        recovered(scene, time.time(), target)
+        recovered(time.time(), drill)
 
 
 def test_a_training_that_ended_first_cannot_be_struck(scene: Scene) -> None:
     attempt_of(scene, 40)
-    target = target_of(scene)
-    target.artifact.publish(inputs={}, facts={}, producer={})
+    drill = drill_of(scene)
+    out_of(scene).publish(inputs={}, facts={}, producer={})
     with pytest.raises(RequestError, match="ended before the fault could act"):
-        recovered(scene, time.time(), target)
+        recovered(time.time(), drill)
 
 
 def test_no_new_step_in_time_is_a_failure(scene: Scene) -> None:
     attempt_of(scene, 40)
     with pytest.raises(RunFailedError, match="no new step within 1 s"):
-        await_recovery(scene.run, scene.store, target_of(scene), "rank", time.time(), 0.6)
+        drill_of(scene).await_recovery(0.6)
 
 
 def test_a_run_that_nobody_supervises_any_more_is_resumed(scene: Scene) -> None:
     """Another shell does so just then: its supervisor is about to announce itself."""
     attempt_of(scene, 40)
-    target = target_of(scene)
+    drill = drill_of(scene)
     scene.run.storage.replace("code.json", to_json({"format": FORMAT}))
     (supervisor,) = scene.run.supervisors()
     supervisor.finish(state="failed", cause="node_lost", reason="")
@@ -236,9 +234,8 @@ def test_a_run_that_nobody_supervises_any_more_is_resumed(scene: Scene) -> None:
     announce = partial(scene.run.begin_supervisor, process=Process.current().__dict__)
     threading.Timer(1.0, announce).start()
     outcome = recovered(
-        scene,
         time.time() - 10,
-        target,
+        drill,
         on_resume=lambda: attempt_of(scene, 41, checkpoints.name_of(40, 1)),
     )
     assert outcome.steps_lost == 0
