@@ -275,8 +275,9 @@ class CountingStorage(Storage):
         return super().exists(path)
 
     def read_bytes(self, path: str, *, start: int = 0) -> bytes:
-        self.calls["read"] += 1
-        return super().read_bytes(path, start=start)
+        data = super().read_bytes(path, start=start)
+        self.calls["read"] += 1  # of what is there
+        return data
 
     def list(self, prefix: str = "") -> dict[str, int]:
         self.calls["list"] += 1
