@@ -13,31 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from orchestrator.report.record import Record, VariantRecord
+from orchestrator.report.record import Measure, Record, VariantRecord
 
 ARMS = ("warm", "cold")
 _ARM_KEYS = ("model.init", "seed")
 """Overrides that are no part of a setting."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """Perplexity of one model on one split."""
-
-    perplexity: float
-    low: float | None = None
-    """Lower end of the 95 % interval."""
-    high: float | None = None
-    nats_per_s: float | None = None
-    """NLL per second of audio."""
-    num_utterances: int | None = None
-
-    @property
-    def text(self) -> str:
-        """``14.10 [13.80, 14.41]``."""
-        return with_interval(self.perplexity, self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,27 +47,20 @@ class Comparison:
     sentences: tuple[str, ...]
     """The comparison, and what limits it."""
 
-
-def with_interval(value: float, low: float | None, high: float | None) -> str:
-    """A perplexity with its 95 % interval where there is one."""
-    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    @property
+    def best(self) -> set[str]:
+        """Names of the variants of each arm's best setting."""
+        return {name for arm in self.arms.values() for name in arm.variants}
 
 
 def measure(variant: VariantRecord, split: str, model: str = "model") -> Measure | None:
     """What ``scores.json`` says of the model, or of a baseline; None when it says nothing."""
-    found: Any = variant.scores
-    for name in ("splits", split, model):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    if not isinstance(found, Mapping) or not _is_positive(found.get("perplexity")):
-        return None
-    low, high = _pair(found.get("perplexity_95"))
-    return Measure(
-        perplexity=float(found["perplexity"]),
-        low=low,
-        high=high,
-        nats_per_s=float(found["nats_per_s"]) if _is_positive(found.get("nats_per_s")) else None,
-        num_utterances=found.get("num_utterances"),
-    )
+    return variant.scores.splits.get(split, {}).get(model)
+
+
+def baseline(variants: Iterable[VariantRecord], name: str, split: str) -> Measure | None:
+    """A counting baseline: it depends on the units alone, so any variant's scores have it."""
+    return next((m for v in variants if (m := measure(v, split, name))), None)
 
 
 def comparisons(record: Record) -> tuple[Comparison, ...]:
@@ -149,16 +123,11 @@ def _mean_nll(measures: Sequence[Measure]) -> float:
 
 def _pooled(seeds: Sequence[Measure]) -> Measure:
     """The geometric mean over seeds, in the widest interval that any of them reaches."""
-    lows, highs = [m.low for m in seeds if m.low], [m.high for m in seeds if m.high]
-    has_intervals = len(lows) == len(highs) == len(seeds)
-    nats = [m.nats_per_s for m in seeds if m.nats_per_s]
-    return Measure(
-        perplexity=math.exp(_mean_nll(seeds)),
-        low=min(lows) if has_intervals else None,
-        high=max(highs) if has_intervals else None,
-        nats_per_s=sum(nats) / len(nats) if nats else None,
-        num_utterances=seeds[0].num_utterances,
-    )
+    intervals = [m.perplexity_95 for m in seeds if m.perplexity_95]
+    widest = None
+    if len(intervals) == len(seeds):
+        widest = min(low for low, _ in intervals), max(high for _, high in intervals)
+    return Measure(perplexity=math.exp(_mean_nll(seeds)), perplexity_95=widest)
 
 
 def _sentences(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> tuple[str, ...]:
@@ -189,9 +158,9 @@ def _comparison(warm: Arm, cold: Arm, num_waiting: int) -> str:
     lead = f"So far, with {num_waiting} variants not scored yet" if num_waiting else "In this run"
     figures = f"test perplexity {warm.test.text} warm, {cold.test.text} cold"
     better, worse = sorted((warm, cold), key=lambda arm: arm.test.perplexity)
-    if better.test.high is None or worse.test.low is None:
+    if not better.test.perplexity_95 or not worse.test.perplexity_95:
         return f"{lead}, no difference can be claimed: {figures}, and no 95 % intervals."
-    if better.test.high >= worse.test.low:
+    if better.test.perplexity_95[1] >= worse.test.perplexity_95[0]:
         return f"{lead}, no difference can be claimed: {figures}; the 95 % intervals overlap."
     less = 100 * (1 - better.test.perplexity / worse.test.perplexity)
     return (
@@ -239,7 +208,7 @@ def _catching_up(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> tup
 
 
 def _against_bigram(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> tuple[str, ...]:
-    bigram = next((m for v in variants if (m := measure(v, "test", "bigram"))), None)
+    bigram = baseline(variants, "bigram", "test")
     if bigram is None or not arms:
         return ()
     losers = [a.name for a in arms.values() if a.test.perplexity >= bigram.perplexity]
@@ -247,13 +216,3 @@ def _against_bigram(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) 
         return ()
     who = "Neither arm beats" if len(losers) == len(ARMS) else f"The {losers[0]} arm does not beat"
     return (f"{who} counting pairs of units: the bigram baseline has perplexity {bigram.text}.",)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
-
-
-def _pair(value: Any) -> tuple[float | None, float | None]:
-    if isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_positive, value)):
-        return float(value[0]), float(value[1])
-    return None, None

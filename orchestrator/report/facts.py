@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,44 +103,24 @@ class UnitQuality:
 
 def unit_quality(encoder_facts: Mapping[str, Any]) -> UnitQuality | None:
     """The comparison an encoder artifact carries; None when it carries none."""
-    found = encoder_facts.get("unit_quality")
-    if not isinstance(found, Mapping) or not found:
-        return None
-    flat = flatten(found)
-    pnmi = {
-        name: v for name, v in flat.items() if "pnmi" in name.lower() and isinstance(v, int | float)
+    found = encoder_facts.get("unit_quality", {})
+    sections = {"same clusters": found, **found}
+    pairs = {
+        name: (float(section["encoder_pnmi"]), float(section["mfcc_pnmi"]))
+        for name, section in sections.items()
+        if isinstance(section, Mapping) and {"encoder_pnmi", "mfcc_pnmi"} <= section.keys()
     }
-    pairs: dict[str, dict[str, float]] = {}
-    for name, value in pnmi.items():
-        origin = "mfcc" if "mfcc" in name.lower() else "encoder"
-        pairs.setdefault(_condition(name), {})[origin] = float(value)
-    about = {name: value for name, value in flat.items() if name not in pnmi}
-    return UnitQuality(
-        rows=tuple(
-            (what, _pnmi(pair, "encoder"), _pnmi(pair, "mfcc")) for what, pair in pairs.items()
-        ),
-        verdict=_verdict([p for p in pairs.values() if len(p) == 2]),
-        about=tuple((label(name), shown(name, value)) for name, value in about.items()),
-    )
-
-
-def _condition(name: str) -> str:
-    """What is left of a name like ``k100.mfcc.pnmi`` once it no longer says whose value it is."""
-    words = re.split(r"[._]", name.lower())
-    return (
-        " ".join(w for w in words if w not in ("pnmi", "mfcc", "encoder", "hubert", "units"))
-        or "same clusters"
-    )
-
-
-def _pnmi(pair: Mapping[str, float], origin: str) -> str:
-    return f"{pair[origin]:.3f}" if origin in pair else "-"
-
-
-def _verdict(pairs: list[dict[str, float]]) -> str:
-    wins = sum(p["encoder"] > p["mfcc"] for p in pairs)
     if not pairs:
-        return "The units were not compared with MFCC units."
+        return None
+    return UnitQuality(
+        rows=tuple((name, f"{own:.3f}", f"{mfcc:.3f}") for name, (own, mfcc) in pairs.items()),
+        verdict=_verdict(list(pairs.values())),
+        about=fact_rows(found, skip=("encoder_pnmi", "mfcc_pnmi", *pairs)),
+    )
+
+
+def _verdict(pairs: Sequence[tuple[float, float]]) -> str:
+    wins = sum(own > mfcc for own, mfcc in pairs)
     if wins == len(pairs):
         return "The encoder's units tell more of the phones than MFCC units do."
     if not wins:

@@ -49,6 +49,7 @@ _STYLE = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 class Curve:
     """The losses of one variant."""
 
+    name: str
     arm: str
     """``warm`` or ``cold``."""
     dash: str

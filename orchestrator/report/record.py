@@ -14,10 +14,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from orchestrator.ledger import checkpoints
-from orchestrator.ledger.artifact import MANIFEST, Artifact
+from orchestrator.ledger.artifact import MANIFEST
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import (
     AttemptStatus,
@@ -31,10 +33,42 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.spec.cluster import RETIRED
+from orchestrator.spec.model import PositiveFloat
 from orchestrator.spec.recipe import Recipe
 
+_T = TypeVar("_T")
 Point = tuple[int, float]
 """Step and loss; NaN at a step that gave none."""
+
+
+class Measure(BaseModel):
+    """Perplexity of one model on one split, as ``scores.json`` has it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    perplexity: PositiveFloat
+    perplexity_95: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Ends of the 95 % interval."""
+    nats_per_s: PositiveFloat | None = None
+    """NLL per second of audio."""
+
+    @property
+    def text(self) -> str:
+        """``14.10 [13.80, 14.41]``."""
+        ends = self.perplexity_95
+        interval = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""
+        return f"{self.perplexity:.2f}{interval}"
+
+
+class Scores(BaseModel):
+    """``scores.json``."""
+
+    splits: dict[str, dict[str, Measure]] = {}
+    """By split, and there by model: the trained one or a baseline."""
+
+
+_SCORES = TypeAdapter(Scores)
+_CONTINUATIONS = TypeAdapter(tuple[Mapping[str, Any], ...])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +77,9 @@ class AttemptRecord:
 
     status: AttemptStatus
     progress: Mapping[str, Any]
-    """How far it was at last: done, total, unit, rates."""
+    """How far it was at last: done, total, unit."""
+    rates: Mapping[str, Any]
+    """How fast it was at last."""
     events: Mapping[str, int]
     """How often each kind of event was recorded."""
     tokens_per_s: float | None
@@ -56,9 +92,15 @@ class StageRecord:
 
     status: StageStatus
     attempts: tuple[AttemptRecord, ...]
-    """Of its leader, which does the work of the whole group."""
-    manifest: Mapping[str, Any]
-    """Empty while the artifact is incomplete."""
+    """Empty where the job of another instance does its work."""
+    is_complete: bool
+    """Whether the artifact has a manifest that can be read; what follows is empty otherwise."""
+    facts: Mapping[str, Any]
+    """What the stage reported about its result."""
+    producer: Mapping[str, Any]
+    """Run, attempt and package versions that made it."""
+    sizes_bytes: tuple[int, ...]
+    """One a file."""
     storage: Storage
     """The artifact's folder."""
 
@@ -66,21 +108,6 @@ class StageRecord:
     def instance(self) -> Instance:
         """What the plan says of it."""
         return self.status.instance
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the artifact has a manifest."""
-        return bool(self.manifest)
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What the stage reported about its result."""
-        return _mapping(self.manifest.get("facts"))
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether the attempts are its own."""
-        return self.instance.leader == self.instance.id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,24 +122,17 @@ class VariantRecord:
     """None when the run's recipe cannot be read."""
     training: tuple[Point, ...]
     validation: tuple[Point, ...]
-    scores: Mapping[str, Any]
-    """``scores.json``; empty when there is none."""
-    continuations: Any
-    """``continuations.json``; None when there is none."""
-
-    @property
-    def init(self) -> str:
-        """``twist`` or ``cold``."""
-        return (
-            self.recipe.model.init
-            if self.recipe
-            else str(self.overrides.get("model.init", "twist"))
-        )
+    scores: Scores
+    """Empty when there is no ``scores.json``."""
+    continuations: tuple[Mapping[str, Any], ...]
+    """``continuations.json``; empty when there is none."""
 
     @property
     def arm(self) -> str:
         """``warm`` or ``cold``."""
-        return "cold" if self.init == "cold" else "warm"
+        swept = self.overrides.get("model.init")
+        init = self.recipe.model.init if self.recipe else swept
+        return "cold" if init == "cold" else "warm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +150,9 @@ class Record:
     gaps: tuple[str, ...]
     """What is not there, one sentence each."""
 
-    def stage(self, instance_id: str) -> StageRecord:
-        """The stage instance of an id. Raises KeyError."""
-        return next(s for s in self.stages if s.instance.id == instance_id)
-
-    def of_stage(self, name: str) -> tuple[StageRecord, ...]:
-        """All instances of a stage."""
-        return tuple(s for s in self.stages if s.instance.stage == name)
+    def of_stage(self, *names: str) -> list[StageRecord]:
+        """All instances of some stages, stage by stage."""
+        return [s for name in names for s in self.stages if s.instance.stage == name]
 
 
 def read_record(run: RunFolder, store: Store, observed: Observed) -> Record:
@@ -150,7 +166,9 @@ def read_record(run: RunFolder, store: Store, observed: Observed) -> Record:
         run=run,
         plan=plan,
         status=status,
-        recipe_yaml=reader.ask("recipe.yaml", lambda: _text(run.storage, "recipe.yaml"), ""),
+        recipe_yaml=reader.ask(
+            "recipe.yaml", lambda: run.storage.read_bytes("recipe.yaml").decode(), ""
+        ),
         code=_mapping(reader.ask("code.json", lambda: run.storage.read_json("code.json"), None)),
         stages=stages,
         variants=tuple(
@@ -163,33 +181,34 @@ def read_record(run: RunFolder, store: Store, observed: Observed) -> Record:
 def _stage(reader: Reader, store: Store, status: StageStatus) -> StageRecord:
     instance = status.instance
     artifact = store.artifact(instance.stage, instance.key)
-    manifest = _manifest(reader, artifact, instance) if status.found.complete else {}
+    what = f"{instance.id}: {MANIFEST}"
+    manifest = _mapping(reader.ask(what, artifact.manifest, None) if status.found.complete else {})
     if not manifest:
         variants = ", ".join(instance.variants)
         reader.gaps.append(f"{instance.id} ({variants}) is not finished: {status.state}.")
+    own = status.attempts if instance.leader == instance.id else ()
     return StageRecord(
         status=status,
-        attempts=tuple(_attempt(reader, instance, a) for a in status.attempts),
-        manifest=manifest,
+        attempts=tuple(_attempt(reader, f"{instance.id} attempt {a.n}", a) for a in own),
+        is_complete=bool(manifest),
+        facts=_mapping(manifest.get("facts")),
+        producer=_mapping(manifest.get("producer")),
+        sizes_bytes=tuple(f.get("size", 0) for f in _mapping(manifest.get("files")).values()),
         storage=artifact.storage,
     )
 
 
-def _manifest(reader: Reader, artifact: Artifact, instance: Instance) -> Mapping[str, Any]:
-    return _mapping(reader.ask(f"{instance.id}: {MANIFEST}", artifact.manifest, None))
-
-
-def _attempt(reader: Reader, instance: Instance, status: AttemptStatus) -> AttemptRecord:
-    what, folder = f"{instance.leader} attempt {status.n}", status.folder
+def _attempt(reader: Reader, what: str, status: AttemptStatus) -> AttemptRecord:
+    folder = status.folder
+    progress = _mapping(reader.ask(f"{what}: progress.json", lambda: folder.progress, None))
+    kinds = reader.ask(f"{what}: events", lambda: [e["kind"] for e in folder.events()], [])
+    metrics = f"{what}: metrics"
     return AttemptRecord(
         status=status,
-        progress=_mapping(reader.ask(f"{what}: progress.json", lambda: folder.progress, None)),
-        events=reader.ask(
-            f"{what}: events", lambda: Counter(e["kind"] for e in folder.events()), Counter()
-        ),
-        tokens_per_s=reader.ask(
-            f"{what}: metrics", lambda: _median_tokens_per_s(folder.storage), None
-        ),
+        progress=progress,
+        rates=_mapping(progress.get("rates")),
+        events=Counter(kinds),
+        tokens_per_s=reader.ask(metrics, lambda: _median_tokens_per_s(folder.storage), None),
     )
 
 
@@ -219,35 +238,46 @@ def _variant(
         recipe=recipe,
         training=_curve(reader, train, "metrics"),
         validation=_curve(reader, train, "validation"),
-        scores=_mapping(_finished_json(reader, perplexity, "scores.json")),
-        continuations=_finished_json(reader, continuations, "continuations.json"),
+        scores=_finished(reader, perplexity, "scores.json", _SCORES, Scores()),
+        continuations=_finished(reader, continuations, "continuations.json", _CONTINUATIONS, ()),
     )
 
 
-def _finished_json(reader: Reader, stage: StageRecord | None, path: str) -> Any:
+def _finished(
+    reader: Reader, stage: StageRecord | None, path: str, form: TypeAdapter[_T], default: _T
+) -> _T:
+    """A file of a finished artifact; the default, and a gap, where it has not that form."""
     if stage is None or not stage.is_complete:
-        return None
-    return reader.ask(f"{stage.instance.id}: {path}", lambda: stage.storage.read_json(path), None)
+        return default
+    storage = stage.storage
+
+    def read() -> _T:
+        try:
+            return form.validate_python(storage.read_json(path))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place}: {first['msg']}") from None
+
+    return reader.ask(f"{stage.instance.id}: {path}", read, default)
 
 
 def _curve(reader: Reader, train: StageRecord | None, name: str) -> tuple[Point, ...]:
     """Losses by step: the finished sequence, or as far as the newest checkpoint."""
     if train is None:
         return ()
-    what, out = f"{train.instance.id}: {name}.jsonl", train.storage
-    if train.is_complete:
-        return reader.ask(what, lambda: _points(_json_lines(out, [f"{name}.jsonl"])), ())
-    return reader.ask(what, lambda: _points(_json_lines(out, _segments(out, name))), ())
+    out, whole = train.storage, [f"{name}.jsonl"] if train.is_complete else None
+    return reader.ask(
+        f"{train.instance.id}: {name}.jsonl",
+        lambda: _points(_json_lines(out, whole or _segments(out, name))),
+        (),
+    )
 
 
 def _segments(out: Storage, name: str) -> list[str]:
     """Metric files on the chain of the newest attempt's newest checkpoint."""
     head = checkpoints.head_of(checkpoints.committed(out))
     return [segment.path for segment in getattr(head, name)] if head else []
-
-
-def _text(storage: Storage, path: str) -> str:
-    return storage.read_bytes(path).decode()
 
 
 def _json_lines(storage: Storage, paths: Iterable[str]) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def test_an_interval_spans_those_of_all_seeds(new_ledger: NewLedger) -> None:
     cold = {f"init=cold,seed={n}": (p, p) for n, p in enumerate((15.5, 16.0, 17.0))}
     comparison = scored(new_ledger(sweep), {**warm, **cold})
     test = comparison.arms["warm"].test
-    assert (test.low, test.high) == (12.6, 15.4)
+    assert test.perplexity_95 == (12.6, 15.4)
     assert test.perplexity == pytest.approx((13 * 14 * 15) ** (1 / 3))
     assert "no difference can be claimed" in comparison.sentences[0]  # 15.4 reaches cold's 15.1
     assert comparison.sentences[2] == (

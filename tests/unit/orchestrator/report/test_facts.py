@@ -57,18 +57,20 @@ def test_splits_come_in_order_with_their_rate() -> None:
     ],
 )
 def test_whether_units_beat_mfcc_is_said_plainly(encoder: float, mfcc: float, verdict: str) -> None:
-    found = unit_quality({"unit_quality": {"encoder": {"pnmi": encoder}, "mfcc": {"pnmi": mfcc}}})
+    found = unit_quality({"unit_quality": {"encoder_pnmi": encoder, "mfcc_pnmi": mfcc}})
     assert found is not None
     assert found.verdict == verdict
     assert found.rows == (("same clusters", f"{encoder:.3f}", f"{mfcc:.3f}"),)
 
 
-def test_several_conditions_are_paired_by_what_is_left_of_their_names() -> None:
-    quality = {"k100": {"pnmi": 0.42, "mfcc_pnmi": 0.3}, "k50": {"pnmi": 0.2, "mfcc_pnmi": 0.3}}
+def test_several_conditions_have_a_row_each() -> None:
+    better, worse = ({"encoder_pnmi": own, "mfcc_pnmi": 0.3} for own in (0.42, 0.2))
+    quality = {"k100": better, "k50": worse, "material": "two voices"}
     found = unit_quality({"unit_quality": quality})
     assert found is not None
     assert found.rows == (("k100", "0.420", "0.300"), ("k50", "0.200", "0.300"))
     assert found.verdict == "The encoder's units beat MFCC units in 1 of 2 conditions only."
+    assert found.about == (("material", "two voices"),)
 
 
 def test_an_encoder_without_the_comparison_has_no_block() -> None:

@@ -11,7 +11,7 @@ def spans(length_s: float) -> list[Span]:
 
 
 def curve(arm: str, points: list[tuple[int, float]]) -> Curve:
-    return Curve(arm=arm, dash="7 3", is_best=True, training=points, validation=points)
+    return Curve(name=arm, arm=arm, dash="7 3", is_best=True, training=points, validation=points)
 
 
 def test_figures_are_wellformed_and_named_apart() -> None:
@@ -26,7 +26,7 @@ def test_figures_are_wellformed_and_named_apart() -> None:
 
 def test_a_training_without_validation_is_drawn() -> None:
     only_training = Curve(
-        arm="cold", dash="none", is_best=False, training=[(1, 4.0)], validation=[]
+        name="base", arm="cold", dash="none", is_best=False, training=[(1, 4.0)], validation=[]
     )
     assert "var(--cold)" in curves_svg([only_training])
 

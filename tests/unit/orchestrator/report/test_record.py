@@ -80,7 +80,7 @@ def test_a_training_of_something_else_than_tokens_is_no_gap(finished: Ledger) ->
     attempt.storage.replace("metrics-0001.jsonl", json.dumps(line).encode())
     record = read_record(finished.run, finished.store, finished.observed)
     assert record.gaps == ()
-    assert record.stage(train.id).attempts[-1].tokens_per_s is None
+    assert record.of_stage("train")[0].attempts[-1].tokens_per_s is None
 
 
 def test_a_broken_file_is_a_gap_of_its_own(finished: Ledger) -> None:
@@ -92,6 +92,18 @@ def test_a_broken_file_is_a_gap_of_its_own(finished: Ledger) -> None:
     assert len([gap for gap in record.gaps if gap.startswith(what)]) == 1
     assert record.status.state == "succeeded"
     assert len(record.variants[0].training) == STEPS
+
+
+def test_scores_of_another_form_are_a_gap(finished: Ledger) -> None:
+    (perplexity, *_) = finished.of_stage("perplexity")
+    broken = json.dumps({"splits": {"test": {"model": {"perplexity": math.nan}}}}).encode()
+    finished.artifact(perplexity).storage.replace("scores.json", broken)
+    record = record_of(finished)
+    assert record.variants[0].scores.splits == {}
+    assert record.gaps == (
+        f"{perplexity.id}: scores.json cannot be read (ValueError: splits.test.model.perplexity: "
+        "Input should be a finite number).",
+    )
 
 
 def test_what_is_not_known_of_those_at_work_is_a_gap(finished: Ledger) -> None:
