@@ -18,6 +18,7 @@ from jobs.speech import targets
 from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
 from jobs.speech.units import write_codebook
 from jobs.speech.utterances import CorpusRows, Root
+from jobs.training.faults import RANK_POINTS
 from jobs.training.rank import TrainingSettings
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Checkpoint, Corpus, Pretrain, Source
@@ -26,6 +27,7 @@ from tests.training import Training
 pytestmark = pytest.mark.slow
 
 STEPS = 60
+COMMIT_POINTS = ("commit.gathered", "commit.metrics", "commit.manifest")
 SMALL = Pretrain.model_validate(
     {
         "conv_dim": (8, 16),
@@ -128,25 +130,21 @@ def test_killed_at_random_and_resumed_it_gives_the_same_weights(
 ) -> None:
     training = Pretraining(inputs=inputs, root=tmp_path, micro_batch=4)
     order = random.Random(5)
-    for lease_n in (1, 2):
-        ranks = training.start(lease_n, world_size=1)
-        step = (order.randrange(lease_n * 20, lease_n * 20 + 16) // 8) * 8
-        training.kill_after(step, ranks[0], lease_n)
-        ranks[0].join()
-        assert ranks[0].exitcode == -9
+    for lease_n, steps in ((1, (24, 32)), (2, (48, 56))):
+        point, step = order.choice((*RANK_POINTS, *COMMIT_POINTS)), order.choice(steps)
+        fault = {"kind": "kill", "point": point, "rank": 0, "step": step}
+        assert training.run(lease_n, world_size=1, fault=fault) == [-9]
     assert training.run(3, world_size=1) == [0]
     assert training.results() == alone.results()
-    resumed = [training.live(lease_n)["resumed_from"] for lease_n in (2, 3)]
-    assert all(resumed)
+    assert training.live(3)["resumed_from"]
 
 
 def test_two_ranks_go_on_with_the_samples_of_one(
     inputs: Path, alone: Pretraining, tmp_path: Path
 ) -> None:
     training = Pretraining(inputs=inputs, root=tmp_path, micro_batch=2)
-    ranks = training.start(1, world_size=1)
-    training.kill_after(16, ranks[0])
-    ranks[0].join()
+    fault = {"kind": "kill", "point": "commit.manifest", "rank": 0, "step": 16}
+    assert training.run(1, world_size=1, fault=fault) == [-9]
     assert training.run(2, world_size=2) == [0, 0]
     spans = training.out.read_json("training.json")["history"]
     assert [span["world_size"] for span in spans] == [1, 2]

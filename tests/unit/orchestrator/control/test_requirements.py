@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.control.request import prepare
-from orchestrator.control.requirements import missing
+from orchestrator.control.requirements import missing, num_gpus
 from tests.unit.orchestrator import broken
 
 
@@ -49,6 +49,20 @@ def test_a_hub_id_needs_no_folder(project: Path) -> None:
 def test_more_gpus_than_there_are(project: Path) -> None:
     (line,) = lacking(project, cpus=64, resources={"train": {"gpus_per_node": 4}})
     assert line.startswith("c.yaml: resources.train.gpus_per_node: 4 asked, this machine has ")
+
+
+def test_one_gpu_more_than_there_are(project: Path) -> None:
+    asked = num_gpus() + 1
+    (line,) = lacking(project, cpus=64, resources={"train": {"gpus_per_node": asked}})
+    assert line.startswith(f"c.yaml: resources.train.gpus_per_node: {asked} asked, this machine ")
+
+
+def test_the_memory_of_this_machine_counts_where_it_trains_on_cores(project: Path) -> None:
+    large = "model.text_model=facebook/opt-66b"
+    (line,) = lacking(project, large)
+    assert line.startswith("c.yaml: facebook/opt-66b needs 1056 GB of training state")
+    on_gpus = lacking(project, large, cpus=64, resources={"train": {"gpus_per_node": 1}})
+    assert not any("training state" in line for line in on_gpus)
 
 
 def test_bf16_needs_accelerators(project: Path) -> None:

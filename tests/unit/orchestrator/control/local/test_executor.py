@@ -82,6 +82,7 @@ def test_cancelling_waits_for_the_supervisor(scene: Scene) -> None:
 def test_cancelling_a_stage_waits_for_its_attempts_alone(scene: Scene) -> None:
     scene.run.begin_supervisor(process=Process.current().__dict__)
     train = next(i.id for i in scene.run.plan().instances if i.stage == "train")
+    scene.run.begin_attempt(train).finish(state="failed")
     attempt = scene.run.begin_attempt(train)
     end = threading.Timer(0.5, attempt.finish, kwargs={"state": "cancelled"})
     end.start()
