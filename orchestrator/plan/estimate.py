@@ -1,8 +1,7 @@
 """What a plan will cost, as far as the recipe and earlier artifacts tell: hours, FLOPs, bytes.
 
-Formulas: training takes ``6 N D`` FLOPs for N parameters and D tokens (arXiv 2001.08361); a HuBERT
-base takes about 14 GFLOP per second of audio up to layer 11; a ZeRO training state takes 16 bytes a
-parameter (arXiv 1910.02054).
+Formulas: training takes ``6 N D`` FLOPs for N parameters and D tokens (arXiv 2001.08361); a ZeRO
+training state takes 16 bytes a parameter (arXiv 1910.02054).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from orchestrator.spec.cluster import Prices
 from orchestrator.spec.recipe import Recipe
 
 STATE_BYTES_PER_PARAMETER = 16
-HUBERT_FLOP_PER_AUDIO_S = 14e9
 # 350m, 1.3b, 1_7b, and BLOOM's own 1b7.
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:[._]\d+)?[mb]|\d+b\d+)(?![a-z0-9])", re.IGNORECASE)
 
@@ -33,21 +31,18 @@ class Estimate:
     checkpoint_bytes: float | None
     audio_hours: float | None
     """Known once the corpus artifact is there."""
-    encode_flop: float | None
 
 
 def estimate(recipe: Recipe, corpus_facts: Mapping[str, Any]) -> Estimate:
     """The estimate of one variant."""
     size = parameters_in_name(recipe.model.text_model)
     tokens = recipe.train.global_batch_tokens * recipe.train.steps
-    hours = corpus_facts.get("kept_hours")
     return Estimate(
         num_parameters=size,
         train_tokens=tokens,
         train_flop=6.0 * size * tokens if size else None,
         checkpoint_bytes=float(STATE_BYTES_PER_PARAMETER * size) if size else None,
-        audio_hours=hours,
-        encode_flop=hours * 3600 * HUBERT_FLOP_PER_AUDIO_S if hours else None,
+        audio_hours=corpus_facts.get("kept_hours"),
     )
 
 

@@ -26,12 +26,14 @@ def execution_of(train: Train, world_size: int, max_micro_batch: int | None = No
     share, rest = divmod(train.global_batch, world_size)
     if rest or not share:
         raise RequestError(_indivisible(train, world_size))
-    execution = train.execution or _derived(train, share)
+    largest = max(1, MAX_MICRO_BATCH_TOKENS // train.context_length)
+    execution = train.execution or Execution(
+        zero_stage=int(train.precision == "bf16"), micro_batch=_divisor(share, largest)
+    )
     if share % execution.micro_batch:
-        divisors = [n for n in range(1, share + 1) if share % n == 0]
         raise RequestError(
             f"train.execution.micro_batch: {execution.micro_batch} does not divide the {share} "
-            f"sequences of each of {world_size} ranks; give one of {', '.join(map(str, divisors))}"
+            f"sequences of each of {world_size} ranks; give one of {_divisors(share)}"
         )
     if train.precision == "bf16" and execution.zero_stage == 0:
         raise RequestError(
@@ -52,19 +54,11 @@ def pretrain_execution(
     """
     share, rest = divmod(pretrain.batch_size, world_size)
     if rest or not share:
-        ranks = [n for n in range(1, pretrain.batch_size + 1) if pretrain.batch_size % n == 0]
         raise RequestError(
             f"encoder.pretrain.batch_size: {pretrain.batch_size} crops cannot be shared equally by "
-            f"{world_size} ranks; use a number of ranks out of {', '.join(map(str, ranks))}"
+            f"{world_size} ranks; use a number of ranks out of {_divisors(pretrain.batch_size)}"
         )
     return Execution(zero_stage=0, micro_batch=_divisor(share, max_micro_batch or share))
-
-
-def _derived(train: Train, share: int) -> Execution:
-    largest = max(1, MAX_MICRO_BATCH_TOKENS // train.context_length)
-    return Execution(
-        zero_stage=int(train.precision == "bf16"), micro_batch=_divisor(share, largest)
-    )
 
 
 def _divisor(share: int, at_most: int) -> int:
@@ -72,16 +66,16 @@ def _divisor(share: int, at_most: int) -> int:
     return max(n for n in range(1, min(share, at_most) + 1) if share % n == 0)
 
 
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+
+
 def _indivisible(train: Train, world_size: int) -> str:
     step = train.context_length * world_size
-    below, above = (
-        (train.global_batch // world_size) * step,
-        (train.global_batch // world_size + 1) * step,
-    )
-    sizes = " or ".join(str(size) for size in (below, above) if size)
-    ranks = [n for n in range(1, train.global_batch + 1) if train.global_batch % n == 0]
+    below = train.global_batch // world_size * step
+    sizes = " or ".join(str(size) for size in (below, below + step) if size)
     return (
         f"train.global_batch_tokens: {train.global_batch_tokens} is {train.global_batch} sequences "
         f"of {train.context_length}, which {world_size} ranks cannot share equally; "
-        f"use {sizes} tokens, or a number of ranks out of {', '.join(map(str, ranks))}"
+        f"use {sizes} tokens, or a number of ranks out of {_divisors(train.global_batch)}"
     )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from orchestrator.plan.keys import keyed
 from orchestrator.spec.cluster import RETIRED
+from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Pretrain, PretrainIteration, Recipe
 
 
@@ -23,15 +24,16 @@ class Facts:
     """Source name to the digest of its listing, where the root is visible."""
 
 
+Fields = Callable[[Recipe, Facts, str], dict[str, Any]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One kind of work, which several nodes of a plan may do."""
 
     name: str
-    module: str
-    """What ``python -m`` runs on a node."""
     version: int
-    fields: Callable[[Recipe, Facts, str], dict[str, Any]]
+    fields: Fields
     """Everything of the recipe that decides the result of a node, under the recipe's own dotted
     keys; the text is the node's part: ``1`` of ``pretrain.1``."""
     roles: tuple[str, ...] = ()
@@ -44,6 +46,11 @@ class Stage:
     """What its progress is counted in; the shards are those of the artifact it reads as corpus."""
     steps: Callable[[Recipe, str], int] | None = None
     """How many steps a node takes, where it counts steps."""
+
+    @property
+    def module(self) -> str:
+        """What ``python -m`` runs on a node."""
+        return f"jobs.{self.name}"
 
     @property
     def uses_ray(self) -> bool:
@@ -61,10 +68,27 @@ class Stage:
         return self.runs_as == "ranks"
 
 
+def _of(*names: str) -> Fields:
+    """The fields of these dotted names, sections without what `keyed` leaves out."""
+
+    def fields(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
+        chosen: dict[str, Any] = {}
+        for name in names:
+            *sections, leaf = name.split(".")
+            here: dict[str, Any] = chosen
+            value: Any = recipe
+            for section in sections:
+                here, value = here.setdefault(section, {}), getattr(value, section)
+            value = getattr(value, leaf)
+            here[leaf] = keyed(value) if isinstance(value, Spec) else value
+        return chosen
+
+    return fields
+
+
 def _corpus(recipe: Recipe, facts: Facts, _part: str) -> dict[str, Any]:
-    listings = {
-        s.name: facts.listings[s.name] for s in recipe.corpus.sources if s.name in facts.listings
-    }
+    names = [source.name for source in recipe.corpus.sources]
+    listings = {name: facts.listings[name] for name in names if name in facts.listings}
     return {"corpus": keyed(recipe.corpus), "listing": listings}
 
 
@@ -94,89 +118,34 @@ def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     encoder = recipe.encoder
     if encoder.pretrain:
         return {}  # the model that it reads decides
-    pin = (
-        {"sha256": encoder.sha256}
-        if encoder.sha256
-        else {"model": encoder.model, "revision": encoder.revision}
-    )
-    return {"encoder": pin}
+    if encoder.sha256:
+        return {"encoder": {"sha256": encoder.sha256}}
+    return {"encoder": {"model": encoder.model, "revision": encoder.revision}}
 
 
-def _codebook(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
-    tokenizer = recipe.tokenizer
-    return {
-        "encoder": {"layer": recipe.encoder.layer},
-        "tokenizer": {
-            "num_clusters": tokenizer.num_clusters,
-            "fit_hours": tokenizer.fit_hours,
-            "seed": tokenizer.seed,
-        },
-    }
+_TRAINING = _of(
+    *("model", "seed", "train.global_batch_tokens", "train.steps", "train.optimizer"),
+    *("train.schedule", "train.precision", "train.validate_every_steps"),
+)
 
 
-def _tokenize(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
-    return {
-        "encoder": {"layer": recipe.encoder.layer, "precision": recipe.encoder.precision},
-        "tokenizer": {"deduplicate": recipe.tokenizer.deduplicate},
-    }
-
-
-def _pack(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
-    return {
-        "train": {"context_length": recipe.train.context_length},
-        "split": keyed(recipe.split),
-    }
-
-
-def _train(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
-    train = recipe.train
-    model = keyed(recipe.model)
-    if model["sha256"]:  # the digest says which weights; the name is only where they are found
-        model = {
-            name: value for name, value in model.items() if name not in ("text_model", "revision")
-        }
-    return {
-        "model": model,
-        "seed": recipe.seed,
-        "train": {
-            "global_batch_tokens": train.global_batch_tokens,
-            "steps": train.steps,
-            "optimizer": keyed(train.optimizer),
-            "schedule": keyed(train.schedule),
-            "precision": train.precision,
-            "validate_every_steps": train.validate_every_steps,
-        },
-    }
+def _train(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
+    fields = _TRAINING(recipe, facts, part)
+    if recipe.model.sha256:  # says which weights; the name is only where they are found
+        del fields["model"]["text_model"], fields["model"]["revision"]
+    return fields
 
 
 def _score(name: str) -> Stage:
     """The stage of one section of ``evaluate``."""
-
-    def fields(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
-        return {"evaluate": {name: keyed(getattr(recipe.evaluate, name))}}
-
-    roles = ("pack", "train")
-    return Stage(name=name, module=f"jobs.{name}", version=1, fields=fields, roles=roles)
+    return Stage(name=name, version=1, fields=_of(f"evaluate.{name}"), roles=("pack", "train"))
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(
-        name="corpus",
-        module="jobs.corpus",
-        version=2,
-        fields=_corpus,
-    ),
-    Stage(
-        name="targets",
-        module="jobs.targets",
-        version=1,
-        fields=_targets,
-        roles=("corpus", "model"),
-        runs_as="workers",
-    ),
+    Stage(name="corpus", version=2, fields=_corpus),
+    Stage(name="targets", version=1, fields=_targets, roles=("corpus", "model"), runs_as="workers"),
     Stage(
         name="pretrain",
-        module="jobs.pretrain",
         version=1,
         fields=_pretrain,
         roles=("corpus", "targets"),
@@ -184,41 +153,28 @@ STAGES: tuple[Stage, ...] = (
         counts="steps",
         steps=lambda recipe, part: _pretraining(recipe, part)[1].steps,
     ),
-    Stage(
-        name="encoder",
-        module="jobs.encoder",
-        version=1,
-        fields=_encoder,
-        roles=("model",),
-    ),
+    Stage(name="encoder", version=1, fields=_encoder, roles=("model",)),
     Stage(
         name="codebook",
-        module="jobs.codebook",
         version=1,
-        fields=_codebook,
+        fields=_of(
+            "encoder.layer", "tokenizer.num_clusters", "tokenizer.fit_hours", "tokenizer.seed"
+        ),
         roles=("corpus", "encoder"),
         runs_as="workers",
     ),
     Stage(
         name="tokenize",
-        module="jobs.tokenize",
         version=1,
-        fields=_tokenize,
+        fields=_of("encoder.layer", "encoder.precision", "tokenizer.deduplicate"),
         roles=("corpus", "encoder", "codebook"),
         grouped_over="codebook",
         runs_as="workers",
         counts="shards",
     ),
-    Stage(
-        name="pack",
-        module="jobs.pack",
-        version=1,
-        fields=_pack,
-        roles=("tokenize",),
-    ),
+    Stage(name="pack", version=1, fields=_of("train.context_length", "split"), roles=("tokenize",)),
     Stage(
         name="train",
-        module="jobs.train",
         version=2,
         fields=_train,
         roles=("pack", "codebook"),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from orchestrator.spec.model import (
     Count,
+    Image,
     Int,
     Line,
     Location,
@@ -142,7 +143,7 @@ class Environment(Spec):
     """Shell lines run before each job, such as ``module load cuda``."""
     venv: Location | None = None
     """Python environment on the nodes; the submitting one when absent."""
-    container: Location | None = None
+    container: Image | None = None
     """Container image that Slurm jobs run in."""
     container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
     """What opens the image: ``apptainer exec``, or the pyxis plugin of srun."""
@@ -160,8 +161,9 @@ _OURS = frozenset(
 )
 """Options of sbatch that a cluster file may not set: jobs are recognised and chained by them."""
 _NAMED = {
-    **{name: name for name in ("partition", "account", "qos", "constraint", "reservation")},
-    **{name: name for name in ("exclude", "nice", "gres")},
+    **{n: n for n in ("partition", "account", "qos", "constraint", "reservation", "exclude")},
+    "nice": "nice",
+    "gres": "gres",
     "cpus-per-task": "cpus",
     "gpus-per-node": "gres",
     "mem": "mem_gb",
@@ -214,10 +216,6 @@ class SlurmOptions(Spec):
                 )
             if len(name) == 1:
                 raise ValueError(f"extra: {name}: write the option's long name")
-        return self
-
-    @model_validator(mode="after")
-    def _without_their_number(self) -> Self:
         if self.gres and re.search(r":\d+$", self.gres):
             raise ValueError(f"gres: {self.gres}: the number is added; leave it out")
         return self
@@ -311,23 +309,17 @@ class Cluster(Spec):
         return {**raw, "resources": {name: of_stages[name] | r for name, r in asked.items()}}
 
     @model_validator(mode="after")
-    def _launchable(self) -> Self:
-        if self.backend == "slurm" and self.launcher == "ray_train":
+    def _fit_for_slurm(self) -> Self:
+        if self.backend != "slurm":
+            return self
+        if self.launcher == "ray_train":
             raise ValueError("launcher: ray_train is not for Slurm; leave it out, or say submitit")
-        return self
-
-    @model_validator(mode="after")
-    def _on_shared_folder(self) -> Self:
-        if self.backend == "slurm" and "://" in self.store and "file://" not in self.store:
+        if "://" in self.store and "file://" not in self.store:
             raise ValueError(
                 f"store: {self.store} is no path; jobs on Slurm need a folder that all nodes share"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _warned_in_time(self) -> Self:
         shortest_min = min(self._walltimes_min())
-        if self.backend == "slurm" and self.retry.notice_s > 30 * shortest_min:
+        if self.retry.notice_s > 30 * shortest_min:
             raise ValueError(
                 f"retry.notice_s: {self.retry.notice_s:g} s is more than half of the shortest job "
                 f"({shortest_min} min); lower it, or raise walltime_min"
@@ -337,10 +329,9 @@ class Cluster(Spec):
     def _walltimes_min(self) -> Iterator[int]:
         yield from (r.walltime_min for r in self.resources.values())
         yield Resources().walltime_min
-        options: Iterable[SlurmOptions] = self.slurm.stages.values()
-        for said in (self.slurm, self.slurm.head, self.slurm.workers, *options):
-            if said.walltime_min:
-                yield said.walltime_min
+        slurm = self.slurm
+        options: tuple[SlurmOptions, ...] = (slurm, slurm.head, slurm.workers)
+        yield from (o.walltime_min for o in (*options, *slurm.stages.values()) if o.walltime_min)
 
     @property
     def rank_launcher(self) -> Literal["ray_train", "submitit"]:

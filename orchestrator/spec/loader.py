@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import RequestError, SpecErrors
-from orchestrator.spec.cluster import Cluster, Environment
+from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.model import LARGEST_COUNT, Spec
 from orchestrator.spec.recipe import Recipe, moved_to
 
@@ -110,41 +110,12 @@ def parse_recipe(raw: Mapping[str, Any], *, where: str) -> Recipe:
 
 def load_cluster(path: Path) -> Cluster:
     """The cluster of a file, relative paths made absolute. Raises SpecErrors or RequestError."""
-    return absolute_paths(_validated(Cluster, read_yaml(path), path.name), path.resolve().parent)
+    return _validated(Cluster, read_yaml(path), path.name, folder=path.resolve().parent)
 
 
 def parse_cluster(raw: Mapping[str, Any], *, where: str) -> Cluster:
     """The cluster of plain data. Raises SpecErrors."""
     return _validated(Cluster, raw, where)
-
-
-def absolute_paths(cluster: Cluster, folder: Path) -> Cluster:
-    """The cluster with the paths of store, data, models and scratch relative to ``folder``."""
-    return cluster.model_copy(
-        update={
-            "store": _absolute(cluster.store, folder),
-            "data": {name: _absolute(root, folder) for name, root in cluster.data.items()},
-            "models": {name: _absolute(path, folder) for name, path in cluster.models.items()},
-            "environment": _absolute_environment(cluster.environment, folder),
-            "scratch": _absolute(cluster.scratch, folder) if cluster.scratch else None,
-        }
-    )
-
-
-def _absolute_environment(environment: Environment, folder: Path) -> Environment:
-    said = {"venv": environment.venv, "container": environment.container}
-    # Images have names of their own; only what begins like a path is one.
-    paths = {k: v for k, v in said.items() if v and (k == "venv" or v.startswith(("~", ".")))}
-    return environment.model_copy(update={k: _absolute(v, folder) for k, v in paths.items()})
-
-
-def _absolute(value: str, folder: Path) -> str:
-    if "://" in value or value.startswith(("${env:", "/")):
-        return value
-    try:
-        return os.path.normpath(folder / Path(value).expanduser())
-    except RuntimeError:
-        raise RequestError(f"cluster: {value}: no such user; check the path") from None
 
 
 def resolve_env(value: str, *, where: str, is_place: bool = True) -> str:
@@ -225,7 +196,8 @@ def _parse(path: Path) -> dict[str, Any]:
     except _YAML_ERRORS as error:
         raise RequestError(f"{path.name}{_yaml_place(error)}: {_yaml_problem(error)}") from None
     if not isinstance(value, dict):
-        raise RequestError(f"{path.name}: must be a mapping of sections, not {_kind(value)}")
+        found = "empty" if value is None else _shown(value)
+        raise RequestError(f"{path.name}: must be a mapping of sections, not {found}")
     return value
 
 
@@ -280,25 +252,20 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any, where: str) -> None:
         parents, leaf = ["sweep"], dotted.removeprefix("sweep.")
     here = raw
     for name in parents:
-        here = (
-            here.setdefault(name, {})
-            if here.get(name) is not None or name not in here
-            else _emptied(here, name)
-        )
+        if here.get(name) is None:
+            here[name] = {}
+        here = here[name]
         if not isinstance(here, dict):
             raise RequestError(f"{where}: {name!r} is not a section; set it as a whole")
     here[leaf] = value
 
 
-def _emptied(here: dict[str, Any], name: str) -> dict[str, Any]:
-    here[name] = {}
-    section: dict[str, Any] = here[name]
-    return section
-
-
-def _validated(model: type[SpecT], raw: Mapping[str, Any], where: str) -> SpecT:
+def _validated(
+    model: type[SpecT], raw: Mapping[str, Any], where: str, folder: Path | None = None
+) -> SpecT:
+    """The model of plain data; locations are relative to ``folder``, where there is one."""
     try:
-        return model.model_validate(raw)
+        return model.model_validate(raw, context=folder)
     except ValidationError as error:
         found = [dict(p) for p in error.errors(include_url=False)]
         # A list whose items are wrong is also called too short; only an empty one is.
@@ -339,9 +306,7 @@ def _lines(
         place = tuple(str(p) for p in problem["loc"] if not _is_inner_tag(str(p)))
         by_place.setdefault(place, []).append(problem)
     return tuple(
-        f"{where}: {'.'.join(place)}: {_said(model, place, found)}"
-        if place
-        else f"{where}: {_said(model, place, found)}"
+        ": ".join(filter(None, (where, ".".join(place), _said(model, place, found))))
         for place, found in by_place.items()
     )
 
@@ -408,8 +373,3 @@ def _inner_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation if issubclass(annotation, BaseModel) else None
     return next((m for a in get_args(annotation) if (m := _inner_model(a))), None)
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "empty", list: "a list", str: "text", bool: "a truth value"}
-    return names.get(type(value), "a number")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,6 +15,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    ValidationInfo,
     model_serializer,
 )
 from pydantic_core import PydanticKnownError
@@ -53,7 +56,7 @@ def _one_word(value: str) -> str:
     return value
 
 
-def _location(value: str) -> str:
+def _place(value: str) -> str:
     if re.search(r"\$(?!\{env:[A-Za-z_][A-Za-z0-9_]*\})", _one_line(value)):
         raise ValueError(f"{value!r}: a shell's variables mean nothing here; write ${{env:NAME}}")
     if re.match(r"\w+:/(?!/)", value):
@@ -61,13 +64,31 @@ def _location(value: str) -> str:
     return value
 
 
+def _absolute(value: str, info: ValidationInfo) -> str:
+    folder: Path | None = info.context
+    if folder is None or "://" in value or value.startswith(("${env:", "/")):
+        return value
+    try:
+        return os.path.normpath(folder / Path(value).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{value}: no such user; check the path") from None
+
+
+def _absolute_image(value: str, info: ValidationInfo) -> str:
+    # Images have names of their own; only what begins like a path is one.
+    return _absolute(value, info) if value.startswith(("~", ".")) else value
+
+
 Line = Annotated[str, AfterValidator(_one_line)]
 """Text without line breaks or control characters: it stands in one line of a script."""
 Word = Annotated[str, AfterValidator(_one_word)]
 """The same without spaces."""
-Location = Annotated[str, AfterValidator(_location)]
+Location = Annotated[str, AfterValidator(_place), AfterValidator(_absolute)]
 """A path or URL; ``${env:NAME}`` in it is filled in where it is used; one that begins with it
-must become an absolute path or a URL."""
+must become an absolute path or a URL. Relative ones are made absolute with the folder that the
+validation has as its context."""
+Image = Annotated[str, AfterValidator(_place), AfterValidator(_absolute_image)]
+"""A container image: a `Location`, or a name of its own."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]
 

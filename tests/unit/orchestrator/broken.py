@@ -472,17 +472,17 @@ SYNTAX = (
     Broken(
         id="text at top",
         recipe="hello\n",
-        says=("r.yaml: must be a mapping of sections, not text",),
+        says=("r.yaml: must be a mapping of sections, not 'hello'",),
     ),
     Broken(
         id="number at top",
         recipe="12\n",
-        says=("r.yaml: must be a mapping of sections, not a number",),
+        says=("r.yaml: must be a mapping of sections, not 12",),
     ),
     Broken(
         id="boolean at top",
         recipe="true\n",
-        says=("r.yaml: must be a mapping of sections, not a truth value",),
+        says=("r.yaml: must be a mapping of sections, not true",),
     ),
     Broken(
         id="two documents",
@@ -1001,7 +1001,7 @@ CLUSTERS = (
     Broken(
         id="somebody unknown's home",
         cluster=edited("store: store", "store: ~nosuchuser/x", CLUSTER),
-        says=("cluster: ~nosuchuser/x: no such user; check the path",),
+        says=("c.yaml: store: ~nosuchuser/x: no such user; check the path",),
     ),
     Broken(
         id="a line break in an option",

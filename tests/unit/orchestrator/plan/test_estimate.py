@@ -42,13 +42,11 @@ def test_training_costs_six_flop_a_parameter_and_token() -> None:
     assert cost.train_flop == 6 * 125e6 * 12 * 128
     assert cost.checkpoint_bytes == 16 * 125e6
     assert cost.audio_hours is None
-    assert cost.encode_flop is None
 
 
 def test_hours_are_known_once_the_corpus_is_there() -> None:
     cost = estimate(recipe(), {"kept_hours": 2.0})
     assert cost.audio_hours == 2.0
-    assert cost.encode_flop == 7200 * 14e9
     assert cost.num_parameters is None
     assert cost.train_flop is None
 
