@@ -32,6 +32,7 @@ from transformers import HubertModel
 from jobs.audio.corpora import list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
 from jobs.speech import targets
+from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit, nearest
 from orchestrator.errors import BackendError, OrchestratorError, RequestError
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -133,7 +134,7 @@ def score(phones_T: Integers, units_T: Integers) -> Score:
     )
 
 
-def phones_at(spoken: Spoken, grid: targets.Grid) -> list[str]:
+def phones_at(spoken: Spoken, grid: Grid) -> list[str]:
     """The phone at the centre of every frame; ``pau`` after the last one."""
     centres_s = (
         np.arange(grid.num_frames(len(spoken.wav_S))) * grid.hop + grid.field / 2
@@ -154,7 +155,7 @@ def compare(
 
     k-means is fitted on the training speech, as it is for the tokenizer.
     """
-    grid = targets.grid_of(model.config.conv_kernel, model.config.conv_stride)
+    grid = grid_of(model.config.conv_kernel, model.config.conv_stride)
     spoken = [phones_at(s, grid) for s in test]
     names = sorted({phone for phones in spoken for phone in phones} - PAUSES)
     rows = []
@@ -271,7 +272,7 @@ def _entropy(shares: npt.NDArray[np.float64]) -> float:
 
 
 def _contenders(
-    model: HubertModel, grid: targets.Grid, train: Sequence[Wave], layers: Sequence[int]
+    model: HubertModel, grid: Grid, train: Sequence[Wave], layers: Sequence[int]
 ) -> Iterator[tuple[str, Callable[[Wave], Floats]]]:
     mfcc = _numpy(targets.mfcc(grid))
     yield "mfcc", mfcc

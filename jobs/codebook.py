@@ -8,37 +8,35 @@ every precision.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from jobs.attempt import Attempt, run_stage
-from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker, sample_rows
+from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker
 from jobs.speech.lloyd import MAX_ITERATIONS, fit
-from jobs.speech.pool import Pool, PoolSize, session
+from jobs.speech.pool import stage_pool
 from jobs.speech.units import EncoderSpec, write_codebook
-from jobs.speech.utterances import CorpusRows, Root, Utterance
+from jobs.speech.utterances import CorpusRows, source_roots
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Fit and write the codebook; returns how the fit went."""
     torch.set_num_threads(1)  # k-means++ runs here: one fixed thread count, one rounding
-    tokenizer, size = attempt.recipe.tokenizer, PoolSize.of(attempt.resources)
+    tokenizer = attempt.recipe.tokenizer
     encoder = EncoderSpec(
         url=attempt.upstream["encoder"].storage.url, layer=attempt.recipe.encoder.layer
     )
-    utterances = sampled(attempt)
-    with (
-        session(attempt.ray_address, size.max_workers * size.cpus_per_worker),
-        Pool(BlockWorker, encoder, source_roots(attempt), size=size) as pool,
-    ):
+    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
+    utterances = rows.sample(tokenizer.fit_hours, tokenizer.seed)
+    with stage_pool(attempt, BlockWorker, encoder, source_roots(attempt)) as pool:
         fitted = fit(
             BlocksOnPool(pool, utterances, tick=attempt.check),
             tokenizer.num_clusters,
             tokenizer.seed,
-            on_iteration=lambda number, inertia: _report(attempt, number, inertia),
+            on_iteration=partial(report_iteration, attempt),
         )
     notes = {"inertia": fitted.inertia, "iterations": fitted.iterations}
     digest = write_codebook(attempt.out, fitted.centroids, notes)
@@ -53,26 +51,10 @@ def work(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def sampled(attempt: Attempt) -> list[Utterance]:
-    """The utterances k-means is fitted on."""
-    tokenizer = attempt.recipe.tokenizer
-    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
-    return rows.at(
-        sample_rows(rows.ids, rows.num_samples.tolist(), tokenizer.fit_hours, tokenizer.seed)
-    )
-
-
-def source_roots(attempt: Attempt) -> Mapping[str, Root]:
-    """Where each source lies here, and its band limit."""
-    return {
-        source.name: Root(attempt.data_root(source.name), source.lowpass_hz)
-        for source in attempt.recipe.corpus.sources
-    }
-
-
-def _report(attempt: Attempt, iteration: int, inertia: float) -> None:
-    attempt.event("iteration", number=iteration, inertia=inertia)
-    attempt.progress(iteration, MAX_ITERATIONS, "iterations", inertia=inertia)
+def report_iteration(attempt: Attempt, number: int, inertia: float) -> None:
+    """Say how far k-means is."""
+    attempt.event("iteration", number=number, inertia=inertia)
+    attempt.progress(number, MAX_ITERATIONS, "iterations", inertia=inertia)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import HubertConfig, HubertModel
 
 from jobs.attempt import Attempt, run_stage
-from jobs.speech.targets import grid_of
+from jobs.speech.hubert import grid_of
 from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.quantities import SAMPLE_RATE_HZ

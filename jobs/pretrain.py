@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 from jobs.attempt import Attempt, run_stage
-from jobs.codebook import source_roots
 from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
+from jobs.speech.utterances import source_roots
 from jobs.targets import iteration_of
 from jobs.training import driver
 from jobs.training.rank import RankConfig, TrainingSettings
@@ -36,7 +36,7 @@ def rank_config(attempt: Attempt) -> RankConfig:
         number=int(attempt.part),
         corpus_url=attempt.upstream["corpus"].storage.url,
         targets_url=attempt.upstream["targets"].storage.url,
-        roots=dict(source_roots(attempt)),
+        roots=source_roots(attempt),
     )
     settings = TrainingSettings(
         steps=iteration.steps,

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from jobs.attempt import Attempt, run_stage
-from jobs.codebook import source_roots
+from jobs.codebook import report_iteration
 from jobs.speech import targets
 from jobs.speech.feature_blocks import in_order
-from jobs.speech.lloyd import MAX_ITERATIONS
-from jobs.speech.pool import Pool, PoolSize, session
+from jobs.speech.pool import Pool, stage_pool
 from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, write_codebook
-from jobs.speech.utterances import CorpusRows
+from jobs.speech.utterances import CorpusRows, source_roots
 from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Pretrain, PretrainIteration
 
@@ -33,18 +32,14 @@ def work(attempt: Attempt) -> dict[str, Any]:
     blocks = targets.AudioBlocks.of(rows, spec)
     if not blocks.num_frames.sum():
         raise DataError("encoder.pretrain: the audio holds no whole frame; add longer recordings")
-    size = PoolSize.of(attempt.resources)
-    with (
-        session(attempt.ray_address, size.max_workers * size.cpus_per_worker),
-        Pool(
-            targets.TargetWorker,
-            _encoder(attempt, iteration),
-            blocks.grid,
-            source_roots(attempt),
-            attempt.out.url,
-            size=size,
-        ) as pool,
-    ):
+    with stage_pool(
+        attempt,
+        targets.TargetWorker,
+        _encoder(attempt, iteration),
+        blocks.grid,
+        source_roots(attempt),
+        attempt.out.url,
+    ) as pool:
         make_targets(attempt, pool, blocks)
     facts: dict[str, Any] = attempt.out.read_json(CODEBOOK_FACTS)
     return {**facts, "hours": round(blocks.hours, 3), "num_frames": int(blocks.num_frames.sum())}
@@ -80,8 +75,7 @@ def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
 
     def on_iteration(number: int, inertia: float) -> None:
         attempt.check()
-        attempt.event("iteration", number=number, inertia=inertia)
-        attempt.progress(number, MAX_ITERATIONS, "iterations", inertia=inertia)
+        report_iteration(attempt, number, inertia)
 
     samples, total = [], len(blocks.blocks)
     results = in_order(pool.run(range(total), task, tick=attempt.check))

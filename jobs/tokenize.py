@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jobs.attempt import Attempt, run_stage
-from jobs.codebook import source_roots
-from jobs.speech.pool import Pool, PoolSize, session
+from jobs.speech.pool import stage_pool
 from jobs.speech.units import (
     Destination,
     EncoderSpec,
@@ -24,7 +23,7 @@ from jobs.speech.units import (
     Tokenizer,
     shard_path,
 )
-from jobs.speech.utterances import CorpusRows
+from jobs.speech.utterances import CorpusRows, source_roots
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -98,28 +97,9 @@ def _tokenized(
     attempt: Attempt, rows: CorpusRows, missing: dict[int, tuple[int, ...]]
 ) -> Iterable[dict[int, ShardStats]]:
     """Let the pool make the missing shards; what each holds, by output, as they are completed."""
-    size, total, samples = PoolSize.of(attempt.resources), len(rows.shards), 0
+    total, samples, encoder = len(rows.shards), 0, attempt.recipe.encoder
     before = total - len(missing)
     attempt.progress(before, total, "shards")
-    with (
-        session(attempt.ray_address, size.max_workers * size.cpus_per_worker),
-        _pool(attempt, size) as pool,
-    ):
-        started_at = time.monotonic()
-        results = pool.run(missing, lambda s: _task(rows, s, missing[s]), tick=attempt.check)
-        for done, (_, by_output) in enumerate(results, start=before + 1):
-            samples += next(iter(by_output.values())).num_samples
-            rate = samples / SAMPLE_RATE_HZ / (time.monotonic() - started_at)
-            attempt.progress(done, total, "shards", audio_s_per_s=round(rate, 1))
-            yield by_output
-
-
-def _task(rows: CorpusRows, shard: int, missing: tuple[int, ...]) -> ShardTask:
-    return ShardTask(shard=shard, utterances=rows.of_shard(shard), missing=missing)
-
-
-def _pool(attempt: Attempt, size: PoolSize) -> Pool:
-    encoder = attempt.recipe.encoder
     spec = EncoderSpec(
         url=attempt.upstream["encoder"].storage.url,
         layer=encoder.layer,
@@ -130,7 +110,18 @@ def _pool(attempt: Attempt, size: PoolSize) -> Pool:
         for upstream, out in zip(attempt.upstreams, attempt.outs, strict=True)
     ]
     dedup = attempt.recipe.tokenizer.deduplicate
-    return Pool(Tokenizer, spec, source_roots(attempt), destinations, dedup, size=size)
+
+    def task(shard: int) -> ShardTask:
+        return ShardTask(shard=shard, utterances=rows.of_shard(shard), missing=missing[shard])
+
+    with stage_pool(attempt, Tokenizer, spec, source_roots(attempt), destinations, dedup) as pool:
+        started_at = time.monotonic()
+        results = pool.run(missing, task, tick=attempt.check)
+        for done, (_, by_output) in enumerate(results, start=before + 1):
+            samples += next(iter(by_output.values())).num_samples
+            rate = samples / SAMPLE_RATE_HZ / (time.monotonic() - started_at)
+            attempt.progress(done, total, "shards", audio_s_per_s=round(rate, 1))
+            yield by_output
 
 
 if __name__ == "__main__":

@@ -8,63 +8,32 @@ Shapes: N frames, D features, K clusters.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import ray
 import torch
 from torch import Tensor
 
-from jobs.speech import lloyd
+from jobs.speech.lloyd import Answer, Question
 from jobs.speech.pool import Pool
 from jobs.speech.units import EncoderSpec
 from jobs.speech.utterances import Root, Utterance, WaveReader, batches, pages
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
-Result = TypeVar("Result")
-Question = Literal["subsample", "sums", "farthest"]
-
 BLOCK_SAMPLES = 240 * SAMPLE_RATE_HZ
-
-
-def sample_rows(
-    ids: Sequence[str], num_samples: Sequence[int], fit_hours: float, seed: int
-) -> list[int]:
-    """Rows of a random sample of at least ``fit_hours``, or all rows, in manifest order.
-
-    The order of choice is that of the ids' hashes: another corpus with the same utterance treats it
-    alike.
-    """
-    wanted = fit_hours * 3600 * SAMPLE_RATE_HZ
-    chosen: list[int] = []
-    for row in sorted(range(len(ids)), key=lambda r: _rank(seed, ids[r])):
-        if wanted <= 0:
-            break
-        chosen.append(row)
-        wanted -= num_samples[row]
-    return sorted(chosen)
-
-
-def _rank(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTask:
     """One question about one block."""
 
-    question: Question
     block: int
     utterances: Sequence[Utterance]
     """Its utterances, for a worker that does not hold the block's frames."""
-    count: int = 0
-    """Frames of a subsample, or of the farthest."""
-    seed: int = 0
-    """Of the subsample."""
-    centroids: ray.ObjectRef[Any] | None = None
-    """``centroids_KD``, in Ray's object store."""
+    question: ray.ObjectRef[Any]
+    """A `jobs.speech.lloyd.Question`, in Ray's object store."""
 
 
 class BlockWorker:
@@ -76,18 +45,11 @@ class BlockWorker:
         self._blocks: dict[int, Tensor] = {}
 
     def __call__(self, task: BlockTask) -> Any:
-        """The block's part of what `lloyd.Blocks` gives."""
+        """The block's answer."""
         if task.block not in self._blocks:
             self._blocks[task.block] = self._features(task.utterances)
-        feats_ND = self._blocks[task.block]
-        if task.question == "subsample":
-            chosen_MD = lloyd.subsample(feats_ND, task.count, seed=task.seed, block=task.block)
-            return len(feats_ND), chosen_MD
-        assert task.centroids is not None, "only a subsample needs no centroids"
-        centroids_KD, device = torch.tensor(ray.get(task.centroids)), self._hubert.device
-        if task.question == "sums":
-            return lloyd.block_sums(feats_ND, centroids_KD, device)
-        return lloyd.farthest_frames(feats_ND, centroids_KD, task.count, device)
+        question: Question[Any] = ray.get(task.question)
+        return question(self._blocks[task.block], task.block, self._hubert.device)
 
     def _features(self, utterances: Sequence[Utterance]) -> Tensor:
         """``feats_ND`` of a block, utterances in their order."""
@@ -102,43 +64,27 @@ class BlocksOnPool:
     """`lloyd.Blocks` that a pool of `BlockWorker` holds; ``tick`` is called once a second."""
 
     def __init__(
-        self,
-        pool: Pool,
-        utterances: Sequence[Utterance],
-        *,
-        tick: Callable[[], None] = lambda: None,
-        max_samples: int = BLOCK_SAMPLES,
+        self, pool: Pool, utterances: Sequence[Utterance], *, tick: Callable[[], None]
     ) -> None:
-        self._pool = pool
-        self._blocks = list(pages(utterances, max_samples))
-        self._tick = tick
+        self._pool, self._tick = pool, tick
+        self._blocks = list(pages(utterances, BLOCK_SAMPLES))
 
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def subsample(self, count: int, seed: int) -> Iterable[tuple[int, Tensor]]:
+    def ask(self, question: Question[Answer]) -> Iterator[Answer]:
         """See `lloyd.Blocks`."""
-        return self._ask("subsample", count=count, seed=seed)
+        asked = ray.put(question)
 
-    def sums(self, centroids_KD: Tensor) -> Iterable[lloyd.BlockSums]:
-        """See `lloyd.Blocks`."""
-        return self._ask("sums", centroids=ray.put(centroids_KD.numpy()))
-
-    def farthest(self, centroids_KD: Tensor, count: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """See `lloyd.Blocks`."""
-        return self._ask("farthest", centroids=ray.put(centroids_KD.numpy()), count=count)
-
-    def _ask(self, question: Question, **options: Any) -> Iterator[Any]:
         def task(block: int) -> BlockTask:
-            utterances = self._blocks[block]
-            return BlockTask(question=question, block=block, utterances=utterances, **options)
+            return BlockTask(block=block, utterances=self._blocks[block], question=asked)
 
         return in_order(self._pool.run(range(len(self)), task, sticky=True, tick=self._tick))
 
 
-def in_order(results: Iterable[tuple[int, Result]]) -> Iterator[Result]:
+def in_order(results: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
     """Results numbered from 0 in that order, each as soon as those before it are there."""
-    early: dict[int, Result] = {}
+    early: dict[int, Answer] = {}
     upcoming = 0
     for number, result in results:
         early[number] = result

@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,13 +55,34 @@ def plan_batches(
     return batches
 
 
-def num_frames(num_samples: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """Frames that convolutions without padding give; 0 below the receptive field."""
+class Grid(NamedTuple):
+    """How frames lie on samples."""
+
+    hop: int
+    """Samples from one frame to the next."""
+    field: int
+    """Samples one frame is computed from."""
+
+    def num_frames(self, num_samples: int) -> int:
+        """Whole frames in a wave; 0 when it is shorter than one frame's field."""
+        return max(0, (num_samples - self.field) // self.hop + 1)
+
+    def num_samples(self, num_frames: int) -> int:
+        """Samples that hold exactly ``num_frames``."""
+        return (num_frames - 1) * self.hop + self.field
+
+    def trimmed(self, num_samples: int) -> int:
+        """Samples of the whole hops in a wave."""
+        return num_samples // self.hop * self.hop
+
+
+def grid_of(kernels: Sequence[int], strides: Sequence[int]) -> Grid:
+    """The grid of a stack of unpadded convolutions."""
+    hop, field = 1, 1
     for kernel, stride in zip(kernels, strides, strict=True):
-        if num_samples < kernel:
-            return 0
-        num_samples = (num_samples - kernel) // stride + 1
-    return num_samples
+        field += (kernel - 1) * hop
+        hop *= stride
+    return Grid(hop, field)
 
 
 class Hubert:
@@ -78,8 +99,7 @@ class Hubert:
     ) -> None:
         self.device = device or torch.device("cpu")
         self.dim: int = model.config.hidden_size
-        self._kernels = tuple(model.config.conv_kernel)
-        self._strides = tuple(model.config.conv_stride)
+        self.grid = grid_of(model.config.conv_kernel, model.config.conv_stride)
         self._precision = precision
         self._normalize_waveform = normalize_waveform
         self._net = _LengthAware(model, layer).eval().requires_grad_(False).to(self.device)
@@ -121,13 +141,9 @@ class Hubert:
             model, layer, device=device, precision=precision, normalize_waveform=bool(wants_norm)
         )
 
-    def num_frames(self, num_samples: int) -> int:
-        """Frames of an utterance; 0 when it is shorter than the receptive field."""
-        return num_frames(num_samples, self._kernels, self._strides)
-
     def features(self, waves: Sequence[Wave]) -> list[Tensor]:
         """``feats_TD`` of each wave in fp32, on the encoder's device, as if it were alone."""
-        long_enough = [i for i, wav_S in enumerate(waves) if self.num_frames(len(wav_S))]
+        long_enough = [i for i, wav_S in enumerate(waves) if self.grid.num_frames(len(wav_S))]
         feats = [torch.zeros(0, self.dim, device=self.device) for _ in waves]
         if not long_enough:
             return feats
@@ -135,7 +151,7 @@ class Hubert:
         with torch.inference_mode(), self._autocast():
             feats_BTD = self._net(wav_BS, lengths).float()
         for row, i in enumerate(long_enough):
-            feats[i] = feats_BTD[row, : self.num_frames(lengths[row])]
+            feats[i] = feats_BTD[row, : self.grid.num_frames(lengths[row])]
         return feats
 
     def _padded(self, waves: Sequence[Wave]) -> tuple[Tensor, list[int]]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import reduce
+from operator import add
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from torch import Tensor
 
 from orchestrator.errors import DataError
 
+Answer = TypeVar("Answer")
+Question = Callable[[Tensor, int, torch.device], Answer]
+"""Of a block: its ``feats_ND``, its number, and the device to compute on."""
 Floats64 = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -53,19 +58,13 @@ class BlockSums:
 
 
 class Blocks(Protocol):
-    """Frames in blocks; each method gives one result per block, in the order of blocks."""
+    """Frames in blocks, wherever they lie."""
 
     def __len__(self) -> int:
         """Number of blocks."""
 
-    def subsample(self, count: int, seed: int) -> Iterable[tuple[int, Tensor]]:
-        """Frames of the block, and at most ``count`` of them chosen at random."""
-
-    def sums(self, centroids_KD: Tensor) -> Iterable[BlockSums]:
-        """The block's sums under these centroids."""
-
-    def farthest(self, centroids_KD: Tensor, count: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """The ``count`` frames farthest from their centroid: squared distances and frames."""
+    def ask(self, question: Question[Answer]) -> Iterable[Answer]:
+        """The answer of each block, in the order of blocks."""
 
 
 class BlocksInMemory:
@@ -77,18 +76,9 @@ class BlocksInMemory:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    def subsample(self, count: int, seed: int) -> Iterable[tuple[int, Tensor]]:
+    def ask(self, question: Question[Answer]) -> Iterable[Answer]:
         """See `Blocks`."""
-        for number, feats_ND in enumerate(self._blocks):
-            yield len(feats_ND), subsample(feats_ND, count, seed=seed, block=number)
-
-    def sums(self, centroids_KD: Tensor) -> Iterable[BlockSums]:
-        """See `Blocks`."""
-        return (block_sums(feats_ND, centroids_KD, _CPU) for feats_ND in self._blocks)
-
-    def farthest(self, centroids_KD: Tensor, count: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """See `Blocks`."""
-        return (farthest_frames(feats_ND, centroids_KD, count, _CPU) for feats_ND in self._blocks)
+        return (question(feats_ND, n, _CPU) for n, feats_ND in enumerate(self._blocks))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +171,7 @@ def fit(
     num_frames, centroids_KD = _initial(blocks, num_clusters, seed)
     before: float | None = None
     for iteration in range(1, MAX_ITERATIONS + 1):
-        total = _added(blocks.sums(centroids_KD))
+        total = _total(blocks, centroids_KD)
         on_iteration(iteration, total.inertia)
         empty_clusters = np.flatnonzero(total.counts == 0)
         settled = before is not None and abs(before - total.inertia) <= TOLERANCE * before
@@ -214,7 +204,11 @@ def _assigned(
 def _initial(blocks: Blocks, num_clusters: int, seed: int) -> tuple[int, Tensor]:
     """Number of frames in all blocks, and the centroids of k-means++ on a subsample of them."""
     per_block = -(-INIT_FRAMES_PER_CLUSTER * num_clusters // max(len(blocks), 1))
-    parts = list(blocks.subsample(per_block, seed))
+
+    def sampled(feats_ND: Tensor, block: int, _device: torch.device) -> tuple[int, Tensor]:
+        return len(feats_ND), subsample(feats_ND, per_block, seed=seed, block=block)
+
+    parts = list(blocks.ask(sampled))
     num_frames = sum(count for count, _ in parts)
     needed = MIN_FRAMES_PER_CLUSTER * num_clusters
     if num_frames < needed:
@@ -225,22 +219,25 @@ def _initial(blocks: Blocks, num_clusters: int, seed: int) -> tuple[int, Tensor]
     return num_frames, plus_plus(torch.cat([feats for _, feats in parts]), num_clusters, seed)
 
 
-def _added(parts: Iterable[BlockSums]) -> BlockSums:
-    total: BlockSums | None = None
-    for part in parts:
-        total = part if total is None else total + part
-    assert total is not None, "a sample has at least one block"
-    return total
+def _total(blocks: Blocks, centroids_KD: Tensor) -> BlockSums:
+    """The sums of all blocks, added in their order."""
+    parts = blocks.ask(lambda feats_ND, _, device: block_sums(feats_ND, centroids_KD, device))
+    return reduce(add, parts)
 
 
 def _reseeded(blocks: Blocks, centroids_KD: Tensor, empty_clusters: Integers) -> Tensor:
     """The centroids with those of empty clusters moved to the frames that lie farthest from any."""
     if not empty_clusters.size:
         return centroids_KD
-    parts = list(blocks.farthest(centroids_KD, len(empty_clusters)))
+    count = len(empty_clusters)
+
+    def farthest(feats_ND: Tensor, _block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        return farthest_frames(feats_ND, centroids_KD, count, device)
+
+    parts = list(blocks.ask(farthest))
     distances = torch.cat([d for d, _ in parts])
     feats_ND = torch.cat([f for _, f in parts])
-    order = torch.argsort(distances, descending=True, stable=True)[: len(empty_clusters)]
+    order = torch.argsort(distances, descending=True, stable=True)[:count]
     moved_KD = centroids_KD.clone()
     moved_KD[torch.from_numpy(empty_clusters)] = feats_ND[order]
     return moved_KD

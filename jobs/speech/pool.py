@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import ray
 import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from jobs.attempt import Attempt
+from jobs.training.ray_train import session
 from orchestrator.errors import OrchestratorError, RunFailedError
 from orchestrator.spec.cluster import Resources
 
@@ -35,78 +34,27 @@ _MAX_DEATHS_OF_ITEM = 2
 _POLL_S = 1.0
 
 
-class Worker(Protocol):
-    """What an actor does; built in the actor, from a class that a module holds."""
-
-    def __call__(self, payload: Any, /) -> Any:
-        """The result of one item."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolSize:
-    """How many actors, and what each holds."""
-
-    min_workers: int = 1
-    """Fewest living actors; below it, and with no budget left, the stage fails."""
-    max_workers: int = 2
-    """Most actors at a time; those without a place stay pending: an autoscaler's cue for nodes."""
-    cpus_per_worker: int = 1
-    """CPU cores of an actor, and its intra-op threads."""
-    gpus_per_worker: float = 0.0
-    """Share of an accelerator one actor holds; 0 computes on CPUs."""
-
-    @classmethod
-    def of(cls, resources: Resources) -> Self:
-        """The pool a stage's resources ask for."""
-        return cls(
-            min_workers=resources.min_workers,
-            max_workers=resources.max_workers,
-            cpus_per_worker=resources.cpus_per_worker,
-            gpus_per_worker=resources.gpus_per_worker if resources.gpus_per_node else 0.0,
-        )
-
-    @property
-    def max_deaths_in_row(self) -> int:
-        """Deaths without a finished item between them, after which no actor is replaced."""
-        return 2 * self.max_workers + 2
+Worker = Callable[[Any], Any]
+"""What an actor does: the result of one item. It is built in the actor, by a class of a module."""
 
 
 @contextmanager
-def session(address: str, num_cpus: int) -> Iterator[None]:
-    """A Ray session: the run's own at ``address``; a private one here when that is empty.
-
-    Where the process is in a session already, that one goes on.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    # Unix socket paths are limited to 107 bytes, so the folder's name is short.
-    with tempfile.TemporaryDirectory(
-        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
-    ) as folder:
-        private: dict[str, Any] = {
-            "num_cpus": num_cpus,
-            "_temp_dir": folder,
-            "include_dashboard": False,
-        }
-        ray.init(
-            address=address or "local",
-            logging_level=logging.WARNING,
-            **({} if address else private),
-        )
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # ray.init puts its own in place of the stage's
-        try:
-            yield
-        finally:
-            ray.shutdown()
+def stage_pool(attempt: Attempt, worker: Callable[..., Worker], *args: Any) -> Iterator[Pool]:
+    """The workers of a data stage, in the run's Ray session."""
+    size = attempt.resources
+    num_cpus = size.max_workers * size.cpus_per_worker
+    with session(attempt.ray_address, num_cpus), Pool(worker, *args, size=size) as pool:
+        yield pool
 
 
 class Pool:
-    """Actors that live across several runs over items; a context manager, which ends them."""
+    """Actors that live across several runs over items; a context manager, which ends them.
 
-    def __init__(self, worker: Callable[..., Worker], *args: Any, size: PoolSize) -> None:
+    Those without a place on a node stay pending: an autoscaler's cue for more of them. A pool with
+    fewer living actors than ``min_workers`` and no budget left fails.
+    """
+
+    def __init__(self, worker: Callable[..., Worker], *args: Any, size: Resources) -> None:
         self._size = size
         self._worker = (worker, args)
         self.starting: dict[ray.ObjectRef[Any], ActorHandle[Any]] = {}
@@ -151,7 +99,7 @@ class Pool:
     def _recruit(self, unfinished: int) -> None:
         """Ask for actors up to what the items and the size allow."""
         alive = len(self.nodes) + len(self.starting)
-        exhausted = self.deaths_in_row > self._size.max_deaths_in_row
+        exhausted = self.deaths_in_row > 2 * self._size.max_workers + 2
         if exhausted and alive < self._size.min_workers:
             raise RunFailedError(
                 f"pool: {self.deaths_in_row} workers died in a row without finishing anything; "
@@ -166,7 +114,7 @@ class Pool:
         actor_class: Any = ray.remote(_Host)
         return actor_class.options(
             num_cpus=self._size.cpus_per_worker,
-            num_gpus=self._size.gpus_per_worker,
+            num_gpus=self._size.gpus_per_worker if self._size.gpus_per_node else 0.0,
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._size.cpus_per_worker)}},

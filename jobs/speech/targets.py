@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,8 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from jobs.speech.feature_blocks import BLOCK_SAMPLES, sample_rows
+from jobs.speech.feature_blocks import BLOCK_SAMPLES
+from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, Fit, fit, nearest, subsample
 from jobs.speech.units import EncoderSpec, create_same, read_codebook_tensors
 from jobs.speech.utterances import CorpusRows, Root, Utterance, WaveReader, pages
@@ -43,36 +43,6 @@ _MFCC_WINDOW_SAMPLES = 400
 _MIN_STD = 1e-6
 
 
-class Grid(NamedTuple):
-    """How frames lie on samples."""
-
-    hop: int
-    """Samples from one frame to the next."""
-    field: int
-    """Samples one frame is computed from."""
-
-    def num_frames(self, num_samples: int) -> int:
-        """Whole frames in a wave; 0 when it is shorter than one frame's field."""
-        return max(0, (num_samples - self.field) // self.hop + 1)
-
-    def num_samples(self, num_frames: int) -> int:
-        """Samples that hold exactly ``num_frames``."""
-        return (num_frames - 1) * self.hop + self.field
-
-    def trimmed(self, num_samples: int) -> int:
-        """Samples of the whole hops in a wave."""
-        return num_samples // self.hop * self.hop
-
-
-def grid_of(kernels: Sequence[int], strides: Sequence[int]) -> Grid:
-    """The grid of a stack of unpadded convolutions."""
-    hop, field = 1, 1
-    for kernel, stride in zip(kernels, strides, strict=True):
-        field += (kernel - 1) * hop
-        hop *= stride
-    return Grid(hop, field)
-
-
 @dataclass(frozen=True)
 class AudioBlocks:
     """The audio to train on, in blocks that are a pure function of the corpus and the recipe."""
@@ -83,9 +53,9 @@ class AudioBlocks:
     @classmethod
     def of(cls, rows: CorpusRows, spec: Pretrain) -> AudioBlocks:
         """Utterances by their ids' hashes until they hold ``max_hours``, neighbours together."""
-        drawn = sample_rows(rows.ids, rows.num_samples.tolist(), spec.max_hours, spec.seed)
+        utterances = rows.sample(spec.max_hours, spec.seed)
         grid = grid_of(spec.conv_kernel, spec.conv_stride)
-        return cls(list(pages(rows.at(drawn), BLOCK_SAMPLES)), grid)
+        return cls(list(pages(utterances, BLOCK_SAMPLES)), grid)
 
     @cached_property
     def num_samples(self) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.attempt import Attempt
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
 from jobs.speech.hubert import plan_batches
 from orchestrator.ledger.storage import Storage
@@ -48,6 +50,14 @@ class Root:
     lowpass_hz: float | None = None
 
 
+def source_roots(attempt: Attempt) -> dict[str, Root]:
+    """Where each source of the attempt's corpus lies here, and its band limit."""
+    return {
+        source.name: Root(attempt.data_root(source.name), source.lowpass_hz)
+        for source in attempt.recipe.corpus.sources
+    }
+
+
 class CorpusRows:
     """The rows of a corpus artifact: columns in memory, objects only for the rows asked for."""
 
@@ -71,22 +81,28 @@ class CorpusRows:
         """Numbers of all shards, ascending."""
         return [int(shard) for shard in np.unique(self._shard_of)]
 
-    @property
-    def ids(self) -> list[str]:
-        """Ids of all utterances in manifest order."""
-        ids: list[str] = self._manifest["id"].to_pylist()
-        return ids
-
-    @property
-    def num_samples(self) -> npt.NDArray[np.int64]:
-        """Samples of every utterance in manifest order."""
-        num_samples: npt.NDArray[np.int64] = self._manifest["num_samples"].to_numpy()
-        return num_samples
-
     def of_shard(self, shard: int) -> list[Utterance]:
         """The utterances of one shard, in order."""
         start, end = np.searchsorted(self._shard_of, (shard, shard + 1))
         return self.at(self._row_of[start:end].tolist())
+
+    def sample(self, hours: float, seed: int) -> list[Utterance]:
+        """A random sample of at least so many hours, or all utterances, in manifest order.
+
+        The order of choice is that of the ids' hashes: another corpus with the same utterance
+        treats it alike.
+        """
+        ids: list[str] = self._manifest["id"].to_pylist()
+        num_samples: list[int] = self._manifest["num_samples"].to_pylist()
+        wanted = hours * 3600 * SAMPLE_RATE_HZ
+        chosen: list[int] = []
+        ranks = [sha256(f"{seed}:{name}".encode()).digest() for name in ids]
+        for row in sorted(range(len(ids)), key=ranks.__getitem__):
+            if wanted <= 0:
+                break
+            chosen.append(row)
+            wanted -= num_samples[row]
+        return self.at(sorted(chosen))
 
     def at(self, rows: Sequence[int]) -> list[Utterance]:
         """The utterances at these rows of the manifest."""

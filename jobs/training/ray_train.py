@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +33,8 @@ def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> Non
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # How soon a dead rank is noticed; nothing else waits for it, as nothing is reported to Ray.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    with session(ray_address, resources):
+    num_cpus = resources.world_size * resources.cpus_per_worker
+    with session(ray_address, num_cpus, log_to_driver=False):
         try:
             _trainer(config, resources).fit()
         except TrainingFailedError as error:
@@ -85,22 +89,36 @@ def failed_ranks(error: Exception) -> str:
 
 
 @contextmanager
-def session(address: str, resources: Resources) -> Iterator[None]:
-    """A connection to the Ray cluster at ``address``; to a new one of our own when empty.
+def session(address: str, num_cpus: int, *, log_to_driver: bool = True) -> Iterator[None]:
+    """A connection to the run's Ray session at ``address``; a private one here when that is empty.
 
-    Left again at once: Ray ends a process that is still connected when its cluster goes away.
+    Where the process is in a session already, that one goes on. Left again at once: Ray ends a
+    process that is still connected when its cluster goes away.
     """
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    # Unix socket paths are limited to 107 bytes, so the folder's name is short.
     with tempfile.TemporaryDirectory(
         prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
     ) as folder:
-        own: dict[str, Any] = {
+        private: dict[str, Any] = {
+            "num_cpus": num_cpus,
+            "_temp_dir": folder,
             "include_dashboard": False,
-            "num_cpus": resources.world_size * resources.cpus_per_worker,
-            "_temp_dir": folder,  # short, because paths of Unix sockets are limited to 107 bytes
         }
-        ray.init(address=address or "local", log_to_driver=False, **({} if address else own))
+        ray.init(
+            address=address or "local",
+            log_to_driver=log_to_driver,
+            logging_level=logging.WARNING,
+            **({} if address else private),
+        )
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # ray.init puts its own in place of the stage's
         try:
             yield
         finally:

@@ -13,12 +13,13 @@ import pytest
 import ray
 
 from jobs.audio.decode import UnreadableAudioError
-from jobs.speech.pool import Pool, PoolSize, session
+from jobs.speech.pool import Pool
+from jobs.training.ray_train import session
 from orchestrator.errors import RunFailedError
 from orchestrator.spec.cluster import Resources
 
 pytestmark = pytest.mark.slow
-ONE, TWO = PoolSize(max_workers=1), PoolSize(max_workers=2)
+ONE, TWO = Resources(max_workers=1), Resources(max_workers=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,16 +136,10 @@ def test_a_worker_that_cannot_start_ends_the_run_at_once() -> None:
 
 def test_pending_actors_do_no_harm_and_ticks_go_on() -> None:
     ticks = []
-    with Pool(Pids, size=PoolSize(min_workers=1, max_workers=5)) as pool:
+    with Pool(Pids, size=Resources(max_workers=5)) as pool:
         results = list(pool.run(range(5), lambda _: 0.05, tick=lambda: ticks.append(1)))
     assert len(results) == 5
     assert ticks
-
-
-def test_the_size_follows_the_resources() -> None:
-    gpus = Resources(gpus_per_node=4, gpus_per_worker=0.5, cpus_per_worker=3, max_workers=9)
-    assert PoolSize.of(gpus) == PoolSize(max_workers=9, cpus_per_worker=3, gpus_per_worker=0.5)
-    assert PoolSize.of(Resources(min_workers=2)) == PoolSize(min_workers=2, max_workers=2)
 
 
 def test_the_session_leaves_signal_handlers_alone() -> None:

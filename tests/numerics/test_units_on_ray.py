@@ -21,9 +21,9 @@ from transformers import HubertConfig, HubertModel
 from jobs import codebook, tokenize
 from jobs.attempt import Attempt
 from jobs.speech.feature_blocks import BLOCK_SAMPLES
-from jobs.speech.pool import session
 from jobs.speech.units import read_codebook
-from jobs.speech.utterances import pages
+from jobs.speech.utterances import CorpusRows, pages
+from jobs.training.ray_train import session
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
@@ -172,7 +172,9 @@ def test_a_codebook_is_the_same_with_two_workers_that_die(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempt = world.attempt("codebook", "two", workers=2)
-    assert len(list(pages(codebook.sampled(attempt), BLOCK_SAMPLES))) == NUM_BLOCKS
+    rows, tokenizer = CorpusRows.read(attempt.upstream["corpus"].storage), attempt.recipe.tokenizer
+    sampled = rows.sample(tokenizer.fit_hours, tokenizer.seed)
+    assert len(list(pages(sampled, BLOCK_SAMPLES))) == NUM_BLOCKS
     attempt.on_progress = lambda done: _kill_all_actors() if done == 2 else None
     with caplog.at_level(logging.WARNING):
         facts = world.fit("two", attempt)

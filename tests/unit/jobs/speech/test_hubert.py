@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from jobs.speech.hubert import Hubert, num_frames, plan_batches
+from jobs.speech.hubert import Hubert, grid_of, plan_batches
 from orchestrator.errors import RequestError
 
 KERNELS_50HZ, STRIDES_50HZ = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)
@@ -59,7 +59,9 @@ def test_batches_of_nothing() -> None:
 def test_receptive_field_and_hop(
     kernels: tuple[int, ...], strides: tuple[int, ...], field: int, hop: int
 ) -> None:
-    frames = [num_frames(n, kernels, strides) for n in (0, 1, field - 1, field, field + hop)]
+    grid = grid_of(kernels, strides)
+    assert grid == (hop, field)
+    frames = [grid.num_frames(n) for n in (0, 1, field - 1, field, field + hop)]
     assert frames == [0, 0, 0, 1, 2]
 
 

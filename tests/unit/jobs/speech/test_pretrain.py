@@ -11,6 +11,7 @@ import torch
 from transformers import HubertModel
 
 from jobs.speech import pretrain, targets
+from jobs.speech.hubert import grid_of
 from jobs.speech.utterances import Utterance
 from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Pretrain
@@ -28,7 +29,7 @@ SMALL: dict[str, Any] = {
     "mask_length": 4,
     "iterations": [{"targets": "mfcc", "num_clusters": 5, "steps": 1}],
 }
-GRID = targets.grid_of(SMALL["conv_kernel"], SMALL["conv_stride"])
+GRID = grid_of(SMALL["conv_kernel"], SMALL["conv_stride"])
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from transformers import HubertModel
 from jobs.audio.corpora import list_recordings
 from jobs.corpus import probe, write_tables
 from jobs.speech import targets
+from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.pretrain import hubert_config
 from jobs.speech.units import write_codebook
 from jobs.speech.utterances import CorpusRows, Root, WaveReader
@@ -32,7 +33,7 @@ SMALL = Pretrain.model_validate(
         "iterations": [{"steps": 1}],
     }
 )
-GRID = targets.grid_of(SMALL.conv_kernel, SMALL.conv_stride)
+GRID = grid_of(SMALL.conv_kernel, SMALL.conv_stride)
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,9 @@ def _one_thread() -> None:
 
 
 def test_the_grid_is_that_of_published_encoders() -> None:
-    base = targets.grid_of((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))
-    assert base == targets.Grid(hop=320, field=400)
-    assert targets.grid_of((10, 3, 3, 3, 3, 2, 2, 2), (5, 2, 2, 2, 2, 2, 2, 2)) == (640, 720)
+    base = grid_of((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))
+    assert base == Grid(hop=320, field=400)
+    assert grid_of((10, 3, 3, 3, 3, 2, 2, 2), (5, 2, 2, 2, 2, 2, 2, 2)) == (640, 720)
     assert [base.num_frames(n) for n in (399, 400, 719, 720)] == [0, 1, 1, 2]
     assert [base.trimmed(n) for n in (319, 320, 700)] == [0, 320, 640]
 
@@ -63,8 +64,8 @@ def test_frames_of_a_long_wave_equal_those_of_one_pass() -> None:
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("grid", [targets.Grid(320, 825), targets.Grid(320, 360)])
-def test_mfcc_has_a_row_per_frame_of_the_encoder(grid: targets.Grid) -> None:
+@pytest.mark.parametrize("grid", [Grid(320, 825), Grid(320, 360)])
+def test_mfcc_has_a_row_per_frame_of_the_encoder(grid: Grid) -> None:
     for num_samples in (grid.field, grid.field + grid.hop - 1, 16_000):
         feats_TD = targets.mfcc(grid)(torch.randn(num_samples))
         assert feats_TD.shape == (grid.num_frames(num_samples), 39)
@@ -72,7 +73,7 @@ def test_mfcc_has_a_row_per_frame_of_the_encoder(grid: targets.Grid) -> None:
 
 def test_mfcc_rows_lie_where_the_encoder_looks() -> None:
     """A click must show in the row whose field is centred on it."""
-    grid = targets.Grid(320, 825)
+    grid = Grid(320, 825)
     wav_S = 1e-4 * torch.randn(32_000, generator=torch.Generator().manual_seed(0))
     wav_S[320 * 40 + 412] = 1.0
     energy_T = targets.mfcc(grid)(wav_S)[:, 0]

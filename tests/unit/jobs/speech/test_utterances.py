@@ -32,7 +32,31 @@ def test_a_shard_is_its_rows_in_order() -> None:
     assert rows.shards == [0, 1, 2]
     assert [u.start_sample for u in rows.of_shard(1)] == [0, 3, 4]
     assert rows.of_shard(2) == [listed[2]]
-    assert rows.num_samples.tolist() == [10] * 5
+
+
+def _sample(hours: float, seed: int) -> list[int]:
+    """Numbers of the utterances drawn from 200 that last a minute each."""
+    listed = [_utterance(n, 60 * 16_000) for n in range(200)]
+    rows = CorpusRows(
+        pa.Table.from_pylist([vars(u) for u in listed]),
+        pa.table({"shard": [0] * 200, "row": list(range(200))}),
+    )
+    return [u.start_sample for u in rows.sample(hours, seed)]
+
+
+def test_the_sample_has_the_hours_asked_for_in_manifest_order() -> None:
+    drawn = _sample(0.5, seed=0)
+    assert len(drawn) == 30
+    assert drawn == sorted(drawn)
+    assert drawn != list(range(30))
+    assert len(_sample(0.501, seed=0)) == 31, "the last one may end beyond them"
+
+
+def test_the_sample_grows_and_depends_on_the_seed() -> None:
+    small = set(_sample(0.5, seed=0))
+    assert small < set(_sample(1.0, seed=0))
+    assert small != set(_sample(0.5, seed=1))
+    assert _sample(99, seed=0) == list(range(200))
 
 
 def test_pages_are_runs_within_the_limit() -> None:
