@@ -89,7 +89,9 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
         for n in sorted(before.keys() | after.keys())
         if before.get(n, absent) != after.get(n, absent)
     ]
-    return tuple(f"{_readable(n)}: {_short(before, n)} -> {_short(after, n)}" for n in names)
+    return tuple(
+        f"{n.removeprefix('fields.')}: {_short(before, n)} -> {_short(after, n)}" for n in names
+    )
 
 
 def nearest_changes(new: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -103,10 +105,6 @@ def nearest_changes(new: Mapping[str, Any], others: Iterable[Mapping[str, Any]])
     num_fields = sum(not name.startswith("upstream.") for name in flatten(new))
     num_changed = sum(not change.startswith("upstream.") for change in nearest)
     return nearest if num_changed <= min(_MAX_CHANGES, (num_fields - 1) // 2) else ()
-
-
-def _readable(name: str) -> str:
-    return name.removeprefix("fields.")
 
 
 def _short(values: Mapping[str, Any], name: str) -> str:

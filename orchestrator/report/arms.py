@@ -65,14 +65,11 @@ def baseline(variants: Iterable[VariantRecord], name: str, split: str) -> Measur
 
 def comparisons(record: Record) -> tuple[Comparison, ...]:
     """Every set of comparable variants, in the order of the plan."""
-    groups: dict[str, list[VariantRecord]] = {}
-    labels: dict[str, str] = {}
+    groups: dict[tuple[str, str | None], list[VariantRecord]] = {}
     for variant in record.variants:
-        label = _budget(variant)
-        group = f"{label} {variant.instances.get('pack')}"
+        group = _budget(variant), variant.instances.get("pack")
         groups.setdefault(group, []).append(variant)
-        labels[group] = label
-    return tuple(_comparison_of(labels[group], members) for group, members in groups.items())
+    return tuple(_comparison_of(label, members) for (label, _), members in groups.items())
 
 
 def _budget(variant: VariantRecord) -> str:

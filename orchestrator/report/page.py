@@ -75,12 +75,8 @@ def summary(run: RunFolder, store: Store, observed: Observed) -> list[str]:
     return lines
 
 
-def render(
-    record: Record,
-    draw_curves: Callable[[Sequence[plots.Curve]], str] = plots.curves_svg,
-    draw_gantt: Callable[[Sequence[plots.Span]], str] = plots.gantt_svg,
-) -> str:
-    """The page's text. What draws its figures may be replaced, for it takes most of the time."""
+def render(record: Record, draw: Callable[[Sequence[plots.Curve]], str] = plots.curves_svg) -> str:
+    """The page's text. What draws its curves may be replaced, for it takes most of the time."""
     from markupsafe import Markup
 
     matches, ended_at = comparisons(record), _ended_at(record)
@@ -91,10 +87,10 @@ def render(
         tiles=_tiles(record, matches),
         comparisons=matches,
         curves=curves,
-        curves_svg=Markup(draw_curves(curves)),
+        curves_svg=Markup(draw(curves)),
         window=max((plots.mean_window(len(v.training)) for v in record.variants), default=1),
         is_raw_shown=sum(bool(v.training) for v in record.variants) <= plots.NUM_RAW_CURVES,
-        gantt_svg=Markup(draw_gantt(_spans(record, ended_at))),
+        began_at=min((a.status.started_at for s in record.stages for a in s.attempts), default=0.0),
         goodput=_goodput(record.status.goodput),
         throughput=_throughput,
         remarks=_remarks,
@@ -222,21 +218,6 @@ def _audio_s_per_s(stage: StageRecord) -> float | None:
     attempt = stage.attempts[0].status
     took_s = (attempt.ended_at or attempt.started_at) - attempt.started_at
     return audio_s / took_s if took_s > 0 else None
-
-
-def _spans(record: Record, now: float) -> list[plots.Span]:
-    rows = [(stage.instance.id, a.status) for stage in record.stages for a in stage.attempts]
-    began_at = min((a.started_at for _, a in rows), default=0.0)
-    return [
-        plots.Span(
-            row=row,
-            number=a.n,
-            state=a.state,
-            start_s=a.started_at - began_at,
-            end_s=max(a.ended_at or now, a.started_at) - began_at,
-        )
-        for row, a in rows
-    ]
 
 
 def _time_by_stage(record: Record) -> list[tuple[str, str]]:

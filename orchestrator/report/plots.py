@@ -1,7 +1,7 @@
-"""The page's figures as inline SVG: loss over steps, and attempts over time.
+"""Losses over steps as inline SVG.
 
-In: points and spans. Out: `<svg>` text whose colours are the page's CSS variables, so that a figure
-follows the light or dark scheme; no user's words are in it, and the same data give the same bytes.
+In: points. Out: `<svg>` text whose colours are the page's CSS variables, so that the figure follows
+the light or dark scheme; no user's words are in it, and the same data give the same bytes.
 matplotlib takes half a second to import, so only drawing imports it.
 """
 
@@ -10,8 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,17 +29,12 @@ _CSS = {
     "line": "#030303",
     "warm": "#040404",
     "cold": "#050505",
-    "succeeded": "#060606",
-    "failed": "#070707",
-    "running": "#080808",
-    "preempted": "#090909",
-    "cancelled": "#0a0a0a",
 }
 """CSS variable to the colour that stands for it while matplotlib draws."""
-_CURVES_INCH = (9.6, 3.5)
-_INCH_PER_ROW = 0.27
+_SIZE_INCH = (9.6, 3.5)
+_MARGINS = {"left": 0.075, "right": 0.984, "bottom": 0.143, "top": 0.929, "wspace": 0.06}
+"""Of the whole figure; matplotlib's own layouts draw everything twice to find theirs."""
 _GROUP_ID = re.compile(r'<g id="[^"]*">')
-_REFERENCE = re.compile(r'id="|url\(#|href="#')
 _FONT = re.compile(r"font-family: [^;\"]*")
 _STYLE = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 
@@ -60,26 +54,18 @@ class Curve:
     validation: Sequence[Point]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """One attempt in time."""
-
-    row: str
-    """Stage instance."""
-    number: int
-    state: str
-    start_s: float
-    """Seconds since the run's first attempt began."""
-    end_s: float
-
-
 def curves_svg(curves: Sequence[Curve]) -> str:
     """Training and validation loss over steps, all variants on the same axes; "" without any."""
     if not curves:
         return ""
-    with _drawing(_CURVES_INCH) as figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Without pyplot, which keeps figures and a display.
+    with matplotlib.rc_context(_settings()):
+        figure = Figure(figsize=_SIZE_INCH)
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-        _set_margins(figure, left=0.72, bottom=0.5)
+        figure.subplots_adjust(**_MARGINS)
         for curve in curves:
             _draw_curve(left, right, curve, is_raw_shown=len(curves) <= NUM_RAW_CURVES)
         for axes, title in ((left, "training loss"), (right, "validation loss")):
@@ -87,7 +73,7 @@ def curves_svg(curves: Sequence[Curve]) -> str:
             axes.set_xlabel("step")
             axes.grid(axis="y")
         left.set_ylabel("nats per token")
-        return _svg(figure, "curves")
+        return _svg(figure)
 
 
 def _draw_curve(left: Any, right: Any, curve: Curve, *, is_raw_shown: bool) -> None:
@@ -142,68 +128,8 @@ def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return kept if not kept or kept[-1] == points[-1] else [*kept, points[-1]]
 
 
-def gantt_svg(spans: Sequence[Span]) -> str:
-    """One row a stage instance, one bar an attempt; "" without any."""
-    if not spans:
-        return ""
-    rows = list(dict.fromkeys(span.row for span in spans))
-    scale, unit = _time_unit(max(span.end_s for span in spans))
-    tries = {row: sum(span.row == row for span in spans) for row in rows}
-    with _drawing((_CURVES_INCH[0], _INCH_PER_ROW * len(rows) + 0.8)) as figure:
-        axes = figure.subplots()
-        _set_margins(figure, left=1.75, bottom=0.5)
-        for span in spans:
-            _draw_span(
-                axes, span, y=rows.index(span.row), scale=scale, is_numbered=tries[span.row] > 1
-            )
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set_ylim(len(rows) - 0.45, -0.7)
-        axes.set_xlim(left=0)
-        axes.set_xlabel(f"{unit} since the first attempt began")
-        axes.grid(axis="x")
-        return _svg(figure, "gantt")
-
-
-def _draw_span(axes: Any, span: Span, *, y: int, scale: float, is_numbered: bool) -> None:
-    color = _CSS.get(span.state, _CSS["muted"])
-    start, width = span.start_s / scale, (span.end_s - span.start_s) / scale
-    # The edge keeps an attempt of a second visible on an axis of days.
-    axes.barh(y, width, left=start, height=0.62, color=color, edgecolor=color, linewidth=1.2)
-    if is_numbered:
-        axes.text(start, y - 0.36, str(span.number), fontsize=6.5, va="bottom", color=_CSS["muted"])
-
-
-def _time_unit(longest_s: float) -> tuple[float, str]:
-    for scale, unit in ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes")):
-        if longest_s >= 3 * scale:
-            return scale, unit
-    return 1.0, "seconds"
-
-
 def _linestyle(dash: str) -> Any:
     return "solid" if dash == "none" else (0, tuple(float(length) for length in dash.split()))
-
-
-@contextmanager
-def _drawing(size_inch: tuple[float, float]) -> Iterator[Any]:
-    """An empty figure in the page's colours; without pyplot, which keeps figures and a display."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_settings()):
-        yield Figure(figsize=size_inch)
-
-
-def _set_margins(figure: Any, *, left: float, bottom: float) -> None:
-    """Margins in inches; matplotlib's own layouts draw everything twice to find theirs."""
-    width, height = figure.get_size_inches()
-    figure.subplots_adjust(
-        left=left / width,
-        bottom=bottom / height,
-        right=1 - 0.15 / width,
-        top=1 - 0.25 / height,
-        wspace=0.06,
-    )
 
 
 def _settings() -> Any:
@@ -232,20 +158,14 @@ def _settings() -> Any:
     }
 
 
-def _svg(figure: Any, name: str) -> str:
+def _svg(figure: Any) -> str:
+    """The figure in the page's colours and font, without names that other parts might have."""
     out = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(out, format="svg", metadata=nothing)
-    text = out.getvalue()
-    return _themed(text[text.index("<svg") :], name)
-
-
-def _themed(svg: str, name: str) -> str:
-    """The SVG in the page's colours and font, without what clashes between figures of one page."""
-    svg = _STYLE.sub("", svg, count=1)
-    svg = _GROUP_ID.sub("<g>", svg)
-    svg = _REFERENCE.sub(rf"\g<0>{name}-", svg)
-    svg = _FONT.sub("font-family: inherit", svg)
+    svg = out.getvalue()
+    svg = _STYLE.sub("", svg[svg.index("<svg") :], count=1)
+    svg = _FONT.sub("font-family: inherit", _GROUP_ID.sub("<g>", svg))
     for variable, stand_in in _CSS.items():
         svg = svg.replace(stand_in, f"var(--{variable})")
     return svg

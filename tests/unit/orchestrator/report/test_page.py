@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -122,6 +123,19 @@ def test_the_elapsed_time_is_shown_by_part(untouched: tuple[Ledger, str]) -> Non
     ) in words_of(untouched[1])
 
 
+def test_the_attempts_are_drawn_over_time(untouched: tuple[Ledger, str]) -> None:
+    """460 s on 720 units: the two attempts of the first training begin at 150 and 200 s."""
+    ledger, page = untouched
+    (drawn,) = re.findall(r'<svg class="gantt".*?</svg>', page, re.DOTALL)
+    tree = ET.fromstring(drawn)
+    bars = [(float(r.attrib["x"]), float(r.attrib["width"])) for r in tree.iter("rect")]
+    assert (210 + 150 * 720 / 460, 50 * 720 / 460) in [pytest.approx(bar, abs=0.01) for bar in bars]
+    assert len(bars) == sum(len(ledger.run.attempts(i.id)) for i in ledger.plan.instances)
+    words = [text.text for text in tree.iter("text")]
+    assert {"0.0 s", "1 min 55 s", "3 min 50 s", "5 min 45 s", "7 min 40 s"} <= set(words)
+    assert "var(--preempted, var(--muted))" in drawn
+
+
 def test_it_needs_nothing_from_outside(untouched: tuple[Ledger, str]) -> None:
     _, page = untouched
     assert not re.search(r'(src|href|action)=(?!"#)', page)
@@ -145,7 +159,7 @@ def test_both_figures_use_the_pages_colours_and_share_no_id(
         assert not re.search(r"#[0-9a-f]{6}", figure)
     assert "var(--warm)" in figures[0]
     assert "var(--cold)" in figures[0]
-    assert "var(--preempted)" in figures[1]
+    assert "var(--preempted, var(--muted))" in figures[1]
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {
@@ -260,7 +274,7 @@ def test_no_single_file_is_needed(finished: Ledger, damage: str) -> None:
         else:
             file.write_bytes(bodies[damage])
         record = read_record(finished.run, finished.store, observed)
-        page = render(record, draw_curves=lambda _: "", draw_gantt=lambda _: "")
+        page = render(record, draw=lambda _: "")
         assert page.rstrip().endswith("</html>"), path
         file.write_bytes(kept)
 
