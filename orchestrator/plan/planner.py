@@ -170,30 +170,26 @@ def _instances(
 ) -> tuple[tuple[Instance, ...], dict[str, dict[str, str]]]:
     """All distinct instances in data order, and which of them each variant uses, by node."""
     by_key: dict[str, Instance] = {}
-    chosen: dict[str, dict[str, str]] = {v.name: {} for v in variants}
+    chosen: dict[str, dict[str, Instance]] = {v.name: {} for v in variants}
     rows = [[(variant, node) for node in nodes_of(variant.recipe)] for variant in variants]
     in_order = (pair for column in itertools.zip_longest(*rows) for pair in column if pair)
     for variant, node in in_order:  # what comes first in any variant, each after what it reads
         mine = chosen[variant.name]
         upstream = {role: mine[name] for role, name in node.inputs.items()}
-        keys = {i.id: i.key for i in by_key.values()}
-        instance = _instance(node, variant, facts, upstream, keys)
+        instance = _instance(node, variant, facts, upstream)
         known = by_key.setdefault(instance.key, instance)
         if variant.name not in known.variants:
             by_key[instance.key] = replace(known, variants=(*known.variants, variant.name))
-        mine[node.name] = known.id
-    return tuple(by_key.values()), chosen
+        mine[node.name] = known
+    ids = {name: {node: i.id for node, i in mine.items()} for name, mine in chosen.items()}
+    return tuple(by_key.values()), ids
 
 
 def _instance(
-    node: Node,
-    variant: Variant,
-    facts: Facts,
-    needs: Mapping[str, str],
-    keys: Mapping[str, str],
+    node: Node, variant: Variant, facts: Facts, upstream: Mapping[str, Instance]
 ) -> Instance:
     stage, recipe = node.stage, variant.recipe
-    upstream_keys = {role: keys[needed] for role, needed in needs.items()}
+    upstream_keys = {role: needed.key for role, needed in upstream.items()}
     inputs = inputs_of(stage, node.part, recipe, facts, upstream_keys)
     key = key_of(inputs)
     instance_id = f"{node.name}-{key[:12]}"
@@ -203,7 +199,7 @@ def _instance(
         node=node.name,
         key=key,
         inputs=inputs,
-        needs=needs,
+        needs={role: needed.id for role, needed in upstream.items()},
         variants=(variant.name,),
         leader=instance_id,
         steps=stage.steps(recipe, node.part) if stage.steps else None,

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from orchestrator.plan.keys import flatten
@@ -27,7 +26,7 @@ _RATE = re.compile(r"^(\w+)_per_s$")
 _UNIT = re.compile(r"_(s|bytes|hours|hz|bits)$")
 
 
-def fact_rows(facts: Mapping[str, Any], skip: tuple[str, ...] = ()) -> tuple[Row, ...]:
+def fact_rows(facts: Mapping[str, Any], skip: Collection[str] = ()) -> tuple[Row, ...]:
     """A row for each fact, nested names joined by dots; sections in ``skip`` are left out."""
     kept = {name: value for name, value in facts.items() if name not in skip}
     return tuple((label(name), shown(name, value)) for name, value in flatten(kept).items() if name)
@@ -89,43 +88,28 @@ def _split_row(name: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
     return (name, *(f"{n:,}" for n in numbers), format_duration(audio_s), rate)
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnitQuality:
-    """How much an encoder's units tell of phones, beside units of MFCC from as many clusters."""
+def unit_quality(encoder_facts: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """How much an encoder's units tell of phones: PNMI by condition, and that of MFCC's units.
 
-    rows: tuple[tuple[str, str, str], ...]
-    """Condition, PNMI of the encoder, PNMI of MFCC."""
-    verdict: str
-    """Whether the encoder beats MFCC, said plainly."""
-    about: tuple[Row, ...]
-    """Everything else that was recorded."""
-
-
-def unit_quality(encoder_facts: Mapping[str, Any]) -> UnitQuality | None:
-    """The comparison an encoder artifact carries; None when it carries none."""
+    Both from as many clusters. Empty when the encoder's artifact carries no comparison.
+    """
     found = encoder_facts.get("unit_quality", {})
     sections = {"same clusters": found, **found}
-    pairs = {
+    return {
         name: (float(section["encoder_pnmi"]), float(section["mfcc_pnmi"]))
         for name, section in sections.items()
         if isinstance(section, Mapping) and {"encoder_pnmi", "mfcc_pnmi"} <= section.keys()
     }
-    if not pairs:
-        return None
-    return UnitQuality(
-        rows=tuple((name, f"{own:.3f}", f"{mfcc:.3f}") for name, (own, mfcc) in pairs.items()),
-        verdict=_verdict(list(pairs.values())),
-        about=fact_rows(found, skip=("encoder_pnmi", "mfcc_pnmi", *pairs)),
-    )
 
 
-def _verdict(pairs: Sequence[tuple[float, float]]) -> str:
-    wins = sum(own > mfcc for own, mfcc in pairs)
-    if wins == len(pairs):
+def unit_verdict(quality: Mapping[str, tuple[float, float]]) -> str:
+    """Whether the encoder's units beat those of MFCC, said plainly."""
+    wins, num_conditions = sum(own > mfcc for own, mfcc in quality.values()), len(quality)
+    if wins == num_conditions:
         return "The encoder's units tell more of the phones than MFCC units do."
     if not wins:
         return (
             "The encoder's units do not beat MFCC units: they tell no more of the phones than "
             "plain spectra do."
         )
-    return f"The encoder's units beat MFCC units in {wins} of {len(pairs)} conditions only."
+    return f"The encoder's units beat MFCC units in {wins} of {num_conditions} conditions only."

@@ -25,7 +25,14 @@ from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_duration
 from orchestrator.report import plots
 from orchestrator.report.arms import ARMS, Comparison, baseline, comparisons, measure
-from orchestrator.report.facts import fact_rows, label, shown, split_rows, unit_quality
+from orchestrator.report.facts import (
+    fact_rows,
+    label,
+    shown,
+    split_rows,
+    unit_quality,
+    unit_verdict,
+)
 from orchestrator.report.record import AttemptRecord, Measure, Record, StageRecord, read_record
 
 PAGE = "report.html"
@@ -120,6 +127,7 @@ def _template() -> Any:
         "measure": measure,
         "split_rows": split_rows,
         "unit_quality": unit_quality,
+        "unit_verdict": unit_verdict,
     }
     return environment.from_string(
         (Path(__file__).parent / "page.html").read_text(encoding="utf-8")

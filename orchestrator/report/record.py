@@ -1,10 +1,9 @@
 """What the report shows of a run, as plain data: what the ledger holds now, and what is missing.
 
 In: a run's folder, its store, how it was observed. Out: a `Record`. Only the plan must be there:
-every other file is
-read by itself, and one that is missing or broken becomes a line in ``gaps`` instead of an error,
-because a report is wanted most when something went wrong. Only JSON is read, so that a machine
-without pyarrow can write the page.
+every other file is read by itself, and one that is missing or broken becomes a line in ``gaps``
+instead of an error, because a report is wanted most when something went wrong. Only JSON is read,
+so that a machine without pyarrow can write the page.
 """
 
 from __future__ import annotations
@@ -226,7 +225,7 @@ def _variant(
     stages: Mapping[str, StageRecord],
 ) -> VariantRecord:
     instances = row["instances"]
-    train = stages.get(instances.get("train", ""))
+    train = stages[instances["train"]]
     retired = instances.get(RETIRED, "")  # both scores, in runs of earlier versions
     perplexity, continuations = (
         stages.get(instances.get(name, retired)) for name in ("perplexity", "continuations")
@@ -262,10 +261,8 @@ def _finished(
     return reader.ask(f"{stage.instance.id}: {path}", read, default)
 
 
-def _curve(reader: Reader, train: StageRecord | None, name: str) -> tuple[Point, ...]:
+def _curve(reader: Reader, train: StageRecord, name: str) -> tuple[Point, ...]:
     """Losses by step: the finished sequence, or as far as the newest checkpoint."""
-    if train is None:
-        return ()
     out, whole = train.storage, [f"{name}.jsonl"] if train.is_complete else None
     return reader.ask(
         f"{train.instance.id}: {name}.jsonl",

@@ -12,7 +12,7 @@ import difflib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -66,29 +66,19 @@ def _refuse_tag(_: _SafeLoader, node: yaml.Node) -> None:
     )
 
 
-def _number_or_text(construct: Callable[..., Any]) -> Callable[[_SafeLoader, Any], Any]:
-    def number(loader: _SafeLoader, node: yaml.ScalarNode) -> Any:
-        return node.value if _NO_NUMBER.search(node.value) else construct(loader, node)
-
-    return number
-
-
+# As in YAML 1.2: 010 is no eight and 48:00:00 no number to base 60; 1e-3 is a number, not text.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$",
+    "tag:yaml.org,2002:float": r"[-+]?((0|[1-9][0-9_]*)(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"
+    r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}
+_SafeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _SafeLoader.add_implicit_resolver(_tag, re.compile(_pattern), list("-+.0123456789"))
 _SafeLoader.add_constructor(None, _refuse_tag)
-
-# YAML 1.1 reads 48:00:00 as a number to base 60 and 010 as 8; nobody means that.
-_NO_NUMBER = re.compile(r":|^[-+]?0[0-9]")
-for _tag, _construct in (
-    ("tag:yaml.org,2002:int", yaml.SafeLoader.construct_yaml_int),
-    ("tag:yaml.org,2002:float", yaml.SafeLoader.construct_yaml_float),
-):
-    _SafeLoader.add_constructor(_tag, _number_or_text(_construct))
-
-# YAML 1.1 reads 1e-3 as text; everybody who writes a learning rate means a number.
-_SafeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -194,7 +184,9 @@ def _parse(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise RequestError(f"{path.name}: not UTF-8 text; save it as UTF-8") from None
     except _YAML_ERRORS as error:
-        raise RequestError(f"{path.name}{_yaml_place(error)}: {_yaml_problem(error)}") from None
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise RequestError(f"{path.name}{place}: {_yaml_problem(error)}") from None
     if not isinstance(value, dict):
         found = "empty" if value is None else _shown(value)
         raise RequestError(f"{path.name}: must be a mapping of sections, not {found}")
@@ -203,11 +195,6 @@ def _parse(path: Path) -> dict[str, Any]:
 
 # ValueError: 2020-13-41 and !!int many; RecursionError: ten thousand brackets.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
-
-
-def _yaml_place(error: Exception) -> str:
-    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-    return f":{mark.line + 1}:{mark.column + 1}" if mark else ""
 
 
 def _yaml_problem(error: Exception) -> str:
@@ -295,6 +282,8 @@ _EXPECTED = {
     "literal_error": "{expected}",
 }
 """Pydantic's type of a problem to what would be right, in the words of a recipe's author."""
+_INNER_TAG = re.compile(r"(literal\[|constrained-|function-|\[key\]).*|int|str|float|bool|none")
+"""A part of a place that is pydantic's and no key: a union's member, or ``[key]``."""
 
 
 def _lines(
@@ -303,7 +292,7 @@ def _lines(
     """One line a place; what each member of a union would have taken is joined by "or"."""
     by_place: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for problem in problems:
-        place = tuple(str(p) for p in problem["loc"] if not _is_inner_tag(str(p)))
+        place = tuple(str(p) for p in problem["loc"] if not _INNER_TAG.fullmatch(str(p)))
         by_place.setdefault(place, []).append(problem)
     return tuple(
         ": ".join(filter(None, (where, ".".join(place), _said(model, place, found))))
@@ -338,17 +327,6 @@ def _shown(value: Any) -> str:
         return "a list" if value else "an empty list"
     text = repr(value) if isinstance(value, str | int | float) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _is_inner_tag(part: str) -> bool:
-    """Whether a part of the place is pydantic's, not a key: a union's member, or ``[key]``."""
-    return part.startswith(("literal[", "constrained-", "function-", "[key]")) or part in (
-        "int",
-        "str",
-        "float",
-        "bool",
-        "none",
-    )
 
 
 def _did_you_mean(place: Sequence[str], model: type[BaseModel]) -> str:

@@ -19,11 +19,10 @@ FILES: dict[str, type[Spec]] = {
 def schema_text(path: str) -> str:
     """The schema that belongs into one of `FILES`."""
     schema: dict[str, Any] = FILES[path].model_json_schema()
-    if path.startswith("recipes/"):
-        schema["properties"]["extends"] = {
-            "type": "string",
-            "description": "Another recipe, relative to this one, whose values this one overrides.",
-        }
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "Another file, relative to this one, whose values this one overrides.",
+    }
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
 

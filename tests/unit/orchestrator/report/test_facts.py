@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.report.facts import fact_rows, label, shown, split_rows, unit_quality
+from orchestrator.report.facts import (
+    fact_rows,
+    label,
+    shown,
+    split_rows,
+    unit_quality,
+    unit_verdict,
+)
 
 NO_BETTER = (
     "The encoder's units do not beat MFCC units: "
@@ -58,20 +65,17 @@ def test_splits_come_in_order_with_their_rate() -> None:
 )
 def test_whether_units_beat_mfcc_is_said_plainly(encoder: float, mfcc: float, verdict: str) -> None:
     found = unit_quality({"unit_quality": {"encoder_pnmi": encoder, "mfcc_pnmi": mfcc}})
-    assert found is not None
-    assert found.verdict == verdict
-    assert found.rows == (("same clusters", f"{encoder:.3f}", f"{mfcc:.3f}"),)
+    assert found == {"same clusters": (encoder, mfcc)}
+    assert unit_verdict(found) == verdict
 
 
 def test_several_conditions_have_a_row_each() -> None:
     better, worse = ({"encoder_pnmi": own, "mfcc_pnmi": 0.3} for own in (0.42, 0.2))
     quality = {"k100": better, "k50": worse, "material": "two voices"}
     found = unit_quality({"unit_quality": quality})
-    assert found is not None
-    assert found.rows == (("k100", "0.420", "0.300"), ("k50", "0.200", "0.300"))
-    assert found.verdict == "The encoder's units beat MFCC units in 1 of 2 conditions only."
-    assert found.about == (("material", "two voices"),)
+    assert found == {"k100": (0.42, 0.3), "k50": (0.2, 0.3)}
+    assert unit_verdict(found) == ("The encoder's units beat MFCC units in 1 of 2 conditions only.")
 
 
 def test_an_encoder_without_the_comparison_has_no_block() -> None:
-    assert unit_quality({"layer": 3}) is None
+    assert unit_quality({"layer": 3}) == {}

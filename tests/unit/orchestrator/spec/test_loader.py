@@ -104,6 +104,7 @@ def test_the_youngest_of_three_wins(write: Write) -> None:
         ("train.optimizer.lr=1e-3", ("train", "optimizer", "lr"), 0.001),
         ("train.optimizer.lr=1.0e-3", ("train", "optimizer", "lr"), 0.001),
         ("train.optimizer.lr=2E-4", ("train", "optimizer", "lr"), 0.0002),
+        ("train.optimizer.lr=.5e-3", ("train", "optimizer", "lr"), 0.0005),
         ("train.steps=1e3", ("train", "steps"), 1000),
         ("model.num_layers=6", ("model", "num_layers"), 6),
         ("model.num_layers=null", ("model", "num_layers"), None),
