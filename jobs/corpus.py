@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
@@ -86,7 +86,7 @@ def choose(corpus: Corpus, roots: Mapping[str, Path]) -> tuple[list[Recording], 
     for source in corpus.sources:
         for recording in list_recordings(source, roots[source.name]):
             if reason := _unwanted(recording, corpus):
-                left_out.append(_left_out(recording, reason))
+                left_out.append({**recording._asdict(), "reason": reason})
             else:
                 wanted.append(recording)
     return wanted, left_out
@@ -107,12 +107,9 @@ def write_tables(
         if not p.left_out and not p.unreadable
         for row in utterances(r, p, corpus.windows)
     ]
-    dropped = [*left_out, *(_left_out(r, p.left_out) for r, p in pairs if p.left_out)]
-    bad = [
-        {"path": r.path, "source": r.source, "reason": p.unreadable}
-        for r, p in pairs
-        if p.unreadable
-    ]
+    silent = [{**r._asdict(), "reason": p.left_out} for r, p in pairs if p.left_out]
+    dropped = [*left_out, *silent]
+    bad = [{**r._asdict(), "reason": p.unreadable} for r, p in pairs if p.unreadable]
     if not rows:
         raise DataError(
             f"corpus: none of {len(wanted)} recordings can be used ({len(bad)} unreadable, the "
@@ -139,13 +136,9 @@ def utterances(recording: Recording, probe: Probe, windows: Windows) -> list[Row
     spans = cut(probe.num_samples, windows)
     return [
         {
+            **recording._asdict(),
+            **span._asdict(),
             "id": recording.id if len(spans) == 1 else f"{recording.id}@{span.start_sample}",
-            "source": recording.source,
-            "path": recording.path,
-            "start_sample": span.start_sample,
-            "num_samples": span.num_samples,
-            "language": recording.language,
-            "speaker": recording.speaker,
             "recording": recording.id,
         }
         for span in spans
@@ -195,20 +188,9 @@ def _hash_share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
-def _left_out(recording: Recording, reason: str) -> Row:
-    return {
-        "path": recording.path,
-        "source": recording.source,
-        "language": recording.language,
-        "reason": reason,
-    }
-
-
 def _nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:
-    found = (
-        ", ".join(sorted({row["language"] or "none" for row in left_out}))
-        or "no audio files at all"
-    )
+    languages = sorted({row["language"] or "none" for row in left_out})
+    found = ", ".join(languages) or "no audio files at all"
     return (
         f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
         "check corpus.languages and the cluster's data"
@@ -222,15 +204,11 @@ def _probe_all(
     found: list[Probe] = []
     threads = attempt.resources.cpus_per_worker * attempt.resources.max_workers
     with ThreadPoolExecutor(threads) as pool:
-        for block in _blocks(wanted):
-            found += _probe_block(attempt, pool, block, roots)
+        for start in range(0, len(wanted), _BLOCK):
+            found += _probe_block(attempt, pool, wanted[start : start + _BLOCK], roots)
             attempt.check()
             attempt.progress(len(found), len(wanted), "recordings")
     return found
-
-
-def _blocks(wanted: Sequence[Recording]) -> Iterator[Sequence[Recording]]:
-    return (wanted[i : i + _BLOCK] for i in range(0, len(wanted), _BLOCK))
 
 
 def _probe_block(
@@ -242,7 +220,8 @@ def _probe_block(
     digest = hashlib.sha256("\n".join(r.id for r in block).encode()).hexdigest()[:16]
     path = f"probes/{digest}.parquet"
     if attempt.out.exists(path):
-        return [Probe(**row) for row in _read_table(attempt.out, path)]
+        table = pq.read_table(io.BytesIO(attempt.out.read_bytes(path)))
+        return [Probe(**row) for row in table.to_pylist()]
     windows = attempt.recipe.corpus.windows
     found = list(pool.map(lambda r: probe(r, roots[r.source], windows), block))
     _create_table(attempt.out, path, [p._asdict() for p in found], _PROBE_SCHEMA)
@@ -257,11 +236,6 @@ def _create_table(out: Storage, path: str, rows: Sequence[Row], schema: pa.Schem
         out.create(path, buffer.getvalue())
     except AlreadyExistsError:
         return
-
-
-def _read_table(out: Storage, path: str) -> list[Row]:
-    rows: list[Row] = pq.read_table(io.BytesIO(out.read_bytes(path))).to_pylist()
-    return rows
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
         )
         check_splits(packed)
         for name in SPLITS:
-            _publish(attempt.out, folder / bin_name(name))
-            _publish(attempt.out, folder / index_name(name))
+            for path in (bin_name(name), index_name(name)):
+                attempt.out.upload(folder / path, path)
     if not attempt.out.exists("pack.json"):
         attempt.out.create_json("pack.json", packed)
     return {"splits": packed["splits"], "num_empty_utterances": packed["num_empty_utterances"]}
@@ -55,10 +55,6 @@ def _shards(attempt: Attempt, units: Storage, cache: Path) -> Iterator[Path]:
             local.unlink()
         attempt.check()
         attempt.progress(n, len(paths), "shards")
-
-
-def _publish(out: Storage, local: Path) -> None:
-    out.upload(local, local.name)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,6 @@ def rank_config(attempt: Attempt) -> RankConfig:
         settings=settings,
         execution=pretrain_execution(pretrain, world_size, most),
         section="encoder.pretrain",
-        tensorboard=attempt.recipe.tracking.tensorboard,
     )
 
 

@@ -45,7 +45,6 @@ def rank_config(attempt: Attempt) -> RankConfig:
         settings=settings_of(recipe.train, seed=recipe.seed),
         execution=execution_of(recipe.train, world_size, driver.max_micro_batch(attempt)),
         section="train",
-        tensorboard=recipe.tracking.tensorboard,
     )
 
 

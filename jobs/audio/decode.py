@@ -22,25 +22,10 @@ from orchestrator.quantities import SAMPLE_RATE_HZ
 
 Wave = npt.NDArray[np.float32]
 
-AUDIO_SUFFIXES = frozenset(
-    (
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".opus",
-        ".mp3",
-        ".g722",
-        ".m4a",
-        ".mp4",
-        ".aac",
-        ".webm",
-        ".wma",
-        ".amr",
-    )
-)
-"""File names that are taken for audio, lower case."""
-
 _SNDFILE_SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3"))
+_FFMPEG_SUFFIXES = frozenset((".g722", ".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr"))
+AUDIO_SUFFIXES = _SNDFILE_SUFFIXES | _FFMPEG_SUFFIXES
+"""File names that are taken for audio, lower case."""
 _RAW_FORMATS = {".g722": "g722"}
 _LOWPASS_TAPS = 255
 _MAX_RESAMPLE_RATIO_TERM = 2_000

@@ -66,18 +66,9 @@ class SplitWriter:
     _rows: list[tuple[str, int, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._tokens = self.bin_path.open("wb")
-        self._index = pq.ParquetWriter(self.index_path, INDEX_SCHEMA, compression="zstd")
-
-    @property
-    def bin_path(self) -> Path:
-        """The token file."""
-        return self.folder / bin_name(self.name)
-
-    @property
-    def index_path(self) -> Path:
-        """The index of utterances."""
-        return self.folder / index_name(self.name)
+        self._tokens = (self.folder / bin_name(self.name)).open("wb")
+        index = self.folder / index_name(self.name)
+        self._index = pq.ParquetWriter(index, INDEX_SCHEMA, compression="zstd")
 
     def add(self, utterance: str, recording: str, units: np.ndarray, num_samples: int) -> None:
         """Append one utterance."""
@@ -86,8 +77,7 @@ class SplitWriter:
         self.num_tokens += len(units)
         self.num_samples += num_samples
         self.num_utterances += 1
-        # Eight bytes a recording: the names of 150k hours of them would not fit in memory
-        # comfortably.
+        # Eight bytes a recording: the names of 150k hours of them would take too much memory.
         self.recordings.add(hashlib.sha256(recording.encode()).digest()[:8])
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
@@ -110,12 +100,8 @@ class SplitWriter:
 
     def _flush(self) -> None:
         columns = list(zip(*self._rows, strict=True)) or [()] * len(INDEX_SCHEMA)
-        self._index.write_table(
-            pa.table(
-                [pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)],
-                schema=INDEX_SCHEMA,
-            )
-        )
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA, strict=True)]
+        self._index.write_table(pa.table(arrays, schema=INDEX_SCHEMA))
         self._rows.clear()
 
 

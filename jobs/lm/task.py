@@ -11,6 +11,7 @@ Shape legend: B sequences, L1 = context length + 1 tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from jobs.lm.flops import flops_per_token
 from jobs.lm.token_stream import Tokens, TokenStream, bin_name, open_tokens
 from jobs.lm.twist import build_model
 from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig, TrainingSettings
-from jobs.training.schedule import learning_rate
 from jobs.training.task import LossOf, MicroBatch, Samples, Tick
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.model import Spec
@@ -35,6 +34,7 @@ TASK = "jobs.lm.task:LanguageModel"
 MODEL_FOLDER = "model"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAX_VALID_WINDOWS = 256
+_COSINE_FLOOR = 0.1
 
 
 class LanguageModelSpec(Spec):
@@ -56,16 +56,21 @@ class LanguageModelSpec(Spec):
 
 def settings_of(train: Train, *, seed: int) -> TrainingSettings:
     """The part of the recipe's ``train`` section that every training has."""
-    return TrainingSettings(
-        steps=train.steps,
-        global_batch=train.global_batch,
-        seed=seed,
-        optimizer=train.optimizer,
-        precision=train.precision,
-        checkpoint=train.checkpoint,
-        validate_every_steps=train.validate_every_steps,
-        max_nonfinite_in_row=train.max_nonfinite_in_row,
-    )
+    shared = TrainingSettings.model_fields.keys() - {"seed"}
+    return TrainingSettings(seed=seed, **{name: getattr(train, name) for name in shared})
+
+
+def flops_per_token(model: Any, context_length: int) -> float:
+    """FLOPs of one token's forward and backward pass.
+
+    ``6 N + 12 L H Q T`` (PaLM, arXiv 2204.02311, appendix B): N parameters but for an embedding
+    table that is not the head's too, L layers, H heads of Q features, T tokens of context.
+    """
+    config = model.config
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    parameters = model.num_parameters() - (0 if head is table else table.numel())
+    attention = config.num_hidden_layers * config.hidden_size * context_length
+    return float(6 * parameters + 12 * attention)
 
 
 class LanguageModel:
@@ -154,6 +159,23 @@ class LanguageModel:
     def facts(self, model: Any) -> dict[str, Any]:
         """Sizes of the model and of its data."""
         return {"num_parameters": model.num_parameters()}
+
+
+def learning_rate(step: int, *, schedule: Schedule, peak: float, steps: int) -> float:
+    """The learning rate of optimizer step 1, 2, ... ``steps``.
+
+    Linear warm-up to the peak, then constant; or peak * sqrt(warmup / step) (arXiv 1706.03762, eq.
+    3); or half a cosine down to a tenth of the peak at the last step.
+    """
+    warmup = max(schedule.warmup_steps, 1)
+    if step <= warmup:
+        return peak * step / warmup
+    if schedule.kind == "constant":
+        return peak
+    if schedule.kind == "inverse_sqrt":
+        return peak * math.sqrt(warmup / step)
+    done = (step - warmup) / max(steps - warmup, 1)
+    return peak * (_COSINE_FLOOR + (1 - _COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def validation_windows(tokens: Tokens, context_length: int) -> Samples:

@@ -24,7 +24,7 @@ from torch import Tensor
 from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, Fit, fit, nearest, subsample
-from jobs.speech.units import EncoderSpec, create_same, read_codebook_tensors
+from jobs.speech.units import EncoderSpec, create_same, read_codebook
 from jobs.speech.utterances import CorpusRows, Root, Utterance, WaveReader, pages
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -166,7 +166,7 @@ class TargetWorker:
 
     @cached_property
     def _clusters(self) -> dict[str, Tensor]:
-        return read_codebook_tensors(self._out)
+        return read_codebook(self._out)
 
 
 def scaling_of(feats_ND: Tensor, *, standardise: bool) -> dict[str, Tensor]:

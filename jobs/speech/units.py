@@ -143,13 +143,11 @@ def write_codebook(
     return digest
 
 
-def read_codebook(codebook: Storage) -> Tensor:
-    """``centroids_KD`` of a codebook artifact. Raises CorruptError when its digest is another."""
-    return read_codebook_tensors(codebook)["centroids"]
+def read_codebook(codebook: Storage) -> dict[str, Tensor]:
+    """The ``centroids``, KxD, and whatever else `write_codebook` was given.
 
-
-def read_codebook_tensors(codebook: Storage) -> dict[str, Tensor]:
-    """Everything `write_codebook` was given. Raises CorruptError when its digest is another."""
+    Raises CorruptError when the digest is another.
+    """
     data, about = codebook.read_bytes(CODEBOOK), codebook.read_json(CODEBOOK_FACTS)
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise CorruptError(
@@ -230,7 +228,8 @@ class Tokenizer:
         self._dedup = dedup
         self._outs = [Storage(d.out_url) for d in destinations]
         self._codebooks = [
-            read_codebook(Storage(d.codebook_url)).to(self._hubert.device) for d in destinations
+            read_codebook(Storage(d.codebook_url))["centroids"].to(self._hubert.device)
+            for d in destinations
         ]
 
     def __call__(self, task: ShardTask) -> dict[int, ShardStats]:

@@ -38,6 +38,8 @@ from orchestrator.plan.token_order import HASH_START
 CONVERTED = "CONVERTED.json"
 """Written last into a converted checkpoint: what was converted, and the digest of every file."""
 
+SAVED = ("step", "cursor", "sample_hash", "metrics", "validation", "history")
+"""What a checkpoint's manifest takes from the progress and gives back."""
 BuildEngine = Callable[..., Engine]
 """Stands in for `build_engine`."""
 
@@ -216,14 +218,7 @@ class Checkpointer:
         engine.load(folder, tag)
         if own_rng.is_file():
             restore_rng(load_file(own_rng))
-        return Progress(
-            step=manifest.step,
-            cursor=manifest.cursor,
-            sample_hash=manifest.sample_hash,
-            metrics=manifest.metrics,
-            validation=manifest.validation,
-            history=manifest.history,
-        )
+        return Progress(**{name: getattr(manifest, name) for name in SAVED})
 
     def _convert(self, folder: Path, manifest: Manifest) -> Path:
         """A folder with the checkpoint in a form that any number of ranks can load.
@@ -257,17 +252,12 @@ class Checkpointer:
         """Rank 0's snapshot: with the metric lines, and the manifest but for its files."""
         segments = self._close_segments(progress)
         draft = Manifest(
-            step=progress.step,
+            **{name: getattr(progress, name) for name in SAVED},
             lease_n=self._config.lease_n,
             world_size=self._rank_info.world_size,
             zero_stage=self._config.execution.zero_stage,
-            cursor=progress.cursor,
             skips=tuple(sorted(self.skips)),
-            sample_hash=progress.sample_hash,
             files={},
-            metrics=progress.metrics,
-            validation=progress.validation,
-            history=progress.history,
             tracker=self._config.tracker,
         )
         return replace(snapshot, draft=draft, segments=segments)

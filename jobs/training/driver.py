@@ -64,7 +64,6 @@ def rank_config(
     settings: TrainingSettings,
     execution: Execution,
     section: str,
-    tensorboard: bool,
 ) -> RankConfig:
     """Everything that the ranks of this attempt need to know."""
     resources, retry = attempt.resources, attempt.cluster.retry
@@ -85,7 +84,7 @@ def rank_config(
         tracker=attempt.name,
         device="cuda" if resources.gpus_per_node else "cpu",
         threads=resources.cpus_per_worker,
-        tensorboard=str(curves.resolve()) if tensorboard else None,
+        tensorboard=str(curves.resolve()) if attempt.recipe.tracking.tensorboard else None,
         mtbf_s=mtbf_s(retry, resources, *attempt.interruptions),
         wait_s=retry.start_timeout_s + retry.hang_timeout_s,
         notice_s=retry.notice_s,

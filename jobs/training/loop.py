@@ -31,7 +31,7 @@ from jobs.training.engine import build_engine, connect, prepare
 from jobs.training.group import RankGroup
 from jobs.training.heartbeat import Heartbeat
 from jobs.training.interval import CheckpointInterval
-from jobs.training.mfu import peak_flops
+from jobs.training.mfu import PEAK_FLOPS
 from jobs.training.rank import RankConfig, RankInfo, end_with
 from jobs.training.task import Task, build_task
 from jobs.training.tracking import Tracker
@@ -271,7 +271,8 @@ class Rank:
 
     def _mfu(self, step_s: float) -> float | None:
         """Share of the devices' peak that the model's own arithmetic takes; None when unknown."""
-        peak = peak_flops(torch.cuda.get_device_name()) if self._config.device == "cuda" else None
+        device = torch.cuda.get_device_name() if self._config.device == "cuda" else "cpu"
+        peak = PEAK_FLOPS.get(device)
         flops = self._engine.flops_per_sample * self._settings.global_batch / step_s
         return flops / (peak * self._group.info.world_size) if peak and flops else None
 

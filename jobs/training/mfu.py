@@ -32,8 +32,3 @@ PEAK_FLOPS = {
 }
 """Dense bf16 (V100, T4: fp16) FLOPs a second, by ``torch.cuda.get_device_name``: the makers' data
 sheets. ``NVIDIA L40`` is no ``L4``, and a PCIe card slower than its SXM sister: names are exact."""
-
-
-def peak_flops(device_name: str) -> float | None:
-    """What a device can do at best; None when it is not in the table."""
-    return PEAK_FLOPS.get(device_name)

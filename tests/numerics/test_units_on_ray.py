@@ -218,7 +218,7 @@ def test_units_are_those_of_each_utterance_alone(world: World) -> None:
     """Shards against stock inference at batch size 1, deduplicated by hand."""
     tokenize.work(world.attempt("tokenize", "exact", workers=2, codebooks=("one",)))
     model = HubertModel.from_pretrained(world.artifact("encoder").storage.url).eval()
-    centroids_KD = read_codebook(world.artifact("codebook", "one").storage)
+    centroids_KD = read_codebook(world.artifact("codebook", "one").storage)["centroids"]
     for data in world.bytes_of("tokenize", "exact").values():
         for row in pq.read_table(pa.BufferReader(data)).to_pylist():
             wave, _ = soundfile.read(

@@ -22,7 +22,6 @@ WITHOUT_A_TEST: set[str] = {
     "orchestrator/spec/model.py",
     "orchestrator/spec/schema.py",
     "jobs/codebook.py",
-    "jobs/continuations.py",
     "jobs/pack.py",
     "jobs/perplexity.py",
     "jobs/speech/pool.py",

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from jobs.lm.task import validation_windows
+from jobs.lm.task import flops_per_token, learning_rate, validation_windows
+from orchestrator.spec.recipe import Schedule
 
 
 def test_validation_uses_whole_windows() -> None:
@@ -25,3 +27,49 @@ def test_validation_of_a_large_split_is_spread_over_it() -> None:
 )
 def test_validation_of_a_small_split(num_tokens: int, shape: tuple[int, int]) -> None:
     assert validation_windows(np.arange(num_tokens, dtype="<u2"), 8).shape == shape
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_of_a_llama(tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=10,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    model = LlamaForCausalLM(config)
+    # Attention 4 x 8 x 8, MLP 3 x 8 x 16, two norms of 8 a layer; last norm; the head.
+    parameters = 2 * (256 + 384 + 16) + 8 + 80
+    assert flops_per_token(model, context_length=32) == 6 * parameters + 12 * 2 * 8 * 32
+
+
+def rates(kind: str, steps: int = 100, warmup: int = 10) -> list[float]:
+    schedule = Schedule.model_validate({"kind": kind, "warmup_steps": warmup})
+    return [
+        learning_rate(step, schedule=schedule, peak=1.0, steps=steps)
+        for step in range(1, steps + 1)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["inverse_sqrt", "cosine", "constant"])
+def test_warm_up_is_linear_and_reaches_the_peak(kind: str) -> None:
+    assert rates(kind)[:10] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert max(rates(kind)) == 1.0
+
+
+def test_inverse_sqrt() -> None:
+    assert rates("inverse_sqrt")[39] == pytest.approx(0.5)  # step 40: sqrt(10 / 40)
+    assert rates("inverse_sqrt", warmup=0)[3] == pytest.approx(0.5)  # step 4: sqrt(1 / 4)
+
+
+def test_cosine_ends_at_a_tenth() -> None:
+    after = rates("cosine")[9:]
+    assert after == sorted(after, reverse=True)
+    assert after[45] == pytest.approx(0.55)  # half way
+    assert after[-1] == pytest.approx(0.1)
+
+
+def test_constant() -> None:
+    assert set(rates("constant")[9:]) == {1.0}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.training.mfu import peak_flops
+from jobs.training.mfu import PEAK_FLOPS
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from jobs.training.mfu import peak_flops
     ],
 )
 def test_a_device_is_known_by_its_exact_name(name: str, peak: float | None) -> None:
-    assert peak_flops(name) == peak
+    assert PEAK_FLOPS.get(name) == peak

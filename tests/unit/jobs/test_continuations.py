@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from jobs.scoring.continuation import choose, continue_units, prompt_length
+from jobs.continuations import choose, continue_units, prompt_length
 
 
 @pytest.fixture(scope="module")
