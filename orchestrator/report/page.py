@@ -33,7 +33,7 @@ from orchestrator.report.facts import (
     unit_quality,
     unit_verdict,
 )
-from orchestrator.report.record import AttemptRecord, Measure, Record, StageRecord, read_record
+from orchestrator.report.record import AttemptRecord, Record, StageRecord, read_record
 
 PAGE = "report.html"
 _MAX_UNITS_SHOWN = 64
@@ -68,11 +68,8 @@ def summary(run: RunFolder, store: Store, observed: Observed) -> list[str]:
     for comparison in matches:
         if len(matches) > 1:
             lines.append(f"{comparison.label}:")
-        lines += [
-            f"{arm:<5} test perplexity {comparison.arms[arm].test.text} (95 %)"
-            for arm in ARMS
-            if arm in comparison.arms
-        ]
+        arms = comparison.arms.values()
+        lines += [f"{arm.name:<5} test perplexity {arm.test.text} (95 %)" for arm in arms]
         lines += comparison.sentences
     lines += [f"{name:<9} {text}" for name, text in _time_by_stage(record)]
     if run.storage.exists(PAGE):
@@ -91,14 +88,12 @@ def render(record: Record, draw: Callable[[Sequence[plots.Curve]], str] = plots.
     page: str = _template().render(
         record=record,
         ended_at=ended_at,
-        tiles=_tiles(record, matches),
         comparisons=matches,
         curves=curves,
         curves_svg=Markup(draw(curves)),
         window=max((plots.mean_window(len(v.training)) for v in record.variants), default=1),
         is_raw_shown=sum(bool(v.training) for v in record.variants) <= plots.NUM_RAW_CURVES,
         began_at=min((a.status.started_at for s in record.stages for a in s.attempts), default=0.0),
-        goodput=_goodput(record.status.goodput),
         throughput=_throughput,
         remarks=_remarks,
         by_stage=_time_by_stage(record),
@@ -125,6 +120,8 @@ def _template() -> Any:
         "baseline": baseline,
         "fact_rows": fact_rows,
         "measure": measure,
+        "part_names": PART_NAMES,
+        "shares_percent": shares_percent,
         "split_rows": split_rows,
         "unit_quality": unit_quality,
         "unit_verdict": unit_verdict,
@@ -132,36 +129,6 @@ def _template() -> Any:
     return environment.from_string(
         (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     )
-
-
-def _goodput(parts: Mapping[str, float | None]) -> list[tuple[str, str]]:
-    """The elapsed time, every part of it with its share, and the effective training time ratio."""
-    rows = [
-        (PART_NAMES[part], f"{format_duration(parts[f'{part}_s'] or 0.0)} ({share:.1f} %)")
-        for part, share in shares_percent(parts).items()
-    ]
-    if elapsed_s := parts.get("elapsed_s"):
-        rows.insert(0, ("elapsed", format_duration(elapsed_s)))
-    if (ettr := parts.get("ettr")) is not None:
-        rows.append(("ETTR", f"{ettr:.2f}"))
-    return rows
-
-
-def _tiles(record: Record, matches: Sequence[Comparison]) -> list[tuple[str, str, str]]:
-    """Name, value and footnote of the figures at the top."""
-    arms = matches[0].arms if len(matches) == 1 else {}
-    tiles = [
-        (f"{name} start, test perplexity", f"{arm.test.perplexity:.2f}", _interval(arm.test))
-        for name, arm in arms.items()
-    ]
-    packs = record.of_stage("pack")
-    rows = split_rows(packs[0].facts) if len(packs) == 1 else ()
-    tiles += [("speech to train on", r[4], f"{r[3]} tokens") for r in rows if r[0] == "train"]
-    if elapsed_s := record.status.goodput.get("elapsed_s"):
-        done = sum(s.is_complete for s in record.stages)
-        footnote = f"{done} of {len(record.stages)} stage instances done"
-        tiles.append(("time", format_duration(elapsed_s), footnote))
-    return tiles
 
 
 def _curves(record: Record, matches: Sequence[Comparison]) -> list[plots.Curve]:
@@ -250,11 +217,6 @@ def _ended_at(record: Record) -> float:
     if not attempts or any(a.state == RunState.RUNNING for a in attempts):
         return time.time()
     return max(a.ended_at or a.started_at for a in attempts)
-
-
-def _interval(measure: Measure) -> str:
-    ends = measure.perplexity_95
-    return f"95 %: {ends[0]:.2f} to {ends[1]:.2f}" if ends else ""
 
 
 def _units(units: Any) -> str:

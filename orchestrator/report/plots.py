@@ -108,17 +108,16 @@ def running_mean(points: Sequence[Point]) -> list[Point]:
 
     A step without a loss stays a gap and counts in no mean.
     """
-    window, total, count, means = mean_window(len(points)), 0.0, 0, []
-    for n, (step, loss) in enumerate(points):
-        left = points[n - window][1] if n >= window else math.nan
-        total += _or_zero(loss) - _or_zero(left)
-        count += (not math.isnan(loss)) - (not math.isnan(left))
-        means.append((step, math.nan if math.isnan(loss) else total / count))
-    return means
+    import numpy as np
 
-
-def _or_zero(loss: float) -> float:
-    return 0.0 if math.isnan(loss) else loss
+    losses = np.array([loss for _, loss in points])
+    first = np.maximum(np.arange(len(points)) - mean_window(len(points)) + 1, 0)
+    totals, counts = (
+        np.insert(values.cumsum(), 0, 0) for values in (np.nan_to_num(losses), ~np.isnan(losses))
+    )
+    means = (totals[1:] - totals[first]) / np.maximum(counts[1:] - counts[first], 1)
+    means[np.isnan(losses)] = math.nan
+    return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
 
 
 def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:

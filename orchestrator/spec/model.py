@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -93,21 +93,19 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]
 
 
-def _whole(value: Any) -> Any:
-    # Pydantic reads true as 1 and '12' as 12; in a recipe both are slips.
-    if isinstance(value, bool | str):
-        raise PydanticKnownError("int_type")
-    return value
+def _no_slip(error: Literal["int_type", "float_type"]) -> BeforeValidator:
+    """Pydantic reads true as 1 and '12' as 12; in a recipe both are slips."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, bool | str):
+            raise PydanticKnownError(error)
+        return value
+
+    return BeforeValidator(check)
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, bool | str):
-        raise PydanticKnownError("float_type")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_whole), Field(le=LARGEST_COUNT)]
-Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Int = Annotated[int, _no_slip("int_type"), Field(le=LARGEST_COUNT)]
+Float = Annotated[float, _no_slip("float_type"), Field(allow_inf_nan=False)]
 PositiveInt = Annotated[Int, Field(gt=0)]
 Count = Annotated[Int, Field(ge=0)]
 PositiveFloat = Annotated[Float, Field(gt=0)]
