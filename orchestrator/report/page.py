@@ -92,7 +92,7 @@ def render(record: Record, draw: Callable[[Sequence[plots.Curve]], str] = plots.
         curves=curves,
         curves_svg=Markup(draw(curves)),
         window=max((plots.mean_window(len(v.training)) for v in record.variants), default=1),
-        is_raw_shown=sum(bool(v.training) for v in record.variants) <= plots.NUM_RAW_CURVES,
+        is_raw_shown=len(curves) <= plots.NUM_RAW_CURVES,
         began_at=min((a.status.started_at for s in record.stages for a in s.attempts), default=0.0),
         throughput=_throughput,
         remarks=_remarks,

@@ -120,11 +120,10 @@ def running_mean(points: Sequence[Point]) -> list[Point]:
     return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
 
 
-def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most about ``limit`` points, the first and the last among them."""
-    stride = -(-len(points) // limit)
-    kept = list(points[::stride]) if stride else []
-    return kept if not kept or kept[-1] == points[-1] else [*kept, points[-1]]
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most about `MAX_POINTS` points, the first and the last among them."""
+    stride = max(1, -(-len(points) // MAX_POINTS))
+    return [*points[:-1:stride], *points[-1:]]
 
 
 def _linestyle(dash: str) -> Any:

@@ -161,9 +161,6 @@ _OURS = frozenset(
 )
 """Options of sbatch that a cluster file may not set: jobs are recognised and chained by them."""
 _NAMED = {
-    **{n: n for n in ("partition", "account", "qos", "constraint", "reservation", "exclude")},
-    "nice": "nice",
-    "gres": "gres",
     "cpus-per-task": "cpus",
     "gpus-per-node": "gres",
     "mem": "mem_gb",
@@ -171,7 +168,7 @@ _NAMED = {
     "mem-per-gpu": "mem_gb",
     "time": "walltime_min",
 }
-"""Options of sbatch that have a name here."""
+"""Options of sbatch that have another name here."""
 
 
 class SlurmOptions(Spec):
@@ -204,11 +201,11 @@ class SlurmOptions(Spec):
     """Any other sbatch option: ``mail-type: FAIL``; ``true`` for one that takes no value."""
 
     @model_validator(mode="after")
-    def _ours_alone(self) -> Self:
+    def _allowed(self) -> Self:
         for name in self.extra:
             option = name.replace("_", "-").lower()
-            if option in _NAMED:
-                raise ValueError(f"extra: {name}: say it with {_NAMED[option]}")
+            if (field := _NAMED.get(option, option)) in SlurmOptions.model_fields:
+                raise ValueError(f"extra: {name}: say it with {field}")
             if taken := next((o for o in sorted(_OURS) if o.startswith(option)), None):
                 raise ValueError(
                     f"extra: {name}: {taken} is what jobs are recognised and chained by; "

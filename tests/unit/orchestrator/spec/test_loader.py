@@ -185,6 +185,19 @@ def test_paths_of_a_cluster_are_relative_to_its_file(write: Write, tmp_path: Pat
     assert loaded.scratch == str(tmp_path / "conf/tmp")
 
 
+@pytest.mark.parametrize(
+    ("image", "loaded"),
+    [("./x.sif", "{folder}/x.sif"), ("ubuntu:24.04", "ubuntu:24.04"), ("docker://x", "docker://x")],
+)
+def test_an_image_is_a_path_only_when_it_begins_like_one(
+    write: Write, tmp_path: Path, image: str, loaded: str
+) -> None:
+    path = write("c.yaml", f"{broken.CLUSTER}environment: {{venv: v, container: '{image}'}}\n")
+    environment = load_cluster(path).environment
+    assert environment.container == loaded.replace("{folder}", str(tmp_path))
+    assert environment.venv == str(tmp_path / "v")
+
+
 @pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "memory://x"])
 def test_a_url_stays_as_it_is(write: Write, url: str) -> None:
     assert load_cluster(write("c.yaml", f"backend: ray\nstore: {url}\n")).store == url
