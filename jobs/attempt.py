@@ -37,7 +37,7 @@ from orchestrator.errors import (
 )
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
-from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
+from orchestrator.ledger.attempt import FAULT_ORDER, LOCAL_FOLDER, AttemptFolder
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage, to_json
@@ -241,7 +241,8 @@ def _attempt(
     leader, cluster = members[0], run.cluster()
     variant = next(v for v in plan.variants if v["name"] == leader.variants[0])
     record = _record(store, options)
-    folder = record.storage.local_root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    given = record.storage.local_root or os.environ.get(LOCAL_FOLDER)
+    folder = Path(given or Path(stack.enter_context(tempfile.TemporaryDirectory()), "attempts/1"))
     folder.mkdir(parents=True, exist_ok=True)
     return Attempt(
         recipe=variant_recipe(run.recipe(), variant["overrides"], where=run.name),

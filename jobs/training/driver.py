@@ -24,6 +24,7 @@ from jobs.attempt import Attempt, StopRequestedError
 from jobs.training.monitor import RankMonitor
 from jobs.training.rank import RankConfig, TrainingSettings
 from orchestrator.errors import Cause, RequestError, RunFailedError
+from orchestrator.ledger.attempt import CURVES
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import to_json
 from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM
@@ -67,9 +68,7 @@ def rank_config(
 ) -> RankConfig:
     """Everything that the ranks of this attempt need to know."""
     resources, retry = attempt.resources, attempt.cluster.retry
-    # Beside the attempts, so that they share curves; a remote store has no such folder here.
-    is_local = attempt.record.storage.local_root is not None
-    curves = (attempt.folder.parent.parent if is_local else attempt.folder) / "tensorboard"
+    curves = attempt.folder.parent.parent / CURVES
     return RankConfig(
         task=task,
         spec=spec.model_dump(mode="json"),

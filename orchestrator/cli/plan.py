@@ -63,9 +63,9 @@ def scripts(request: Request) -> str:
 
 def show(request: Request, console: Console) -> None:
     """The plan as a table, and what it costs."""
-    console.print(
-        f"run [bold]{request.plan.run}[/bold] in {request.store.storage.url}", highlight=False
-    )
+    root = request.store.storage.local_root
+    store = f"{request.store.storage.url}{' (to be created)' if root and not root.exists() else ''}"
+    console.print(f"run [bold]{request.plan.run}[/bold] in {store}", highlight=False)
     names, decisions = Column("instance", no_wrap=True), Column("decision", no_wrap=True)
     table = Table(names, "variants", decisions, "why", box=None, pad_edge=False)
     for instance in request.plan.instances:

@@ -15,9 +15,9 @@ from orchestrator.spec.loader import resolve_env
 def choose_cluster(explicit: str | None, recipe_file: Path | None) -> tuple[Path, str]:
     """The cluster file and why it was chosen. Raises RequestError when there is none."""
     if explicit:
-        return _existing(Path(explicit)), "given by --cluster"
+        return _cluster_file(Path(explicit)), "given by --cluster"
     if named := os.environ.get("ORCHESTRATOR_CLUSTER"):
-        return _existing(Path(named)), "named by $ORCHESTRATOR_CLUSTER"
+        return _cluster_file(Path(named)), "named by $ORCHESTRATOR_CLUSTER"
     if os.environ.get("RAY_ADDRESS"):
         file, why = "ray.yaml", "RAY_ADDRESS is set"
     elif shutil.which("sbatch"):
@@ -36,14 +36,24 @@ def choose_cluster(explicit: str | None, recipe_file: Path | None) -> tuple[Path
 
 
 def open_store(cluster: Cluster) -> Store:
-    """The cluster's store.
+    """The cluster's store, whether or not its folder is there yet.
 
-    Raises BackendError when it cannot be used, RequestError when its URL needs a variable.
+    Raises BackendError when it cannot be used, RequestError when its URL needs a variable or it
+    cannot be a folder.
     """
-    return Store.open(resolve_env(cluster.store, where="cluster: store"))
+    store = Store.open(resolve_env(cluster.store, where="cluster: store"))
+    root = store.storage.local_root
+    if root and not (found := existing(root)).is_dir():
+        raise RequestError(f"cluster: store: {root}: {found} is a file; name a folder")
+    return store
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest of the folders it is to lie in that is there."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _cluster_file(path: Path) -> Path:
     if not path.is_file():
         raise RequestError(
             f"{path}: no such cluster file; check --cluster and $ORCHESTRATOR_CLUSTER"

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,10 @@ FORMAT = 2
 
 def code_snapshot() -> dict[str, bytes]:
     """Relative path to bytes of everything the jobs execute."""
-    snapshot = {}
+    snapshot: dict[str, bytes] = {}
     for package in ("orchestrator", "jobs"):
         root = _package_folder(package)
-        for path in sorted(root.rglob("*")):
-            if path.suffix in (".py", ".html") and path.is_file():
-                snapshot[f"{package}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
+        snapshot |= {f"{package}/{path}": data for path, data in _code_in(root).items()}
     return snapshot
 
 
@@ -76,7 +75,8 @@ def code_folder(run: RunFolder) -> Path:
         return run.storage.local_root / "code"
     sha256 = run.storage.read_json("code.json")["sha256"]
     target = own_temporary_folder() / f"code-{sha256[:16]}"
-    if not target.exists():
+    # What removes old temporary files may have taken some of it.
+    if snapshot_digest(_code_in(target)) != sha256:
         _fetch(run, sha256, target)
     return target
 
@@ -109,10 +109,18 @@ def _fetch(run: RunFolder, sha256: str, target: Path) -> None:
     for name, data in snapshot.items():
         (aside / name).parent.mkdir(parents=True, exist_ok=True)
         (aside / name).write_bytes(data)
+    with tempfile.TemporaryDirectory(dir=target.parent) as left, suppress(FileNotFoundError):
+        target.rename(Path(left, "incomplete"))
     try:
         aside.rename(target)
     except OSError:  # another process was faster
         shutil.rmtree(aside)
+
+
+def _code_in(folder: Path) -> dict[str, bytes]:
+    """Relative path to bytes of all code below a folder."""
+    paths = (p for p in sorted(folder.rglob("*")) if p.suffix in (".py", ".html") and p.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def _package_folder(package: str) -> Path:

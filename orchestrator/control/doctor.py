@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from orchestrator.control.cluster_choice import open_store
+from orchestrator.control.cluster_choice import existing, open_store
 from orchestrator.control.executor import Check, executor_of
 from orchestrator.errors import AlreadyExistsError, OrchestratorError
+from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 
@@ -40,8 +41,15 @@ def _guarded(name: str, check: Callable[[], str], *, is_optional: bool = False) 
 
 
 def _store(cluster: Cluster) -> str:
-    """Write, read, refuse to write twice, delete: what every artifact relies on."""
+    """Write, read, refuse to write twice, delete: what every artifact relies on.
+
+    Of a store that is not there yet, the folder that it is to lie in is asked.
+    """
     storage = open_store(cluster).storage
+    answer = f"{storage.url}: exclusive creation works"
+    if storage.local_root and not storage.local_root.exists():
+        storage = Storage(str(existing(storage.local_root)))
+        answer = f"{answer} in {storage.url}, where it is to be created"
     path = f"doctor/{secrets.token_hex(8)}"
     storage.create(path, b"x")
     try:
@@ -55,7 +63,7 @@ def _store(cluster: Cluster) -> str:
         raise OSError(f"{storage.url}: creates the same object twice; this store cannot be used")
     finally:
         storage.delete(path)
-    return f"{storage.url}: exclusive creation works"
+    return answer
 
 
 def _folder(value: str, where: str, needed: str | None) -> str:

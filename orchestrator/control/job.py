@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.backends.base import Job
 from orchestrator.control.code_snapshot import code_env
-from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.ledger.attempt import LOCAL_FOLDER, AttemptFolder
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
@@ -46,7 +46,7 @@ def stage_job(
         name=instance.id,
         argv=with_setup(cluster.environment, argv) if cluster else argv,
         log=log,
-        env={**code_env(run), **env},
+        env={**code_env(run), LOCAL_FOLDER: str(log.parent), **env},
     )
 
 

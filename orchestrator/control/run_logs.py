@@ -1,4 +1,4 @@
-"""Local files for what a run's processes print, copied into its folder where that is no path.
+"""Local files for what a run's processes print and plot, copied to where its folder is no path.
 
 Object stores take no appends, so each copy writes the whole file: only files that have grown, and
 not too often.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from orchestrator.control.code_snapshot import own_temporary_folder
 from orchestrator.errors import OrchestratorError
+from orchestrator.ledger.attempt import CURVES
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 
@@ -38,12 +39,21 @@ class RunLogs:
         """The local file that is to be ``name`` in a folder of the run."""
         return self.folder / storage.url.removeprefix(self._storage.url).strip("/") / name
 
+    def continued(self, storage: Storage, name: str) -> Path:
+        """The same, with what earlier processes have printed in it."""
+        path = self.path(storage, name)
+        if self._is_copied and not path.exists() and storage.exists(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(storage.read_bytes(name))
+        return path
+
     def copy(self, *, now: bool = False) -> bool:
         """Copy what has changed, when it is time for that or ``now``; whether nothing failed."""
-        if not self._is_copied or not (now or self._is_time()):
+        is_time = now or time.monotonic() - self._copied_at >= self._every_s
+        if not self._is_copied or not is_time:
             return True
         self._copied_at = time.monotonic()
-        files = sorted(p for p in self.folder.rglob("*") if p.is_file())
+        files = sorted(p for p in self.folder.rglob("*") if _is_kept(p) and p.is_file())
         failed = [path for path in files if not self._copy(path)]
         return not failed
 
@@ -51,9 +61,6 @@ class RunLogs:
         """Copy everything, then remove the local files; those of a store out of reach stay."""
         if self._is_copied and self.copy(now=True):
             shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _is_time(self) -> bool:
-        return time.monotonic() - self._copied_at >= self._every_s
 
     def _copy(self, path: Path) -> bool:
         found = path.stat()
@@ -66,3 +73,8 @@ class RunLogs:
                 return False
             self._copied[path] = version
         return True
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a file is for people: a log, or a training's curves."""
+    return path.suffix == ".log" or CURVES in path.parts

@@ -101,7 +101,7 @@ class Supervisor:
         self._setup_for = None if is_set_up else self._cluster
         leaders = [i for i in self._plan.leaders if only in (None, i.id)]
         self._works = {i.id: Work(i, self._plan.group(i.id), past=list(past)) for i in leaders}
-        self._chooses_nodes = only is None
+        self._has_whole_run = only is None
         self._about = {"supervisor": os.getpid(), **(about or {})}
         self._complete: set[str] = set()
         self._cancels_seen = len(run.cancel_requests())
@@ -281,7 +281,7 @@ class Supervisor:
             work.state = "succeeded"
             self._is_complete(work)
         elif decision.action == "stop" or (
-            decision.action == "elsewhere" and not self._chooses_nodes
+            decision.action == "elsewhere" and not self._has_whole_run
         ):
             work.state = "failed"  # whoever chooses nodes takes it from here
         else:
@@ -330,10 +330,12 @@ class Supervisor:
             return file.read().decode(errors="replace")
 
     def _obey_cancels(self) -> None:
-        requests = self._run.cancel_requests()
-        for request in requests[self._cancels_seen :]:
+        requests = self._run.cancel_requests()[self._cancels_seen :]
+        for request in requests:
             self._cancel(request["stage"])
-        self._cancels_seen = len(requests)
+            self._cancels_seen += 1
+            if self._has_whole_run:
+                self._run.note_cancelled(self._cancels_seen, request)
 
     def _cancel(self, stage: str | None) -> None:
         chosen = [w for w in self._works.values() if w.leader.answers_to(stage)]

@@ -22,6 +22,10 @@ from orchestrator.errors import AlreadyExistsError, Cause, CorruptError
 from orchestrator.ledger.storage import Storage
 
 DRIVER_LOG = "driver.log"
+CURVES = "tensorboard"
+"""Beside an instance's attempts, so that they share it: the curves of a training."""
+LOCAL_FOLDER = "ORCHESTRATOR_ATTEMPT_FOLDER"
+"""Environment variable with the local folder of an attempt's logs."""
 FAULT_ORDER = "orders/fault.json"
 """In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
 

@@ -26,7 +26,7 @@ from orchestrator.errors import AlreadyExistsError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Instance, Plan, Variant
 from orchestrator.spec.cluster import RETIRED, Cluster
@@ -68,6 +68,9 @@ class RunFolder:
         self.storage.replace("recipe.yaml", to_yaml(recipe))
         self.storage.replace("cluster.yaml", to_yaml(cluster))
         self.storage.replace("code.json", json.dumps(origin, indent=1).encode())
+        for path in self.storage.list("code"):  # of a submission that was killed half way
+            if path.removeprefix("code/") not in code:
+                self.storage.delete(path)
         for path, data in code.items():
             self.storage.replace(f"code/{path}", data)
         try:
@@ -189,13 +192,18 @@ class RunFolder:
         timeout_s = self.cluster().retry.heartbeat_timeout_s
         return held is not None and held.process == supervisor and held.is_live(timeout_s)
 
-    def request_cancel(self, stage: str | None) -> None:
-        """Ask whoever supervises the run to stop it, or one stage of it."""
+    def request_cancel(self, stage: str | None) -> int:
+        """Ask whoever supervises the run to stop it, or one stage of it; the wish's number."""
         wish = {"stage": stage, "asked_at": time.time()}
-        self.storage.create_next("cancel", ".json", lambda _: wish)
+        return self.storage.create_next("cancel", ".json", lambda _: wish)
+
+    def note_cancelled(self, number: int, request: Mapping[str, Any]) -> None:
+        """Say that what a wish was about has stopped."""
+        obeyed = {**request, "obeyed_at": time.time()}
+        self.storage.replace(f"cancel/{number:04d}.json", to_json(obeyed))
 
     def cancel_requests(self) -> tuple[dict[str, Any], ...]:
-        """All wishes to stop, oldest first."""
+        """All wishes to stop, oldest first; one that was obeyed has an ``obeyed_at``."""
         return tuple(
             self.storage.read_json(f"cancel/{name}") for name in self.storage.children("cancel")
         )

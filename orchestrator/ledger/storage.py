@@ -51,7 +51,7 @@ class Storage:
 
     def __init__(self, url: str) -> None:
         self._fs, self._root = _open_file_system(url)
-        self.local_root = Path(self._root) if "file" in self._fs.protocol else None
+        self.local_root = Path(self._root or "/") if "file" in self._fs.protocol else None
         self.url = str(self.local_root) if self.local_root else url.rstrip("/")
 
     def __repr__(self) -> str:

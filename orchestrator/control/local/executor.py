@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.backends.base import Job
 from orchestrator.backends.local import LocalBackend
-from orchestrator.control.cluster_choice import open_store
+from orchestrator.control.cluster_choice import existing, open_store
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.executor import Check, Executor, Request, Started
 from orchestrator.control.job import cpus_of, python_of
@@ -78,11 +78,13 @@ class LocalExecutor(Executor):
 
     def cancel(self, run: RunFolder, stage: str | None) -> None:
         """Ask the supervisor, and wait until it has done so. Raises RunFailedError."""
-        run.request_cancel(stage)
+        number = run.request_cancel(stage)
         timeout_s = run.cluster().retry.notice_s + self._cancel_slack_s
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if not run.live_supervisor() or (stage and _has_stopped(run, stage)):
+            if not run.live_supervisor():
+                return
+            if stage and "obeyed_at" in run.cancel_requests()[number - 1]:
                 return
             time.sleep(0.2)
         raise RunFailedError(
@@ -107,7 +109,7 @@ class LocalExecutor(Executor):
 
     def checks(self, cluster: Cluster) -> Iterator[Check]:
         """Packages and resources of this machine."""
-        for name in ("torch", "torchaudio", "transformers", "deepspeed", "ray", "submitit"):
+        for name in JOB_PACKAGES:
             try:
                 yield Check(f"package {name}", True, importlib.metadata.version(name))
             except importlib.metadata.PackageNotFoundError:
@@ -117,9 +119,7 @@ class LocalExecutor(Executor):
         yield Check("cpus", used <= cpus, f"{cpus} here, {used} used")
         gpus = max(cluster.resources_of(s.name).gpus_per_node for s in STAGES)
         yield Check("gpus", gpus <= num_gpus(), f"{num_gpus()} here, {gpus} used")
-        folder = Path(open_store(cluster).storage.local_root or "/")
-        while not folder.exists():
-            folder = folder.parent
+        folder = existing(open_store(cluster).storage.local_root or Path("/"))
         free = shutil.disk_usage(folder).free
         yield Check("disk", free > MIN_FREE_BYTES, f"{format_bytes(free)} free at {folder}")
         files = os.sysconf("SC_OPEN_MAX")
@@ -133,15 +133,10 @@ def supervisor_job(run: RunFolder, store: Store) -> Job:
     return Job(
         name=run.name,
         argv=(python_of(run.cluster()), "-m", SUPERVISOR_MODULE, *names),
-        log=RunLogs(run).path(run.storage, SUPERVISOR_LOG),
+        log=RunLogs(run).continued(run.storage, SUPERVISOR_LOG),
         env=code_env(run),
         detached=True,
     )
-
-
-def _has_stopped(run: RunFolder, stage: str) -> bool:
-    chosen = run.plan().chosen(stage)
-    return all(a.end is not None for i in chosen for a in run.attempts(i.leader))
 
 
 def _missing_hardware(request: Request, where: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -129,11 +130,12 @@ def _partition(
 
 def _probed(cluster: Cluster, backend: SlurmBackend, part: Part) -> Iterator[Check]:
     """What a job of one node finds there: the store, accelerators, Python, and signals."""
-    storage = open_store(cluster).storage.at("doctor", secrets.token_hex(4))
-    if storage.local_root is None:
+    store = open_store(cluster).storage
+    storage = store.at("doctor", secrets.token_hex(4))
+    if store.local_root is None or storage.local_root is None:
         yield Check(f"{part} node", False, f"{storage.url}: no path; nodes cannot share it")
         return
-    folder, ref = RunFolder(storage), None
+    folder, ref, is_new = RunFolder(storage), None, not store.local_root.exists()
     for path, data in code_snapshot().items():
         storage.replace(f"code/{path}", data)
     try:
@@ -150,6 +152,10 @@ def _probed(cluster: Cluster, backend: SlurmBackend, part: Part) -> Iterator[Che
         if ref:
             backend.cancel([ref])
         shutil.rmtree(storage.local_root)
+        with suppress(OSError):  # another probe is there, or by now a run
+            storage.local_root.parent.rmdir()
+            if is_new:
+                store.local_root.rmdir()
 
 
 def _probe_job(cluster: Cluster, folder: RunFolder, part: Part) -> Job:

@@ -62,10 +62,11 @@ class Worker:
         self._is_done = False
         self._not_before = 0.0
         self._warned = threading.Event()
+        self._signal = 0
 
     def warn(self, number: int, _frame: FrameType | None) -> None:
         """Remember that the scheduler wants this node back."""
-        log.info("warned by %s", signal.Signals(number).name)
+        self._signal = number
         self._warned.set()
 
     def work(self) -> int:
@@ -87,6 +88,7 @@ class Worker:
                 self._warned.wait(every_s * random.uniform(0.5, 1.5))
         finally:
             self._leave()
+        log.info("warned by %s", signal.Signals(self._signal).name)
         return self._allocation.requeue()
 
     def _look(self) -> bool:

@@ -80,17 +80,19 @@ def supervise(
     run: RunFolder,
     allocation: Allocation,
     options: argparse.Namespace,
-    early: Sequence[int],
+    signals: list[int],
 ) -> str:
     """Work on the stage until it is done, cannot be, or must be left: its state, or ``left``.
 
-    ``early``: signals that came before anybody could obey them.
+    ``signals``: those that came before anybody could obey them.
     """
     cluster, instance = run.cluster(), run.plan().instance(options.instance)
     is_elastic = BY_NAME[instance.stage].is_elastic
     ray = RayCluster(store, run, instance.id, allocation) if is_elastic else None
 
     def beat() -> None:
+        while signals:
+            log.info("warned by %s", signal.Signals(signals.pop(0)).name)
         _obey_drill(run, instance.id, allocation.restart_id)
         if ray:
             ray.look()
@@ -113,7 +115,7 @@ def supervise(
         is_set_up=True,
         figures_every_s=float("inf"),
     )
-    _heed_warnings(supervisor, 60 * options.walltime_min - cluster.retry.notice_s, early)
+    _heed_warnings(supervisor, 60 * options.walltime_min - cluster.retry.notice_s, signals)
     try:
         _await_upstream(store, run, instance, supervisor)
         state = supervisor.run()
@@ -128,22 +130,26 @@ def supervise(
     return state
 
 
-def _heed_warnings(supervisor: Supervisor, walltime_ends_s: float, early: Sequence[int]) -> None:
+def _heed_warnings(supervisor: Supervisor, walltime_ends_s: float, signals: list[int]) -> None:
     """Stop the supervisor when a signal comes, or has come; its time tells the walltime's end.
 
+    A handler may interrupt whoever is writing to the log, so that it only adds to ``signals``.
     ``walltime_ends_s``: when Slurm warns that the walltime ends, in seconds from now.
     """
     warned_at = time.monotonic() + walltime_ends_s
 
-    def warn(number: int, _frame: FrameType | None) -> None:
-        log.info("warned by %s", signal.Signals(number).name)
+    def stop(number: int) -> None:
         is_over = number == signal.SIGUSR2 and time.monotonic() > warned_at - _WALLTIME_SLACK_S
         supervisor.stop(Cause.WALLTIME if is_over else Cause.PREEMPTED)
 
+    def warn(number: int, _frame: FrameType | None) -> None:
+        stop(number)
+        signals.append(number)
+
     for number in WARNINGS:
         signal.signal(number, warn)
-    for early_number in early:
-        warn(early_number, None)
+    for early in tuple(signals):
+        stop(early)
 
 
 def _await_upstream(

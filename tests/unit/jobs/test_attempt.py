@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from jobs.attempt import Attempt, _heartbeat
+from jobs.attempt import Attempt, _heartbeat, _parse, _run
 from orchestrator.errors import ExitCode, LeaseHeldError, RequestError
 from orchestrator.ledger.artifact import Artifact
-from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
+from orchestrator.ledger.attempt import FAULT_ORDER, LOCAL_FOLDER, AttemptFolder
 from orchestrator.ledger.lease import acquire, current
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
@@ -336,3 +336,23 @@ def test_a_driver_without_a_store_fails_all_the_same() -> None:
     )
     assert done.returncode == ExitCode.BAD_REQUEST
     assert "the cause could not be recorded" in done.stderr
+
+
+def test_logs_are_written_where_the_supervisor_collects_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is no path has no folder for them."""
+    monkeypatch.setenv(LOCAL_FOLDER, str(tmp_path / "attempts" / "0001"))
+    url = "memory://attempt-folder"
+    run, plan = RunFolder(Store.open(url).run_storage("small")), plan_of(recipe())
+    run.create(plan, recipe(), cluster(url), {}, {})
+    corpus = next(i.id for i in plan.instances if i.stage == "corpus")
+    words = ["--store", url, "--run", "small", "--instance", corpus, "--attempt", "1"]
+    folders: list[Path] = []
+
+    def work(attempt: Attempt) -> dict[str, Any]:
+        folders.append(attempt.folder)
+        return {}
+
+    _run("corpus", work, _parse("corpus", words))
+    assert folders == [tmp_path / "attempts" / "0001"]

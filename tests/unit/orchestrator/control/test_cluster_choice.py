@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.control.cluster_choice import choose_cluster
+from orchestrator.control.cluster_choice import choose_cluster, open_store
 from orchestrator.errors import RequestError
 from tests.unit.orchestrator import broken
+from tests.unit.orchestrator.recipes import cluster
 
 
 @pytest.fixture
@@ -94,3 +95,14 @@ def test_a_named_cluster_must_be_there(home: Path, monkeypatch: pytest.MonkeyPat
     assert str(raised.value) == (
         "nowhere.yaml: no such cluster file; check --cluster and $ORCHESTRATOR_CLUSTER"
     )
+
+
+def test_a_store_is_a_folder_or_to_become_one(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    open_store(cluster(str(tmp_path / "later" / "store")))
+    assert list(tmp_path.iterdir()) == [file]
+    for path in (file, file / "store"):
+        with pytest.raises(RequestError) as raised:
+            open_store(cluster(str(path)))
+        assert str(raised.value) == f"cluster: store: {path}: {file} is a file; name a folder"

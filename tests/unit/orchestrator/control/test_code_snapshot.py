@@ -57,6 +57,15 @@ def test_code_of_an_object_store_is_fetched_once_and_runs(tmp_path: Path) -> Non
     assert [p.name for p in own_temporary_folder().iterdir()] == [folder.name]
 
 
+def test_a_copy_that_lost_files_is_fetched_anew() -> None:
+    run = run_in("memory://code-swept", "small")
+    folder = code_folder(run)
+    (folder / "jobs" / "hello.py").unlink()
+    assert code_folder(run) == folder
+    assert (folder / "jobs" / "hello.py").read_bytes() == CODE["jobs/hello.py"]
+    assert [p.name for p in own_temporary_folder().iterdir()] == [folder.name]
+
+
 def test_code_that_was_harmed_on_the_way_does_not_run() -> None:
     run = run_in("memory://code-harmed", "small")
     run.storage.replace("code/jobs/hello.py", b"print('other')\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.job import cpus_of, run_parser, stage_job, with_setup
+from orchestrator.ledger.attempt import LOCAL_FOLDER
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Environment, Resources
@@ -40,6 +41,7 @@ def test_a_stage(run: RunFolder, store: Store, tmp_path: Path) -> None:
     assert job.argv == (sys.executable, *words)
     assert job.env["PYTHONPATH"] == str(tmp_path / "runs/small/code")
     assert job.env["RAY_ADDRESS"] == "127.0.0.1:1"
+    assert job.env[LOCAL_FOLDER] == str(tmp_path), "where its ranks' logs are collected"
     where = cluster(str(tmp_path), environment={"venv": "/opt/venv", "setup": ["true"]})
     set_up = stage_job(run, store, train, attempt, log=log, env={}, cluster=where)
     assert set_up.argv[:2] == ("bash", "-ec")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.run_logs import RunLogs
+from orchestrator.ledger.attempt import CURVES
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
@@ -53,6 +54,36 @@ def test_elsewhere_they_are_copied_now_and_then_and_at_the_end() -> None:
     logs.close()
     assert run.storage.read_bytes(LOG) == b"one\ntwo\n"
     assert not logs.folder.exists()
+
+
+def test_a_log_goes_on_where_an_earlier_process_ended() -> None:
+    run = run_in("memory://logs-continued")
+    for text in ("first\n", "second\n"):
+        logs = RunLogs(run)
+        path = logs.continued(run.storage, "supervisor.log")
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as file:
+            file.write(text)
+        logs.close()
+    assert run.storage.read_bytes("supervisor.log") == b"first\nsecond\n"
+
+
+def test_ranks_logs_and_curves_are_kept_and_caches_are_not() -> None:
+    run = run_in("memory://logs-of-ranks")
+    logs = RunLogs(run)
+    attempt = written(logs, run, "driver\n").parent
+    (attempt / "rank-00001.log").write_text("rank one\n")
+    (attempt / "inputs").mkdir()
+    (attempt / "inputs" / "test.bin").write_bytes(b"large")
+    curves = attempt.parent.parent / CURVES
+    curves.mkdir()
+    (curves / "events.out.tfevents.1").write_bytes(b"curve")
+    logs.close()
+    assert list(run.storage.list("stages/pack-1")) == [
+        LOG,
+        LOG.replace("driver", "rank-00001"),
+        f"stages/pack-1/{CURVES}/events.out.tfevents.1",
+    ]
 
 
 def test_only_what_has_grown_is_copied() -> None:

@@ -249,6 +249,8 @@ def test_cancelling_a_stage_stops_it_and_what_needs_it(scene: Scene) -> None:
     assert scene.supervisor({"train": [KILLED]}).run() == "cancelled"
     assert scene.ends("train") == [("cancelled", "cancelled", "stop")]
     assert "perplexity" not in scene.started()
+    (request,) = scene.run.cancel_requests()
+    assert request["obeyed_at"] >= request["asked_at"], "whoever asked knows that it is done"
 
 
 def test_cancelling_the_run_stops_everything(scene: Scene) -> None:

@@ -47,6 +47,15 @@ def test_a_run_tells_what_it_was_asked_for(run: RunFolder) -> None:
     assert run.storage.read_json("code.json") == {"commit": "abc"}
 
 
+def test_code_of_a_submission_that_was_killed_half_way_is_not_mixed_in(storage: Storage) -> None:
+    run = RunFolder(storage.at("runs", "small"))
+    for path in ("code/jobs/train.py", "code/jobs/gone.py"):
+        run.storage.replace(path, b"raise SystemExit\n")
+    assert create(run)
+    assert list(run.storage.list("code")) == ["code/jobs/train.py"]
+    assert run.storage.read_bytes("code/jobs/train.py") == b"pass\n"
+
+
 def test_the_stored_recipe_makes_the_same_keys(run: RunFolder) -> None:
     again = plan_of(run.recipe())
     assert {i.key for i in again.instances} == {i.key for i in run.plan().instances}

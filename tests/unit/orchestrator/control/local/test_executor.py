@@ -79,15 +79,18 @@ def test_cancelling_waits_for_the_supervisor(scene: Scene) -> None:
     assert [c["stage"] for c in scene.run.cancel_requests()] == [None]
 
 
-def test_cancelling_a_stage_waits_for_its_attempts_alone(scene: Scene) -> None:
+def test_cancelling_a_stage_waits_until_its_supervisor_has_done_so(scene: Scene) -> None:
+    """Though the stage has no attempt yet: one may be about to begin."""
     scene.run.begin_supervisor(process=Process.current().__dict__)
-    train = next(i.id for i in scene.run.plan().instances if i.stage == "train")
-    scene.run.begin_attempt(train).finish(state="failed")
-    attempt = scene.run.begin_attempt(train)
-    end = threading.Timer(0.5, attempt.finish, kwargs={"state": "cancelled"})
-    end.start()
+
+    def obey() -> None:
+        (request,) = scene.run.cancel_requests()
+        scene.run.note_cancelled(1, request)
+
+    threading.Timer(0.5, obey).start()
     LocalExecutor().cancel(scene.run, "train")
-    assert attempt.end is not None
+    (request,) = scene.run.cancel_requests()
+    assert request["obeyed_at"] > request["asked_at"]
 
 
 def test_a_supervisor_that_does_not_stop_is_named(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_a_cluster_that_cannot_do_it(answers: Answers, tmp_path) -> None:
         "walltime_min 240 asked, 60 allowed; 4 nodes asked, 1 there"
     )
     assert "no" in found["head node"].detail
+    assert not (tmp_path / "store").exists(), "what it made is gone"
 
 
 def test_no_slurm_at_all(answers: Answers, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.slurm.ray_worker import Worker
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
+from tests.unit.orchestrator.control.slurm.scene import Scene
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+from tests.unit.orchestrator.scheduler import Answers
 
 HERE = Allocation(job_id="4_0", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
 
@@ -41,3 +44,15 @@ def test_a_worker_without_a_head_leaves(
     instance = next(i.id for i in plan.instances if i.stage == stage)
     assert Worker(store, run, instance, HERE, join_every_s=0.01, patience_s=0.01).work() == 0
     assert why in caplog.text
+
+
+def test_a_warning_is_obeyed_at_once_and_told_afterwards(
+    scene: Scene, answers: Answers, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    answers.say("scontrol", "JobState=COMPLETING\n")
+    worker = Worker(scene.store, scene.run, scene.id("tokenize"), HERE)
+    worker.warn(signal.SIGUSR2, None)
+    assert caplog.text == "", "a handler may have interrupted whoever holds the log"
+    assert worker.work() == 1
+    assert "warned by SIGUSR2" in caplog.text

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import signal
 
+import pytest
+
+from orchestrator.backends.fake import FakeBackend
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.slurm.stage_job import WARNINGS, supervise
+from orchestrator.control.slurm.stage_job import WARNINGS, _heed_warnings, supervise
+from orchestrator.control.supervise import Supervisor
 from tests.unit.orchestrator.control.slurm.scene import Scene
 
 
-def test_a_warning_that_came_early_is_heard(scene: Scene) -> None:
+def test_a_warning_that_came_early_is_heard(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     here = Allocation(job_id="3", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
     options = argparse.Namespace(instance=scene.id("pack"), walltime_min=60)
     before = {number: signal.getsignal(number) for number in WARNINGS}
@@ -20,4 +25,22 @@ def test_a_warning_that_came_early_is_heard(scene: Scene) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     assert state == "left"
+    assert "warned by SIGTERM" in caplog.text
     assert scene.run.attempts(scene.id("pack")) == ()
+
+
+def test_a_handler_stops_the_supervisor_and_writes_nothing_itself(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have interrupted whoever holds the log."""
+    caplog.set_level("INFO")
+    supervisor, signals = Supervisor(scene.store, scene.run, FakeBackend()), list[int]()
+    before = {number: signal.getsignal(number) for number in WARNINGS}
+    try:
+        _heed_warnings(supervisor, 3600.0, signals)
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert supervisor.is_stopped
+    assert (signals, caplog.text) == ([signal.SIGUSR1], "")
