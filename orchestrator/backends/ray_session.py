@@ -48,7 +48,28 @@ class RayHead:
     """What Ray asks everybody for."""
 
 
-class RaySession:
+class _RayProcess:
+    """What ``ray start`` runs as; it ends when this does."""
+
+    _process: subprocess.Popen[bytes]
+
+    def is_alive(self) -> bool:
+        """Whether it is part of the session, or on its way to it."""
+        return self._process.poll() is None
+
+    def stop(self) -> None:
+        """Let Ray end its daemons, then end whatever is left of its processes."""
+        if self.is_alive():
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+        end_session(self._process.pid)
+
+
+class RaySession(_RayProcess):
     """A running head, started in the background; `wait_ready` returns when it answers."""
 
     def __init__(
@@ -81,10 +102,6 @@ class RaySession:
         }
         self._process = self._start(num_cpus)
 
-    def is_alive(self) -> bool:
-        """Whether the head still runs."""
-        return self._process.poll() is None
-
     def wait_ready(self) -> None:
         """Return once the head accepts connections. Raises BackendError with the log's path."""
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -98,7 +115,7 @@ class RaySession:
 
     def stop(self) -> None:
         """End the session and remove its folder."""
-        _end(self._process)
+        super().stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, num_cpus: int) -> subprocess.Popen[bytes]:
@@ -112,7 +129,7 @@ class RaySession:
         return _ray_start(words, self._log, {**self._code_env, **self.env})
 
 
-class RayNode:
+class RayNode(_RayProcess):
     """This node, as one more of a session whose head is elsewhere."""
 
     def __init__(
@@ -131,14 +148,6 @@ class RayNode:
         ]
         token = {"RAY_AUTH_TOKEN": head.token}  # no file: a node may end without a goodbye
         self._process = _ray_start(words, log, {**_COMMON_ENV, **code_env, **token})
-
-    def is_alive(self) -> bool:
-        """Whether the node is part of the session, or on its way to it."""
-        return self._process.poll() is None
-
-    def stop(self) -> None:
-        """Leave the session."""
-        _end(self._process)
 
 
 def _ray_start(words: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -159,18 +168,6 @@ def _ray_start(words: Sequence[str], log: Path, env: Mapping[str, str]) -> subpr
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Let Ray end its daemons, then whatever is left of its session."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
-    end_session(process.pid)
 
 
 def _end_left_session(folder: Path) -> None:

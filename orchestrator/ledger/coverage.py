@@ -31,11 +31,6 @@ class Coverage:
     num_skipped: int
     """Positions of the order that were passed over."""
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether every window was used once an epoch, the last epoch perhaps cut short."""
-        return self.most - self.fewest <= 1
-
     def __str__(self) -> str:
         times = f"{self.fewest}" if self.fewest == self.most else f"{self.fewest} or {self.most}"
         skipped = f", {self.num_skipped} uses skipped" if self.num_skipped else ""
@@ -57,18 +52,15 @@ def replay(facts: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Cove
         np.add.at(uses, draw.windows, 1)
     passed_over = np.array(sorted(p for p in skips if p < cursor), dtype=np.int64)
     np.add.at(uses, order.windows_at(passed_over), 1)
-    return _checked(
-        Coverage(
-            num_windows=num_windows,
-            fewest=int(uses.min()),
-            most=int(uses.max()),
-            num_skipped=len(passed_over),
-        )
+    coverage = Coverage(
+        num_windows=num_windows,
+        fewest=int(uses.min()),
+        most=int(uses.max()),
+        num_skipped=len(passed_over),
     )
-
-
-def _checked(coverage: Coverage) -> Coverage | str:
-    return coverage if coverage.is_exact else f"not once an epoch: {coverage}"
+    # Once an epoch, the last epoch perhaps cut short.
+    is_exact = coverage.most - coverage.fewest <= 1
+    return coverage if is_exact else f"not once an epoch: {coverage}"
 
 
 def steps_problem(steps: Iterable[int], expected: int) -> str:

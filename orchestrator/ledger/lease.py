@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from orchestrator.ledger.storage import Storage, to_json
 CLOCK_STEP_S = 5.0
 """How far a process's start time may move: it is computed from the wall clock, which may be set
 meanwhile. A pid is not given to another process that soon."""
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,37 @@ def acquire(storage: Storage, *, holder: str, timeout_s: float) -> HeldLease:
             f"{storage.url}: lease {number} was taken by another attempt just now"
         ) from None
     return HeldLease(storage, lease)
+
+
+@contextmanager
+def held(
+    storage: Storage, *, holder: str, timeout_s: float, wait_s: float = 0.0
+) -> Iterator[Callable[[], None]]:
+    """Hold the lease of a folder; yields what must be called now and then to keep it.
+
+    Raises LeaseHeldError when another live holder has not given it back within ``wait_s``.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            lease = acquire(storage, holder=holder, timeout_s=timeout_s)
+            break
+        except LeaseHeldError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_S)
+    beaten_at = time.monotonic()
+
+    def beat() -> None:
+        nonlocal beaten_at
+        if time.monotonic() - beaten_at > timeout_s / 6:
+            lease.beat()
+            beaten_at = time.monotonic()
+
+    try:
+        yield beat
+    finally:
+        lease.release()
 
 
 def current(storage: Storage) -> Lease | None:

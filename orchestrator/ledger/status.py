@@ -82,8 +82,6 @@ class Observed:
     """Of all jobs, workers and sentinels included, by the scheduler's id."""
     problem: str = ""
     """Why the scheduler did not answer; its last answer stands for it."""
-    has_scheduler: bool = False
-    """Whether jobs of a scheduler execute the run, and not one supervisor."""
     ends_as: str = ""
     """The state in which the one at work is about to leave the run, asked by itself."""
     look_every_s: float = 1.0
@@ -173,6 +171,10 @@ class AttemptStatus:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
 
 
+_OF_STAGES = ("instance", "found", "attempts")
+"""Fields of a stage that its row shows in other words."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
     """One stage instance."""
@@ -217,15 +219,9 @@ class StageStatus:
             "node": self.instance.node,
             "variant": ", ".join(self.instance.variants),
             "key": self.instance.key,
-            "state": self.state,
             "reused": self.is_reused,
-            "job": self.job,
-            "shards_done": self.shards_done,
-            "shards_total": self.shards_total,
-            "step": self.step,
             "steps": self.instance.steps,
-            "checkpoint_interval": self.checkpoint_interval,
-            "progress": self.progress,
+            **{f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OF_STAGES},
             "attempts": [a.to_json() for a in self.attempts],
         }
 
@@ -269,23 +265,18 @@ def run_status(
     """How a run stands, and where its time went. Raises RequestError when there is no such run."""
     reader = reader or Reader(is_strict=True)
     status = StatusReader(run, store, reader).read(observed)
-    return replace(
-        status, goodput=reader.ask("attempts", lambda: _run_goodput(run, status, observed), {})
-    )
+    leaders = (s for s in status.stages if s.instance.leader == s.instance.id)
+    attempts = {s.instance.id: [a.folder for a in s.attempts] for s in leaders}
+
+    def where_time_went() -> dict[str, float | None]:
+        return goodput(attempts, submitted_at=run.submitted_at(), is_alive=observed.is_alive)
+
+    return replace(status, goodput=reader.ask("attempts", where_time_went, {}))
 
 
 def run_progress(run: RunFolder, store: Store, observed: Observed) -> RunStatus:
     """The same without its goodput, which reads every step line."""
     return StatusReader(run, store).read(observed)
-
-
-def _run_goodput(run: RunFolder, status: RunStatus, observed: Observed) -> dict[str, float | None]:
-    leaders = (s for s in status.stages if s.instance.leader == s.instance.id)
-    return goodput(
-        {s.instance.id: [a.folder for a in s.attempts] for s in leaders},
-        submitted_at=run.submitted_at(),
-        is_alive=observed.is_alive,
-    )
 
 
 @dataclass
@@ -397,17 +388,9 @@ class StatusReader:
             state=_stage_state(own, attempts, job, expected=observed.expects(instance.leader)),
             found=own,
             job=job.detail if job else "",
-            shards_done=None
-            if not total
-            else total
-            if own.complete
-            else _done(own.shards_done, progress, "shards"),
+            shards_done=_done(own, own.shards_done, total or None, progress, "shards"),
             shards_total=total,
-            step=None
-            if instance.steps is None
-            else instance.steps
-            if own.complete
-            else _done(own.step, progress, "steps"),
+            step=_done(own, own.step, instance.steps, progress, "steps"),
             checkpoint_interval=self._interval(attempts) if instance.steps else None,
             progress=progress,
             attempts=attempts,
@@ -438,7 +421,12 @@ class StatusReader:
         return known.interval
 
 
-def _done(listed: int, progress: Mapping[str, Any], unit: str) -> int:
+def _done(
+    found: Found, listed: int, total: int | None, progress: Mapping[str, Any], unit: str
+) -> int | None:
+    """How many of a unit are done; None where they are not counted."""
+    if total is None or found.complete:
+        return total
     live = int(progress["done"]) if progress.get("unit") == unit else 0
     return max(live, listed)
 

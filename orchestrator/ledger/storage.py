@@ -12,6 +12,7 @@ library raises in its own tongue becomes an OSError, so that callers need to kno
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -63,8 +64,6 @@ class Storage:
 
     def exists(self, path: str) -> bool:
         """Whether the object is there; never answered from a cache."""
-        if self.local_root:
-            return (self.local_root / path).exists()
         with self._reached(path):
             return bool(self._fs.exists(self._full(path)))
 
@@ -105,7 +104,8 @@ class Storage:
         Raises AlreadyExistsError when something is there.
         """
         if self.local_root:
-            _link_exclusively(self.local_root / path, data)
+            target = self.local_root / path
+            _publish(_write_aside(target, io.BytesIO(data)), target)
             return
         full = self._full(path)
         self._exclusively(path, lambda: self._fs.pipe_file(full, data, mode="create"))
@@ -130,8 +130,7 @@ class Storage:
         """Overwrite the whole object; a reader sees the old bytes or the new ones."""
         if self.local_root:
             target = self.local_root / path
-            temporary = _write_aside(target, data)
-            temporary.replace(target)
+            _write_aside(target, io.BytesIO(data)).replace(target)
         else:
             with self._reached(path):
                 self._fs.pipe_file(self._full(path), data)
@@ -177,7 +176,8 @@ class Storage:
         digest = sha256_of(local)
         try:
             if self.local_root:
-                _copy_exclusively(local, self.local_root / path)
+                with local.open("rb") as file:
+                    _publish(_write_aside(self.local_root / path, file), self.local_root / path)
             else:
                 self._put_exclusively(local, path)
         except AlreadyExistsError:
@@ -197,8 +197,6 @@ class Storage:
 
     def digest(self, path: str) -> str:
         """The SHA-256 of the object's bytes as they are now, in hex."""
-        if self.local_root:
-            return sha256_of(self.local_root / path)
         running = hashlib.sha256()
         with self._reached(path), self._fs.open(self._full(path), "rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
@@ -288,9 +286,10 @@ def _http_status(error: BaseException) -> int:
     return int(metadata.get("HTTPStatusCode", 0))
 
 
-def _write_aside(target: Path, data: bytes) -> Path:
+def _write_aside(target: Path, data: BinaryIO) -> Path:
+    """A temporary file beside the target with all of the data, on the disk."""
     with _open_aside(target) as file:
-        file.write(data)
+        shutil.copyfileobj(data, file, _CHUNK_BYTES)
         file.flush()
         os.fsync(file.fileno())
     return Path(file.name)
@@ -309,18 +308,6 @@ def _open_aside(target: Path) -> BinaryIO:
                 raise
 
 
-def _link_exclusively(target: Path, data: bytes) -> None:
-    _publish(_write_aside(target, data), target)
-
-
-def _copy_exclusively(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, _open_aside(target) as writer:
-        shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
-        writer.flush()
-        os.fsync(writer.fileno())
-    _publish(Path(writer.name), target)
-
-
 def _publish(temporary: Path, target: Path) -> None:
     try:
         os.link(temporary, target)
@@ -328,11 +315,7 @@ def _publish(temporary: Path, target: Path) -> None:
         raise AlreadyExistsError(f"{target}: already exists") from None
     finally:
         temporary.unlink()
-    _fsync_folder(target.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from orchestrator.backends.local import LocalBackend
@@ -25,7 +23,7 @@ from orchestrator.control.supervise import (
 )
 from orchestrator.errors import Cause, LeaseHeldError
 from orchestrator.ledger import lease as leases
-from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
+from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
@@ -38,42 +36,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Supervise one run until it ends."""
     store, run = store_and_run(run_parser(__doc__).parse_args(argv))
     log_to_stderr()
+    timeout_s = run.cluster().retry.heartbeat_timeout_s
     try:
-        with only_supervisor(run, run.cluster().retry.heartbeat_timeout_s) as beat:
+        with leases.held(run.supervision, holder=run.name, timeout_s=timeout_s) as beat:
             return _supervise(store, run, beat)
     except LeaseHeldError as error:
         log.info("%s; nothing to do", error)
         return 0
 
 
-@contextmanager
-def only_supervisor(run: RunFolder, timeout_s: float) -> Iterator[Callable[[], None]]:
-    """Hold the run's supervision; yields what must be called to keep it. Raises LeaseHeldError."""
-    held = leases.acquire(run.supervision, holder=run.name, timeout_s=timeout_s)
-    beaten_at = time.monotonic()
-
-    def beat() -> None:
-        nonlocal beaten_at
-        if time.monotonic() - beaten_at > timeout_s / 6:
-            held.beat()
-            beaten_at = time.monotonic()
-
-    try:
-        yield beat
-    finally:
-        held.release()
-
-
 def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     record = run.begin_supervisor(process=Process.current().__dict__)
-    logs = RunLogs(run)
+    logs, cluster = RunLogs(run), run.cluster()
 
     def beat_and_obey() -> None:
         beat()
         if record.storage.exists(FAULT_ORDER):  # a drill that takes this node down
             os.kill(os.getpid(), signal.SIGKILL)
 
-    supervisor = _supervisor(store, run, record, logs, beat_and_obey)
+    supervisor = Supervisor(
+        store,
+        run,
+        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S),
+        logs=logs,
+        start_ray=lambda: RaySession(
+            run=run.storage.url,
+            num_cpus=cluster.cpus or os.cpu_count() or 1,
+            log=logs.path(record.storage, "ray.log"),
+            code_env=code_env(run),
+        ),
+        beat=beat_and_obey,
+        tick_s=TICK_S if run.storage.local_root else REMOTE_TICK_S,
+    )
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         supervisor.stop()
@@ -93,30 +87,6 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     logs.close()
     record.finish(state=state, cause=Cause.PREEMPTED if was_stopped else "", reason="")
     return 0 if state == "succeeded" else 1
-
-
-def _supervisor(
-    store: Store,
-    run: RunFolder,
-    record: AttemptFolder,
-    logs: RunLogs,
-    beat: Callable[[], None],
-) -> Supervisor:
-    cluster = run.cluster()
-    return Supervisor(
-        store,
-        run,
-        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S),
-        logs=logs,
-        start_ray=lambda: RaySession(
-            run=run.storage.url,
-            num_cpus=cluster.cpus or os.cpu_count() or 1,
-            log=logs.path(record.storage, "ray.log"),
-            code_env=code_env(run),
-        ),
-        beat=beat,
-        tick_s=TICK_S if run.storage.local_root else REMOTE_TICK_S,
-    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 from orchestrator.backends.base import JobRef
@@ -37,7 +36,6 @@ from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunF
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, Observed
-from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions, SubmittedJob, Submitter
 from orchestrator.plan.planner import Instance, Plan
@@ -51,7 +49,6 @@ SMALL_ARRAY = 100
 SUBMIT_WAIT_S = 300.0
 """How long to wait for somebody else who is submitting the same run."""
 CANCEL_SLACK_S = 60.0
-_POLL_S = 0.5
 _CANCEL_POLL_S = 2.0
 
 
@@ -73,27 +70,44 @@ class SlurmExecutor(Executor):
         Their jobs are cancelled, as are jobs that wait for what will never come. Raises
         BackendError, RequestError.
         """
-        with _only_submitter(run) as beat:
-            plan = run.plan()
-            undone = unfinished(plan, store)
-            if not undone:
-                return Started(outcome="done")
-            states = self._job_states(run, store)
-            hopeless = _with_followers(plan, undone, excluding)
-            left = [i for i in undone if i.id not in hopeless]
-            kept = _kept(plan, left, states.live_stages())
-            fresh = {i.id for i in left} - kept.keys()
-            number = Submissions(run.storage).next_number()
-            context = self._context(run, store.storage.url, number)
-            needed = _needed(jobs_of(context, plan, left), fresh, states)
-            renewed = any(part.kind == "sentinel" for part in needed)
-            stale = states.living(hopeless | fresh, and_sentinel=renewed)
-            self._backend.cancel([ref_of(job) for job in stale])
-            if not needed:
-                return Started(outcome="running" if left else "hopeless")
-            number = Submissions(run.storage).begin(submitted_by, work_left(plan, store))
-            self._submit(run, number, needed, kept, beat)
-            return Started(outcome="started", num_jobs=len(needed))
+        timeout_s = run.cluster().retry.heartbeat_timeout_s
+        lease, holder = run.storage.at("submission-lease"), f"submission of {run.name}"
+        try:  # of two shells that submit at once the second waits, and finds it submitted
+            with leases.held(
+                lease, holder=holder, timeout_s=timeout_s, wait_s=SUBMIT_WAIT_S
+            ) as beat:
+                return self._submit_missing(run, store, submitted_by, excluding, beat)
+        except LeaseHeldError as error:
+            raise BackendError(f"{run.name}: {error}; try again") from None
+
+    def _submit_missing(
+        self,
+        run: RunFolder,
+        store: Store,
+        submitted_by: Submitter,
+        excluding: Collection[str],
+        beat: Callable[[], None],
+    ) -> Started:
+        plan = run.plan()
+        undone = unfinished(plan, store)
+        if not undone:
+            return Started(outcome="done")
+        states = self._job_states(run, store)
+        hopeless = _with_followers(plan, undone, excluding)
+        left = [i for i in undone if i.id not in hopeless]
+        kept = _kept(plan, left, states.live_stages())
+        fresh = {i.id for i in left} - kept.keys()
+        number = Submissions(run.storage).next_number()
+        context = self._context(run, store.storage.url, number)
+        needed = _needed(jobs_of(context, plan, left), fresh, states)
+        renewed = any(part.kind == "sentinel" for part in needed)
+        stale = states.living(hopeless | fresh, and_sentinel=renewed)
+        self._backend.cancel([ref_of(job) for job in stale])
+        if not needed:
+            return Started(outcome="running" if left else "hopeless")
+        number = Submissions(run.storage).begin(submitted_by, work_left(plan, store))
+        self._submit(run, number, needed, kept, beat)
+        return Started(outcome="started", num_jobs=len(needed))
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How the runs stand, from one question about all of their jobs."""
@@ -334,27 +348,3 @@ def _record(run: RunFolder, number: int, part: PlannedJob, job_id: str, at: floa
         name=part.name, kind=part.kind, instance=part.instance, id=job_id, submitted_at=at
     )
     Submissions(run.storage).record(number, job)
-
-
-@contextmanager
-def _only_submitter(run: RunFolder) -> Iterator[Callable[[], None]]:
-    """Two shells may submit the same run at once: the second waits, and finds it submitted.
-
-    Yields what must be called now and then to stay the one. Raises BackendError when the other
-    takes too long.
-    """
-    storage: Storage = run.storage.at("submission-lease")
-    timeout_s = run.cluster().retry.heartbeat_timeout_s
-    deadline = time.monotonic() + SUBMIT_WAIT_S
-    while True:
-        try:
-            held = leases.acquire(storage, holder=f"submission of {run.name}", timeout_s=timeout_s)
-            break
-        except LeaseHeldError as error:
-            if time.monotonic() > deadline:
-                raise BackendError(f"{run.name}: {error}; try again") from None
-            time.sleep(_POLL_S)
-    try:
-        yield held.beat
-    finally:
-        held.release()

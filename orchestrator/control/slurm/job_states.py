@@ -169,7 +169,6 @@ def observed_from(
         jobs=stages,
         by_id=dict(seen),
         problem=problem,
-        has_scheduler=True,
         look_every_s=LOOK_EVERY_S,
     )
 

@@ -23,11 +23,7 @@ from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.job_states import close_attempts
 from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
-from orchestrator.control.supervise import (
-    LAST_WORDS_S,
-    Supervisor,
-    write_last_page,
-)
+from orchestrator.control.supervise import LAST_WORDS_S, Supervisor, write_last_page
 from orchestrator.errors import Cause
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
@@ -52,16 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     early: list[int] = []
     for number in WARNINGS:
         signal.signal(number, lambda number, _: early.append(number))
-    options = _parse(argv)
+    parser = run_parser(__doc__)
+    parser.add_argument("--instance", required=True, help="stage instance")
+    parser.add_argument("--walltime-min", required=True, type=int, help="the job's time in minutes")
+    options = parser.parse_args(argv)
     allocation = Allocation.current()
     store, run = store_and_run(options)
     log_to_stderr()
     os.environ[ALLOCATION_FOLDER] = run.allocation(options.instance, allocation.restart_id).url
     if allocation.node_index > 0:
-        _become_agent(allocation)
+        words = ("-u", "-m", AGENT_MODULE, "--node", str(allocation.node_index))
+        os.execv(sys.executable, (sys.executable, *words))
     log.info("%s: start %s on %s", options.instance, allocation.restart_id, allocation.node)
     _close_earlier(run, store, options.instance, allocation)
-    if _is_cancelled(run, options.instance):
+    instance = run.plan().instance(options.instance)
+    # Whether somebody has asked for that since a user last wanted it to run.
+    if any(instance.answers_to(name) for name in run.cancelled_stages()):
         log.info("cancelled while it waited")
         dismiss_workers(run, options.instance)
         return 1
@@ -70,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         run.allocation(options.instance, allocation.restart_id).replace(ALLOCATION_ENDED, b"{}")
     if state == "succeeded":
-        _conclude(store, run)
+        if store.has(*run.plan().instances):  # whoever completes the run writes its last page
+            write_last_page(run, store, RunState.SUCCEEDED)
         return 0
     return allocation.requeue() if state == "left" else 1
 
@@ -166,17 +169,6 @@ def _await_upstream(
         time.sleep(_TICK_S)
 
 
-def _is_cancelled(run: RunFolder, instance: str) -> bool:
-    """Whether somebody has asked for that since a user last wanted it to run."""
-    mine = run.plan().instance(instance)
-    return any(mine.answers_to(name) for name in run.cancelled_stages())
-
-
-def _become_agent(allocation: Allocation) -> None:
-    words = ("-u", "-m", AGENT_MODULE, "--node", str(allocation.node_index))
-    os.execv(sys.executable, (sys.executable, *words))
-
-
 def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allocation) -> None:
     """Write the ends of attempts of earlier starts that could not do so themselves."""
     if all(a.end for a in run.attempts(instance)):
@@ -209,19 +201,6 @@ def _obey_drill(run: RunFolder, instance: str, restart_id: str) -> None:
             fault = attempt.storage.read_json(FAULT_ORDER)
             if fault.get("node") == socket.gethostname():
                 os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _conclude(store: Store, run: RunFolder) -> None:
-    """Whoever completes the run writes its last page."""
-    if store.has(*run.plan().instances):
-        write_last_page(run, store, RunState.SUCCEEDED)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = run_parser(__doc__)
-    parser.add_argument("--instance", required=True, help="stage instance")
-    parser.add_argument("--walltime-min", required=True, type=int, help="the job's time in minutes")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -345,7 +345,7 @@ def test_a_run_succeeds_when_nobody_is_at_work_any_more(
     """Whoever completes the run then writes its page, and leaves."""
     publish(run, store, *(i.stage for i in run.plan().instances))
     jobs = {i.id: JobStatus(state=job) for i in run.plan().leaders} if job else {}
-    observed = Observed(is_alive=alive, jobs=jobs, has_scheduler=bool(jobs))
+    observed = Observed(is_alive=alive, jobs=jobs)
     assert run_progress(run, store, observed).state == state
 
 

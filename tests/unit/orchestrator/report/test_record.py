@@ -35,7 +35,7 @@ def test_a_cancelled_scheduled_run_is_cancelled(new_ledger: NewLedger) -> None:
     assert attempt.end
     ended = JobStatus(state=JobState.CANCELLED)
     jobs = {i.id: ended for i in ledger.plan.leaders}
-    record = record_of(ledger, Observed(is_alive=False, jobs=jobs, has_scheduler=True))
+    record = record_of(ledger, Observed(is_alive=False, jobs=jobs))
     assert record.status.state == "cancelled"
     assert {s.status.state for s in record.stages} == {"cancelled"}
 
