@@ -315,6 +315,7 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
     shape, ours = job.shape, job_options(job)
     options = ours.sbatch
     cpus = options.cpus or shape.cpus
+    condition, joined = _CONDITIONS[job.start]
     asked = {
         "job_name": job.name,
         "nodes": shape.num_nodes,
@@ -329,7 +330,7 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
         "constraint": options.constraint,
         "exclude": ",".join(options.exclude) or None,
         "comment": job.tag or None,
-        "dependency": _dependency(job, after),
+        "dependency": joined.join(f"{condition}:{ref.id}" for ref in after) or None,
         "stderr_to_stdout": True,
         "setup": [
             *(["set -e", *ours.setup, "set +e"] if ours.setup else []),
@@ -368,12 +369,7 @@ _CONDITIONS = {
     "started": ("after", ","),
     "failed": ("afternotok", "?"),
 }
-
-
-def _dependency(job: Job, after: Sequence[JobRef]) -> str | None:
-    """All of them, or for a sentinel any of them."""
-    condition, joined = _CONDITIONS[job.start]
-    return joined.join(f"{condition}:{ref.id}" for ref in after) or None
+"""How a job depends on others, and what joins them: a sentinel waits for any of them to fail."""
 
 
 def _refusal(job: Job, error: Exception) -> Exception:

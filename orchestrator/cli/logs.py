@@ -130,7 +130,7 @@ class Logs:
     def _outputs(self) -> Iterator[tuple[Storage, str]]:
         """What a scheduler's jobs have printed that have not come to an attempt."""
         chosen = {i.id for i in self._chosen}
-        for submission in Submissions(self._run.storage).all()[-1:]:
+        for submission in self._run.submissions.all()[-1:]:
             for job in submission.jobs:
                 is_chosen = job.kind == "stage" and job.instance in chosen
                 if not is_chosen or self._run.attempts(job.instance):

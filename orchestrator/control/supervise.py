@@ -164,9 +164,8 @@ class Supervisor:
                 work.state = "succeeded"
 
     def _is_complete(self, work: Work) -> bool:
-        for member in work.members:
-            self._has(member)
-        return all(m.id in self._complete for m in work.members)
+        found = [self._has(member) for member in work.members]  # all are asked, and remembered
+        return all(found)
 
     def _has(self, instance: Instance) -> bool:
         if instance.id not in self._complete and self._store.has(instance):
@@ -191,13 +190,9 @@ class Supervisor:
         return self._cluster.cpus or os.cpu_count() or 1
 
     def _cpus(self, work: Work) -> int:
-        return min(
-            cpus_of(
-                work.leader.stage,
-                self._cluster.resources_of(work.leader.stage, work.leader.node),
-            ),
-            self._capacity,
-        )
+        stage = work.leader.stage
+        wanted = cpus_of(stage, self._cluster.resources_of(stage, work.leader.node))
+        return min(wanted, self._capacity)
 
     def _keep_ray(self) -> None:
         """A Ray session while we have work left that needs one: early, as its start takes time."""
@@ -234,16 +229,12 @@ class Supervisor:
         """Leave what another run works on to it, and look again in a while."""
         if time.monotonic() < work.not_before:
             return
-        work.is_held = self._held_elsewhere(work)
+        artifacts = (self._store.artifact(m.stage, m.key) for m in work.members)
+        held = (leases.current(artifact.storage) for artifact in artifacts)
+        timeout_s = self._cluster.retry.heartbeat_timeout_s
+        work.is_held = any(lease.is_live(timeout_s) for lease in held if lease)
         if work.is_held:
             work.not_before = time.monotonic() + self._lease_wait_s
-
-    def _held_elsewhere(self, work: Work) -> bool:
-        for member in work.members:
-            held = leases.current(self._store.artifact(member.stage, member.key).storage)
-            if held and held.is_live(self._cluster.retry.heartbeat_timeout_s):
-                return True
-        return False
 
     def _collect_ended(self) -> None:
         running = {w.ref: w for w in self._works.values() if w.state == "running" and w.ref}

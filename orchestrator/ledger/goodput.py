@@ -97,8 +97,16 @@ def goodput(
         )
     ]
     if submitted_at is not None:
-        intervals += _before_all(intervals, submitted_at, now if is_alive else submitted_at)
-    return _totals(sweep(intervals))
+        otherwise = now if is_alive else submitted_at
+        first_at = min((i.began_at for i in intervals), default=otherwise)
+        intervals.append(Interval(submitted_at, first_at, "queue"))
+    seconds = sweep(intervals)
+    run_s = math.fsum(s for part, s in seconds.items() if part != "queue")
+    return {
+        "elapsed_s": math.fsum(seconds.values()),
+        **{f"{part}_s": s for part, s in seconds.items()},
+        "ettr": seconds["productive"] / run_s if run_s else None,
+    }
 
 
 def _has_ranks(instance_id: str) -> bool:
@@ -140,22 +148,6 @@ def sweep(intervals: Iterable[Interval]) -> dict[str, float]:
         open_now[part] += change
         spans_s[next((p for p in _PRIORITY if open_now[p]), "idle")].append(until - at)
     return {part: math.fsum(spans) for part, spans in spans_s.items()}
-
-
-def _totals(seconds: Mapping[str, float]) -> dict[str, float | None]:
-    run_s = math.fsum(s for part, s in seconds.items() if part != "queue")
-    return {
-        "elapsed_s": math.fsum(seconds.values()),
-        **{f"{part}_s": s for part, s in seconds.items()},
-        "ettr": seconds["productive"] / run_s if run_s else None,
-    }
-
-
-def _before_all(
-    intervals: Sequence[Interval], submitted_at: float, otherwise: float
-) -> list[Interval]:
-    first_at = min((i.began_at for i in intervals), default=otherwise)
-    return [Interval(submitted_at, first_at, "queue")]
 
 
 def _of_instance(spans: Sequence[_AttemptSpan], *, trains: bool) -> list[Interval]:

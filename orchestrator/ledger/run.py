@@ -167,10 +167,15 @@ class RunFolder:
         """Where the nodes of one start of a job talk to each other; ``restart_id`` names it."""
         return self.stage(instance_id).at("allocations", restart_id)
 
+    @property
+    def submissions(self) -> Submissions:
+        """What was handed to a scheduler."""
+        return Submissions(self.storage)
+
     def submitted_at(self) -> float | None:
         """When somebody first set to work on the run, in seconds since the epoch."""
         supervisors = (s.started["started_at"] for s in self.supervisors())
-        submissions = (s.at for s in Submissions(self.storage).all())
+        submissions = (s.at for s in self.submissions.all())
         return min((*supervisors, *submissions), default=None)
 
     @property
@@ -210,7 +215,7 @@ class RunFolder:
 
     def cancelled_stages(self) -> set[str | None]:
         """What was cancelled since a user last submitted: stages, instances, or None for all."""
-        since = Submissions(self.storage).users_last()
+        since = self.submissions.users_last()
         return {c["stage"] for c in self.cancel_requests() if c["asked_at"] > since}
 
     def _attempts(self, folder: str) -> tuple[AttemptFolder, ...]:

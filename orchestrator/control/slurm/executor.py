@@ -17,12 +17,11 @@ from orchestrator.control.slurm.job_states import (
     JobStates,
     close_attempts,
     failing_nodes,
-    merged,
     observed_from,
+    open_refs,
     ref_of,
     refs_of,
     unfinished,
-    unfinished_jobs,
     work_left,
 )
 from orchestrator.control.slurm.jobs import (
@@ -37,7 +36,7 @@ from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, Observed
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import Submissions, SubmittedJob, Submitter
+from orchestrator.ledger.submission import SubmittedJob, Submitter
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
@@ -97,7 +96,7 @@ class SlurmExecutor(Executor):
         left = [i for i in undone if i.id not in hopeless]
         kept = _kept(plan, left, states.live_stages())
         fresh = {i.id for i in left} - kept.keys()
-        number = Submissions(run.storage).next_number()
+        number = run.submissions.next_number()
         context = self._context(run, store.storage.url, number)
         needed = _needed(jobs_of(context, plan, left), fresh, states)
         renewed = any(part.kind == "sentinel" for part in needed)
@@ -105,27 +104,18 @@ class SlurmExecutor(Executor):
         self._backend.cancel([ref_of(job) for job in stale])
         if not needed:
             return Started(outcome="running" if left else "hopeless")
-        number = Submissions(run.storage).begin(submitted_by, work_left(plan, store))
+        number = run.submissions.begin(submitted_by, work_left(plan, store))
         self._submit(run, number, needed, kept, beat)
         return Started(outcome="started", num_jobs=len(needed))
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How the runs stand, from one question about all of their jobs."""
-        by_run = {run.name: Submissions(run.storage) for run in runs}
-        jobs = {name: submissions.newest_jobs() for name, submissions in by_run.items()}
-        refs = [
-            ref_of(job)
-            for name, submissions in by_run.items()
-            for job in unfinished_jobs(jobs[name], submissions.seen())
-        ]
+        refs = [ref for run in runs for ref in open_refs(run)]
         try:
             answers, problem = self._backend.poll(refs), ""
         except BackendError as error:
             answers, problem = {}, str(error)
-        return {
-            run.name: observed_from(jobs[run.name], merged(run, answers, problem), problem)
-            for run in runs
-        }
+        return {run.name: observed_from(run, answers, problem) for run in runs}
 
     def cancel(self, run: RunFolder, stage: str | None) -> None:
         """Let running attempts save and end; take the rest out of the queue at once."""
@@ -133,7 +123,7 @@ class SlurmExecutor(Executor):
         chosen = {i.leader for i in run.plan().chosen(stage)} | ({""} if stage is None else set())
         jobs = {
             (kind, instance): [ref_of(job) for job in group]
-            for (kind, instance), group in Submissions(run.storage).newest_jobs().items()
+            for (kind, instance), group in run.submissions.newest_jobs().items()
             if instance in chosen
         }
         refs = [ref for group in jobs.values() for ref in group]
@@ -187,7 +177,7 @@ class SlurmExecutor(Executor):
             run=run,
             store_url=request.store.storage.url,
             cluster=request.cluster,
-            submission=Submissions(run.storage).next_number(),
+            submission=run.submissions.next_number(),
             exclude=failing_nodes(run) if run.exists() else (),
         )
         parts = jobs_of(context, request.plan, unfinished(request.plan, request.store))
@@ -198,7 +188,7 @@ class SlurmExecutor(Executor):
 
         Asked by a stage's head. Raises BackendError.
         """
-        plan, submissions = run.plan(), Submissions(run.storage)
+        plan, submissions = run.plan(), run.submissions
         newest = submissions.newest_jobs()
         (head, *_) = newest["stage", instance]
         theirs = [s for s in submissions.all() if any(j.instance == instance for j in s.jobs)]
@@ -228,7 +218,7 @@ class SlurmExecutor(Executor):
         Jobs that were accepted when whoever submitted them died are found by their tags. Attempts
         whose job has ended are closed. Raises BackendError.
         """
-        submissions = Submissions(run.storage)
+        submissions = run.submissions
         if not submissions.all():
             return JobStates({}, {})
         self._adopt(run, store)
@@ -241,7 +231,7 @@ class SlurmExecutor(Executor):
         return JobStates(submissions.newest_jobs(), observed.by_id)
 
     def _adopt(self, run: RunFolder, store: Store) -> None:
-        newest = Submissions(run.storage).all()[-1]
+        newest = run.submissions.all()[-1]
         if newest.is_whole:
             return
         context = self._context(run, store.storage.url, newest.number)
@@ -285,7 +275,7 @@ class SlurmExecutor(Executor):
             _record(run, number, part, ref.id, ref.submitted_at)
             if part.kind == "stage":
                 refs[part.instance] = ref
-        Submissions(run.storage).close(number)
+        run.submissions.close(number)
 
 
 def _preview(part: PlannedJob) -> JobPreview:
@@ -347,4 +337,4 @@ def _record(run: RunFolder, number: int, part: PlannedJob, job_id: str, at: floa
     job = SubmittedJob(
         name=part.name, kind=part.kind, instance=part.instance, id=job_id, submitted_at=at
     )
-    Submissions(run.storage).record(number, job)
+    run.submissions.record(number, job)

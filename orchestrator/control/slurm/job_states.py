@@ -8,7 +8,7 @@ down for the time when nobody answers.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from orchestrator.errors import Cause
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import JobKind, Submissions, SubmittedJob
+from orchestrator.ledger.submission import JobKind, SubmittedJob
 from orchestrator.plan.planner import Instance, Plan
 
 LOOK_EVERY_S = 15.0
@@ -106,7 +106,7 @@ def close_attempts(
 
 def refs_of(run: RunFolder, kind: JobKind, instance: str) -> list[JobRef]:
     """The newest jobs of a kind for a stage instance."""
-    return [ref_of(job) for job in Submissions(run.storage).newest_jobs().get((kind, instance), ())]
+    return [ref_of(job) for job in run.submissions.newest_jobs().get((kind, instance), ())]
 
 
 def ref_of(job: SubmittedJob) -> JobRef:
@@ -114,26 +114,24 @@ def ref_of(job: SubmittedJob) -> JobRef:
     return JobRef(backend=NAME, id=job.id, submitted_at=job.submitted_at)
 
 
-def unfinished_jobs(
-    jobs: Mapping[tuple[JobKind, str], Sequence[SubmittedJob]], seen: Mapping[str, Any]
-) -> list[SubmittedJob]:
-    """Those that were not seen to end: about the others there is nothing to ask."""
-    has_ended = {job_id: JobState(row["state"]).is_final for job_id, row in seen.items()}
-    return [job for group in jobs.values() for job in group if not has_ended.get(job.id, False)]
+def open_refs(run: RunFolder) -> list[JobRef]:
+    """A run's jobs that were not seen to end: about the others there is nothing to ask."""
+    seen = run.submissions.seen()
+    ended = {job_id for job_id, row in seen.items() if JobState(row["state"]).is_final}
+    groups = run.submissions.newest_jobs().values()
+    return [ref_of(job) for group in groups for job in group if job.id not in ended]
 
 
-def merged(
-    run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: str
-) -> dict[str, JobStatus]:
-    """The newest known status of each of a run's jobs, by id; written down for the next look.
+def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: str) -> Observed:
+    """How a run stands, from the newest known status of its jobs, which is written down.
 
-    A job that the scheduler does not know keeps its last state, until that has lasted too long.
+    A job that the scheduler does not know keeps its last state, until that has lasted too long. A
+    failed run lives while a sentinel looks on.
     """
-    submissions, now = Submissions(run.storage), time.time()
-    before = submissions.seen()
-    jobs = [job for group in submissions.newest_jobs().values() for job in group]
+    submissions, now = run.submissions, time.time()
+    before, jobs = submissions.seen(), submissions.newest_jobs()
     rows: dict[str, dict[str, Any]] = {}
-    for job in jobs:
+    for job in (job for group in jobs.values() for job in group):
         last = before.get(job.id, {"state": JobState.QUEUED, "absent_since": None})
         answer = answers.get(ref_of(job))
         if answer is not None and answer.state is not JobState.UNKNOWN:
@@ -142,32 +140,23 @@ def merged(
             rows[job.id] = last
         else:
             rows[job.id] = {**last, "absent_since": last["absent_since"] or now}
-    if jobs and not problem:
+    if rows and not problem:
         with suppress(OSError):  # somebody else's run may be looked at, not written
             submissions.remember(rows)
     timeout_s = run.cluster().slurm.missing_timeout_s
-    return {job_id: _status_of(row, now, timeout_s) for job_id, row in rows.items()}
-
-
-def observed_from(
-    jobs: Mapping[tuple[JobKind, str], Sequence[SubmittedJob]],
-    seen: Mapping[str, JobStatus],
-    problem: str,
-) -> Observed:
-    """How a run stands, from how its jobs do; a failed one lives while a sentinel looks on."""
+    seen = {job_id: _status_of(row, now, timeout_s) for job_id, row in rows.items()}
     stages = {
         instance: seen[group[0].id] for (kind, instance), group in jobs.items() if kind == "stage"
     }
+    ends = [s.state for s in stages.values() if s.state.is_final]
     sentinels = [seen[job.id] for job in jobs.get(("sentinel", ""), ())]
-    has_failed = any(
-        s.state.is_final and s.state is not JobState.SUCCEEDED for s in stages.values()
-    )
+    has_failed = any(state is not JobState.SUCCEEDED for state in ends)
     # A sentinel that has something to see to will start, or is at it.
     is_watched = has_failed and any(not s.state.is_final for s in sentinels)
     return Observed(
-        is_alive=is_watched or any(not s.state.is_final for s in stages.values()),
+        is_alive=is_watched or len(ends) < len(stages),
         jobs=stages,
-        by_id=dict(seen),
+        by_id=seen,
         problem=problem,
         look_every_s=LOOK_EVERY_S,
     )

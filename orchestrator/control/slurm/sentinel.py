@@ -20,7 +20,6 @@ from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, Observed
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Instance, Plan
 
 SETTLE_TIMEOUT_S = 900.0
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_refusal(run: RunFolder, store: Store, submission: int) -> str:
     """Why a sentinel must leave a whole run alone; empty when it must not."""
-    submissions = Submissions(run.storage)
+    submissions = run.submissions
     later = [s for s in submissions.all() if s.number > submission]
     # A half that a sentinel has left does not take the run off our hands.
     if any(s.is_whole or s.by == "user" for s in later):
@@ -92,7 +91,7 @@ def resume(
 
 def stage_refusals(run: RunFolder, observed: Observed) -> dict[str, str]:
     """Stage instances that a sentinel must leave alone, and why."""
-    plan, since = run.plan(), Submissions(run.storage).users_last()
+    plan, since = run.plan(), run.submissions.users_last()
     cancelled = run.cancelled_stages()
     found = {}
     for instance in plan.leaders:

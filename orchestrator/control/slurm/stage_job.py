@@ -29,7 +29,6 @@ from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
 from orchestrator.ledger.status import JobState, JobStatus, RunState
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
 
@@ -186,7 +185,7 @@ def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allo
 
 def _past(run: RunFolder, instance: str) -> list[tuple[Cause, float, str]]:
     """The ends since a user last looked; a user who resumes grants new budgets."""
-    since = Submissions(run.storage).users_last()
+    since = run.submissions.users_last()
     attempts = [a for a in run.attempts(instance) if a.started["started_at"] >= since]
     ends = [end for a in attempts if (end := a.end)]
     counted = [end for end in ends if end["cause"] and end["action"] != "wait"]
