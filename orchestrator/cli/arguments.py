@@ -10,7 +10,7 @@ from orchestrator.control.cluster_choice import choose_cluster, open_store
 from orchestrator.control.executor import Request, Started
 from orchestrator.control.request import prepare
 from orchestrator.errors import RequestError
-from orchestrator.ledger.run import RunFolder, find_run
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.spec.loader import load_cluster
@@ -69,12 +69,16 @@ def store_of(options: argparse.Namespace) -> Store:
 
 
 def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
-    """The run that ``RUN`` names, and the store it lies in."""
-    if "/" in options.run or "://" in options.run:
-        run = find_run(options.run, None)
-        return run, Store(Storage(run.storage.url.rsplit("/", 2)[0]))
-    store = store_of(options)
-    return find_run(options.run, store.storage.at("runs")), store
+    """The run that ``RUN`` names, and the store it lies in. Raises RequestError for none."""
+    if "/" in options.run:
+        url = options.run if "://" in options.run else str(Path(options.run).resolve())
+        run = RunFolder(Storage(url))
+        store = Store.open(run.storage.url.rsplit("/", 2)[0])
+    else:
+        store = store_of(options)
+        run = RunFolder(store.run_storage(options.run))
+    run.plan()
+    return run, store
 
 
 def started_line(started: Started) -> str:

@@ -11,9 +11,9 @@ from rich.table import Column, Table
 
 from orchestrator.cli.arguments import add_recipe, prepared
 from orchestrator.control.executor import JobPreview, Request, executor_of
-from orchestrator.control.request import plan_document
 from orchestrator.control.requirements import missing
 from orchestrator.errors import RequestError
+from orchestrator.ledger.storage import to_json
 from orchestrator.plan.estimate import (
     Estimate,
     checkpoint_storage,
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan."""
     request = prepared(options)
     if options.json:
-        sys.stdout.write(plan_document(request).decode())
+        where = {"cluster": str(request.cluster_file), "store": request.store.storage.url}
+        sys.stdout.write(to_json({**request.plan.to_json(), **where}).decode())
         return 0
     if options.scripts:
         print(scripts(request), end="")

@@ -28,7 +28,6 @@ from orchestrator.control.requirements import (
 )
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Variant, make_plan
 from orchestrator.plan.stages import Facts
@@ -162,14 +161,3 @@ def listing_digest(root: Path) -> str:
     for path in sorted(rows):
         digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\n".encode())
     return digest.hexdigest()
-
-
-def plan_document(request: Request) -> bytes:
-    """``plan --json``."""
-    return to_json(
-        {
-            **request.plan.to_json(),
-            "cluster": str(request.cluster_file),
-            "store": request.store.storage.url,
-        }
-    )

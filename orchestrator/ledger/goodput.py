@@ -42,16 +42,6 @@ class Interval(NamedTuple):
     part: str
 
 
-class _Step(NamedTuple):
-    """One optimizer step as its line tells it."""
-
-    number: int
-    ended_at: float
-    step_s: float
-    stall_s: float
-    """How long training then stood still for saving."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _AttemptSpan:
     """One attempt, reduced to what its accounting needs."""
@@ -62,7 +52,8 @@ class _AttemptSpan:
     ended_at: float
     """Of a running attempt: now."""
     state: str
-    steps: tuple[_Step, ...] = ()
+    steps: tuple[Mapping[str, Any], ...] = ()
+    """The lines of its optimizer steps: their number, end, duration and the stall for saving."""
 
     @property
     def outcome(self) -> str:
@@ -162,7 +153,7 @@ def _of_instance(spans: Sequence[_AttemptSpan], *, trains: bool) -> list[Interva
         cuts = _training(span, warm_up, redone_from) if trains else [(span.ended_at, span.outcome)]
         intervals += _cut(span, [(span.begun_at, wait), *cuts])
         if span.steps:
-            redone_from = min(redone_from, span.steps[0].number)
+            redone_from = min(redone_from, span.steps[0]["step"])
     return intervals
 
 
@@ -177,12 +168,12 @@ def _training(span: _AttemptSpan, warm_up: str, redone_from: float) -> list[tupl
     first = span.steps[0]
     steps = chain.from_iterable(
         (
-            (step.ended_at, "lost" if step.number >= redone_from else "productive"),
-            (step.ended_at + step.stall_s, "checkpoint"),
+            (step["at"], "lost" if step["step"] >= redone_from else "productive"),
+            (step["at"] + step["stall_s"], "checkpoint"),
         )
         for step in span.steps
     )
-    return [(first.ended_at - first.step_s, warm_up), *steps, (span.ended_at, span.outcome)]
+    return [(first["at"] - first["step_s"], warm_up), *steps, (span.ended_at, span.outcome)]
 
 
 def _cut(span: _AttemptSpan, cuts: Iterable[tuple[float, str]]) -> Iterator[Interval]:
@@ -208,7 +199,7 @@ def _spans(attempts: Sequence[AttemptFolder], now: float | None) -> list[_Attemp
 
 def _span(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _AttemptSpan:
     created_at = attempt.started["started_at"]
-    steps = tuple(map(_step, attempt.steps()))
+    steps = tuple(attempt.steps())
     ended_at, state = _end(attempt, steps, next_at, now)
     begin = next((e for e in attempt.events() if e["kind"] == "begin"), None)
     # The queue ends with the birth of the process, which then imports for seconds.
@@ -227,7 +218,10 @@ def _span(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _
 
 
 def _end(
-    attempt: AttemptFolder, steps: Sequence[_Step], next_at: float | None, now: float | None
+    attempt: AttemptFolder,
+    steps: Sequence[Mapping[str, Any]],
+    next_at: float | None,
+    now: float | None,
 ) -> tuple[float, str]:
     """When and how it ended: when nobody has said so, at the latest when the next one started."""
     if end := attempt.end:
@@ -237,11 +231,7 @@ def _end(
     return (now, "running") if now is not None else (_last_sign_at(attempt, steps), "unknown")
 
 
-def _last_sign_at(attempt: AttemptFolder, steps: Sequence[_Step]) -> float:
+def _last_sign_at(attempt: AttemptFolder, steps: Sequence[Mapping[str, Any]]) -> float:
     signs = [attempt.started["started_at"], attempt.progress.get("at", 0.0)]
-    signs += [step.ended_at + step.stall_s for step in steps[-1:]]
+    signs += [step["at"] + step["stall_s"] for step in steps[-1:]]
     return float(max(signs + [event["at"] for event in attempt.events()]))
-
-
-def _step(line: Mapping[str, Any]) -> _Step:
-    return _Step(line["step"], line["at"], line["step_s"], line["stall_s"])

@@ -17,7 +17,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -183,19 +182,16 @@ class RunFolder:
         """Where the supervisor's lease lies."""
         return self.storage.at("supervisor-lease")
 
-    def is_supervision_held(self) -> bool:
-        """Whether somebody alive holds the supervisor's lease."""
+    def supervising(self) -> Process | None:
+        """Who holds the supervisor's lease and is alive; None when nobody is."""
         held = leases.current(self.supervision)
-        return held is not None and held.is_live(self.cluster().retry.heartbeat_timeout_s)
+        is_live = held and held.is_live(self.cluster().retry.heartbeat_timeout_s)
+        return held.process if held and is_live else None
 
     def _is_at_work(self, supervisor: Process) -> bool:
         alive = supervisor.is_alive()
-        if alive is not None:
-            return alive
         # Another machine, or this one before its last boot: only the heartbeat can tell.
-        held = leases.current(self.supervision)
-        timeout_s = self.cluster().retry.heartbeat_timeout_s
-        return held is not None and held.process == supervisor and held.is_live(timeout_s)
+        return self.supervising() == supervisor if alive is None else alive
 
     def request_cancel(self, stage: str | None) -> int:
         """Ask whoever supervises the run to stop it, or one stage of it; the wish's number."""
@@ -252,18 +248,3 @@ def to_yaml(spec: Recipe | Cluster) -> bytes:
     return yaml.safe_dump(
         spec.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
     ).encode()
-
-
-def find_run(name: str, store_runs: Storage | None) -> RunFolder:
-    """The run of a name in the store, or of a path or URL.
-
-    Raises RequestError when there is none.
-    """
-    if "/" in name or "://" in name:
-        run = RunFolder(Storage(str(Path(name).resolve()) if "://" not in name else name))
-    elif store_runs is not None:
-        run = RunFolder(store_runs.at(name))
-    else:
-        raise RequestError(f"{name}: no store to look in; give --cluster, or the run folder's path")
-    run.plan()
-    return run

@@ -8,7 +8,6 @@ from tests.unit.source import JOBS, MODULES, ROOT, name_of, tree_of
 
 WITHOUT_A_TEST: set[str] = {
     "orchestrator/backends/base.py",
-    "orchestrator/cli/arguments.py",
     "orchestrator/cli/cancel.py",
     "orchestrator/cli/chaos.py",
     "orchestrator/cli/doctor.py",

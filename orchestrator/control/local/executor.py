@@ -54,7 +54,7 @@ class LocalExecutor(Executor):
         """
         deadline = time.monotonic() + self._start_timeout_s
         before = len(run.supervisors())
-        while run.is_supervision_held() and not run.live_supervisor():
+        while run.supervising() and not run.live_supervisor():
             if time.monotonic() > deadline:  # one that begins or ends takes a moment
                 break
             time.sleep(0.05)
@@ -69,7 +69,7 @@ class LocalExecutor(Executor):
             if len(run.supervisors()) > before:
                 break
             # One that another's lease sent away ends at once; that other announces itself, or ends.
-            is_waiting = not has_ended or run.is_supervision_held()
+            is_waiting = not has_ended or run.supervising()
             if not is_waiting or time.monotonic() > deadline:
                 tail = job.log.read_text(errors="replace")[-500:] if job.log.exists() else ""
                 raise BackendError(f"{run.name}: no supervisor started; see {job.log}\n{tail}")

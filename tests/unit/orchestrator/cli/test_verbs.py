@@ -88,6 +88,8 @@ def test_plan_as_json_is_one_document(project: Project, capsys: pytest.CaptureFi
     assert project.orchestrator("plan", str(project.folder / "r.yaml"), "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert document["run"] == project.plan.run
+    assert document["cluster"] == str(project.folder / "c.yaml")
+    assert document["store"] == project.store.storage.url
     assert {i["decision"] for i in document["instances"]} == {"reuse"}
 
 

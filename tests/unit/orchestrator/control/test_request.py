@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from orchestrator.control.code_snapshot import FORMAT
 from orchestrator.control.request import (
     listing_digest,
     move,
-    plan_document,
     prepare,
     start,
     submit,
@@ -77,13 +75,10 @@ def test_a_listing_depends_on_names_and_sizes_alone(tmp_path: Path) -> None:
     assert listing_digest(tmp_path / "a") != listing_digest(tmp_path / "b")
 
 
-def test_a_plan_as_a_document(project: Path) -> None:
+def test_a_plan_begins_nothing(project: Path) -> None:
     prepared = prepare(project / "r.yaml", project / "c.yaml", name="mine")
-    document = json.loads(plan_document(prepared))
-    assert document["run"] == "mine"
-    assert document["cluster"] == str(project / "c.yaml")
-    assert document["store"] == str(project / "store")
-    assert [i["decision"] for i in document["instances"]] == ["run"] * 8
+    assert prepared.plan.run == "mine"
+    assert [i.decision for i in prepared.plan.instances] == ["run"] * 8
     assert not (project / "store").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 
 from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.run import RunFolder, find_run
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Plan
 from orchestrator.spec.recipe import Continuations, Perplexity, Recipe
@@ -221,26 +220,6 @@ def test_wishes_at_once_are_all_kept(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(run.request_cancel, ["train"] * 8))
     assert len(run.cancel_requests()) == 8
-
-
-def test_a_run_is_found_by_name_and_by_url(run: RunFolder, storage: Storage) -> None:
-    assert find_run("small", storage.at("runs")).storage.url == run.storage.url
-    assert find_run(run.storage.url, None).storage.url == run.storage.url
-
-
-def test_a_run_is_found_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    create(RunFolder(Storage(str(tmp_path / "runs" / "small"))))
-    monkeypatch.chdir(tmp_path)
-    assert find_run("runs/small", None).plan().recipe == "small"
-    assert os.fspath(tmp_path) in find_run("./runs/small/", None).storage.url
-
-
-def test_a_name_needs_a_store() -> None:
-    with pytest.raises(RequestError) as raised:
-        find_run("small", None)
-    assert str(raised.value) == (
-        "small: no store to look in; give --cluster, or the run folder's path"
-    )
 
 
 def test_values_from_the_environment_are_never_written_down(
