@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from jobs.attempt import Attempt, run_stage
 from jobs.lm.token_stream import bin_name, open_tokens
 from jobs.scoring import perplexity
 from jobs.scoring.held_out import HeldOut, load_model
-from jobs.scoring.perplexity import Counts, Scored
+from jobs.scoring.perplexity import Scored
 from orchestrator.ledger.storage import to_json
 from orchestrator.spec.recipe import Perplexity
 
@@ -47,7 +48,11 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 
 def score_split(
-    attempt: Attempt, model: Any, counts: Counts, split: HeldOut, settings: Perplexity
+    attempt: Attempt,
+    model: Any,
+    counts: Mapping[str, np.ndarray],
+    split: HeldOut,
+    settings: Perplexity,
 ) -> dict[str, Any]:
     """Scores of the model and of both baselines on one split."""
 
@@ -64,17 +69,14 @@ def score_split(
         tick=tick,
     )
     _publish_utterances(attempt, split, scored)
-    all_scored = {
-        "model": scored,
-        "unigram": perplexity.score_unigram(counts, utterances, num_samples=num_samples),
-        "bigram": perplexity.score_bigram(counts, utterances, num_samples=num_samples),
-    }
+    all_scored = {"model": scored}
+    for name, table in counts.items():
+        all_scored[name] = perplexity.score_counts(table, utterances, num_samples=num_samples)
     return {
         name: perplexity.summary(
             one, bootstrap_samples=settings.bootstrap_samples, seed=settings.seed
         )
         for name, one in all_scored.items()
-        if one
     }
 
 

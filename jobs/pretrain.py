@@ -12,10 +12,10 @@ from typing import Any
 from jobs.attempt import Attempt, run_stage
 from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
 from jobs.speech.utterances import source_roots
-from jobs.targets import iteration_of
 from jobs.training import driver
 from jobs.training.rank import RankConfig, TrainingSettings
 from orchestrator.plan.execution import pretrain_execution
+from orchestrator.plan.stages import pretraining
 
 TOO_LARGE = (
     ".crop_s: one crop does not fit the device's memory; lower crop_s, hidden_size or num_layers, "
@@ -30,7 +30,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 def rank_config(attempt: Attempt) -> RankConfig:
     """What the ranks are told. Raises RequestError when they cannot share the batch."""
-    pretrain, iteration = iteration_of(attempt)
+    pretrain, iteration = pretraining(attempt.recipe, attempt.part)
     spec = MaskedPredictionSpec(
         pretrain=pretrain,
         number=int(attempt.part),

@@ -17,25 +17,29 @@ from jobs.attempt import Attempt, run_stage
 from jobs.codebook import report_iteration
 from jobs.speech import targets
 from jobs.speech.feature_blocks import in_order
+from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pool import Pool, stage_pool
 from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, write_codebook
 from jobs.speech.utterances import CorpusRows, source_roots
 from orchestrator.errors import DataError
-from orchestrator.spec.recipe import Pretrain, PretrainIteration
+from orchestrator.plan.stages import pretraining
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Fit the clusters where no attempt has yet, and write every missing block's labels."""
     torch.set_num_threads(1)  # k-means runs here: one fixed thread count, one rounding
-    spec, iteration = iteration_of(attempt)
+    spec, iteration = pretraining(attempt.recipe, attempt.part)
     rows = CorpusRows.read(attempt.upstream["corpus"].storage)
     blocks = targets.AudioBlocks.of(rows, spec)
     if not blocks.num_frames.sum():
         raise DataError("encoder.pretrain: the audio holds no whole frame; add longer recordings")
+    encoder = None
+    if iteration.targets != "mfcc":
+        encoder = EncoderSpec(url=attempt.upstream["model"].storage.url, layer=iteration.targets)
     with stage_pool(
         attempt,
         targets.TargetWorker,
-        _encoder(attempt, iteration),
+        encoder,
         blocks.grid,
         source_roots(attempt),
         attempt.out.url,
@@ -52,21 +56,8 @@ def make_targets(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> N
     _label(attempt, pool, blocks)
 
 
-def iteration_of(attempt: Attempt) -> tuple[Pretrain, PretrainIteration]:
-    """The recipe's pretraining, and the iteration that this node is a part of."""
-    spec = attempt.recipe.encoder.pretrain
-    assert spec is not None, "only a recipe that pretrains has this node"
-    return spec, spec.iterations[int(attempt.part) - 1]
-
-
-def _encoder(attempt: Attempt, iteration: PretrainIteration) -> EncoderSpec | None:
-    if iteration.targets == "mfcc":
-        return None
-    return EncoderSpec(url=attempt.upstream["model"].storage.url, layer=iteration.targets)
-
-
 def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
-    spec, iteration = iteration_of(attempt)
+    spec, iteration = pretraining(attempt.recipe, attempt.part)
     count = -(-targets.FIT_FRAMES // len(blocks.blocks))
 
     def task(block: int) -> targets.TargetTask:
@@ -84,7 +75,8 @@ def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
         if len(feats_ND):
             samples.append(feats_ND)
     scaling = targets.scaling_of(torch.cat(samples), standardise=iteration.targets == "mfcc")
-    fitted = targets.fit_clusters(samples, scaling, iteration.num_clusters, spec.seed, on_iteration)
+    scaled = BlocksInMemory([targets.scaled(feats_ND, scaling) for feats_ND in samples])
+    fitted = fit(scaled, iteration.num_clusters, spec.seed, on_iteration=on_iteration)
     notes = {"inertia": fitted.inertia, "iterations": fitted.iterations}
     write_codebook(attempt.out, fitted.centroids, notes, **scaling)
 

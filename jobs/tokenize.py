@@ -16,7 +16,6 @@ from typing import Any
 from jobs.attempt import Attempt, run_stage
 from jobs.speech.pool import stage_pool
 from jobs.speech.units import (
-    Destination,
     EncoderSpec,
     ShardStats,
     ShardTask,
@@ -105,16 +104,16 @@ def _tokenized(
         layer=encoder.layer,
         precision=encoder.precision,
     )
-    destinations = [
-        Destination(codebook_url=upstream["codebook"].storage.url, out_url=out.url)
-        for upstream, out in zip(attempt.upstreams, attempt.outs, strict=True)
-    ]
+    codebooks = [upstream["codebook"].storage.url for upstream in attempt.upstreams]
+    outs = [out.url for out in attempt.outs]
     dedup = attempt.recipe.tokenizer.deduplicate
 
     def task(shard: int) -> ShardTask:
         return ShardTask(shard=shard, utterances=rows.of_shard(shard), missing=missing[shard])
 
-    with stage_pool(attempt, Tokenizer, spec, source_roots(attempt), destinations, dedup) as pool:
+    with stage_pool(
+        attempt, Tokenizer, spec, source_roots(attempt), codebooks, outs, dedup
+    ) as pool:
         started_at = time.monotonic()
         results = pool.run(missing, task, tick=attempt.check)
         for done, (_, by_output) in enumerate(results, start=before + 1):

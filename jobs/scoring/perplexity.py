@@ -77,18 +77,14 @@ def _bootstrap(
     """Percentile intervals of nats per token and per second, utterances drawn with replacement."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     size = len(scored.nll)
-    per_token, per_s = np.empty(num_resamplings), np.empty(num_resamplings)
+    nats = np.empty((num_resamplings, 2))
     for n in range(num_resamplings):
         drawn = rng.integers(0, size, size)
         nll = scored.nll[drawn].sum()
-        per_token[n] = nll / max(scored.num_scored[drawn].sum(), 1)
-        per_s[n] = nll / (scored.num_samples[drawn].sum() / SAMPLE_RATE_HZ)
-    return _percentiles(per_token), _percentiles(per_s)
-
-
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+        nats[n, 0] = nll / max(scored.num_scored[drawn].sum(), 1)
+        nats[n, 1] = nll / (scored.num_samples[drawn].sum() / SAMPLE_RATE_HZ)
+    (low, low_s), (high, high_s) = np.percentile(nats, [2.5, 97.5], axis=0).tolist()
+    return (low, high), (low_s, high_s)
 
 
 def windows_of(num_tokens: int, context_length: int) -> Iterator[tuple[int, int, int]]:
@@ -162,46 +158,31 @@ def _nll_of(
     return (nll_BL.double() * scored_BL[:, 1:]).sum(1).tolist()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """How often units and pairs of neighbours occur in the training stream."""
+def count(tokens: np.ndarray, num_units: int) -> dict[str, np.ndarray]:
+    """How often units (``unigram``, V) and pairs of neighbours (``bigram``, VxV) occur in a stream.
 
-    unigrams: np.ndarray
-    """(V,) counts."""
-    bigrams: np.ndarray | None
-    """(V, V) counts, row = first of the pair; None when the codebook is too large for a table."""
-
-
-def count(tokens: np.ndarray, num_units: int) -> Counts:
-    """Counts over a token stream, pairs across utterances included, as the model sees them."""
+    Pairs across utterances are included, as the model sees them; a codebook too large for a table
+    of pairs has none.
+    """
+    pairs_fit = num_units <= MAX_BIGRAM_UNITS
     unigrams = np.zeros(num_units, dtype=np.int64)
-    bigrams = np.zeros(num_units**2, dtype=np.int64) if num_units <= MAX_BIGRAM_UNITS else None
+    bigrams = np.zeros(num_units**2 if pairs_fit else 0, dtype=np.int64)
     for start in range(0, len(tokens), _COUNT_CHUNK):
         chunk = tokens[start : start + _COUNT_CHUNK + 1].astype(np.int64)
         unigrams += np.bincount(chunk[:_COUNT_CHUNK], minlength=num_units)
-        if bigrams is not None:
+        if pairs_fit:
             bigrams += np.bincount(chunk[:-1] * num_units + chunk[1:], minlength=num_units**2)
-    return Counts(
-        unigrams=unigrams,
-        bigrams=None if bigrams is None else bigrams.reshape(num_units, num_units),
-    )
+    pairs = {"bigram": bigrams.reshape(num_units, num_units)} if pairs_fit else {}
+    return {"unigram": unigrams, **pairs}
 
 
-def score_unigram(
-    counts: Counts, utterances: Sequence[np.ndarray], *, num_samples: np.ndarray
+def score_counts(
+    counts: np.ndarray, utterances: Sequence[np.ndarray], *, num_samples: np.ndarray
 ) -> Scored:
-    """NLL under add-one smoothed unit frequencies."""
-    log_p = np.log(counts.unigrams + 1) - np.log((counts.unigrams + 1).sum())
-    nll = np.array([-log_p[units[1:]].sum() for units in utterances])
-    return Scored(nll=nll, num_scored=num_scored(utterances), num_samples=num_samples)
-
-
-def score_bigram(
-    counts: Counts, utterances: Sequence[np.ndarray], *, num_samples: np.ndarray
-) -> Scored | None:
-    """NLL under add-one smoothed frequencies given the unit before; None without a table."""
-    if counts.bigrams is None:
-        return None
-    log_p = np.log(counts.bigrams + 1) - np.log((counts.bigrams + 1).sum(1, keepdims=True))
-    nll = np.array([-log_p[units[:-1], units[1:]].sum() for units in utterances])
-    return Scored(nll=nll, num_scored=num_scored(utterances), num_samples=num_samples)
+    """NLL under add-one smoothed frequencies of units, given the one before where pairs count."""
+    log_p = np.log(counts + 1) - np.log((counts + 1).sum(-1, keepdims=True))
+    if counts.ndim == 1:
+        nll = [-log_p[units[1:]].sum() for units in utterances]
+    else:
+        nll = [-log_p[units[:-1], units[1:]].sum() for units in utterances]
+    return Scored(nll=np.array(nll), num_scored=num_scored(utterances), num_samples=num_samples)

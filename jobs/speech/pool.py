@@ -13,7 +13,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import ray
 import torch
@@ -57,18 +57,22 @@ class Pool:
     def __init__(self, worker: Callable[..., Worker], *args: Any, size: Resources) -> None:
         self._size = size
         self._worker = (worker, args)
-        self.starting: dict[ray.ObjectRef[Any], ActorHandle[Any]] = {}
-        self.free: list[ActorHandle[Any]] = []
-        self.nodes: dict[ActorHandle[Any], str] = {}
-        self.actor_of: dict[Hashable, ActorHandle[Any]] = {}
+        self._starting: dict[ray.ObjectRef[Any], ActorHandle[Any]] = {}
+        self._free: list[ActorHandle[Any]] = []
+        self._nodes: dict[ActorHandle[Any], str] = {}
+        self._actor_of: dict[Hashable, ActorHandle[Any]] = {}
         """The actor that did an item last."""
+        self._queue: deque[Any] = deque()
+        self._running: dict[ray.ObjectRef[Any], tuple[Any, ActorHandle[Any]]] = {}
+        self._deaths: Counter[Hashable] = Counter()
+        """Workers that an item of this run has taken down with it."""
         self.deaths_in_row = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in [*self.starting.values(), *self.free, *self.nodes]:
+        for actor in [*self._starting.values(), *self._free, *self._nodes]:
             ray.kill(actor)
 
     def run(
@@ -79,36 +83,40 @@ class Pool:
         sticky: bool = False,
         tick: Callable[[], None] = lambda: None,
     ) -> Iterator[tuple[Item, Any]]:
-        """``(item, result)`` as they are completed, in no particular order.
+        """``(item, result)`` as they are completed, in no particular order; one run at a time.
 
         ``payload`` makes what the worker is called with, at the moment the item is given away.
         ``sticky`` gives an item to the actor that did it last, if that one lives: for workers that
         keep what they made. ``tick`` is called about once a second. Raises RunFailedError when an
         item or the whole pool keeps dying, and what the worker raised.
         """
-        run = _Run(self, deque(items), payload, sticky=sticky)
+        self._queue, self._deaths = deque(items), Counter()
         try:
-            while run.unfinished():
+            while self._queue or self._running:
                 tick()
-                self._recruit(run.unfinished())
-                run.assign()
-                yield from run.collect()
+                self._recruit()
+                self._assign(payload, sticky=sticky)
+                yield from self._collect()
         finally:
-            run.abandon()
+            for _, actor in self._running.values():  # nobody will take their results
+                self._forget(actor)
+                ray.kill(actor)
+            self._running = {}
 
-    def _recruit(self, unfinished: int) -> None:
+    def _recruit(self) -> None:
         """Ask for actors up to what the items and the size allow."""
-        alive = len(self.nodes) + len(self.starting)
+        alive = len(self._nodes) + len(self._starting)
         exhausted = self.deaths_in_row > 2 * self._size.max_workers + 2
         if exhausted and alive < self._size.min_workers:
             raise RunFailedError(
                 f"pool: {self.deaths_in_row} workers died in a row without finishing anything; "
                 "look in their logs for the first error, and on their nodes for lack of memory"
             )
+        unfinished = len(self._queue) + len(self._running)
         wanted = min(self._size.max_workers, max(unfinished, self._size.min_workers))
         for _ in range(0 if exhausted else wanted - alive):
             actor = self._actor_class().remote(*self._worker)
-            self.starting[actor.start.remote(self._size.cpus_per_worker)] = actor
+            self._starting[actor.start.remote(self._size.cpus_per_worker)] = actor
 
     def _actor_class(self) -> Any:
         actor_class: Any = ray.remote(_Host)
@@ -120,105 +128,81 @@ class Pool:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._size.cpus_per_worker)}},
         )
 
-    def started(self, ref: ray.ObjectRef[Any]) -> None:
-        """Take in an actor that has started, or count its death."""
-        actor = self.starting.pop(ref)
-        try:
-            self.nodes[actor] = _result(ref)
-        except RayActorError as error:
-            self.remove_dead(actor, error)
-        else:
-            self.free.append(actor)
-
-    def remove_dead(self, actor: ActorHandle[Any], error: RayActorError) -> None:
-        """Forget an actor that died, and count its death."""
-        log.warning("a worker died: %s", _first_line(error))
-        # Nodes are taken away at any time; only deaths on nodes that live on tell of the work.
-        self.deaths_in_row += self.nodes.get(actor) not in dead_nodes()
-        self.forget(actor)
-
-    def forget(self, actor: ActorHandle[Any]) -> None:
-        """Expect nothing of this actor any more."""
-        self.nodes.pop(actor, None)
-        self.actor_of = {
-            item: held_by for item, held_by in self.actor_of.items() if held_by != actor
-        }
-
-
-class _Run(Generic[Item]):
-    """One pass over items on the pool's actors."""
-
-    def __init__(
-        self, pool: Pool, queue: deque[Item], payload: Callable[[Item], Any], *, sticky: bool
-    ) -> None:
-        self._pool, self._queue, self._payload, self._sticky = pool, queue, payload, sticky
-        self._running: dict[ray.ObjectRef[Any], tuple[Item, ActorHandle[Any]]] = {}
-        self._deaths: Counter[Item] = Counter()
-
-    def unfinished(self) -> int:
-        """Items queued or running."""
-        return len(self._queue) + len(self._running)
-
-    def assign(self) -> None:
+    def _assign(self, payload: Callable[[Any], Any], *, sticky: bool) -> None:
         """Give every free actor an item, as far as there is one for it."""
-        for actor in tuple(self._pool.free):
+        for actor in tuple(self._free):
             item = self._next_for(actor)
             if item is None:
                 continue
-            self._pool.free.remove(actor)
-            if self._sticky:
-                self._pool.actor_of[item] = actor
-            self._running[actor.work.remote(self._payload(item))] = (item, actor)
+            self._free.remove(actor)
+            if sticky:
+                self._actor_of[item] = actor
+            self._running[actor.work.remote(payload(item))] = (item, actor)
 
-    def collect(self) -> Iterator[tuple[Item, Any]]:
-        """Wait a moment for actors that started and items that were completed."""
-        waiting = [*self._running, *self._pool.starting]
-        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        if not ready:
-            ready, _ = ray.wait(waiting, num_returns=1, timeout=_POLL_S)
-        for ref in ready:
-            if ref in self._pool.starting:
-                self._pool.started(ref)
-            else:
-                yield from self._finished(ref)
-
-    def abandon(self) -> None:
-        """End the actors whose results nobody will take; nothing when all items are done."""
-        for _, actor in self._running.values():
-            self._pool.forget(actor)
-            ray.kill(actor)
-
-    def _next_for(self, actor: ActorHandle[Any]) -> Item | None:
-        actor_of = self._pool.actor_of if self._sticky else {}
+    def _next_for(self, actor: ActorHandle[Any]) -> Any:
         for position, item in enumerate(self._queue):
-            if actor_of.get(item, actor) == actor:
+            if self._actor_of.get(item, actor) == actor:
                 del self._queue[position]
                 return item
         return None
 
-    def _finished(self, ref: ray.ObjectRef[Any]) -> Iterator[tuple[Item, Any]]:
+    def _collect(self) -> Iterator[tuple[Any, Any]]:
+        """Wait a moment for actors that started and items that were completed."""
+        waiting = [*self._running, *self._starting]
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        if not ready:
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=_POLL_S)
+        for ref in ready:
+            if ref in self._starting:
+                self._started(ref)
+            else:
+                yield from self._finished(ref)
+
+    def _started(self, ref: ray.ObjectRef[Any]) -> None:
+        """Take in an actor that has started, or count its death."""
+        actor = self._starting.pop(ref)
+        try:
+            self._nodes[actor] = _result(ref)
+        except RayActorError as error:
+            self._remove_dead(actor, error)
+        else:
+            self._free.append(actor)
+
+    def _finished(self, ref: ray.ObjectRef[Any]) -> Iterator[tuple[Any, Any]]:
         item, actor = self._running[ref]
         try:
             result = _result(ref)
         except RayActorError as error:
             del self._running[ref]
             self._blame(item, actor, error)
-            self._pool.remove_dead(actor, error)
+            self._remove_dead(actor, error)
             self._queue.appendleft(item)
             return
         del self._running[ref]
-        self._pool.free.append(actor)
-        self._pool.deaths_in_row = 0
+        self._free.append(actor)
+        self.deaths_in_row = 0
         yield item, result
 
-    def _blame(self, item: Item, actor: ActorHandle[Any], error: RayActorError) -> None:
+    def _blame(self, item: Hashable, actor: ActorHandle[Any], error: RayActorError) -> None:
         """Count the death against the item, unless the actor's node went with it."""
-        self._deaths[item] += self._pool.nodes[actor] not in dead_nodes()
+        self._deaths[item] += self._nodes[actor] not in dead_nodes()
         if self._deaths[item] >= _MAX_DEATHS_OF_ITEM:
             raise RunFailedError(
                 f"pool: item {item} killed {self._deaths[item]} workers ({_first_line(error)}); "
                 "look at its audio, and at the memory of the workers' nodes"
             ) from None
+
+    def _remove_dead(self, actor: ActorHandle[Any], error: RayActorError) -> None:
+        """Forget an actor that died, and count its death."""
+        log.warning("a worker died: %s", _first_line(error))
+        # Nodes are taken away at any time; only deaths on nodes that live on tell of the work.
+        self.deaths_in_row += self._nodes.get(actor) not in dead_nodes()
+        self._forget(actor)
+
+    def _forget(self, actor: ActorHandle[Any]) -> None:
+        """Expect nothing of this actor any more."""
+        self._nodes.pop(actor, None)
+        self._actor_of = {i: held_by for i, held_by in self._actor_of.items() if held_by != actor}
 
 
 def dead_nodes() -> set[str]:

@@ -204,14 +204,14 @@ class MaskedPrediction:
     def build_model(self) -> nn.Module:
         """A HuBERT of new weights."""
         spec = self._spec
-        torch.manual_seed(derived_seed(spec.pretrain.seed, spec.number))
-        return Learner(*self._architecture)
+        name = f"pretrain {spec.pretrain.seed} {spec.number}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
+        return self._new_learner()
 
-    @property
-    def _architecture(self) -> tuple[HubertConfig, int]:
+    def _new_learner(self) -> Learner:
         spec = self._spec
-        iteration = spec.pretrain.iterations[spec.number - 1]
-        return hubert_config(spec.pretrain), iteration.num_clusters
+        num_clusters = spec.pretrain.iterations[spec.number - 1].num_clusters
+        return Learner(hubert_config(spec.pretrain), num_clusters)
 
     def flops_per_sample(self, model: nn.Module) -> float:  # noqa: ARG002
         """Not known."""
@@ -241,7 +241,7 @@ class MaskedPrediction:
 
     def publish(self, model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:  # noqa: ARG002
         """Write the HuBERT without its head."""
-        learner = Learner(*self._architecture)
+        learner = self._new_learner()
         learner.load_state_dict(dict(state))
         save(learner.hubert, folder)
 
@@ -276,12 +276,6 @@ def node_copy(
     )
 
 
-def save(model: HubertModel, folder: Path) -> str:
-    """Write ``config.json`` and ``model.safetensors`` in fp16, and return the weights' SHA-256."""
+def save(model: HubertModel, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` in fp16."""
     model.half().save_pretrained(folder)
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-def derived_seed(seed: int, number: int) -> int:
-    """The seed of an iteration's first weights."""
-    return int.from_bytes(hashlib.sha256(f"pretrain {seed} {number}".encode()).digest()[:4], "big")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.hubert import Grid, grid_of
-from jobs.speech.lloyd import BlocksInMemory, Fit, fit, nearest, subsample
+from jobs.speech.lloyd import nearest, subsample
 from jobs.speech.units import EncoderSpec, create_same, read_codebook
 from jobs.speech.utterances import CorpusRows, Root, Utterance, WaveReader, pages
 from orchestrator.ledger.storage import Storage
@@ -181,24 +181,17 @@ def scaling_of(feats_ND: Tensor, *, standardise: bool) -> dict[str, Tensor]:
     return {"mean": exact_ND.mean(0).float(), "std": std_D}
 
 
-def fit_clusters(
-    blocks: Sequence[Tensor],
-    scaling: Mapping[str, Tensor],
-    num_clusters: int,
-    seed: int,
-    on_iteration: Callable[[int, float], None] = lambda _number, _inertia: None,
-) -> Fit:
-    """k-means on samples of blocks. Raises DataError when they hold too few frames."""
-    scaled = [(feats_ND - scaling["mean"]) / scaling["std"] for feats_ND in blocks]
-    return fit(BlocksInMemory(scaled), num_clusters, seed, on_iteration=on_iteration)
+def scaled(feats_ND: Tensor, scaling: Mapping[str, Tensor]) -> Tensor:
+    """Features as k-means sees them."""
+    return (feats_ND - scaling["mean"]) / scaling["std"]
 
 
 def label(feats_TD: Tensor, clusters: Mapping[str, Tensor]) -> Labels:
     """The nearest centroid of every frame."""
     if not len(feats_TD):
         return np.zeros(0, np.uint16)
-    scaled_TD = (feats_TD - clusters["mean"]) / clusters["std"]
-    labels_T: Labels = nearest(scaled_TD, clusters["centroids"])[0].numpy().astype(np.uint16)
+    index_T, _ = nearest(scaled(feats_TD, clusters), clusters["centroids"])
+    labels_T: Labels = index_T.numpy().astype(np.uint16)
     return labels_T
 
 

@@ -203,16 +203,6 @@ class ShardTask:
     """Positions of the codebooks whose shard is not there yet."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Destination:
-    """One codebook and where its units go."""
-
-    codebook_url: str
-    """Folder of the codebook's artifact."""
-    out_url: str
-    """Folder of the tokenize artifact."""
-
-
 class Tokenizer:
     """The tokenize stage's worker: one pass of the encoder over a shard serves all codebooks."""
 
@@ -220,16 +210,18 @@ class Tokenizer:
         self,
         encoder: EncoderSpec,
         roots: Mapping[str, Root],
-        destinations: Sequence[Destination],
+        codebook_urls: Sequence[str],
+        out_urls: Sequence[str],
         dedup: bool,
     ) -> None:
+        """``codebook_urls`` and ``out_urls``: each codebook, and where its units go."""
         self._hubert = encoder.load()
         self._reader = WaveReader(roots)
         self._dedup = dedup
-        self._outs = [Storage(d.out_url) for d in destinations]
+        self._outs = [Storage(url) for url in out_urls]
         self._codebooks = [
-            read_codebook(Storage(d.codebook_url))["centroids"].to(self._hubert.device)
-            for d in destinations
+            read_codebook(Storage(url))["centroids"].to(self._hubert.device)
+            for url in codebook_urls
         ]
 
     def __call__(self, task: ShardTask) -> dict[int, ShardStats]:

@@ -17,9 +17,8 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -75,8 +74,7 @@ class Phases:
         self._since = now
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What all ranks know and agree on after a step."""
 
     loss: float
@@ -189,7 +187,7 @@ class Rank:
     def _agree(self, loss: torch.Tensor) -> Verdict:
         """The loss over the global batch, and in the same message what to do after this step."""
         uploader = self._checkpointer.uploader
-        votes = (
+        votes = (  # in the order of `Verdict`
             float(loss),
             self._heartbeat.stop_seen,
             self._group.leads and self._interval.is_due(self._progress.step),
@@ -199,13 +197,8 @@ class Rank:
             uploader.error is not None,
         )
         total = self._group.sum(torch.tensor([float(vote) for vote in votes], dtype=torch.float64))
-        return Verdict(
-            loss=float(total[0]) / self._group.info.world_size,
-            stops=bool(total[1]),
-            saves=bool(total[2]),
-            skips_save=bool(total[3]),
-            has_failed=bool(total[4]),
-        )
+        loss_sum, *answers = total.tolist()
+        return Verdict(loss_sum / self._group.info.world_size, *map(bool, answers))
 
     @property
     def _units_per_step(self) -> float:

@@ -98,7 +98,7 @@ class RankMonitor:
 
     def stopped(self) -> bool:
         """Whether the ranks left after a wish to stop, before the last step."""
-        live = self._live()
+        live = self._read(LIVE)
         return bool(live and live.get("stopped"))
 
     def report(self) -> None:
@@ -112,15 +112,14 @@ class RankMonitor:
         with suppress(OSError):  # what ends this attempt must not be hidden by another error
             self._record.replace(STOP, b"{}")
 
-    def _live(self) -> dict[str, Any] | None:
+    def _read(self, path: str) -> dict[str, Any] | None:
         try:
-            live: dict[str, Any] = self._record.read_json(LIVE)
+            return dict(self._record.read_json(path))
         except FileNotFoundError:
             return None
-        return live
 
     def _report(self) -> None:
-        live = self._live()
+        live = self._read(LIVE)
         if live is None or "first_step" not in live["phases"]:
             return
         if not self._has_begun:
@@ -163,11 +162,7 @@ class RankMonitor:
         return [self._beat(rank) for rank in range(self._world_size)]
 
     def _beat(self, rank: int) -> Beat | None:
-        try:
-            beat: Beat = self._record.read_json(beat_path(rank))
-        except FileNotFoundError:
-            return None
-        return beat
+        return self._read(beat_path(rank))
 
     def _must_leave(self, draining: set[str]) -> bool:
         """Whether a rank is on one of these hosts."""

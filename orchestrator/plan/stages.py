@@ -92,14 +92,14 @@ def _corpus(recipe: Recipe, facts: Facts, _part: str) -> dict[str, Any]:
     return {"corpus": keyed(recipe.corpus), "listing": listings}
 
 
-def _pretraining(recipe: Recipe, part: str) -> tuple[Pretrain, PretrainIteration]:
+def pretraining(recipe: Recipe, part: str) -> tuple[Pretrain, PretrainIteration]:
     """The recipe's pretraining, and the iteration that a node is a part of."""
     assert recipe.encoder.pretrain, "only recipes that pretrain have such nodes"
     return recipe.encoder.pretrain, recipe.encoder.pretrain.iterations[int(part) - 1]
 
 
 def _targets(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
-    pretrain, iteration = _pretraining(recipe, part)
+    pretrain, iteration = pretraining(recipe, part)
     audio = ("max_hours", "seed", "conv_kernel", "conv_stride")
     fields = {name: value for name, value in keyed(pretrain).items() if name in audio}
     clusters = {"targets": iteration.targets, "num_clusters": iteration.num_clusters}
@@ -107,7 +107,7 @@ def _targets(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
 
 
 def _pretrain(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
-    pretrain, iteration = _pretraining(recipe, part)
+    pretrain, iteration = pretraining(recipe, part)
     elsewhere = ("iterations", "checkpoint")
     fields = {name: value for name, value in keyed(pretrain).items() if name not in elsewhere}
     own = {"iteration": int(part), "num_clusters": iteration.num_clusters, "steps": iteration.steps}
@@ -151,7 +151,7 @@ STAGES: tuple[Stage, ...] = (
         roles=("corpus", "targets"),
         runs_as="ranks",
         counts="steps",
-        steps=lambda recipe, part: _pretraining(recipe, part)[1].steps,
+        steps=lambda recipe, part: pretraining(recipe, part)[1].steps,
     ),
     Stage(name="encoder", version=1, fields=_encoder, roles=("model",)),
     Stage(

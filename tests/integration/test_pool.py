@@ -113,7 +113,7 @@ def test_an_item_that_kills_twice_is_named() -> None:
 
 def test_a_pool_that_only_dies_gives_up() -> None:
     with Pool(DiesOf, 7, size=ONE) as pool:
-        pool.deaths_in_row = ONE.max_deaths_in_row  # the next death is one too many
+        pool.deaths_in_row = 2 * ONE.max_workers + 2  # the next death is one too many
         with pytest.raises(RunFailedError, match="5 workers died in a row without finishing"):
             list(pool.run(range(20), lambda _: 7))
 

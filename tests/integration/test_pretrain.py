@@ -15,6 +15,7 @@ import torch
 from jobs.audio.corpora import list_recordings
 from jobs.corpus import probe, write_tables
 from jobs.speech import targets
+from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
 from jobs.speech.units import write_codebook
 from jobs.speech.utterances import CorpusRows, Root
@@ -104,7 +105,7 @@ def make_targets(folder: Path) -> None:
     sample_MD = worker(targets.TargetTask(block=0, utterances=block, count=10_000))
     assert sample_MD is not None
     scaling = targets.scaling_of(sample_MD, standardise=True)
-    fitted = targets.fit_clusters([sample_MD], scaling, 5, seed=0)
+    fitted = fit(BlocksInMemory([targets.scaled(sample_MD, scaling)]), 5, seed=0)
     write_codebook(out, fitted.centroids, {}, **scaling)
     worker(targets.TargetTask(block=0, utterances=block))
 

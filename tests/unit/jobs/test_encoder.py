@@ -12,7 +12,7 @@ from transformers import HubertModel
 from jobs.encoder import copy_pretrained, copy_published, describe, measured
 from jobs.speech import pretrain
 from orchestrator.errors import CorruptError, RequestError
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.spec.recipe import Encoder, Pretrain
 
 SMALL = Pretrain.model_validate(
@@ -32,7 +32,8 @@ SMALL = Pretrain.model_validate(
 @pytest.fixture
 def published(tmp_path: Path) -> tuple[Path, str]:
     folder = tmp_path / "published"
-    return folder, pretrain.save(HubertModel(pretrain.hubert_config(SMALL)), folder)
+    pretrain.save(HubertModel(pretrain.hubert_config(SMALL)), folder)
+    return folder, sha256_of(folder / "model.safetensors")
 
 
 def encoder_of(digest: str, **over: Any) -> Encoder:

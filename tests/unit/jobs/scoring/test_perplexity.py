@@ -11,9 +11,8 @@ from jobs.scoring.perplexity import (
     MAX_BIGRAM_UNITS,
     Scored,
     count,
-    score_bigram,
+    score_counts,
     score_model,
-    score_unigram,
     summary,
     windows_of,
 )
@@ -89,42 +88,37 @@ def test_progress_is_told(model: LlamaForCausalLM) -> None:
 
 def test_counts() -> None:
     counts = count(np.array([0, 1, 1, 2, 0], dtype="<u2"), 3)
-    assert counts.unigrams.tolist() == [2, 2, 1]
-    assert counts.bigrams is not None
-    assert counts.bigrams.tolist() == [[0, 1, 0], [0, 1, 1], [1, 0, 0]]
+    assert counts["unigram"].tolist() == [2, 2, 1]
+    assert counts["bigram"].tolist() == [[0, 1, 0], [0, 1, 1], [1, 0, 0]]
 
 
 def test_counts_across_chunks() -> None:
     tokens = np.random.default_rng(0).integers(0, 3, (1 << 22) + 100).astype("<u2")
     counts = count(tokens, 3)
-    assert counts.bigrams is not None
-    assert counts.unigrams.sum() == len(tokens)
-    assert counts.bigrams.sum() == len(tokens) - 1
-    assert counts.bigrams[0, 1] == int(((tokens[:-1] == 0) & (tokens[1:] == 1)).sum())
+    assert counts["unigram"].sum() == len(tokens)
+    assert counts["bigram"].sum() == len(tokens) - 1
+    assert counts["bigram"][0, 1] == int(((tokens[:-1] == 0) & (tokens[1:] == 1)).sum())
 
 
 def test_baselines_by_hand() -> None:
     counts = count(np.array([0, 1, 1, 2, 0], dtype="<u2"), 3)
     said = [np.array([0, 1, 2], dtype="<u2")]
-    unigram = score_unigram(counts, said, num_samples=np.array([16_000]))
+    unigram = score_counts(counts["unigram"], said, num_samples=np.array([16_000]))
     assert unigram.nll[0] == pytest.approx(-math.log(3 / 8) - math.log(2 / 8))
     assert unigram.nats_per_s == pytest.approx(unigram.nll[0])
-    bigram = score_bigram(counts, said, num_samples=np.array([16_000]))
-    assert bigram is not None
+    bigram = score_counts(counts["bigram"], said, num_samples=np.array([16_000]))
     assert bigram.nll[0] == pytest.approx(-math.log(2 / 4) - math.log(2 / 5))
 
 
 def test_no_bigram_table_for_a_huge_codebook() -> None:
     counts = count(np.array([0, 1], dtype="<u2"), MAX_BIGRAM_UNITS + 1)
-    assert counts.bigrams is None
-    assert score_bigram(counts, [np.array([0, 1])], num_samples=np.array([1])) is None
+    assert counts.keys() == {"unigram"}
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_codebook() -> None:
     said = utterances(10, 20)
-    scored = score_unigram(
-        count(np.zeros(0, dtype="<u2"), NUM_UNITS), said, num_samples=samples(said)
-    )
+    counts = count(np.zeros(0, dtype="<u2"), NUM_UNITS)
+    scored = score_counts(counts["unigram"], said, num_samples=samples(said))
     assert scored.perplexity == pytest.approx(NUM_UNITS)
     assert scored.nats_per_s == pytest.approx(math.log(NUM_UNITS) * 28 / (640 * 30 / 16_000))
 

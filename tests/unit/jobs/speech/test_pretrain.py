@@ -133,7 +133,6 @@ def test_the_saved_model_loads_as_any_hubert(tmp_path: Path) -> None:
     model = HubertModel(pretrain.hubert_config(spec_of())).eval()
     wav_BS = torch.randn(1, 8000)
     before_BTD = model(wav_BS).last_hidden_state.detach()
-    digest = pretrain.save(model, tmp_path)
-    assert len(digest) == 64
+    pretrain.save(model, tmp_path)
     loaded = HubertModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     torch.testing.assert_close(loaded(wav_BS).last_hidden_state, before_BTD, atol=0.02, rtol=0.02)

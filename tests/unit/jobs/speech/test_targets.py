@@ -15,6 +15,7 @@ from jobs.audio.corpora import list_recordings
 from jobs.corpus import probe, write_tables
 from jobs.speech import targets
 from jobs.speech.hubert import Grid, grid_of
+from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pretrain import hubert_config
 from jobs.speech.units import write_codebook
 from jobs.speech.utterances import CorpusRows, Root, WaveReader
@@ -91,10 +92,10 @@ def _groups() -> tuple[np.ndarray, torch.Tensor]:
 def test_standardised_features_find_well_separated_groups() -> None:
     truth_T, feats_TD = _groups()
     scaling = targets.scaling_of(feats_TD, standardise=True)
-    scaled_TD = (feats_TD - scaling["mean"]) / scaling["std"]
+    scaled_TD = targets.scaled(feats_TD, scaling)
     torch.testing.assert_close(scaled_TD.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled_TD.std(0), torch.ones(6), atol=1e-3, rtol=0)
-    fitted = targets.fit_clusters(feats_TD.split(700), scaling, 6, seed=1)
+    fitted = fit(BlocksInMemory(targets.scaled(feats_TD, scaling).split(700)), 6, seed=1)
     labels_T = targets.label(feats_TD, {"centroids": fitted.centroids, **scaling})
     assert {len(set(labels_T[truth_T == i])) for i in range(6)} == {1}
     assert len(set(labels_T)) == 6
@@ -103,7 +104,7 @@ def test_standardised_features_find_well_separated_groups() -> None:
 def test_the_features_of_a_layer_stay_as_they_are() -> None:
     _, feats_TD = _groups()
     scaling = targets.scaling_of(feats_TD, standardise=False)
-    assert torch.equal((feats_TD - scaling["mean"]) / scaling["std"], feats_TD)
+    assert torch.equal(targets.scaled(feats_TD, scaling), feats_TD)
 
 
 def corpus_of(folder: Path, lengths: list[int]) -> tuple[CorpusRows, dict[str, Root]]:
@@ -146,7 +147,7 @@ def test_a_worker_samples_a_block_and_writes_its_labels(tmp_path: Path) -> None:
     assert sample_MD is not None
     assert sample_MD.shape == (30, 39)
     scaling = targets.scaling_of(sample_MD, standardise=True)
-    fitted = targets.fit_clusters([sample_MD], scaling, 3, seed=0)
+    fitted = fit(BlocksInMemory([targets.scaled(sample_MD, scaling)]), 3, seed=0)
     write_codebook(out, fitted.centroids, {}, **scaling)
     for _ in range(2):  # a later attempt writes the same again
         assert worker(targets.TargetTask(**task)) is None
