@@ -203,8 +203,13 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
     if not members:
         return
     artifacts = tuple(store.artifact(i.stage, i.key) for i in members)
+    holder = f"{options.run}/{options.instance}/{options.attempt:04d}"
+    timeout_s = run.cluster().retry.heartbeat_timeout_s
+    held: list[leases.HeldLease] = []
     with ExitStack() as stack:
-        held = _take_leases(stack, artifacts, run, options)
+        for artifact in artifacts:
+            held.append(leases.acquire(artifact.storage, holder=holder, timeout_s=timeout_s))
+            stack.callback(held[-1].release)
         attempt = _attempt(stack, store, run, plan, members, held[0].number, options)
         stack.enter_context(_heartbeat(attempt, held))
         for instance, artifact in zip(members, artifacts, strict=True):
@@ -214,19 +219,6 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
         facts = work(attempt)
         attempt.check()
         _publish(attempt, members, facts, options)
-
-
-def _take_leases(
-    stack: ExitStack, artifacts: Sequence[Artifact], run: RunFolder, options: argparse.Namespace
-) -> list[leases.HeldLease]:
-    timeout_s = run.cluster().retry.heartbeat_timeout_s
-    holder = f"{options.run}/{options.instance}/{options.attempt:04d}"
-    held = []
-    for artifact in artifacts:
-        lease = leases.acquire(artifact.storage, holder=holder, timeout_s=timeout_s)
-        stack.callback(lease.release)
-        held.append(lease)
-    return held
 
 
 def _attempt(

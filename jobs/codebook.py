@@ -38,16 +38,13 @@ def work(attempt: Attempt) -> dict[str, Any]:
             tokenizer.seed,
             on_iteration=partial(report_iteration, attempt),
         )
-    notes = {"inertia": fitted.inertia, "iterations": fitted.iterations}
-    digest = write_codebook(attempt.out, fitted.centroids, notes)
-    audio_s = sum(u.num_samples for u in utterances) / SAMPLE_RATE_HZ
+    about = write_codebook(attempt.out, fitted)
+    del about["dim"]
     return {
-        **notes,
-        "sha256": digest,
-        "num_clusters": tokenizer.num_clusters,
+        **about,
         "num_frames": fitted.num_frames,
         "num_utterances": len(utterances),
-        "audio_s": audio_s,
+        "audio_s": sum(u.num_samples for u in utterances) / SAMPLE_RATE_HZ,
     }
 
 

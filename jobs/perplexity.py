@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -89,10 +90,9 @@ def _publish_utterances(attempt: Attempt, split: HeldOut, scored: Scored) -> Non
             "num_samples": scored.num_samples.astype(np.int64),
         }
     )
-    local = attempt.folder / f"{split.name}.nll.parquet"
-    pq.write_table(table, local, compression="zstd")
-    attempt.out.replace(local.name, local.read_bytes())
-    local.unlink()
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    attempt.out.replace(f"{split.name}.nll.parquet", buffer.getvalue())
 
 
 if __name__ == "__main__":

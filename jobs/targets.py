@@ -77,8 +77,7 @@ def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
     scaling = targets.scaling_of(torch.cat(samples), standardise=iteration.targets == "mfcc")
     scaled = BlocksInMemory([targets.scaled(feats_ND, scaling) for feats_ND in samples])
     fitted = fit(scaled, iteration.num_clusters, spec.seed, on_iteration=on_iteration)
-    notes = {"inertia": fitted.inertia, "iterations": fitted.iterations}
-    write_codebook(attempt.out, fitted.centroids, notes, **scaling)
+    write_codebook(attempt.out, fitted, **scaling)
 
 
 def _label(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -148,7 +147,10 @@ class Hubert:
         if not long_enough:
             return feats
         wav_BS, lengths = self._padded([waves[i] for i in long_enough])
-        with torch.inference_mode(), self._autocast():
+        lower = torch.autocast(
+            self.device.type, _AUTOCAST.get(self._precision), enabled=self._precision in _AUTOCAST
+        )
+        with torch.inference_mode(), lower:
             feats_BTD = self._net(wav_BS, lengths).float()
         for row, i in enumerate(long_enough):
             feats[i] = feats_BTD[row, : self.grid.num_frames(lengths[row])]
@@ -162,11 +164,6 @@ class Hubert:
             scaled_S = _standardized(wav_S) if self._normalize_waveform else wav_S
             wav_BS[row, : len(wav_S)] = torch.from_numpy(np.ascontiguousarray(scaled_S))
         return wav_BS.to(self.device, non_blocking=on_gpu), lengths
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=_AUTOCAST[self._precision])
 
 
 def best_device() -> torch.device:

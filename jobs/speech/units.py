@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from jobs.speech.hubert import Hubert, Precision, best_device
-from jobs.speech.lloyd import nearest
+from jobs.speech.lloyd import Fit, nearest
 from jobs.speech.utterances import Root, Utterance, WaveReader, batches
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
@@ -127,20 +128,23 @@ class ShardStats:
         return self.num_samples / SAMPLE_RATE_HZ
 
 
-def write_codebook(
-    out: Storage, centroids_KD: Tensor, notes: Mapping[str, float | int], **more: Tensor
-) -> str:
-    """Create ``codebook.safetensors`` and, after it, ``codebook.json``; the SHA-256 of the former.
+def write_codebook(out: Storage, fit: Fit, **more: Tensor) -> dict[str, Any]:
+    """Create ``codebook.safetensors`` and, after it, ``codebook.json``; the content of the latter.
 
     What a killed attempt left is completed: the same fit gives the same bytes.
     """
-    data = save({"centroids": centroids_KD.contiguous(), **more})
-    digest = hashlib.sha256(data).hexdigest()
-    num_clusters, dim = centroids_KD.shape
-    about = {"num_clusters": num_clusters, "dim": dim, "sha256": digest, **notes}
+    data = save({"centroids": fit.centroids.contiguous(), **more})
+    num_clusters, dim = fit.centroids.shape
+    about = {
+        "num_clusters": num_clusters,
+        "dim": dim,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "inertia": fit.inertia,
+        "iterations": fit.iterations,
+    }
     create_same(out, CODEBOOK, data)
     create_same(out, CODEBOOK_FACTS, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
-    return digest
+    return about
 
 
 def read_codebook(codebook: Storage) -> dict[str, Tensor]:

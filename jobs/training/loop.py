@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,15 +120,25 @@ class Rank:
 
     def run(self) -> None:
         """Train from where the progress stands; finish when the last step is done."""
+        progress, settings = self._progress, self._settings
         curves = self._config.tensorboard if self._group.leads else None
-        with Tracker(Path(curves) if curves else None, after_step=self._progress.step) as tracker:
-            for batch in self._batches():
+        following = batches(
+            self._task,
+            self._config,
+            self._group.info,
+            cursor=progress.cursor,
+            count=settings.steps - progress.step,
+            skips=self._checkpointer.skips,
+        )
+        with Tracker(Path(curves) if curves else None, after_step=progress.step) as tracker:
+            for batch in following:
                 started = time.perf_counter()
                 verdict, line = self._take_step(batch)
                 step_s = time.perf_counter() - started
                 if verdict.has_failed:
                     self._checkpointer.drain()  # raises on every rank what went wrong
-                if self._validates():
+                is_last = progress.step == settings.steps
+                if is_last or progress.step % settings.validate_every_steps == 0:
                     self._validate(tracker)
                 stall_s = self._save(verdict)
                 if self._group.leads:
@@ -140,17 +149,6 @@ class Rank:
                     self._heartbeat.live["stopped"] = True
                     return
         self._finish()
-
-    def _batches(self) -> Iterator[Batch]:
-        progress = self._progress
-        return batches(
-            self._task,
-            self._config,
-            self._group.info,
-            cursor=progress.cursor,
-            count=self._settings.steps - progress.step,
-            skips=self._checkpointer.skips,
-        )
 
     def _take_step(self, batch: Batch) -> tuple[Verdict, dict[str, Any]]:
         progress, micro_batches = self._progress, batch.micro_batches
@@ -279,10 +277,6 @@ class Rank:
         if fields and self._group.leads:
             self._progress.validation_lines.append({"step": self._progress.step, **fields})
             tracker.scalars("valid", self._progress.step, {"loss": fields["loss"]})
-
-    def _validates(self) -> bool:
-        step, settings = self._progress.step, self._settings
-        return step % settings.validate_every_steps == 0 or step == settings.steps
 
     def _finish(self) -> None:
         """Write what the finished artifact holds beyond checkpoints."""

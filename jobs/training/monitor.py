@@ -31,6 +31,8 @@ from orchestrator.ledger.storage import Storage
 
 log = logging.getLogger(__name__)
 
+LOOK_EVERY_S = 1.0
+"""Shortest time between two looks."""
 MIN_CHANGE = 0.1
 """Relative change of the time between checkpoints that is worth an event."""
 Beat = dict[str, Any]
@@ -42,9 +44,8 @@ STEPPING = ("training", "validating")
 class RankMonitor:
     """Passes on how far rank 0 is, finds hangs, and asks the ranks to save and leave.
 
-    ``look_every_s``: shortest time between two looks. ``probe_every_s``: between two readings of
-    all heartbeats, while rank 0 stands still; both by ``clock``. ``dump_wait_s``: how long ranks
-    get to write their own stacks, some heartbeats.
+    ``probe_every_s``: time between two readings of all heartbeats, while rank 0 stands still, by
+    ``clock``. ``dump_wait_s``: how long ranks get to write their own stacks, some heartbeats.
     """
 
     def __init__(
@@ -53,7 +54,6 @@ class RankMonitor:
         config: RankConfig,
         world_size: int,
         *,
-        look_every_s: float = 1.0,
         probe_every_s: float = 10.0,
         dump_wait_s: float = 3 * BEAT_S,
         clock: Callable[[], float] = time.monotonic,
@@ -61,8 +61,7 @@ class RankMonitor:
     ) -> None:
         self._attempt, self._config, self._world_size = attempt, config, world_size
         self._record: Storage = attempt.record.storage
-        self._look_every_s, self._probe_every_s = look_every_s, probe_every_s
-        self._dump_wait_s, self._clock = dump_wait_s, clock
+        self._probe_every_s, self._dump_wait_s, self._clock = probe_every_s, dump_wait_s, clock
         self._draining_hosts = draining or draining_hosts
         self._has_begun = False
         self._interval_s = 0.0
@@ -80,7 +79,7 @@ class RankMonitor:
         """
         self._attempt.check()
         now = self._clock()
-        if now - self._looked_at < self._look_every_s:
+        if now - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = now
         try:

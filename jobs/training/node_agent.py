@@ -23,6 +23,7 @@ from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER
 from orchestrator.ledger.storage import Storage, to_json
 
 _POLL_S = 0.5
+_LAUNCH = re.compile(r"launch-(\d{6})\.json")
 _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -42,7 +43,8 @@ class Agent:
         """Serve every launch of the allocation until its first node has nothing left to do."""
         served: set[int] = set()
         while not self._channel.exists(ALLOCATION_ENDED):
-            newest = max(self._launches(), default=None)
+            found = [_LAUNCH.fullmatch(name) for name in self._channel.children()]
+            newest = max((int(launch.group(1)) for launch in found if launch), default=None)
             if newest is not None and newest not in served:
                 served.add(newest)
                 self._serve(newest)
@@ -52,17 +54,14 @@ class Agent:
         launch = Launch(**self._channel.read_json(launch_path(number)))
         record = Storage(json.loads(launch.config)["record_url"])
         self._ranks = NodeRanks(self._channel, number, launch, self._node)
+        is_reported = False
         try:
+            # Once they have failed or ended, those that go on wait for the others.
             while not self._is_over(number, record):
-                if report := self._ranks.report():
+                if not is_reported and (report := self._ranks.report()):
                     path = report_path(number, self._node)
                     self._channel.replace(path, to_json(asdict(report)))
-                    break
-                time.sleep(self._poll_s)
-            else:
-                return
-            # Those that go on wait for the one that failed.
-            while not self._is_over(number, record):
+                    is_reported = True
                 time.sleep(self._poll_s)
         finally:
             self._ranks.end()
@@ -72,13 +71,6 @@ class Agent:
         """Whether nobody wants these ranks any more; their driver may be lost without a word."""
         is_over = self._channel.exists(over_path(number)) or self._channel.exists(ALLOCATION_ENDED)
         return is_over or record.exists("end.json")
-
-    def _launches(self) -> list[int]:
-        names = self._channel.children()
-        return [int(found.group(1)) for name in names if (found := _LAUNCH.fullmatch(name))]
-
-
-_LAUNCH = re.compile(r"launch-(\d{6})\.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

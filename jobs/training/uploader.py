@@ -121,7 +121,8 @@ class CheckpointUploader:
         passed("publish.done")
         self._uploaded.set()
         if snapshot.draft:
-            notes = self._gather(snapshot.name)
+            ranks = range(self._rank_info.world_size)
+            notes = [self._note_of(snapshot.name, rank) for rank in ranks]
             self.require_lease()
             passed("commit.gathered")
             for segment, data in snapshot.segments:
@@ -141,15 +142,10 @@ class CheckpointUploader:
                 "this attempt must end"
             )
 
-    def _gather(self, name: str) -> list[dict[str, Any]]:
-        """Every rank's note, in the order of ranks. Raises RunFailedError."""
-        return [self._note_of(name, rank) for rank in range(self._rank_info.world_size)]
-
     def _note_of(self, name: str, rank: int) -> dict[str, Any]:
-        path, deadline = (
-            checkpoints.done_path(name, rank),
-            time.monotonic() + self._commit_timeout_s,
-        )
+        """What a rank has published. Raises RunFailedError when it does not in time."""
+        path = checkpoints.done_path(name, rank)
+        deadline = time.monotonic() + self._commit_timeout_s
         while not self._out.exists(path):
             if time.monotonic() > deadline:
                 raise RunFailedError(
@@ -157,8 +153,7 @@ class CheckpointUploader:
                     cause=Cause.STORAGE,
                 )
             time.sleep(_POLL_S)
-        note: dict[str, Any] = self._out.read_json(path)
-        return note
+        return dict(self._out.read_json(path))
 
 
 def _completed(draft: Manifest, notes: Sequence[dict[str, Any]]) -> Manifest:

@@ -106,7 +106,7 @@ def make_targets(folder: Path) -> None:
     assert sample_MD is not None
     scaling = targets.scaling_of(sample_MD, standardise=True)
     fitted = fit(BlocksInMemory([targets.scaled(sample_MD, scaling)]), 5, seed=0)
-    write_codebook(out, fitted.centroids, {}, **scaling)
+    write_codebook(out, fitted, **scaling)
     worker(targets.TargetTask(block=0, utterances=block))
 
 

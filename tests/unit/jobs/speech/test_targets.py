@@ -148,7 +148,7 @@ def test_a_worker_samples_a_block_and_writes_its_labels(tmp_path: Path) -> None:
     assert sample_MD.shape == (30, 39)
     scaling = targets.scaling_of(sample_MD, standardise=True)
     fitted = fit(BlocksInMemory([targets.scaled(sample_MD, scaling)]), 3, seed=0)
-    write_codebook(out, fitted.centroids, {}, **scaling)
+    write_codebook(out, fitted, **scaling)
     for _ in range(2):  # a later attempt writes the same again
         assert worker(targets.TargetTask(**task)) is None
     labels_T = targets.read_labels(out, 0)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.speech.lloyd import Fit
 from jobs.speech.units import (
     SHARD_SCHEMA,
     ShardStats,
@@ -120,7 +121,7 @@ def test_only_absent_shards_are_missing(tmp_path: Path) -> None:
 def test_a_codebook_survives_and_its_digest_is_checked(tmp_path: Path) -> None:
     out, centroids_KD = Storage(str(tmp_path)), torch.randn(5, 3)
     for _ in range(2):  # the second time as an attempt after one that was killed
-        write_codebook(out, centroids_KD, {"inertia": 1.5, "iterations": 2})
+        write_codebook(out, Fit(centroids=centroids_KD, inertia=1.5, iterations=2, num_frames=9))
     assert torch.equal(read_codebook(out)["centroids"], centroids_KD)
     assert out.read_json("codebook.json").keys() == {
         "num_clusters",
