@@ -118,7 +118,8 @@ def _batches(
     """This rank's micro-batches in each step."""
     for windows in _draws(task, config):
         own = stripe(windows, rank=rank_info.rank, world_size=rank_info.world_size)
-        yield list(task.read(own).split(config.execution.micro_batch))
+        (tokens_BL1,) = task.read(own)
+        yield list(tokens_BL1.split(config.execution.micro_batch))
 
 
 class _Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -132,7 +133,7 @@ class _Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return len(self._order)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        tokens_L1 = self._task.read(self._order[[number]])[0]
+        ((tokens_L1,),) = self._task.read(self._order[[number]])
         targets_L = tokens_L1[1:]
         # With shift_labels the model's own loss takes the targets as they are.
         return {"input_ids": tokens_L1[:-1], "labels": targets_L, "shift_labels": targets_L}

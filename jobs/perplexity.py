@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from jobs.attempt import Attempt, run_stage
 from jobs.lm.token_stream import bin_name, open_tokens
 from jobs.scoring import perplexity
-from jobs.scoring.held_out import HeldOut, load_model
+from jobs.scoring.held_out import INPUTS, HeldOut, load_model
 from jobs.scoring.perplexity import Scored
 from orchestrator.ledger.storage import to_json
 from orchestrator.spec.recipe import Perplexity
@@ -25,11 +24,10 @@ SPLITS = ("valid", "test")
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Write scores.json and every utterance's NLL; returns the scores."""
-    torch.set_num_threads(attempt.resources.cpus_per_worker)
-    cache, pack = attempt.folder / "inputs", attempt.upstream["pack"].storage
+    cache, pack = attempt.folder / INPUTS, attempt.upstream["pack"].storage
     settings = attempt.recipe.evaluate.perplexity
     assert settings is not None, "only a recipe that asks for the score has this node"
-    model = load_model(attempt.upstream["train"].storage, cache, attempt.resources)
+    model = load_model(attempt)
     counts = perplexity.count(
         open_tokens(pack.fetch(bin_name("train"), cache)), attempt.recipe.tokenizer.num_clusters
     )

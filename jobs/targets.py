@@ -19,7 +19,7 @@ from jobs.speech import targets
 from jobs.speech.feature_blocks import in_order
 from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pool import Pool, stage_pool
-from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, write_codebook
+from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, shard_path, write_codebook
 from jobs.speech.utterances import CorpusRows, source_roots
 from orchestrator.errors import DataError
 from orchestrator.plan.stages import pretraining
@@ -82,7 +82,7 @@ def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
 
 def _label(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
     present, total = attempt.out.list("shards"), len(blocks.blocks)
-    missing = [b for b in range(total) if targets.labels_path(b) not in present]
+    missing = [b for b in range(total) if shard_path(b, "npy") not in present]
 
     def task(block: int) -> targets.TargetTask:
         return targets.TargetTask(block=block, utterances=blocks.blocks[block])

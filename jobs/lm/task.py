@@ -125,16 +125,16 @@ class LanguageModel:
             step, schedule=self._spec.schedule, peak=settings.optimizer.lr, steps=settings.steps
         )
 
-    def read(self, samples: Samples) -> torch.Tensor:
+    def read(self, samples: Samples) -> MicroBatch:
         """``tokens_BL1`` of some windows."""
-        return torch.from_numpy(self._stream.windows(samples))
+        return (torch.from_numpy(self._stream.windows(samples)),)
 
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         """Mean NLL in nats over all targets of some windows."""
-        assert isinstance(micro_batch, torch.Tensor)  # as `read` gave it
-        logits_BLV = module(input_ids=micro_batch[:, :-1], use_cache=False).logits
+        (tokens_BL1,) = micro_batch
+        logits_BLV = module(input_ids=tokens_BL1[:, :-1], use_cache=False).logits
         return functional.cross_entropy(
-            logits_BLV.flatten(0, 1).float(), micro_batch[:, 1:].flatten()
+            logits_BLV.flatten(0, 1).float(), tokens_BL1[:, 1:].flatten()
         )
 
     def validate(self, loss_of: LossOf, group: RankGroup, tick: Tick) -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ class LanguageModel:
         for start in range(0, len(windows_BL1), size * info.world_size):
             own = windows_BL1[start + info.rank * size : start + (info.rank + 1) * size]
             batch_BL1 = torch.from_numpy(own if len(own) else windows_BL1[:1])
-            total += float(loss_of(batch_BL1)) * len(own)
+            total += float(loss_of((batch_BL1,))) * len(own)
             tick("validating")
         loss = float(group.sum(total)) / len(windows_BL1)
         return {"loss": loss, "num_windows": len(windows_BL1)}

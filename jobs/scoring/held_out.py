@@ -8,9 +8,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from jobs.attempt import Attempt
 from jobs.lm.token_stream import bin_name, index_name, open_tokens
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.cluster import Resources
+
+INPUTS = "inputs"
+"""Below an attempt's folder: copies of what a remote store holds."""
 
 
 class HeldOut:
@@ -26,14 +29,16 @@ class HeldOut:
         self.utterances = [tokens[o : o + n] for o, n in zip(offsets, lengths, strict=True)]
 
 
-def load_model(train: Storage, cache: Path, resources: Resources) -> Any:
+def load_model(attempt: Attempt) -> Any:
     """The trained model in fp32, ready to score; on the accelerator where there is one."""
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # theirs is untyped
-    folder = (train.local_root or cache) / "model"
+    torch.set_num_threads(attempt.resources.cpus_per_worker)
+    train, cache = attempt.upstream["train"].storage, attempt.folder / INPUTS
     for path in train.list("model"):
         train.fetch(path, cache)
+    folder = (train.local_root or cache) / "model"
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return (model.cuda() if resources.gpus_per_node else model).eval()
+    return (model.cuda() if attempt.resources.gpus_per_node else model).eval()

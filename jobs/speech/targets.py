@@ -24,7 +24,7 @@ from torch import Tensor
 from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.lloyd import nearest, subsample
-from jobs.speech.units import EncoderSpec, create_same, read_codebook
+from jobs.speech.units import EncoderSpec, create_same, read_codebook, shard_path
 from jobs.speech.utterances import CorpusRows, Root, Utterance, WaveReader, pages
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -195,20 +195,15 @@ def label(feats_TD: Tensor, clusters: Mapping[str, Tensor]) -> Labels:
     return labels_T
 
 
-def labels_path(block: int) -> str:
-    """Where a block's labels lie below the targets' artifact."""
-    return f"shards/{block // 1000:03d}/{block:06d}.npy"
-
-
 def write_labels(out: Storage, block: int, labels_T: Labels) -> None:
     """Create a block's labels, or find the same there. Raises CorruptError when they differ."""
     buffer = io.BytesIO()
     np.save(buffer, labels_T, allow_pickle=False)
-    create_same(out, labels_path(block), buffer.getvalue())
+    create_same(out, shard_path(block, "npy"), buffer.getvalue())
 
 
 def read_labels(targets: Storage, block: int) -> Labels:
     """A block's labels."""
-    data = io.BytesIO(targets.read_bytes(labels_path(block)))
+    data = io.BytesIO(targets.read_bytes(shard_path(block, "npy")))
     labels_T: Labels = np.load(data, allow_pickle=False)
     return labels_T

@@ -58,9 +58,9 @@ def deduplicated(units_T: Units) -> tuple[Units, Units]:
     return units_T[starts], durations.astype(np.uint16)
 
 
-def shard_path(shard: int) -> str:
+def shard_path(shard: int, suffix: str = "parquet") -> str:
     """Where a shard lies below its artifact."""
-    return f"shards/{shard // 1000:03d}/{shard:06d}.parquet"
+    return f"shards/{shard // 1000:03d}/{shard:06d}.{suffix}"
 
 
 def shard_bytes(utterances: Sequence[Utterance], units: Sequence[Units], *, dedup: bool) -> bytes:

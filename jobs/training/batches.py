@@ -54,10 +54,6 @@ def stripe(samples: Samples, *, rank: int, world_size: int) -> Samples:
 def _read(task: Task, config: RankConfig, own: Samples) -> list[MicroBatch]:
     size = config.execution.micro_batch
     micro_batches = [task.read(own[start : start + size]) for start in range(0, len(own), size)]
-    return [_pinned(m) for m in micro_batches] if config.device == "cuda" else micro_batches
-
-
-def _pinned(micro_batch: MicroBatch) -> MicroBatch:
-    if isinstance(micro_batch, tuple):
-        return tuple(tensor.pin_memory() for tensor in micro_batch)
-    return micro_batch.pin_memory()
+    if config.device != "cuda":
+        return micro_batches
+    return [tuple(tensor.pin_memory() for tensor in m) for m in micro_batches]

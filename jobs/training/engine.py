@@ -143,11 +143,8 @@ class Engine:
 
     def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The task's mean loss of a micro-batch, which is brought to the device."""
-        if isinstance(micro_batch, tuple):
-            micro_batch = tuple(t.to(self.device, non_blocking=True) for t in micro_batch)
-        else:
-            micro_batch = micro_batch.to(self.device, non_blocking=True)
-        return self.task.loss(self.deepspeed, micro_batch)
+        on_device = tuple(t.to(self.device, non_blocking=True) for t in micro_batch)
+        return self.task.loss(self.deepspeed, on_device)
 
     def accumulate(
         self, micro_batch: MicroBatch, *, last: bool, poisoned: bool = False

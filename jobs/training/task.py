@@ -26,7 +26,7 @@ from jobs.training.rank import RankConfig
 
 Samples = npt.NDArray[np.int64]
 """Numbers of samples, each from 0 to ``num_samples`` - 1."""
-MicroBatch = torch.Tensor | tuple[torch.Tensor, ...]
+MicroBatch = tuple[torch.Tensor, ...]
 """Samples along the first dimension of each tensor."""
 LossOf = Callable[[MicroBatch], torch.Tensor]
 Tick = Callable[[str], None]

@@ -11,6 +11,7 @@ import pytest
 from jobs.attempt import Attempt
 from jobs.speech import targets
 from jobs.speech.pool import Pool
+from jobs.speech.units import shard_path
 from jobs.targets import make_targets
 from orchestrator.errors import DataError
 from orchestrator.ledger.artifact import Artifact
@@ -76,7 +77,7 @@ def test_a_later_attempt_labels_what_is_missing_and_fits_nothing(tmp_path: Path)
         *((0, False), (1, False)),
     ]
     made = {path: attempt.out.read_bytes(path) for path in attempt.out.list()}
-    attempt.out.delete(targets.labels_path(1))
+    attempt.out.delete(shard_path(1, "npy"))
     here.done.clear()
     make_targets(attempt, pool, blocks)
     assert [(task.block, task.count) for task in here.done] == [(1, 0)]

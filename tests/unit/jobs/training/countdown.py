@@ -38,11 +38,12 @@ class Countdown:
     def learning_rate(self, step: int) -> float:
         return 1.0 / step
 
-    def read(self, samples: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(samples).float()
+    def read(self, samples: np.ndarray) -> tuple[torch.Tensor, ...]:
+        return (torch.from_numpy(samples).float(),)
 
-    def loss(self, module: nn.Module, micro_batch: torch.Tensor) -> torch.Tensor:
-        return (module(torch.ones(len(micro_batch), 1))[:, 0] - micro_batch).square().mean()
+    def loss(self, module: nn.Module, micro_batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        (numbers_B,) = micro_batch
+        return (module(torch.ones(len(numbers_B), 1))[:, 0] - numbers_B).square().mean()
 
     def validate(self, loss_of: Any, group: object, tick: object) -> dict[str, Any] | None:
         return {"loss": float(loss_of(self.read(np.arange(self.num_samples))))}

@@ -36,7 +36,7 @@ class Poisoned(Countdown):
 
     def loss(self, module: Any, micro_batch: Any) -> Any:
         loss = super().loss(module, micro_batch)
-        return loss * float("nan") if 0 in micro_batch else loss
+        return loss * float("nan") if 0 in micro_batch[0] else loss
 
 
 def run(config: RankConfig, task: type[Countdown] = Countdown, *, world_size: int = 1) -> list[Any]:
