@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,6 +15,7 @@ import submitit
 
 from orchestrator.backends.slurm import CAUSES, SACCT, ask
 from orchestrator.errors import BackendError, Cause, ExitCode
+from orchestrator.ledger.status import JobState, JobStatus
 
 REQUEUE_LINES = (
     "code=$?",
@@ -26,18 +28,6 @@ REQUEUE_LINES = (
 """The same in the job's script, outside of a container, after the command."""
 KILLED_WITHIN_S = 300.0
 """How long the scheduler may take to end a job that it has put back into the queue."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EarlierStart:
-    """How the job ended one of the times it was started."""
-
-    word: str
-    """Slurm's state."""
-    cause: Cause
-    nodes: str
-    ended_at: float | None
-    """Seconds since the epoch; None when the books do not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,22 +90,21 @@ class Allocation:
             return False
         return True
 
-    def earlier_starts(self) -> tuple[EarlierStart, ...]:
-        """How the job's earlier starts ended, oldest first; empty when the books do not say."""
-        words = ["--duplicates", "--format=State,End,NodeList,Start", f"--jobs={self.job_id}"]
-        try:
-            rows = [line.split("|") for line in ask(*SACCT, *words).splitlines()]
-        except BackendError:
-            return ()
-        return tuple(
-            EarlierStart(
-                word=state,
-                cause=CAUSES.get(state.split()[0], Cause.NODE_LOST),
-                nodes=nodes,
-                ended_at=_seconds(ended),
-            )
-            for state, ended, nodes, _ in sorted(rows, key=lambda row: row[3])[: self.restarts]
-        )
+    def previous_end(self) -> tuple[JobStatus, float | None]:
+        """How the job's start before this one ended, and when, as far as the books say.
+
+        The time is in seconds since the epoch.
+        """
+        words = ["--duplicates", "--format=Start,State,End,NodeList", f"--jobs={self.job_id}"]
+        rows: list[list[str]] = []
+        with suppress(BackendError):
+            rows = sorted(line.split("|") for line in ask(*SACCT, *words).splitlines())
+        if not rows[: self.restarts]:
+            return JobStatus(state=JobState.FAILED, cause=Cause.NODE_LOST), None
+        _, word, ended, nodes = rows[: self.restarts][-1]
+        cause = CAUSES.get(word.split()[0], Cause.NODE_LOST)
+        status = JobStatus(state=JobState.FAILED, node=nodes, detail=word, cause=cause)
+        return status, _seconds(ended)
 
 
 def _seconds(local_time: str) -> float | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.control.executor import observe
-from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import BROKEN, Observed
 from orchestrator.report.page import write_report
 
@@ -23,13 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page and print where it is."""
     folder, store = run_and_store(options)
-    print(write_report(folder, store, _observed(folder), options.output))
-    return 0
-
-
-def _observed(folder: RunFolder) -> Observed:
-    """Who is at work; nobody, where the files that tell are broken, so that there is a page."""
     try:
-        return observe(folder)
-    except BROKEN as error:
-        return Observed(is_alive=False, problem=f"Who is at work cannot be told ({error}).")
+        observed = observe(folder)
+    except BROKEN as error:  # there is a page all the same
+        observed = Observed(is_alive=False, problem=f"Who is at work cannot be told ({error}).")
+    print(write_report(folder, store, observed, options.output))
+    return 0

@@ -32,20 +32,20 @@ def verify(run: RunFolder, store: Store) -> Iterator[Verdict]:
     """A verdict on every stage instance of the run, in data order; reads every byte."""
     for instance in run.plan().instances:
         artifact = store.artifact(instance.stage, instance.key)
+        notes: tuple[str, ...] = ()
         try:
-            files = artifact.manifest()["files"]
+            sizes = [file["size"] for file in artifact.manifest()["files"].values()]
             problems = tuple(_problems(instance, artifact))
             found = _coverage(instance, artifact) if instance.steps else ""
         except FileNotFoundError:
-            yield Verdict(instance.id, 0, 0, ("not complete; `orchestrator resume` finishes it",))
-            continue
+            sizes, problems, found = [], (), "not complete; `orchestrator resume` finishes it"
         except LedgerError as error:
-            yield Verdict(instance.id, 0, 0, (str(error),))
-            continue
-        size = sum(f["size"] for f in files.values())
-        wrong = (*problems, found) if isinstance(found, str) and found else problems
-        notes = (str(found),) if isinstance(found, Coverage) else ()
-        yield Verdict(instance.id, len(files), size, wrong, notes)
+            sizes, problems, found = [], (), str(error)
+        if isinstance(found, Coverage):
+            notes = (str(found),)
+        elif found:
+            problems = (*problems, found)
+        yield Verdict(instance.id, len(sizes), sum(sizes), problems, notes)
 
 
 def _problems(instance: Instance, artifact: Artifact) -> Iterator[str]:

@@ -127,12 +127,11 @@ def settled(
     deadline = time.monotonic() + timeout_s
     while True:
         observed = executor.observe([run])[run.name]
-        if observed.problem and time.monotonic() > deadline:
+        is_late = time.monotonic() > deadline
+        if observed.problem and is_late:
             raise BackendError(observed.problem)
-        states = [status.state for status in observed.jobs.values()]
-        if any(s.is_final and s is not JobState.SUCCEEDED for s in states):
-            return observed
-        if time.monotonic() > deadline:
+        ends = {status.state for status in observed.jobs.values() if status.state.is_final}
+        if is_late or ends - {JobState.SUCCEEDED}:
             return observed
         time.sleep(look_every_s)
 

@@ -27,7 +27,7 @@ from orchestrator.control.supervise import LAST_WORDS_S, Supervisor, write_last_
 from orchestrator.errors import Cause
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
-from orchestrator.ledger.status import JobState, JobStatus, RunState
+from orchestrator.ledger.status import RunState
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
@@ -170,17 +170,9 @@ def _await_upstream(
 
 def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allocation) -> None:
     """Write the ends of attempts of earlier starts that could not do so themselves."""
-    if all(a.end for a in run.attempts(instance)):
-        return
-    starts = allocation.earlier_starts()
-    last = starts[-1] if starts else None
-    status = JobStatus(
-        state=JobState.FAILED,
-        node=last.nodes if last else "",
-        detail=last.word if last else "",
-        cause=last.cause if last else Cause.NODE_LOST,
-    )
-    close_attempts(run, store, instance, status, last.ended_at if last else None)
+    if not all(a.end for a in run.attempts(instance)):
+        status, ended_at = allocation.previous_end()
+        close_attempts(run, store, instance, status, ended_at)
 
 
 def _past(run: RunFolder, instance: str) -> list[tuple[Cause, float, str]]:

@@ -127,19 +127,21 @@ def test_the_jobs_script_puts_it_back_where_its_process_cannot(
     assert ("scontrol requeue 12" in answers.asked) is is_requeued
 
 
-def test_earlier_starts_are_told_oldest_first_and_without_this_one(answers: Answers) -> None:
+def test_how_the_start_before_this_one_ended(answers: Answers) -> None:
     answers.say(
         "sacct",
-        "RUNNING|Unknown|node1|2024-05-01T12:00:00\n"
-        "PREEMPTED|2024-05-01T11:00:00|node2|2024-05-01T10:00:00\n"
-        "NODE_FAIL|Unknown|node3|2024-05-01T11:30:00\n",
+        "2024-05-01T12:00:00|RUNNING|Unknown|node1\n"
+        "2024-05-01T10:00:00|PREEMPTED|2024-05-01T11:00:00|node2\n"
+        "2024-05-01T11:30:00|NODE_FAIL|Unknown|node3\n",
     )
-    first, second = allocation(restarts=2).earlier_starts()
-    assert (first.word, first.cause, first.nodes) == ("PREEMPTED", "preempted", "node2")
-    assert first.ended_at == time.mktime((2024, 5, 1, 11, 0, 0, 0, 0, -1))
-    assert (second.word, second.cause, second.ended_at) == ("NODE_FAIL", "node_lost", None)
+    status, ended_at = allocation(restarts=1).previous_end()
+    assert (status.detail, status.cause, status.node) == ("PREEMPTED", "preempted", "node2")
+    assert ended_at == time.mktime((2024, 5, 1, 11, 0, 0, 0, 0, -1))
+    status, ended_at = allocation(restarts=2).previous_end()
+    assert (status.detail, status.cause, ended_at) == ("NODE_FAIL", "node_lost", None)
 
 
-def test_books_that_are_away_tell_no_earlier_starts(answers: Answers) -> None:
+def test_books_that_are_away_tell_nothing_of_it(answers: Answers) -> None:
     answers.say("sacct", "sacct: error: away\n", code=1)
-    assert allocation(restarts=2).earlier_starts() == ()
+    status, ended_at = allocation(restarts=2).previous_end()
+    assert (status.detail, status.cause, ended_at) == ("", "node_lost", None)
