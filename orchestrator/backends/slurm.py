@@ -80,24 +80,14 @@ class JobOptions:
     """Options for what launches the command on the nodes."""
 
 
+def max_array(config: Mapping[str, str]) -> int:
+    """Most tasks of one array at a site with this configuration."""
+    return int(config.get("MaxArraySize", "1001")) - 1
+
+
 def job_options(job: Job) -> JobOptions:
     """The job's options for Slurm; the defaults where it has none."""
     return job.options if isinstance(job.options, JobOptions) else JobOptions()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a site's configuration says about jobs."""
-
-    max_array: int
-    """Most tasks of one array."""
-    requeue: bool
-    """Whether jobs may be put back into the queue."""
-    has_accounting: bool
-    """Whether a slurmdbd keeps the books that sacct reads."""
-    holds_failed_launches: bool
-    """Whether a job whose node could not start it stays in the queue, held."""
-    version: str
 
 
 class _Script(submitit.SlurmExecutor):
@@ -187,19 +177,11 @@ class SlurmBackend:
         rows = self.queue().items()
         return {r.comment: job_id for job_id, group in rows for r in group if r.comment in wanted}
 
-    def limits(self) -> Limits:
-        """The site's limits."""
+    def config(self) -> dict[str, str]:
+        """The site's configuration, in Slurm's words (slurm.conf(5))."""
         lines = ask("scontrol", "show", "config").splitlines()
         pairs = (line.partition("=") for line in lines)
-        config = {name.strip(): value.strip() for name, _, value in pairs}
-        return Limits(
-            max_array=int(config.get("MaxArraySize", "1001")) - 1,
-            requeue=config.get("JobRequeue") == "1",
-            has_accounting="slurmdbd" in config.get("AccountingStorageType", ""),
-            holds_failed_launches="nohold_on_prolog_fail"
-            not in config.get("SchedulerParameters", ""),
-            version=config.get("SLURM_VERSION", ""),
-        )
+        return {name.strip(): value.strip() for name, _, value in pairs}
 
     def _booked(self, refs: Sequence[JobRef]) -> dict[str, tuple[Row, ...]] | None:
         """The newest row of every job in the books; None where there are none, or out of reach."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from orchestrator.backends.base import Job, JobRef
-from orchestrator.backends.slurm import Limits, SlurmBackend, ask, job_options
+from orchestrator.backends.slurm import SlurmBackend, ask, job_options, max_array
 from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.code_snapshot import code_snapshot
 from orchestrator.control.executor import Check
@@ -37,11 +37,11 @@ _POLL_S = 1.0
 def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
     """Every check, from the cheapest on; the rest makes no sense without the first."""
     try:
-        limits = backend.limits()
+        config = backend.config()
     except BackendError as error:
         yield Check("slurm", False, str(error))
         return
-    yield from _limit_checks(cluster, limits)
+    yield from _site_checks(cluster, config)
     partitions = _partitions()
     for name, wanted in _wanted(cluster).items():
         yield _partition(name, wanted, partitions)
@@ -49,24 +49,27 @@ def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
         yield from _probed(cluster, backend, part)
 
 
-def _limit_checks(cluster: Cluster, limits: Limits) -> Iterator[Check]:
+def _site_checks(cluster: Cluster, config: Mapping[str, str]) -> Iterator[Check]:
     """What the site's configuration says, and what it means for runs."""
-    found = tuple(int(part) for part in limits.version.split(".")[:2] if part.isdigit())
+    version = config.get("SLURM_VERSION", "")
+    found = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     needed = ".".join(f"{part:02d}" for part in MIN_VERSION)
-    yield Check("slurm", found >= MIN_VERSION, f"{limits.version}; {needed} or later is needed")
+    yield Check("slurm", found >= MIN_VERSION, f"{version}; {needed} or later is needed")
     how = "jobs are requeued" if cluster.slurm.requeue else "the sentinel submits anew"
-    is_possible = limits.requeue or not cluster.slurm.requeue
+    is_possible = config.get("JobRequeue") == "1" or not cluster.slurm.requeue
     remedy = "JobRequeue=0 at this site; set slurm.requeue: false in the cluster file"
     yield Check("requeue", is_possible, how if is_possible else remedy)
     becomes = "a job whose node cannot start it waits for another"
-    if limits.holds_failed_launches:
+    is_held = "nohold_on_prolog_fail" not in config.get("SchedulerParameters", "")
+    if is_held:
         becomes = "a job whose node cannot start it is held; `orchestrator resume` replaces it"
-    yield Check("failed launches", not limits.holds_failed_launches, becomes, is_optional=True)
+    yield Check("failed launches", not is_held, becomes, is_optional=True)
     books = "no slurmdbd: what became of a job is forgotten after MinJobAge"
-    if limits.has_accounting:
+    has_books = "slurmdbd" in config.get("AccountingStorageType", "")
+    if has_books:
         books = "slurmdbd keeps the books"
-    yield Check("accounting", limits.has_accounting, books, is_optional=True)
-    yield Check("array size", True, f"{limits.max_array} tasks; larger arrays are split")
+    yield Check("accounting", has_books, books, is_optional=True)
+    yield Check("array size", True, f"{max_array(config)} tasks; larger arrays are split")
 
 
 def _wanted(cluster: Cluster) -> dict[str, tuple[int, int]]:

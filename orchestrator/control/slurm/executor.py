@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from orchestrator.backends.base import JobRef
-from orchestrator.backends.slurm import NAME, SlurmBackend, job_options, script
+from orchestrator.backends.slurm import NAME, SlurmBackend, job_options, max_array, script
 from orchestrator.control.executor import Check, Executor, JobPreview, Request, Started
 from orchestrator.control.slurm.doctor import examine_slurm
 from orchestrator.control.slurm.job_states import (
@@ -221,7 +221,12 @@ class SlurmExecutor(Executor):
         submissions = run.submissions
         if not submissions.all():
             return JobStates({}, {})
-        self._adopt(run, store)
+        newest, plan = submissions.all()[-1], run.plan()
+        if not newest.is_whole:
+            context = self._context(run, store.storage.url, newest.number)
+            planned = {context.tag(p.name): p for p in jobs_of(context, plan, plan.leaders)}
+            for tag, job_id in self._backend.find(planned).items():
+                _record(run, newest.number, planned[tag], job_id, newest.at)
         observed = self.observe([run])[run.name]
         if observed.problem:
             raise BackendError(observed.problem)
@@ -230,21 +235,12 @@ class SlurmExecutor(Executor):
                 close_attempts(run, store, instance, status)
         return JobStates(submissions.newest_jobs(), observed.by_id)
 
-    def _adopt(self, run: RunFolder, store: Store) -> None:
-        newest = run.submissions.all()[-1]
-        if newest.is_whole:
-            return
-        context = self._context(run, store.storage.url, newest.number)
-        plan = run.plan()
-        planned = {context.tag(p.name): p for p in jobs_of(context, plan, plan.leaders)}
-        for tag, job_id in self._backend.find(planned).items():
-            _record(run, newest.number, planned[tag], job_id, newest.at)
-
     def _context(self, run: RunFolder, store_url: str, number: int) -> SubmissionContext:
         cluster = run.cluster()
         elastic = [i for i in run.plan().instances if BY_NAME[i.stage].is_elastic]
         largest = max((cluster.resources_of(i.stage, i.node).nodes for i in elastic), default=1)
-        limit = self._backend.limits().max_array if largest > SMALL_ARRAY else USUAL_MAX_ARRAY
+        is_small = largest <= SMALL_ARRAY
+        limit = USUAL_MAX_ARRAY if is_small else max_array(self._backend.config())
         return SubmissionContext(
             run=run,
             store_url=store_url,
