@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -14,6 +14,8 @@ from jobs import pretrain, train
 from jobs.attempt import StopRequestedError
 from jobs.training.driver import halving_on_oom, max_micro_batch, mtbf_s, run_monitored
 from orchestrator.errors import Cause, RequestError, RunFailedError
+from orchestrator.ledger.attempt import CURVES, AttemptFolder
+from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources, Retry
 from orchestrator.spec.recipe import Execution, Pretrain, Train
 from tests.unit.jobs.test_targets import attempt_of
@@ -136,3 +138,14 @@ def test_a_sample_that_does_not_fit_is_met_with_fields_of_its_own_section(
     assert all(field in str(raised.value) for field in fields)
     known = {*Train.model_fields, *Execution.model_fields, "execution"}
     assert set(fields) <= (known if section == "train" else set(Pretrain.model_fields))
+
+
+@pytest.mark.parametrize("url", ["{folder}/store", "memory://curves"])
+def test_attempts_share_their_curves_wherever_the_store_is(tmp_path: Path, url: str) -> None:
+    stage = tmp_path / "stages" / "pretrain"
+    attempt = replace(
+        attempt_of(tmp_path, pretrained_recipe()),
+        folder=stage / "attempts" / "0002",
+        record=AttemptFolder(2, Storage(url.format(folder=tmp_path))),
+    )
+    assert pretrain.rank_config(attempt).tensorboard == str(stage / CURVES)
