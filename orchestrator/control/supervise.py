@@ -246,7 +246,24 @@ class Supervisor:
         assert work.attempt is not None  # a running work has one
         self._logs.copy(now=True)
         failure = work.attempt.failure
-        decision = decide(self._ending(work, status, failure), self._past(work))
+        node, progress = self._node_of(work.attempt, status), self._store.progress(*work.members)
+        ending = Ending(
+            exit_code=status.exit_code,
+            complete=self._is_complete(work),
+            progress=progress,
+            cause=Cause(failure["cause"]) if failure else None,
+            log_tail=self._log_tail(work),
+            node=node,
+            others=node != status.node,
+            stopped=Cause.PREEMPTED if status.state is JobState.PREEMPTED else self._stop_cause,
+        )
+        retry = self._cluster.retry
+        past = Past(
+            attempts=tuple(work.past),
+            max_attempts=retry.max_attempts,
+            max_without_progress=retry.max_without_progress,
+        )
+        decision = decide(ending, past)
         attempt_state = {"done": "succeeded", "wait": "cancelled"}.get(decision.action, "failed")
         if decision.cause is Cause.PREEMPTED:
             attempt_state = "preempted"
@@ -259,14 +276,14 @@ class Supervisor:
             reason=decision.reason,
             message=failure.get("message", ""),
             exit_code=status.exit_code,
-            node=self._node(work, status),
-            progress=self._progress(work),
+            node=node,
+            progress=progress,
         )
         attempt = f"{work.leader.id}: attempt {work.attempt.number}"
         log.info("%s %s (%s)", attempt, attempt_state, decision.reason)
-        self._apply(work, status, decision)
+        self._apply(work, decision, progress, node)
 
-    def _apply(self, work: Work, status: JobStatus, decision: Decision) -> None:
+    def _apply(self, work: Work, decision: Decision, progress: float, node: str) -> None:
         work.ref = None
         if decision.action == "done":
             work.state = "succeeded"
@@ -281,37 +298,14 @@ class Supervisor:
             delay_s = self._lease_wait_s if decision.action == "wait" else self._retry_delay_s
             work.not_before = time.monotonic() + (0.0 if is_free else delay_s)
             if decision.action != "wait" and decision.cause:
-                work.past.append((decision.cause, self._progress(work), self._node(work, status)))
+                work.past.append((decision.cause, progress, node))
 
-    def _ending(self, work: Work, status: JobStatus, failure: Mapping[str, Any]) -> Ending:
-        return Ending(
-            exit_code=status.exit_code,
-            complete=self._is_complete(work),
-            progress=self._progress(work),
-            cause=Cause(failure["cause"]) if failure else None,
-            log_tail=self._log_tail(work),
-            node=self._node(work, status),
-            others=self._node(work, status) != status.node,
-            stopped=Cause.PREEMPTED if status.state is JobState.PREEMPTED else self._stop_cause,
-        )
-
-    def _node(self, work: Work, status: JobStatus) -> str:
+    @staticmethod
+    def _node_of(attempt: AttemptFolder, status: JobStatus) -> str:
         """The node that is to blame, where the attempt says so, else the one it ran on."""
-        assert work.attempt is not None  # only asked about attempts
-        failed = [e for e in work.attempt.events() if e["kind"] == "rank_failed"]
+        failed = [e for e in attempt.events() if e["kind"] == "rank_failed"]
         blamed = [e["node"] for e in failed if "node" in e]
         return str(blamed[-1]) if blamed else status.node
-
-    def _past(self, work: Work) -> Past:
-        retry = self._cluster.retry
-        return Past(
-            attempts=tuple(work.past),
-            max_attempts=retry.max_attempts,
-            max_without_progress=retry.max_without_progress,
-        )
-
-    def _progress(self, work: Work) -> float:
-        return self._store.progress(*work.members)
 
     def _log_tail(self, work: Work) -> str:
         if work.log is None or not work.log.exists():
