@@ -50,15 +50,8 @@ from orchestrator.spec.recipe import Recipe
 _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _PROGRESS_EVERY_S = 0.5
 _TICK_S = 0.5
-_REPORTED_PACKAGES = (
-    "orchestrator",
-    "torch",
-    "torchaudio",
-    "transformers",
-    "deepspeed",
-    "ray",
-    "numpy",
-    "pyarrow",
+_REPORTED_PACKAGES = frozenset(
+    ("orchestrator", "torch", "torchaudio", "transformers", "deepspeed", "ray", "numpy", "pyarrow")
 )
 
 log = logging.getLogger(__name__)

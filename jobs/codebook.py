@@ -49,7 +49,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 
 def report_iteration(attempt: Attempt, number: int, inertia: float) -> None:
-    """Say how far k-means is."""
+    """Say how far k-means is. Raises LeaseHeldError when the attempt must end."""
+    attempt.check()
     attempt.event("iteration", number=number, inertia=inertia)
     attempt.progress(number, MAX_ITERATIONS, "iterations", inertia=inertia)
 

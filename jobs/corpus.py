@@ -15,18 +15,19 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from jobs.attempt import Attempt, run_stage
 from jobs.audio.corpora import Recording, list_recordings
-from jobs.audio.decode import UnreadableAudioError, decode
-from jobs.audio.windows import cut, is_silent
+from jobs.audio.decode import UnreadableAudioError, Wave, decode
 from orchestrator.errors import AlreadyExistsError, DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -34,6 +35,9 @@ from orchestrator.spec.recipe import Corpus, Windows
 
 _BLOCK = 1_000
 """Recordings probed between two writes."""
+
+SILENCE_PEAK = 10 ** (-50 / 20)
+"""A recording that never exceeds this amplitude (-50 dB of full scale) holds no speech."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -55,6 +59,13 @@ _PROBE_SCHEMA = pa.schema(
 )
 
 Row = dict[str, Any]
+
+
+class Span(NamedTuple):
+    """A stretch of a recording, in samples at 16 kHz."""
+
+    start_sample: int
+    num_samples: int
 
 
 class Probe(NamedTuple):
@@ -145,6 +156,24 @@ def utterances(recording: Recording, probe: Probe, windows: Windows) -> list[Row
     ]
 
 
+def cut(num_samples: int, windows: Windows) -> list[Span]:
+    """The utterances of a recording in order; none when it is shorter than ``min_s``.
+
+    Whole where it fits, equal windows where it is too long: the length of an utterance changes its
+    features.
+    """
+    if num_samples < windows.min_s * SAMPLE_RATE_HZ:
+        return []
+    count = ceil(num_samples / (windows.max_s * SAMPLE_RATE_HZ))
+    edges = [num_samples * i // count for i in range(count + 1)]
+    return [Span(a, b - a) for a, b in pairwise(edges)]
+
+
+def is_silent(wav_S: Wave) -> bool:
+    """Whether nothing can be heard in the wave."""
+    return bool(np.abs(wav_S).max(initial=0.0) < SILENCE_PEAK)
+
+
 def share_out(num_samples: Sequence[int], shard_hours: float) -> list[int]:
     """The shard of each row: runs of neighbours with equal audio, to within an utterance.
 
@@ -178,14 +207,9 @@ def _unwanted(recording: Recording, corpus: Corpus) -> str:
     if recording.language not in corpus.languages:
         return "language"
     # Salted, because the split into train, valid and test hashes the same ids.
-    if _hash_share(f"data_fraction/{recording.id}") >= corpus.data_fraction:
-        return "data_fraction"
-    return ""
-
-
-def _hash_share(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+    digest = hashlib.sha256(f"data_fraction/{recording.id}".encode()).digest()
+    is_in = int.from_bytes(digest[:6], "big") / 2**48 < corpus.data_fraction
+    return "" if is_in else "data_fraction"
 
 
 def _nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:

@@ -9,6 +9,7 @@ are there are done: a later attempt makes what is missing.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,10 +65,6 @@ def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
         utterances = blocks.blocks[block]
         return targets.TargetTask(block=block, utterances=utterances, count=count, seed=spec.seed)
 
-    def on_iteration(number: int, inertia: float) -> None:
-        attempt.check()
-        report_iteration(attempt, number, inertia)
-
     samples, total = [], len(blocks.blocks)
     results = in_order(pool.run(range(total), task, tick=attempt.check))
     for done, feats_ND in enumerate(results, start=1):
@@ -76,7 +73,9 @@ def _fit(attempt: Attempt, pool: Pool, blocks: targets.AudioBlocks) -> None:
             samples.append(feats_ND)
     scaling = targets.scaling_of(torch.cat(samples), standardise=iteration.targets == "mfcc")
     scaled = BlocksInMemory([targets.scaled(feats_ND, scaling) for feats_ND in samples])
-    fitted = fit(scaled, iteration.num_clusters, spec.seed, on_iteration=on_iteration)
+    fitted = fit(
+        scaled, iteration.num_clusters, spec.seed, on_iteration=partial(report_iteration, attempt)
+    )
     write_codebook(attempt.out, fitted, **scaling)
 
 

@@ -71,7 +71,8 @@ def _lowpass_kernel(cutoff_hz: float) -> Wave:
 def _read(path: Path) -> tuple[Wave, int]:
     try:
         if path.suffix.lower() in _SNDFILE_SUFFIXES:
-            return _read_sndfile(path)
+            wav_SC, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+            return np.ascontiguousarray(wav_SC.mean(axis=1)), rate_hz
         return _read_ffmpeg(path)
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
         raise UnreadableAudioError(path, _reason(error)) from None
@@ -82,11 +83,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, soundfile.LibsndfileError):
         return str(error.error_string).rstrip(".")
     return getattr(error, "strerror", None) or str(error)
-
-
-def _read_sndfile(path: Path) -> tuple[Wave, int]:
-    wav_SC, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    return np.ascontiguousarray(wav_SC.mean(axis=1)), rate_hz
 
 
 def _read_ffmpeg(path: Path) -> tuple[Wave, int]:

@@ -12,6 +12,7 @@ is ever in memory.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,9 +60,8 @@ class SplitWriter:
 
     name: SplitName
     folder: Path
-    num_tokens: int = 0
-    num_utterances: int = 0
-    num_samples: int = 0
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Of all utterances together: ``num_utterances``, ``num_tokens`` and ``num_samples``."""
     recordings: set[bytes] = field(default_factory=set)
     _rows: list[tuple[str, int, int, int]] = field(default_factory=list)
 
@@ -73,10 +73,8 @@ class SplitWriter:
     def add(self, utterance: str, recording: str, units: np.ndarray, num_samples: int) -> None:
         """Append one utterance."""
         self._tokens.write(units.astype("<u2").tobytes())
-        self._rows.append((utterance, self.num_tokens, len(units), num_samples))
-        self.num_tokens += len(units)
-        self.num_samples += num_samples
-        self.num_utterances += 1
+        self._rows.append((utterance, self.sizes["num_tokens"], len(units), num_samples))
+        self.sizes.update(num_utterances=1, num_tokens=len(units), num_samples=num_samples)
         # Eight bytes a recording: the names of 150k hours of them would take too much memory.
         self.recordings.add(hashlib.sha256(recording.encode()).digest()[:8])
         if len(self._rows) == _ROWS_PER_GROUP:
@@ -84,19 +82,16 @@ class SplitWriter:
 
     def close(self) -> None:
         """Write what is left and finish both files."""
-        if self._rows or not self.num_utterances:
+        if self._rows or not self.sizes:
             self._flush()
         self._tokens.close()
         self._index.close()
 
     def counts(self) -> dict[str, int]:
         """What is in this split."""
-        return {
-            "num_recordings": len(self.recordings),
-            "num_utterances": self.num_utterances,
-            "num_tokens": self.num_tokens,
-            "num_samples": self.num_samples,
-        }
+        names = ("num_utterances", "num_tokens", "num_samples")
+        sizes = {name: self.sizes[name] for name in names}
+        return {"num_recordings": len(self.recordings), **sizes}
 
     def _flush(self) -> None:
         columns = list(zip(*self._rows, strict=True)) or [()] * len(INDEX_SCHEMA)

@@ -166,11 +166,6 @@ class Hubert:
         return wav_BS.to(self.device, non_blocking=on_gpu), lengths
 
 
-def best_device() -> torch.device:
-    """The accelerator this process was given, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _standardized(wav_S: Wave) -> Wave:
     scaled_S: Wave = (wav_S - wav_S.mean()) / np.sqrt(wav_S.var() + _WAVE_EPS)
     return scaled_S.astype(np.float32)

@@ -56,6 +56,14 @@ class Pool:
 
     def __init__(self, worker: Callable[..., Worker], *args: Any, size: Resources) -> None:
         self._size = size
+        actor_class: Any = ray.remote(_Host)
+        self._actor_class = actor_class.options(
+            num_cpus=size.cpus_per_worker,
+            num_gpus=size.gpus_per_worker if size.gpus_per_node else 0.0,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(size.cpus_per_worker)}},
+        )
         self._worker = (worker, args)
         self._starting: dict[ray.ObjectRef[Any], ActorHandle[Any]] = {}
         self._free: list[ActorHandle[Any]] = []
@@ -115,18 +123,8 @@ class Pool:
         unfinished = len(self._queue) + len(self._running)
         wanted = min(self._size.max_workers, max(unfinished, self._size.min_workers))
         for _ in range(0 if exhausted else wanted - alive):
-            actor = self._actor_class().remote(*self._worker)
+            actor = self._actor_class.remote(*self._worker)
             self._starting[actor.start.remote(self._size.cpus_per_worker)] = actor
-
-    def _actor_class(self) -> Any:
-        actor_class: Any = ray.remote(_Host)
-        return actor_class.options(
-            num_cpus=self._size.cpus_per_worker,
-            num_gpus=self._size.gpus_per_worker if self._size.gpus_per_node else 0.0,
-            max_restarts=0,
-            max_task_retries=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self._size.cpus_per_worker)}},
-        )
 
     def _assign(self, payload: Callable[[Any], Any], *, sticky: bool) -> None:
         """Give every free actor an item, as far as there is one for it."""

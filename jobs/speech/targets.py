@@ -128,12 +128,6 @@ def mfcc(grid: Grid) -> Features:
     return compute
 
 
-def layer_of(encoder: EncoderSpec) -> Features:
-    """The output of a layer of a model that an earlier iteration has trained."""
-    hubert = encoder.load()
-    return lambda wav_S: hubert.features([wav_S.numpy()])[0]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TargetTask:
     """A block to be sampled, or to be labelled."""
@@ -151,8 +145,11 @@ class TargetWorker:
     def __init__(
         self, encoder: EncoderSpec | None, grid: Grid, roots: Mapping[str, Root], out_url: str
     ) -> None:
-        """``encoder``: where features come from; MFCC when there is none."""
-        self._features = layer_of(encoder) if encoder else mfcc(grid)
+        """``encoder``: whose layer gives the features; MFCC when there is none."""
+        self._features = mfcc(grid)
+        if encoder:
+            hubert = encoder.load()
+            self._features = lambda wav_S: hubert.features([wav_S.numpy()])[0]
         self._grid, self._reader, self._out = grid, WaveReader(roots), Storage(out_url)
 
     def __call__(self, task: TargetTask) -> Tensor | None:

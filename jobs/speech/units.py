@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from jobs.speech.hubert import Hubert, Precision, best_device
+from jobs.speech.hubert import Hubert, Precision
 from jobs.speech.lloyd import Fit, nearest
 from jobs.speech.utterances import Root, Utterance, WaveReader, batches
 from orchestrator.errors import AlreadyExistsError, CorruptError
@@ -190,9 +190,8 @@ class EncoderSpec:
         with tempfile.TemporaryDirectory() as folder:
             names = ("config.json", "model.safetensors", "encoder.json")
             paths = [storage.fetch(n, Path(folder)) for n in names if storage.exists(n)]
-            return Hubert.load(
-                paths[0].parent, self.layer, device=best_device(), precision=self.precision
-            )
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return Hubert.load(paths[0].parent, self.layer, device=device, precision=self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt import Attempt, StopRequestedError
+from jobs.training import process_ranks, ray_train
 from jobs.training.monitor import RankMonitor
 from jobs.training.rank import RankConfig, TrainingSettings
 from orchestrator.errors import Cause, RequestError, RunFailedError
@@ -101,12 +102,8 @@ def max_micro_batch(attempt: Attempt) -> int | None:
 def launch(config: RankConfig, attempt: Attempt) -> None:
     """Run all ranks to their end with the cluster's launcher. Raises RunFailedError."""
     if attempt.cluster.rank_launcher == "ray_train":
-        from jobs.training import ray_train
-
         ray_train.launch(config, attempt.resources, ray_address=attempt.ray_address)
     else:
-        from jobs.training import process_ranks
-
         process_ranks.launch(config, attempt.resources, attempt.event)
 
 

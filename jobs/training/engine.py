@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
@@ -79,9 +80,8 @@ def prepare(config: RankConfig) -> None:
     """Settings that must precede the import of DeepSpeed and the first operation of torch."""
     if config.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # cuBLAS is deterministic only with it
+    # cuBLAS is deterministic only with it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(config.threads)
     if config.device == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -127,11 +127,6 @@ class Engine:
     """Of a forward and backward pass."""
 
     @property
-    def device(self) -> torch.device:
-        """Where batches go."""
-        return torch.device(self.deepspeed.device)
-
-    @property
     def model(self) -> Any:
         """The bare model."""
         return self.deepspeed.module
@@ -143,7 +138,8 @@ class Engine:
 
     def loss(self, micro_batch: MicroBatch) -> torch.Tensor:
         """The task's mean loss of a micro-batch, which is brought to the device."""
-        on_device = tuple(t.to(self.device, non_blocking=True) for t in micro_batch)
+        device = self.deepspeed.device
+        on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
         return self.task.loss(self.deepspeed, on_device)
 
     def accumulate(
@@ -240,16 +236,9 @@ def build_engine(task: Task, config: RankConfig, rank_info: RankInfo, *, univers
 
 def to_universal(folder: Path, target: Path) -> None:
     """Convert a ZeRO checkpoint, by DeepSpeed's own tool, for another number of ranks."""
-    import subprocess
-
-    command = [
-        sys.executable,
-        "-m",
-        "deepspeed.checkpoint.ds_to_universal",
-        "--inject_missing_state",
-    ]
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--inject_missing_state", "--num_extract_workers", "1", "--num_merge_workers", "1"]
     command += ["--input_folder", str(folder), "--output_folder", str(target)]
-    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(

@@ -19,28 +19,6 @@ import numpy as np
 
 VARIABLE = "ORCHESTRATOR_FAULT"
 
-RANK_POINTS = (
-    "save.begin",  # nothing of the checkpoint is written
-    "save.written",  # DeepSpeed has written its files to the node's disk
-    "save.staged",  # so have we the random states; training goes on from here
-    "publish.begin",  # the uploader takes it up
-    "publish.file",  # one of this rank's files is in the store
-    "publish.files",  # all of them are
-    "publish.done",  # and the note that says so
-)
-"""Passed by every rank with every checkpoint."""
-
-LEADER_POINTS = (
-    "commit.gathered",  # every rank's note is there
-    "commit.metrics",  # the metric lines are in the store
-    "commit.manifest",  # the checkpoint exists
-    "retire.begin",  # there is something to remove
-    "retire.manifest",  # the old checkpoint exists no more
-    "retire.file",  # one of its files is gone
-    "retire.end",  # all of it is
-)
-"""Passed by rank 0 alone."""
-
 
 def _fault() -> dict[str, Any]:
     return _parsed(os.environ.get(VARIABLE, "null"))

@@ -19,11 +19,6 @@ FIRST_AFTER_S = 60.0
 _REMEMBERED = 5
 
 
-def best_interval_s(stall_s: float, mtbf_s: float) -> float:
-    """Seconds of work between checkpoints that lose least, to first order."""
-    return math.sqrt(2 * stall_s * mtbf_s)
-
-
 class CheckpointInterval:
     """The choice, and what it is made of."""
 
@@ -43,7 +38,7 @@ class CheckpointInterval:
         if not self._stalls:
             return FIRST_AFTER_S
         stall_s = statistics.median(self._stalls)
-        return max(best_interval_s(stall_s, self._mtbf_s), self._publish_s)
+        return max(math.sqrt(2 * stall_s * self._mtbf_s), self._publish_s)
 
     def is_due(self, step: int) -> bool:
         """Whether to save after this step."""

@@ -39,10 +39,6 @@ from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.plan.token_order import chain_hash
 
-METRICS = "metrics.jsonl"
-VALIDATION = "validation.jsonl"
-TRAINING = "training.json"
-
 
 def train_rank(config: RankConfig, rank_info: RankInfo) -> None:
     """Run this rank until the last step, or a checkpoint after a wish to stop, is committed."""
@@ -285,12 +281,11 @@ class Rank:
         state = self._engine.state_dict()
         if self._group.leads:
             self._publish(state)
-            for name, segments in (
-                (METRICS, self._progress.metrics),
-                (VALIDATION, self._progress.validation),
-            ):
-                self._out.replace(name, checkpoints.join_segments(self._out, segments))
-            self._out.replace(TRAINING, to_json(self._facts()))
+            curves = {"metrics": self._progress.metrics, "validation": self._progress.validation}
+            for name, segments in curves.items():
+                lines = checkpoints.join_segments(self._out, segments)
+                self._out.replace(f"{name}.jsonl", lines)
+            self._out.replace("training.json", to_json(self._facts()))
         self._checkpointer.close()
 
     def _publish(self, state: dict[str, torch.Tensor]) -> None:

@@ -14,13 +14,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.training.faults import LEADER_POINTS, RANK_POINTS
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.lease import Process
 from tests.training import Training, finish, make_inputs
 
 STEPS, EVERY, STEP = 40, 8, 24
 """The fault strikes with the third checkpoint, when there is one to retire."""
+
+RANK_POINTS = (
+    "save.begin",  # nothing of the checkpoint is written
+    "save.written",  # DeepSpeed has written its files to the node's disk
+    "save.staged",  # so have we the random states; training goes on from here
+    "publish.begin",  # the uploader takes it up
+    "publish.file",  # one of this rank's files is in the store
+    "publish.files",  # all of them are
+    "publish.done",  # and the note that says so
+)
+"""Passed by every rank with every checkpoint."""
+
+LEADER_POINTS = (
+    "commit.gathered",  # every rank's note is there
+    "commit.metrics",  # the metric lines are in the store
+    "commit.manifest",  # the checkpoint exists
+    "retire.begin",  # there is something to remove
+    "retire.manifest",  # the old checkpoint exists no more
+    "retire.file",  # one of its files is gone
+    "retire.end",  # all of it is
+)
+"""Passed by rank 0 alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

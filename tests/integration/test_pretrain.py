@@ -19,10 +19,10 @@ from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
 from jobs.speech.units import write_codebook
 from jobs.speech.utterances import CorpusRows, Root
-from jobs.training.faults import RANK_POINTS
 from jobs.training.rank import TrainingSettings
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Checkpoint, Corpus, Pretrain, Source
+from tests.chaos.points import RANK_POINTS
 from tests.training import Training
 
 pytestmark = pytest.mark.slow

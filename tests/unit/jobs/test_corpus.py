@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from jobs.corpus import choose, probe, share_out, write_tables
+from jobs.corpus import choose, cut, is_silent, probe, share_out, write_tables
 from jobs.lm.packing import split_of
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.recipe import Corpus, Source, Split
+from orchestrator.spec.recipe import Corpus, Source, Split, Windows
 
 RATE_HZ = 16_000
 
@@ -133,3 +133,28 @@ def test_a_corpus_with_nothing_usable_says_so(tmp_path: Path, roots: dict[str, P
     corpus = corpus_of(sources=[Source(name="b")])
     with pytest.raises(DataError, match=r"none of 3 recordings can be used \(1 unreadable"):
         build(Storage(str(tmp_path / "out")), corpus, roots)
+
+
+WINDOWS = Windows(min_s=0.5, max_s=10.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count"), [(0.49, 0), (0.5, 1), (10.0, 1), (10.1, 2), (95.0, 10)]
+)
+def test_windows_are_bounded_equal_and_leave_nothing_out(seconds: float, count: int) -> None:
+    num_samples = int(seconds * RATE_HZ)
+    spans = cut(num_samples, WINDOWS)
+    assert len(spans) == count
+    if spans:
+        sizes = [s.num_samples for s in spans]
+        assert sum(sizes) == num_samples
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= WINDOWS.max_s * RATE_HZ
+        assert [s.start_sample for s in spans] == [sum(sizes[:i]) for i in range(count)]
+
+
+def test_silence_is_what_nobody_hears() -> None:
+    noise = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    assert is_silent(0.0001 * noise)
+    assert not is_silent(0.1 * noise)
+    assert is_silent(np.zeros(0, np.float32))

@@ -2,12 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.training.interval import FIRST_AFTER_S, CheckpointInterval, best_interval_s
+from jobs.training.interval import FIRST_AFTER_S, CheckpointInterval
 from orchestrator.spec.recipe import Checkpoint
-
-
-def test_the_best_interval_is_youngs() -> None:
-    assert best_interval_s(stall_s=2.0, mtbf_s=3600.0) == 120.0
 
 
 def test_by_steps() -> None:
