@@ -264,12 +264,8 @@ def _publish(
     facts: dict[str, Any],
     options: argparse.Namespace,
 ) -> None:
-    producer = {
-        "run": options.run,
-        "attempt": options.attempt,
-        "lease": attempt.lease_n,
-        "versions": _versions(),
-    }
+    about = {"run": options.run, "attempt": options.attempt, "lease": attempt.lease_n}
+    producer = {**about, "versions": _versions()}
     per_key = facts.pop("per_key", {})
     for instance, artifact in zip(members, attempt.artifacts, strict=True):
         own = {**facts, **per_key.get(artifact.key, {})}
@@ -295,10 +291,7 @@ def _heartbeat(attempt: Attempt, held: Sequence[leases.HeldLease]) -> Any:
 
 
 def _beat(
-    attempt: Attempt,
-    held: Sequence[leases.HeldLease],
-    every_s: float,
-    ended: threading.Event,
+    attempt: Attempt, held: Sequence[leases.HeldLease], every_s: float, ended: threading.Event
 ) -> None:
     beaten_at = time.monotonic()
     while not ended.wait(_TICK_S):

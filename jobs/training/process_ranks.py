@@ -189,9 +189,10 @@ def raise_failure(
     # Who merely lost a peer is not to blame, and the report that tells of the peer may be late.
     blamed = {"node": report.node} if code < 0 else {}
     record_event("rank_failed", rank=rank, code=code, **blamed)
-    how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    how = f"rank {rank} on {report.node}: {how}"
-    raise failure(config, world_size, how, rank, is_lost=code < 0)
+    end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    raise failure(
+        config, world_size, f"rank {rank} on {report.node}: {end}", rank, is_lost=code < 0
+    )
 
 
 def launch_path(number: int) -> str:
