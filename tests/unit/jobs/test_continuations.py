@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from jobs import continuations, perplexity
 from jobs.continuations import choose, continue_units, prompt_length
+from tests.unit.jobs.test_targets import attempt_of
+from tests.unit.orchestrator.recipes import recipe
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,19 @@ def test_the_longest_are_continued() -> None:
     assert choose(np.array([3, 9, 5, 9, 1]), 3) == [1, 2, 3]
     assert choose(np.array([3]), 4) == [0]
     assert choose(np.array([3]), 0) == []
+
+
+@pytest.mark.parametrize("stage", [continuations, perplexity])
+def test_a_score_that_the_recipe_does_not_ask_for_is_not_made_up(
+    tmp_path: Path, stage: ModuleType
+) -> None:
+    asked = recipe()
+    none = asked.model_copy(
+        update={
+            "evaluate": asked.evaluate.model_copy(
+                update={"continuations": None, "perplexity": None}
+            )
+        }
+    )
+    with pytest.raises(AssertionError, match="only a recipe that asks for the score"):
+        stage.work(attempt_of(tmp_path, none))

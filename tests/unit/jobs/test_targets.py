@@ -42,7 +42,7 @@ def attempt_of(folder: Path, recipe: Recipe, resources: Resources | None = None)
     """The first attempt at a node of the first iteration."""
     upstream = {
         role: Artifact(role, "0" * 64, Storage(str(folder / role)))
-        for role in ("corpus", "targets")
+        for role in ("corpus", "targets", "pack", "train")
     }
     return Attempt(
         recipe=recipe,
