@@ -76,5 +76,5 @@ class RunLogs:
 
 
 def _is_kept(path: Path) -> bool:
-    """Whether a file is for people: a log, or a training's curves."""
-    return path.suffix == ".log" or CURVES in path.parts
+    """Whether a file is for people: a log, the stacks of a rank that hangs, a training's curves."""
+    return path.suffix in (".log", ".out", ".txt") or CURVES in path.parts

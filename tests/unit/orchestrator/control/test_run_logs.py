@@ -73,6 +73,7 @@ def test_ranks_logs_and_curves_are_kept_and_caches_are_not() -> None:
     logs = RunLogs(run)
     attempt = written(logs, run, "driver\n").parent
     (attempt / "rank-00001.log").write_text("rank one\n")
+    (attempt / "rank-00001.stacks.txt").write_text("loop.py\n")
     (attempt / "inputs").mkdir()
     (attempt / "inputs" / "test.bin").write_bytes(b"large")
     curves = attempt.parent.parent / CURVES
@@ -82,6 +83,7 @@ def test_ranks_logs_and_curves_are_kept_and_caches_are_not() -> None:
     assert list(run.storage.list("stages/pack-1")) == [
         LOG,
         LOG.replace("driver", "rank-00001"),
+        LOG.replace("driver.log", "rank-00001.stacks.txt"),
         f"stages/pack-1/{CURVES}/events.out.tfevents.1",
     ]
 
