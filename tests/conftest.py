@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    from tests.smoke import Smoke
 
 FOLDER = Path(__file__).parent
 GOLDEN = FOLDER / "golden"
@@ -52,6 +55,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 tests[tier_of(report.nodeid)] += report.when == "call"
     for tier, spent_s in seconds.most_common():
         terminalreporter.write_line(f"{tier:<12} {spent_s:7.0f} s in {tests[tier]} tests")
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke recipe's audio and text model, made by whoever asks first."""
+    return tmp_path_factory.mktemp("material") / "smoke"
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory, material: Path) -> Iterator[tuple[Smoke, str]]:
+    """A local run of the smoke recipe that nobody disturbed, and its name."""
+    from tests.smoke import Smoke  # unit tests do without what it imports
+
+    smoke = Smoke.create(tmp_path_factory.mktemp("calm") / "s", material)
+    run = smoke.submit()
+    assert smoke.finish(run) == 0
+    yield smoke, run
+    assert smoke.wait_gone() == []
 
 
 @pytest.fixture

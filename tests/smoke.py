@@ -82,7 +82,7 @@ class Smoke:
         return json.loads(self.orchestrator("status", run, "--json").stdout)
 
     def finish(self, run: str, *, resumes: int = 20) -> int:
-        """RankMonitor the run to its end, resuming where it stopped; how often that was needed."""
+        """Watch the run to its end, resuming where it stopped; how often that was needed."""
         for needed in range(resumes):
             if self.orchestrator("resume", run, "--watch", check=False).returncode == 0:
                 return needed

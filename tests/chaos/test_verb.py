@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.verb import start, strike
+from tests.smoke import Smoke
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_killed_rank_is_overcome_and_accounted_for(tmp_path: Path) -> None:
-    smoke, run = start(tmp_path / "s", tmp_path / "material")
+def test_a_killed_rank_is_overcome_and_accounted_for(
+    calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    smoke, run = start(tmp_path / "s", material, calm[0])
     outcome = strike(smoke, run, "rank")
     assert outcome["cause"] == "worker_lost"
     assert 0 <= outcome["steps_lost"] <= 200  # an interval, and what a beat had not told

@@ -21,14 +21,19 @@ STEPS = 100_000
 """More than a drill lasts: the run is cancelled at its end."""
 
 
-def start(folder: Path, material: Path) -> tuple[Smoke, str]:
-    """A run of two ranks whose training has begun and has checkpoints."""
+def start(folder: Path, material: Path, made: Smoke | None = None) -> tuple[Smoke, str]:
+    """A run of two ranks whose training has begun and has checkpoints.
+
+    It begins with the artifacts of ``made``, up to its training.
+    """
     smoke = Smoke.create(
         folder,
         material,
         resources={"train": {"ranks_per_node": 2}},
         retry={"hang_timeout_s": 10, "max_attempts": 50},
     )
+    if made:
+        smoke.take_artifacts(made, "train", "perplexity", "continuations")
     told = {"sweep": "{}", "train.steps": STEPS, "train.checkpoint.every_steps": 100}
     run = smoke.submit(
         *(word for key, value in told.items() for word in ("--set", f"{key}={value}"))

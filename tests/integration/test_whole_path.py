@@ -7,7 +7,6 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,30 +19,16 @@ from tests.smoke import RECIPE, Smoke
 from tests.training import wait_for
 
 pytestmark = pytest.mark.slow
-UNITS = {"corpus", "targets", "pretrain", "encoder", "codebook", "tokenize"}
-
-
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("material") / "smoke"
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory, material: Path) -> Iterator[tuple[Smoke, str]]:
-    """A run that nobody disturbed."""
-    smoke = Smoke.create(tmp_path_factory.mktemp("calm") / "s", material)
-    run = smoke.submit()
-    assert smoke.finish(run) == 0
-    yield smoke, run
-    assert smoke.wait_gone() == []
+MADE_BEFORE = {"corpus", "targets", "pretrain", "encoder"}
+UNITS = MADE_BEFORE | {"codebook", "tokenize"}
+STAGES = UNITS | {"pack", "train", "perplexity", "continuations"}
 
 
 def test_every_stage_succeeds_and_verifies(calm: tuple[Smoke, str]) -> None:
     smoke, run = calm
     status = smoke.status(run)
     assert status["state"] == "succeeded"
-    scores = {"perplexity", "continuations"}
-    assert {s["name"] for s in status["stages"]} == UNITS | {"pack", "train"} | scores
+    assert {s["name"] for s in status["stages"]} == STAGES
     assert all(s["state"] == "succeeded" and not s["reused"] for s in status["stages"])
     verdict = json.loads(smoke.orchestrator("verify", run, "--json").stdout)
     assert verdict["ok"], verdict
@@ -136,6 +121,7 @@ def test_two_shells_at_once_do_the_work_once(
 ) -> None:
     """Two runs that need the same keys, and the same run submitted twice."""
     smoke = Smoke.create(tmp_path / "s", material, cpus=1)
+    smoke.take_artifacts(calm[0], *STAGES - MADE_BEFORE)
     words = ["--set", "sweep={}", "--set", "train.steps=4"]
     one, same, other = (
         smoke.submit(*words),
@@ -145,9 +131,7 @@ def test_two_shells_at_once_do_the_work_once(
     assert one == same
     smoke.finish(one)
     smoke.finish(other)
-    assert smoke.begun() == dict.fromkeys(
-        UNITS | {"pack", "train", "perplexity", "continuations"}, 1
-    )
+    assert smoke.begun() == dict.fromkeys(STAGES - MADE_BEFORE, 1)
     assert smoke.wait_gone() == []
 
 

@@ -51,12 +51,6 @@ def _put_right(slurm: SlurmCluster) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smoke recipe's audio and text model."""
-    return tmp_path_factory.mktemp("material") / "smoke"
-
-
-@pytest.fixture(scope="session")
 def undisturbed(
     slurm: SlurmCluster, material: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[SlurmSmoke, str]:
