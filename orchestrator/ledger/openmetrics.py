@@ -7,11 +7,10 @@ anew from the ledger each time, so nothing has to live between two scrapes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.openmetrics.exposition import generate_latest
-from prometheus_client.registry import Collector, CollectorRegistry
 
 from orchestrator.ledger.goodput import PART_NAMES
 from orchestrator.ledger.run import RunFolder
@@ -47,7 +46,19 @@ _GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
 def openmetrics(status: RunStatus) -> str:
     """The OpenMetrics text of a run, end marker included."""
     registry = CollectorRegistry()
-    registry.register(_Snapshot(status))
+    gauges = {
+        name: Gauge(
+            f"orchestrator_{name}",
+            documentation,
+            ("run", *labels),
+            unit="seconds" if name.endswith("_seconds") else "",
+            registry=registry,
+        )
+        for name, (documentation, labels) in _GAUGES.items()
+    }
+    for name, labels, value in _samples(status):
+        if value is not None:
+            gauges[name].labels(status.run, *labels).set(value)
     text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]  # theirs is untyped
     return text.decode()
 
@@ -57,29 +68,6 @@ def write_openmetrics(run: RunFolder, store: Store, observed: Observed) -> str:
     text = openmetrics(run_status(run, store, observed))
     run.storage.replace(FILE, text.encode())
     return f"{run.storage.url}/{FILE}"
-
-
-class _Snapshot(Collector):
-    """A run's figures as they were when its status was read."""
-
-    def __init__(self, status: RunStatus) -> None:
-        self._status = status
-
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        """Every family, those without samples too."""
-        families = {
-            name: GaugeMetricFamily(
-                f"orchestrator_{name}",
-                documentation,
-                labels=("run", *labels),
-                unit="seconds" if name.endswith("_seconds") else "",
-            )
-            for name, (documentation, labels) in _GAUGES.items()
-        }
-        for name, labels, value in _samples(self._status):
-            if value is not None:
-                families[name].add_metric((self._status.run, *labels), value)
-        return families.values()
 
 
 def _samples(status: RunStatus) -> Iterator[tuple[str, tuple[str, ...], float | None]]:
