@@ -81,16 +81,14 @@ class Submissions:
         """Say that all jobs of a submission were handed over."""
         self._run.replace(f"{self.folder(number)}/{_WHOLE}", b"{}")
 
-    def newest_jobs(self) -> dict[tuple[JobKind, str], tuple[SubmittedJob, ...]]:
-        """By kind and instance, the jobs of the newest submission that has such."""
-        newest: dict[tuple[JobKind, str], tuple[SubmittedJob, ...]] = {}
+    def newest_jobs(self) -> list[SubmittedJob]:
+        """Of each kind and instance, the jobs of the newest submission that has such."""
+        newest: dict[tuple[JobKind, str], list[SubmittedJob]] = {}
         for submission in self.all():
-            found: dict[tuple[JobKind, str], tuple[SubmittedJob, ...]] = {}
+            newest |= {(job.kind, job.instance): [] for job in submission.jobs}
             for job in submission.jobs:
-                place = (job.kind, job.instance)
-                found[place] = (*found.get(place, ()), job)
-            newest |= found
-        return newest
+                newest[job.kind, job.instance].append(job)
+        return [job for jobs in newest.values() for job in jobs]
 
     def in_vain(self, left: Mapping[str, float]) -> int:
         """How many sentinels in a row have submitted what got no further, where ``left`` is now."""

@@ -121,29 +121,15 @@ class SlurmExecutor(Executor):
         """Let running attempts save and end; take the rest out of the queue at once."""
         run.request_cancel(stage)
         chosen = {i.leader for i in run.plan().chosen(stage)} | ({""} if stage is None else set())
-        jobs = {
-            (kind, instance): [ref_of(job) for job in group]
-            for (kind, instance), group in run.submissions.newest_jobs().items()
-            if instance in chosen
-        }
-        refs = [ref for group in jobs.values() for ref in group]
-        states = {ref: status.state for ref, status in self._backend.poll(refs).items()}
-        running = {
-            instance
-            for (kind, instance), group in jobs.items()
-            if kind == "stage" and any(states[ref] is JobState.RUNNING for ref in group)
-        }
+        jobs = {ref_of(j): j for j in run.submissions.newest_jobs() if j.instance in chosen}
+        states = {ref: status.state for ref, status in self._backend.poll(list(jobs)).items()}
+        running = {ref: job for ref, job in jobs.items() if states[ref] is JobState.RUNNING}
+        saving = {job.instance for job in running.values() if job.kind == "stage"}
+        queued = [ref for ref in jobs if states[ref] is JobState.QUEUED]
         # What runs may save; a worker ends with its head, and at once where that does not run.
-        self._backend.cancel(
-            [
-                ref
-                for (_, instance), group in jobs.items()
-                for ref in group
-                if states[ref] is JobState.QUEUED
-                or (states[ref] is JobState.RUNNING and instance not in running)
-            ]
-        )
-        self._await_end(run, refs)
+        headless = [ref for ref, job in running.items() if job.instance not in saving]
+        self._backend.cancel([*queued, *headless])
+        self._await_end(run, list(jobs))
 
     def _await_end(self, run: RunFolder, refs: Sequence[JobRef]) -> None:
         deadline = time.monotonic() + run.cluster().retry.notice_s + CANCEL_SLACK_S
@@ -189,8 +175,7 @@ class SlurmExecutor(Executor):
         Asked by a stage's head. Raises BackendError.
         """
         plan, submissions = run.plan(), run.submissions
-        newest = submissions.newest_jobs()
-        (head, *_) = newest["stage", instance]
+        head, *_ = refs_of(run, "stage", instance)
         theirs = [s for s in submissions.all() if any(j.instance == instance for j in s.jobs)]
         number = theirs[-1].number  # where those are that count as the newest workers
         context = self._context(run, store.storage.url, number)
@@ -208,7 +193,7 @@ class SlurmExecutor(Executor):
         if late := self._backend.find([part.job.tag]).get(part.job.tag):  # sbatch did not answer
             _record(run, number, part, late, time.time())
             return 0
-        ref = self._backend.submit(part.job, [ref_of(head)])
+        ref = self._backend.submit(part.job, [head])
         _record(run, number, part, ref.id, ref.submitted_at)
         return part.job.shape.array
 
@@ -220,7 +205,7 @@ class SlurmExecutor(Executor):
         """
         submissions = run.submissions
         if not submissions.all():
-            return JobStates({}, {})
+            return JobStates((), {})
         newest, plan = submissions.all()[-1], run.plan()
         if not newest.is_whole:
             context = self._context(run, store.storage.url, newest.number)

@@ -8,7 +8,7 @@ down for the time when nobody answers.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,35 +28,36 @@ LOOK_EVERY_S = 15.0
 
 @dataclass(frozen=True)
 class JobStates:
-    """The newest jobs of a run by kind and instance, and how each stands by its id."""
+    """The newest jobs of a run, and how each stands by its id."""
 
-    jobs: Mapping[tuple[JobKind, str], tuple[SubmittedJob, ...]]
+    jobs: Sequence[SubmittedJob]
     states: Mapping[str, JobStatus]
 
     def has(self, kind: JobKind, instance: str) -> bool:
         """Whether such a job is queued or running."""
-        return any(self._lives(job) for job in self.jobs.get((kind, instance), ()))
+        return any(job.kind == kind and job.instance == instance for job in self._live())
 
     def live_stages(self) -> dict[str, SubmittedJob]:
         """The job of each stage instance whose own job is queued or running."""
-        stages = ((i, group[0]) for (kind, i), group in self.jobs.items() if kind == "stage")
-        return {instance: job for instance, job in stages if self._lives(job)}
+        return {job.instance: job for job in self._live() if job.kind == "stage"}
 
     def waiting_sentinels(self) -> list[SubmittedJob]:
         """Those that have not started: one that runs is the one that asks."""
-        sentinels = [job for job in self.jobs.get(("sentinel", ""), ()) if self._lives(job)]
+        sentinels = (job for job in self._live() if job.kind == "sentinel")
         return [job for job in sentinels if self.states[job.id].state is JobState.QUEUED]
 
     def living(self, instances: Collection[str], *, and_sentinel: bool) -> list[SubmittedJob]:
         """All jobs of some instances that have not ended, held ones included."""
-        groups = [group for (_, i), group in self.jobs.items() if i in instances]
-        jobs = [job for group in groups for job in group]
-        found = [job for job in jobs if not self.states[job.id].state.is_final]
+        theirs = (job for job in self.jobs if job.instance in instances)
+        found = [job for job in theirs if not self.states[job.id].state.is_final]
         return found + (self.waiting_sentinels() if and_sentinel else [])
 
-    def _lives(self, job: SubmittedJob) -> bool:
-        status = self.states[job.id]
-        return not status.state.is_final and not status.is_held
+    def _live(self) -> Iterator[SubmittedJob]:
+        """Jobs that are queued or running."""
+        for job in self.jobs:
+            status = self.states[job.id]
+            if not status.state.is_final and not status.is_held:
+                yield job
 
 
 def unfinished(plan: Plan, store: Store) -> list[Instance]:
@@ -106,7 +107,8 @@ def close_attempts(
 
 def refs_of(run: RunFolder, kind: JobKind, instance: str) -> list[JobRef]:
     """The newest jobs of a kind for a stage instance."""
-    return [ref_of(job) for job in run.submissions.newest_jobs().get((kind, instance), ())]
+    jobs = run.submissions.newest_jobs()
+    return [ref_of(job) for job in jobs if job.kind == kind and job.instance == instance]
 
 
 def ref_of(job: SubmittedJob) -> JobRef:
@@ -118,8 +120,7 @@ def open_refs(run: RunFolder) -> list[JobRef]:
     """A run's jobs that were not seen to end: about the others there is nothing to ask."""
     seen = run.submissions.seen()
     ended = {job_id for job_id, row in seen.items() if JobState(row["state"]).is_final}
-    groups = run.submissions.newest_jobs().values()
-    return [ref_of(job) for group in groups for job in group if job.id not in ended]
+    return [ref_of(job) for job in run.submissions.newest_jobs() if job.id not in ended]
 
 
 def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: str) -> Observed:
@@ -131,7 +132,7 @@ def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: 
     submissions, now = run.submissions, time.time()
     before, jobs = submissions.seen(), submissions.newest_jobs()
     rows: dict[str, dict[str, Any]] = {}
-    for job in (job for group in jobs.values() for job in group):
+    for job in jobs:
         last = before.get(job.id, {"state": JobState.QUEUED, "absent_since": None})
         answer = answers.get(ref_of(job))
         if answer is not None and answer.state is not JobState.UNKNOWN:
@@ -145,11 +146,9 @@ def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: 
             submissions.remember(rows)
     timeout_s = run.cluster().slurm.missing_timeout_s
     seen = {job_id: _status_of(row, now, timeout_s) for job_id, row in rows.items()}
-    stages = {
-        instance: seen[group[0].id] for (kind, instance), group in jobs.items() if kind == "stage"
-    }
+    stages = {job.instance: seen[job.id] for job in jobs if job.kind == "stage"}
     ends = [s.state for s in stages.values() if s.state.is_final]
-    sentinels = [seen[job.id] for job in jobs.get(("sentinel", ""), ())]
+    sentinels = [seen[job.id] for job in jobs if job.kind == "sentinel"]
     has_failed = any(state is not JobState.SUCCEEDED for state in ends)
     # A sentinel that has something to see to will start, or is at it.
     is_watched = has_failed and any(not s.state.is_final for s in sentinels)

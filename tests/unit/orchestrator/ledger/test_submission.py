@@ -39,12 +39,12 @@ def test_the_newest_job_of_a_stage_counts(submissions: Submissions) -> None:
     submissions.record(first, job("train-1-workers", 13, "workers"))
     second = submissions.begin("sentinel", {})
     submissions.record(second, job("train-1", 21))
-    newest = {place: [j.id for j in jobs] for place, jobs in submissions.newest_jobs().items()}
-    assert newest == {
-        ("stage", "corpus-1"): ["11"],
-        ("stage", "train-1"): ["21"],
-        ("workers", "train-1"): ["13"],
-    }
+    newest = [(j.kind, j.instance, j.id) for j in submissions.newest_jobs()]
+    assert newest == [
+        ("stage", "corpus-1", "11"),
+        ("stage", "train-1", "21"),
+        ("workers", "train-1", "13"),
+    ]
 
 
 def test_sentinels_that_got_no_further_are_counted(submissions: Submissions) -> None:

@@ -8,7 +8,7 @@ from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.sentinel import run_refusal
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import Submissions
+from orchestrator.ledger.submission import JobKind, SubmittedJob
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 from tests.unit.orchestrator.scheduler import Answers
 
@@ -53,7 +53,11 @@ class Scene:
         return run_refusal(self.run, self.store, submission)
 
     def job(self, stage: str) -> str:
-        return Submissions(self.run.storage).newest_jobs()["stage", self.id(stage)][0].id
+        return self.jobs("stage", self.id(stage))[0].id
+
+    def jobs(self, kind: JobKind, instance: str) -> list[SubmittedJob]:
+        newest = self.run.submissions.newest_jobs()
+        return [job for job in newest if (job.kind, job.instance) == (kind, instance)]
 
     def books(self, **words: str) -> None:
         """What sacct says of the stages' jobs, and nothing of others."""

@@ -9,7 +9,6 @@ from orchestrator.control.executor import observe
 from orchestrator.control.slurm.sentinel import resume
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.status import run_status
-from orchestrator.ledger.submission import Submissions
 from tests.unit.orchestrator.control.slurm.scene import COUNTING, NUM_JOBS, STAGES, Scene
 from tests.unit.orchestrator.recipes import cluster
 
@@ -64,7 +63,7 @@ def test_a_submission_that_died_is_adopted(scene: Scene) -> None:
     comment = next(line for line in script.splitlines() if tag in line).split("'")[1]
     scene.answers.say("squeue", f"77|PENDING||Dependency|{comment}\n")
     scene.start()
-    assert "77" in [job.id for job in Submissions(scene.run.storage).all()[0].jobs]
+    assert "77" in [job.id for job in scene.run.submissions.all()[0].jobs]
 
 
 def test_a_request_that_is_refused_half_way_leaves_nothing(scene: Scene) -> None:
@@ -129,11 +128,10 @@ def test_what_is_hopeless_is_cleared_and_the_rest_goes_on(scene: Scene) -> None:
 def test_missing_workers_and_sentinels_are_submitted_too(scene: Scene) -> None:
     scene.publish(*STAGES[:3])
     scene.start()
-    jobs = Submissions(scene.run.storage).newest_jobs()
-    workers = jobs["workers", scene.id("tokenize")][0].id
-    sentinel = jobs["sentinel", ""][0].id
+    (workers,) = scene.jobs("workers", scene.id("tokenize"))
+    (sentinel,) = scene.jobs("sentinel", "")
     rows = [f"{scene.job(s)}|PENDING|1:0|" for s in ("tokenize", "pack", "train", "perplexity")]
-    lost = [f"{workers}_0|FAILED|1:0|node1", f"{sentinel}|CANCELLED|0:0|"]
+    lost = [f"{workers.id}_0|FAILED|1:0|node1", f"{sentinel.id}|CANCELLED|0:0|"]
     scene.answers.say("sacct", "\n".join([*rows, *lost, ""]))
     scene.queue(tokenize="PENDING", pack="PENDING", train="PENDING", perplexity="PENDING")
     assert scene.start() == ("started", 2)
@@ -157,7 +155,7 @@ def test_workers_that_left_the_queue_are_replaced(scene: Scene) -> None:
     resources = {"tokenize": {"nodes": 5, "max_workers": 5}}
     scene.run.move(cluster(scene.store.storage.url, backend="slurm", resources=resources))
     scene.start()
-    workers = Submissions(scene.run.storage).newest_jobs()["workers", scene.id("tokenize")][0].id
+    workers = scene.jobs("workers", scene.id("tokenize"))[0].id
     held = f"{workers}|PENDING||{LAUNCH_FAILED}|x\n"
     scene.answers.say("squeue", f"{workers}|RUNNING|n1|None|x\n{workers}|PENDING||x|x\n{held}")
     replace = scene.executor.replace_workers
@@ -182,5 +180,4 @@ def test_workers_that_were_accepted_when_sbatch_did_not_answer_are_not_asked_for
     scene.answers.say("squeue", f"77|PENDING||None|{comment}-2\n")
     assert scene.executor.replace_workers(scene.run, scene.store, tokenize) == 0
     assert len(scene.asked("sbatch")) == known
-    jobs = Submissions(scene.run.storage).newest_jobs()["workers", tokenize]
-    assert [job.id for job in jobs][-1] == "77"
+    assert scene.jobs("workers", tokenize)[-1].id == "77"

@@ -143,8 +143,8 @@ def test_workers_that_are_submitted_alone_bring_a_sentinel_and_are_those_that_co
 ) -> None:
     scene.publish(*STAGES[:3])
     scene.start()
-    jobs, tokenize = Submissions(scene.run.storage).newest_jobs(), scene.id("tokenize")
-    (workers,), (sentinel,) = jobs["workers", tokenize], jobs["sentinel", ""]
+    tokenize = scene.id("tokenize")
+    (workers,), (sentinel,) = scene.jobs("workers", tokenize), scene.jobs("sentinel", "")
     waiting = ("tokenize", "pack", "train", "perplexity")
     rows = [*(f"{scene.job(s)}|PENDING|1:0|" for s in waiting), f"{workers.id}_0|FAILED|1:0|n1"]
     scene.answers.say("sacct", "\n".join([*rows, f"{sentinel.id}|PENDING|0:0|", ""]))
@@ -156,5 +156,5 @@ def test_workers_that_are_submitted_alone_bring_a_sentinel_and_are_those_that_co
     replace = scene.executor.replace_workers
     for _ in range(3):
         assert replace(scene.run, scene.store, tokenize) == 1
-    names = [job.name for job in Submissions(scene.run.storage).newest_jobs()["workers", tokenize]]
+    names = [job.name for job in scene.jobs("workers", tokenize)]
     assert names == [f"{tokenize}-workers{n}" for n in ("", "-2", "-3", "-4")]
