@@ -21,7 +21,7 @@ from jobs.training.engine import Engine, build_engine, to_universal
 from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig
 from jobs.training.task import Task
-from jobs.training.uploader import CheckpointUploader, Snapshot
+from jobs.training.uploader import CheckpointUploader, Snapshot, files_below
 from orchestrator.errors import (
     Cause,
     CorruptError,
@@ -273,11 +273,6 @@ class Checkpointer:
             progress.validation = (*progress.validation, closed[1][0])
         progress.metric_lines, progress.validation_lines = [], []
         return closed
-
-
-def files_below(folder: Path) -> list[str]:
-    """Relative paths of all files below a folder."""
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
 def is_converted(target: Path, manifest: Manifest) -> bool:

@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from jobs.training import faults
 from jobs.training.batches import Batch, batches
-from jobs.training.checkpointer import BuildEngine, Checkpointer, files_below
+from jobs.training.checkpointer import BuildEngine, Checkpointer
 from jobs.training.engine import build_engine, connect, prepare
 from jobs.training.group import RankGroup
 from jobs.training.heartbeat import Heartbeat
@@ -33,8 +33,10 @@ from jobs.training.mfu import PEAK_FLOPS
 from jobs.training.rank import RankConfig, RankInfo, end_with
 from jobs.training.task import Task, build_task
 from jobs.training.tracking import Tracker
+from jobs.training.uploader import files_below
 from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger import checkpoints
+from orchestrator.ledger import lease as leases
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.plan.token_order import chain_hash
@@ -229,7 +231,7 @@ class Rank:
         self._checkpointer.drain()
         step = self._progress.step
         if self._group.leads:
-            self._checkpointer.uploader.require_lease()
+            leases.require_newest(self._out, self._config.lease_n)
             positions = [int(p) for batch in self._bad for p in batch.draw.positions]
             checkpoints.note_skips(self._out, positions, at_step=step, lease_n=self._config.lease_n)
         self._group.barrier()  # nobody ends the training before the note is written
@@ -293,7 +295,7 @@ class Rank:
         shutil.rmtree(local, ignore_errors=True)  # of an attempt that died here
         self._task.publish(self._engine.model, state, local)
         for path in files_below(local):
-            self._checkpointer.uploader.require_lease()
+            leases.require_newest(self._out, self._config.lease_n)
             # No manifest covers it yet: what an earlier attempt left may differ, and is replaced.
             self._out.delete(path)
             self._out.upload(local / path, path)

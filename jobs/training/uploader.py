@@ -20,10 +20,10 @@ from typing import Any
 
 from jobs.training import faults
 from jobs.training.rank import RankConfig, RankInfo
-from orchestrator.errors import Cause, LeaseHeldError, RunFailedError
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger import lease as leases
-from orchestrator.ledger.checkpoints import FileEntry, Manifest, Segment
+from orchestrator.ledger.checkpoints import Manifest, Segment
 from orchestrator.ledger.storage import Storage, to_json
 
 COMMIT_TIMEOUT_S = 3600.0
@@ -116,14 +116,14 @@ class CheckpointUploader:
         passed = self.passed(snapshot.step)
         passed("publish.begin")
         files = upload_folder(self._out, snapshot.folder, snapshot.name, passed)
-        note = {"rng": snapshot.rng_name, "files": {p: e.model_dump() for p, e in files.items()}}
+        note = {"rng": snapshot.rng_name, "files": files}
         self._out.create(checkpoints.done_path(snapshot.name, self._rank_info.rank), to_json(note))
         passed("publish.done")
         self._uploaded.set()
         if snapshot.draft:
             ranks = range(self._rank_info.world_size)
             notes = [self._note_of(snapshot.name, rank) for rank in ranks]
-            self.require_lease()
+            leases.require_newest(self._out, self._config.lease_n)
             passed("commit.gathered")
             for segment, data in snapshot.segments:
                 self._out.create(segment.path, data)
@@ -132,15 +132,6 @@ class CheckpointUploader:
             passed("commit.manifest")
             policy = self._config.settings.checkpoint
             checkpoints.retire(self._out, policy, self._config.leases, passed)
-
-    def require_lease(self) -> None:
-        """Raise LeaseHeldError when a later attempt has taken over: its checkpoints are its own."""
-        newest = leases.current(self._out)
-        if newest and newest.number > self._config.lease_n:
-            raise LeaseHeldError(
-                f"{self._out.url}: lease {self._config.lease_n} was lost to {newest.number}; "
-                "this attempt must end"
-            )
 
     def _note_of(self, name: str, rank: int) -> dict[str, Any]:
         """What a rank has published. Raises RunFailedError when it does not in time."""
@@ -157,28 +148,27 @@ class CheckpointUploader:
 
 
 def _completed(draft: Manifest, notes: Sequence[dict[str, Any]]) -> Manifest:
-    files = {
-        path: FileEntry.model_validate(entry)
-        for note in notes
-        for path, entry in note["files"].items()
-    }
+    files = {path: entry for note in notes for path, entry in note["files"].items()}
     rng = {str(rank): note["rng"] for rank, note in enumerate(notes)}
-    return draft.model_copy(update={"files": files, "rng": rng})
+    return Manifest.model_validate({**draft.model_dump(), "files": files, "rng": rng})
 
 
 def upload_folder(
     out: Storage, local: Path, name: str, passed: Callable[[str], None]
-) -> dict[str, FileEntry]:
+) -> dict[str, dict[str, Any]]:
     """Make one rank's files durable and remove them here; returns their manifest entries."""
     entries = {}
-    for path in sorted(p for p in local.rglob("*") if p.is_file()):
-        relative = path.relative_to(local).as_posix()
-        size = path.stat().st_size
+    for path in files_below(local):
+        size = (local / path).stat().st_size
         faults.uploading(size)
-        entries[relative] = FileEntry(
-            size=size, sha256=out.upload(path, f"{checkpoints.FOLDER}/{name}/{relative}")
-        )
+        sha256 = out.upload(local / path, f"{checkpoints.FOLDER}/{name}/{path}")
+        entries[path] = {"size": size, "sha256": sha256}
         passed("publish.file")
     passed("publish.files")
     shutil.rmtree(local)
     return entries
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative paths of all files below a folder."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())

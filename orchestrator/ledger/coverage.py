@@ -1,68 +1,50 @@
 """Proof that a training saw what it should: its recorded order is replayed, hash by hash.
 
 In: what a train artifact says of itself (seed, windows, global batch, skips) and its metric lines,
-each with the running hash of all windows used so far. Out: how often each window was used, or the
-first step whose hash is not that of the order. The hash of the last step alone covers all of them,
+each with the running hash of all windows used so far. Out: how often each window was used, unless a
+step's hash is not that of the order. The hash of the last step alone covers all of them,
 across kills, resumes and changes of world size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from orchestrator.errors import CorruptError
 from orchestrator.plan.token_order import HASH_START, TokenOrder, chain_hash
 
 FIELDS = ("num_windows", "seed", "global_batch", "skips")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """How often each window was used in training."""
+def replay(facts: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], num_steps: int) -> str:
+    """How often the metric lines of so many steps prove that each window was used, in words.
 
-    num_windows: int
-    fewest: int
-    """Uses of the window that was used least, skipped positions counted as uses."""
-    most: int
-    """Uses of the window that was used most, skipped positions counted as uses."""
-    num_skipped: int
-    """Positions of the order that were passed over."""
-
-    def __str__(self) -> str:
-        times = f"{self.fewest}" if self.fewest == self.most else f"{self.fewest} or {self.most}"
-        skipped = f", {self.num_skipped} uses skipped" if self.num_skipped else ""
-        return f"each of {self.num_windows} windows used {times} times{skipped}"
-
-
-def replay(facts: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Coverage | str:
-    """The coverage that the metric lines prove; what is wrong with them otherwise."""
-    absent = [name for name in FIELDS if name not in facts]
-    if absent:
-        return f"the manifest does not say {', '.join(absent)}; the order cannot be replayed"
+    Skipped positions count as uses. Raises CorruptError when the lines prove something else.
+    """
+    if [line["step"] for line in lines] != list(range(1, num_steps + 1)):
+        raise CorruptError(f"steps are not 1..{num_steps}, each once")
+    if absent := [name for name in FIELDS if name not in facts]:
+        names = ", ".join(absent)
+        raise CorruptError(f"the manifest does not say {names}; the order cannot be replayed")
     num_windows, skips = facts["num_windows"], frozenset(facts["skips"])
     order = TokenOrder(num_windows, seed=facts["seed"], skips=skips)
     uses, running, cursor = np.zeros(num_windows, dtype=np.int64), HASH_START, 0
     for line, draw in zip(lines, order.batches(len(lines), facts["global_batch"]), strict=True):
         running, cursor = chain_hash(running, draw.windows), draw.cursor
         if running != line["sample_hash"]:
-            return f"step {line['step']}: other windows than the order's were used up to here"
+            raise CorruptError(
+                f"step {line['step']}: other windows than the order's were used up to here"
+            )
         np.add.at(uses, draw.windows, 1)
     passed_over = np.array(sorted(p for p in skips if p < cursor), dtype=np.int64)
     np.add.at(uses, order.windows_at(passed_over), 1)
-    coverage = Coverage(
-        num_windows=num_windows,
-        fewest=int(uses.min()),
-        most=int(uses.max()),
-        num_skipped=len(passed_over),
-    )
-    # Once an epoch, the last epoch perhaps cut short.
-    is_exact = coverage.most - coverage.fewest <= 1
-    return coverage if is_exact else f"not once an epoch: {coverage}"
-
-
-def steps_problem(steps: Iterable[int], expected: int) -> str:
-    """What is wrong with the numbers of the recorded steps; "" for nothing."""
-    return "" if list(steps) == list(range(1, expected + 1)) else f"steps are not 1..{expected}"
+    fewest, most = int(uses.min()), int(uses.max())
+    times = f"{fewest}" if fewest == most else f"{fewest} or {most}"
+    skipped = f", {len(passed_over)} uses skipped" if len(passed_over) else ""
+    coverage = f"each of {num_windows} windows used {times} times{skipped}"
+    if most - fewest > 1:  # the last epoch may be cut short
+        raise CorruptError(f"not once an epoch: {coverage}")
+    return coverage

@@ -103,11 +103,7 @@ class HeldLease:
 
     def beat(self) -> None:
         """Say that the holder lives. Raises LeaseHeldError when a later lease was granted."""
-        if (newest := _newest_number(self._storage)) > self.number:
-            raise LeaseHeldError(
-                f"{self._storage.url}: lease {self.number} was lost to {newest}; "
-                "this attempt must end"
-            )
+        require_newest(self._storage, self.number)
         self._write(replace(self.lease, heartbeat_at=time.time()))
 
     def release(self) -> None:
@@ -176,6 +172,14 @@ def current(storage: Storage) -> Lease | None:
         return None
     raw = storage.read_json(_path(number))
     return Lease(**{**raw, "process": Process(**raw["process"])})
+
+
+def require_newest(storage: Storage, number: int) -> None:
+    """Raises LeaseHeldError when a later lease of the folder than this one was granted."""
+    if (newest := _newest_number(storage)) > number:
+        raise LeaseHeldError(
+            f"{storage.url}: lease {number} was lost to {newest}; this attempt must end"
+        )
 
 
 def _newest_number(storage: Storage) -> int:

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.errors import LedgerError
+from orchestrator.errors import CorruptError, LedgerError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.artifact import Artifact, differences
-from orchestrator.ledger.coverage import Coverage, replay, steps_problem
+from orchestrator.ledger.coverage import replay
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.keys import key_of
@@ -32,20 +32,18 @@ def verify(run: RunFolder, store: Store) -> Iterator[Verdict]:
     """A verdict on every stage instance of the run, in data order; reads every byte."""
     for instance in run.plan().instances:
         artifact = store.artifact(instance.stage, instance.key)
+        sizes: list[int] = []
+        problems: list[str] = []
         notes: tuple[str, ...] = ()
         try:
-            sizes = [file["size"] for file in artifact.manifest()["files"].values()]
-            problems = tuple(_problems(instance, artifact))
-            found = _coverage(instance, artifact) if instance.steps else ""
+            sizes += [file["size"] for file in artifact.manifest()["files"].values()]
+            problems += _problems(instance, artifact)
+            notes = _notes(instance, artifact)
         except FileNotFoundError:
-            sizes, problems, found = [], (), "not complete; `orchestrator resume` finishes it"
+            problems.append("not complete; `orchestrator resume` finishes it")
         except LedgerError as error:
-            sizes, problems, found = [], (), str(error)
-        if isinstance(found, Coverage):
-            notes = (str(found),)
-        elif found:
-            problems = (*problems, found)
-        yield Verdict(instance.id, len(sizes), sum(sizes), problems, notes)
+            problems.append(str(error))
+        yield Verdict(instance.id, len(sizes), sum(sizes), tuple(problems), notes)
 
 
 def _problems(instance: Instance, artifact: Artifact) -> Iterator[str]:
@@ -63,15 +61,12 @@ def _checkpoint_problems(artifact: Artifact) -> Iterator[str]:
         yield from differences(checkpoints.folder_of(artifact.storage, manifest), files)
 
 
-def _coverage(instance: Instance, artifact: Artifact) -> Coverage | str:
-    """What the metric lines prove of the training; what is wrong with them otherwise."""
-    where = f"{artifact.storage.url}/metrics.jsonl"
+def _notes(instance: Instance, artifact: Artifact) -> tuple[str, ...]:
+    """What the metric lines prove of a training. Raises CorruptError when they prove nothing."""
+    if not instance.steps or not artifact.storage.exists("metrics.jsonl"):
+        return ()  # what is missing is among the artifact's problems
+    lines = artifact.storage.read_bytes("metrics.jsonl").splitlines()
     try:
-        data = artifact.storage.read_bytes("metrics.jsonl")
-    except FileNotFoundError:
-        return ""  # already among the artifact's problems
-    lines = [json.loads(line) for line in data.splitlines()]
-    if problem := steps_problem((line["step"] for line in lines), instance.steps or 0):
-        return f"{where}: {problem}, each once"
-    found = replay(artifact.facts, lines)
-    return f"{where}: {found}" if isinstance(found, str) else found
+        return (replay(artifact.facts, [json.loads(line) for line in lines], instance.steps),)
+    except CorruptError as error:
+        raise CorruptError(f"{artifact.storage.url}/metrics.jsonl: {error}") from None
