@@ -211,7 +211,7 @@ class Checkpointer:
         return manifest.zero_stage > 0 and manifest.world_size != self._rank_info.world_size
 
     def _restore(self, engine: Engine, manifest: Manifest) -> Progress:
-        folder, tag = checkpoints.local_folder(self._out, self._staging), manifest.name
+        folder, tag = (self._out.local_root or self._staging) / checkpoints.FOLDER, manifest.name
         own_rng = folder / tag / manifest.rng.get(str(self._rank_info.rank), "none")
         if self._needs_conversion(manifest):
             folder = self._convert(folder / tag, manifest)

@@ -17,40 +17,30 @@ import torch
 import torch.distributed as dist
 
 from jobs.training.group import RankGroup
-from jobs.training.rank import RankConfig, RankInfo, TrainingSettings, free_port
+from jobs.training.rank import RankConfig, RankInfo, free_port
 from jobs.training.task import MicroBatch, Task
 from orchestrator.errors import CorruptError
-from orchestrator.spec.recipe import Execution
 
 _NEVER = 1_000_000_000
 
 
-def ds_config(
-    training: TrainingSettings,
-    execution: Execution,
-    *,
-    world_size: int,
-    device: str,
-    universal: bool = False,
-) -> dict[str, Any]:
+def ds_config(config: RankConfig, world_size: int, *, universal: bool = False) -> dict[str, Any]:
     """DeepSpeed's configuration; a pure function, so that tests can compare it as text.
 
     The learning rate is set before each step by ours, so the one here is only the peak.
     ``torch_adam``: DeepSpeed's own Adam would be compiled at start (70 s). Without ZeRO in fp32 we
     clip ourselves, because DeepSpeed would not say the norm.
     """
+    training, execution, is_on_gpu = config.settings, config.execution, config.device == "cuda"
     optimizer, zero_stage = training.optimizer, execution.zero_stage
-    zero: dict[str, Any] = {
-        "stage": zero_stage,
-        "overlap_comm": device == "cuda" and zero_stage > 0,
-    }
+    zero: dict[str, Any] = {"stage": zero_stage, "overlap_comm": is_on_gpu and zero_stage > 0}
     if execution.offload:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": is_on_gpu}
     return {
         "train_batch_size": training.global_batch,
         "train_micro_batch_size_per_gpu": execution.micro_batch,
         "gradient_accumulation_steps": training.global_batch // world_size // execution.micro_batch,
-        "gradient_clipping": 0.0 if clips_itself(training, execution) else optimizer.grad_clip,
+        "gradient_clipping": 0.0 if clips_itself(config) else optimizer.grad_clip,
         "optimizer": {
             "type": "AdamW",
             "params": {
@@ -71,9 +61,9 @@ def ds_config(
     }
 
 
-def clips_itself(training: TrainingSettings, execution: Execution) -> bool:
-    """Whether the loop clips gradients rather than DeepSpeed."""
-    return execution.zero_stage == 0 and training.precision == "fp32"
+def clips_itself(config: RankConfig) -> bool:
+    """Whether the engine clips gradients rather than DeepSpeed."""
+    return config.execution.zero_stage == 0 and config.settings.precision == "fp32"
 
 
 def prepare(config: RankConfig) -> None:
@@ -163,12 +153,9 @@ class Engine:
 
         A norm that is not finite applies nothing: ZeRO drops such gradients by itself.
         """
-        if clips_itself(self.config.settings, self.config.execution):
-            norm = float(
-                torch.nn.utils.clip_grad_norm_(
-                    self.model.parameters(), self.config.settings.optimizer.grad_clip
-                )
-            )
+        if clips_itself(self.config):
+            grad_clip = self.config.settings.optimizer.grad_clip
+            norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), grad_clip))
             if math.isfinite(norm):
                 self.deepspeed.step()
             else:
@@ -214,19 +201,12 @@ def build_engine(task: Task, config: RankConfig, rank_info: RankInfo, *, univers
     model = task.build_model()
     # While the parameters are whole: ZeRO 3 will leave nothing of them here.
     facts, flops_per_sample = task.facts(model), task.flops_per_sample(model)
-    settings = ds_config(
-        config.settings,
-        config.execution,
-        world_size=rank_info.world_size,
-        device=config.device,
-        universal=universal,
-    )
     # DeepSpeed reads it, whatever the launcher.
     os.environ["LOCAL_RANK"] = str(rank_info.local_rank)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(model.parameters()),
-        config=settings,
+        config=ds_config(config, rank_info.world_size, universal=universal),
         dist_init_required=False,
     )
     if config.execution.compile and config.device == "cuda":

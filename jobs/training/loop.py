@@ -109,6 +109,8 @@ class Rank:
         self._interval = CheckpointInterval(
             config.settings.checkpoint, mtbf_s=config.mtbf_s, step=self._progress.step
         )
+        curves = config.tensorboard if group.leads else None
+        self._tracker = Tracker(curves, after_step=self._progress.step)
         heartbeat.step = self._progress.step
         heartbeat.live |= {
             "resumed_from": self._checkpointer.resumed_from,
@@ -119,7 +121,6 @@ class Rank:
     def run(self) -> None:
         """Train from where the progress stands; finish when the last step is done."""
         progress, settings = self._progress, self._settings
-        curves = self._config.tensorboard if self._group.leads else None
         following = batches(
             self._task,
             self._config,
@@ -128,7 +129,7 @@ class Rank:
             count=settings.steps - progress.step,
             skips=self._checkpointer.skips,
         )
-        with Tracker(Path(curves) if curves else None, after_step=progress.step) as tracker:
+        with self._tracker:
             for batch in following:
                 started = time.perf_counter()
                 verdict, line = self._take_step(batch)
@@ -137,10 +138,10 @@ class Rank:
                     self._checkpointer.drain()  # raises on every rank what went wrong
                 is_last = progress.step == settings.steps
                 if is_last or progress.step % settings.validate_every_steps == 0:
-                    self._validate(tracker)
+                    self._validate()
                 stall_s = self._save(verdict)
                 if self._group.leads:
-                    self._report(line, step_s, stall_s, tracker)
+                    self._report(line, step_s, stall_s)
                 self._give_up_on_bad_batches()
                 if verdict.stops:
                     self._checkpointer.close()
@@ -242,9 +243,7 @@ class Rank:
             cause=Cause.NONFINITE,
         )
 
-    def _report(
-        self, line: dict[str, Any], step_s: float, stall_s: float, tracker: Tracker
-    ) -> None:
+    def _report(self, line: dict[str, Any], step_s: float, stall_s: float) -> None:
         """Write a step's line into the attempt's folder, and its figures into the curves."""
         if "first_step" not in self._phases.seconds:
             self._phases.end("first_step")
@@ -256,7 +255,7 @@ class Rank:
         known = {name: value for name, value in rates.items() if value is not None}
         self._heartbeat.live |= {"rates": known, "checkpoint_interval": self._interval.facts()}
         stall = {"checkpoint_stall_s": stall_s} if stall_s else {}
-        tracker.scalars("train", line["step"], {**known, **stall})
+        self._tracker.scalars("train", line["step"], {**known, **stall})
 
     def _mfu(self, step_s: float) -> float | None:
         """Share of the devices' peak that the model's own arithmetic takes; None when unknown."""
@@ -266,7 +265,7 @@ class Rank:
         return flops / (peak * self._group.info.world_size) if peak and flops else None
 
     @torch.no_grad()
-    def _validate(self, tracker: Tracker) -> None:
+    def _validate(self) -> None:
         """Let the task validate; its line waits for the next checkpoint."""
         model = self._engine.model
         model.eval()
@@ -274,7 +273,7 @@ class Rank:
         model.train()
         if fields and self._group.leads:
             self._progress.validation_lines.append({"step": self._progress.step, **fields})
-            tracker.scalars("valid", self._progress.step, {"loss": fields["loss"]})
+            self._tracker.scalars("valid", self._progress.step, {"loss": fields["loss"]})
 
     def _finish(self) -> None:
         """Write what the finished artifact holds beyond checkpoints."""

@@ -95,7 +95,11 @@ class NodeRanks:
         self._ranks = [
             subprocess.Popen(
                 [*command, channel.url, str(number)],
-                env={**os.environ, **_rank_env(rank_info), **_address_env(launch)},
+                env={
+                    **os.environ,
+                    **{name.upper(): str(value) for name, value in asdict(rank_info).items()},
+                    **_address_env(launch),
+                },
                 stdin=subprocess.DEVNULL,
             )
             for rank_info in self._rank_infos
@@ -109,7 +113,8 @@ class NodeRanks:
             self._failed_at = self._failed_at or time.time()
         elif len(ended) < len(codes):
             return None
-        return Report(node=node_name(), codes=ended, failed_at=self._failed_at)
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        return Report(node=node, codes=ended, failed_at=self._failed_at)
 
     def send(self, number: int) -> None:
         """Pass a signal on to all that still run."""
@@ -208,15 +213,6 @@ def report_path(number: int, node: int) -> str:
 def over_path(number: int) -> str:
     """Says that the launch is over: whatever still runs of it must end."""
     return f"launch-{number:06d}-over.json"
-
-
-def node_name() -> str:
-    """This node, as Slurm calls it."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def _rank_env(rank_info: RankInfo) -> dict[str, str]:
-    return {name.upper(): str(value) for name, value in asdict(rank_info).items()}
 
 
 def _address_env(launch: Launch) -> dict[str, str]:

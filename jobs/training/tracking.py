@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Self
 
 
 class Tracker:
     """TensorBoard scalars of a training, continued after a step; nothing without a folder."""
 
-    def __init__(self, folder: Path | None, *, after_step: int) -> None:
+    def __init__(self, folder: str | None, *, after_step: int) -> None:
         self._writer = None
         if folder:
             # tensorboardX rather than torch's writer: it imports no TensorFlow and starts in 0.2 s.
             from tensorboardX import SummaryWriter
 
             # What an earlier attempt wrote beyond the step is done again: TensorBoard hides it.
-            self._writer = SummaryWriter(logdir=str(folder), purge_step=after_step + 1)
+            self._writer = SummaryWriter(logdir=folder, purge_step=after_step + 1)
 
     def __enter__(self) -> Self:
         return self

@@ -17,13 +17,13 @@ def steps_of(folder: Path) -> list[tuple[int, float]]:
 
 
 def test_steps_that_are_done_again_are_shown_once(tmp_path: Path) -> None:
-    with Tracker(tmp_path, after_step=0) as tracker:
+    with Tracker(str(tmp_path), after_step=0) as tracker:
         for step in (1, 2, 3):
             tracker.scalars("train", step, {"loss": 1.0})
     second = int(time.time())
     while int(time.time()) == second:  # a writer's file is named by the second it began in
         time.sleep(0.01)
-    with Tracker(tmp_path, after_step=1) as tracker:
+    with Tracker(str(tmp_path), after_step=1) as tracker:
         for step in (2, 3, 4):
             tracker.scalars("train", step, {"loss": 2.0})
     assert steps_of(tmp_path) == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
