@@ -94,8 +94,6 @@ def render(record: Record, draw: Callable[[Sequence[plots.Curve]], str] = plots.
         window=max((plots.mean_window(len(v.training)) for v in record.variants), default=1),
         is_raw_shown=len(curves) <= plots.NUM_RAW_CURVES,
         began_at=min((a.status.started_at for s in record.stages for a in s.attempts), default=0.0),
-        throughput=_throughput,
-        remarks=_remarks,
         by_stage=_time_by_stage(record),
         versions=_versions(record.stages),
     )
@@ -121,8 +119,10 @@ def _template() -> Any:
         "fact_rows": fact_rows,
         "measure": measure,
         "part_names": PART_NAMES,
+        "remarks": _remarks,
         "shares_percent": shares_percent,
         "split_rows": split_rows,
+        "throughput": _throughput,
         "unit_quality": unit_quality,
         "unit_verdict": unit_verdict,
     }
@@ -138,12 +138,9 @@ def _curves(record: Record, matches: Sequence[Comparison]) -> list[plots.Curve]:
     curves = []
     for variant in drawn:
         curve = plots.Curve(
-            name=variant.name,
-            arm=variant.arm,
+            variant=variant,
             dash=plots.DASHES[seen[variant.arm] % len(plots.DASHES)],
             is_best=variant.name in best or len(drawn) <= len(ARMS),
-            training=variant.training,
-            validation=variant.validation,
         )
         seen[variant.arm] += 1
         curves.append(curve)

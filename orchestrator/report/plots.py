@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.record import Point
+from orchestrator.report.record import Point, VariantRecord
 
 MAX_POINTS = 400
 """Points of a curve that are drawn; a wider page shows no more."""
@@ -41,17 +41,13 @@ _STYLE = re.compile(r"<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The losses of one variant."""
+    """How the losses of one variant are drawn."""
 
-    name: str
-    arm: str
-    """``warm`` or ``cold``."""
+    variant: VariantRecord
     dash: str
     """One of `DASHES`."""
     is_best: bool
     """Whether it is drawn to stand out."""
-    training: Sequence[Point]
-    validation: Sequence[Point]
 
 
 def curves_svg(curves: Sequence[Curve]) -> str:
@@ -77,25 +73,24 @@ def curves_svg(curves: Sequence[Curve]) -> str:
 
 
 def _draw_curve(left: Any, right: Any, curve: Curve, *, is_raw_shown: bool) -> None:
+    training, validation = curve.variant.training, curve.variant.validation
     style = {
-        "color": _CSS[curve.arm],
+        "color": _CSS[curve.variant.arm],
         "linewidth": 2.0 if curve.is_best else 1.2,
         "alpha": 1.0 if curve.is_best else 0.65,
         "linestyle": _linestyle(curve.dash),
     }
-    if curve.training:
+    if training:
         if is_raw_shown:
             left.plot(
-                *zip(*thinned(curve.training), strict=True),
+                *zip(*thinned(training), strict=True),
                 color=style["color"],
                 alpha=0.22,
                 linewidth=0.8,
             )
-        left.plot(*zip(*thinned(running_mean(curve.training)), strict=True), **style)
-    if curve.validation:
-        right.plot(
-            *zip(*thinned(curve.validation), strict=True), marker="o", markersize=3.5, **style
-        )
+        left.plot(*zip(*thinned(running_mean(training)), strict=True), **style)
+    if validation:
+        right.plot(*zip(*thinned(validation), strict=True), marker="o", markersize=3.5, **style)
 
 
 def mean_window(num_points: int) -> int:

@@ -4,23 +4,32 @@ import re
 import xml.etree.ElementTree as ET
 
 from orchestrator.report.plots import Curve, curves_svg, running_mean, thinned
+from orchestrator.report.record import Point, Scores, VariantRecord
 
 
-def curve(arm: str, points: list[tuple[int, float]]) -> Curve:
-    return Curve(name=arm, arm=arm, dash="7 3", is_best=True, training=points, validation=points)
+def curve(arm: str, training: list[Point], validation: list[Point]) -> Curve:
+    variant = VariantRecord(
+        name=arm,
+        overrides={"model.init": arm},
+        instances={},
+        recipe=None,
+        training=tuple(training),
+        validation=tuple(validation),
+        scores=Scores(),
+        continuations=(),
+    )
+    return Curve(variant=variant, dash="7 3", is_best=True)
 
 
 def test_the_figure_is_wellformed_and_has_no_colour_of_its_own() -> None:
-    svg = curves_svg([curve("warm", [(1, 4.0), (2, 3.0)])])
+    points = [(1, 4.0), (2, 3.0)]
+    svg = curves_svg([curve("warm", points, points)])
     assert ET.fromstring(svg).tag.endswith("svg")
     assert not re.search(r"#[0-9a-f]{6}", svg)
 
 
 def test_a_training_without_validation_is_drawn() -> None:
-    only_training = Curve(
-        name="base", arm="cold", dash="none", is_best=False, training=[(1, 4.0)], validation=[]
-    )
-    assert "var(--cold)" in curves_svg([only_training])
+    assert "var(--cold)" in curves_svg([curve("cold", [(1, 4.0)], [])])
 
 
 def test_nothing_to_draw_is_no_figure() -> None:
