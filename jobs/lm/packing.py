@@ -60,8 +60,10 @@ class SplitWriter:
 
     name: SplitName
     folder: Path
-    sizes: Counter[str] = field(default_factory=Counter)
-    """Of all utterances together: ``num_utterances``, ``num_tokens`` and ``num_samples``."""
+    sizes: Counter[str] = field(
+        default_factory=lambda: Counter(num_utterances=0, num_tokens=0, num_samples=0)
+    )
+    """Of all utterances together."""
     recordings: set[bytes] = field(default_factory=set)
     _rows: list[tuple[str, int, int, int]] = field(default_factory=list)
 
@@ -82,16 +84,14 @@ class SplitWriter:
 
     def close(self) -> None:
         """Write what is left and finish both files."""
-        if self._rows or not self.sizes:
+        if self._rows or not self.sizes["num_utterances"]:
             self._flush()
         self._tokens.close()
         self._index.close()
 
     def counts(self) -> dict[str, int]:
         """What is in this split."""
-        names = ("num_utterances", "num_tokens", "num_samples")
-        sizes = {name: self.sizes[name] for name in names}
-        return {"num_recordings": len(self.recordings), **sizes}
+        return {"num_recordings": len(self.recordings), **self.sizes}
 
     def _flush(self) -> None:
         columns = list(zip(*self._rows, strict=True)) or [()] * len(INDEX_SCHEMA)

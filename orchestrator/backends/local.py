@@ -83,13 +83,10 @@ class LocalBackend:
             time.sleep(0.05)
         for ref in refs:
             end_session(_process(ref).pid)
-            self._reap(ref)
-
-    def _reap(self, ref: JobRef) -> None:
-        """Wait for the exit code: a process whose threads are still dying has none yet."""
-        if child := self._children.get(ref):
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(timeout=REAP_TIMEOUT_S)
+            if started := self._children.get(ref):
+                # A process whose threads are still dying has no exit code yet.
+                with suppress(subprocess.TimeoutExpired):
+                    started.wait(timeout=REAP_TIMEOUT_S)
 
     def _status(self, ref: JobRef) -> JobStatus:
         node = self._node

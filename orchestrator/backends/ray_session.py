@@ -87,11 +87,8 @@ class RaySession(_RayProcess):
         for left in _TEMPORARY.glob(f"{prefix}*"):
             _end_left_session(left)
         self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=_TEMPORARY))
-        self._port = _free_port()
-        self._log = log
-        self._code_env = code_env
-        self._address = address
-        self.head = RayHead(address=f"{address}:{self._port}", token=secrets.token_hex(32))
+        self._log, port = log, str(_free_port())
+        self.head = RayHead(address=f"{address}:{port}", token=secrets.token_hex(32))
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(self.head.token)
@@ -100,7 +97,14 @@ class RaySession(_RayProcess):
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": self.head.address,
         }
-        self._process = self._start(num_cpus)
+        words = [
+            *("--head", "--node-ip-address", address, "--port", port),
+            *("--num-cpus", str(num_cpus), "--include-dashboard", "false"),
+            *("--temp-dir", str(self._folder)),
+            # Ports of its own throughout: sessions of other runs live on the same machine.
+            *("--ray-client-server-port", str(_free_port()), "--dashboard-port", str(_free_port())),
+        ]
+        self._process = _ray_start(words, log, {**code_env, **self.env})
 
     def wait_ready(self) -> None:
         """Return once the head accepts connections. Raises BackendError with the log's path."""
@@ -117,16 +121,6 @@ class RaySession(_RayProcess):
         """End the session and remove its folder."""
         super().stop()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _start(self, num_cpus: int) -> subprocess.Popen[bytes]:
-        words = [
-            *("--head", "--node-ip-address", self._address, "--port", str(self._port)),
-            *("--num-cpus", str(num_cpus), "--include-dashboard", "false"),
-            *("--temp-dir", str(self._folder)),
-            # Ports of its own throughout: sessions of other runs live on the same machine.
-            *("--ray-client-server-port", str(_free_port()), "--dashboard-port", str(_free_port())),
-        ]
-        return _ray_start(words, self._log, {**self._code_env, **self.env})
 
 
 class RayNode(_RayProcess):

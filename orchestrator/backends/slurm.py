@@ -185,10 +185,11 @@ class SlurmBackend:
 
     def _booked(self, refs: Sequence[JobRef]) -> dict[str, tuple[Row, ...]] | None:
         """The newest row of every job in the books; None where there are none, or out of reach."""
-        since = min(ref.submitted_at for ref in refs) - _DAY_S
+        since = time.localtime(max(min(ref.submitted_at for ref in refs) - _DAY_S, 0.0))
+        began = time.strftime("--starttime=%Y-%m-%dT%H:%M:%S", since)
         words = ["--format=JobID,State,ExitCode,NodeList", f"--jobs={','.join(r.id for r in refs)}"]
         try:
-            answer = ask(*SACCT, *words, f"--starttime={_local_time(since)}")
+            answer = ask(*SACCT, *words, began)
         except BackendError:
             return None
         rows: dict[str, dict[str, Row]] = {}
@@ -417,7 +418,3 @@ def _exit_code(text: str) -> int:
     """``1:0`` is exit code 1; ``0:9`` is signal 9, -9."""
     code, signal = text.split(":")
     return -int(signal) if int(signal) else int(code)
-
-
-def _local_time(at: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(max(at, 0.0)))

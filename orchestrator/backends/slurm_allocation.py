@@ -74,21 +74,17 @@ class Allocation:
         """
         if shutil.which("scontrol") is None:
             return ExitCode.REQUEUE
-        if self._ask_to_requeue():
-            sys.stderr.write("put back into the queue; waiting for the end\n")
-            sys.stderr.flush()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(KILLED_WITHIN_S)
-        return 1
-
-    def _ask_to_requeue(self) -> bool:
         try:
             if "JobState=RUNNING" not in ask("scontrol", "show", "job", "--oneliner", self.job_id):
-                return False
+                return 1
             ask("scontrol", "requeue", self.job_id)
         except BackendError:
-            return False
-        return True
+            return 1
+        sys.stderr.write("put back into the queue; waiting for the end\n")
+        sys.stderr.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(KILLED_WITHIN_S)
+        return 1
 
     def previous_end(self) -> tuple[JobStatus, float | None]:
         """How the job's start before this one ended, and when, as far as the books say.

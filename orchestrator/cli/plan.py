@@ -70,11 +70,8 @@ def show(request: Request, console: Console) -> None:
     names, decisions = Column("instance", no_wrap=True), Column("decision", no_wrap=True)
     table = Table(names, "variants", decisions, "why", box=None, pad_edge=False)
     for instance in request.plan.instances:
-        variants = (
-            "all"
-            if len(instance.variants) == len(request.variants)
-            else ", ".join(instance.variants)
-        )
+        is_for_all = len(instance.variants) == len(request.variants)
+        variants = "all" if is_for_all else ", ".join(instance.variants)
         shared = f" (with {instance.leader})" if instance.leader != instance.id else ""
         table.add_row(instance.id, variants, instance.decision, instance.reason + shared)
     console.print(table, highlight=False)
@@ -142,12 +139,9 @@ def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
         parts.append(f"{cost.train_flop:.2g} FLOP")
         recipe = request.variants[0].recipe
         every = recipe.train.checkpoint.every_steps
+        interval = "sqrt(2 C M) s, as measured" if every == "auto" else f"{every} steps"
         parts.append(f"{format_bytes(cost.checkpoint_bytes)} of state a checkpoint")
-        parts.append(
-            "one every sqrt(2 C M) s, as measured"
-            if every == "auto"
-            else f"one every {every} steps"
-        )
+        parts.append(f"one every {interval}")
         kept = format_bytes(checkpoint_storage(recipe, cost.checkpoint_bytes))
         parts.append(f"{kept} of checkpoints in the store")
     if cost.audio_hours is not None:

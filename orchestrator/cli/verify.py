@@ -24,23 +24,13 @@ def run(options: argparse.Namespace) -> int:
     for verdict in verify(folder, store):
         verdicts.append(verdict)
         if not options.json:
-            print(
-                f"{verdict.instance}: {verdict.num_files} files, {format_bytes(verdict.num_bytes)}",
-                end="",
-            )
-            print("".join(f", {note}" for note in verdict.notes), end="")
-            print(": ok" if not verdict.problems else "")
+            size = f"{verdict.num_files} files, {format_bytes(verdict.num_bytes)}"
+            end = "" if verdict.problems else ": ok"
+            print(f"{verdict.instance}: {', '.join((size, *verdict.notes))}{end}")
             for problem in verdict.problems:
                 print(f"  {problem}")
     sound = not any(v.problems for v in verdicts)
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "run": folder.name,
-                    "ok": sound,
-                    "stages": [dataclasses.asdict(v) for v in verdicts],
-                }
-            )
-        )
+        stages = [dataclasses.asdict(v) for v in verdicts]
+        print(json.dumps({"run": folder.name, "ok": sound, "stages": stages}))
     return 0 if sound else 1

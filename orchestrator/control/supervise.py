@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from orchestrator.control.run_logs import RunLogs
 from orchestrator.errors import Cause
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
-from orchestrator.ledger.openmetrics import write_openmetrics
+from orchestrator.ledger.openmetrics import FILE as FIGURES
+from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import JobState, JobStatus, Observed
+from orchestrator.ledger.status import JobState, JobStatus, Observed, run_status
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.policy import FREE_CAUSES, Decision, Ending, Past, decide
@@ -160,23 +161,21 @@ class Supervisor:
 
     def _mark_complete(self) -> None:
         for work in self._works.values():
-            if work.state == "pending" and self._is_complete(work):
+            if work.state == "pending" and self._has(work.members):
                 work.state = "succeeded"
 
-    def _is_complete(self, work: Work) -> bool:
-        found = [self._has(member) for member in work.members]  # all are asked, and remembered
-        return all(found)
-
-    def _has(self, instance: Instance) -> bool:
-        if instance.id not in self._complete and self._store.has(instance):
-            self._complete.add(instance.id)
-        return instance.id in self._complete
+    def _has(self, instances: Iterable[Instance]) -> bool:
+        """Whether all of these are complete; one that is need not be looked for again."""
+        new = [i for i in instances if i.id not in self._complete]
+        found = {i.id for i in new if self._store.has(i)}
+        self._complete |= found
+        return len(found) == len(new)
 
     def _is_ready(self, work: Work) -> bool:
         needed = {n for member in work.members for n in member.needs.values()}
         others = {n for n in needed if self._plan.instance(n).leader not in self._works}
-        for instance_id in others:  # other jobs' work; our own counts once its end is written down
-            self._has(self._plan.instance(instance_id))
+        # Other jobs' work; our own counts once its end is written down.
+        self._has(self._plan.instance(n) for n in others)
         return work.state == "pending" and needed <= self._complete
 
     def _fits(self, work: Work) -> bool:
@@ -249,7 +248,7 @@ class Supervisor:
         node, progress = self._node_of(work.attempt, status), self._store.progress(*work.members)
         ending = Ending(
             exit_code=status.exit_code,
-            complete=self._is_complete(work),
+            complete=self._has(work.members),
             progress=progress,
             cause=Cause(failure["cause"]) if failure else None,
             log_tail=self._log_tail(work),
@@ -287,7 +286,7 @@ class Supervisor:
         work.ref = None
         if decision.action == "done":
             work.state = "succeeded"
-            self._is_complete(work)
+            self._has(work.members)
         elif decision.action == "stop" or (
             decision.action == "elsewhere" and not self._has_whole_run
         ):
@@ -328,7 +327,7 @@ class Supervisor:
         refs = [w.ref for w in stopped if w.ref]
         self._backend.cancel(refs)
         for work in stopped:
-            if self._is_complete(work):  # it finished while it was being asked to stop
+            if self._has(work.members):  # it finished while it was being asked to stop
                 continue
             if work.attempt and work.state == "running":
                 self._logs.copy(now=True)
@@ -345,7 +344,7 @@ class Supervisor:
 def write_figures(run: RunFolder, store: Store, look: Callable[[], Observed]) -> None:
     """Write what monitoring scrapes; a failure here is not the run's."""
     try:
-        write_openmetrics(run, store, look())
+        run.storage.replace(FIGURES, openmetrics(run_status(run, store, look())).encode())
     except Exception as error:  # noqa: BLE001 (whatever it is, the run must go on)
         log.warning("figures: %s", error)
 

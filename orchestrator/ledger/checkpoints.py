@@ -188,11 +188,6 @@ def fetch_verified(out: Storage, manifest: Manifest, names: Sequence[str], into:
     return ""
 
 
-def local_folder(out: Storage, into: Path) -> Path:
-    """Where ``fetch_verified`` puts the checkpoints' folders."""
-    return (out.local_root or into) / FOLDER
-
-
 def done_path(name: str, rank: int) -> str:
     """Where a rank says that its files of a checkpoint are whole."""
     return f"{FOLDER}/{name}/done-{rank:05d}.json"

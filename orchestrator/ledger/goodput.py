@@ -223,15 +223,17 @@ def _end(
     next_at: float | None,
     now: float | None,
 ) -> tuple[float, str]:
-    """When and how it ended: when nobody has said so, at the latest when the next one started."""
+    """When and how it ended.
+
+    Where nobody has said so: at the latest when the next one started, or with the last sign of life
+    when nobody is alive.
+    """
     if end := attempt.end:
         return end["ended_at"], end["state"]
     if next_at is not None:
         return next_at, "unknown"
-    return (now, "running") if now is not None else (_last_sign_at(attempt, steps), "unknown")
-
-
-def _last_sign_at(attempt: AttemptFolder, steps: Sequence[Mapping[str, Any]]) -> float:
+    if now is not None:
+        return now, "running"
     signs = [attempt.started["started_at"], attempt.progress.get("at", 0.0)]
     signs += [step["at"] + step["stall_s"] for step in steps[-1:]]
-    return float(max(signs + [event["at"] for event in attempt.events()]))
+    return max(signs + [event["at"] for event in attempt.events()]), "unknown"

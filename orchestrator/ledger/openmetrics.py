@@ -13,9 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from orchestrator.ledger.goodput import PART_NAMES
-from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import Observed, RunState, RunStatus, run_status
-from orchestrator.ledger.store import Store
+from orchestrator.ledger.status import RunState, RunStatus
 from orchestrator.plan.stages import BY_NAME
 
 FILE = "metrics.openmetrics"
@@ -61,13 +59,6 @@ def openmetrics(status: RunStatus) -> str:
             gauges[name].labels(status.run, *labels).set(value)
     text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]  # theirs is untyped
     return text.decode()
-
-
-def write_openmetrics(run: RunFolder, store: Store, observed: Observed) -> str:
-    """Write the run's figures for monitoring into its folder; returns where they are."""
-    text = openmetrics(run_status(run, store, observed))
-    run.storage.replace(FILE, text.encode())
-    return f"{run.storage.url}/{FILE}"
 
 
 def _samples(status: RunStatus) -> Iterator[tuple[str, tuple[str, ...], float | None]]:

@@ -51,14 +51,9 @@ def _problems(instance: Instance, artifact: Artifact) -> Iterator[str]:
         yield f"{artifact.storage.url}: the manifest's inputs do not make the key {instance.key}"
     yield from artifact.problems()
     if instance.steps:
-        yield from _checkpoint_problems(artifact)
-
-
-def _checkpoint_problems(artifact: Artifact) -> Iterator[str]:
-    """Every way in which a checkpoint that retention has left differs from its manifest."""
-    for manifest in checkpoints.committed(artifact.storage):
-        files = manifest.model_dump(mode="json")["files"]
-        yield from differences(checkpoints.folder_of(artifact.storage, manifest), files)
+        for manifest in checkpoints.committed(artifact.storage):  # what retention has left
+            files = manifest.model_dump(mode="json")["files"]
+            yield from differences(checkpoints.folder_of(artifact.storage, manifest), files)
 
 
 def _notes(instance: Instance, artifact: Artifact) -> tuple[str, ...]:

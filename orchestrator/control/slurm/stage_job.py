@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = ("-u", "-m", AGENT_MODULE, "--node", str(allocation.node_index))
         os.execv(sys.executable, (sys.executable, *words))
     log.info("%s: start %s on %s", options.instance, allocation.restart_id, allocation.node)
-    _close_earlier(run, store, options.instance, allocation)
+    if not all(a.end for a in run.attempts(options.instance)):
+        # Those of earlier starts that could not write their ends themselves.
+        close_attempts(run, store, options.instance, *allocation.previous_end())
     instance = run.plan().instance(options.instance)
     # Whether somebody has asked for that since a user last wanted it to run.
     if any(instance.answers_to(name) for name in run.cancelled_stages()):
@@ -166,13 +168,6 @@ def _await_upstream(
             log.warning("not complete in the store: %s", ", ".join(missing))
             return
         time.sleep(_TICK_S)
-
-
-def _close_earlier(run: RunFolder, store: Store, instance: str, allocation: Allocation) -> None:
-    """Write the ends of attempts of earlier starts that could not do so themselves."""
-    if not all(a.end for a in run.attempts(instance)):
-        status, ended_at = allocation.previous_end()
-        close_attempts(run, store, instance, status, ended_at)
 
 
 def _past(run: RunFolder, instance: str) -> list[tuple[Cause, float, str]]:

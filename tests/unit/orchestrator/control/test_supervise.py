@@ -16,13 +16,13 @@ import pytest
 
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.fake import DONE, FakeBackend
-from orchestrator.control.supervise import Supervisor
+from orchestrator.control.supervise import Supervisor, write_figures
 from orchestrator.errors import Cause, LeaseHeldError
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Lease, Process
 from orchestrator.ledger.openmetrics import FILE
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import JobState, JobStatus
+from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Plan
 from orchestrator.spec.recipe import Recipe
@@ -492,6 +492,14 @@ def test_figures_are_written_while_it_runs_or_never(scene: Scene) -> None:
     scene.run.storage.delete(FILE)
     scene.supervisor(figures_every_s=float("inf")).run()
     assert not scene.run.storage.exists(FILE)
+
+
+def test_figures_lie_in_the_run_folder(scene: Scene) -> None:
+    for _ in range(2):
+        write_figures(scene.run, scene.store, lambda: Observed(is_alive=False))
+    lines = scene.run.storage.read_bytes("metrics.openmetrics").decode().splitlines()
+    assert f'orchestrator_run_state{{run="{scene.run.name}",state="pending"}} 1.0' in lines
+    assert lines[-1] == "# EOF"
 
 
 def run_for(

@@ -14,7 +14,6 @@ import pytest
 from orchestrator.control.executor import observe
 from orchestrator.errors import Cause, CorruptError
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.openmetrics import write_openmetrics
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import (
     JobState,
@@ -126,15 +125,6 @@ def test_a_dead_runs_time_stands_still(run: RunFolder, store: Store) -> None:
     attempt.storage.replace("progress.json", to_json({"at": 18.0, "done": 1, "total": 4}))
     goodput = status_of(run, store)["goodput"]
     assert (goodput["elapsed_s"], goodput["lost_s"]) == (8.0, 4.0)
-
-
-def test_openmetrics_lie_in_the_run_folder(run: RunFolder, store: Store) -> None:
-    assert write_openmetrics(run, store, observe(run)) == f"{run.storage.url}/metrics.openmetrics"
-    run.begin_attempt(instance(run, "corpus").id)
-    assert write_openmetrics(run, store, observe(run)) == f"{run.storage.url}/metrics.openmetrics"
-    lines = run.storage.read_bytes("metrics.openmetrics").decode().splitlines()
-    assert 'orchestrator_run_state{run="small",state="pending"} 1.0' in lines
-    assert lines[-1] == "# EOF"
 
 
 def test_a_run_nobody_has_started(run: RunFolder, store: Store) -> None:
