@@ -20,8 +20,8 @@ from orchestrator.ledger.storage import Storage
 
 MANIFEST = "MANIFEST.json"
 INPUTS = "inputs.json"
-UNLISTED = ("lease/", "pretrain/", *checkpoints.WORK_IN_PROGRESS)
-"""Work in progress that carries its own digests, or none: no part of the finished artifact."""
+UNLISTED = (INPUTS, "lease/", "pretrain/", *checkpoints.WORK_IN_PROGRESS)
+"""What the manifest holds, and work in progress that carries its own digests, or none."""
 
 KEY_DIGITS = 12
 """Hex digits of a key in names of folders and instances."""
@@ -72,7 +72,7 @@ class Artifact:
         files = {
             path: {"size": size, "sha256": self.storage.digest(path)}
             for path, size in self.storage.list().items()
-            if is_listed(path)
+            if not path.startswith(UNLISTED)
         }
         manifest = {
             "stage": self.stage,
@@ -101,8 +101,3 @@ def differences(folder: Storage, files: Mapping[str, Mapping[str, Any]]) -> Iter
             yield f"{where}: {present[path]} bytes, the manifest says {size}"
         elif folder.digest(path) != entry["sha256"]:
             yield f"{where}: bytes differ from the manifest's sha256"
-
-
-def is_listed(path: str) -> bool:
-    """Whether a file belongs to the finished artifact."""
-    return path not in (MANIFEST, INPUTS) and not path.startswith(UNLISTED)

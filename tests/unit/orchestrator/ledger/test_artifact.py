@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import CorruptError
-from orchestrator.ledger.artifact import Artifact, is_listed
+from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.keys import key_of
 
@@ -111,7 +111,6 @@ def test_a_broken_manifest_is_corrupt(storage: Storage, content: bytes) -> None:
         ("train.bin", True),
         ("shards/000/000000.parquet", True),
         ("metrics.jsonl", True),
-        ("MANIFEST.json", False),
         ("inputs.json", False),
         ("lease/000001.json", False),
         ("checkpoints/step-1/a", False),
@@ -119,8 +118,12 @@ def test_a_broken_manifest_is_corrupt(storage: Storage, content: bytes) -> None:
         ("metrics/0001.jsonl", False),
     ],
 )
-def test_what_belongs_to_a_finished_artifact(path: str, listed: bool) -> None:
-    assert is_listed(path) is listed
+def test_what_belongs_to_a_finished_artifact(storage: Storage, path: str, listed: bool) -> None:
+    artifact = Artifact("pack", KEY, storage)
+    storage.create(path, b"x")
+    for _ in range(2):  # the manifest that is there then stays
+        publish(artifact)
+        assert list(artifact.manifest()["files"]) == ([path] if listed else [])
 
 
 def test_a_manifest_can_be_read_by_people(tmp_path: Path) -> None:
