@@ -85,7 +85,12 @@ def work(attempt: Attempt) -> dict[str, Any]:
     roots = {s.name: attempt.data_root(s.name) for s in corpus.sources}
     wanted, left_out = choose(corpus, roots)
     if not wanted:
-        raise DataError(_nothing_wanted(corpus, left_out))
+        languages = sorted({row["language"] or "none" for row in left_out})
+        found = ", ".join(languages) or "no audio files at all"
+        raise DataError(
+            f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: "
+            f"{found}); check corpus.languages and the cluster's data"
+        )
     probes = _probe_all(attempt, wanted, roots)
     return write_tables(attempt.out, corpus, wanted, probes, left_out)
 
@@ -210,15 +215,6 @@ def _unwanted(recording: Recording, corpus: Corpus) -> str:
     digest = hashlib.sha256(f"data_fraction/{recording.id}".encode()).digest()
     is_in = int.from_bytes(digest[:6], "big") / 2**48 < corpus.data_fraction
     return "" if is_in else "data_fraction"
-
-
-def _nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:
-    languages = sorted({row["language"] or "none" for row in left_out})
-    found = ", ".join(languages) or "no audio files at all"
-    return (
-        f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
-        "check corpus.languages and the cluster's data"
-    )
 
 
 def _probe_all(

@@ -51,7 +51,24 @@ class RayHead:
 class _RayProcess:
     """What ``ray start`` runs as; it ends when this does."""
 
-    _process: subprocess.Popen[bytes]
+    def __init__(self, words: Sequence[str], log: Path, env: Mapping[str, str]) -> None:
+        argv = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words),
+            *("--min-worker-port", "0", "--max-worker-port", "0"),
+            *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+        ]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+                env={**os.environ, **env, "RAY_ADDRESS": ""},
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
 
     def is_alive(self) -> bool:
         """Whether it is part of the session, or on its way to it."""
@@ -104,7 +121,7 @@ class RaySession(_RayProcess):
             # Ports of its own throughout: sessions of other runs live on the same machine.
             *("--ray-client-server-port", str(_free_port()), "--dashboard-port", str(_free_port())),
         ]
-        self._process = _ray_start(words, log, {**code_env, **self.env})
+        super().__init__(words, log, {**code_env, **self.env})
 
     def wait_ready(self) -> None:
         """Return once the head accepts connections. Raises BackendError with the log's path."""
@@ -141,27 +158,7 @@ class RayNode(_RayProcess):
             *("--num-cpus", str(num_cpus), "--num-gpus", str(num_gpus)),
         ]
         token = {"RAY_AUTH_TOKEN": head.token}  # no file: a node may end without a goodbye
-        self._process = _ray_start(words, log, {**_COMMON_ENV, **code_env, **token})
-
-
-def _ray_start(words: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    argv = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words),
-        *("--min-worker-port", "0", "--max-worker-port", "0"),
-        *("--object-store-memory", str(OBJECT_STORE_BYTES)),
-    ]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent,
-            env={**os.environ, **env, "RAY_ADDRESS": ""},
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        super().__init__(words, log, {**_COMMON_ENV, **code_env, **token})
 
 
 def _end_left_session(folder: Path) -> None:

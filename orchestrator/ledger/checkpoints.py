@@ -145,7 +145,12 @@ def segment(path: str, lines: Sequence[dict[str, Any]]) -> tuple[Segment, bytes]
 
 def join_segments(out: Storage, segments: Sequence[Segment]) -> bytes:
     """The lines of a chain of segments, in order. Raises CorruptError when one has changed."""
-    return b"".join(_read_segment(out, segment) for segment in segments)
+    found = [(segment, out.read_bytes(segment.path)) for segment in segments]
+    for segment, data in found:
+        if _digest(data) != segment.sha256:
+            where = f"{out.url}/{segment.path}"
+            raise CorruptError(f"{where}: bytes differ from the checkpoint's sha256")
+    return b"".join(data for _, data in found)
 
 
 def committed(out: Storage) -> list[Manifest]:
@@ -253,13 +258,6 @@ def _read(out: Storage, name: str) -> Manifest | None:
         raise CorruptError(
             f"{out.url}/{path}: is no checkpoint's manifest; remove its folder"
         ) from error
-
-
-def _read_segment(out: Storage, segment: Segment) -> bytes:
-    data = out.read_bytes(segment.path)
-    if _digest(data) != segment.sha256:
-        raise CorruptError(f"{out.url}/{segment.path}: bytes differ from the checkpoint's sha256")
-    return data
 
 
 def _digest(data: bytes) -> str:

@@ -73,12 +73,12 @@ def curves_svg(curves: Sequence[Curve]) -> str:
 
 
 def _draw_curve(left: Any, right: Any, curve: Curve, *, is_raw_shown: bool) -> None:
-    training, validation = curve.variant.training, curve.variant.validation
+    training, validation, dash = curve.variant.training, curve.variant.validation, curve.dash
     style = {
         "color": _CSS[curve.variant.arm],
         "linewidth": 2.0 if curve.is_best else 1.2,
         "alpha": 1.0 if curve.is_best else 0.65,
-        "linestyle": _linestyle(curve.dash),
+        "linestyle": "solid" if dash == "none" else (0, tuple(map(float, dash.split()))),
     }
     if training:
         if is_raw_shown:
@@ -119,10 +119,6 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     """At most about `MAX_POINTS` points, the first and the last among them."""
     stride = max(1, -(-len(points) // MAX_POINTS))
     return [*points[:-1:stride], *points[-1:]]
-
-
-def _linestyle(dash: str) -> Any:
-    return "solid" if dash == "none" else (0, tuple(float(length) for length in dash.split()))
 
 
 def _settings() -> Any:
