@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.ledger import checkpoints
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.verify import verify
@@ -45,3 +46,18 @@ def test_a_step_that_is_missing_is_found(before: tuple[Store, RunFolder]) -> Non
     storage.replace("metrics.jsonl", b"".join(lines[:-1]))
     (problems,) = [v.problems for v in verify(run, store) if v.problems]
     assert any("steps are not 1..12" in problem for problem in problems)
+
+
+def test_a_checkpoint_without_a_readable_manifest_hides_nothing_else(
+    before: tuple[Store, RunFolder],
+) -> None:
+    store, run = before
+    train = run.plan().chosen("train")[0]
+    storage = store.artifact(train.stage, train.key).storage
+    name = checkpoints.name_of(12, 1)
+    storage.create(f"{checkpoints.FOLDER}/{name}/{checkpoints.MANIFEST}", b"{}")
+    storage.replace("metrics.jsonl", b"{}\n")
+    (verdict,) = [v for v in verify(run, store) if v.problems]
+    assert verdict.num_files
+    assert "metrics.jsonl" in verdict.problems[0]
+    assert "is no checkpoint's manifest" in verdict.problems[-1]
