@@ -84,6 +84,8 @@ class Attempt:
     folder: Path
     """Local folder for logs and TensorBoard."""
     record: AttemptFolder
+    cache: Path = Path()
+    """Local folder for copies of what a remote store holds; gone when the attempt ends."""
     ray_address: str = ""
     """Address of the run's Ray session; empty when there is none."""
     name: str = ""
@@ -239,6 +241,7 @@ def _attempt(
         lease_n=lease_n,
         folder=folder,
         record=record,
+        cache=Path(stack.enter_context(tempfile.TemporaryDirectory())),
         ray_address=os.environ.get("RAY_ADDRESS", ""),
         name=f"{run.name}/{options.instance}",
         interruptions=_interruptions(run, options),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from jobs.attempt import Attempt, run_stage
-from jobs.scoring.held_out import INPUTS, HeldOut, load_model
+from jobs.scoring.held_out import HeldOut, load_model
 from orchestrator.ledger.storage import to_json
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Continuations
@@ -24,7 +24,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     settings = attempt.recipe.evaluate.continuations
     assert settings is not None, "only a recipe that asks for the score has this node"
     model = load_model(attempt)
-    split = HeldOut(attempt.upstream["pack"].storage, "test", attempt.folder / INPUTS)
+    split = HeldOut(attempt.upstream["pack"].storage, "test", attempt.cache)
     chosen = choose(np.array([len(units) for units in split.utterances]), settings.num_prompts)
     continuations = []
     for n in chosen:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from jobs.attempt import Attempt, run_stage
 from jobs.lm.token_stream import bin_name, open_tokens
 from jobs.scoring import perplexity
-from jobs.scoring.held_out import INPUTS, HeldOut, load_model
+from jobs.scoring.held_out import HeldOut, load_model
 from jobs.scoring.perplexity import Scored
 from orchestrator.ledger.storage import to_json
 from orchestrator.spec.recipe import Perplexity
@@ -24,7 +24,7 @@ SPLITS = ("valid", "test")
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Write scores.json and every utterance's NLL; returns the scores."""
-    cache, pack = attempt.folder / INPUTS, attempt.upstream["pack"].storage
+    cache, pack = attempt.cache, attempt.upstream["pack"].storage
     settings = attempt.recipe.evaluate.perplexity
     assert settings is not None, "only a recipe that asks for the score has this node"
     model = load_model(attempt)

@@ -12,9 +12,6 @@ from jobs.attempt import Attempt
 from jobs.lm.token_stream import bin_name, index_name, open_tokens
 from orchestrator.ledger.storage import Storage
 
-INPUTS = "inputs"
-"""Below an attempt's folder: copies of what a remote store holds."""
-
 
 class HeldOut:
     """The utterances of one split."""
@@ -36,7 +33,7 @@ def load_model(attempt: Attempt) -> Any:
 
     disable_progress_bar()  # theirs is untyped
     torch.set_num_threads(attempt.resources.cpus_per_worker)
-    train, cache = attempt.upstream["train"].storage, attempt.folder / INPUTS
+    train, cache = attempt.upstream["train"].storage, attempt.cache
     for path in train.list("model"):
         train.fetch(path, cache)
     folder = (train.local_root or cache) / "model"

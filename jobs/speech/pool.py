@@ -129,7 +129,7 @@ class Pool:
     def _assign(self, payload: Callable[[Any], Any], *, sticky: bool) -> None:
         """Give every free actor an item, as far as there is one for it."""
         for actor in tuple(self._free):
-            item = self._next_for(actor)
+            item = self._next_for(actor, sticky=sticky)
             if item is None:
                 continue
             self._free.remove(actor)
@@ -137,9 +137,9 @@ class Pool:
                 self._actor_of[item] = actor
             self._running[actor.work.remote(payload(item))] = (item, actor)
 
-    def _next_for(self, actor: ActorHandle[Any]) -> Any:
+    def _next_for(self, actor: ActorHandle[Any], *, sticky: bool) -> Any:
         for position, item in enumerate(self._queue):
-            if self._actor_of.get(item, actor) == actor:
+            if not sticky or self._actor_of.get(item, actor) == actor:
                 del self._queue[position]
                 return item
         return None

@@ -133,7 +133,9 @@ class Checkpointer:
 
     def _raise_failures(self) -> None:
         error = self.uploader.error
-        problem = error and (cause_of(error), f"{type(error).__name__}: {error}")
+        # Whatever the system says here, it says of the store: resets and time-outs too.
+        cause = Cause.STORAGE if isinstance(error, OSError) else error and cause_of(error)
+        problem = error and (cause, f"{type(error).__name__}: {error}")
         problems = [(r, *p) for r, p in enumerate(self._group.gather(problem)) if p]
         if not problems:
             return

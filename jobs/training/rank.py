@@ -241,10 +241,11 @@ def failure(
 
 
 def _reports(config: RankConfig) -> list[dict[str, Any]]:
-    storage, reports = Storage(config.record_url), []
-    with suppress(OSError, OrchestratorError):
-        names = [name for name in storage.children() if name.endswith(_FAILURE)]
-        reports += [storage.read_json(name) for name in names]
+    storage, reports = Storage(config.record_url), list[dict[str, Any]]()
+    with suppress(OSError):
+        for name in (n for n in storage.children() if n.endswith(_FAILURE)):
+            with suppress(OSError, OrchestratorError):
+                reports.append(storage.read_json(name))
     return reports
 
 

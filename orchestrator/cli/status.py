@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -56,8 +57,10 @@ def _show(status: RunStatus, options: argparse.Namespace) -> None:
     elif options.openmetrics:
         print(openmetrics(status), end="")
     else:
-        view = Group(run_view(status), "", *(Text(line) for line in _figures(status)))
-        Console().print(view)
+        console, figures = Console(), [Text(line) for line in _figures(status)]
+        console.print(run_view(status), "")
+        is_piped = not console.is_terminal and "COLUMNS" not in os.environ
+        console.print(*figures, sep="\n", soft_wrap=is_piped)
 
 
 def _figures(status: RunStatus) -> Iterator[str]:

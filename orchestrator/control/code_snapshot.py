@@ -10,17 +10,16 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
 
 FORMAT = 2
 """Of code and run folder together: a run whose record names another is executed by nothing here."""
@@ -74,11 +73,11 @@ def code_folder(run: RunFolder) -> Path:
     if run.storage.local_root is not None:
         return run.storage.local_root / "code"
     sha256 = run.storage.read_json("code.json")["sha256"]
-    target = own_temporary_folder() / f"code-{sha256[:16]}"
-    # What removes old temporary files may have taken some of it.
-    if snapshot_digest(_code_in(target)) != sha256:
-        _fetch(run, sha256, target)
-    return target
+    name = f"code-{sha256[:16]}-"
+    # Another process may write the copy that is there, or a sweep of old files have taken some.
+    copies = sorted(own_temporary_folder().glob(f"{name}*"))
+    whole = (copy for copy in copies if snapshot_digest(_code_in(copy)) == sha256)
+    return next(whole, None) or _fetch(run, sha256, name)
 
 
 def code_env(run: RunFolder) -> dict[str, str]:
@@ -99,28 +98,25 @@ def own_temporary_folder() -> Path:
     return folder
 
 
-def _fetch(run: RunFolder, sha256: str, target: Path) -> None:
-    """Let the folder appear whole: several processes may want it at once."""
-    names = [name.removeprefix("code/") for name in run.storage.list("code")]
-    snapshot = {name: run.storage.read_bytes(f"code/{name}") for name in names}
+def _fetch(run: RunFolder, sha256: str, name: str) -> Path:
+    """A new copy, which no other process changes: some may execute the others."""
+    names = [path.removeprefix("code/") for path in run.storage.list("code")]
+    snapshot = {path: run.storage.read_bytes(f"code/{path}") for path in names}
     if snapshot_digest(snapshot) != sha256:
         raise CorruptError(f"{run.storage.url}/code: bytes differ from code.json; submit again")
-    aside = Path(tempfile.mkdtemp(dir=target.parent))
-    for name, data in snapshot.items():
-        (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).write_bytes(data)
-    with tempfile.TemporaryDirectory(dir=target.parent) as left, suppress(FileNotFoundError):
-        target.rename(Path(left, "incomplete"))
-    try:
-        aside.rename(target)
-    except OSError:  # another process was faster
-        shutil.rmtree(aside)
+    folder = Storage(tempfile.mkdtemp(prefix=name, dir=own_temporary_folder()))
+    for path, data in snapshot.items():
+        folder.replace(path, data)
+    return Path(folder.url)
 
 
 def _code_in(folder: Path) -> dict[str, bytes]:
     """Relative path to bytes of all code below a folder."""
     paths = (p for p in sorted(folder.rglob("*")) if p.suffix in (".py", ".html") and p.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    try:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    except FileNotFoundError:  # a sweep goes on
+        return {}
 
 
 def _package_folder(package: str) -> Path:

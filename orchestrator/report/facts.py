@@ -93,13 +93,17 @@ def unit_quality(encoder_facts: Mapping[str, Any]) -> dict[str, tuple[float, flo
 
     Both from as many clusters. Empty when the encoder's artifact carries no comparison.
     """
-    found = encoder_facts.get("unit_quality", {})
-    sections = {"same clusters": found, **found}
-    return {
-        name: (float(section["encoder_pnmi"]), float(section["mfcc_pnmi"]))
-        for name, section in sections.items()
-        if isinstance(section, Mapping) and {"encoder_pnmi", "mfcc_pnmi"} <= section.keys()
-    }
+    found = encoder_facts.get("unit_quality")
+    sections = {"same clusters": found, **found} if isinstance(found, Mapping) else {}
+    rows = {name: _pair(section) for name, section in sections.items()}
+    return {name: row for name, row in rows.items() if row}
+
+
+def _pair(section: Any) -> tuple[float, float] | None:
+    match section:
+        case {"encoder_pnmi": int() | float() as own, "mfcc_pnmi": int() | float() as mfcc}:
+            return float(own), float(mfcc)
+    return None
 
 
 def unit_verdict(quality: Mapping[str, tuple[float, float]]) -> str:

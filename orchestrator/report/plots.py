@@ -101,17 +101,18 @@ def mean_window(num_points: int) -> int:
 def running_mean(points: Sequence[Point]) -> list[Point]:
     """Each loss averaged with those of the steps before it, as far as the window reaches.
 
-    A step without a loss stays a gap and counts in no mean.
+    A step without a finite loss stays a gap and counts in no mean.
     """
     import numpy as np
 
     losses = np.array([loss for _, loss in points])
     first = np.maximum(np.arange(len(points)) - mean_window(len(points)) + 1, 0)
+    is_loss = np.isfinite(losses)
     totals, counts = (
-        np.insert(values.cumsum(), 0, 0) for values in (np.nan_to_num(losses), ~np.isnan(losses))
+        np.insert(values.cumsum(), 0, 0) for values in (np.where(is_loss, losses, 0), is_loss)
     )
     means = (totals[1:] - totals[first]) / np.maximum(counts[1:] - counts[first], 1)
-    means[np.isnan(losses)] = math.nan
+    means[~is_loss] = math.nan
     return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
 
 

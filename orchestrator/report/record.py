@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WrapValidator
 
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.artifact import MANIFEST
@@ -32,12 +32,23 @@ from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.spec.cluster import RETIRED
-from orchestrator.spec.model import PositiveFloat
+from orchestrator.spec.model import NonNegativeFloat, PositiveFloat
 from orchestrator.spec.recipe import Recipe
 
 _T = TypeVar("_T")
 Point = tuple[int, float]
 """Step and loss; NaN at a step that gave none."""
+
+
+def _none_when_wrong(value: Any, check: Callable[[Any], Any]) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        return None
+
+
+_LENIENT = WrapValidator(_none_when_wrong)
+"""A figure that is no number, such as the interval of a single utterance, hides no other."""
 
 
 class Measure(BaseModel):
@@ -46,10 +57,10 @@ class Measure(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     perplexity: PositiveFloat
-    perplexity_95: tuple[PositiveFloat, PositiveFloat] | None = None
+    perplexity_95: Annotated[tuple[PositiveFloat, PositiveFloat] | None, _LENIENT] = None
     """Ends of the 95 % interval."""
-    nats_per_s: PositiveFloat | None = None
-    """NLL per second of audio."""
+    nats_per_s: Annotated[NonNegativeFloat | None, _LENIENT] = None
+    """NLL per second of audio; 0 where every unit is certain."""
 
     @property
     def text(self) -> str:

@@ -97,6 +97,15 @@ def test_sticky_items_return_to_the_actor_that_did_them(two_actors: Pool) -> Non
     assert len(set(first.values())) == 2
 
 
+def test_items_of_another_run_go_to_whoever_is_free(two_actors: Pool) -> None:
+    """One actor did both items last; now each actor gets one, as both are free."""
+    (done,) = {r[0] for _, r in two_actors.run([0], lambda _: 0.0, sticky=True)}
+    two_actors._actor_of[1] = two_actors._actor_of[0]
+    pids = {result[0] for _, result in two_actors.run(range(2), lambda _: 1.0)}
+    assert len(pids) == 2
+    assert done in pids
+
+
 def test_a_dead_actor_is_replaced_and_its_item_given_again(tmp_path: Path) -> None:
     with Pool(DiesOf, 3, tmp_path / "died", size=ONE) as pool:
         assert dict(pool.run(range(5), int)) == {n: n * n for n in range(5)}

@@ -94,9 +94,12 @@ def supervise(
     is_elastic = BY_NAME[instance.stage].is_elastic
     ray = RayCluster(store, run, instance.id, allocation) if is_elastic else None
 
-    def beat() -> None:
+    def tell() -> None:
         while signals:
             log.info("warned by %s", signal.Signals(signals.pop(0)).name)
+
+    def beat() -> None:
+        tell()
         _obey_drill(run, instance.id, allocation.restart_id)
         if ray:
             ray.look()
@@ -124,6 +127,7 @@ def supervise(
         _await_upstream(store, run, instance, supervisor)
         state = supervisor.run()
     finally:
+        tell()
         if ray:
             ray.withdraw()
     log.info("%s: %s", instance.id, state)

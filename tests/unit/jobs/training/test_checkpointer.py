@@ -70,15 +70,24 @@ def test_every_rank_learns_that_one_cannot_publish(tmp_path: Path, block: int) -
         assert f"rank {block} could not publish its checkpoint (AlreadyExistsError" in str(end)
 
 
-def test_a_store_that_fails_is_the_cause(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "full"), "OSError: [Errno 28] full"),
+        (ConnectionResetError("reset"), "ConnectionResetError: reset"),
+        (TimeoutError("rank 1 never published"), "TimeoutError: rank 1 never published"),
+        (PermissionError("refused"), "PermissionError: refused"),
+    ],
+)
+def test_a_store_that_fails_is_the_cause(tmp_path: Path, error: OSError, words: str) -> None:
     def work(member: Member) -> None:
         checkpointer = Checkpointer(rank_config(tmp_path), member, build=build_plain)
-        checkpointer.uploader.error = OSError(errno.ENOSPC, "full") if member.info.rank else None
+        checkpointer.uploader.error = error if member.info.rank else None
         checkpointer.drain()
 
     for end in Threads(2).run(work):
         assert end.cause is Cause.STORAGE
-        assert "(OSError: [Errno 28] full); look at the store, training goes on" in str(end)
+        assert f"({words}); look at the store, training goes on" in str(end)
 
 
 def test_every_rank_learns_that_rank_0_could_not_commit(tmp_path: Path) -> None:

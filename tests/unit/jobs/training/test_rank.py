@@ -102,6 +102,14 @@ def test_the_rank_to_blame_speaks_for_itself(tmp_path: Path) -> None:
     assert failure(rank_config(tmp_path), 3, "x", 1).cause is Cause.STORAGE
 
 
+def test_a_report_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    fail(tmp_path, 0, RunFailedError("no finite loss", cause=Cause.NONFINITE))
+    fail(tmp_path, 1, OSError(28, "full"))
+    first, *_ = sorted(p for p in tmp_path.rglob("*") if p.is_file() and "00000" in p.name)
+    first.write_bytes(b"{")
+    assert failure(rank_config(tmp_path), 3, "x").cause is Cause.STORAGE
+
+
 @pytest.mark.parametrize(("is_lost", "cause"), [(True, Cause.WORKER_LOST), (False, Cause.ERROR)])
 def test_a_rank_that_left_no_report(tmp_path: Path, is_lost: bool, cause: Cause) -> None:
     error = failure(rank_config(tmp_path), 3, "ended by signal 9", 1, is_lost=is_lost)

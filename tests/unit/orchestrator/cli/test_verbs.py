@@ -142,6 +142,18 @@ def test_status_keeps_to_the_width_of_the_terminal(
     assert max(map(len, lines)) <= 80
 
 
+def test_status_in_a_pipe_has_whole_lines(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    (train,) = (i for i in project.plan.instances if i.stage == "train")
+    project.run.begin_attempt(train.id, node="n").finish(state="succeeded")
+    assert project.orchestrator("status", project.plan.run) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("goodput: ")
+    assert len(last) > 80
+
+
 def test_status_as_openmetrics(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("status", project.plan.run, "--openmetrics") == 0
     said = capsys.readouterr().out

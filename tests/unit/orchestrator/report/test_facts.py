@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from orchestrator.report.facts import (
@@ -77,5 +79,17 @@ def test_several_conditions_have_a_row_each() -> None:
     assert unit_verdict(found) == ("The encoder's units beat MFCC units in 1 of 2 conditions only.")
 
 
-def test_an_encoder_without_the_comparison_has_no_block() -> None:
+@pytest.mark.parametrize(
+    "quality",
+    [
+        None,
+        "none",
+        [1],
+        {"encoder_pnmi": None, "mfcc_pnmi": 0.3},
+        {"encoder_pnmi": 0.5},
+        {"k50": {"encoder_pnmi": "high", "mfcc_pnmi": 0.3}},
+    ],
+)
+def test_an_encoder_without_the_comparison_has_no_rows(quality: Any) -> None:
     assert unit_quality({"layer": 3}) == {}
+    assert unit_quality({"unit_quality": quality}) == {}

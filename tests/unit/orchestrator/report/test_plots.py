@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import xml.etree.ElementTree as ET
 
@@ -41,6 +42,13 @@ def test_the_running_mean_looks_back_only() -> None:
     means = running_mean(points)
     assert means[:3] == [(1, 1.0), (2, 1.5), (3, 2.0)]
     assert means[-1] == (60, 59.0)
+
+
+def test_a_loss_that_is_not_finite_is_a_gap_and_counts_in_no_mean() -> None:
+    points = [(1, 2.0), (2, math.inf), (3, math.nan), *((n, 4.0) for n in range(4, 61))]
+    means = running_mean(points)
+    assert [math.isnan(mean) for _, mean in means[:5]] == [False, True, True, False, False]
+    assert means[3:5] == [(4, 4.0), (5, 4.0)]
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,25 @@ def test_scores_of_another_form_are_a_gap(finished: Ledger) -> None:
         f"{perplexity.id}: scores.json cannot be read (ValueError: splits.test.model.perplexity: "
         "Input should be a finite number).",
     )
+
+
+@pytest.mark.parametrize(
+    ("figures", "nats_per_s", "interval"),
+    [
+        ({"nats_per_s": 0.0, "perplexity_95": [1.0, 2.0]}, 0.0, (1.0, 2.0)),
+        ({"nats_per_s": math.nan, "perplexity_95": [1.0, math.nan]}, None, None),
+    ],
+)
+def test_a_figure_that_is_no_number_hides_no_other(
+    finished: Ledger, figures: Any, nats_per_s: float | None, interval: Any
+) -> None:
+    (perplexity, *_) = finished.of_stage("perplexity")
+    scores = json.dumps({"splits": {"test": {"model": {"perplexity": 1.5, **figures}}}}).encode()
+    finished.artifact(perplexity).storage.replace("scores.json", scores)
+    record = record_of(finished)
+    assert record.gaps == ()
+    found = record.variants[0].scores.splits["test"]["model"]
+    assert (found.perplexity, found.nats_per_s, found.perplexity_95) == (1.5, nats_per_s, interval)
 
 
 def test_what_is_not_known_of_those_at_work_is_a_gap(finished: Ledger) -> None:
