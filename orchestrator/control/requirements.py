@@ -5,6 +5,7 @@ What only one backend asks for, its executor knows.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,14 @@ def impossible_splits(variants: Sequence[Variant], cluster: Cluster, where: str)
             except RequestError as error:
                 problems.append(f"{where}: resources.{stage}: {world_size} ranks: {error}")
     return tuple(dict.fromkeys(problems))
+
+
+def version_of(package: str) -> str | None:
+    """The installed version; None where there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def num_gpus() -> int:

@@ -91,7 +91,9 @@ class AttemptFolder:
         """
         for name in self.storage.children():
             if name.startswith("metrics-"):
-                yield from filter(_tells_time, self._whole_lines(name))
+                for line in self._whole_lines(name):
+                    if isinstance(line, dict) and line.keys() >= _STEP_TIMES:
+                        yield line
 
     def _whole_lines(self, name: str) -> Iterator[Any]:
         lines = self.storage.read_bytes(name).splitlines()
@@ -104,7 +106,3 @@ class AttemptFolder:
                         f"{self.storage.url}/{name}: line {number} is not valid JSON ({error}); "
                         "remove that line"
                     ) from None
-
-
-def _tells_time(line: Any) -> bool:
-    return isinstance(line, dict) and line.keys() >= _STEP_TIMES

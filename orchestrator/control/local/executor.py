@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -16,7 +15,7 @@ from orchestrator.control.cluster_choice import existing, open_store
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.executor import Check, Executor, Request, Started
 from orchestrator.control.job import cpus_of, python_of
-from orchestrator.control.requirements import JOB_PACKAGES, models_of, num_gpus, root_of
+from orchestrator.control.requirements import JOB_PACKAGES, models_of, num_gpus, root_of, version_of
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.errors import BackendError, RunFailedError
 from orchestrator.ledger.run import RunFolder
@@ -110,10 +109,8 @@ class LocalExecutor(Executor):
     def checks(self, cluster: Cluster) -> Iterator[Check]:
         """Packages and resources of this machine."""
         for name in JOB_PACKAGES:
-            try:
-                yield Check(f"package {name}", True, importlib.metadata.version(name))
-            except importlib.metadata.PackageNotFoundError:
-                yield Check(f"package {name}", False, "not installed; pip install '.[jobs]'")
+            found = version_of(name)
+            yield Check(f"package {name}", bool(found), found or "missing; pip install '.[jobs]'")
         cpus = os.cpu_count() or 1
         used = cluster.cpus or cpus
         yield Check("cpus", used <= cpus, f"{cpus} here, {used} used")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import signal
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.job import run_parser
-from orchestrator.control.requirements import JOB_PACKAGES, num_gpus
+from orchestrator.control.requirements import JOB_PACKAGES, num_gpus, version_of
 from orchestrator.ledger.storage import Storage, to_json
 
 FOUND = "found.json"
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = {
         "node": Allocation.current().node,
         "python": f"{sys.version.split()[0]} at {sys.executable}",
-        "packages": {name: _version(name) for name in JOB_PACKAGES},
+        "packages": {name: version_of(name) for name in JOB_PACKAGES},
         "gpus": given_gpus(),
     }
     folder.replace(FOUND, to_json(found))
@@ -41,13 +40,6 @@ def given_gpus() -> int:
     """Accelerators that Slurm lets this job use; all of the node's where it restricts nothing."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return num_gpus() if visible is None else len([word for word in visible.split(",") if word])
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":
