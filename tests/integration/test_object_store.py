@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,14 +25,18 @@ from jobs.training.rank import free_port
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.attempt import DRIVER_LOG
+from orchestrator.ledger.object_store import ObjectStore
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage, sha256_of
+from tests.faulty_store import FAULTS, Fault, FaultyStore
 from tests.smoke import Smoke
 from tests.training import Training, finish, make_inputs
 
 pytestmark = pytest.mark.slow
 EVERY = 8
 RUN_TIMEOUT_S = 1500.0
+PART_BYTES = 5 << 20
+"""The least that S3 takes."""
 BUCKET = "bucket"
 # One request at a time: moto looks and writes in two steps where S3 does both in one.
 SERVER = """
@@ -204,6 +211,130 @@ def test_a_large_file_goes_in_parts(storage: Storage, tmp_path: Path) -> None:
     with pytest.raises(CorruptError):
         storage.upload(local, "large.bin")
     assert storage.digest("large.bin") == digest
+
+
+def behind_faults(environment: dict[str, str], storage: Storage, seed: int = 0) -> FaultyStore:
+    """A way to the server on which faults are planned."""
+    url = urlsplit(environment["AWS_ENDPOINT_URL"])
+    return FaultyStore((url.hostname or "", url.port or 0), seed=seed)
+
+
+VERBS: dict[str, tuple[str, Callable[[ObjectStore], Any], Any]] = {
+    "create": ("PUT", lambda store: store.create("new", b"ours"), None),
+    "replace": ("PUT", lambda store: store.replace("there", b"there"), None),
+    "read": ("GET", lambda store: store.read_bytes("there", 0), b"there"),
+    "read the end": ("GET", lambda store: store.read_bytes("there", -2), b"re"),
+    "look": ("HEAD", lambda store: store.exists("there"), True),
+    "list": ("GET", lambda store: store.list(""), {"there": 5}),
+    "list a folder": ("GET", lambda store: store.children(""), {"there"}),
+    "delete": ("POST", lambda store: store.delete("gone"), None),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("fault", [*FAULTS, "hold"])
+def test_a_fault_on_the_way_is_overcome(
+    environment: dict[str, str], storage: Storage, fault: Fault, verb: str
+) -> None:
+    """A lost answer to a conditional write of ours is no object of somebody else."""
+    storage.create("there", b"there")
+    faulty, (method, ask, answer) = behind_faults(environment, storage), VERBS[verb]
+    with faulty.serving() as url:
+        store = ObjectStore(storage.url, timeout_s=1.0, endpoint=url)
+        faulty.plan.append((method, fault))
+        assert ask(store) == answer
+        assert not faulty.plan, "no request met the fault"
+    if verb == "create":
+        assert storage.read_bytes("new") == b"ours"
+        with pytest.raises(AlreadyExistsError):
+            storage.create("new", b"ours")
+
+
+def test_a_lost_answer_does_not_make_anothers_object_ours(
+    environment: dict[str, str], storage: Storage
+) -> None:
+    storage.create("a", b"theirs")
+    faulty = behind_faults(environment, storage)
+    with faulty.serving() as url:
+        faulty.plan.append(("PUT", "lost"))
+        with pytest.raises(AlreadyExistsError):
+            ObjectStore(storage.url, endpoint=url).create("a", b"ours")
+    assert storage.read_bytes("a") == b"theirs"
+
+
+def test_a_store_that_stays_away_is_an_os_error_in_time(
+    environment: dict[str, str], storage: Storage
+) -> None:
+    with behind_faults(environment, storage).serving() as url:
+        gone = url
+    with pytest.raises(ConnectionError) as raised:
+        ObjectStore(storage.url, endpoint=gone, deadline_s=1.0).read_bytes("a", 0)
+    assert str(raised.value).startswith(f"{storage.url}/a: the store did not do as asked (")
+    assert "see that it is up" in str(raised.value)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("methods", [("POST",), ("PUT",), ("PUT", "PUT", "POST")])
+def test_a_file_in_parts_survives_faults(
+    environment: dict[str, str],
+    storage: Storage,
+    tmp_path: Path,
+    fault: Fault,
+    methods: tuple[str, ...],
+) -> None:
+    local = tmp_path / "large.bin"
+    local.write_bytes(os.urandom(2 * PART_BYTES + 1))
+    faulty, ticks = behind_faults(environment, storage), []
+    with faulty.serving() as url:
+        store = ObjectStore(storage.url, endpoint=url, part_bytes=PART_BYTES)
+        faulty.plan += [(method, fault) for method in methods]
+        with suppress(AlreadyExistsError):  # complete, its answer lost
+            store.upload(local, "large.bin", lambda: ticks.append(None))
+        assert len(ticks) >= 3
+        faulty.plan += [("GET", "half"), ("GET", "reset")]
+        store.fetch("large.bin", tmp_path / "back.bin")
+    assert not faulty.plan
+    assert (tmp_path / "back.bin").read_bytes() == local.read_bytes()
+    storage.abort_uploads()
+    assert uploads_left() == []
+
+
+def uploads_left() -> list[str]:
+    import boto3
+
+    found = boto3.client("s3").list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+    return [upload["Key"] for upload in found]
+
+
+def _upload(url: str, local: Path) -> None:
+    ObjectStore(url, part_bytes=PART_BYTES).upload(local, "large.bin", lambda: None)
+
+
+def test_what_a_killed_writer_left_is_invisible_and_aborted(
+    storage: Storage, tmp_path: Path
+) -> None:
+    """Of another folder nothing is aborted."""
+    import boto3
+
+    local = tmp_path / "large.bin"
+    local.write_bytes(bytes(20 * PART_BYTES))
+    other = boto3.client("s3").create_multipart_upload(Bucket=BUCKET, Key="other/large.bin")
+    writer = multiprocessing.get_context("spawn").Process(target=_upload, args=(storage.url, local))
+    writer.start()
+    deadline = time.monotonic() + 60
+    while len(uploads_left()) < 2:
+        assert time.monotonic() < deadline
+        assert writer.is_alive()
+    writer.kill()
+    writer.join()
+    assert not storage.exists("large.bin")
+    assert storage.list() == {}
+    assert storage.abort_uploads() == 1
+    assert uploads_left() == ["other/large.bin"]
+    boto3.client("s3").abort_multipart_upload(
+        Bucket=BUCKET, Key="other/large.bin", UploadId=other["UploadId"]
+    )
+    assert storage.upload(local, "large.bin") == storage.digest("large.bin")
 
 
 def test_what_another_client_does_is_seen_at_once(storage: Storage) -> None:

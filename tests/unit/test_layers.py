@@ -17,7 +17,7 @@ FOR_JOBS = {"errors", "quantities", "spec", "plan", "ledger"}
 TRAINED = {"lm", "speech", "scoring", "vocoder"}
 """Folders of ``jobs`` that know what is trained; ``jobs/training`` does not."""
 HEAVY = {"torch", "ray", "jobs", "transformers", "deepspeed", "torchaudio"}
-SLOW_TO_IMPORT = {"pydantic", "yaml", "fsspec", "rich", "matplotlib", "jinja2", "psutil"}
+SLOW_TO_IMPORT = {"pydantic", "yaml", "obstore", "rich", "matplotlib", "jinja2", "psutil"}
 TRAINING = [path for path in JOBS if path.parent == ROOT / "jobs" / "training"]
 
 

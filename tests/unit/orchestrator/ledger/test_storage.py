@@ -10,14 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Barrier
-from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
 
-from orchestrator.errors import AlreadyExistsError, BackendError, CorruptError, RequestError
-from orchestrator.ledger.storage import TEMPORARY, Storage, sha256_of, to_json
+from orchestrator.errors import AlreadyExistsError, CorruptError
+from orchestrator.ledger.path_store import TEMPORARY
+from orchestrator.ledger.storage import Storage, sha256_of, to_json
 
 FORK = multiprocessing.get_context("fork")
 
@@ -126,80 +124,11 @@ def test_the_same_upload_twice_is_fine_and_another_is_not(storage: Storage, tmp_
     assert storage.read_bytes("a") == b"bytes"
 
 
-class _AnswerError(Exception):
-    """What botocore raises: no OSError, with the HTTP answer in it."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"the answer was {status}")
-        self.response = {"ResponseMetadata": {"HTTPStatusCode": status}}
-
-
-class _Refusing(MemoryFileSystem):
-    """A store that answers writes with HTTP errors, the way s3fs passes them on."""
-
-    protocol = "refusing"
-    store: dict[str, Any] = {}  # noqa: RUF012 (fsspec's own way)
-    answers: list[int] = []  # noqa: RUF012 (set by the test)
-
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
-        if self.answers:
-            raise OSError("Invalid argument") from _AnswerError(self.answers.pop(0))
-        super().pipe_file(path, value, mode=mode, **more)
-
-    def cat_file(self, *args: Any, **more: Any) -> bytes:
-        super().cat_file(*args, **more)
-        raise _AnswerError(0)
-
-
-@pytest.fixture
-def refusing() -> Storage:
-    fsspec.register_implementation("refusing", _Refusing, clobber=True)
-    _Refusing.store.clear()
-    return Storage("refusing://bucket")
-
-
-def test_a_store_that_says_just_412_says_that_something_is_there(refusing: Storage) -> None:
-    _Refusing.answers[:] = [412]
-    with pytest.raises(AlreadyExistsError, match="refusing://bucket/a: already exists"):
-        refusing.create("a", b"1")
-
-
-def test_a_conflict_is_asked_again_and_not_for_ever(refusing: Storage) -> None:
-    _Refusing.answers[:] = [409, 409]
-    refusing.create("a", b"1")
-    assert refusing.list() == {"a": 1}
-    _Refusing.answers[:] = [409] * 4
-    with pytest.raises(OSError, match="Invalid argument"):
-        refusing.create("b", b"1")
-    assert _Refusing.answers == []
-
-
-def test_other_refusals_stay_what_they_are(refusing: Storage) -> None:
-    _Refusing.answers[:] = [403]
-    with pytest.raises(OSError, match="Invalid argument"):
-        refusing.create("a", b"1")
-
-
-def test_what_a_library_raises_in_its_own_tongue_is_an_os_error(refusing: Storage) -> None:
-    refusing.replace("a", b"1")
-    with pytest.raises(OSError, match="the store did not do as asked") as said:
-        refusing.read_bytes("a")
-    assert str(said.value) == (
-        "refusing://bucket/a: the store did not do as asked (_AnswerError: the answer was 0); "
-        "see that it is up, and its address and credentials right"
-    )
-
-
 def test_an_object_is_not_a_folder_of_itself(storage: Storage) -> None:
     for path in ("a/1", "ab/2", "a.json"):
         storage.create(path, b"x")
     assert (storage.list("a"), storage.children("a")) == ({"a/1": 1}, ("1",))
     assert (storage.list("a.json"), storage.children("a.json")) == ({}, ())
-
-
-def test_nothing_is_answered_from_a_listing_cache() -> None:
-    """What s3fs would answer sizes and digests from after another machine wrote."""
-    assert Storage("memory://x")._fs.dircache.use_listings_cache is False
 
 
 def test_temporary_files_are_never_listed(tmp_path: Path) -> None:
@@ -296,15 +225,15 @@ def test_a_file_url_is_a_path(tmp_path: Path) -> None:
     assert repr(storage) == f"Storage('{tmp_path}')"
 
 
-def test_a_store_that_cannot_be() -> None:
-    with pytest.raises(RequestError) as raised:
-        Storage("ftpz://x")
-    assert str(raised.value) == (
-        "store 'ftpz://x': Protocol not known: ftpz; use a path, s3:// or gs://"
-    )
+def test_a_relative_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Storage("store").url == str(tmp_path / "store")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Storage("~/store").url == str(tmp_path / "store")
 
 
-def test_a_store_whose_library_is_missing() -> None:
-    with pytest.raises(BackendError) as raised:
-        Storage("abfs://container/x")
-    assert str(raised.value).startswith("store 'abfs://container/x': Install adlfs")
+def test_an_upload_ticks(storage: Storage, tmp_path: Path) -> None:
+    local, ticks = tmp_path / "local.bin", []
+    local.write_bytes(bytes(3 << 20))
+    storage.upload(local, "a", lambda: ticks.append(None))
+    assert ticks

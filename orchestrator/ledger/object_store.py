@@ -1,0 +1,328 @@
+"""Objects of a bucket: S3, Google Cloud Storage, Azure Blob Storage, or this process's memory.
+
+What is assumed of a store: an object appears whole; a conditional PUT (``If-None-Match: *``,
+``ifGenerationMatch=0``) refuses what is there; what was written is listed and read from then on, by
+everybody. No renames, no appends, no order between objects.
+
+Exclusive creation is one conditional PUT, sent by us alone: a library that repeats it takes its own
+lost answer for somebody else's object. A file above two times `PART_BYTES` goes in parts, which no
+store makes exclusive through this library: it is looked for before, and its bytes are known from
+the manifest that names it.
+
+Not one request is trusted to be answered: 429, 5xx, resets and time-outs are asked again, with
+growing pauses, until `DEADLINE_S` is over. What then still fails is an OSError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import obstore
+from obstore import exceptions
+from obstore.store import MemoryStore, from_url
+
+from orchestrator.errors import AlreadyExistsError, BackendError, RequestError
+from orchestrator.ledger.path_store import TEMPORARY
+
+SCHEMES = ("s3", "gs", "az", "memory")
+PART_BYTES = 32 << 20
+"""A file of more than two parts goes in parts, at most 10,000 of them: 312 GiB. Eight are under way
+at a time: 256 MiB of memory."""
+PARTS_AT_ONCE = 8
+DEADLINE_S = 120.0
+"""How long a request is tried again; a store that is away longer is the policy's to wait for."""
+_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+TIMEOUT_S = 300.0
+"""A request that is not over by then has hung: 32 MiB in 5 min are 0.1 MB/s."""
+_RETRIES = {"max_retries": 6, "retry_timeout": timedelta(seconds=DEADLINE_S)}
+_REFUSALS = (
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+    exceptions.InvalidPathError,
+    exceptions.NotSupportedError,
+    exceptions.UnknownConfigurationKeyError,
+)
+"""Answers that do not change by asking again."""
+
+_T = TypeVar("_T")
+
+
+class ObjectStore:
+    """A folder of a bucket.
+
+    ``timeout_s``: how long one request may take. ``deadline_s``: how long it is asked again.
+    ``part_bytes``: size of a part of a large file. ``endpoint``: where the store answers, when not
+    where the environment says.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        deadline_s: float = DEADLINE_S,
+        part_bytes: int = PART_BYTES,
+        endpoint: str = "",
+    ) -> None:
+        parts = urlsplit(url)
+        self.url = url.rstrip("/")
+        self._prefix = parts.path.strip("/")
+        self._bucket = f"{parts.scheme}://{parts.netloc}"
+        self._deadline_s, self._part_bytes = deadline_s, part_bytes
+        self._store, self._once = _clients(self._bucket, timeout_s, endpoint)
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there."""
+        try:
+            self._ask(path, lambda: obstore.head(self._store, self._full(path)))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read_bytes(self, path: str, start: int) -> bytes:
+        """The object from byte ``start`` on, from its end when negative."""
+        if not start:
+            return self._ask(path, lambda: _body(self._store, self._full(path)))
+        size = self._size(path)
+        begin = max(size + start, 0) if start < 0 else start
+        return self._range(path, begin, size - begin) if begin < size else b""
+
+    def create(self, path: str, data: bytes) -> None:
+        """One conditional PUT. Raises AlreadyExistsError."""
+        is_ours_perhaps = False
+
+        def put() -> None:
+            nonlocal is_ours_perhaps
+            try:
+                obstore.put(self._once, self._full(path), data, mode="create", use_multipart=False)
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+                there = self._bytes_or_none(path)
+                if there is None:  # 409: another write or a deletion was under way
+                    raise ConflictError(f"{self.url}/{path}: written or deleted just now") from None
+                if not (is_ours_perhaps and there == data):
+                    raise AlreadyExistsError(f"{self.url}/{path}: already exists") from None
+            except exceptions.BaseError:
+                is_ours_perhaps = True  # the answer may have been lost, and not the object
+                raise
+
+        self._ask(path, put)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """One PUT."""
+        put = obstore.put
+        self._ask(path, lambda: put(self._store, self._full(path), data, use_multipart=False))
+
+    def list(self, prefix: str) -> dict[str, int]:
+        """Relative path to size of every object below ``prefix``."""
+        full = self._full(prefix)
+        found = self._ask(prefix, lambda: obstore.list(self._store, prefix=full or None).collect())
+        start = len(self._prefix) + 1 if self._prefix else 0
+        return {entry["path"][start:]: entry["size"] for entry in found if entry["path"] != full}
+
+    def children(self, prefix: str) -> set[str]:
+        """Names directly below ``prefix``: one listing, not a walk."""
+        full = self._full(prefix)
+        found = self._ask(
+            prefix, lambda: obstore.list_with_delimiter(self._store, prefix=full or None)
+        )
+        paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+        return {path.rstrip("/").rsplit("/", 1)[-1] for path in paths if path.rstrip("/") != full}
+
+    def upload(self, local: Path, path: str, tick: Callable[[], None]) -> None:
+        """Create the object from a file; ``tick`` is called with every part.
+
+        Raises AlreadyExistsError.
+        """
+        if local.stat().st_size <= 2 * self._part_bytes:
+            self.create(path, local.read_bytes())
+            tick()
+            return
+        if self.exists(path):
+            raise AlreadyExistsError(f"{self.url}/{path}: already exists")
+
+        def put() -> None:
+            try:
+                obstore.put(
+                    self._store,
+                    self._full(path),
+                    _ticking_parts(local, self._part_bytes, tick),
+                    use_multipart=True,
+                    chunk_size=self._part_bytes,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
+            except FileNotFoundError:  # no such upload
+                if self.exists(path):  # it is complete; that answer was lost
+                    raise AlreadyExistsError(f"{self.url}/{path}: already exists") from None
+                raise ConflictError(f"{self.url}/{path}: the upload is gone") from None
+
+        self._ask(path, put)
+
+    def fetch(self, path: str, target: Path) -> None:
+        """Write the object's bytes to a file, which appears whole."""
+        size = self._size(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            with aside.open("xb") as file, ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+                file.truncate(size)
+
+                def write(begin: int) -> None:
+                    data = self._range(path, begin, min(self._part_bytes, size - begin))
+                    os.pwrite(file.fileno(), data, begin)
+
+                list(pool.map(write, range(0, size, self._part_bytes)))
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def digest(self, path: str) -> str:
+        """The SHA-256 of the object's bytes."""
+        size, running = self._size(path), hashlib.sha256()
+        for begin in range(0, size, self._part_bytes):
+            running.update(self._range(path, begin, min(self._part_bytes, size - begin)))
+        return running.hexdigest()
+
+    def delete(self, path: str) -> None:
+        """Remove the object; nothing happens when it is not there."""
+        self._ask(path, lambda: obstore.delete(self._store, self._full(path)))
+
+    def abort_uploads(self) -> int:
+        """Abort uploads in parts that nobody completes any more below this folder; how many.
+
+        The store keeps such parts, invisible and paid for. Nothing is done where it, or what is
+        installed, cannot list them: Azure drops them after a week, Google's need a bucket rule.
+        """
+        if not self._bucket.startswith("s3://") or importlib.util.find_spec("boto3") is None:
+            return 0
+        import boto3  # slow to import, and asked for only here
+
+        client, bucket = boto3.client("s3"), self._bucket.removeprefix("s3://")
+        pages = client.get_paginator("list_multipart_uploads")
+        count = 0
+        for page in pages.paginate(Bucket=bucket, Prefix=f"{self._prefix}/"):
+            for upload in page.get("Uploads", ()):
+                client.abort_multipart_upload(
+                    Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+                count += 1
+        return count
+
+    def _full(self, path: str) -> str:
+        return "/".join(part for part in (self._prefix, path.strip("/")) if part)
+
+    def _size(self, path: str) -> int:
+        return int(self._ask(path, lambda: obstore.head(self._store, self._full(path)))["size"])
+
+    def _range(self, path: str, begin: int, length: int) -> bytes:
+        ranged = obstore.get_range
+        return bytes(
+            self._ask(
+                path, lambda: ranged(self._store, self._full(path), start=begin, length=length)
+            )
+        )
+
+    def _bytes_or_none(self, path: str) -> bytes | None:
+        try:
+            return self.read_bytes(path, 0)
+        except FileNotFoundError:
+            return None
+
+    def _ask(self, path: str, question: Callable[[], _T]) -> _T:
+        """The store's answer, asked for again while it may still come.
+
+        Raises FileNotFoundError, PermissionError, ConnectionError.
+        """
+        deadline, pause_s = time.monotonic() + self._deadline_s, _PAUSE_S
+        while True:
+            try:
+                return question()
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{self.url}/{path}: not there") from None
+            except _REFUSALS as error:
+                raise PermissionError(
+                    f"{self.url}/{path}: the store refused ({_first_line(error)}); see that its "
+                    "address and your credentials are right"
+                ) from None
+            except (exceptions.BaseError, ConflictError) as error:
+                if time.monotonic() + pause_s > deadline:
+                    raise ConnectionError(
+                        f"{self.url}/{path}: the store did not do as asked ({_first_line(error)}); "
+                        "see that it is up, and its address and credentials right"
+                    ) from None
+            time.sleep(pause_s * random.uniform(0.5, 1))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+class ConflictError(Exception):
+    """A write was refused though nothing is there; it is asked again."""
+
+
+def _body(store: Any, full: str) -> bytes:
+    return bytes(obstore.get(store, full).bytes())
+
+
+def _ticking_parts(local: Path, part_bytes: int, tick: Callable[[], None]) -> Iterator[bytes]:
+    with local.open("rb") as file:
+        while part := file.read(part_bytes):
+            yield part
+            tick()
+
+
+@cache
+def _clients(bucket: str, timeout_s: float, endpoint: str) -> tuple[Any, Any]:
+    """A client that repeats what can be repeated, and one that asks just once."""
+    if bucket.startswith("memory://"):
+        memory = MemoryStore()
+        return memory, memory
+    scheme = bucket.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise RequestError(
+            f"store {bucket!r}: not a store's address; use a path, s3://, gs:// or az://"
+        )
+    client = {"allow_http": True, "timeout": timedelta(seconds=timeout_s)}
+    options: dict[str, Any] = {"client_options": client}
+    if endpoint:
+        options["endpoint"] = endpoint
+    if scheme == "s3" and (provider := _profile()):
+        options["credential_provider"] = provider
+    try:
+        return (
+            from_url(bucket, retry_config=_RETRIES, **options),
+            from_url(bucket, retry_config={"max_retries": 0}, **options),
+        )
+    except (exceptions.BaseError, ValueError) as error:
+        raise RequestError(f"store {bucket!r}: {_first_line(error)}") from None
+
+
+def _profile() -> Any:
+    """What takes credentials from the user's AWS profile; None where the environment has them."""
+    files = (
+        os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
+    )
+    has_files = any(Path(name).expanduser().exists() for name in files)
+    if "AWS_ACCESS_KEY_ID" in os.environ or not has_files:
+        return None
+    if importlib.util.find_spec("boto3") is None:
+        raise BackendError(
+            "an AWS profile needs boto3; pip install '.[s3]', or set AWS_ACCESS_KEY_ID"
+        )
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    return Boto3CredentialProvider()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,130 @@
+"""Objects in a folder of a file system, each of which appears whole or not at all.
+
+Exclusive creation is a hard link of a fsynced temporary file, so that on a shared file system, too,
+one of many writers wins.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from orchestrator.errors import AlreadyExistsError
+
+TEMPORARY = ".tmp-"
+"""Prefix of files that are not objects yet: what a killed writer leaves behind, and every listing
+ignores."""
+
+CHUNK_BYTES = 1 << 20
+
+
+class PathStore:
+    """A folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there."""
+        return (self._root / path).exists()
+
+    def read_bytes(self, path: str, start: int) -> bytes:
+        """The object from byte ``start`` on, from its end when negative."""
+        with (self._root / path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(size + start, 0) if start < 0 else start)
+            return file.read()
+
+    def create(self, path: str, data: bytes) -> None:
+        """Link a fsynced file to its name. Raises AlreadyExistsError."""
+        target = self._root / path
+        _publish(_write_aside(target, [data]), target)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Rename a fsynced file to its name."""
+        target = self._root / path
+        _write_aside(target, [data]).replace(target)
+
+    def list(self, prefix: str) -> dict[str, int]:
+        """Relative path to size of every object below ``prefix``."""
+        sizes = {}
+        for folder, _, names in os.walk(self._root / prefix):
+            for name in names:
+                path = Path(folder, name)
+                if not name.startswith(TEMPORARY):
+                    try:
+                        sizes[path.relative_to(self._root).as_posix()] = path.stat().st_size
+                    except FileNotFoundError:  # removed while we walked
+                        continue
+        return sizes
+
+    def children(self, prefix: str) -> set[str]:
+        """Names directly below ``prefix``."""
+        folder = self._root / prefix
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return {name for name in names if not name.startswith(TEMPORARY)}
+
+    def upload(self, local: Path, path: str, tick: Callable[[], None]) -> None:
+        """Create the object from a file; ``tick`` is called now and then.
+
+        Raises AlreadyExistsError.
+        """
+        target = self._root / path
+        with local.open("rb") as file:
+            chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
+            _publish(_write_aside(target, chunks, tick), target)
+
+    def delete(self, path: str) -> None:
+        """Remove the object, and the folders that it leaves empty."""
+        target = self._root / path
+        target.unlink(missing_ok=True)
+        folder = target.parent
+        while folder != self._root:
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, or removed by somebody else
+                return
+            folder = folder.parent
+
+
+def _write_aside(
+    target: Path, chunks: Iterable[bytes], tick: Callable[[], None] = lambda: None
+) -> Path:
+    """A temporary file beside the target with all of the data, on the disk."""
+    with _open_aside(target) as file:
+        for chunk in chunks:
+            file.write(chunk)
+            tick()
+        file.flush()
+        os.fsync(file.fileno())
+    return Path(file.name)
+
+
+def _open_aside(target: Path) -> BinaryIO:
+    """A new temporary file in the target's folder, which is made when it is not there."""
+    while True:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}").open("xb")
+        except (FileNotFoundError, FileExistsError):
+            # Somebody deleted the folder's last object just now; mkdir says "exists" of a folder
+            # that is gone when it looks again.
+            if target.parent.is_file():
+                raise
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise AlreadyExistsError(f"{target}: already exists") from None
+    finally:
+        temporary.unlink()
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,50 @@
+"""A bucket of this process, and addresses that lead nowhere; real ones are in tests/integration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import AlreadyExistsError, RequestError
+from orchestrator.ledger.object_store import ObjectStore
+from orchestrator.ledger.path_store import TEMPORARY
+
+
+def test_a_file_in_parts_is_created_once(tmp_path: Path) -> None:
+    store, local, ticks = ObjectStore("memory://parts", part_bytes=4), tmp_path / "f", []
+    local.write_bytes(b"0123456789")
+    store.upload(local, "a", lambda: ticks.append(None))
+    assert len(ticks) == 3
+    with pytest.raises(AlreadyExistsError):
+        store.upload(local, "a", lambda: None)
+    store.fetch("a", tmp_path / "deep" / "back")
+    assert (tmp_path / "deep" / "back").read_bytes() == b"0123456789"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["back"]
+
+
+def test_what_cannot_be_fetched_leaves_nothing_here(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        ObjectStore("memory://none").fetch("a", tmp_path / "back")
+    assert not list(tmp_path.glob(f"{TEMPORARY}*"))
+
+
+def test_names_are_taken_as_they_are() -> None:
+    store, name = ObjectStore("memory://names"), "a b/c#d%20e=1,~f.json"
+    store.create(name, b"1")
+    assert store.list("") == {name: 1}
+    assert store.children("a b") == {"c#d%20e=1,~f.json"}
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("ftpz://x", "store 'ftpz://x': not a store's address; use a path, s3://, gs:// or az://"),
+        ("az://container/x", "store 'az://container': Generic MicrosoftAzure error: Account must"),
+    ],
+)
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str, problem: str) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(RequestError) as raised:
+        ObjectStore(url)
+    assert str(raised.value).startswith(problem)
