@@ -298,9 +298,10 @@ def _clients(bucket: str, timeout_s: float, endpoint: str) -> tuple[Any, Any]:
     if scheme == "s3" and (provider := _profile()):
         options["credential_provider"] = provider
     try:
+        opened: Any = from_url  # typed for each kind of store alone
         return (
-            from_url(bucket, retry_config=_RETRIES, **options),
-            from_url(bucket, retry_config={"max_retries": 0}, **options),
+            opened(bucket, retry_config=_RETRIES, **options),
+            opened(bucket, retry_config={"max_retries": 0}, **options),
         )
     except (exceptions.BaseError, ValueError) as error:
         raise RequestError(f"store {bucket!r}: {_first_line(error)}") from None
