@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -297,8 +298,7 @@ class Rank:
             leases.require_newest(self._out, self._config.lease_n)
             # No manifest covers it yet: what an earlier attempt left may differ, and is replaced.
             self._out.delete(path)
-            self._out.upload(local / path, path)
-            self._heartbeat.tick("finishing")
+            self._out.upload(local / path, path, partial(self._heartbeat.tick, "finishing"))
 
     def _facts(self) -> dict[str, Any]:
         progress, settings = self._progress, self._settings

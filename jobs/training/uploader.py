@@ -62,7 +62,7 @@ class CheckpointUploader:
     ) -> None:
         self._config, self._rank_info, self._out = config, rank_info, Storage(config.out_url)
         self._commit_timeout_s, self._tick = commit_timeout_s, tick
-        """Called with every file that is in the store."""
+        """Called with every part of a file that is in the store."""
         self._thread: threading.Thread | None = None
         self._uploaded = threading.Event()
         self.error: BaseException | None = None
@@ -115,7 +115,7 @@ class CheckpointUploader:
     def _publish(self, snapshot: Snapshot) -> None:
         passed = self.passed(snapshot.step)
         passed("publish.begin")
-        files = upload_folder(self._out, snapshot.folder, snapshot.name, passed)
+        files = upload_folder(self._out, snapshot.folder, snapshot.name, passed, self._tick)
         note = {"rng": snapshot.rng_name, "files": files}
         self._out.create(checkpoints.done_path(snapshot.name, self._rank_info.rank), to_json(note))
         passed("publish.done")
@@ -154,14 +154,21 @@ def _completed(draft: Manifest, notes: Sequence[dict[str, Any]]) -> Manifest:
 
 
 def upload_folder(
-    out: Storage, local: Path, name: str, passed: Callable[[str], None]
+    out: Storage,
+    local: Path,
+    name: str,
+    passed: Callable[[str], None],
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """Make one rank's files durable and remove them here; returns their manifest entries."""
+    """Make one rank's files durable and remove them here; returns their manifest entries.
+
+    ``tick`` is called with every part of a file: a large one is no hang.
+    """
     entries = {}
     for path in files_below(local):
         size = (local / path).stat().st_size
         faults.uploading(size)
-        sha256 = out.upload(local / path, f"{checkpoints.FOLDER}/{name}/{path}")
+        sha256 = out.upload(local / path, f"{checkpoints.FOLDER}/{name}/{path}", tick)
         entries[path] = {"size": size, "sha256": sha256}
         passed("publish.file")
     passed("publish.files")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import random
 import secrets
@@ -56,6 +57,7 @@ _REFUSALS = (
 )
 """Answers that do not change by asking again."""
 
+log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -112,7 +114,7 @@ class ObjectStore:
                 if there is None:  # 409: another write or a deletion was under way
                     raise ConflictError(f"{self.url}/{path}: written or deleted just now") from None
                 if not (is_ours_perhaps and there == data):
-                    raise AlreadyExistsError(f"{self.url}/{path}: already exists") from None
+                    raise self._exists_error(path) from None
             except exceptions.BaseError:
                 is_ours_perhaps = True  # the answer may have been lost, and not the object
                 raise
@@ -150,24 +152,23 @@ class ObjectStore:
             tick()
             return
         if self.exists(path):
-            raise AlreadyExistsError(f"{self.url}/{path}: already exists")
+            raise self._exists_error(path)
+        self._ask(path, lambda: self._put_parts(local, path, tick))
 
-        def put() -> None:
-            try:
-                obstore.put(
-                    self._store,
-                    self._full(path),
-                    _ticking_parts(local, self._part_bytes, tick),
-                    use_multipart=True,
-                    chunk_size=self._part_bytes,
-                    max_concurrency=PARTS_AT_ONCE,
-                )
-            except FileNotFoundError:  # no such upload
-                if self.exists(path):  # it is complete; that answer was lost
-                    raise AlreadyExistsError(f"{self.url}/{path}: already exists") from None
-                raise ConflictError(f"{self.url}/{path}: the upload is gone") from None
-
-        self._ask(path, put)
+    def _put_parts(self, local: Path, path: str, tick: Callable[[], None]) -> None:
+        try:
+            obstore.put(
+                self._store,
+                self._full(path),
+                _ticking_parts(local, self._part_bytes, tick),
+                use_multipart=True,
+                chunk_size=self._part_bytes,
+                max_concurrency=PARTS_AT_ONCE,
+            )
+        except FileNotFoundError:  # no such upload
+            if self.exists(path):  # it is complete; that answer was lost
+                raise self._exists_error(path) from None
+            raise ConflictError(f"{self.url}/{path}: the upload is gone") from None
 
     def fetch(self, path: str, target: Path) -> None:
         """Write the object's bytes to a file, which appears whole."""
@@ -206,18 +207,10 @@ class ObjectStore:
         """
         if not self._bucket.startswith("s3://") or importlib.util.find_spec("boto3") is None:
             return 0
-        import boto3  # slow to import, and asked for only here
+        return _abort_s3_uploads(self._bucket.removeprefix("s3://"), f"{self._prefix}/")
 
-        client, bucket = boto3.client("s3"), self._bucket.removeprefix("s3://")
-        pages = client.get_paginator("list_multipart_uploads")
-        count = 0
-        for page in pages.paginate(Bucket=bucket, Prefix=f"{self._prefix}/"):
-            for upload in page.get("Uploads", ()):
-                client.abort_multipart_upload(
-                    Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                )
-                count += 1
-        return count
+    def _exists_error(self, path: str) -> AlreadyExistsError:
+        return AlreadyExistsError(f"{self.url}/{path}: already exists")
 
     def _full(self, path: str) -> str:
         return "/".join(part for part in (self._prefix, path.strip("/")) if part)
@@ -250,19 +243,19 @@ class ObjectStore:
                 return question()
             except FileNotFoundError:
                 raise FileNotFoundError(f"{self.url}/{path}: not there") from None
-            except _REFUSALS as error:
-                raise PermissionError(
-                    f"{self.url}/{path}: the store refused ({_first_line(error)}); see that its "
-                    "address and your credentials are right"
-                ) from None
             except (exceptions.BaseError, ConflictError) as error:
-                if time.monotonic() + pause_s > deadline:
-                    raise ConnectionError(
-                        f"{self.url}/{path}: the store did not do as asked ({_first_line(error)}); "
-                        "see that it is up, and its address and credentials right"
-                    ) from None
+                is_final = isinstance(error, _REFUSALS)
+                if is_final or time.monotonic() + pause_s > deadline:
+                    raise self._os_error(path, error, is_final=is_final) from None
             time.sleep(pause_s * random.uniform(0.5, 1))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _os_error(self, path: str, error: Exception, *, is_final: bool) -> OSError:
+        kind = PermissionError if is_final else ConnectionError
+        return kind(
+            f"{self.url}/{path}: the store did not do as asked ({_first_line(error)}); "
+            "see that it is up, and its address and credentials right"
+        )
 
 
 class ConflictError(Exception):
@@ -278,6 +271,23 @@ def _ticking_parts(local: Path, part_bytes: int, tick: Callable[[], None]) -> It
         while part := file.read(part_bytes):
             yield part
             tick()
+
+
+def _abort_s3_uploads(bucket: str, prefix: str) -> int:
+    import boto3  # slow to import, and asked for only here
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client, count = boto3.client("s3"), 0
+    pages = client.get_paginator("list_multipart_uploads")
+    try:
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix):
+            for upload in page.get("Uploads", ()):
+                which = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                client.abort_multipart_upload(Bucket=bucket, **which)
+                count += 1
+    except (BotoCoreError, ClientError) as error:  # they cost money, and no bytes
+        log.warning("%s: uploads are not listed (%s); give the bucket a rule", bucket, error)
+    return count
 
 
 @cache
