@@ -395,16 +395,29 @@ def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
     assert [line["step"] for line in broken.lines()] == list(range(1, broken.steps + 1))
 
 
-def test_a_run_on_s3_from_submit_to_succeeded(tmp_path: Path, environment: dict[str, str]) -> None:
-    """The local backend needs no path for its store: code, logs and page are in the bucket."""
+def test_a_run_on_s3_from_submit_to_succeeded(
+    tmp_path: Path, environment: dict[str, str], calm: tuple[Smoke, str], material: Path
+) -> None:
+    """The local backend needs no path for its store: code, logs and page are in the bucket.
+
+    One request in fifty is refused, cut off or loses its answer; the bytes are those on a path.
+    """
+    server = urlsplit(environment["AWS_ENDPOINT_URL"])
+    faulty = FaultyStore((server.hostname or "", server.port or 0), share=0.02, seed=9)
+    with faulty.serving() as endpoint:
+        run_through(tmp_path, {**environment, "AWS_ENDPOINT_URL": endpoint}, calm[0], material)
+    assert faulty.met.total() >= 30, faulty.met
+    assert uploads_left() == []
+
+
+def run_through(tmp_path: Path, environment: dict[str, str], calm: Smoke, material: Path) -> None:
     temporary = tmp_path / "s-tmp"  # begins like the folder by which processes are found
     temporary.mkdir()
     env = {**os.environ, **environment, "TMPDIR": str(temporary)}
     url = f"s3://{BUCKET}/whole"
-    smoke = Smoke.create(tmp_path / "s", tmp_path / "material", env, store=url)
-    settings = ("sweep={}", "train.steps=4")
-    run = smoke.submit(*(word for setting in settings for word in ("--set", setting)))
-    folder = RunFolder(Storage(f"{url}/runs/{run}"))
+    smoke = Smoke.create(tmp_path / "s", material, env, store=url)
+    run = smoke.submit("--set", "sweep={}")
+    folder, artifacts = RunFolder(Storage(f"{url}/runs/{run}")), Storage(f"{url}/artifacts")
     (supervisor,) = folder.supervisors()
     deadline = time.monotonic() + RUN_TIMEOUT_S
     while supervisor.end is None:  # not watched each second: the server answers one at a time
@@ -413,6 +426,9 @@ def test_a_run_on_s3_from_submit_to_succeeded(tmp_path: Path, environment: dict[
     status = smoke.status(run)
     assert (status["state"], {s["state"] for s in status["stages"]}) == ("succeeded", {"succeeded"})
     assert json.loads(smoke.orchestrator("verify", run, "--json").stdout)["ok"]
+    made = {p: d for p, d in calm.fingerprint().items() if artifacts.exists(p)}
+    assert {path.split("/")[0] for path in made} == {"tokenize", "pack", "train"}
+    assert {path: artifacts.digest(path) for path in made} == made
     names = folder.storage.list()
     assert {"supervisor.log", "supervisor/0001/ray.log", "report.html"} <= set(names)
     for instance in folder.plan().leaders:
