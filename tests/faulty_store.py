@@ -32,6 +32,8 @@ class FaultyStore:
         self.target, self.share = target, share
         self.plan: list[tuple[str, Fault]] = []
         self.met: Counter[str] = Counter()
+        self.heard: list[tuple[str, dict[str, str]]] = []
+        """Method and headers of every request."""
         self._rng, self._lock = random.Random(seed), threading.Lock()
 
     def next_fault(self, method: str) -> Fault | None:
@@ -76,6 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.faulty.heard.append((self.command, {n.lower(): v for n, v in self.headers.items()}))
         fault = self.faulty.next_fault(self.command)
         if fault in ("500", "503", "429"):
             self.send_response(int(fault))

@@ -24,6 +24,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -197,7 +198,8 @@ class ObjectStore:
 
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens when it is not there."""
-        self._ask(path, lambda: obstore.delete(self._store, self._full(path)))
+        with suppress(FileNotFoundError):
+            self._ask(path, lambda: obstore.delete(self._store, self._full(path)))
 
     def abort_uploads(self) -> int:
         """Abort uploads in parts that nobody completes any more below this folder; how many.
@@ -304,7 +306,7 @@ def _clients(bucket: str, timeout_s: float, endpoint: str) -> tuple[Any, Any]:
     client = {"allow_http": True, "timeout": timedelta(seconds=timeout_s)}
     options: dict[str, Any] = {"client_options": client}
     if endpoint:
-        options["endpoint"] = endpoint
+        options["base_url" if scheme == "gs" else "endpoint"] = endpoint
     if scheme == "s3" and (provider := _profile()):
         options["credential_provider"] = provider
     try:

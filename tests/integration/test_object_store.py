@@ -337,6 +337,28 @@ def test_what_a_killed_writer_left_is_invisible_and_aborted(
     assert storage.upload(local, "large.bin") == storage.digest("large.bin")
 
 
+def test_googles_store_is_asked_in_its_own_words(
+    environment: dict[str, str], storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server reads, lists and writes alike, but knows not Google's precondition: only that it
+    is asked for is shown here."""
+    monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "anything")
+    faulty = behind_faults(environment, storage)
+    with faulty.serving() as url:
+        store = ObjectStore(storage.url.replace("s3://", "gs://"), endpoint=url)
+        store.create("a/b", b"1")
+        assert faulty.heard[-1][0] == "PUT"
+        assert faulty.heard[-1][1]["x-goog-if-generation-match"] == "0"
+        faulty.plan += [("GET", fault) for fault in FAULTS]
+        assert store.read_bytes("a/b", 0) == b"1"
+        assert (store.list(""), store.children("")) == ({"a/b": 1}, {"a"})
+        store.replace("a/b", b"22")
+        assert "x-goog-if-generation-match" not in faulty.heard[-1][1]
+        store.delete("a/b")
+        assert not store.exists("a/b")
+        assert not faulty.plan
+
+
 def test_what_another_client_does_is_seen_at_once(storage: Storage) -> None:
     import boto3
 
