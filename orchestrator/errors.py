@@ -174,3 +174,10 @@ def last_sentence(error: BaseException) -> str:
     text = (str(error).strip().splitlines() or [""])[-1]
     is_ours = isinstance(error, OrchestratorError)
     return text if is_ours and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def os_words(error: OSError) -> str:
+    """What an operating system's error says, in one line: the file, then the words."""
+    if error.errno is None or error.filename is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from orchestrator import __version__
-from orchestrator.errors import ExitCode, OrchestratorError
+from orchestrator.errors import ExitCode, OrchestratorError, os_words
 
 VERBS = {
     "plan": "show what a recipe would do: reuse, resume or run, and why",
@@ -52,8 +52,8 @@ def exit_code_of(verb: Callable[[], int]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except ConnectionError as error:  # the store's; it names the object and the remedy
-        print(error, file=sys.stderr)
+    except OSError as error:  # the store's, nearly always; it names the object and the remedy
+        print(os_words(error), file=sys.stderr)
         return ExitCode.UNREACHABLE
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from orchestrator.errors import RequestError
+from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
@@ -43,9 +43,20 @@ def open_store(cluster: Cluster) -> Store:
     """
     store = Store.open(resolve_env(cluster.store, where="cluster: store"))
     root = store.storage.local_root
-    if root and not (found := existing(root)).is_dir():
-        raise RequestError(f"cluster: store: {root}: {found} is a file; name a folder")
+    if root:
+        _require_folder(root)
     return store
+
+
+def _require_folder(root: Path) -> None:
+    if not (found := existing(root)).is_dir():
+        raise RequestError(f"cluster: store: {root}: {found} is a file; name a folder")
+    for path in (root, *root.parents):
+        if path.is_symlink() and not path.exists():
+            raise BackendError(
+                f"cluster: store: {path} leads to {path.readlink()}, which is not there; mount it, "
+                "or name another folder"
+            )
 
 
 def existing(path: Path) -> Path:

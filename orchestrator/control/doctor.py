@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,8 +9,9 @@ from pathlib import Path
 
 from orchestrator.control.cluster_choice import existing, open_store
 from orchestrator.control.executor import Check, executor_of
-from orchestrator.errors import AlreadyExistsError, OrchestratorError
+from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import require_usable
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 
@@ -50,19 +50,7 @@ def _store(cluster: Cluster) -> str:
     if storage.local_root and not storage.local_root.exists():
         storage = Storage(str(existing(storage.local_root)))
         answer = f"{answer} in {storage.url}, where it is to be created"
-    path = f"doctor/{secrets.token_hex(8)}"
-    storage.create(path, b"x")
-    try:
-        storage.create(path, b"y")
-    except AlreadyExistsError:
-        if storage.read_bytes(path) != b"x":
-            raise OSError(
-                f"{storage.url}: a second creation changed the object; this store cannot be used"
-            ) from None
-    else:
-        raise OSError(f"{storage.url}: creates the same object twice; this store cannot be used")
-    finally:
-        storage.delete(path)
+    require_usable(storage)
     return answer
 
 

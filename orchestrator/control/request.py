@@ -28,7 +28,7 @@ from orchestrator.control.requirements import (
 )
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.store import Store
+from orchestrator.ledger.store import Store, require_usable
 from orchestrator.plan.planner import Variant, make_plan
 from orchestrator.plan.stages import Facts
 from orchestrator.spec.cluster import Cluster
@@ -85,11 +85,13 @@ def prepare(
 def submit(request: Request) -> Submitted:
     """Create the run, or attach to it, and start what is missing.
 
-    Raises SpecErrors with everything that keeps it from running.
+    Raises SpecErrors with everything that keeps it from running, BackendError when the store cannot
+    do what a run needs.
     """
     if problems := missing(request):
         raise SpecErrors(problems)
     require_submittable(request.cluster)
+    require_usable(request.store.storage)
     run = RunFolder(request.store.run_storage(request.plan.run))
     code = code_snapshot()
     is_new = run.create(request.plan, request.recipe, request.cluster, code, code_origin(code))

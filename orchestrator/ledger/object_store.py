@@ -80,6 +80,10 @@ class ObjectStore:
         endpoint: str = "",
     ) -> None:
         parts = urlsplit(url)
+        if parts.scheme not in SCHEMES:
+            raise RequestError(
+                f"store {url!r}: not a store's address; use a path, s3://, gs:// or az://"
+            )
         self.url = url.rstrip("/")
         self._prefix = parts.path.strip("/")
         self._bucket = f"{parts.scheme}://{parts.netloc}"
@@ -299,10 +303,6 @@ def _clients(bucket: str, timeout_s: float, endpoint: str) -> tuple[Any, Any]:
         memory = MemoryStore()
         return memory, memory
     scheme = bucket.partition("://")[0]
-    if scheme not in SCHEMES:
-        raise RequestError(
-            f"store {bucket!r}: not a store's address; use a path, s3://, gs:// or az://"
-        )
     client = {"allow_http": True, "timeout": timedelta(seconds=timeout_s)}
     options: dict[str, Any] = {"client_options": client}
     if endpoint:

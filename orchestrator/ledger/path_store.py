@@ -1,14 +1,17 @@
 """Objects in a folder of a file system, each of which appears whole or not at all.
 
 Exclusive creation is a hard link of a fsynced temporary file, so that on a shared file system, too,
-one of many writers wins.
+one of many writers wins. What the system refuses stays an OSError with its number; where there is a
+remedy, it is added to the system's words.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +22,17 @@ TEMPORARY = ".tmp-"
 ignores."""
 
 CHUNK_BYTES = 1 << 20
+_OPEN_TRIES = 100
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or name another store",
+    errno.EDQUOT: "free some of the quota, or name another store",
+    errno.EROFS: "mount it for writing, or name another store",
+    errno.EACCES: "see who may write there",
+    errno.ESTALE: "mount it again",
+    errno.EIO: "look at the disk or the mount",
+    errno.ELOOP: "see where its links lead",
+}
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class PathStore:
@@ -41,12 +55,14 @@ class PathStore:
     def create(self, path: str, data: bytes) -> None:
         """Link a fsynced file to its name. Raises AlreadyExistsError."""
         target = self._root / path
-        _publish(_write_aside(target, [data]), target)
+        with _explained(target):
+            _publish(_write_aside(target, [data]), target)
 
     def replace(self, path: str, data: bytes) -> None:
         """Rename a fsynced file to its name."""
         target = self._root / path
-        _write_aside(target, [data]).replace(target)
+        with _explained(target):
+            _write_aside(target, [data]).replace(target)
 
     def list(self, prefix: str) -> dict[str, int]:
         """Relative path to size of every object below ``prefix``."""
@@ -73,7 +89,7 @@ class PathStore:
         Raises AlreadyExistsError.
         """
         target = self._root / path
-        with local.open("rb") as file:
+        with _explained(target), local.open("rb") as file:
             chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
             _publish(_write_aside(target, chunks, tick), target)
 
@@ -90,30 +106,46 @@ class PathStore:
             folder = folder.parent
 
 
+@contextmanager
+def _explained(target: Path) -> Iterator[None]:
+    """Add the remedy to what the system says. Raises the same error with its number."""
+    try:
+        yield
+    except OSError as error:
+        if remedy := _REMEDIES.get(error.errno or 0):
+            words = f"{os.strerror(error.errno or 0)}; {remedy}"
+            raise OSError(error.errno, words, str(error.filename or target)) from None
+        raise
+
+
 def _write_aside(
     target: Path, chunks: Iterable[bytes], tick: Callable[[], None] = lambda: None
 ) -> Path:
     """A temporary file beside the target with all of the data, on the disk."""
     with _open_aside(target) as file:
-        for chunk in chunks:
-            file.write(chunk)
-            tick()
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            for chunk in chunks:
+                file.write(chunk)
+                tick()
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
     return Path(file.name)
 
 
 def _open_aside(target: Path) -> BinaryIO:
     """A new temporary file in the target's folder, which is made when it is not there."""
-    while True:
+    for _ in range(_OPEN_TRIES):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             return target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}").open("xb")
-        except (FileNotFoundError, FileExistsError):
+        except (FileNotFoundError, FileExistsError) as error:
             # Somebody deleted the folder's last object just now; mkdir says "exists" of a folder
             # that is gone when it looks again.
-            if target.parent.is_file():
-                raise
+            refused = error
+    raise refused  # a file, or a link that leads nowhere, is where a folder should be
 
 
 def _publish(temporary: Path, target: Path) -> None:
@@ -121,6 +153,11 @@ def _publish(temporary: Path, target: Path) -> None:
         os.link(temporary, target)
     except FileExistsError:
         raise AlreadyExistsError(f"{target}: already exists") from None
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            words = "this file system has no hard links, which exclusive creation needs"
+            raise OSError(error.errno, f"{words}; name another store", str(target)) from None
+        raise
     finally:
         temporary.unlink()
     descriptor = os.open(target.parent, os.O_RDONLY)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.errors import AlreadyExistsError, BackendError, os_words
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, Artifact
 from orchestrator.ledger.storage import Storage
@@ -70,4 +73,25 @@ class Store:
                 name.endswith((".parquet", ".npy")) for name in artifact.storage.list("shards")
             ),
             step=checkpoints.newest_step(artifact.storage),
+        )
+
+
+def require_usable(storage: Storage) -> None:
+    """Try what every run needs of a store: to create once, to read back, to delete.
+
+    Nothing is left behind. Raises BackendError.
+    """
+    name = f"probe-{secrets.token_hex(8)}"
+    try:
+        storage.create(name, b"probe")
+        with suppress(AlreadyExistsError):
+            storage.create(name, b"other")
+        read = storage.read_bytes(name)
+        storage.delete(name)
+    except OSError as error:
+        raise BackendError(f"store: {os_words(error)}") from None
+    if read != b"probe":
+        raise BackendError(
+            f"store: {storage.url}: overwrites what must be created once; use a store that knows "
+            "conditional writes"
         )

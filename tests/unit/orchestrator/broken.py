@@ -1075,7 +1075,7 @@ CLUSTERS = (
     Broken(
         id="store unknown scheme",
         cluster=edited("store: store", "store: ftpz://x/y", CLUSTER),
-        says=("store 'ftpz://x/y': Protocol not known: ftpz; use a path, s3:// or gs://",),
+        says=("store 'ftpz://x/y': not a store's address; use a path, s3://, gs:// or az://",),
     ),
     Broken(
         id="store empty",

@@ -19,6 +19,11 @@ from orchestrator.errors import BackendError, ExitCode, RequestError, RunFailedE
         (BackendError("slurm: away"), ExitCode.UNREACHABLE, "slurm: away\n"),
         (ConnectionError("s3://b/x: away"), ExitCode.UNREACHABLE, "s3://b/x: away\n"),
         (
+            OSError(28, "No space left on device; free some", "/s/a"),
+            ExitCode.UNREACHABLE,
+            "/s/a: No space left on device; free some\n",
+        ),
+        (
             KeyboardInterrupt(),
             ExitCode.INTERRUPTED,
             "interrupted; the run goes on\n",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.cluster_choice import choose_cluster, open_store
-from orchestrator.errors import RequestError
+from orchestrator.errors import BackendError, RequestError
 from tests.unit.orchestrator import broken
 from tests.unit.orchestrator.recipes import cluster
 
@@ -106,3 +106,14 @@ def test_a_store_is_a_folder_or_to_become_one(tmp_path: Path) -> None:
         with pytest.raises(RequestError) as raised:
             open_store(cluster(str(path)))
         assert str(raised.value) == f"cluster: store: {path}: {file} is a file; name a folder"
+
+
+@pytest.mark.parametrize("below", ["", "deep/store"])
+def test_a_store_behind_a_link_that_leads_nowhere(tmp_path: Path, below: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(BackendError) as raised:
+        open_store(cluster(str(tmp_path / "link" / below)))
+    assert str(raised.value) == (
+        f"cluster: store: {tmp_path}/link leads to {tmp_path}/gone, which is not there; mount it, "
+        "or name another folder"
+    )

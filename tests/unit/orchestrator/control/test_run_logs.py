@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -105,14 +107,34 @@ def test_what_a_killed_supervisor_left_is_copied_by_the_next() -> None:
     assert run.storage.read_bytes(LOG) == b"last words\n"
 
 
-def test_a_store_out_of_reach_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    run = RunFolder(Storage("http://127.0.0.1:1/runs/small"))  # can be read at most
+class _Refuses(BaseHTTPRequestHandler):
+    """A store whose owner has taken our rights away."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_error(403)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_store_that_refuses_stops_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = HTTPServer(("127.0.0.1", 0), _Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    run = RunFolder(Storage("s3://refusing/runs/small"))
     logs = RunLogs(run, copy_every_s=0)
     written(logs, run, "x")
     logs.copy()
     assert "logs: " in caplog.text
-    assert "127.0.0.1" in caplog.text
+    assert "s3://refusing/runs/small" in caplog.text
     logs.close()
     kept = logs.path(run.storage.at("stages/pack-1/attempts/0001"), "driver.log")
     assert kept.exists(), "the only copy there is"
     kept.unlink()
+    server.shutdown()
+    server.server_close()

@@ -39,7 +39,10 @@ def test_names_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("ftpz://x", "store 'ftpz://x': not a store's address; use a path, s3://, gs:// or az://"),
+        (
+            "ftpz://x/y",
+            "store 'ftpz://x/y': not a store's address; use a path, s3://, gs:// or az://",
+        ),
         ("az://container/x", "store 'az://container': Generic MicrosoftAzure error: Account must"),
     ],
 )

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +36,62 @@ def test_what_a_killed_writer_left_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / f"{TEMPORARY}01").write_bytes(b"half")
     store = PathStore(tmp_path)
     assert (store.list(""), store.children("")) == ({}, set())
+
+
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A tmpfs of its own, where this process may mount one."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted(tmp_path, "size=64k")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted(tmp_path, "ro")
+
+
+def test_a_full_disk_is_said_with_its_remedy_and_nothing_stays(small: Path) -> None:
+    with pytest.raises(OSError, match="free some space") as raised:
+        PathStore(small).create("a/b", bytes(1 << 20))
+    assert raised.value.errno == errno.ENOSPC
+    assert not [p for p in small.rglob("*") if p.is_file()]
+    PathStore(small).create("c", b"fits")
+
+
+def test_a_disk_that_is_full_of_an_upload_is_left_as_it_was(small: Path, tmp_path: Path) -> None:
+    large = Path(tempfile.mkdtemp(dir="/tmp")) / "large"
+    large.write_bytes(bytes(1 << 20))
+    with pytest.raises(OSError, match="No space left on device; free some space"):
+        PathStore(small).upload(large, "a", lambda: None)
+    assert not [p for p in small.rglob("*") if p.is_file()]
+    shutil.rmtree(large.parent)
+
+
+@pytest.mark.parametrize("verb", ["create", "replace"])
+def test_a_read_only_disk_is_said_with_its_remedy(read_only: Path, verb: str) -> None:
+    with pytest.raises(OSError, match="Read-only file system; mount it for writing"):
+        getattr(PathStore(read_only), verb)("a", b"1")
+
+
+@pytest.mark.parametrize("at", ["store", "store/artifacts/train"])
+def test_a_link_that_leads_nowhere_ends_in_an_error(tmp_path: Path, at: str) -> None:
+    link = tmp_path / at
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(OSError, match=r"File exists|No such file"):
+        PathStore(tmp_path / "store").create("artifacts/train/a", b"1")
+
+
+def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        PathStore(tmp_path).create("a/b", b"1")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import BackendError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
-from orchestrator.ledger.store import Store
+from orchestrator.ledger.store import Store, require_usable
 from orchestrator.ledger.verify import verify
 from orchestrator.plan.planner import Found, Instance, Plan, make_plan
 from orchestrator.plan.stages import Facts
@@ -193,3 +194,30 @@ def test_a_store_of_the_version_before_is_reused(tmp_path: Path) -> None:
     assert decisions == {**dict.fromkeys(decisions, "reuse"), **scores}
     reused = {i.id for i in plan.instances if i.decision == "reuse"}
     assert reused == {i.id for i in run.plan().instances if i.stage != "evaluate"}
+
+
+def test_a_usable_store_keeps_nothing_of_the_trial(storage: Storage) -> None:
+    require_usable(storage)
+    assert storage.list() == {}
+
+
+class Forgetful(Storage):
+    """A store that takes every write for the first."""
+
+    def create(self, path: str, data: bytes) -> None:
+        self.replace(path, data)
+
+
+def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="overwrites what must be created once; use a store"):
+        require_usable(Forgetful(str(tmp_path)))
+
+
+def test_what_the_system_says_of_a_store_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BackendError) as raised:
+        require_usable(Storage(str(tmp_path / "file")))
+    assert str(raised.value) in (
+        f"store: {tmp_path}/file: Not a directory",
+        f"store: {tmp_path}/file: File exists",
+    )
