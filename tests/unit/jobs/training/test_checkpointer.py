@@ -39,7 +39,8 @@ def save(
             progress.metric_lines.append({"step": step})
             if member.info.rank == block:
                 name = checkpoints.name_of(step, config.lease_n)
-                Storage(config.out_url).create(checkpoints.done_path(name, block), b"{}")
+                note = b'{"files": {}, "rng": "of another attempt"}'
+                Storage(config.out_url).create(checkpoints.done_path(name, block), note)
             checkpointer.save(engine, progress)
         checkpointer.drain()
         return checkpointer, progress

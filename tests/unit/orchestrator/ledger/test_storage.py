@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
@@ -237,3 +238,33 @@ def test_an_upload_ticks(storage: Storage, tmp_path: Path) -> None:
     local.write_bytes(bytes(3 << 20))
     storage.upload(local, "a", lambda: ticks.append(None))
     assert ticks
+
+
+class _Stop(BaseException):
+    """What a signal's handler raises."""
+
+
+def test_a_signal_is_never_taken_for_a_missing_object(tmp_path: Path) -> None:
+    """A look at a store lasts as long as its file system likes; a signal may come in it."""
+    storage = Storage(str(tmp_path))
+
+    def stop(*_: object) -> None:
+        raise _Stop
+
+    def look_until_stopped() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.002)
+        while True:
+            storage.exists("a")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        for _ in range(50):
+            with pytest.raises(_Stop):
+                look_until_stopped()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_cannot_be_looked_at_is_not_missing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long"):
+        Storage(str(tmp_path)).exists("a" * 300)
