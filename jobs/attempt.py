@@ -94,6 +94,8 @@ class Attempt:
     """What tells its node apart from others of its stage: ``1`` of ``pretrain.1``."""
     interruptions: tuple[int, float] = (0, 0.0)
     """How many attempts before this one did not succeed, and how many seconds they lasted."""
+    recipes: tuple[Recipe, ...] = ()
+    """Resolved recipes of all variants that need it, where there are several."""
     _events: list[str] = field(default_factory=list)
     _segments: int = 0
     _progressed_at: float = 0.0
@@ -119,6 +121,11 @@ class Attempt:
     def upstream(self) -> dict[str, Artifact]:
         """What the first artifact is made of, by role."""
         return self.upstreams[0]
+
+    @property
+    def all_recipes(self) -> tuple[Recipe, ...]:
+        """The resolved recipes of all variants that need what this attempt produces."""
+        return self.recipes or (self.recipe,)
 
     def data_root(self, source: str) -> Path:
         """Where a source's recordings lie here.
@@ -227,13 +234,20 @@ def _attempt(
     options: argparse.Namespace,
 ) -> Attempt:
     leader, cluster = members[0], run.cluster()
-    variant = next(v for v in plan.variants if v["name"] == leader.variants[0])
+    needed_by = {name for member in members for name in member.variants}
+    recipe = run.recipe()
+    recipes = {
+        v["name"]: variant_recipe(recipe, v["overrides"], where=run.name)
+        for v in plan.variants
+        if v["name"] in needed_by
+    }
     record = _record(store, options)
     given = record.storage.local_root or os.environ.get(LOCAL_FOLDER)
     folder = Path(given or Path(stack.enter_context(tempfile.TemporaryDirectory()), "attempts/1"))
     folder.mkdir(parents=True, exist_ok=True)
     return Attempt(
-        recipe=variant_recipe(run.recipe(), variant["overrides"], where=run.name),
+        recipe=recipes[leader.variants[0]],
+        recipes=tuple(recipes.values()),
         cluster=cluster,
         resources=cluster.resources_of(leader.stage, leader.node),
         part=leader.part,

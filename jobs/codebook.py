@@ -18,7 +18,7 @@ from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker
 from jobs.speech.lloyd import MAX_ITERATIONS, fit
 from jobs.speech.pool import stage_pool
 from jobs.speech.units import EncoderSpec, write_codebook
-from jobs.speech.utterances import CorpusRows, source_roots
+from jobs.speech.utterances import read_corpus, source_roots
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 
@@ -29,7 +29,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     encoder = EncoderSpec(
         url=attempt.upstream["encoder"].storage.url, layer=attempt.recipe.encoder.layer
     )
-    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
+    rows = read_corpus(attempt)
     utterances = rows.sample(tokenizer.fit_hours, tokenizer.seed)
     with stage_pool(attempt, BlockWorker, encoder, source_roots(attempt)) as pool:
         fitted = fit(

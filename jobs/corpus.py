@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -28,6 +29,7 @@ import torch
 from jobs.attempt import Attempt, run_stage
 from jobs.audio.corpora import Recording, list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
+from jobs.enough_audio import require_enough, require_splits
 from orchestrator.errors import AlreadyExistsError, DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -77,6 +79,11 @@ class Probe(NamedTuple):
     unreadable: str = ""
     """Why it cannot be decoded; empty when it can."""
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether it has utterances."""
+        return not (self.left_out or self.unreadable)
+
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """List, probe, cut and share out; the corpus' facts."""
@@ -85,13 +92,13 @@ def work(attempt: Attempt) -> dict[str, Any]:
     roots = {s.name: attempt.data_root(s.name) for s in corpus.sources}
     wanted, left_out = choose(corpus, roots)
     if not wanted:
-        languages = sorted({row["language"] or "none" for row in left_out})
-        found = ", ".join(languages) or "no audio files at all"
-        raise DataError(
-            f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: "
-            f"{found}); check corpus.languages and the cluster's data"
-        )
+        raise DataError(nothing_wanted(corpus, left_out))
+    for recipe in attempt.all_recipes:  # before hours of decoding, which leaves none but these
+        require_splits([recording.id for recording in wanted], recipe.split)
     probes = _probe_all(attempt, wanted, roots)
+    usable = [(r, p) for r, p in zip(wanted, probes, strict=True) if p.is_usable]
+    if usable:
+        require_enough(attempt.all_recipes, {r.id: p.num_samples for r, p in usable})
     return write_tables(attempt.out, corpus, wanted, probes, left_out)
 
 
@@ -117,19 +124,16 @@ def write_tables(
 ) -> dict[str, Any]:
     """Write the four tables and return the facts. Raises DataError when no utterance remains."""
     pairs = list(zip(wanted, probes, strict=True))
-    rows = [
-        row
-        for r, p in pairs
-        if not p.left_out and not p.unreadable
-        for row in utterances(r, p, corpus.windows)
-    ]
+    rows = [row for r, p in pairs if p.is_usable for row in utterances(r, p, corpus.windows)]
     silent = [{**r._asdict(), "reason": p.left_out} for r, p in pairs if p.left_out]
     dropped = [*left_out, *silent]
     bad = [{**r._asdict(), "reason": p.unreadable} for r, p in pairs if p.unreadable]
     if not rows:
+        reasons = Counter(row["reason"] for row in silent) + Counter(unreadable=len(bad))
+        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
         raise DataError(
-            f"corpus: none of {len(wanted)} recordings can be used ({len(bad)} unreadable, the "
-            f"rest silent or shorter than {corpus.windows.min_s} s); check the data and windows"
+            f"corpus: none of {len(wanted)} recordings can be used ({counts}); check the data, and "
+            "corpus.windows"
         )
     shards = share_out([row["num_samples"] for row in rows], corpus.shard_hours)
     shard_rows = [{"shard": shard, "row": row} for row, shard in enumerate(shards)]
@@ -215,6 +219,21 @@ def _unwanted(recording: Recording, corpus: Corpus) -> str:
     digest = hashlib.sha256(f"data_fraction/{recording.id}".encode()).digest()
     is_in = int.from_bytes(digest[:6], "big") / 2**48 < corpus.data_fraction
     return "" if is_in else "data_fraction"
+
+
+def nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:
+    """Why there is nothing to probe."""
+    if in_language := sum(row["reason"] == "data_fraction" for row in left_out):
+        return (
+            f"corpus.data_fraction: {corpus.data_fraction:g} of {in_language} recordings is none "
+            "of them; raise it or add recordings"
+        )
+    languages = sorted({row["language"] or "none" for row in left_out})
+    found = ", ".join(languages) or "no audio files at all"
+    return (
+        f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
+        "check corpus.languages and the cluster's data"
+    )
 
 
 def _probe_all(

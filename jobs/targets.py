@@ -21,7 +21,7 @@ from jobs.speech.feature_blocks import in_order
 from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pool import Pool, stage_pool
 from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, shard_path, write_codebook
-from jobs.speech.utterances import CorpusRows, source_roots
+from jobs.speech.utterances import read_corpus, source_roots
 from orchestrator.errors import DataError
 from orchestrator.plan.stages import pretraining
 
@@ -30,7 +30,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     """Fit the clusters where no attempt has yet, and write every missing block's labels."""
     torch.set_num_threads(1)  # k-means runs here: one fixed thread count, one rounding
     spec, iteration = pretraining(attempt.recipe, attempt.part)
-    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
+    rows = read_corpus(attempt)
     blocks = targets.AudioBlocks.of(rows, spec)
     if not blocks.num_frames.sum():
         raise DataError("encoder.pretrain: the audio holds no whole frame; add longer recordings")

@@ -22,7 +22,7 @@ from jobs.speech.units import (
     Tokenizer,
     shard_path,
 )
-from jobs.speech.utterances import CorpusRows, source_roots
+from jobs.speech.utterances import CorpusRows, read_corpus, source_roots
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -31,7 +31,7 @@ _READERS = 8
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Write every missing shard; returns what the units are like, per key."""
-    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
+    rows = read_corpus(attempt)
     num_clusters = [u["codebook"].facts["num_clusters"] for u in attempt.upstreams]
     missing = missing_shards(rows.shards, attempt.outs)
     made = _tokenized(attempt, rows, missing) if missing else ()

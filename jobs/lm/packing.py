@@ -46,9 +46,14 @@ _ROWS_PER_GROUP = 65_536
 _COLUMNS = ["id", "recording", "units", "num_samples"]
 
 
+def place_of(recording: str) -> float:
+    """A whole recording's place in [0, 1); pure, so that adding data never moves a recording."""
+    return int.from_bytes(hashlib.sha256(recording.encode()).digest()[:8], "big") / 2**64
+
+
 def split_of(recording: str, shares: Split) -> SplitName:
-    """The split of a whole recording; pure, so that adding data never moves a recording."""
-    place = int.from_bytes(hashlib.sha256(recording.encode()).digest()[:8], "big") / 2**64
+    """The split of a whole recording, by its place."""
+    place = place_of(recording)
     if place < shares.valid:
         return "valid"
     return "test" if place < shares.valid + shares.test else "train"

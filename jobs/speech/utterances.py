@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from jobs.attempt import Attempt
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
+from jobs.enough_audio import require_enough
 from jobs.speech.hubert import plan_batches
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -58,6 +59,17 @@ def source_roots(attempt: Attempt) -> dict[str, Root]:
     }
 
 
+def read_corpus(attempt: Attempt) -> CorpusRows:
+    """The rows of the corpus that a stage reads.
+
+    Raises DataError when they are too few for a variant that needs the stage: an earlier run may
+    have made the corpus for another split.
+    """
+    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
+    require_enough(attempt.all_recipes, rows.samples_by_recording())
+    return rows
+
+
 class CorpusRows:
     """The rows of a corpus artifact: columns in memory, objects only for the rows asked for."""
 
@@ -80,6 +92,12 @@ class CorpusRows:
     def shards(self) -> list[int]:
         """Numbers of all shards, ascending."""
         return [int(shard) for shard in np.unique(self._shard_of)]
+
+    def samples_by_recording(self) -> dict[str, int]:
+        """How many samples at 16 kHz are used of each recording."""
+        sums = self._manifest.group_by("recording").aggregate([("num_samples", "sum")])
+        names, counts = sums["recording"].to_pylist(), sums["num_samples_sum"].to_pylist()
+        return dict(zip(names, counts, strict=True))
 
     def of_shard(self, shard: int) -> list[Utterance]:
         """The utterances of one shard, in order."""

@@ -11,7 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from jobs.corpus import choose, cut, is_silent, probe, share_out, write_tables
+from jobs.corpus import (
+    choose,
+    cut,
+    is_silent,
+    nothing_wanted,
+    probe,
+    share_out,
+    write_tables,
+)
 from jobs.lm.packing import split_of
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
@@ -131,8 +139,26 @@ def test_one_very_long_row_leaves_no_shard_empty(sizes: list[int]) -> None:
 
 def test_a_corpus_with_nothing_usable_says_so(tmp_path: Path, roots: dict[str, Path]) -> None:
     corpus = corpus_of(sources=[Source(name="b")])
-    with pytest.raises(DataError, match=r"none of 3 recordings can be used \(1 unreadable"):
+    with pytest.raises(DataError, match=r"can be used \(1 shorter than 0.4 s, 1 silent, 1 unr"):
         build(Storage(str(tmp_path / "out")), corpus, roots)
+
+
+def test_a_fraction_that_leaves_nothing_is_named(roots: dict[str, Path]) -> None:
+    corpus = corpus_of(data_fraction=1e-9)
+    wanted, left_out = choose(corpus, roots)
+    assert wanted == []
+    assert nothing_wanted(corpus, left_out) == (
+        "corpus.data_fraction: 1e-09 of 5 recordings is none of them; raise it or add recordings"
+    )
+
+
+def test_a_language_that_nobody_speaks_is_named(roots: dict[str, Path]) -> None:
+    corpus = corpus_of(languages=["fr"], data_fraction=1e-9)
+    _, left_out = choose(corpus, roots)
+    assert nothing_wanted(corpus, left_out) == (
+        "corpus: no recording in fr below the roots (found: en, es); check corpus.languages and "
+        "the cluster's data"
+    )
 
 
 WINDOWS = Windows(min_s=0.5, max_s=10.0)

@@ -1,0 +1,114 @@
+"""A corpus that is too small is known from its recordings' names and lengths."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from jobs.enough_audio import require_enough, require_splits
+from jobs.lm.packing import SPLITS, split_of
+from orchestrator.errors import DataError
+from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import Recipe, Split
+
+SHARES = re.compile(r"give split: {valid: ([0-9.]+), test: ([0-9.]+)}, or")
+
+
+def names(count: int, seed: int = 0) -> list[str]:
+    return [f"s/{seed}/{n}" for n in range(count)]
+
+
+def recipe(**over: Any) -> Recipe:
+    raw = {
+        "name": "small",
+        "corpus": {"sources": [{"name": "s"}]},
+        "encoder": {"model": "hubert", "sha256": "a" * 64, "layer": 1},
+        "tokenizer": {"num_clusters": 2},
+        "split": {"valid": 0.2, "test": 0.2},
+        "model": {"text_model": "lm", "sha256": "b" * 64},
+        "train": {"context_length": 32, "global_batch_tokens": 32, "steps": 1},
+    }
+    return Recipe.model_validate({**raw, **over})
+
+
+def seconds(lengths_s: Mapping[str, float]) -> dict[str, int]:
+    return {name: round(length_s * SAMPLE_RATE_HZ) for name, length_s in lengths_s.items()}
+
+
+def test_enough_is_enough() -> None:
+    require_splits(names(200), Split())
+    require_enough([recipe()], seconds(dict.fromkeys(names(50), 2.0)))
+
+
+def test_a_share_that_takes_nothing_is_named_with_one_that_does() -> None:
+    with pytest.raises(DataError) as raised:
+        require_splits(names(20), Split(valid=0.02, test=0.02))
+    said = str(raised.value)
+    assert said.startswith("split: none of 20 recordings falls into ")
+    assert "(valid: 0.02, test: 0.02); give split: {valid: " in said
+    assert said.endswith(", or add recordings")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_shares_that_are_offered_do(seed: int) -> None:
+    """On any small corpus: what a message says is tried."""
+    some = random.Random(seed)
+    recordings = names(some.randint(3, 60), seed)
+    shares = Split(valid=some.choice([0.01, 0.02, 0.1]), test=some.choice([0.01, 0.05]))
+    if {split_of(r, shares) for r in recordings} == set(SPLITS):
+        require_splits(recordings, shares)
+        return
+    with pytest.raises(DataError, match=r"add recordings$") as raised:
+        require_splits(recordings, shares)
+    if found := SHARES.search(str(raised.value)):
+        offered = Split(valid=float(found[1]), test=float(found[2]))
+        assert offered.valid >= shares.valid
+        assert offered.test >= shares.test
+        assert {split_of(r, offered) for r in recordings} == set(SPLITS)
+    else:
+        assert len(recordings) < 10
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_three_splits_need_three_recordings(count: int) -> None:
+    with pytest.raises(DataError, match=rf"none of {count} recordings .*; add recordings$"):
+        require_splits(names(count), Split())
+
+
+def test_every_variant_is_asked_for() -> None:
+    audio = seconds(dict.fromkeys(names(20), 2.0))
+    require_enough([recipe()], audio)
+    with pytest.raises(DataError, match="falls into valid"):
+        require_enough([recipe(), recipe(split={"valid": 0.0001, "test": 0.2})], audio)
+
+
+def test_a_window_needs_a_context_and_the_token_after_it() -> None:
+    recordings = names(20)
+    train = [r for r in recordings if split_of(r, recipe().split) == "train"]
+    audio = seconds(dict.fromkeys(recordings, 1.0))
+    num_tokens = 50 * len(train)
+    fits, exceeds = (
+        recipe(train={"context_length": n, "global_batch_tokens": n, "steps": 1})
+        for n in (num_tokens - 1, num_tokens)
+    )
+    require_enough([fits], audio)
+    with pytest.raises(DataError) as raised:
+        require_enough([exceeds], audio)
+    assert str(raised.value) == (
+        f"train.context_length: the training split has at most {num_tokens} tokens (50 a second), "
+        f"fewer than the {num_tokens + 1} of one window; shorten it or add recordings"
+    )
+
+
+def test_clusters_need_frames() -> None:
+    with pytest.raises(DataError) as raised:
+        require_enough(
+            [recipe(tokenizer={"num_clusters": 2000})], seconds(dict.fromkeys(names(20), 1.0))
+        )
+    assert str(raised.value).startswith(
+        "tokenizer.num_clusters: all recordings have 1000 frames, and 2000 clusters need "
+    )
