@@ -18,8 +18,9 @@ from transformers import HubertConfig, HubertModel
 
 from jobs.attempt import Attempt, run_stage
 from jobs.speech.hubert import grid_of
-from orchestrator.errors import CorruptError, RequestError
+from orchestrator.errors import CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import Storage, sha256_of
+from orchestrator.plan.model_config import encoder_problems
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Encoder
 
@@ -50,26 +51,26 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
     """What later stages need to know. Raises RequestError when the recipe means another model."""
+    require_fit(encoder, str(folder))
     config = HubertConfig.from_pretrained(folder)
     grid = grid_of(config.conv_kernel, config.conv_stride)
-    frame_rate_hz = SAMPLE_RATE_HZ / grid.hop
-    if frame_rate_hz != encoder.frame_rate_hz:
-        raise RequestError(
-            f"encoder.frame_rate_hz: is {encoder.frame_rate_hz:g}, but the model's strides give "
-            f"{frame_rate_hz:g}; say {frame_rate_hz:g}"
-        )
-    if encoder.layer > config.num_hidden_layers:
-        raise RequestError(
-            f"encoder.layer: is {encoder.layer}, but the model has {config.num_hidden_layers} "
-            f"layers; give 1..{config.num_hidden_layers}"
-        )
     return {
         "layer": encoder.layer,
-        "frame_rate_hz": frame_rate_hz,
+        "frame_rate_hz": SAMPLE_RATE_HZ / grid.hop,
         "hop": grid.hop,
         "receptive_field": grid.field,
         "sha256": sha256_of(folder / WEIGHTS),
     }
+
+
+def require_fit(encoder: Encoder, source: str, revision: str | None = None) -> None:
+    """Raise SpecErrors when a model's config, as it is written, is not what the recipe means.
+
+    Transformers reads the config of any family as HuBERT's, and draws what is not in the weights.
+    """
+    config, _ = HubertConfig.get_config_dict(source, revision=revision)
+    if problems := list(encoder_problems(config, encoder)):
+        raise SpecErrors(problems)
 
 
 def copy_published(encoder: Encoder, source: str, folder: Path) -> None:
@@ -107,6 +108,7 @@ def copy_pretrained(model: Storage, folder: Path) -> None:
 
 def _download(encoder: Encoder, source: str, folder: Path) -> None:
     try:
+        require_fit(encoder, source, encoder.revision)
         model = HubertModel.from_pretrained(source, revision=encoder.revision or "main")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

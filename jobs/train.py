@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.attempt import Attempt, run_stage
 from jobs.lm.task import TASK, LanguageModelSpec, settings_of
-from jobs.lm.twist import verify_weights
+from jobs.lm.twist import require_fit, verify_weights
 from jobs.training import driver
 from jobs.training.rank import RankConfig
 from orchestrator.plan.execution import execution_of
@@ -22,6 +22,7 @@ TOO_LARGE = (
 def work(attempt: Attempt) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one."""
     config = rank_config(attempt)
+    require_fit(attempt.recipe, config.spec["source"])
     verify_weights(attempt.recipe.model, config.spec["source"])
     return driver.train(attempt, config, TOO_LARGE)
 

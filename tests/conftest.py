@@ -94,3 +94,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def _no_cluster_around(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ORCHESTRATOR_CLUSTER", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_hub_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.errors import CorruptError, RequestError
+from orchestrator.errors import CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
-from orchestrator.spec.recipe import Model
+from orchestrator.plan.model_config import text_model_problems
+from orchestrator.spec.recipe import Model, Recipe
 
 WEIGHTS = "model.safetensors"
 
@@ -88,6 +89,15 @@ def init_std(spec: Model, config: Any) -> float:
             "1/sqrt(hidden size)"
         )
     return float(std)
+
+
+def require_fit(recipe: Recipe, source: str) -> None:
+    """Raise SpecErrors when the text model's config says that this recipe cannot train it."""
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(source, revision=recipe.model.revision)
+    if problems := list(text_model_problems(config, recipe)):
+        raise SpecErrors(problems)
 
 
 def verify_weights(spec: Model, source: str) -> None:

@@ -33,6 +33,7 @@ class Request:
     """A recipe on a cluster, understood and planned."""
 
     recipe: Recipe
+    recipe_file: Path
     cluster: Cluster
     cluster_file: Path
     variants: tuple[Variant, ...]
@@ -94,6 +95,18 @@ class Executor:
 
     def problems(self, request: Request) -> Iterable[str]:  # noqa: ARG002 (asks for nothing)
         """What keeps this backend from running the request, one line each."""
+        return ()
+
+    def too_large(
+        self,
+        plan: Plan,  # noqa: ARG002 (as above)
+        cluster: Cluster,  # noqa: ARG002
+        where: str,  # noqa: ARG002
+    ) -> Iterable[str]:
+        """Which of the plan's stages nothing here could ever hold, one line each.
+
+        ``where`` is the cluster file's name.
+        """
         return ()
 
     def checks(self, cluster: Cluster) -> Iterable[Check]:  # noqa: ARG002 (asks for nothing)

@@ -20,8 +20,10 @@ from orchestrator.control.executor import (
     observe,
     require_submittable,
 )
+from orchestrator.control.models import moving_revisions, wrong_digests
 from orchestrator.control.requirements import (
     impossible_splits,
+    impossible_workers,
     missing,
     root_of,
     unmapped_sources,
@@ -70,10 +72,13 @@ def prepare(
         )
         for point in sweep_points(recipe)
     )
+    if problems := moving_revisions(variants, recipe_file.name):
+        raise SpecErrors(problems)
     facts = _facts(recipe, cluster, cluster_file.name)
     plan = make_plan(variants, facts, found=store.find, known_inputs=store.inputs_of, run=name)
     return Request(
         recipe=recipe,
+        recipe_file=recipe_file,
         cluster=cluster,
         cluster_file=cluster_file,
         variants=variants,
@@ -91,6 +96,8 @@ def submit(request: Request) -> Submitted:
     if problems := missing(request):
         raise SpecErrors(problems)
     require_submittable(request.cluster)
+    if problems := wrong_digests(request):
+        raise SpecErrors(problems)
     require_usable(request.store.storage)
     run = RunFolder(request.store.run_storage(request.plan.run))
     code = code_snapshot()
@@ -125,7 +132,13 @@ def move(run: RunFolder, cluster_file: Path) -> bool:
         raise RequestError(
             f"{run.name}: is at work; `orchestrator cancel {run.name}` before it moves"
         )
-    if problems := impossible_splits(run.variants(), cluster, cluster_file.name):
+    where = cluster_file.name
+    problems = (
+        *impossible_splits(run.variants(), cluster, where),
+        *impossible_workers(run.plan(), cluster, where),
+        *executor_of(cluster).too_large(run.plan(), cluster, where),
+    )
+    if problems:
         raise SpecErrors(problems)
     run.move(cluster)
     return True

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.control.executor import Request, executor_of
+from orchestrator.control.models import models_of, unfit_models
 from orchestrator.errors import RequestError
 from orchestrator.plan.execution import execution_of, pretrain_execution
-from orchestrator.plan.planner import Variant
+from orchestrator.plan.planner import Plan, Variant
+from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.recipe import Execution, Recipe, Source
@@ -38,7 +40,10 @@ def missing(request: Request) -> list[str]:
         *_missing_models(request.variants, cluster, where),
         *_missing_accelerators(request.variants, cluster, where),
         *impossible_splits(request.variants, cluster, where),
+        *impossible_workers(request.plan, cluster, where),
         *executor_of(cluster).problems(request),
+        *executor_of(cluster).too_large(request.plan, cluster, where),
+        *unfit_models(request),
     ]
 
 
@@ -49,14 +54,8 @@ def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[s
             yield f"{where}: data.{source.name}: missing; map the source to its folder here"
 
 
-def models_of(variants: Sequence[Variant]) -> list[str]:
-    """Names of all models that the variants load."""
-    wanted = {v.recipe.model.text_model for v in variants}
-    return sorted(name for name in wanted | {v.recipe.encoder.model for v in variants} if name)
-
-
 def _missing_models(variants: Sequence[Variant], cluster: Cluster, where: str) -> Iterator[str]:
-    for name in models_of(variants):
+    for name in dict.fromkeys(model.name for model in models_of(variants)):
         if name not in cluster.models and "/" not in name:
             yield f"{where}: models.{name}: missing; map it to a folder in Hugging Face format"
 
@@ -66,12 +65,18 @@ def _missing_accelerators(
 ) -> Iterator[str]:
     if cluster.resources_of("train").gpus_per_node:
         return
+    asked = f"{where}: resources.train.gpus_per_node: 0, but"
     precisions = dict.fromkeys(v.recipe.train.precision for v in variants)
     for precision in (p for p in precisions if p != "fp32"):
         yield (
-            f"{where}: resources.train.gpus_per_node: 0, "
-            f"but train.precision is {precision}, which needs accelerators; "
+            f"{asked} train.precision is {precision}, which needs accelerators; "
             "use a cluster with GPUs, or --set train.precision=fp32"
+        )
+    executions = (v.recipe.train.execution for v in variants)
+    if any(e and e.attention == "flash_attention_2" for e in executions):
+        yield (
+            f"{asked} train.execution.attention is flash_attention_2, which needs accelerators; "
+            "use a cluster with GPUs, or sdpa"
         )
 
 
@@ -90,6 +95,21 @@ def impossible_splits(variants: Sequence[Variant], cluster: Cluster, where: str)
             except RequestError as error:
                 problems.append(f"{where}: resources.{stage}: {world_size} ranks: {error}")
     return tuple(dict.fromkeys(problems))
+
+
+def impossible_workers(plan: Plan, cluster: Cluster, where: str) -> Iterator[str]:
+    """Data stages whose workers ask for accelerators in a way that no node can give."""
+    nodes = {(i.stage, i.node): None for i in plan.leaders if BY_NAME[i.stage].is_elastic}
+    for stage, node in nodes:
+        resources = cluster.resources_of(stage, node)
+        share, named = resources.gpus_per_worker, f"{where}: resources.{node}.gpus_per_worker"
+        if resources.gpus_per_node and share > resources.gpus_per_node:
+            yield (
+                f"{named}: {share:g} of the {resources.gpus_per_node} GPUs of a node; "
+                "lower it, or raise gpus_per_node"
+            )
+        elif resources.gpus_per_node and share > 1 and share % 1:
+            yield f"{named}: {share:g} is neither a part of one GPU nor whole GPUs; round it"
 
 
 def version_of(package: str) -> str | None:

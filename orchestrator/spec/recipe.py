@@ -7,6 +7,7 @@ context and precision are not in the paper, so those are this project's own choi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from itertools import accumulate
 from operator import mul
@@ -30,6 +31,10 @@ from orchestrator.spec.model import (
     Spec,
 )
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A revision that cannot move; a branch or tag is refused where a recipe is planned, and read where
+a run was submitted with it before."""
+Commit = Annotated[str, Field(json_schema_extra={"pattern": rf"^{COMMIT.pattern}$"})]
 MAX_VARIANTS = 1000
 """Most points of one sweep; more is a slip of the pen."""
 
@@ -185,8 +190,8 @@ class Encoder(Spec):
 
     model: str | None = None
     """Hugging Face id, or a name in the cluster's ``models``."""
-    revision: str | None = None
-    """Commit of the Hugging Face repository; pins the weights."""
+    revision: Commit | None = None
+    """Commit of the Hugging Face repository, 40 hex digits; pins the weights."""
     sha256: Sha256 | None = None
     """SHA-256 of ``model.safetensors``; pins the weights of a folder."""
     pretrain: Pretrain | None = None
@@ -231,8 +236,8 @@ class Model(Spec):
 
     text_model: str
     """Hugging Face id of a causal LM, or a name in the cluster's ``models``."""
-    revision: str | None = None
-    """Commit of the Hugging Face repository; pins the weights."""
+    revision: Commit | None = None
+    """Commit of the Hugging Face repository, 40 hex digits; pins the weights."""
     sha256: Sha256 | None = None
     """SHA-256 of the weights file, for models that come from the cluster's ``models``."""
     num_layers: PositiveInt | None = None

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.backends.base import Job
@@ -15,17 +15,18 @@ from orchestrator.control.cluster_choice import existing, open_store
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.executor import Check, Executor, Request, Started
 from orchestrator.control.job import cpus_of, python_of
-from orchestrator.control.requirements import JOB_PACKAGES, models_of, num_gpus, root_of, version_of
+from orchestrator.control.models import WEIGHTS, models_of
+from orchestrator.control.requirements import JOB_PACKAGES, num_gpus, root_of, version_of
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.errors import BackendError, RunFailedError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState
 from orchestrator.ledger.store import Store
 from orchestrator.plan.estimate import STATE_BYTES_PER_PARAMETER, parameters_in_name
+from orchestrator.plan.planner import Plan, Variant
 from orchestrator.plan.stages import BY_NAME, STAGES
 from orchestrator.quantities import format_bytes
-from orchestrator.spec.cluster import Cluster
-from orchestrator.spec.loader import resolve_env
+from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.recipe import Recipe
 
 SUPERVISOR_MODULE = "orchestrator.control.local.supervisor"
@@ -96,15 +97,27 @@ class LocalExecutor(Executor):
         for source in request.recipe.corpus.sources:
             if source.name in cluster.data and not (root := root_of(cluster, source)).is_dir():
                 yield f"{where}: data.{source.name}: {root} is not a folder; check the path"
-        for name in models_of(request.variants):
-            if name in cluster.models:
-                folder = Path(resolve_env(cluster.models[name], where=f"{where}: models.{name}"))
-                if not (folder / "config.json").is_file():
-                    yield f"{where}: models.{name}: {folder} has no config.json; check the path"
-        yield from _missing_hardware(request, where)
-        absent = [name for name in JOB_PACKAGES if importlib.util.find_spec(name) is None]
-        if absent and not cluster.environment.venv:
-            yield f"this Python: {', '.join(absent)} not installed; pip install '.[jobs]'"
+        for model in models_of(request.variants):
+            if (folder := model.folder(cluster)) is None:
+                continue
+            needed = ("config.json", *([WEIGHTS] if model.sha256 else []))
+            for name in [n for n in needed if not (folder / n).is_file()][:1]:
+                yield f"{where}: models.{model.name}: {folder} has no {name}; check the path"
+        if cluster.resources_of("train").gpus_per_node == 0:
+            for variant in request.variants:
+                yield from _too_much_for_memory(variant.recipe, where)
+        if not cluster.environment.venv:
+            yield from _absent_packages(request.variants)
+
+    def too_large(self, plan: Plan, cluster: Cluster, where: str) -> Iterator[str]:
+        """Stages that ask for more accelerators, cores or memory than this machine has."""
+        left = {i.leader for i in plan.instances if i.decision != "reuse"}
+        nodes = {(i.stage, i.node): None for i in plan.leaders if i.id in left}
+        for stage, node in nodes:
+            resources, named = cluster.resources_of(stage, node), f"{where}: resources.{node}"
+            yield from _too_many_gpus(stage, resources, named)
+            yield from _too_many_cpus(stage, resources, named, cluster.cpus)
+            yield from _too_much_memory(resources, named)
 
     def checks(self, cluster: Cluster) -> Iterator[Check]:
         """Packages and resources of this machine."""
@@ -136,26 +149,63 @@ def supervisor_job(run: RunFolder, store: Store) -> Job:
     )
 
 
-def _missing_hardware(request: Request, where: str) -> Iterator[str]:
-    cluster = request.cluster
-    nodes = {(i.stage, i.node): None for i in request.plan.leaders if BY_NAME[i.stage].has_ranks}
-    for stage, node in nodes:
-        resources, gpus = cluster.resources_of(stage, node), num_gpus()
-        if resources.gpus_per_node > gpus:
-            asked = f"{where}: resources.{node}.gpus_per_node: {resources.gpus_per_node} asked"
-            yield f"{asked}, this machine has {gpus}; use a cluster that has them"
-        cpus, have = cpus_of(stage, resources), cluster.cpus or os.cpu_count() or 1
-        if cpus > have:
-            asked = f"{where}: resources.{node}: {cpus} CPU cores asked"
-            yield f"{asked}, {have} here; ask for fewer ranks"
-    if cluster.resources_of("train").gpus_per_node == 0:
-        for variant in request.variants:
-            yield from _too_much_for_memory(variant.recipe, where)
+def _absent_packages(variants: Sequence[Variant]) -> Iterator[str]:
+    """What the jobs need of this Python."""
+    if absent := [name for name in JOB_PACKAGES if importlib.util.find_spec(name) is None]:
+        yield f"this Python: {', '.join(absent)} not installed; pip install '.[jobs]'"
+    executions = [v.recipe.train.execution for v in variants]
+    # Transformers takes the same attention from either.
+    has_flash = any(importlib.util.find_spec(name) for name in ("flash_attn", "kernels"))
+    if any(e and e.attention == "flash_attention_2" for e in executions) and not has_flash:
+        yield (
+            "this Python: flash_attn not installed, which train.execution.attention asks for; "
+            "pip install flash-attn, or give sdpa"
+        )
+
+
+def _too_many_gpus(stage: str, resources: Resources, named: str) -> Iterator[str]:
+    nodes = resources.nodes if BY_NAME[stage].has_ranks else 1
+    asked, gpus = nodes * resources.gpus_per_node, num_gpus()
+    if asked > gpus:
+        on_each = f" on each of {nodes} nodes" if nodes > 1 else ""
+        yield (
+            f"{named}.gpus_per_node: {resources.gpus_per_node}{on_each} asked, this machine has "
+            f"{gpus}; use a cluster that has them"
+        )
+
+
+def _too_many_cpus(
+    stage: str, resources: Resources, named: str, allowed: int | None
+) -> Iterator[str]:
+    """Cores of what must be there at once: all ranks of a training, one worker of a data stage."""
+    has_ranks, here = BY_NAME[stage].has_ranks, os.cpu_count() or 1
+    cpus = cpus_of(stage, resources) if has_ranks else resources.cpus_per_worker
+    if cpus <= (allowed or here):
+        return
+    less = "ask for fewer ranks" if has_ranks else "ask for less"
+    have = f"this machine has {here}; {less}, or set cpus: {cpus} where its cores may be shared"
+    if allowed:
+        have = f"cpus is {allowed}; {less}, or raise cpus to {cpus}"
+    yield f"{named}{'' if has_ranks else '.cpus_per_worker'}: {cpus} CPU cores asked, {have}"
+
+
+def _too_much_memory(resources: Resources, named: str) -> Iterator[str]:
+    """Where the file says how much; nothing here is held to the default."""
+    asked, have = resources.mem_gb, _memory_bytes() / 1e9
+    if "mem_gb" in resources.model_fields_set and asked > have:
+        yield (
+            f"{named}.mem_gb: {asked:g} asked, this machine has {have:.0f}; ask for less, or use a "
+            "cluster that has it"
+        )
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _too_much_for_memory(recipe: Recipe, where: str) -> Iterator[str]:
     size = parameters_in_name(recipe.model.text_model)
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    have = _memory_bytes()
     if size and recipe.model.num_layers is None and STATE_BYTES_PER_PARAMETER * size > have:
         need_gb = STATE_BYTES_PER_PARAMETER * size / 1e9
         need = f"{where}: {recipe.model.text_model} needs {need_gb:.0f} GB of training state"

@@ -98,6 +98,16 @@ def test_a_recipe_that_means_another_model_is_refused(
         describe(encoder_of(digest, **over), folder)
 
 
+def test_a_model_of_another_family_is_refused(published: tuple[Path, str]) -> None:
+    """Transformers would read its config as HuBERT's, and draw weights that it does not have."""
+    folder, digest = published
+    config = json.loads((folder / "config.json").read_text())
+    for family in ("wav2vec2", "wavlm", "data2vec-audio"):
+        (folder / "config.json").write_text(json.dumps({**config, "model_type": family}))
+        with pytest.raises(RequestError, match=f"is of model_type '{family}', not hubert"):
+            describe(encoder_of(digest), folder)
+
+
 def test_figures_count_only_for_the_weights_they_were_measured_on(
     published: tuple[Path, str], into: Path
 ) -> None:

@@ -7,8 +7,12 @@ Everything else about each request is sound. ``{folder}`` in a message is the fo
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 RECIPE = """\
 name: small
@@ -28,6 +32,28 @@ data: {speech: speech}
 models: {hubert: hubert, tiny-lm: tiny-lm}
 """
 
+WEIGHTS = {"hubert": (b"of HuBERT", "a" * 64), "tiny-lm": (b"of a text LM", "b" * 64)}
+"""Stand-ins for each model's weights, and what stands in the recipe for their digest."""
+CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "hubert": {
+        "model_type": "hubert",
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    },
+    "tiny-lm": {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 64,
+        "vocab_size": 50,
+    },
+}
+"""What the models say of themselves."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Broken:
@@ -40,6 +66,8 @@ class Broken:
     cluster: str | bytes | None = CLUSTER
     more: dict[str, str] = field(default_factory=dict)
     """Other files beside the recipe."""
+    configs: Mapping[str, Mapping[str, Any] | str] = field(default_factory=dict)
+    """Models with another ``config.json``."""
     overrides: tuple[str, ...] = ()
     names_cluster: bool = True
     """Whether the cluster was chosen before the problem was found."""
@@ -49,11 +77,27 @@ class Broken:
         files = {"r.yaml": self.recipe, "c.yaml": self.cluster, **self.more}
         for name, content in files.items():
             if content is not None:
-                data = content if isinstance(content, bytes) else content.encode()
+                data = content if isinstance(content, bytes) else with_digests(content).encode()
                 (folder / name).write_bytes(data)
         (folder / "speech").mkdir(exist_ok=True)
+        for model, config in {**CONFIGS, **self.configs}.items():
+            (folder / model).mkdir(exist_ok=True)
+            text = config if isinstance(config, str) else json.dumps(config)
+            (folder / model / "config.json").write_text(text)
+            (folder / model / "model.safetensors").write_bytes(WEIGHTS[model][0])
         words = [str(folder / "r.yaml"), "--cluster", str(folder / "c.yaml")]
         return [*words, *(w for o in self.overrides for w in ("--set", o))]
+
+
+def with_digests(recipe: str) -> str:
+    """The recipe with the digests of the stand-ins for weights."""
+    for weights, digest in WEIGHTS.values():
+        recipe = recipe.replace(digest, hashlib.sha256(weights).hexdigest())
+    return recipe
+
+
+SOUND = Broken(id="sound", says=())
+"""The request that all others break."""
 
 
 def edited(old: str, new: str, text: str = RECIPE) -> str:
@@ -842,6 +886,199 @@ SLIPS = (
         cluster=added("scratch: '${env:}/x'", CLUSTER),
         says=(
             "c.yaml: scratch: '${env:}/x': a shell's variables mean nothing here; write ${env:NAME}",
+        ),
+    ),
+)
+_COMMIT = "write a commit, 40 hex digits, as the list of commits on the model's page has them"
+_LM_DIGEST = f'sha256: "{"b" * 64}"'
+MOVING = (
+    Broken(
+        id="a branch for a commit",
+        recipe=edited(_LM_DIGEST, "revision: main"),
+        says=(f"r.yaml: model.revision: 'main' can move; {_COMMIT}",),
+    ),
+    Broken(
+        id="a tag beside a digest",
+        recipe=edited(_HUBERT, f"{_HUBERT}, revision: v1.0"),
+        says=(f"r.yaml: encoder.revision: 'v1.0' can move; {_COMMIT}",),
+    ),
+    Broken(
+        id="the beginning of a commit",
+        overrides=("model.revision=a319086",),
+        says=(f"r.yaml: model.revision: 'a319086' can move; {_COMMIT}",),
+    ),
+    Broken(
+        id="branches of both models",
+        overrides=("model.revision=main", "encoder.revision=refs/pr/1"),
+        says=(
+            f"r.yaml: encoder.revision: 'refs/pr/1' can move; {_COMMIT}",
+            f"r.yaml: model.revision: 'main' can move; {_COMMIT}",
+        ),
+    ),
+    Broken(
+        id="a branch of one variant",
+        recipe=added(f"sweep: {{model.revision: [{'0' * 39}a, main]}}"),
+        says=(f"r.yaml: model.revision: 'main' can move; {_COMMIT}",),
+    ),
+)
+
+
+def _with(model: str, **over: Any) -> dict[str, Mapping[str, Any]]:
+    """The model with some of its config changed."""
+    return {model: {**CONFIGS[model], **over}}
+
+
+_NO_LM = "name a causal LM, such as facebook/opt-350m"
+UNFIT = (
+    Broken(
+        id="a hub's model without a commit",
+        overrides=("model.text_model=facebook/opt-350m",),
+        says=(
+            "r.yaml: model.revision: missing, and facebook/opt-350m comes from the hub, where it can move; "
+            f"{_COMMIT}",
+        ),
+    ),
+    Broken(
+        id="more context than positions",
+        overrides=("train.context_length=128",),
+        says=(
+            "r.yaml: train.context_length: 128 tokens, but tiny-lm has 64 positions; give at most 64, or a text model of longer context",
+        ),
+    ),
+    Broken(
+        id="more context than a rotary model was trained on",
+        overrides=("train.context_length=128",),
+        configs=_with("tiny-lm", model_type="llama", architectures=["LlamaForCausalLM"]),
+        says=(
+            "r.yaml: train.context_length: 128 tokens, but tiny-lm was trained on 64 positions; give at most 64, or a text model of longer context",
+        ),
+    ),
+    Broken(
+        id="a text model that is an encoder",
+        configs=_with("tiny-lm", model_type="bert", architectures=["BertForMaskedLM"]),
+        says=(
+            f"r.yaml: model.text_model: tiny-lm sees what comes after each token (BertForMaskedLM without is_decoder); {_NO_LM}",
+        ),
+    ),
+    Broken(
+        id="a text model with an encoder",
+        configs=_with(
+            "tiny-lm",
+            model_type="t5",
+            architectures=["T5ForConditionalGeneration"],
+            is_encoder_decoder=True,
+        ),
+        says=(
+            f"r.yaml: model.text_model: tiny-lm is an encoder and a decoder (T5ForConditionalGeneration); {_NO_LM}",
+        ),
+    ),
+    Broken(
+        id="the two models swapped",
+        cluster=edited(
+            "hubert: hubert, tiny-lm: tiny-lm", "hubert: tiny-lm, tiny-lm: hubert", CLUSTER
+        ),
+        says=(
+            "r.yaml: encoder.model: hubert is of model_type 'opt', not hubert: its weights would not be read; name a HuBERT",
+            f"r.yaml: model.text_model: tiny-lm is no causal LM (hubert); {_NO_LM}",
+        ),
+    ),
+    Broken(
+        id="heads that do not share the width",
+        configs=_with("tiny-lm", num_attention_heads=3),
+        says=(
+            "r.yaml: model.text_model: tiny-lm: 3 heads cannot share its width of 16; mend its config.json",
+        ),
+    ),
+    Broken(
+        id="a text model without a vocabulary",
+        configs=_with("tiny-lm", vocab_size=0),
+        says=(
+            "r.yaml: model.text_model: tiny-lm: vocab_size of its config.json is 0, not a whole number above 0; mend the file",
+        ),
+    ),
+    Broken(
+        id="a quantised text model",
+        configs=_with("tiny-lm", quantization_config={"quant_method": "awq"}),
+        says=(
+            "r.yaml: model.text_model: tiny-lm is quantised (awq), which cannot be trained; name the model that it was made from",
+        ),
+    ),
+    Broken(
+        id="more layers than the text model has",
+        overrides=("model.num_layers=3",),
+        says=("r.yaml: model.num_layers: tiny-lm has 2 layers, not 3; give 1..2",),
+    ),
+    Broken(
+        id="flash attention in fp32",
+        overrides=("train.execution={micro_batch: 1, attention: flash_attention_2}",),
+        says=(
+            "c.yaml: resources.train.gpus_per_node: 0, but train.execution.attention is flash_attention_2, which needs accelerators; use a cluster with GPUs, or sdpa",
+            "this Python: flash_attn not installed, which train.execution.attention asks for; pip install flash-attn, or give sdpa",
+            "r.yaml: train.execution.attention: flash_attention_2 computes in 16 bits, not in fp32; give sdpa, or train.precision bf16",
+        ),
+    ),
+    Broken(
+        id="a config that is no JSON",
+        configs={"tiny-lm": "{"},
+        says=(
+            "c.yaml: models.tiny-lm: {folder}/tiny-lm/config.json is no JSON; fetch the model again",
+        ),
+    ),
+    Broken(
+        id="a config that is no object",
+        configs={"hubert": "[]"},
+        says=(
+            "c.yaml: models.hubert: {folder}/hubert/config.json is no JSON object; fetch the model again",
+        ),
+    ),
+    Broken(
+        id="an encoder of another family",
+        configs=_with("hubert", model_type="wav2vec2"),
+        says=(
+            "r.yaml: encoder.model: hubert is of model_type 'wav2vec2', not hubert: its weights would not be read; name a HuBERT",
+        ),
+    ),
+    Broken(
+        id="a layer beyond the encoder",
+        overrides=("encoder.layer=3",),
+        says=("r.yaml: encoder.layer: is 3, but the model has 2 layers; give 1..2",),
+    ),
+    Broken(
+        id="another frame rate than the encoder's",
+        overrides=("encoder.frame_rate_hz=25",),
+        says=("r.yaml: encoder.frame_rate_hz: is 25, but the model's strides give 50; say 50",),
+    ),
+)
+TOO_LARGE = (
+    Broken(
+        id="a worker of more cores than may be used",
+        cluster=added("cpus: 2\nresources: {tokenize: {cpus_per_worker: 4}}", CLUSTER),
+        says=(
+            "c.yaml: resources.tokenize.cpus_per_worker: 4 CPU cores asked, cpus is 2; ask for less, or raise cpus to 4",
+        ),
+    ),
+    Broken(
+        id="a process of more cores than may be used",
+        cluster=added("cpus: 1\nresources: {pack: {cpus_per_worker: 3}}", CLUSTER),
+        says=(
+            "c.yaml: resources.pack.cpus_per_worker: 3 CPU cores asked, cpus is 1; ask for less, or raise cpus to 3",
+        ),
+    ),
+    Broken(
+        id="more ranks than cores",
+        cluster=added("cpus: 2\nresources: {train: {nodes: 2, ranks_per_node: 2}}", CLUSTER),
+        says=(
+            "c.yaml: resources.train: 4 CPU cores asked, cpus is 2; ask for fewer ranks, or raise cpus to 4",
+        ),
+    ),
+    Broken(
+        id="a worker of more accelerators than a node has",
+        cluster=added(
+            "resources: {tokenize: {gpus_per_node: 1, gpus_per_worker: 2}}",
+            CLUSTER.replace("backend: local", "backend: slurm"),
+        ),
+        says=(
+            "c.yaml: resources.tokenize.gpus_per_worker: 2 of the 1 GPUs of a node; lower it, or raise gpus_per_node",
         ),
     ),
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,16 +8,20 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    GPT2Config,
+    GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
     OPTConfig,
     PreTrainedConfig,
 )
 
-from jobs.lm.twist import build_model, verify_weights
-from orchestrator.errors import CorruptError, RequestError
+from jobs.lm.twist import build_model, require_fit, verify_weights
+from orchestrator.errors import CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
+from orchestrator.plan.model_config import is_rotary, num_positions
 from orchestrator.spec.recipe import Model
+from tests.unit.orchestrator.recipes import recipe
 
 NUM_UNITS, STD = 20, 0.05
 OPT = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -30,6 +35,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **OPT,
     ),
     "bloom": BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2, hidden_dropout=0.1),
+    "gpt2": GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32),
     "pythia": GPTNeoXConfig(
         vocab_size=50,
         hidden_size=16,
@@ -54,7 +60,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         tie_word_embeddings=True,
     ),
 }
-TIED = {"opt", "opt-projected", "bloom", "llama-tied"}
+TABLES = {"opt", "opt-projected", "gpt2"}
+"""Whose positions are rows of a table."""
+TIED = {"gpt2", "opt", "opt-projected", "bloom", "llama-tied"}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -156,6 +164,46 @@ def test_more_layers_than_there_are(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
     with pytest.raises(RequestError, match=r"has 2 layers, not 3; give 1\.\.2"):
         build(tmp_path, num_layers=3)
+
+
+def tokens_of(length: int) -> torch.Tensor:
+    return torch.zeros((1, length), dtype=torch.long)
+
+
+def test_a_sequence_may_be_as_long_as_the_config_is_read(text_lm: tuple[str, Path]) -> None:
+    """What a plan says of positions is what the model does."""
+    name, folder = text_lm
+    config = json.loads((folder / "config.json").read_text())
+    model, limit = build(folder).eval(), num_positions(config) or 64
+    assert model(input_ids=tokens_of(limit)).logits.shape[1] == limit
+    if name in TABLES:
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=tokens_of(limit + 1))
+    else:
+        assert num_positions(config) is None or is_rotary(config)
+        assert model(input_ids=tokens_of(limit + 1)).logits.shape[1] == limit + 1
+
+
+def test_rotary_positions_may_lie_in_a_table_too(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    config = GPTJConfig(**sizes, rotary_dim=4)
+    model = AutoModelForCausalLM.from_config(config)
+    assert not is_rotary(config.to_dict())
+    assert num_positions(config.to_dict()) == 32
+    assert model(input_ids=tokens_of(32)).logits.shape[1] == 32
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=tokens_of(33))
+
+
+def test_a_recipe_that_the_config_forbids_is_refused(text_lm: tuple[str, Path]) -> None:
+    name, folder = text_lm
+    longer = {"context_length": 4096, "global_batch_tokens": 4096, "steps": 1}
+    require_fit(recipe(**{"model.text_model": name}), str(folder))
+    if name != "bloom":
+        with pytest.raises(SpecErrors, match=r"^train.context_length: 4096 tokens, but"):
+            require_fit(recipe(train={**longer, "precision": "fp32"}), str(folder))
+    with pytest.raises(SpecErrors, match=r"^model.num_layers: .* has 2 layers, not 9"):
+        require_fit(recipe(**{"model.num_layers": 9}), str(folder))
 
 
 def test_survives_saving(text_lm: tuple[str, Path], tmp_path: Path) -> None:

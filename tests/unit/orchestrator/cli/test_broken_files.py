@@ -19,11 +19,17 @@ CASES = (
     *broken.OLD_FORMS,
     *broken.SLIPS,
     *broken.CLUSTERS,
+    *broken.MOVING,
 )
+UNFIT = (*broken.UNFIT, *broken.TOO_LARGE)
+"""What is only known once there is a plan, which is shown with it."""
 
 
 # Submitting is what must not happen; planning reads the same files, so a sample is enough.
-REQUESTS = (*(("submit", case) for case in CASES), *(("plan", case) for case in CASES[::10]))
+REQUESTS = (
+    *(("submit", case) for case in (*CASES, *UNFIT)),
+    *(("plan", case) for case in (*CASES[::10], *broken.MOVING)),
+)
 
 
 @pytest.mark.parametrize(
@@ -45,18 +51,36 @@ def test_says_what_is_wrong_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("case", UNFIT[::4], ids=lambda case: case.id)
+def test_a_plan_says_what_submit_would_refuse(
+    case: Broken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *case.write(tmp_path)]) == 0
+    lines = capsys.readouterr().err.replace(str(tmp_path), "{folder}").splitlines()[1:]
+    assert lines == [f"submit would refuse: {line}" for line in case.says]
+
+
 def test_the_request_that_the_cases_break_is_sound(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", *Broken(id="sound", says=()).write(tmp_path)]) == 0
+    assert main(["plan", *broken.SOUND.write(tmp_path)]) == 0
     assert "run small-" in capsys.readouterr().out
 
 
 def test_every_line_names_a_file_or_an_option() -> None:
-    lines = [line for case in CASES for line in case.says]
-    starts = ("r.yaml", "s.yaml", "c.yaml", "{folder}/", "--set ", "cluster: ", "store ")
+    lines = [line for case in (*CASES, *UNFIT) for line in case.says]
+    starts = (
+        "r.yaml",
+        "s.yaml",
+        "c.yaml",
+        "{folder}/",
+        "--set ",
+        "cluster: ",
+        "store ",
+        "this Python: ",
+    )
     assert [line for line in lines if not line.startswith(starts)] == []
-    assert len(CASES) == len({case.id for case in CASES}) >= 30
+    assert len({case.id for case in (*CASES, *UNFIT)}) == len(CASES) + len(UNFIT) >= 30
 
 
 def test_as_a_process_without_a_traceback(tmp_path: Path) -> None:

@@ -20,12 +20,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for model in ("hubert", "tiny-lm"):
-            (folder / model).mkdir()
-            (folder / model / "config.json").write_text("{}")
-        (folder / "speech").mkdir()
-        (folder / "r.yaml").write_text(broken.RECIPE)
-        (folder / "c.yaml").write_text(broken.CLUSTER)
+        broken.SOUND.write(folder)
         prepared = prepare(folder / "r.yaml", folder / "c.yaml")
         self.prepared, self.plan, self.store = prepared, prepared.plan, prepared.store
         for instance in self.plan.instances:

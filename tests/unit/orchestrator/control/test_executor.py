@@ -31,7 +31,7 @@ from orchestrator.spec.cluster import Cluster
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 
-class ToyExecutor:
+class ToyExecutor(Executor):
     """A backend of which nothing else in the program knows."""
 
     asked: list[str] = []  # noqa: RUF012 (each call makes another executor)

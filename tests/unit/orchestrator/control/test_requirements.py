@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import yaml
 from orchestrator.control.request import prepare
 from orchestrator.control.requirements import missing, num_gpus
 from tests.unit.orchestrator import broken
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HERE = os.cpu_count() or 1
 
 
 def lacking(project: Path, *overrides: str, **changes: Any) -> list[str]:
@@ -43,7 +47,8 @@ def test_missing_models(project: Path) -> None:
 
 
 def test_a_hub_id_needs_no_folder(project: Path) -> None:
-    assert lacking(project, "model.text_model=facebook/opt-125m", models={"hubert": "hubert"}) == []
+    hub = ("model.text_model=facebook/opt-125m", f"model.revision={COMMIT}")
+    assert lacking(project, *hub, models={"hubert": "hubert"}) == []
 
 
 def test_more_gpus_than_there_are(project: Path) -> None:
@@ -58,10 +63,10 @@ def test_one_gpu_more_than_there_are(project: Path) -> None:
 
 
 def test_the_memory_of_this_machine_counts_where_it_trains_on_cores(project: Path) -> None:
-    large = "model.text_model=facebook/opt-66b"
-    (line,) = lacking(project, large)
+    large = ("model.text_model=facebook/opt-66b", f"model.revision={COMMIT}")
+    (line,) = lacking(project, *large)
     assert line.startswith("c.yaml: facebook/opt-66b needs 1056 GB of training state")
-    on_gpus = lacking(project, large, cpus=64, resources={"train": {"gpus_per_node": 1}})
+    on_gpus = lacking(project, *large, cpus=64, resources={"train": {"gpus_per_node": 1}})
     assert not any("training state" in line for line in on_gpus)
 
 
@@ -73,14 +78,75 @@ def test_bf16_needs_accelerators(project: Path) -> None:
 
 
 def test_a_model_beyond_this_machine(project: Path) -> None:
-    (line,) = lacking(project, "model.text_model=meta/huge-900b")
+    (line,) = lacking(project, "model.text_model=meta/huge-900b", f"model.revision={COMMIT}")
     assert line.startswith("c.yaml: meta/huge-900b needs 14400 GB of training state, this machine")
 
 
 def test_more_ranks_than_cpus(project: Path) -> None:
     assert lacking(project, cpus=2, resources={"train": {"ranks_per_node": 4}}) == [
-        "c.yaml: resources.train: 4 CPU cores asked, 2 here; ask for fewer ranks"
+        "c.yaml: resources.train: 4 CPU cores asked, cpus is 2; ask for fewer ranks, "
+        "or raise cpus to 4"
     ]
+    batch = f"train.global_batch_tokens={32 * 5 * HERE}"
+    (line,) = lacking(project, batch, resources={"train": {"nodes": 5 * HERE}})
+    assert line == (
+        f"c.yaml: resources.train: {5 * HERE} CPU cores asked, this machine has {HERE}; ask for "
+        f"fewer ranks, or set cpus: {5 * HERE} where its cores may be shared"
+    )
+
+
+@pytest.mark.parametrize("stage", ["corpus", "encoder", "codebook", "tokenize", "pack"])
+def test_a_worker_that_this_machine_can_never_hold(project: Path, stage: str) -> None:
+    """Data stages too: an actor that asks for more than there is waits for ever."""
+    cores = HERE + 2
+    asked = {stage: {"cpus_per_worker": cores}}
+    line = f"c.yaml: resources.{stage}.cpus_per_worker: {cores} CPU cores asked, "
+    assert lacking(project, resources=asked) == [
+        f"{line}this machine has {HERE}; ask for less, or set cpus: {cores} where its cores may be "
+        "shared"
+    ]
+    assert lacking(project, cpus=1, resources=asked) == [
+        f"{line}cpus is 1; ask for less, or raise cpus to {cores}"
+    ]
+    assert lacking(project, cpus=cores, resources=asked) == []
+
+
+def test_a_data_stage_may_ask_for_more_workers_than_fit(project: Path) -> None:
+    assert lacking(project, cpus=2, resources={"tokenize": {"max_workers": 64}}) == []
+
+
+@pytest.mark.parametrize("stage", ["codebook", "tokenize", "train", "perplexity"])
+def test_an_accelerator_that_is_not_there(project: Path, stage: str) -> None:
+    asked = num_gpus() + 1
+    (line,) = lacking(project, cpus=64, resources={stage: {"gpus_per_node": asked}})
+    assert line.startswith(f"c.yaml: resources.{stage}.gpus_per_node: {asked} asked, this machine ")
+
+
+def test_memory_counts_where_the_file_says_how_much(project: Path) -> None:
+    (line,) = lacking(project, resources={"pack": {"mem_gb": 1e6}})
+    assert line.startswith("c.yaml: resources.pack.mem_gb: 1e+06 asked, this machine has ")
+
+
+def test_what_is_reused_asks_for_nothing(project: Path) -> None:
+    request = prepare(project / "r.yaml", project / "c.yaml")
+    corpus = request.plan.instances[0]
+    artifact = request.store.artifact(corpus.stage, corpus.key)
+    artifact.publish(inputs=corpus.inputs, facts={}, producer={})
+    assert lacking(project, resources={"corpus": {"cpus_per_worker": 99}}) == []
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_workers_that_no_node_can_hold(project: Path, backend: str) -> None:
+    asked = {"tokenize": {"gpus_per_node": 1, "gpus_per_worker": 2}}
+    assert (
+        "c.yaml: resources.tokenize.gpus_per_worker: 2 of the 1 GPUs of a node; lower it, or raise "
+        "gpus_per_node"
+    ) in lacking(project, resources=asked, backend=backend)
+    asked = {"codebook": {"gpus_per_node": 4, "gpus_per_worker": 1.5}}
+    assert (
+        "c.yaml: resources.codebook.gpus_per_worker: 1.5 is neither a part of one GPU nor whole "
+        "GPUs; round it"
+    ) in lacking(project, resources=asked, backend=backend)
 
 
 def test_ranks_that_cannot_share_the_batch(project: Path) -> None:

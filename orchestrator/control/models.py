@@ -1,0 +1,154 @@
+"""What is known of the models that a recipe names before any is loaded: pins, configs, digests.
+
+Folders are looked into where they are visible, a hub is asked where it answers at once; nodes say
+the rest in the same words (`plan.model_config`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.control.executor import Request
+from orchestrator.control.hub import Hub
+from orchestrator.ledger.storage import sha256_of
+from orchestrator.plan.model_config import encoder_problems, text_model_problems
+from orchestrator.plan.planner import Variant
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.loader import resolve_env
+from orchestrator.spec.recipe import COMMIT, Recipe
+
+WEIGHTS = "model.safetensors"
+MAX_HASHED_BYTES = 4 * 10**9
+"""Larger weights are left to the node that loads them: nobody waits that long for a submission."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """A model that a recipe names."""
+
+    section: Literal["encoder", "model"]
+    name: str
+    revision: str | None
+    sha256: str | None
+
+    def is_from_hub(self, cluster: Cluster) -> bool:
+        """Whether nodes would fetch it: the cluster names no folder of it."""
+        return self.name not in cluster.models and "/" in self.name
+
+    def folder(self, cluster: Cluster) -> Path | None:
+        """Its folder, as the cluster file says."""
+        if self.name not in cluster.models:
+            return None
+        where = f"cluster: models.{self.name}"
+        return Path(resolve_env(cluster.models[self.name], where=where))
+
+
+def models_of(variants: Sequence[Variant]) -> tuple[NamedModel, ...]:
+    """All models that the variants load, by name, each once."""
+    found = dict.fromkeys(m for v in variants for m in _models_of(v.recipe))
+    return tuple(sorted(found, key=lambda model: model.name))
+
+
+def moving_revisions(variants: Sequence[Variant], where: str) -> list[str]:
+    """Revisions that are no commits, so that what they mean can change; ``where`` is the recipe.
+
+    The remedy is today's commit, where the hub answers at once.
+    """
+    hub = Hub()
+    return [
+        f"{where}: {m.section}.revision: {m.revision!r} can move; "
+        f"{_commit_to_write(hub, m.name, m.revision)}"
+        for m in models_of(variants)
+        if m.revision is not None and not COMMIT.fullmatch(m.revision)
+    ]
+
+
+def unfit_models(request: Request) -> list[str]:
+    """Models that could be other ones tomorrow, and what configs say against the recipe."""
+    hub, cluster, where = Hub(), request.cluster, request.recipe_file.name
+    models = models_of(request.variants)
+    problems = [
+        f"{where}: {m.section}.revision: missing, and {m.name} comes from the hub, where it can "
+        f"move; {_commit_to_write(hub, m.name, 'main')}"
+        for m in models
+        if m.is_from_hub(cluster) and m.revision is None
+    ]
+    for model in models:
+        found = _config_of(hub, model, cluster)
+        if isinstance(found, str):
+            problems.append(f"{request.cluster_file.name}: models.{model.name}: {found}")
+        elif found:
+            problems += (f"{where}: {line}" for line in _problems(model, found, request.variants))
+    return list(dict.fromkeys(problems))
+
+
+def wrong_digests(request: Request) -> list[str]:
+    """Models here whose weights are not those of the recipe, before anything is paid for."""
+    left = {v for i in request.plan.instances if i.decision != "reuse" for v in i.variants}
+    problems = []
+    for model in models_of([v for v in request.variants if v.name in left]):
+        folder = model.folder(request.cluster)
+        weights = folder / WEIGHTS if folder else None
+        if model.sha256 is None or weights is None or not weights.is_file():
+            continue
+        if weights.stat().st_size > MAX_HASHED_BYTES:
+            continue
+        if (digest := sha256_of(weights)) != model.sha256:
+            problems.append(
+                f"{request.recipe_file.name}: {model.section}.sha256: {weights} has {digest}; "
+                "give the digest of the model you mean, or fetch it again"
+            )
+    return problems
+
+
+def _models_of(recipe: Recipe) -> Iterator[NamedModel]:
+    encoder, model = recipe.encoder, recipe.model
+    if encoder.model:
+        yield NamedModel(
+            section="encoder",
+            name=encoder.model,
+            revision=encoder.revision,
+            sha256=encoder.sha256,
+        )
+    yield NamedModel(
+        section="model", name=model.text_model, revision=model.revision, sha256=model.sha256
+    )
+
+
+def _commit_to_write(hub: Hub, model: str, revision: str) -> str:
+    if commit := hub.commit_of(model, revision):
+        return f"write the commit that it is at today, {commit}"
+    return "write a commit, 40 hex digits, as the list of commits on the model's page has them"
+
+
+def _config_of(hub: Hub, model: NamedModel, cluster: Cluster) -> Mapping[str, Any] | str:
+    """A model's ``config.json``, empty where it cannot be seen from here; or what is wrong."""
+    folder = model.folder(cluster)
+    if folder is None:
+        is_pinned = model.revision and COMMIT.fullmatch(model.revision)
+        return hub.config_of(model.name, model.revision or "") if is_pinned else {}
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except OSError:
+        return {}
+    except ValueError:
+        return f"{folder}/config.json is no JSON; fetch the model again"
+    if not isinstance(config, Mapping):
+        return f"{folder}/config.json is no JSON object; fetch the model again"
+    return config
+
+
+def _problems(
+    model: NamedModel, config: Mapping[str, Any], variants: Sequence[Variant]
+) -> Iterator[str]:
+    for recipe in (v.recipe for v in variants):
+        if model not in _models_of(recipe):
+            continue
+        if model.section == "model":
+            yield from text_model_problems(config, recipe)
+        else:
+            yield from encoder_problems(config, recipe.encoder)

@@ -1,0 +1,236 @@
+"""What the config of a published model says against a recipe, before any weights are read.
+
+In: ``config.json`` as plain data, the recipe. Out: one line for each thing that could not be
+trained, under the recipe's own keys. Pure, so that a plan says it where the file is at hand, and a
+node where it was fetched, in the same words.
+
+Whatever a config does not say is not judged: its model's defaults are known to transformers alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeGuard
+
+from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import Encoder, Recipe
+
+Config = Mapping[str, Any]
+
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+_VOCABULARY = ("vocab_size",)
+_TABLE_WIDTH = ("word_embed_proj_dim",)
+_COUNTS = (_WIDTH, _HEADS, _KEY_HEADS, _LAYERS, _POSITIONS, _VOCABULARY, _TABLE_WIDTH)
+"""Names under which families of models give the same size."""
+
+_CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
+_BODY = re.compile(r"(?<!LMHead)Model$")
+_SEES_BOTH_WAYS = frozenset(
+    {
+        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta"),
+        *("deberta-v2", "distilbert", "electra", "ernie", "esm", "eurobert", "fnet", "funnel"),
+        *("ibert", "layoutlm", "longformer", "luke", "megatron-bert", "mobilebert", "modernbert"),
+        *("mpnet", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm"),
+        *("roc_bert", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
+    }
+)
+"""Families that see what comes after a token, unless their config says ``is_decoder``."""
+_OF_AUDIO = frozenset(
+    {
+        *("data2vec-audio", "encodec", "hubert", "mimi", "moonshine", "sew", "sew-d", "speecht5"),
+        *("unispeech", "unispeech-sat", "vits", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer"),
+        *("wavlm", "whisper"),
+    }
+)
+_ROTARY_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "rotary_pct", "rotary_emb_base")
+_ROTARY = frozenset({"falcon", "gemma", "gpt_neox", "llama", "mistral", "phi", "qwen2", "qwen3"})
+"""Families with rotary positions whose older configs do not say so. Not ``gptj`` and ``codegen``:
+theirs is a table of fixed length."""
+_SCALED_FROM_ORIGINAL = frozenset({"linear", "dynamic", "yarn"})
+"""Kinds of rope scaling whose factor may not be in ``max_position_embeddings`` yet."""
+_WITHOUT_FLASH = frozenset({"bloom", "codegen", "mpt", "openai-gpt", "rwkv", "xglm", "xlnet"})
+"""Families that have no FlashAttention in transformers 5 (``_supports_flash_attn``)."""
+_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+
+
+def text_model_problems(config: Config, recipe: Recipe) -> Iterator[str]:
+    """Why the recipe's language model cannot be made of the text model with this config."""
+    name = recipe.model.text_model
+    if other := _other_kind(config):
+        yield (f"model.text_model: {name} {other}; name a causal LM, such as facebook/opt-350m")
+        return
+    yield from _bad_sizes(config, f"model.text_model: {name}")
+    if scheme := _quantised(config):
+        yield (
+            f"model.text_model: {name} is quantised ({scheme}), which cannot be trained; "
+            "name the model that it was made from"
+        )
+    yield from _too_many_layers(config, recipe)
+    yield from _too_long(config, recipe)
+    yield from _attention_problems(config, recipe)
+
+
+def encoder_problems(config: Config, encoder: Encoder) -> Iterator[str]:
+    """Why units cannot be made of the layer that the recipe names of the model with this config."""
+    name = encoder.model or "the pretrained encoder"
+    if (family := config.get("model_type")) != "hubert":
+        yield (
+            f"encoder.model: {name} is of model_type {_shown(family)}, not hubert: its weights "
+            "would not be read; name a HuBERT"
+        )
+        return
+    yield from _bad_sizes(config, f"encoder.model: {name}")
+    num_layers = _size(config, _LAYERS)
+    if num_layers and encoder.layer > num_layers:
+        yield (
+            f"encoder.layer: is {encoder.layer}, but the model has {num_layers} layers; "
+            f"give 1..{num_layers}"
+        )
+    strides = config.get("conv_stride")
+    if isinstance(strides, list | tuple) and all(_is_size(stride) for stride in strides):
+        frame_rate_hz = SAMPLE_RATE_HZ / math.prod(strides)
+        if frame_rate_hz != encoder.frame_rate_hz:
+            yield (
+                f"encoder.frame_rate_hz: is {encoder.frame_rate_hz:g}, but the model's strides "
+                f"give {frame_rate_hz:g}; say {frame_rate_hz:g}"
+            )
+
+
+def num_positions(config: Config) -> int | None:
+    """Tokens that one sequence may have; None where the config sets no limit.
+
+    ALiBi (arXiv 2108.12409) has none in BLOOM and Falcon. Rotary positions reach as far as the
+    model was trained or scaled to (``rope_scaling``; ``rope_parameters`` in transformers 5). OPT's
+    table has two rows more than its config says, for its offset.
+    """
+    if config.get("model_type") == "bloom" or config.get("alibi") is True:
+        return None
+    limit = _size(config, _POSITIONS)
+    if limit is None:
+        return None
+    return max([limit, *(_scaled(rope, limit) for rope in _ropes(config))])
+
+
+def is_rotary(config: Config) -> bool:
+    """Whether positions are angles, computed for any length, rather than rows of a table."""
+    return config.get("model_type") in _ROTARY or any(key in config for key in _ROTARY_KEYS)
+
+
+def _other_kind(config: Config) -> str:
+    """What the model is instead of a causal language model; empty when it may well be one."""
+    family, names = config.get("model_type"), config.get("architectures") or ()
+    if not isinstance(family, str):
+        return f"has a config.json without model_type ({_shown(family)})"
+    shown = ", ".join(str(name) for name in names) or family
+    is_decoder = config.get("is_decoder") is True
+    if family in _SEES_BOTH_WAYS and not is_decoder:
+        return f"sees what comes after each token ({shown} without is_decoder)"
+    if config.get("is_encoder_decoder") is True and not is_decoder:
+        return f"is an encoder and a decoder ({shown})"
+    known = [str(name) for name in names if _CAUSAL.search(str(name)) or _BODY.search(str(name))]
+    if family in _OF_AUDIO or (names and not known):
+        return f"is no causal LM ({shown})"
+    return ""
+
+
+def _bad_sizes(config: Config, where: str) -> Iterator[str]:
+    """Sizes that are no counts, and heads that do not share the width."""
+    found = [(n, config[n]) for names in _COUNTS for n in names if config.get(n) is not None]
+    for name, value in found:
+        if not _is_size(value):
+            yield (
+                f"{where}: {name} of its config.json is {_shown(value)}, not a whole number above "
+                "0; mend the file"
+            )
+    yield from (f"{where}: {problem}; mend its config.json" for problem in _bad_heads(config))
+
+
+def _bad_heads(config: Config) -> Iterator[str]:
+    width, heads, key_heads = (_size(config, names) for names in (_WIDTH, _HEADS, _KEY_HEADS))
+    has_head_width = any(value and key.endswith("head_dim") for key, value in config.items())
+    if width and heads and not has_head_width:
+        if width % heads:
+            yield f"{heads} heads cannot share its width of {width}"
+        elif is_rotary(config) and width // heads % 2:
+            yield f"heads of {width // heads} features cannot hold rotary positions, pairs of them"
+    if heads and key_heads and heads % key_heads:
+        yield f"{heads} heads cannot share {key_heads} key-value heads"
+
+
+def _quantised(config: Config) -> str:
+    """How the weights are packed, where they are no floats; empty otherwise."""
+    packed = config.get("quantization_config")
+    if isinstance(packed, Mapping):
+        return str(packed.get("quant_method") or "quantization_config")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return "" if dtype.removeprefix("torch.") in _FLOATS else dtype
+
+
+def _too_many_layers(config: Config, recipe: Recipe) -> Iterator[str]:
+    asked, there = recipe.model.num_layers, _size(config, _LAYERS)
+    if asked and there and asked > there:
+        yield (
+            f"model.num_layers: {recipe.model.text_model} has {there} layers, not {asked}; "
+            f"give 1..{there}"
+        )
+
+
+def _too_long(config: Config, recipe: Recipe) -> Iterator[str]:
+    limit, length = num_positions(config), recipe.train.context_length
+    if limit is None or length <= limit or (is_rotary(config) and recipe.model.init == "cold"):
+        return
+    name = recipe.model.text_model
+    why = "was trained on" if is_rotary(config) else "has"
+    yield (
+        f"train.context_length: {length} tokens, but {name} {why} {limit} positions; "
+        f"give at most {limit}, or a text model of longer context"
+    )
+
+
+def _attention_problems(config: Config, recipe: Recipe) -> Iterator[str]:
+    execution = recipe.train.execution
+    if execution is None or execution.attention != "flash_attention_2":
+        return
+    field = "train.execution.attention: flash_attention_2"
+    if recipe.train.precision == "fp32":
+        yield f"{field} computes in 16 bits, not in fp32; give sdpa, or train.precision bf16"
+    if (family := config.get("model_type")) in _WITHOUT_FLASH:
+        yield f"{field}: {family} models have none; give sdpa or eager"
+
+
+def _ropes(config: Config) -> Iterator[Config]:
+    """The parameters of rotary positions: one mapping, or one for each type of layer."""
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            yield value
+            yield from (part for part in value.values() if isinstance(part, Mapping))
+
+
+def _scaled(rope: Config, limit: int) -> int:
+    """Positions after scaling; those before where its kind or factor says nothing."""
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    if kind not in _SCALED_FROM_ORIGINAL or not isinstance(factor, int | float):
+        return 0
+    original = rope.get("original_max_position_embeddings")
+    return math.floor((original if _is_size(original) else limit) * factor)
+
+
+def _size(config: Config, names: tuple[str, ...]) -> int | None:
+    """The first of these that is there, when it is a count."""
+    value = next((config[name] for name in names if config.get(name) is not None), None)
+    return value if _is_size(value) else None
+
+
+def _is_size(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else repr(value)[:60]
