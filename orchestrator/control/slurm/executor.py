@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import NAME, SlurmBackend, job_options, max_array, script
+from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.executor import Check, Executor, JobPreview, Request, Started
 from orchestrator.control.slurm.doctor import examine_slurm
 from orchestrator.control.slurm.job_states import (
@@ -31,6 +32,7 @@ from orchestrator.control.slurm.jobs import (
     not_shared,
     resized,
 )
+from orchestrator.control.slurm.partitions import impossible_jobs, node_kinds
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
@@ -151,6 +153,20 @@ class SlurmExecutor(Executor):
         storage = request.store.storage
         if storage.local_root is None:
             yield f"{request.cluster_file.name}: {not_shared(storage.url)}"
+
+    def too_large(self, plan: Plan, cluster: Cluster, where: str) -> Iterator[str]:
+        """Jobs that no partition could ever start, as far as Slurm says now."""
+        store = open_store(cluster)
+        run = RunFolder(store.run_storage(plan.run))
+        if run.storage.local_root is None or not (kinds := node_kinds()):
+            return
+        left = {i.leader for i in plan.instances if i.decision != "reuse"}
+        context = SubmissionContext(
+            run=run, store_url=store.storage.url, cluster=cluster, submission=1
+        )
+        parts = jobs_of(context, plan, [i for i in plan.leaders if i.id in left])
+        problems = impossible_jobs(parts, kinds, {i.id: i.node for i in plan.instances})
+        yield from dict.fromkeys(f"{where}: {problem}" for problem in problems)
 
     def checks(self, cluster: Cluster) -> Iterator[Check]:
         """Limits, partitions, and what a job finds on a node."""

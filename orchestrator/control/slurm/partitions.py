@@ -1,0 +1,154 @@
+"""What each partition of a site could ever hold, and which jobs of a plan that is not enough for.
+
+One question to `sinfo`. A site that does not answer, or does not say how large its nodes are, is
+not judged: sbatch will do that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from orchestrator.backends.base import Shape
+from orchestrator.backends.slurm import ask, job_options
+from orchestrator.control.slurm.jobs import PlannedJob
+from orchestrator.errors import BackendError
+from orchestrator.spec.cluster import SlurmOptions
+
+_FORMAT = "%P|%c|%m|%G|%l|%s|%D"
+_UNSET_MEMORY_MB = 1
+"""What Slurm takes a node's memory to be where the site does not say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeKind:
+    """Equal nodes of one partition."""
+
+    partition: str
+    is_default: bool
+    """Whether jobs that name no partition go there."""
+    cpus: int
+    mem_mb: int
+    gres: str
+    """As Slurm writes it: ``gpu:a100:8(S:0-1),nvme:1``."""
+    max_min: float
+    """Longest job in minutes."""
+    max_nodes: float
+    """Most nodes of one job."""
+    num_nodes: int
+
+    @property
+    def shown(self) -> str:
+        """What one node has."""
+        memory = f", {self.mem_mb / 1024:.3g} GB" if self.mem_mb > _UNSET_MEMORY_MB else ""
+        gpus = f", {num_gpus} GPUs" if (num_gpus := self.num_gpus("gpu")) else ""
+        return f"{self.cpus} CPUs{memory}{gpus}"
+
+    def num_gpus(self, asked: str) -> int:
+        """Accelerators of a node, of what ``asked`` names: ``gpu``, or ``gpu:a100``."""
+        found = re.findall(r"([\w.-]+(?::[A-Za-z][\w.-]*)?):(\d+)", self.gres)
+        return sum(
+            int(count) for name, count in found if name == asked or name.startswith(f"{asked}:")
+        )
+
+    def can_hold(self, shape: Shape, gpus: str) -> bool:
+        """Whether one of its nodes has what a job asks of each of its own."""
+        has_memory = self.mem_mb <= _UNSET_MEMORY_MB or shape.mem_gb * 1024 <= self.mem_mb
+        return shape.cpus <= self.cpus and has_memory and shape.gpus <= self.num_gpus(gpus)
+
+
+def node_kinds() -> tuple[NodeKind, ...]:
+    """All kinds of nodes, by partition; none where Slurm does not answer."""
+    try:
+        lines = ask("sinfo", "--all", "--exact", "--noheader", f"--format={_FORMAT}").splitlines()
+    except BackendError:
+        return ()
+    rows = (line.strip().split("|") for line in lines)
+    return tuple(_node_kind(row) for row in rows if len(row) == len(_FORMAT.split("|")))
+
+
+def impossible_jobs(
+    parts: Sequence[PlannedJob], kinds: Sequence[NodeKind], nodes: Mapping[str, str]
+) -> Iterator[str]:
+    """Why no partition that a job names could ever start it; ``nodes``: instance to its node."""
+    for part in parts:
+        options = job_options(part.job).sbatch
+        shape = _asked(part, options)
+        where = f"resources.{nodes[part.instance]}" if part.instance else f"the {part.name}'s job"
+        reasons = []
+        for name in (options.partition or "").split(","):
+            own = [k for k in kinds if (k.partition == name if name else k.is_default)]
+            reason = _refusal(name, own, shape, options)
+            if not reason or (not name and not own):
+                break
+            reasons.append(reason)
+        else:
+            there = ", ".join(sorted({k.partition for k in kinds}))
+            yield (
+                f"{where}: {'; '.join(reasons)}; ask for less, or name another partition in slurm "
+                f"(here: {there})"
+            )
+
+
+def _refusal(name: str, kinds: Sequence[NodeKind], shape: Shape, options: SlurmOptions) -> str:
+    """Why a partition cannot hold a job; empty when it can."""
+    partition = f"partition {name or (kinds[0].partition if kinds else '')}"
+    if not kinds:
+        return f"{partition} does not exist"
+    fit = [k for k in kinds if k.can_hold(shape, options.gres or "gpu")]
+    if not fit:
+        gpus = f", {shape.gpus} GPUs" if shape.gpus else ""
+        there = "; ".join(dict.fromkeys(k.shown for k in kinds))
+        return (
+            f"no node of {partition} has the {shape.cpus} CPUs, {shape.mem_gb:g} GB{gpus} that are "
+            f"asked of one ({there})"
+        )
+    num_nodes = min(sum(k.num_nodes for k in fit), max(k.max_nodes for k in fit))
+    if shape.num_nodes > num_nodes:
+        return f"{shape.num_nodes} nodes asked, {partition} gives {num_nodes:g} of this size"
+    max_min = max(k.max_min for k in fit)
+    if shape.walltime_min > max_min and not options.qos:  # a QOS may allow more
+        return f"walltime_min: {shape.walltime_min} asked, {partition} allows {max_min:g}"
+    return ""
+
+
+def _asked(part: PlannedJob, options: SlurmOptions) -> Shape:
+    """What a job asks for after all options, of each of its nodes."""
+    shape = part.job.shape
+    return Shape(
+        num_nodes=shape.num_nodes,
+        cpus=options.cpus or shape.cpus,
+        gpus=shape.gpus,
+        mem_gb=options.mem_gb or shape.mem_gb,
+        walltime_min=options.walltime_min or shape.walltime_min,
+    )
+
+
+def _node_kind(row: Sequence[str]) -> NodeKind:
+    partition, cpus, mem_mb, gres, limit, sizes, num_nodes = row
+    return NodeKind(
+        partition=partition.rstrip("*"),
+        is_default=partition.endswith("*"),
+        cpus=int(cpus.rstrip("+")),
+        mem_mb=int(mem_mb.rstrip("+")),
+        gres=gres,
+        max_min=_minutes(limit),
+        max_nodes=_most(sizes),
+        num_nodes=int(num_nodes),
+    )
+
+
+def _minutes(limit: str) -> float:
+    """``infinite``, or ``[days-][hours:]minutes:seconds``, in minutes."""
+    days, _, clock = limit.rpartition("-")
+    if not re.fullmatch(r"(\d+:)?\d+:\d+", clock):
+        return float("inf")
+    *hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return int(days or 0) * 1440 + 60 * sum(hours) + minutes + seconds / 60
+
+
+def _most(sizes: str) -> float:
+    """The last of ``1-infinite``, or of ``4``."""
+    last = sizes.rpartition("-")[2]
+    return int(last) if last.isdigit() else float("inf")
