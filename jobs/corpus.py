@@ -93,8 +93,9 @@ def work(attempt: Attempt) -> dict[str, Any]:
     wanted, left_out = choose(corpus, roots)
     if not wanted:
         raise DataError(nothing_wanted(corpus, left_out))
-    for recipe in attempt.all_recipes:  # before hours of decoding, which leaves none but these
-        require_splits([recording.id for recording in wanted], recipe.split)
+    for shares in {recipe.split for recipe in attempt.all_recipes}:
+        # Before hours of decoding, which leaves none but these.
+        require_splits([recording.id for recording in wanted], shares)
     probes = _probe_all(attempt, wanted, roots)
     usable = [(r, p) for r, p in zip(wanted, probes, strict=True) if p.is_usable]
     if usable:

@@ -18,9 +18,17 @@ from orchestrator.spec.recipe import Recipe, Split
 
 def require_enough(recipes: Iterable[Recipe], num_samples: Mapping[str, int]) -> None:
     """Raise DataError when recordings, by name with their samples at 16 kHz, are too few."""
-    for recipe in recipes:
+    # Most variants of a sweep ask for the same, and a corpus may have millions of recordings.
+    for recipe in {_demand(recipe): recipe for recipe in recipes}.values():
         require_splits(num_samples, recipe.split)
         _require_tokens(recipe, num_samples)
+
+
+def _demand(recipe: Recipe) -> tuple[float, ...]:
+    """All that decides whether a corpus is enough."""
+    split, rate_hz = recipe.split, recipe.encoder.frame_rate_hz
+    num_clusters, length = recipe.tokenizer.num_clusters, recipe.train.context_length
+    return (split.valid, split.test, rate_hz, num_clusters, length)
 
 
 def require_splits(recordings: Collection[str], shares: Split) -> None:

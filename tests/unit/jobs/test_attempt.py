@@ -24,7 +24,8 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Resources
-from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
+from orchestrator.spec.recipe import Recipe
+from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept
 from tests.unit.source import ROOT
 
 TIMEOUT_S = 60.0
@@ -44,13 +45,14 @@ sys.exit(run_stage("corpus", work))
 class Scene:
     """A run whose corpus is to be made, by a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, asked: Recipe | None = None) -> None:
+        asked = asked or recipe()
         self.folder = folder
         self.store = Store.open(str(folder / "store"))
         self.run = RunFolder(self.store.run_storage("small"))
-        self.plan = plan_of(recipe())
+        self.plan = plan_of(asked)
         where = cluster(str(folder / "store"), retry={"heartbeat_timeout_s": 3})
-        self.run.create(self.plan, recipe(), where, {}, {})
+        self.run.create(self.plan, asked, where, {}, {})
         self.instance = next(i for i in self.plan.instances if i.stage == "corpus")
 
     @property
@@ -109,6 +111,15 @@ def test_work_that_is_done_is_published_under_its_lease(scene: Scene) -> None:
     assert lease is not None
     assert lease.holder == f"small/{scene.instance.id}/0001"
     assert lease.released_at is not None
+
+
+def test_an_attempt_has_the_recipes_of_all_variants_that_need_it(tmp_path: Path) -> None:
+    asked = swept(recipe(), **{"split.valid": [0.02, 0.1]})
+    scene = Scene(tmp_path, asked)
+    shares = "[r.split.valid for r in attempt.all_recipes]"
+    code, errors = scene.run_to_end(f"return {{'shares': {shares}}}")
+    assert code == 0, errors
+    assert scene.artifact.storage.read_json("MANIFEST.json")["facts"] == {"shares": [0.02, 0.1]}
 
 
 def test_what_is_complete_is_not_done_again(scene: Scene) -> None:

@@ -34,6 +34,15 @@ def test_a_shard_is_its_rows_in_order() -> None:
     assert rows.of_shard(2) == [listed[2]]
 
 
+def test_a_recording_has_the_samples_of_its_utterances() -> None:
+    listed = [_utterance(0, 10), _utterance(10, 11), _utterance(0, 5, path="b.wav")]
+    rows = CorpusRows(
+        pa.Table.from_pylist([vars(u) for u in listed]),
+        pa.table({"shard": [0, 0, 1], "row": [0, 1, 2]}),
+    )
+    assert rows.samples_by_recording() == {"a.wav": 21, "b.wav": 5}
+
+
 def _sample(hours: float, seed: int) -> list[int]:
     """Numbers of the utterances drawn from 200 that last a minute each."""
     listed = [_utterance(n, 60 * 16_000) for n in range(200)]

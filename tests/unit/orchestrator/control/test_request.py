@@ -32,6 +32,11 @@ def test_a_run_moves_to_another_cluster_and_refuses_what_cannot_be(project: Path
     other.write_text(yaml.safe_dump({**spec, "resources": {"train": {"ranks_per_node": 3}}}))
     with pytest.raises(SpecErrors, match=r"other.yaml: resources.train: 3 ranks"):
         move(run, other)
+    other.write_text(
+        yaml.safe_dump({**spec, "cpus": 1, "resources": {"tokenize": {"cpus_per_worker": 2}}})
+    )
+    with pytest.raises(SpecErrors, match=r"other.yaml: resources.tokenize.cpus_per_worker: 2 CPU"):
+        move(run, other)
     other.write_text(yaml.safe_dump({**spec, "resources": {"train": {"ranks_per_node": 2}}}))
     assert move(run, other) is True
     assert run.cluster().resources_of("train").ranks_per_node == 2
