@@ -148,11 +148,28 @@ def test_without_a_scheduler_the_last_known_state_is_shown(
 def test_what_slurm_refuses_is_the_requests_fault(
     slurm: SlurmCluster, material: Path, tmp_path: Path
 ) -> None:
+    smoke = SlurmSmoke.on(slurm, tmp_path / "run", material, slurm={"constraint": "no-such"})
+    refused = smoke.orchestrator("submit", str(RECIPE), check=False)
+    assert refused.returncode == 2
+    assert "invalid feature specification" in refused.stderr.lower()
+    assert slurm.queue() == []
+
+
+def test_what_no_partition_has_is_refused_before_anything_is_there(
+    slurm: SlurmCluster, material: Path, tmp_path: Path
+) -> None:
     smoke = SlurmSmoke.on(slurm, tmp_path / "run", material, slurm={"partition": "no-such"})
     refused = smoke.orchestrator("submit", str(RECIPE), check=False)
     assert refused.returncode == 2
-    assert "invalid partition" in refused.stderr.lower()
+    assert (
+        "slurm: partition no-such does not exist; name one of cancel, high, low" in refused.stderr
+    )
+    smoke.change(slurm={}, resources={"tokenize": {"cpus_per_worker": 9, "max_workers": 1}})
+    refused = smoke.orchestrator("submit", str(RECIPE), check=False)
+    assert refused.returncode == 2
+    assert "resources.tokenize: no node of partition low has the 9 CPUs" in refused.stderr
     assert slurm.queue() == []
+    assert not list((tmp_path / "run").rglob("plan.json"))
 
 
 def test_doctor_tries_what_a_run_will_need(

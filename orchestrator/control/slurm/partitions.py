@@ -72,30 +72,34 @@ def impossible_jobs(
     parts: Sequence[PlannedJob], kinds: Sequence[NodeKind], nodes: Mapping[str, str]
 ) -> Iterator[str]:
     """Why no partition that a job names could ever start it; ``nodes``: instance to its node."""
+    there = {k.partition for k in kinds}
+    named = {p for part in parts for p in _partitions_of(part) if p}
+    for name in sorted(named - there):
+        yield f"slurm: partition {name} does not exist; name one of {', '.join(sorted(there))}"
     for part in parts:
         options = job_options(part.job).sbatch
         shape = _asked(part, options)
         where = f"resources.{nodes[part.instance]}" if part.instance else f"the {part.name}'s job"
-        reasons = []
-        for name in (options.partition or "").split(","):
-            own = [k for k in kinds if (k.partition == name if name else k.is_default)]
-            reason = _refusal(name, own, shape, options)
-            if not reason or (not name and not own):
-                break
-            reasons.append(reason)
-        else:
-            there = ", ".join(sorted({k.partition for k in kinds}))
+        known = [
+            [k for k in kinds if (k.partition == name if name else k.is_default)]
+            for name in _partitions_of(part)
+        ]
+        reasons = [_refusal(own, shape, options) for own in known if own]
+        if reasons and all(reasons):
             yield (
                 f"{where}: {'; '.join(reasons)}; ask for less, or name another partition in slurm "
-                f"(here: {there})"
+                f"(here: {', '.join(sorted(there))})"
             )
 
 
-def _refusal(name: str, kinds: Sequence[NodeKind], shape: Shape, options: SlurmOptions) -> str:
-    """Why a partition cannot hold a job; empty when it can."""
-    partition = f"partition {name or (kinds[0].partition if kinds else '')}"
-    if not kinds:
-        return f"{partition} does not exist"
+def _partitions_of(part: PlannedJob) -> list[str]:
+    """The partitions that a job names; "" for the site's default."""
+    return (job_options(part.job).sbatch.partition or "").split(",")
+
+
+def _refusal(kinds: Sequence[NodeKind], shape: Shape, options: SlurmOptions) -> str:
+    """Why the nodes of a partition cannot hold a job; empty when they can."""
+    partition = f"partition {kinds[0].partition}"
     fit = [k for k in kinds if k.can_hold(shape, options.gres or "gpu")]
     if not fit:
         gpus = f", {shape.gpus} GPUs" if shape.gpus else ""

@@ -96,7 +96,6 @@ def test_what_fits_is_no_problem(tmp_path: Path, site: Answers) -> None:
             "cpu",
             "walltime_min: 3000 asked, partition cpu allows 1440",
         ),
-        ("corpus", {}, "none", "partition none does not exist"),
     ],
 )
 def test_what_no_partition_could_hold(
@@ -105,6 +104,13 @@ def test_what_no_partition_could_hold(
     del site
     lines = too_large(tmp_path, {stage: asked}, stages={stage: {"partition": partition}})
     assert set(lines) == {f"c.yaml: resources.{stage}: {says}; {HERE}"}
+
+
+def test_a_partition_that_does_not_exist_is_named_once(tmp_path: Path, site: Answers) -> None:
+    del site
+    line = "c.yaml: slurm: partition gpus does not exist; name one of cpu, gpu, small"
+    assert too_large(tmp_path, {}, partition="gpus") == [line]
+    assert too_large(tmp_path, {}, stages={"pack": {"partition": "cpu,gpus"}}) == [line]
 
 
 def test_one_partition_of_several_is_enough(tmp_path: Path, site: Answers) -> None:
