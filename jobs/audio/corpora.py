@@ -6,13 +6,13 @@ nothing decoded.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from jobs.audio.decode import AUDIO_SUFFIXES
-from orchestrator.errors import DataError
+from orchestrator.errors import BackendError, DataError, os_words
+from orchestrator.ledger.source_files import files_below
 from orchestrator.spec.recipe import Source
 
 
@@ -35,9 +35,16 @@ class Recording(NamedTuple):
 def list_recordings(source: Source, root: Path) -> list[Recording]:
     """The source's recordings, sorted by path.
 
-    Raises DataError when two of them differ by suffix alone: they would share an id.
+    Raises DataError when two of them differ by suffix alone: they would share an id. Raises
+    BackendError when a part of the root cannot be listed: nothing is left out without a row.
     """
-    found = [_ADAPTERS[source.adapter](source, PurePosixPath(path)) for path in _audio_files(root)]
+    try:
+        paths = _audio_files(root)
+    except OSError as error:
+        raise BackendError(
+            f"data.{source.name}: {os_words(error)}; make it readable on every node"
+        ) from None
+    found = [_ADAPTERS[source.adapter](source, PurePosixPath(path)) for path in paths]
     taken: dict[str, str] = {}
     for recording in found:
         if taken.setdefault(recording.id, recording.path) != recording.path:
@@ -69,12 +76,10 @@ _ADAPTERS: dict[str, Callable[[Source, PurePosixPath], Recording]] = {
 }
 
 
-def _audio_files(root: Path) -> Iterator[str]:
+def _audio_files(root: Path) -> list[str]:
     """Paths relative to ``root``, sorted as text, so that no file system's own order shows."""
-    found = [
-        (Path(folder) / name).relative_to(root).as_posix()
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES
-    ]
-    yield from sorted(found)
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path, _ in files_below(root, hidden_folders=True)
+        if path.suffix.lower() in AUDIO_SUFFIXES
+    )

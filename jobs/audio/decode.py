@@ -17,7 +17,7 @@ import soundfile
 import torch
 import torchaudio
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import BackendError, OrchestratorError, os_words
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 Wave = npt.NDArray[np.float32]
@@ -27,6 +27,7 @@ _FFMPEG_SUFFIXES = frozenset((".g722", ".m4a", ".mp4", ".aac", ".webm", ".wma", 
 AUDIO_SUFFIXES = _SNDFILE_SUFFIXES | _FFMPEG_SUFFIXES
 """File names that are taken for audio, lower case."""
 _RAW_FORMATS = {".g722": "g722"}
+_CHUNK_BYTES = 1 << 20
 _LOWPASS_TAPS = 255
 _MAX_RESAMPLE_RATIO_TERM = 2_000
 
@@ -40,7 +41,11 @@ class UnreadableAudioError(OrchestratorError):
 
 
 def decode(path: Path, *, lowpass_hz: float | None = None) -> Wave:
-    """The whole recording as ``wav_S``. Raises UnreadableAudioError."""
+    """The whole recording as ``wav_S``.
+
+    Raises UnreadableAudioError, which is a verdict on its bytes; BackendError when those cannot be
+    had now.
+    """
     wav_S, rate_hz = _read(path)
     if not wav_S.size:
         raise UnreadableAudioError(path, "holds no samples")
@@ -75,7 +80,18 @@ def _read(path: Path) -> tuple[Wave, int]:
             return np.ascontiguousarray(wav_SC.mean(axis=1)), rate_hz
         return _read_ffmpeg(path)
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
+        _require_bytes(path)
         raise UnreadableAudioError(path, _reason(error)) from None
+
+
+def _require_bytes(path: Path) -> None:
+    """Raises BackendError when the file's bytes cannot be read, whatever they are."""
+    try:
+        with path.open("rb") as file:
+            while file.read(_CHUNK_BYTES):
+                pass
+    except OSError as error:
+        raise BackendError(f"{os_words(error)}; see whether its folder is mounted") from None
 
 
 def _reason(error: Exception) -> str:

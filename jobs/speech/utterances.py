@@ -153,8 +153,8 @@ class WaveReader:
     def read(self, utterance: Utterance) -> Wave:
         """``wav_S`` of an utterance.
 
-        Raises UnreadableAudioError when its file is gone, broken or shorter than the corpus stage
-        found it.
+        Raises UnreadableAudioError when its file is broken or shorter than the corpus stage found
+        it, BackendError when it cannot be read.
         """
         end = utterance.start_sample + utterance.num_samples
         wav_S = self._recording(utterance)[utterance.start_sample : end]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.control.cluster_choice import existing, open_store
 from orchestrator.control.executor import Check, executor_of
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, os_words
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import require_usable
 from orchestrator.spec.cluster import Cluster
@@ -36,7 +37,9 @@ def _guarded(name: str, check: Callable[[], str], *, is_optional: bool = False) 
     """What a check says; its error is the answer when it fails."""
     try:
         return Check(name, True, check(), is_optional)
-    except (OrchestratorError, OSError) as error:
+    except OSError as error:
+        return Check(name, False, os_words(error), is_optional)
+    except OrchestratorError as error:
         return Check(name, False, str(error), is_optional)
 
 
@@ -60,4 +63,5 @@ def _folder(value: str, where: str, needed: str | None) -> str:
         raise OSError(
             f"{path}: {f'no {needed} in it' if path.is_dir() else 'not a folder'}; check the path"
         )
+    os.scandir(path).close()
     return str(path)

@@ -28,8 +28,9 @@ from orchestrator.control.requirements import (
     root_of,
     unmapped_sources,
 )
-from orchestrator.errors import RequestError, SpecErrors
+from orchestrator.errors import RequestError, SpecErrors, os_words
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.source_files import files_below
 from orchestrator.ledger.store import Store, require_usable
 from orchestrator.plan.planner import Variant, make_plan
 from orchestrator.plan.stages import Facts
@@ -155,24 +156,29 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str) -> Facts:
     problems = list(unmapped_sources(recipe, cluster, where))
     mapped = [source for source in recipe.corpus.sources if source.name in cluster.data]
     roots = {source.name: root_of(cluster, source) for source in mapped}
-    problems += [
-        f"{where}: data.{name}: {root} is not a folder here; submit where it is mounted, or give "
-        "corpus.snapshot"
-        for name, root in roots.items()
-        if not root.is_dir()
-    ]
+    listings: dict[str, str] = {}
+    for name, root in roots.items():
+        try:
+            listings[name] = listing_digest(root)
+        except OSError as error:
+            problems.append(f"{where}: data.{name}: {_unlisted(root, error)}")
     if problems:
         raise SpecErrors(problems)
-    return Facts(listings={name: listing_digest(root) for name, root in roots.items()})
+    return Facts(listings=listings)
 
 
 def listing_digest(root: Path) -> str:
-    """SHA-256 of all relative paths and sizes below a folder, hidden files left out."""
+    """SHA-256 of all relative paths and sizes below a folder, hidden files left out.
+
+    Raises OSError when a part of it cannot be listed.
+    """
     digest = hashlib.sha256()
-    rows = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        rows += [Path(folder, name) for name in names if not name.startswith(".")]
-    for path in sorted(rows):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\n".encode())
+    for path, size in sorted(files_below(root)):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{size}\n".encode())
     return digest.hexdigest()
+
+
+def _unlisted(root: Path, error: OSError) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError) and str(root) == error.filename:
+        return f"{root} is not a folder here; submit where it is mounted, or give corpus.snapshot"
+    return f"{os_words(error)}; make all of it readable here, or name another folder"

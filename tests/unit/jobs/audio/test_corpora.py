@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.audio.corpora import list_recordings
-from orchestrator.errors import DataError
+from orchestrator.errors import BackendError, Cause, DataError
 from orchestrator.spec.recipe import Source
 
 
@@ -59,3 +59,16 @@ def test_two_files_with_one_id_are_refused(tmp_path: Path) -> None:
         DataError, match=r"en/a.mp3 and en/a.wav differ by suffix alone; remove one"
     ):
         list_recordings(Source(name="s"), tmp_path)
+
+
+def test_a_part_that_is_out_of_reach_is_never_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "root/en/a.wav")
+    (tmp_path / "root/es").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(BackendError, match=r"data\.mine: .*root/es: No such file") as error:
+        list_recordings(Source(name="mine"), tmp_path / "root")
+    assert error.value.cause == Cause.STORAGE
+
+
+def test_a_root_that_is_gone_is_no_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=f"data.mine: {tmp_path}/root: No such file"):
+        list_recordings(Source(name="mine"), tmp_path / "root")

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from jobs.audio.decode import UnreadableAudioError, decode, lowpass
+from orchestrator.errors import BackendError, Cause
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 
@@ -79,12 +80,24 @@ def test_garbage_is_unreadable_with_a_reason(tmp_path: Path, name: str) -> None:
     assert str(tmp_path) not in error.value.reason  # a reason must not depend on the cluster
 
 
-@pytest.mark.parametrize("name", ["empty.g722", "none.wav"])
+@pytest.mark.parametrize("name", ["empty.g722", "empty.wav"])
 def test_nothing_to_hear_is_unreadable(tmp_path: Path, name: str) -> None:
-    if name.endswith("g722"):
-        (tmp_path / name).touch()
+    (tmp_path / name).touch()
     with pytest.raises(UnreadableAudioError):
         decode(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".m4a"])
+@pytest.mark.parametrize("target", ["gone", "itself", "folder"])
+def test_bytes_that_cannot_be_had_are_no_verdict(tmp_path: Path, suffix: str, target: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if target == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if target == "itself" else tmp_path / "gone")
+    with pytest.raises(BackendError, match=rf"a{suffix}: .+; see whether") as error:
+        decode(path)
+    assert error.value.cause == Cause.STORAGE
 
 
 def test_samples_that_are_no_numbers_are_unreadable(tmp_path: Path) -> None:

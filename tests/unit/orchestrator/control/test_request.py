@@ -80,6 +80,19 @@ def test_a_listing_depends_on_names_and_sizes_alone(tmp_path: Path) -> None:
     assert listing_digest(tmp_path / "a") != listing_digest(tmp_path / "b")
 
 
+@pytest.mark.parametrize("name", ["gone", "itself", "caf\udce9"])
+def test_a_part_of_a_source_that_cannot_be_read_is_refused(project: Path, name: str) -> None:
+    link = project / "speech" / "itself"
+    if name == "gone":
+        link.symlink_to(project / "not mounted")
+    elif name == "itself":
+        link.symlink_to(link)
+    else:
+        (project / "speech" / name).touch()
+    with pytest.raises(SpecErrors, match=r"c.yaml: data.speech: .*speech/.+: .+; make all of it"):
+        prepare(project / "r.yaml", project / "c.yaml")
+
+
 def test_a_plan_begins_nothing(project: Path) -> None:
     prepared = prepare(project / "r.yaml", project / "c.yaml", name="mine")
     assert prepared.plan.run == "mine"
