@@ -13,7 +13,7 @@ from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
-from orchestrator.spec.loader import load_cluster
+from orchestrator.spec.loader import load_cluster, require_name
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +57,12 @@ def prepared(options: argparse.Namespace) -> Request:
     """The plan that ``RECIPE --cluster --set`` ask for; says on stderr which cluster was chosen."""
     if not options.recipe.is_file():
         raise RequestError(f"{options.recipe}: no such recipe; check the path")
+    name = getattr(options, "name", None)
+    if name is not None:
+        require_name(name, where="--name")
     cluster_file, why = choose_cluster(options.cluster, options.recipe)
     print(f"cluster: {cluster_file} ({why})", file=sys.stderr)
-    return prepare(options.recipe, cluster_file, options.overrides, getattr(options, "name", None))
+    return prepare(options.recipe, cluster_file, options.overrides, name)
 
 
 def store_of(options: argparse.Namespace) -> Store:
@@ -70,7 +73,9 @@ def store_of(options: argparse.Namespace) -> Store:
 
 def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
     """The run that ``RUN`` names, and the store it lies in. Raises RequestError for none."""
-    if "/" in options.run:
+    if not options.run.strip():
+        raise RequestError("RUN: empty; `orchestrator status` lists the runs")
+    if "/" in options.run or options.run in (".", ".."):
         url = options.run if "://" in options.run else str(Path(options.run).resolve())
         run = RunFolder(Storage(url))
         store = Store.open(run.storage.url.rsplit("/", 2)[0])

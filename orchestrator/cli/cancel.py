@@ -6,7 +6,9 @@ import argparse
 import sys
 
 from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.cli.terminal import interruptible
 from orchestrator.control.executor import executor_of
+from orchestrator.ledger.run import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,11 @@ def run(options: argparse.Namespace) -> int:
     if not observed.is_alive and not observed.has_jobs_left:
         print(f"run {folder.name}: not running; nothing to cancel", file=sys.stderr)
         return 0
-    executor.cancel(folder, options.stage)
+    with interruptible(lambda: _asked(folder)):
+        executor.cancel(folder, options.stage)
     print(f"run {folder.name}: {options.stage or 'everything'} cancelled", file=sys.stderr)
     return 0
+
+
+def _asked(run: RunFolder) -> str:
+    return f"it may stop all the same; `orchestrator status {run.name}` shows whether it has"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 
 from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.cli.terminal import interruptible, what_stands
 from orchestrator.control.chaos import FAULTS, Drill, Outcome
 from orchestrator.quantities import format_duration
 
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rank", type=int, default=0, help="the rank it strikes; 0 when absent")
     parser.add_argument(
-        "--timeout", type=float, default=TIMEOUT_S, metavar="S", help="longest wait, in seconds"
+        "--timeout", type=_seconds, default=TIMEOUT_S, metavar="S", help="longest wait, in seconds"
     )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
 
@@ -38,14 +40,32 @@ def run(options: argparse.Namespace) -> int:
     """Strike, wait, and print what it cost."""
     folder, store = run_and_store(options)
     drill = Drill(folder, store, options.kill, options.stage)
-    drill.strike(options.rank)
-    print(f"{drill.instance}: {options.kill} struck near step {drill.step}", file=sys.stderr)
-    outcome = drill.await_recovery(
-        options.timeout,
-        on_resume=lambda: print("no supervisor is left; resumed", file=sys.stderr),
-    )
+    with interruptible(lambda: _struck(drill)):
+        drill.strike(options.rank)
+        print(f"{drill.instance}: {options.kill} struck near step {drill.step}", file=sys.stderr)
+        outcome = drill.await_recovery(
+            options.timeout,
+            on_resume=lambda: print("no supervisor is left; resumed", file=sys.stderr),
+        )
     print(json.dumps(dataclasses.asdict(outcome)) if options.json else "\n".join(_lines(outcome)))
     return 0
+
+
+def _struck(drill: Drill) -> str:
+    if not drill.struck_at:
+        return "nothing was struck"
+    return f"the fault has struck; {what_stands(drill.run)}"
+
+
+def _seconds(text: str) -> float:
+    """A number of seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text}")
+    return value
 
 
 def _lines(outcome: Outcome) -> list[str]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Iterator
 
 from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.cli.terminal import interruptible, what_stands
 from orchestrator.control.executor import observe
 from orchestrator.errors import RequestError
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
@@ -35,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rank", type=int, metavar="R", help="a training rank's log instead of the driver's"
     )
-    parser.add_argument("--follow", action="store_true", help="go on printing until the run ends")
-    parser.add_argument(
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--follow", action="store_true", help="go on printing until the run ends")
+    form.add_argument(
         "--first-error", action="store_true", help="only the first error, with its place"
     )
 
@@ -47,19 +49,29 @@ def run(options: argparse.Namespace) -> int:
     logs = Logs(folder, options)
     if options.first_error:
         return _first_error(logs)
+    if not options.follow:
+        _print_new(logs)
+        return 0
+    with interruptible(lambda: what_stands(folder)):
+        return _follow(folder, logs)
+
+
+def _follow(run: RunFolder, logs: Logs) -> int:
     look_at = 0.0
     while True:
-        for title, text in logs.new_text():
-            print(f"{title}{text}", end="")
-        sys.stdout.flush()
-        if not options.follow:
-            return 0
+        _print_new(logs)
         if time.monotonic() >= look_at:
-            observed = observe(folder)
+            observed = observe(run)
             if not observed.is_alive:
                 return 0
             look_at = time.monotonic() + observed.look_every_s
         time.sleep(FOLLOW_EVERY_S)
+
+
+def _print_new(logs: Logs) -> None:
+    for title, text in logs.new_text():
+        print(f"{title}{text}", end="")
+    sys.stdout.flush()
 
 
 class Logs:

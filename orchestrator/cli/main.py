@@ -6,9 +6,13 @@ A verb's module is imported only when it is used, so that ``--help`` stays fast.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TextIO
 
 from orchestrator import __version__
 from orchestrator.errors import ExitCode, OrchestratorError, os_words
@@ -26,35 +30,63 @@ VERBS = {
     "doctor": "check this machine and the cluster",
 }
 
+_OUTPUT_ERRNOS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)
+"""What writing to stdout may say; errors of the store name an object."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code_of(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
     parser, verbs = _parser()
-    verb = next((w for w in words if not w.startswith("-")), None)
-    if verb in VERBS:
-        module = importlib.import_module(f"orchestrator.cli.{verb}")
-        module.add_arguments(verbs[verb])
-    options = parser.parse_args(words)
-    return exit_code_of(lambda: int(module.run(options)))
+    if not words or words[0] not in VERBS:
+        parser.parse_args(words)
+        parser.error("the verb comes first")
+    verb = words[0]
+    module = importlib.import_module(f"orchestrator.cli.{verb}")
+    module.add_arguments(verbs[verb])
+    # Intermixed: what comes after an option may still be the name of a stage.
+    return int(module.run(verbs[verb].parse_intermixed_args(words[1:])))
 
 
 def exit_code_of(verb: Callable[[], int]) -> int:
     """Run a verb; say in one line on stderr why it could not do what it was asked."""
     try:
-        return verb()
+        try:
+            return verb()
+        finally:
+            sys.stdout.flush()
     except OrchestratorError as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the run goes on", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        _say("; ".join(("interrupted", *map(str, interrupt.args))))
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:  # whoever read has seen enough
+        _drop(sys.stdout)
+        return ExitCode.DONE
     except OSError as error:  # the store's, nearly always; it names the object and the remedy
-        print(os_words(error), file=sys.stderr)
+        is_of_output = error.filename is None and error.errno in _OUTPUT_ERRNOS
+        if is_of_output:
+            _drop(sys.stdout)
+        _say(f"stdout: {error.strerror}" if is_of_output else os_words(error))
         return ExitCode.UNREACHABLE
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # nobody listens; the exit code is all that is left
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what is left in a stream go nowhere: the interpreter writes it out at its end."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -63,7 +95,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         description="Train speech language models the TWIST way: "
         "one recipe in; a model, its scores and a record out.",
         epilog="exit codes: 0 done, 1 the run failed, 2 the request was wrong, "
-        "3 the backend could not be reached, 130 interrupted (the run goes on)",
+        "3 the backend could not be reached, 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"orchestrator {__version__}")
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

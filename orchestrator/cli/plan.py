@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from orchestrator.cli.arguments import add_recipe, prepared
+from orchestrator.cli.terminal import Terminal
 from orchestrator.control.executor import JobPreview, Request, executor_of
 from orchestrator.control.requirements import missing
 from orchestrator.errors import RequestError
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     if options.scripts:
         print(scripts(request), end="")
         return 0
-    show(request, Console())
+    show(request, Terminal())
     for problem in missing(request):
         print(f"submit would refuse: {problem}", file=sys.stderr)
     return 0
@@ -66,7 +68,7 @@ def show(request: Request, console: Console) -> None:
     """The plan as a table, and what it costs."""
     root = request.store.storage.local_root
     store = f"{request.store.storage.url}{' (to be created)' if root and not root.exists() else ''}"
-    console.print(f"run [bold]{request.plan.run}[/bold] in {store}", highlight=False)
+    console.print(Text.assemble("run ", (request.plan.run, "bold"), f" in {store}"))
     names, decisions = Column("instance", no_wrap=True), Column("decision", no_wrap=True)
     table = Table(names, "variants", decisions, "why", box=None, pad_edge=False)
     for instance in request.plan.instances:
@@ -74,10 +76,10 @@ def show(request: Request, console: Console) -> None:
         variants = "all" if is_for_all else ", ".join(instance.variants)
         shared = f" (with {instance.leader})" if instance.leader != instance.id else ""
         table.add_row(instance.id, variants, instance.decision, instance.reason + shared)
-    console.print(table, highlight=False)
+    console.print(table)
     cost = _estimate(request)
     if jobs := executor_of(request.cluster).preview(request):
-        console.print(jobs_table(request, jobs, cost), highlight=False)
+        console.print(jobs_table(request, jobs, cost))
     _show_estimate(request, cost, console)
 
 
@@ -146,4 +148,4 @@ def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
         parts.append(f"{kept} of checkpoints in the store")
     if cost.audio_hours is not None:
         parts.append(f"audio: {cost.audio_hours:.2f} h kept")
-    console.print("a variant: " + ", ".join(parts), highlight=False)
+    console.print("a variant: " + ", ".join(parts))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from orchestrator.cli.arguments import add_run, add_watch, run_and_store, started_line
+from orchestrator.cli.terminal import interruptible, what_stands
 from orchestrator.cli.watch import watch
 from orchestrator.control.request import move, start
 
@@ -24,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """See to it that what is left is worked on."""
     folder, store = run_and_store(options)
-    if options.cluster and move(folder, Path(options.cluster)):
-        print(f"run {folder.name}: moves to {options.cluster}", file=sys.stderr)
-    print(f"run {folder.name}: {started_line(start(folder, store))}", file=sys.stderr)
+    with interruptible(lambda: what_stands(folder)):
+        if options.cluster and move(folder, Path(options.cluster)):
+            print(f"run {folder.name}: moves to {options.cluster}", file=sys.stderr)
+        print(f"run {folder.name}: {started_line(start(folder, store))}", file=sys.stderr)
     return watch(folder, store) if options.watch else 0

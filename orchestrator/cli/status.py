@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from orchestrator.cli.arguments import add_run, add_watch, run_and_store, store_of
+from orchestrator.cli.terminal import Terminal
 from orchestrator.cli.watch import run_view, watch
 from orchestrator.control.executor import observe, observe_all
 from orchestrator.errors import BackendError, RequestError
@@ -37,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the status of one run, or a line for each."""
+    form = "--json" if options.json else "--openmetrics" if options.openmetrics else ""
+    if options.watch and form:
+        raise RequestError(f"--watch: not with {form}, which is one document; leave one out")
+    if options.watch and options.run is None:
+        raise RequestError("--watch: no RUN given; name one of `orchestrator status`")
     if options.run is None:
         if options.openmetrics:
             raise RequestError("--openmetrics: no RUN given; name one of `orchestrator status`")
@@ -57,10 +60,8 @@ def _show(status: RunStatus, options: argparse.Namespace) -> None:
     elif options.openmetrics:
         print(openmetrics(status), end="")
     else:
-        console, figures = Console(), [Text(line) for line in _figures(status)]
-        console.print(run_view(status), "")
-        is_piped = not console.is_terminal and "COLUMNS" not in os.environ
-        console.print(*figures, sep="\n", soft_wrap=is_piped)
+        console = Terminal()
+        console.print(run_view(status), "", *_figures(status), sep="\n")
 
 
 def _figures(status: RunStatus) -> Iterator[str]:
@@ -86,7 +87,7 @@ def _all(store: Store, *, as_json: bool) -> int:
         for status in (run_progress(f, store, observed[f.name]) for f in folders):
             done = sum(s.state is RunState.SUCCEEDED for s in status.stages)
             table.add_row(status.run, status.state, status.backend, f"{done}/{len(status.stages)}")
-        Console().print(table)
+        Terminal().print(table)
     if problem := next((o.problem for o in observed.values() if o.problem), ""):
         raise BackendError(f"{problem}; shown is what was last known")
     return 0

@@ -6,8 +6,10 @@ import argparse
 import sys
 
 from orchestrator.cli.arguments import add_recipe, add_watch, prepared, started_line
+from orchestrator.cli.terminal import interruptible, what_stands
 from orchestrator.cli.watch import watch
 from orchestrator.control.request import submit
+from orchestrator.ledger.run import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Submit, and watch if asked."""
-    request = prepared(options)
-    submitted = submit(request)
+    with interruptible(lambda: "nothing was started"):
+        request = prepared(options)
+    run_folder = RunFolder(request.store.run_storage(request.plan.run))
+    with interruptible(lambda: what_stands(run_folder)):
+        submitted = submit(request)
     name = submitted.run.name
     origin = "created" if submitted.is_new else "attached to what is there"
     print(f"run {name}: {origin}; {started_line(submitted.started)}", file=sys.stderr)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.terminal import Terminal, interruptible, what_stands
 from orchestrator.control.executor import observe
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import RunState, RunStatus, StageStatus, StatusReader
@@ -34,24 +36,35 @@ def watch(
 
     Interrupting leaves the run alone.
     """
-    console, reader = Console(stderr=True), StatusReader(run, store)
-    observed, observed_at = observe(run), time.monotonic()
-    status, lines = reader.read(observed), ChangeLines(line_every_s)
-    with Live(run_view(status), console=console, refresh_per_second=2, transient=False) as live:
-        while not status.state.is_final:
-            time.sleep(every_s)
-            if time.monotonic() - observed_at >= observed.look_every_s:
-                observed, observed_at = observe(run), time.monotonic()
-            status = reader.read(observed)
-            live.update(run_view(status))
-            if not console.is_terminal:
-                for line in lines.since(status, time.monotonic()):
-                    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
+    console, reader = Terminal(stderr=True), StatusReader(run, store)
+    with interruptible(lambda: what_stands(run)):
+        observed, observed_at = observe(run), time.monotonic()
+        status, lines = reader.read(observed), ChangeLines(line_every_s)
+        with _live(run_view(status), console) as live:
+            while not status.state.is_final:
+                time.sleep(every_s)
+                if time.monotonic() - observed_at >= observed.look_every_s:
+                    observed, observed_at = observe(run), time.monotonic()
+                status = reader.read(observed)
+                if live:
+                    live.update(run_view(status))
+                else:
+                    for line in lines.since(status, time.monotonic()):
+                        print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
+    if not live:
+        console.print(run_view(status))
     if status.state is RunState.SUCCEEDED:
         print("\n".join(summary(run, store, observed)))
         return 0
     print("\n".join(ending_lines(status)), file=sys.stderr)
     return 1
+
+
+def _live(view: Group, console: Console) -> AbstractContextManager[Live | None]:
+    """A view that is drawn over and over; nothing in a pipe or a log."""
+    if not console.is_terminal:
+        return nullcontext()
+    return Live(view, console=console, refresh_per_second=2, transient=False)
 
 
 def run_view(status: RunStatus) -> Group:

@@ -75,7 +75,7 @@ class Drill:
             raise RequestError(
                 f"{run.name}: is not at work; `orchestrator resume {run.name}` first"
             )
-        self._run, self._store, self._fault = run, store, fault
+        self.run, self._store, self._fault = run, store, fault
         self.struck_at = 0.0
         for instance in (i for i in chosen if BY_NAME[i.stage].has_ranks):
             attempts = run.attempts(instance.id)
@@ -108,12 +108,12 @@ class Drill:
             self._attempt.storage.create_json(FAULT_ORDER, order)
         except AlreadyExistsError:
             raise RequestError(
-                f"{self._run.name}: another drill strikes this attempt already"
+                f"{self.run.name}: another drill strikes this attempt already"
             ) from None
         if self._fault == "byte":  # once nobody writes any more, and before the next attempt reads
             self._await_end()
             self._flip_a_byte()
-        supervisor = self._run.live_supervisor()
+        supervisor = self.run.live_supervisor()
         if supervisor and _machine(supervisor.started) == order.get("node"):
             supervisor.storage.create_json(FAULT_ORDER, order)
 
@@ -126,7 +126,7 @@ class Drill:
 
         Raises RunFailedError when it does not come in time, or the run gives up.
         """
-        run, struck = self._run, self._attempt
+        run, struck = self.run, self._attempt
         look_at = time.monotonic()
         deadline = look_at + timeout_s
         while time.monotonic() < deadline:

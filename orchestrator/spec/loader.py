@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.spec.cluster import Cluster
-from orchestrator.spec.model import LARGEST_COUNT, Spec
+from orchestrator.spec.model import LARGEST_COUNT, Name, Spec
 from orchestrator.spec.recipe import Recipe, moved_to
 
 MAX_FILE_BYTES = 1_000_000
@@ -129,6 +129,14 @@ def resolve_env(value: str, *, where: str, is_place: bool = True) -> str:
             f"{where}: {value} is {resolved!r}, no absolute path or URL; export one that is"
         )
     return resolved
+
+
+def require_name(value: str, *, where: str) -> None:
+    """Raises SpecErrors unless the value follows the rule of all names."""
+    try:
+        TypeAdapter(Name).validate_python(value)
+    except ValidationError as error:
+        raise SpecErrors(_lines(Spec, error.errors(include_url=False), where)) from None
 
 
 def sweep_points(recipe: Recipe) -> Iterator[dict[str, Any]]:

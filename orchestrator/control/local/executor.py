@@ -64,16 +64,18 @@ class LocalExecutor(Executor):
             return Started(outcome="done")
         job, backend = supervisor_job(run, store), LocalBackend()
         ref = backend.submit(job)
-        while True:
-            has_ended = backend.poll([ref])[ref].state is not JobState.RUNNING
-            if len(run.supervisors()) > before:
-                break
-            # One that another's lease sent away ends at once; that other announces itself, or ends.
-            is_waiting = not has_ended or run.supervising()
-            if not is_waiting or time.monotonic() > deadline:
-                tail = job.log.read_text(errors="replace")[-500:] if job.log.exists() else ""
-                raise BackendError(f"{run.name}: no supervisor started; see {job.log}\n{tail}")
-            time.sleep(0.05)
+        try:
+            while len(run.supervisors()) == before:
+                has_ended = backend.poll([ref])[ref].state is not JobState.RUNNING
+                # One that another's lease sent away ends at once; that other announces itself, or
+                # ends.
+                is_waiting = not has_ended or run.supervising() or len(run.supervisors()) > before
+                if not is_waiting or time.monotonic() > deadline:
+                    tail = job.log.read_text(errors="replace")[-500:] if job.log.exists() else ""
+                    raise BackendError(f"{run.name}: no supervisor started; see {job.log}\n{tail}")
+                time.sleep(0.05)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the run goes on: its supervisor begins to work") from None
         return Started(outcome="started")
 
     def cancel(self, run: RunFolder, stage: str | None) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -24,10 +28,11 @@ from orchestrator.errors import BackendError, ExitCode, RequestError, RunFailedE
             "/s/a: No space left on device; free some\n",
         ),
         (
-            KeyboardInterrupt(),
+            KeyboardInterrupt("nothing was started"),
             ExitCode.INTERRUPTED,
-            "interrupted; the run goes on\n",
+            "interrupted; nothing was started\n",
         ),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted\n"),
     ],
 )
 def test_a_failure_is_one_line_and_an_exit_code(
@@ -49,14 +54,61 @@ def test_a_defect_of_ours_keeps_its_traceback() -> None:
         exit_code_of(lambda: 1 // 0)
 
 
-def test_a_reader_that_leaves_is_no_failure() -> None:
+_BUFFERED = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+_PRINT = (
+    "import sys; from orchestrator.cli.main import exit_code_of;"
+    "sys.exit(exit_code_of(lambda: [print('x', flush={}) for _ in range({})] and 0))"
+)
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_a_reader_that_leaves_is_no_failure(flush: bool) -> None:
     """As in ``orchestrator logs RUN | head``."""
-    code = (
-        "import sys; from orchestrator.cli.main import exit_code_of;"
-        "sys.exit(exit_code_of(lambda: [print('x', flush=True) for _ in range(100_000)] and 0))"
-    )
-    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    argv = [sys.executable, "-c", _PRINT.format(flush, 100_000)]
+    writer = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_BUFFERED)
     assert writer.stdout is not None
     writer.stdout.readline()
     writer.stdout.close()
     assert writer.wait(timeout=30) == 0
+    assert writer.stderr is not None
+    assert writer.stderr.read() == b""
+    writer.stderr.close()
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_disk_that_is_full_under_the_output_is_named(lines: int) -> None:
+    with Path("/dev/full").open("wb") as full:
+        argv = [sys.executable, "-c", _PRINT.format(False, lines)]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, env=_BUFFERED)
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert done.stderr == "stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "--help"], ["--version"]])
+def test_a_full_disk_under_help(words: list[str]) -> None:
+    argv = [sys.executable, "-m", "orchestrator.cli.main", *words]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, env=_BUFFERED)
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert done.stderr == "stdout: No space left on device\n"
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.1, 0.2])
+def test_an_interruption_while_a_verb_is_imported(after_s: float, tmp_path: Path) -> None:
+    cluster = tmp_path / "c.yaml"
+    cluster.write_text("backend: local\nstore: s\n")
+    argv = [sys.executable, "-X", "importtime", "-m", "orchestrator.cli.main", "status"]
+    process = subprocess.Popen(
+        [*argv, "--cluster", str(cluster)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:  # it has come so far that it is ours
+        if "orchestrator.errors" in line:
+            break
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    said = [line for line in process.stderr if not line.startswith("import time:")]
+    process.stderr.close()
+    assert not [line for line in said if "Traceback" in line]
+    # The interpreter may end by the signal itself, which a shell calls 130 as well.
+    assert process.wait(timeout=60) in (130, -signal.SIGINT, 0)

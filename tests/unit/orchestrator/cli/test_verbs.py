@@ -106,6 +106,20 @@ def test_the_same_name_for_other_keys_is_refused(
     assert "a run of this name exists with other keys" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["..", ".", "a/b", "-x", "[red]x", "a\nb", "a b", "*", ".hidden", "x" * 300, "", "é", "a\n"],
+)
+def test_a_name_that_is_no_folders_is_refused(
+    project: Project, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = project.store.runs()
+    assert project.orchestrator("submit", str(project.folder / "r.yaml"), f"--name={name}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--name: must be text like ^[A-Za-z0-9]")
+    assert project.store.runs() == before
+
+
 def test_resuming_what_is_done(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("resume", project.plan.run) == 0
     assert capsys.readouterr().err == f"run {project.plan.run}: everything is done\n"
@@ -166,6 +180,63 @@ def test_status_of_all_runs(project: Project, capsys: pytest.CaptureFixture[str]
     assert [r["run"] for r in json.loads(capsys.readouterr().out)] == [project.plan.run]
     assert project.orchestrator("status") == 0
     assert "8/8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["--json", "--openmetrics"])
+def test_a_document_is_not_watched(
+    project: Project, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.orchestrator("status", project.plan.run, "--watch", form) == 2
+    assert capsys.readouterr().err == (
+        f"--watch: not with {form}, which is one document; leave one out\n"
+    )
+    assert project.orchestrator("status", "--watch") == 2
+    assert capsys.readouterr().err.startswith("--watch: no RUN given; ")
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_name_of_nothing(project: Project, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert project.orchestrator("status", name) == 2
+    assert capsys.readouterr().err == "RUN: empty; `orchestrator status` lists the runs\n"
+
+
+def test_the_folder_one_stands_in_is_a_path(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project.run.storage.url)
+    assert project.orchestrator("status", ".") == 0
+    assert capsys.readouterr().out.startswith(f"{project.plan.run}: succeeded")
+    monkeypatch.chdir(project.folder)
+    assert project.orchestrator("status", ".") == 2
+    assert capsys.readouterr().err.startswith(f"{project.folder.name}: no such run in ")
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-5", "inf", "0", "soon"])
+def test_a_wait_that_is_no_time_is_refused_before_anything_is_struck(
+    project: Project, seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        project.orchestrator("chaos", project.plan.run, "--kill", "rank", f"--timeout={seconds}")
+    assert left.value.code == 2
+    line = f"argument --timeout: must be a number of seconds above 0, not {seconds}\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("logs", "{run}", "--rank", "0", "trian"),
+        ("logs", "--attempt", "1", "{run}", "trian"),
+        ("chaos", "{run}", "--kill", "rank", "trian"),
+        ("cancel", "--cluster", "{cluster}", "{run}", "trian"),
+    ],
+)
+def test_a_stage_may_stand_after_an_option(
+    project: Project, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"run": project.plan.run, "cluster": str(project.folder / "c.yaml")}
+    assert project.orchestrator(*(word.format(**names) for word in words)) == 2
+    assert capsys.readouterr().err.startswith(f"trian: no such stage in {project.plan.run}")
 
 
 def test_watching_what_is_over_returns(
