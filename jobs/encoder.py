@@ -11,14 +11,17 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import HubertConfig, HubertModel
 
+from jobs import hub
 from jobs.attempt import Attempt, run_stage
-from jobs.speech.hubert import grid_of
-from orchestrator.errors import CorruptError, RequestError, SpecErrors
+from jobs.speech.hubert import Hubert, grid_of
+from jobs.weights import load_whole
+from orchestrator.errors import Cause, CorruptError, SpecErrors
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.plan.model_config import encoder_problems
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -39,7 +42,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
             copy_pretrained(attempt.upstream["model"].storage, folder)
         elif encoder.model:
             source = attempt.model_source(encoder.model)
-            copy_published(encoder, source, folder)
+            copy_published(encoder, source, folder, check=attempt.check)
             facts = measured(Path(source), folder)
         description = describe(encoder, folder)
         attempt.out.upload(folder / CONFIG, CONFIG)
@@ -54,6 +57,7 @@ def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
     require_fit(encoder, str(folder))
     config = HubertConfig.from_pretrained(folder)
     grid = grid_of(config.conv_kernel, config.conv_stride)
+    Hubert.load(folder, encoder.layer)  # refuses weights that are not the config's
     return {
         "layer": encoder.layer,
         "frame_rate_hz": SAMPLE_RATE_HZ / grid.hop,
@@ -73,22 +77,30 @@ def require_fit(encoder: Encoder, source: str, revision: str | None = None) -> N
         raise SpecErrors(problems)
 
 
-def copy_published(encoder: Encoder, source: str, folder: Path) -> None:
+def copy_published(
+    encoder: Encoder, source: str, folder: Path, *, check: Callable[[], None] = lambda: None
+) -> None:
     """Put a published model into ``folder`` in Hugging Face format.
 
-    Raises CorruptError when the weights are not the recipe's, RequestError when they cannot be had.
+    Raises CorruptError when the weights are not the recipe's, RequestError when they cannot be had,
+    RunFailedError when the network fails.
     """
+    where = "encoder.model"
     local = Path(source)
-    if local.is_dir() and (local / WEIGHTS).is_file():
+    if not local.is_dir():
+        local = hub.download(source, encoder.revision, where=where, check=check)
+    if (local / WEIGHTS).is_file():
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(local / name, folder / name)
     else:
-        _download(encoder, source, folder)
+        require_fit(encoder, str(local))
+        load_whole(HubertModel, local, where=where).save_pretrained(folder)
     found = sha256_of(folder / WEIGHTS)
     if encoder.sha256 and found != encoder.sha256:
         raise CorruptError(
             f"encoder.sha256: {source}/{WEIGHTS} has {found}, not {encoder.sha256}; "
-            "give the digest of the model you mean"
+            "give the digest of the model you mean",
+            cause=Cause.BAD_REQUEST,
         )
 
 
@@ -104,19 +116,6 @@ def copy_pretrained(model: Storage, folder: Path) -> None:
     """Put the model of the last iteration of pretraining into ``folder``."""
     for name in (CONFIG, WEIGHTS):
         (folder / name).write_bytes(model.read_bytes(name))
-
-
-def _download(encoder: Encoder, source: str, folder: Path) -> None:
-    try:
-        require_fit(encoder, source, encoder.revision)
-        model = HubertModel.from_pretrained(source, revision=encoder.revision or "main")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RequestError(
-            f"encoder.model: {source} cannot be loaded ({reason}); "
-            "name a local folder in the cluster's models"
-        ) from None
-    model.save_pretrained(folder)
 
 
 if __name__ == "__main__":

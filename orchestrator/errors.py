@@ -18,6 +18,7 @@ writes down as an event when it ends, and which the retry policy (`plan.policy`)
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 
@@ -55,6 +56,7 @@ class Cause(StrEnum):
     HOST_OOM = "host_oom"
     KILLED = "killed"
     LEASE_HELD = "lease_held"
+    NETWORK = "network"
     NODE_LOST = "node_lost"
     NONFINITE = "nonfinite"
     PREEMPTED = "preempted"
@@ -81,7 +83,24 @@ _CAUSE_BY_FOREIGN_TYPE = {
     "torch.OutOfMemoryError": Cause.DEVICE_OOM,
     "ray.exceptions.OutOfMemoryError": Cause.HOST_OOM,
 }
-_STORAGE_ERRNOS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ESTALE)
+_STORAGE_ERRNOS = (
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.EDQUOT,
+)
+_NUMBERS = "|".join(str(code) for code in _STORAGE_ERRNOS)
+STORAGE_WORDS = (
+    r"No space left on device|Disk quota exceeded|Read-only file system|Stale (NFS )?file handle|"
+    r"Input/output error|File too large|"
+    rf"\[[Ee]rrno ({_NUMBERS})\]|\(os error ({_NUMBERS})\)|"
+    # torch's writer of archives (caffe2/serialize/inline_container.cc), by whom DeepSpeed saves,
+    # and numpy's.
+    r"file write failed|unexpected pos \d+ vs \d+|iostream error|\d+ requested and \d+ written"
+)
+"""What the OS and libraries say of a disk that is full or gone: a regular expression."""
 
 
 class OrchestratorError(Exception):
@@ -166,7 +185,9 @@ def cause_of(error: BaseException) -> Cause:
         return Cause.HOST_OOM
     # `ledger.storage` raises a plain ConnectionError for whatever a store's library raises.
     is_storage = code in _STORAGE_ERRNOS or type(error) is ConnectionError
-    return Cause.STORAGE if is_storage else Cause.ERROR
+    # Libraries have errors of their own for what the OS told them, and some keep only its words.
+    said = code is None and re.search(STORAGE_WORDS, str(error))
+    return Cause.STORAGE if is_storage or said else Cause.ERROR
 
 
 def last_sentence(error: BaseException) -> str:

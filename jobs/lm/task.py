@@ -49,7 +49,7 @@ class LanguageModelSpec(Spec):
     num_units: int
     """Rows of the vocabulary."""
     source: str
-    """Text model: a folder, or a Hugging Face id."""
+    """URL of the folder with the text model."""
     pack_url: str
     """Folder of the packed tokens."""
 
@@ -85,6 +85,9 @@ class LanguageModel:
             Storage(spec.pack_url), [bin_name("train"), bin_name("valid")],
             Path(config.scratch) / "tokens",
         )  # fmt: skip
+        self._source = local_folder(
+            Storage(spec.source), group, Path(config.scratch) / "text_model"
+        )
         self._stream = TokenStream(open_tokens(train_bin), context_length=spec.context_length)
         self._valid_BL1 = validation_windows(open_tokens(valid_bin), spec.context_length)
 
@@ -103,7 +106,7 @@ class LanguageModel:
         spec, execution = self._spec, self._config.execution
         model = build_model(
             spec.model,
-            source=spec.source,
+            source=str(self._source),
             num_units=spec.num_units,
             seed=self._config.settings.seed,
             dtype=DTYPES[self._config.settings.precision],
@@ -159,6 +162,14 @@ class LanguageModel:
     def facts(self, model: Any) -> dict[str, Any]:
         """Sizes of the model and of its data."""
         return {"num_parameters": model.num_parameters()}
+
+
+def local_folder(model: Storage, group: RankGroup, into: Path) -> Path:
+    """A model's folder on this node, brought from a remote store by the node's first rank."""
+    if model.local_root:
+        return model.local_root
+    group.fetch(model, sorted(model.list()), into)
+    return into
 
 
 def learning_rate(step: int, *, schedule: Schedule, peak: float, steps: int) -> float:

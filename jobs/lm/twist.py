@@ -1,6 +1,6 @@
 """The initial language model: a text LM whose vocabulary becomes the units (arXiv 2305.13009).
 
-In: any Hugging Face causal LM (folder, or id and revision), the recipe's ``model`` section, a seed.
+In: the folder of any Hugging Face causal LM, the recipe's ``model`` section, a seed.
 Out: the model with one row per unit in its tables, dropout 0, and no special tokens: token id =
 unit id.
 
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from orchestrator.errors import CorruptError, RequestError, SpecErrors
+from jobs.weights import load_whole, tables
+from orchestrator.errors import Cause, CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
 from orchestrator.plan.model_config import text_model_problems
 from orchestrator.spec.recipe import Model, Recipe
@@ -34,20 +35,29 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
 ) -> Any:
-    """The initial ``PreTrainedModel``; a pure function of the arguments and of ``source``."""
+    """The initial ``PreTrainedModel``; a pure function of the arguments and the folder ``source``.
+
+    Raises RequestError when the folder's weights are not those of its config.
+    """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     config = unit_config(spec, source)
     # Hugging Face takes sdpa by itself where a model has it, and refuses it by name elsewhere.
-    asked = {} if attention == "sdpa" else {"attn_implementation": attention}
+    asked: dict[str, Any] = {} if attention == "sdpa" else {"attn_implementation": attention}
     std = init_std(spec, config)
     generator = torch.Generator().manual_seed(seed)
     if spec.init == "cold":
         config.vocab_size = num_units
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, **asked)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, revision=spec.revision, dtype=dtype, **asked
+        model = load_whole(
+            AutoModelForCausalLM,
+            Path(source),
+            where="model.text_model",
+            may_lack=tables,
+            config=config,
+            dtype=dtype,
+            **asked,
         )
     kept = _replace_vocabulary(model, num_units, std, generator)
     if spec.init == "cold":
@@ -61,7 +71,7 @@ def unit_config(spec: Model, source: str) -> Any:
     """The text model's config, cut to ``num_layers``, without dropout, cache, special tokens."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source, revision=spec.revision)
+    config = AutoConfig.from_pretrained(source)
     _cut(config, spec.num_layers, source)
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool):
@@ -112,7 +122,9 @@ def verify_weights(spec: Model, source: str) -> None:
     digest = sha256_of(folder / WEIGHTS)
     if digest != spec.sha256:
         raise CorruptError(
-            f"{folder / WEIGHTS}: sha256 is {digest}, the recipe says {spec.sha256}; fetch it again"
+            f"{folder / WEIGHTS}: sha256 is {digest}, the recipe says {spec.sha256}; "
+            "fetch it again",
+            cause=Cause.BAD_REQUEST,
         )
 
 

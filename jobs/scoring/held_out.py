@@ -10,6 +10,8 @@ import torch
 
 from jobs.attempt import Attempt
 from jobs.lm.token_stream import bin_name, index_name, open_tokens
+from jobs.weights import load_whole
+from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 
 
@@ -27,7 +29,10 @@ class HeldOut:
 
 
 def load_model(attempt: Attempt) -> Any:
-    """The trained model in fp32, ready to score; on the accelerator where there is one."""
+    """The trained model in fp32, ready to score; on the accelerator where there is one.
+
+    Raises DataError when its weights are not those of its config.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -37,5 +42,7 @@ def load_model(attempt: Attempt) -> Any:
     for path in train.list("model"):
         train.fetch(path, cache)
     folder = (train.local_root or cache) / "model"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = load_whole(
+        AutoModelForCausalLM, folder, where="train", refusal=DataError, dtype=torch.float32
+    )
     return (model.cuda() if attempt.resources.gpus_per_node else model).eval()

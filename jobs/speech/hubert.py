@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from jobs.weights import load_whole
 from orchestrator.errors import RequestError
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -117,7 +118,7 @@ class Hubert:
         """The encoder in ``folder`` up to ``layer``.
 
         Reads config.json, model.safetensors and, where it is there, encoder.json.
-        Raises RequestError when it has no such layer.
+        Raises RequestError when it has no such layer, or other weights than its config describes.
         """
         from transformers import HubertModel  # takes seconds, which drivers need not spend
 
@@ -129,11 +130,12 @@ class Hubert:
             )
         notes = folder / "encoder.json"
         wants_norm = notes.exists() and json.loads(notes.read_text()).get("normalize_waveform")
-        model = HubertModel.from_pretrained(
-            str(folder),
+        model = load_whole(
+            HubertModel,
+            folder,
+            where="encoder.model",
             num_hidden_layers=layer,  # deeper layers cost time and memory, and change nothing
             dtype=torch.float32,
-            local_files_only=True,
             use_safetensors=True,
         )
         return cls(

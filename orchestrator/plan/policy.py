@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.errors import Cause, ExitCode
+from orchestrator.errors import STORAGE_WORDS, Cause, ExitCode
 from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM
 
 Action = Literal["done", "wait", "resume", "elsewhere", "smaller", "stop"]
@@ -90,11 +90,7 @@ _FOREIGN_WORDS: tuple[tuple[Cause, str], ...] = (
     (Cause.HOST_OOM, HOST_OOM),  # before the device's: what Ray says of it looks like both
     (Cause.DEVICE_OOM, DEVICE_OOM),
     (Cause.COMM_HANG, r"Watchdog caught collective operation timeout"),
-    (
-        Cause.STORAGE,
-        r"No space left on device|Disk quota exceeded|Read-only file system|Stale file handle|"
-        r"Input/output error|\[Errno (5|28|30|116|122)\]",
-    ),
+    (Cause.STORAGE, STORAGE_WORDS),
     (
         Cause.WORKER_LOST,
         r"ActorDiedError|WorkerCrashedError|worker process has died|died unexpectedly|"
@@ -111,7 +107,9 @@ _FOREIGN_WORDS: tuple[tuple[Cause, str], ...] = (
 _REMEDIES = {
     Cause.COMM_HANG: "a rank hung; the stacks of all ranks are in the attempt's folder",
     Cause.NONFINITE: "back to the last checkpoint and around the batches that gave no finite loss",
-    Cause.STORAGE: "the store failed; free space there, or look at its mount",
+    Cause.STORAGE: "the store or a node's disk failed; free space there, or look at its mount",
+    Cause.NETWORK: "a model's hub was away; check the network, or name a folder in models",
+    Cause.RAY_LOST: "the Ray session went away",
     Cause.HOST_OOM: "the node ran out of memory; raise mem_gb or lower the number of workers",
     Cause.WORKER_LOST: "a process was lost",
     Cause.KILLED: "the driver was killed",

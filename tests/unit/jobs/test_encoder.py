@@ -75,11 +75,8 @@ def test_other_weights_than_the_recipe_names_are_refused(
         copy_published(encoder_of("0" * 64), str(published[0]), into)
 
 
-def test_a_model_that_is_nowhere_is_a_wrong_request(
-    tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(RequestError, match=r"cannot be loaded .*; name a local folder"):
+def test_a_model_that_is_nowhere_is_a_wrong_request(tmp_path: Path, into: Path) -> None:
+    with pytest.raises(RequestError, match=r"cannot be loaded \(no such folder\); check the path"):
         copy_published(encoder_of("0" * 64), str(tmp_path / "nowhere"), into)
 
 

@@ -1,0 +1,189 @@
+"""Models of a hub: one process fetches each once, everybody else reads the store.
+
+<store>/models/<name>-<12 hex digits of name and revision>/
+    config.json, weights       as the hub has them
+    MANIFEST.json              their sizes and digests; written last
+
+The network is circumstance: a hub that is busy or away is asked again, with longer and longer
+pauses up to a deadline, and then ends the attempt in a way that is tried again. What the hub
+refuses is a wrong request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from jobs.attempt import Attempt
+from jobs.weights import PICKLED, SAFETENSORS, first_line
+from orchestrator.errors import (
+    AlreadyExistsError,
+    Cause,
+    CorruptError,
+    RequestError,
+    RunFailedError,
+    cause_of,
+)
+from orchestrator.ledger.artifact import KEY_DIGITS, MANIFEST, differences
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.loader import resolve_env
+
+CONFIG = "config.json"
+DEADLINE_S = 600.0
+"""How long a hub that does not answer is asked again within one attempt."""
+_MAX_PAUSE_S = 60.0
+_PATTERNS = (
+    (CONFIG, "model*.safetensors", f"{SAFETENSORS}.index.json"),
+    (CONFIG, "pytorch_model*.bin", f"{PICKLED}.index.json"),
+)
+"""What is fetched of a repository: the second only where nothing safer is there."""
+_PASSING_STATUSES = frozenset({408, 409, 425, 429})
+_REMEDIES = {
+    401: "check the name, and give a token in HF_TOKEN if the model is private",
+    403: "accept its licence on the hub with the account of HF_TOKEN",
+    404: "check the name and the revision",
+}
+_AWAY = (
+    "check the node's network, set HF_ENDPOINT to a mirror, or name a local folder in the "
+    "cluster's models"
+)
+
+log = logging.getLogger(__name__)
+
+
+def keep(
+    attempt: Attempt, name: str, revision: str | None, *, sha256: str | None, where: str
+) -> Storage:
+    """The folder in the store with a hub's model, fetched now where it is not there yet.
+
+    Raises RequestError for what the hub refuses, RunFailedError of the network, CorruptError when
+    the bytes are not those of the manifest or of ``sha256``.
+    """
+    digest = hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:KEY_DIGITS]
+    folder = f"{name.replace('/', '--')}-{digest}"
+    storage = Storage(resolve_env(attempt.cluster.store, where="cluster: store")).at(
+        "models", folder
+    )
+    if not storage.exists(MANIFEST):
+        _put(storage, download(name, revision, where=where, check=attempt.check), name, revision)
+    files = storage.read_json(MANIFEST)["files"]
+    for problem in differences(storage, files):
+        raise CorruptError(f"{problem}; remove {storage.url}", cause=Cause.BAD_DATA)
+    found = files.get(SAFETENSORS, {}).get("sha256")
+    if sha256 and found != sha256:
+        raise CorruptError(
+            f"{where}: {SAFETENSORS} of {name} has sha256 {found}, the recipe says {sha256}; "
+            "give the digest of the model you mean",
+            cause=Cause.BAD_REQUEST,
+        )
+    return storage
+
+
+def download(
+    name: str,
+    revision: str | None,
+    *,
+    where: str,
+    check: Callable[[], None] = lambda: None,
+    deadline_s: float = DEADLINE_S,
+    pause_s: float = 1.0,
+) -> Path:
+    """A local folder with config and weights of a hub's model; from its cache where they are there.
+
+    ``check`` is called before each try; ``pause_s`` is the first pause, and doubles. Raises
+    RequestError for what the hub refuses or the cache lacks offline, OSError of a disk,
+    RunFailedError when the hub was away until the deadline.
+    """
+    if Path(name).is_absolute():
+        raise RequestError(
+            f"{where}: {name} cannot be loaded (no such folder); check the path and its mount"
+        )
+    deadline = time.monotonic() + deadline_s
+    while True:
+        check()
+        try:
+            return _snapshot(name, revision, where)
+        except Exception as error:  # noqa: BLE001 (what may not pass is raised again)
+            reason = _passing_reason(error, f"{where}: {name} cannot be loaded")
+            pause_s = max(pause_s, _asked_pause_s(error))
+            if time.monotonic() + pause_s > deadline:
+                said = f"the hub did not give {name} within {deadline_s:g} s ({reason})"
+                raise RunFailedError(f"{where}: {said}; {_AWAY}", cause=Cause.NETWORK) from None
+        log.warning("%s: %s; asking again in %g s", name, reason, pause_s)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+
+def _put(storage: Storage, folder: Path, name: str, revision: str | None) -> None:
+    """Copy a downloaded model into the store; its manifest last."""
+    paths = sorted(p for pattern in sum(_PATTERNS, ()) for p in folder.glob(pattern))
+    files = {}
+    for path in dict.fromkeys(paths):
+        digest = storage.upload(path.resolve(), path.name)
+        files[path.name] = {"size": path.stat().st_size, "sha256": digest}
+    with suppress(AlreadyExistsError):
+        storage.create_json(MANIFEST, {"name": name, "revision": revision, "files": files})
+
+
+def _snapshot(name: str, revision: str | None, where: str) -> Path:
+    """One try. Raises RequestError for a repository without weights, and the library's errors."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    for patterns in _PATTERNS:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        if any(p for pattern in patterns[1:] for p in folder.glob(pattern)):
+            if not (folder / CONFIG).is_file():
+                break
+            return folder
+    raise RequestError(
+        f"{where}: {name} at {revision or 'main'} has no {CONFIG} with {SAFETENSORS} or {PICKLED}; "
+        "name a model in Hugging Face format"
+    )
+
+
+def _passing_reason(error: Exception, problem: str) -> str:
+    """What an error says that may pass; raises what will not."""
+    if isinstance(error, RequestError) or cause_of(error) is not Cause.ERROR:
+        raise error
+    remedy, reason = _refusal(error), first_line(error)
+    if remedy:
+        raise RequestError(
+            f"{problem} ({reason}); {remedy}, or name a local folder in the cluster's models"
+        ) from None
+    return reason
+
+
+def _refusal(error: BaseException) -> str:
+    """The remedy of what asking again cannot mend; empty for what may pass."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    for one in _chain(error):
+        if isinstance(one, OfflineModeIsEnabled):
+            return "unset HF_HUB_OFFLINE, or fill the cache of HF_HOME before"
+        if isinstance(one, HfHubHTTPError):
+            status = one.response.status_code
+            passes = status in _PASSING_STATUSES or status >= 500
+            return "" if passes else _REMEDIES.get(status, _REMEDIES[404])
+    return _REMEDIES[404] if isinstance(error, ValueError | TypeError) else ""
+
+
+def _asked_pause_s(error: BaseException) -> float:
+    """How long the hub asks to be left alone, in seconds, as far as it says."""
+    for one in _chain(error):
+        said = getattr(getattr(one, "response", None), "headers", {}).get("retry-after", "")
+        if said.isdecimal():
+            return min(float(said), _MAX_PAUSE_S)
+    return 0.0
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

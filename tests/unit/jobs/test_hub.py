@@ -1,0 +1,47 @@
+"""Models that the store keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.hub import keep
+from orchestrator.errors import Cause, CorruptError, RequestError, cause_of
+from orchestrator.ledger.storage import Storage
+from tests.unit.jobs.test_attempt import attempt_in
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {"config.json": b"{}", "model.safetensors": b"weights"}
+
+
+def kept_in(folder: Path) -> tuple[Any, Storage]:
+    """An attempt whose store keeps a model already."""
+    attempt = attempt_in(folder)
+    storage = Storage(str(folder)).at("models", "org--model-a5d33b0cefe2")
+    entries = {}
+    for name, data in FILES.items():
+        storage.create(name, data)
+        entries[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    storage.create_json("MANIFEST.json", {"name": "org/model", "files": entries})
+    return attempt, storage
+
+
+def test_what_the_store_keeps_is_not_fetched_again_and_is_checked(tmp_path: Path) -> None:
+    attempt, storage = kept_in(tmp_path)
+    digest = hashlib.sha256(FILES["model.safetensors"]).hexdigest()
+    where = "model.text_model"
+    assert keep(attempt, "org/model", COMMIT, sha256=digest, where=where).url == storage.url
+    with pytest.raises(CorruptError, match=r"model\.text_model: .* the recipe says 0000") as raised:
+        keep(attempt, "org/model", COMMIT, sha256="0" * 64, where=where)
+    assert cause_of(raised.value) is Cause.BAD_REQUEST
+    storage.replace("model.safetensors", FILES["model.safetensors"][:-1] + b"x")
+    with pytest.raises(CorruptError, match="bytes differ from the manifest's sha256; remove"):
+        keep(attempt, "org/model", COMMIT, sha256=None, where=where)
+
+
+def test_a_path_that_is_no_folder_is_never_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no such folder\); check the path"):
+        keep(attempt_in(tmp_path), str(tmp_path / "lm"), None, sha256=None, where="x")
