@@ -3,7 +3,8 @@
 The driver hands the next item to whichever actor is free, so slow nodes, late nodes and lost nodes
 need no planning. Ray restarts nothing: a dead actor is replaced here, within a budget that progress
 refills, and its item is given again. An item that takes two actors down with it, on nodes that live
-on, is named and ends the stage.
+on, is named and ends the stage. One whose node ran out of memory is replaced once; from then on the
+pool is one smaller each time, and grows again as items are finished.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import Any, Self, TypeVar
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from jobs.attempt import Attempt
+from jobs.speech.node_memory import whose_memory
 from jobs.training.ray_train import session
-from orchestrator.errors import OrchestratorError, RunFailedError
+from orchestrator.errors import Cause, OrchestratorError, RunFailedError
 from orchestrator.spec.cluster import Resources
 
 Item = TypeVar("Item", bound=Hashable)
@@ -31,6 +33,10 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 _MAX_DEATHS_OF_ITEM = 2
+_REGAINED_BY_ITEM = 0.05
+"""Workers that a pool which ran out of memory may have more, for each item that was finished."""
+_DEATHS = (RayActorError, OutOfMemoryError)
+"""How Ray tells that an actor is no more."""
 _POLL_S = 1.0
 
 
@@ -75,6 +81,10 @@ class Pool:
         self._deaths: Counter[Hashable] = Counter()
         """Workers that an item of this run has taken down with it."""
         self.deaths_in_row = 0
+        self._most = float(size.max_workers)
+        """Workers that the nodes' memory allows."""
+        self._out_of_memory = ""
+        """Whose memory it was, when a worker last died of it."""
 
     def __enter__(self) -> Self:
         return self
@@ -118,10 +128,12 @@ class Pool:
         if exhausted and alive < self._size.min_workers:
             raise RunFailedError(
                 f"pool: {self.deaths_in_row} workers died in a row without finishing anything; "
-                "look in their logs for the first error, and on their nodes for lack of memory"
+                + (self._out_of_memory or "look in their logs for the first error"),
+                cause=Cause.HOST_OOM if self._out_of_memory else None,
             )
         unfinished = len(self._queue) + len(self._running)
-        wanted = min(self._size.max_workers, max(unfinished, self._size.min_workers))
+        most = max(1, int(self._most))
+        wanted = min(most, max(unfinished, self._size.min_workers))
         for _ in range(0 if exhausted else wanted - alive):
             actor = self._actor_class.remote(*self._worker)
             self._starting[actor.start.remote(self._size.cpus_per_worker)] = actor
@@ -161,7 +173,7 @@ class Pool:
         actor = self._starting.pop(ref)
         try:
             self._nodes[actor] = _result(ref)
-        except RayActorError as error:
+        except _DEATHS as error:
             self._remove_dead(actor, error)
         else:
             self._free.append(actor)
@@ -170,7 +182,7 @@ class Pool:
         item, actor = self._running[ref]
         try:
             result = _result(ref)
-        except RayActorError as error:
+        except _DEATHS as error:
             del self._running[ref]
             self._blame(item, actor, error)
             self._remove_dead(actor, error)
@@ -179,23 +191,41 @@ class Pool:
         del self._running[ref]
         self._free.append(actor)
         self.deaths_in_row = 0
+        self._most = min(self._most + _REGAINED_BY_ITEM, self._size.max_workers)
         yield item, result
 
-    def _blame(self, item: Hashable, actor: ActorHandle[Any], error: RayActorError) -> None:
-        """Count the death against the item, unless the actor's node went with it."""
+    def _blame(self, item: Hashable, actor: ActorHandle[Any], error: Exception) -> None:
+        """Count the death against the item, unless its node or others on it were the cause."""
+        of_memory = isinstance(error, OutOfMemoryError)
+        if of_memory and len(self._nodes) > 1:  # those beside it may have had more
+            return
         self._deaths[item] += self._nodes[actor] not in dead_nodes()
-        if self._deaths[item] >= _MAX_DEATHS_OF_ITEM:
+        if self._deaths[item] >= _MAX_DEATHS_OF_ITEM + of_memory:
             raise RunFailedError(
-                f"pool: item {item} killed {self._deaths[item]} workers ({_first_line(error)}); "
-                "look at its audio, and at the memory of the workers' nodes"
+                f"pool: item {item} killed {self._deaths[item]} workers ({_how(error)}); "
+                "look at its audio, and at the memory of the workers' nodes",
+                cause=Cause.HOST_OOM if of_memory else None,
             ) from None
 
-    def _remove_dead(self, actor: ActorHandle[Any], error: RayActorError) -> None:
+    def _remove_dead(self, actor: ActorHandle[Any], error: Exception) -> None:
         """Forget an actor that died, and count its death."""
-        log.warning("a worker died: %s", _first_line(error))
+        log.warning("a worker died: %s", _how(error))
         # Nodes are taken away at any time; only deaths on nodes that live on tell of the work.
         self.deaths_in_row += self._nodes.get(actor) not in dead_nodes()
         self._forget(actor)
+        if isinstance(error, OutOfMemoryError):
+            if self._out_of_memory not in ("", _how(error)):  # Ray may end several at once
+                self._shrink()
+            self._out_of_memory = _how(error)
+
+    def _shrink(self) -> None:
+        """Leave the place of the worker that died empty, and call off those that would take it."""
+        self._most = max(1.0, float(len(self._nodes)))
+        kept = 0 if self._nodes else 1
+        for ref, actor in tuple(self._starting.items())[kept:]:
+            del self._starting[ref]
+            ray.kill(actor)
+        log.warning("memory ran out again; going on with %d workers at most", self._most)
 
     def _forget(self, actor: ActorHandle[Any]) -> None:
         """Expect nothing of this actor any more."""
@@ -235,8 +265,9 @@ def _picklable(act: Callable[[], Result]) -> Result:
         raise RunFailedError(str(error), cause=error.cause) from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _how(error: Exception) -> str:
+    """How a worker died, in one line."""
+    return whose_memory(str(error))
 
 
 def _result(ref: ray.ObjectRef[Any]) -> Any:
