@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from jobs.disk import disk_sentence
 from orchestrator.errors import (
     INTERRUPTIONS,
     ExitCode,
@@ -33,7 +34,6 @@ from orchestrator.errors import (
     OrchestratorError,
     RequestError,
     cause_of,
-    last_sentence,
 )
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
@@ -367,7 +367,7 @@ def _fail(error: Exception, options: argparse.Namespace) -> int:
         traceback.print_exception(error)
     try:
         record = _record(Store.open(options.store), options)
-        record.record_failure(cause_of(error), last_sentence(error))
+        record.record_failure(cause_of(error), disk_sentence(error))
     except (OSError, OrchestratorError) as unwritten:  # the exit code and the log remain
         log.warning("the cause could not be recorded: %s", unwritten)
     if isinstance(error, LeaseHeldError):

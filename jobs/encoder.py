@@ -95,7 +95,10 @@ def copy_published(
     else:
         require_fit(encoder, str(local))
         load_whole(HubertModel, local, where=where).save_pretrained(folder)
-    found = sha256_of(folder / WEIGHTS)
+    _require_digest(encoder, source, sha256_of(folder / WEIGHTS))
+
+
+def _require_digest(encoder: Encoder, source: str, found: str) -> None:
     if encoder.sha256 and found != encoder.sha256:
         raise CorruptError(
             f"encoder.sha256: {source}/{WEIGHTS} has {found}, not {encoder.sha256}; "

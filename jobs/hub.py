@@ -70,10 +70,8 @@ def keep(
     )
     if not storage.exists(MANIFEST):
         _put(storage, download(name, revision, where=where, check=attempt.check), name, revision)
-    files = storage.read_json(MANIFEST)["files"]
-    for problem in differences(storage, files):
-        raise CorruptError(f"{problem}; remove {storage.url}", cause=Cause.BAD_DATA)
-    found = files.get(SAFETENSORS, {}).get("sha256")
+    _require_whole(storage)
+    found = storage.read_json(MANIFEST)["files"].get(SAFETENSORS, {}).get("sha256")
     if sha256 and found != sha256:
         raise CorruptError(
             f"{where}: {SAFETENSORS} of {name} has sha256 {found}, the recipe says {sha256}; "
@@ -116,6 +114,12 @@ def download(
         log.warning("%s: %s; asking again in %g s", name, reason, pause_s)
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+
+def _require_whole(storage: Storage) -> None:
+    """Raise CorruptError when a kept model is not what its manifest says."""
+    for problem in differences(storage, storage.read_json(MANIFEST)["files"]):
+        raise CorruptError(f"{problem}; remove {storage.url}", cause=Cause.BAD_DATA)
 
 
 def _put(storage: Storage, folder: Path, name: str, revision: str | None) -> None:

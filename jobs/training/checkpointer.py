@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from jobs.disk import disk_sentence, writing
 from jobs.training.engine import Engine, build_engine, to_universal
 from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig
@@ -40,6 +41,8 @@ CONVERTED = "CONVERTED.json"
 
 SAVED = ("step", "cursor", "sample_hash", "metrics", "validation", "history")
 """What a checkpoint's manifest takes from the progress and gives back."""
+SCRATCH = "cluster: scratch"
+"""What names the node's disk, in messages."""
 BuildEngine = Callable[..., Engine]
 """Stands in for `build_engine`."""
 
@@ -107,11 +110,12 @@ class Checkpointer:
         passed = self.uploader.passed(progress.step)
         passed("save.begin")
         own = self._staging / f"rank-{self._rank_info.rank:05d}"
-        (own / name).mkdir(parents=True, exist_ok=True)
-        engine.save(own, name)
-        passed("save.written")
         rng_name = f"rng-{self._rank_info.rank:05d}.safetensors"
-        save_file(rng_state(), own / name / rng_name)
+        with writing(own, SCRATCH):
+            (own / name).mkdir(parents=True, exist_ok=True)
+            engine.save(own, name)
+            passed("save.written")
+            save_file(rng_state(), own / name / rng_name)
         passed("save.staged")
         staged = time.monotonic()
         self.drain()
@@ -135,7 +139,8 @@ class Checkpointer:
         error = self.uploader.error
         # Whatever the system says here, it says of the store: resets and time-outs too.
         cause = Cause.STORAGE if isinstance(error, OSError) else error and cause_of(error)
-        problem = error and (cause, f"{type(error).__name__}: {error}")
+        kind = f"{type(error).__name__}: "
+        problem = error and (cause, kind + disk_sentence(error).removeprefix(kind))
         problems = [(r, *p) for r, p in enumerate(self._group.gather(problem)) if p]
         if not problems:
             return

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from jobs.disk import writing
 from jobs.training import faults
 from jobs.training.batches import Batch, batches
-from jobs.training.checkpointer import BuildEngine, Checkpointer
+from jobs.training.checkpointer import SCRATCH, BuildEngine, Checkpointer
 from jobs.training.engine import build_engine, connect, prepare
 from jobs.training.group import RankGroup
 from jobs.training.heartbeat import Heartbeat
@@ -293,7 +294,8 @@ class Rank:
     def _publish(self, state: dict[str, torch.Tensor]) -> None:
         local = Path(self._config.scratch) / "finished"
         shutil.rmtree(local, ignore_errors=True)  # of an attempt that died here
-        self._task.publish(self._engine.model, state, local)
+        with writing(local, SCRATCH):
+            self._task.publish(self._engine.model, state, local)
         for path in files_below(local):
             leases.require_newest(self._out, self._config.lease_n)
             # No manifest covers it yet: what an earlier attempt left may differ, and is replaced.

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from jobs.disk import disk_sentence
 from orchestrator.errors import (
     Cause,
     ExitCode,
@@ -27,7 +28,6 @@ from orchestrator.errors import (
     OrchestratorError,
     RunFailedError,
     cause_of,
-    last_sentence,
 )
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, to_json
@@ -187,7 +187,7 @@ def failure_recorded(config: RankConfig, rank_info: RankInfo) -> Iterator[None]:
             "rank": rank_info.rank,
             "at": time.time(),
             "cause": cause_of(error),
-            "message": last_sentence(error),
+            "message": disk_sentence(error),
         }
         with suppress(OSError, OrchestratorError):  # the end of the log tells it too
             path = f"rank-{rank_info.rank:05d}{_FAILURE}"

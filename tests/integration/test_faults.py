@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from jobs import train
 from jobs.training import driver
+from jobs.training.rank import log_path
 from orchestrator.errors import Cause, RequestError, RunFailedError
 from orchestrator.ledger import checkpoints
 from tests.integration.test_train import World, make_world
@@ -92,6 +94,23 @@ def test_a_full_store_is_a_storage_failure_and_harms_no_checkpoint(
     ballast.unlink()
     assert training.run(2) == [0, 0]
     assert training.live(2)["resumed_from"] == whole[-1].name
+
+
+def test_a_full_scratch_is_a_storage_failure_that_names_the_folder(
+    inputs: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    (tmp_path / "scratch").symlink_to(small_disk)
+    training = Training(inputs=inputs, root=tmp_path, steps=100_000, every_steps=20)
+    ranks = training.start()
+    wait_for(lambda: len(checkpoints.committed(training.out)) > 1, "the second checkpoint")
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "ballast").write_bytes(bytes(4 << 20))
+    assert all(code != 0 for code in finish(ranks))
+    logs = "".join(log_path(tmp_path / "attempt-1", rank).read_text() for rank in (0, 1))
+    folder = re.escape(f"cluster: scratch: {tmp_path}/scratch/a0001/rank-0000")
+    assert re.search(rf"{folder}.: cannot be written \(.*\); 0 B of 2.* are free on", logs)
+    (small_disk / "ballast").unlink()
+    assert training.run(2) == [0, 0]
 
 
 def test_a_slow_store_holds_training_back_rather_than_filling_the_disk(

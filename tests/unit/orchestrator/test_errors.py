@@ -46,6 +46,24 @@ def foreign(module: str, name: str) -> Exception:
         *((OSError(code, "x"), Cause.STORAGE) for code in (5, 28, 30, 116, 122)),
         (OSError(errno.ENOMEM, "x"), Cause.HOST_OOM),
         (MemoryError(), Cause.HOST_OOM),
+        *(
+            (RuntimeError(said), Cause.STORAGE)
+            for said in (
+                "PytorchStreamWriter failed writing file data/0: file write failed",
+                "[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 598",
+                "basic_ios::clear: iostream error",
+                "write(): fd 3 failed with No space left on device",
+                "open file failed with strerror: Read-only file system",
+                "Error while serializing: I/O error: No space left on device (os error 28)",
+                "I/O error: Stale file handle (os error 116)",
+                "Disk quota exceeded",
+                "write failed with Input/output error",
+            )
+        ),
+        (OSError("1000000 requested and 131056 written"), Cause.STORAGE),
+        (OSError(errno.EFBIG, "File too large"), Cause.STORAGE),
+        (RuntimeError("PytorchStreamReader failed finding central directory"), Cause.ERROR),
+        (OSError(errno.ENOENT, "No space left on device"), Cause.ERROR),
         (ConnectionError("the store did not do as asked"), Cause.STORAGE),
         (ConnectionResetError(errno.ECONNRESET, "a peer"), Cause.ERROR),
         (FileNotFoundError(errno.ENOENT, "x"), Cause.ERROR),

@@ -31,6 +31,8 @@ FIRST_ENDS = (
     ("a hang", ending(cause=Cause.COMM_HANG), "comm_hang", "resume"),
     ("no finite loss", ending(cause=Cause.NONFINITE), "nonfinite", "resume"),
     ("a full store", ending(cause=Cause.STORAGE), "storage", "resume"),
+    ("a hub that is away", ending(cause=Cause.NETWORK), "network", "resume"),
+    ("Ray went away", ending(cause=Cause.RAY_LOST), "ray_lost", "resume"),
     ("a driver's own error", ending(cause=Cause.ERROR), "error", "resume"),
     ("a rank that died", ending(cause=Cause.WORKER_LOST), "worker_lost", "resume"),
     (
@@ -63,6 +65,9 @@ SIGNS = (
     ("The raylet has died", "ray_lost", "resume"),
     ("ActorDiedError ... (1) killed by the OOM killer due to high memory", "worker_lost", "resume"),
     ("OSError: [Errno 28] No space left on device", "storage", "resume"),
+    ("RuntimeError: [enforce fail at ...cc:672] . unexpected pos 640 vs 598", "storage", "resume"),
+    ("I/O error: Read-only file system (os error 30)", "storage", "resume"),
+    ("OSError: [Errno 27] File too large", "storage", "resume"),
     ("OSError: [Errno 122] Disk quota exceeded", "storage", "resume"),
     ("OSError: [Errno 116] Stale file handle", "storage", "resume"),
     ("slurmstepd: error: Detected 1 oom-kill event(s)", "host_oom", "resume"),
