@@ -13,13 +13,13 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from jobs.attempt import Attempt
 from jobs.speech.node_memory import whose_memory
@@ -91,7 +91,8 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         for actor in [*self._starting.values(), *self._free, *self._nodes]:
-            ray.kill(actor)
+            with suppress(RayError):  # of a session that went away: they are gone with it
+                ray.kill(actor)
 
     def run(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.training.process_ranks import train_here
 from jobs.training.rank import RankConfig, RankInfo, failure, last_line
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
 
@@ -93,7 +94,8 @@ def session(address: str, num_cpus: int, *, log_to_driver: bool = True) -> Itera
     """A connection to the run's Ray session at ``address``; a private one here when that is empty.
 
     Where the process is in a session already, that one goes on. Left again at once: Ray ends a
-    process that is still connected when its cluster goes away.
+    process that is still connected when its cluster goes away. Raises RunFailedError with cause
+    ``ray_lost`` when nobody answers at the address, or its token is gone.
     """
     import ray
 
@@ -110,12 +112,13 @@ def session(address: str, num_cpus: int, *, log_to_driver: bool = True) -> Itera
             "_temp_dir": folder,
             "include_dashboard": False,
         }
-        ray.init(
-            address=address or "local",
-            log_to_driver=log_to_driver,
-            logging_level=logging.WARNING,
-            **({} if address else private),
-        )
+        with _joining(address):
+            ray.init(
+                address=address or "local",
+                log_to_driver=log_to_driver,
+                logging_level=logging.WARNING,
+                **({} if address else private),
+            )
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # ray.init puts its own in place of the stage's
@@ -123,3 +126,20 @@ def session(address: str, num_cpus: int, *, log_to_driver: bool = True) -> Itera
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _joining(address: str) -> Iterator[None]:
+    """Joins the run's session, which was up when this process was started.
+
+    Ray puts a session that has gone away since in many words: no token, no connection, no node.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not address:
+            raise
+        raise RunFailedError(
+            f"ray: the session at {address} went away ({last_line(error)}); it is started anew",
+            cause=Cause.RAY_LOST,
+        ) from error

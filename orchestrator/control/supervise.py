@@ -19,7 +19,7 @@ from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
-from orchestrator.errors import Cause
+from orchestrator.errors import BackendError, Cause, ExitCode
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.openmetrics import FILE as FIGURES
@@ -38,6 +38,11 @@ LEASE_WAIT_S = 2.0
 RETRY_DELAY_S = 1.0
 LOG_TAIL_BYTES = 20_000
 FIGURES_EVERY_S = 60.0
+RAY_END_S = 5.0
+"""How long a session of which a daemon was killed may take to end; Ray looks once a second."""
+_NOT_OF_RAY = (ExitCode.DONE, ExitCode.BAD_REQUEST, ExitCode.LEASE_HELD, ExitCode.STOPPED)
+RAY_STARTS = 3
+"""How often in a row a session may end before it answers."""
 LAST_WORDS_S = 10.0
 """What a driver gets beyond the time its ranks may take to save."""
 
@@ -61,6 +66,8 @@ class Work:
     """Monotonic time before which it is not started again."""
     is_held: bool = False
     """Whether another run works on it."""
+    ray: RaySession | None = None
+    """The session that its attempt was started in."""
 
 
 class Supervisor:
@@ -94,6 +101,7 @@ class Supervisor:
         self._cluster: Cluster = run.cluster()
         self._start_ray = start_ray
         self._ray: RaySession | None = None
+        self._ray_starts_in_vain = 0
         self._beat = beat
         self._tick_s = tick_s
         self._lease_wait_s, self._retry_delay_s = lease_wait_s, retry_delay_s
@@ -205,11 +213,9 @@ class Supervisor:
             self._ray = self._start_ray()
 
     def _start(self, work: Work) -> None:
-        stage = BY_NAME[work.leader.stage]
-        env: Mapping[str, str] = {}
-        if stage.uses_ray and self._ray:
-            self._ray.wait_ready()
-            env = self._ray.env
+        work.ray = self._ray if BY_NAME[work.leader.stage].uses_ray else None
+        if work.ray and not self._answers(work.ray):
+            return  # another session is started at the next look
         attempt = self._run.begin_attempt(work.leader.id, **self._about)
         work.log = self._logs.path(attempt.storage, DRIVER_LOG)
         job = stage_job(
@@ -218,11 +224,24 @@ class Supervisor:
             work.leader,
             attempt,
             log=work.log,
-            env=env,
+            env=work.ray.env if work.ray else {},
             cluster=self._setup_for,
         )
         work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
         log.info("%s: attempt %d started", work.leader.id, attempt.number)
+
+    def _answers(self, ray: RaySession) -> bool:
+        """Whether a session is ready. Raises BackendError when it is not, time and again."""
+        try:
+            ray.wait_ready()
+        except BackendError as error:
+            self._ray_starts_in_vain += 1
+            if ray.is_alive() or self._ray_starts_in_vain >= RAY_STARTS:
+                raise
+            log.warning("%s; starting another", error)
+            return False
+        self._ray_starts_in_vain = 0
+        return True
 
     def _look_for_others(self, work: Work) -> None:
         """Leave what another run works on to it, and look again in a while."""
@@ -254,6 +273,7 @@ class Supervisor:
             log_tail=self._log_tail(work),
             node=node,
             others=node != status.node,
+            has_lost_ray=status.exit_code not in _NOT_OF_RAY and has_ended(work.ray),
             stopped=Cause.PREEMPTED if status.state is JobState.PREEMPTED else self._stop_cause,
         )
         retry = self._cluster.retry
@@ -360,3 +380,14 @@ def write_last_page(run: RunFolder, store: Store, state: str) -> None:
         write_report(run, store, observed)
     except Exception as error:  # noqa: BLE001 (whatever it is, the run has ended well without)
         log.warning("report: %s; `orchestrator report %s` tries again", error, run.name)
+
+
+def has_ended(ray: RaySession | None, within_s: float = RAY_END_S) -> bool:
+    """Whether an attempt's session has gone away, or does so now.
+
+    A process that loses its daemons notices sooner than the session does, and by any error.
+    """
+    deadline = time.monotonic() + within_s
+    while ray and ray.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return ray is not None and not ray.is_alive()

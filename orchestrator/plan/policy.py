@@ -43,6 +43,8 @@ class Ending:
     node: str = ""
     others: bool = False
     """Whether it is to blame alone: other nodes of the same attempt lived on."""
+    has_lost_ray: bool = False
+    """Whether the Ray session that it was started in has gone away."""
     stopped: Cause | None = None
     """When the resources were taken away: ``preempted`` or ``walltime``."""
 
@@ -158,6 +160,8 @@ def _cause(ending: Ending) -> Cause:
         return ending.stopped or Cause.PREEMPTED
     if ending.cause and ending.cause not in _VAGUE_CAUSES:
         return ending.cause
+    if ending.has_lost_ray:
+        return Cause.RAY_LOST
     if code in _CAUSE_BY_EXIT_CODE:
         return _CAUSE_BY_EXIT_CODE[code]
     if code is not None and code < 0:

@@ -35,9 +35,9 @@ def test_a_worker_that_dies_of_a_neighbours_memory_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     memory = psutil.virtual_memory()
-    if memory.available < 8 * GIB:
-        pytest.skip("needs 8 GiB of memory")
-    limit = (memory.total - memory.available + 2 * GIB) / memory.total
+    if memory.available < 12 * GIB:
+        pytest.skip("needs 12 GiB of memory")
+    limit = (memory.total - memory.available + 4 * GIB) / memory.total
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{limit:.3f}")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -45,7 +45,7 @@ def test_a_worker_that_dies_of_a_neighbours_memory_is_replaced(
     with session("", num_cpus=2), Pool(Slow, size=Resources(max_workers=2)) as pool:
         assert dict(pool.run(range(2), lambda _: there)) == {0: 1, 1: 1}  # both have started
         there.touch()
-        hog = subprocess.Popen([sys.executable, "-c", HOG, str(4 * GIB)])
+        hog = subprocess.Popen([sys.executable, "-c", HOG, str(6 * GIB)])
 
         def leave_after_a_death() -> None:
             if pool.deaths_in_row and hog.poll() is None:

@@ -17,7 +17,7 @@ import pytest
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.fake import DONE, FakeBackend
 from orchestrator.control.supervise import Supervisor, write_figures
-from orchestrator.errors import Cause, LeaseHeldError
+from orchestrator.errors import BackendError, Cause, LeaseHeldError
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Lease, Process
 from orchestrator.ledger.openmetrics import FILE
@@ -306,14 +306,17 @@ class Session:
 
     env: Mapping[str, str] = {}
 
-    def __init__(self, stop_takes_s: float = 0.0) -> None:
+    def __init__(self, stop_takes_s: float = 0.0, *, ends_at_once: bool = False) -> None:
         self.is_stopped, self.stop_takes_s = False, stop_takes_s
+        self._ends_at_once = ends_at_once
 
     def is_alive(self) -> bool:
         return not self.is_stopped
 
     def wait_ready(self) -> None:
-        return
+        if self._ends_at_once:
+            self.is_stopped = True
+            raise BackendError("ray: the session did not start")
 
     def stop(self) -> None:
         time.sleep(self.stop_takes_s)
@@ -352,6 +355,42 @@ def test_ray_starts_only_when_another_run_has_left_its_stage_to_us(scene: Scene)
         leaving.join()
     assert (seen, len(sessions)) == ([0], 1)
     assert sessions[0].is_stopped
+
+
+@pytest.mark.parametrize("code", [1, -6, -9])
+def test_a_session_that_went_away_under_an_attempt_is_its_cause(scene: Scene, code: int) -> None:
+    sessions: list[Session] = []
+    supervisor = up_to_tokenize(scene, sessions, failed(code))
+
+    def end_first(*_: object) -> None:
+        sessions[0].is_stopped = True
+
+    scene.also = end_first
+    assert supervisor.run() == "succeeded"
+    assert scene.ends("tokenize")[0] == ("failed", "ray_lost", "resume")
+    assert len(sessions) == 2
+
+
+@pytest.mark.parametrize("num_ended", [1, 2])
+def test_a_session_that_ends_before_it_answers_is_replaced(scene: Scene, num_ended: int) -> None:
+    sessions: list[Session] = []
+    scene.publish_before("tokenize")
+
+    def start_ray() -> Session:
+        sessions.append(Session(ends_at_once=len(sessions) < num_ended))
+        return sessions[-1]
+
+    only = scene.id("tokenize")
+    assert scene.supervisor({}, only=only, start_ray=start_ray).run() == "succeeded"
+    assert len(sessions) == num_ended + 1
+
+
+def test_sessions_that_never_answer_end_the_run(scene: Scene) -> None:
+    scene.publish_before("tokenize")
+    only = scene.id("tokenize")
+    supervisor = scene.supervisor({}, only=only, start_ray=lambda: Session(ends_at_once=True))
+    with pytest.raises(BackendError, match="the session did not start"):
+        supervisor.run()
 
 
 def test_ray_ends_when_another_run_was_faster(scene: Scene) -> None:
