@@ -38,10 +38,10 @@ LEASE_WAIT_S = 2.0
 RETRY_DELAY_S = 1.0
 LOG_TAIL_BYTES = 20_000
 FIGURES_EVERY_S = 60.0
-RAY_END_S = 5.0
+_RAY_END_S = 5.0
 """How long a session of which a daemon was killed may take to end; Ray looks once a second."""
 _NOT_OF_RAY = (ExitCode.DONE, ExitCode.BAD_REQUEST, ExitCode.LEASE_HELD, ExitCode.STOPPED)
-RAY_STARTS = 3
+_RAY_STARTS = 3
 """How often in a row a session may end before it answers."""
 LAST_WORDS_S = 10.0
 """What a driver gets beyond the time its ranks may take to save."""
@@ -236,7 +236,7 @@ class Supervisor:
             ray.wait_ready()
         except BackendError as error:
             self._ray_starts_in_vain += 1
-            if ray.is_alive() or self._ray_starts_in_vain >= RAY_STARTS:
+            if ray.is_alive() or self._ray_starts_in_vain >= _RAY_STARTS:
                 raise
             log.warning("%s; starting another", error)
             return False
@@ -273,7 +273,7 @@ class Supervisor:
             log_tail=self._log_tail(work),
             node=node,
             others=node != status.node,
-            has_lost_ray=status.exit_code not in _NOT_OF_RAY and has_ended(work.ray),
+            has_lost_ray=status.exit_code not in _NOT_OF_RAY and _has_ended(work.ray),
             stopped=Cause.PREEMPTED if status.state is JobState.PREEMPTED else self._stop_cause,
         )
         retry = self._cluster.retry
@@ -382,7 +382,7 @@ def write_last_page(run: RunFolder, store: Store, state: str) -> None:
         log.warning("report: %s; `orchestrator report %s` tries again", error, run.name)
 
 
-def has_ended(ray: RaySession | None, within_s: float = RAY_END_S) -> bool:
+def _has_ended(ray: RaySession | None, within_s: float = _RAY_END_S) -> bool:
     """Whether an attempt's session has gone away, or does so now.
 
     A process that loses its daemons notices sooner than the session does, and by any error.
