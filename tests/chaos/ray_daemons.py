@@ -59,6 +59,13 @@ def stage_of(smoke: Smoke, run: str) -> dict[str, Any]:
     return next(stage for stage in stages if stage["name"] == STAGE)
 
 
+def is_over(smoke: Smoke, run: str) -> bool:
+    """Whether the stage has succeeded, or the whole run ended without it."""
+    status = smoke.status(run)
+    stages = {stage["name"]: stage["state"] for stage in status["stages"]}
+    return stages[STAGE] == "succeeded" or status["state"] in ("failed", "cancelled")
+
+
 def wait_for(is_so: Callable[[], bool], what: str) -> None:
     """Return once it is so. Raises AssertionError when it never is."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -76,7 +83,7 @@ def once(made: Smoke, folder: Path, material: Path, rng: random.Random) -> str:
     run = smoke.submit("--set", "sweep={}")
     try:
         victim = strike(smoke, after_s, rng)
-        wait_for(lambda: stage_of(smoke, run)["state"] not in ("pending", "running"), "its end")
+        wait_for(lambda: is_over(smoke, run), "its end")
         stage = stage_of(smoke, run)
     finally:
         smoke.orchestrator("cancel", run, check=False)
