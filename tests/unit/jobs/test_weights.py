@@ -105,7 +105,7 @@ def test_deeper_layers_than_are_used_may_be_broken(text_lm: Path) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_family_names_what_it_lacks(name: str, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
-    last = [n for n in load_file(tmp_path / "model.safetensors") if "norm" in n][-1]
+    last = [n for n in load_file(tmp_path / "model.safetensors") if "norm" in n or ".ln_" in n][-1]
     change(tmp_path, rename(last, "renamed"))
     with pytest.raises(RequestError, match=f"{last} is missing, renamed is unexpected"):
         build(tmp_path)
