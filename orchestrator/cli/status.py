@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -13,11 +14,18 @@ from orchestrator.cli.arguments import add_run, add_watch, run_and_store, store_
 from orchestrator.cli.terminal import Terminal
 from orchestrator.cli.watch import run_view, watch
 from orchestrator.control.executor import observe, observe_all
-from orchestrator.errors import BackendError, RequestError
+from orchestrator.errors import BackendError, RequestError, last_sentence
 from orchestrator.ledger.goodput import goodput_line
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import RunState, RunStatus, run_progress, run_status
+from orchestrator.ledger.status import (
+    BROKEN,
+    Observed,
+    RunState,
+    RunStatus,
+    run_progress,
+    run_status,
+)
 from orchestrator.ledger.store import Store
 from orchestrator.quantities import format_duration
 
@@ -77,17 +85,69 @@ def _all(store: Store, *, as_json: bool) -> int:
     names = store.runs()
     if not names:
         print(f"no run in {store.storage.url}; --cluster names another store", file=sys.stderr)
-    folders = [f for name in names if (f := RunFolder(store.run_storage(name))).exists()]
-    observed = observe_all(folders)
+    folders = [RunFolder(store.run_storage(name)) for name in names]
+    observed, unreadable = _observed(folders)
+    read = run_status if as_json else run_progress
+    rows: dict[str, RunStatus | None] = {}
+    for folder in folders:
+        try:
+            if folder.name not in unreadable and folder.exists():
+                rows[folder.name] = read(folder, store, observed[folder.name])
+        except BROKEN as error:
+            unreadable[folder.name] = last_sentence(error)
+    rows |= dict.fromkeys(unreadable)
     if as_json:
-        rows = [run_status(f, store, observed[f.name]).to_json() for f in folders]
-        print(json.dumps(rows, indent=1))
+        found = [
+            s.to_json() if s else _no_status(n, unreadable[n]) for n, s in sorted(rows.items())
+        ]
+        print(json.dumps(found, indent=1))
     else:
-        table = Table("run", "state", "backend", "stages done", box=None, pad_edge=False)
-        for status in (run_progress(f, store, observed[f.name]) for f in folders):
-            done = sum(s.state is RunState.SUCCEEDED for s in status.stages)
-            table.add_row(status.run, status.state, status.backend, f"{done}/{len(status.stages)}")
-        Terminal().print(table)
+        Terminal().print(_table(rows, unreadable))
     if problem := next((o.problem for o in observed.values() if o.problem), ""):
         raise BackendError(f"{problem}; shown is what was last known")
     return 0
+
+
+def _observed(folders: Sequence[RunFolder]) -> tuple[dict[str, Observed], dict[str, str]]:
+    """How the runs stand, and why some cannot be read: one that is damaged hides no other."""
+    unreadable: dict[str, str] = {}
+    readable: list[RunFolder] = []
+    for folder in folders:
+        try:
+            if folder.exists():
+                folder.cluster()
+                readable.append(folder)
+        except BROKEN as error:
+            unreadable[folder.name] = last_sentence(error)
+    try:
+        return observe_all(readable), unreadable
+    except BROKEN:
+        return _observed_alone(readable, unreadable), unreadable
+
+
+def _observed_alone(
+    folders: Sequence[RunFolder], unreadable: dict[str, str]
+) -> dict[str, Observed]:
+    observed = {}
+    for folder in folders:
+        try:
+            observed[folder.name] = observe(folder)
+        except BROKEN as error:
+            unreadable[folder.name] = last_sentence(error)
+    return observed
+
+
+def _no_status(name: str, why: str) -> dict[str, Any]:
+    """The row of a run that cannot be read in ``status --json``."""
+    return {"run": name, "state": "unreadable", "backend": "", "problem": why, "stages": []}
+
+
+def _table(rows: Mapping[str, RunStatus | None], unreadable: Mapping[str, str]) -> Table:
+    table = Table("run", "state", "backend", "stages done", box=None, pad_edge=False)
+    for name, status in sorted(rows.items()):
+        if status is None:
+            table.add_row(name, f"unreadable: {unreadable[name]}")
+            continue
+        done = sum(s.state is RunState.SUCCEEDED for s in status.stages)
+        table.add_row(name, status.state, status.backend, f"{done}/{len(status.stages)}")
+    return table

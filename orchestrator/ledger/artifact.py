@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger import checkpoints
+from orchestrator.ledger.records import record_at, understood
 from orchestrator.ledger.storage import Storage
 
 MANIFEST = "MANIFEST.json"
@@ -46,12 +47,14 @@ class Artifact:
 
         Raises FileNotFoundError while incomplete, CorruptError when it is another key's.
         """
-        manifest: dict[str, Any] = self.storage.read_json(MANIFEST)
-        key = manifest.get("key") if isinstance(manifest, dict) else None
-        if key != self.key:
+        manifest = record_at(self.storage, MANIFEST, "move the artifact's folder away")
+        if manifest.get("key") != self.key:
             raise CorruptError(
-                f"{self.storage.url}: holds key {key}, not {self.key}; move the folder away"
+                f"{self.storage.url}: holds key {manifest.get('key')}, not {self.key}; move the "
+                "folder away"
             )
+        with understood(f"{self.storage.url}/{MANIFEST}", "move the artifact's folder away"):
+            _require_whole(manifest)
         return manifest
 
     @property
@@ -88,6 +91,13 @@ class Artifact:
     def problems(self) -> Iterator[str]:
         """Every way in which the folder differs from its manifest."""
         yield from differences(self.storage, self.manifest()["files"])
+
+
+def _require_whole(manifest: Mapping[str, Any]) -> None:
+    """Raises KeyError, TypeError or AttributeError when a part of a manifest is not there."""
+    parts = [manifest[name].items() for name in ("facts", "inputs", "files")]
+    for _, entry in parts[-1]:
+        int(entry["size"]), entry["sha256"].lower()
 
 
 def differences(folder: Storage, files: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

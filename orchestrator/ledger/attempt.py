@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import AlreadyExistsError, Cause, CorruptError
+from orchestrator.ledger.lease import Process
+from orchestrator.ledger.records import find_record, record_at, understood
 from orchestrator.ledger.storage import Storage
 
 DRIVER_LOG = "driver.log"
@@ -29,6 +31,8 @@ LOCAL_FOLDER = "ORCHESTRATOR_ATTEMPT_FOLDER"
 FAULT_ORDER = "orders/fault.json"
 """In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
 
+_STARTED = "attempt.json"
+_REMEDY = "move the attempt's folder away"
 _STEP_TIMES = {"step", "at", "step_s", "stall_s"}
 """What a step's line must have to say where time went; the first runs wrote lines without."""
 
@@ -43,18 +47,29 @@ class AttemptFolder:
     @property
     def started(self) -> dict[str, Any]:
         """Who started it, where and when."""
-        return dict(self.storage.read_json("attempt.json"))
+        return record_at(self.storage, _STARTED, _REMEDY)
+
+    @property
+    def started_at(self) -> float:
+        """When it was started, in seconds since the epoch. Raises CorruptError."""
+        with understood(f"{self.storage.url}/{_STARTED}", _REMEDY):
+            return float(self.started["started_at"])
+
+    @property
+    def process(self) -> Process:
+        """Who works on it, where whoever started it has said so. Raises CorruptError."""
+        with understood(f"{self.storage.url}/{_STARTED}", _REMEDY):
+            return Process(**self.started["process"])
 
     @property
     def end(self) -> dict[str, Any] | None:
         """How it ended; None while that is not recorded."""
-        end: dict[str, Any] | None = self.storage.find_json("end.json")
-        return end
+        return find_record(self.storage, "end.json", _REMEDY)
 
     @property
     def progress(self) -> dict[str, Any]:
         """How far it is; empty before the first word."""
-        return self.storage.find_json("progress.json") or {}
+        return find_record(self.storage, "progress.json", _REMEDY) or {}
 
     @property
     def failure(self) -> dict[str, Any]:
@@ -79,9 +94,14 @@ class AttemptFolder:
     def events_of(self, read: set[str]) -> list[dict[str, Any]]:
         """The events of all segments that are not in ``read``, which grows by them."""
         names = [n for n in self.storage.children() if n.startswith("events-") and n not in read]
-        texts = [self.storage.read_bytes(name).decode() for name in names]
+        found: list[dict[str, Any]] = []
+        for name in names:
+            with understood(f"{self.storage.url}/{name}", _REMEDY):
+                lines = self.storage.read_bytes(name).decode().splitlines()
+                events = [json.loads(line) for line in lines]
+                found += [{**event, "kind": event["kind"]} for event in events]
         read.update(names)
-        return [json.loads(line) for text in texts for line in text.splitlines()]
+        return found
 
     def steps(self) -> Iterator[dict[str, Any]]:
         """The lines of all optimizer steps in order, of those that say when a step ended.

@@ -190,7 +190,7 @@ def _cut(span: _AttemptSpan, cuts: Iterable[tuple[float, str]]) -> Iterator[Inte
 
 def _spans(attempts: Sequence[AttemptFolder], now: float | None) -> list[_AttemptSpan]:
     """What the attempts of an instance have written; without ``now`` nobody is alive."""
-    starts = [attempt.started["started_at"] for attempt in attempts]
+    starts = [attempt.started_at for attempt in attempts]
     return [
         _span(attempt, next_at, now)
         for attempt, next_at in zip(attempts, [*starts[1:], None], strict=False)
@@ -198,7 +198,7 @@ def _spans(attempts: Sequence[AttemptFolder], now: float | None) -> list[_Attemp
 
 
 def _span(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _AttemptSpan:
-    created_at = attempt.started["started_at"]
+    created_at = attempt.started_at
     steps = tuple(attempt.steps())
     ended_at, state = _end(attempt, steps, next_at, now)
     begin = next((e for e in attempt.events() if e["kind"] == "begin"), None)
@@ -234,6 +234,6 @@ def _end(
         return next_at, "unknown"
     if now is not None:
         return now, "running"
-    signs = [attempt.started["started_at"], attempt.progress.get("at", 0.0)]
+    signs = [attempt.started_at, attempt.progress.get("at", 0.0)]
     signs += [step["at"] + step["stall_s"] for step in steps[-1:]]
     return max(signs + [event["at"] for event in attempt.events()]), "unknown"

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.errors import AlreadyExistsError, LeaseHeldError
+from orchestrator.ledger.records import understood
 from orchestrator.ledger.storage import Storage, to_json
 
 CLOCK_STEP_S = 5.0
@@ -170,8 +171,9 @@ def current(storage: Storage) -> Lease | None:
     number = _newest_number(storage)
     if not number:
         return None
-    raw = storage.read_json(_path(number))
-    return Lease(**{**raw, "process": Process(**raw["process"])})
+    with understood(f"{storage.url}/{_path(number)}", "remove it once nobody works there"):
+        raw = storage.read_json(_path(number))
+        return Lease(**{**raw, "process": Process(**raw["process"])})
 
 
 def require_newest(storage: Storage, number: int) -> None:

@@ -25,6 +25,7 @@ from orchestrator.errors import AlreadyExistsError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Process
+from orchestrator.ledger.records import record_at, understood
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.submission import Submissions
 from orchestrator.plan.planner import Instance, Plan, Variant
@@ -35,6 +36,7 @@ from orchestrator.spec.recipe import Recipe, by_score
 PLAN = "plan.json"
 ALLOCATION_FOLDER = "ORCHESTRATOR_ALLOCATION"
 """Environment variable with the URL of the folder where an allocation's nodes talk."""
+_REMEDY = "restore it, or move the run's folder away"
 ALLOCATION_ENDED = "ended.json"
 """In an allocation's folder: its first node has nothing left to do."""
 
@@ -80,13 +82,17 @@ class RunFolder:
         return True
 
     def plan(self) -> Plan:
-        """The plan as submitted. Raises RequestError when there is no such run."""
+        """The plan as submitted.
+
+        Raises RequestError when there is no such run, CorruptError when the plan is damaged.
+        """
         if not self.exists():
             raise RequestError(
                 f"{self.name}: no such run in {self.storage.url}; `orchestrator status` lists "
                 "them, --cluster names another store"
             )
-        return Plan.from_json(self.storage.read_json(PLAN))
+        with understood(f"{self.storage.url}/{PLAN}", _REMEDY):
+            return Plan.from_json(self.storage.read_json(PLAN))
 
     def chosen(self, name: str | None) -> tuple[Instance, ...]:
         """The instances of a stage's, a node's or an instance's name; all of them for None.
@@ -100,19 +106,21 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """The recipe with its sweep."""
-        raw = self._yaml("recipe.yaml")
-        if "evaluate" in raw:  # of a version before each score had a section
-            raw["evaluate"] = by_score(raw["evaluate"])
-        return parse_recipe(raw, where=f"{self.name}/recipe.yaml")
+        with understood(f"{self.storage.url}/recipe.yaml", _REMEDY):
+            raw = self._yaml("recipe.yaml")
+            if "evaluate" in raw:  # of a version before each score had a section
+                raw["evaluate"] = by_score(raw["evaluate"])
+            return parse_recipe(raw, where=f"{self.name}/recipe.yaml")
 
     def cluster(self) -> Cluster:
         """The cluster as submitted, or the one the run has moved to since."""
         moves = self.storage.children("clusters")
         path = f"clusters/{moves[-1]}" if moves else "cluster.yaml"
-        raw = self._yaml(path)
-        for options in (raw.get("resources", {}), raw.get("slurm", {}).get("stages", {})):
-            options.pop(RETIRED, None)  # of a version before each score was a stage
-        return parse_cluster(raw, where=f"{self.name}/{path}")
+        with understood(f"{self.storage.url}/{path}", _REMEDY):
+            raw = self._yaml(path)
+            for options in (raw.get("resources", {}), raw.get("slurm", {}).get("stages", {})):
+                options.pop(RETIRED, None)  # of a version before each score was a stage
+            return parse_cluster(raw, where=f"{self.name}/{path}")
 
     @property
     def num_moves(self) -> int:
@@ -125,15 +133,16 @@ class RunFolder:
 
     def variants(self) -> tuple[Variant, ...]:
         """Every variant with its recipe."""
-        recipe = self.recipe()
-        return tuple(
-            Variant(
-                name=row["name"],
-                overrides=row["overrides"],
-                recipe=variant_recipe(recipe, row["overrides"], where=self.name),
+        recipe, plan = self.recipe(), self.plan()
+        with understood(f"{self.storage.url}/{PLAN}", _REMEDY):
+            return tuple(
+                Variant(
+                    name=row["name"],
+                    overrides=row["overrides"],
+                    recipe=variant_recipe(recipe, row["overrides"], where=self.name),
+                )
+                for row in plan.variants
             )
-            for row in self.plan().variants
-        )
 
     def attempts(self, instance_id: str) -> tuple[AttemptFolder, ...]:
         """All attempts of a stage instance, oldest first."""
@@ -154,7 +163,7 @@ class RunFolder:
     def live_supervisor(self) -> AttemptFolder | None:
         """The supervisor at work, if any."""
         for attempt in reversed(self.supervisors()):
-            if attempt.end is None and self._is_at_work(Process(**attempt.started["process"])):
+            if attempt.end is None and self._is_at_work(attempt.process):
                 return attempt
         return None
 
@@ -173,7 +182,7 @@ class RunFolder:
 
     def submitted_at(self) -> float | None:
         """When somebody first set to work on the run, in seconds since the epoch."""
-        supervisors = (s.started["started_at"] for s in self.supervisors())
+        supervisors = (s.started_at for s in self.supervisors())
         submissions = (s.at for s in self.submissions.all())
         return min((*supervisors, *submissions), default=None)
 
@@ -206,19 +215,21 @@ class RunFolder:
     def cancel_requests(self) -> tuple[dict[str, Any], ...]:
         """All wishes to stop, oldest first; one that was obeyed has an ``obeyed_at``."""
         return tuple(
-            self.storage.read_json(f"cancel/{name}") for name in self.storage.children("cancel")
+            record_at(self.storage, f"cancel/{name}", "remove it")
+            for name in self.storage.children("cancel")
         )
 
     def cancelled_stages(self) -> set[str | None]:
         """What was cancelled since a user last submitted: stages, instances, or None for all."""
         since = self.submissions.users_last()
-        return {c["stage"] for c in self.cancel_requests() if c["asked_at"] > since}
+        with understood(f"{self.storage.url}/cancel", "remove what is not ours there"):
+            return {c["stage"] for c in self.cancel_requests() if c["asked_at"] > since}
 
     def _attempts(self, folder: str) -> tuple[AttemptFolder, ...]:
         names = [
             n
             for n in self.storage.children(folder)
-            if self.storage.exists(f"{folder}/{n}/attempt.json")
+            if n.isdecimal() and self.storage.exists(f"{folder}/{n}/attempt.json")
         ]
         return tuple(AttemptFolder(int(n), self.storage.at(folder, n)) for n in names)
 

@@ -10,27 +10,18 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-import yaml
-
 from orchestrator.errors import Cause, OrchestratorError
 from orchestrator.ledger.artifact import MANIFEST
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.goodput import goodput
+from orchestrator.ledger.records import BROKEN_RECORD, understood
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Found, Instance
 from orchestrator.plan.policy import HOPELESS_CAUSES
 from orchestrator.plan.stages import BY_NAME
 
-BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OrchestratorError,
-    yaml.YAMLError,
-)
+BROKEN = (OSError, OrchestratorError, *BROKEN_RECORD)
 """What reading a missing, truncated or foreign file can raise."""
 
 _T = TypeVar("_T")
@@ -171,6 +162,8 @@ class AttemptStatus:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
 
 
+_PROGRESS = {"at", "done", "total", "unit"}
+"""What an attempt's progress must say to be shown."""
 _OF_STAGES = ("instance", "found", "attempts")
 """Fields of a stage that its row shows in other words."""
 
@@ -269,7 +262,8 @@ def run_status(
     attempts = {s.instance.id: [a.folder for a in s.attempts] for s in leaders}
 
     def where_time_went() -> dict[str, float | None]:
-        return goodput(attempts, submitted_at=run.submitted_at(), is_alive=observed.is_alive)
+        with understood(run.storage.at("stages").url, "move the damaged attempt's folder away"):
+            return goodput(attempts, submitted_at=run.submitted_at(), is_alive=observed.is_alive)
 
     return replace(status, goodput=reader.ask("attempts", where_time_went, {}))
 
@@ -399,7 +393,7 @@ class StatusReader:
     def _progress(self, attempt: AttemptStatus) -> Mapping[str, Any]:
         what = f"{attempt.folder.storage.url}: progress.json"
         progress = self._reader.ask(what, lambda: attempt.folder.progress, {})
-        return progress if isinstance(progress, Mapping) else {}
+        return progress if progress.keys() >= _PROGRESS else {}
 
     def _shards_total(self, instance: Instance, found: Mapping[str, Found]) -> int | None:
         if BY_NAME[instance.stage].counts != "shards":

@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import AlreadyExistsError, BackendError, os_words
+from orchestrator.errors import AlreadyExistsError, BackendError, OrchestratorError, os_words
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, Artifact
+from orchestrator.ledger.records import find_record
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Found, Instance
 
@@ -52,9 +53,12 @@ class Store:
         return float(sum(f.shards_done + f.step for f in found.values()))
 
     def inputs_of(self, stage: str) -> tuple[dict[str, Any], ...]:
-        """What the key of every artifact of a stage was made of."""
+        """What the key of every artifact of a stage was made of; damaged ones say nothing."""
         folders = self.storage.at("artifacts", stage)
-        found = (folders.find_json(f"{name}/{INPUTS}") for name in folders.children())
+        found = []
+        for name in folders.children():
+            with suppress(OSError, OrchestratorError):
+                found.append(find_record(folders, f"{name}/{INPUTS}", "remove it"))
         return tuple(inputs for inputs in found if inputs is not None)
 
     def _found(self, stage: str, key: str) -> Found:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from orchestrator.ledger.records import find_record, understood
 from orchestrator.ledger.storage import Storage, to_json
 
 Submitter = Literal["user", "sentinel"]
@@ -22,6 +23,7 @@ JobKind = Literal["stage", "workers", "sentinel"]
 
 _WHOLE = "whole.json"
 _SEEN = "jobs-seen.json"
+_REMEDY = "cancel the jobs that `squeue` shows, then move the folder away"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class Submissions:
 
     def all(self) -> tuple[Submission, ...]:
         """Oldest first."""
-        numbers = [int(name) for name in self._run.children("submissions")]
+        numbers = [int(n) for n in self._run.children("submissions") if n.isdecimal()]
         return tuple(found for n in sorted(numbers) if (found := self._read(n)))
 
     def next_number(self) -> int:
@@ -105,7 +107,7 @@ class Submissions:
 
     def seen(self) -> dict[str, Any]:
         """The newest answer about every job, by id."""
-        return self._run.find_json(_SEEN) or {}
+        return find_record(self._run, _SEEN, "remove it") or {}
 
     def remember(self, seen: Mapping[str, Any]) -> None:
         """Keep the newest answers."""
@@ -118,14 +120,16 @@ class Submissions:
 
     def _read(self, number: int) -> Submission | None:
         folder = self.folder(number)
-        record = self._run.find_json(f"{folder}/submission.json")
+        record = find_record(self._run, f"{folder}/submission.json", _REMEDY)
         if record is None:
             return None
-        rows = (self._run.find_json(f"{folder}/{n}/job.json") for n in self._run.children(folder))
-        jobs = (SubmittedJob(**row) for row in rows if row)
-        return Submission(
-            number=number,
-            jobs=tuple(sorted(jobs, key=lambda job: job.submitted_at)),
-            is_whole=self._run.exists(f"{folder}/{_WHOLE}"),
-            **record,
-        )
+        paths = (f"{folder}/{name}/job.json" for name in self._run.children(folder))
+        rows = (find_record(self._run, path, _REMEDY) for path in paths)
+        with understood(f"{self._run.url}/{folder}", _REMEDY):
+            jobs = [SubmittedJob(**row) for row in rows if row]
+            return Submission(
+                number=number,
+                jobs=tuple(sorted(jobs, key=lambda job: job.submitted_at)),
+                is_whole=self._run.exists(f"{folder}/{_WHOLE}"),
+                **record,
+            )

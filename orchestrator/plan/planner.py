@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from orchestrator.plan.graph import Node, nodes_of
 from orchestrator.plan.keys import key_of, nearest_changes
 from orchestrator.plan.stages import BY_NAME, Facts, inputs_of
@@ -125,17 +127,17 @@ class Plan:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Plan:
-        """The plan of ``plan.json``; those that know no nodes have one to a stage."""
-        instances = tuple(
-            Instance(**{"node": i["stage"], **i, "variants": tuple(i["variants"])})
-            for i in raw["instances"]
-        )
-        return cls(
-            recipe=raw["recipe"],
-            run=raw["run"],
-            variants=tuple(raw["variants"]),
-            instances=instances,
-        )
+        """The plan of ``plan.json``; those that know no nodes have one to a stage.
+
+        Raises KeyError, TypeError or ValueError for what is no plan.
+        """
+        rows = [{"node": row["stage"], **row} for row in raw["instances"]]
+        plan = TypeAdapter(cls).validate_python({**raw, "instances": rows})
+        ids = {i.id for i in plan.instances}
+        named = {n for i in plan.instances for n in (i.leader, *i.needs.values())}
+        if not ids or not plan.variants or named - ids:
+            raise ValueError("stage instances are missing in it")
+        return plan
 
 
 Finder = Callable[[Mapping[str, str]], Mapping[str, Found]]

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.cli.main import VERBS, main
 from orchestrator.control.request import prepare
+from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from tests.unit.orchestrator import broken, trainings
@@ -355,3 +356,84 @@ def test_a_store_that_is_another_projects(tmp_path: Path) -> None:
     prepared = prepare(tmp_path / "r.yaml", tmp_path / "c.yaml")
     assert {i.decision for i in prepared.plan.instances} == {"run"}
     assert Store.open(str(tmp_path / "store")).runs() == ()
+
+
+DAMAGES = {
+    "plan.json": ("{", "{}", "[]", "", "null", '{"instances": []}', '{"instances": [{}]}', "\0"),
+    "cluster.yaml": ("{", "[]", "", "backend: no\nstore: s", None),
+    "supervisor/0001/attempt.json": ("{", "{}", "[]", '{"process": 5}'),
+    "supervisor/0001/end.json": ("{", "[]"),
+    "cancel/0001.json": ("[]", "{"),
+    "submissions/0001/submission.json": ("{", "{}", "[]"),
+}
+"""A run's files, and what may stand there instead."""
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [(path, text) for path, texts in DAMAGES.items() for text in texts]
+)
+def test_a_damaged_run_is_one_line_and_hides_no_other(
+    path: str, text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(tmp_path)
+    run = project.create()
+    sound = prepare(tmp_path / "r.yaml", tmp_path / "c.yaml", name="sound")
+    RunFolder(project.store.run_storage("sound")).create(
+        sound.plan, sound.recipe, sound.cluster, {}, {}
+    )
+    if path.startswith("supervisor/"):
+        run.begin_supervisor(process=vars(Process.current()))
+    run.storage.delete(path)
+    if text is not None:
+        run.storage.create(path, text.encode())
+
+    assert project.orchestrator("status") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row for row in rows if row.startswith("sound ") and "8/8" in row]
+    (row,) = (row for row in rows if row.startswith(run.name))
+    assert project.orchestrator("status", "--json") == 0
+    found = {r["run"]: r for r in json.loads(capsys.readouterr().out)}
+    assert found["sound"]["state"] == "succeeded"
+    assert "unreadable: " not in row or found[run.name]["state"] == "unreadable"
+
+    for verb in ("status", "logs", "resume", "cancel", "verify", "report", "chaos"):
+        more = ["--kill", "rank"] if verb == "chaos" else []
+        code = project.orchestrator(verb, run.name, *more)
+        said = capsys.readouterr().err.splitlines()
+        assert code in (0, 1, 2, 3)
+        assert len(said) <= 1 or code == 0, verb
+        if path == "plan.json":
+            assert code == 1
+            assert said[0].startswith(f"{run.storage.url}/{path}: ")
+            assert "; " in said[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "", '{"key": "%"}', '{"key": "%", "facts": 5}'])
+def test_a_damaged_artifact_is_one_line_and_hides_no_run(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(tmp_path)
+    run = project.create()
+    pack = next(i for i in project.plan.instances if i.stage == "pack")
+    where = project.store.artifact("pack", pack.key).storage
+    where.replace("MANIFEST.json", text.replace("%", pack.key).encode())
+    assert project.orchestrator("status") == 0
+    said = capsys.readouterr().out
+    assert f"unreadable: {where.url}" in said
+    assert project.orchestrator("status", run.name) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(where.url)
+    assert line.endswith(("folder away", "remove it"))
+    assert project.orchestrator("verify", run.name) == 1
+    assert capsys.readouterr().out.count(": ok") == 7
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_artifact_of_another_key_is_no_hindrance(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(tmp_path)
+    project.store.storage.create("artifacts/train/aaaaaaaaaaaa/inputs.json", text.encode())
+    words = ["plan", str(tmp_path / "r.yaml"), "--set", "train.steps=13"]
+    assert project.orchestrator(*words) == 0
+    assert "train.steps: 12 -> 13" in capsys.readouterr().out
