@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from jobs.audio.decode import UnreadableAudioError
 from jobs.speech.pool import Pool
 from jobs.training.ray_train import session
-from orchestrator.errors import RunFailedError
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.spec.cluster import Resources
 
 pytestmark = pytest.mark.slow
@@ -66,6 +68,21 @@ class Raises:
         raise ZeroDivisionError(payload)
 
 
+class RunsOutOfMemory:
+    """Ends as if Ray's monitor had ended it, so often that a folder holds a file for each time."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        self._folder, self._times = folder, times
+
+    def __call__(self, payload: int) -> int:
+        count = len(list(self._folder.iterdir()))
+        if count < self._times:
+            (self._folder / str(count)).touch()
+            node = f"Memory on the node (IP: 10.0.0.7, ID: a1) was 3.{count}GB used / 4GB limit"
+            raise OutOfMemoryError(f"1 worker(s) were killed. {node}")
+        return payload * payload
+
+
 class CannotStart:
     """A worker that cannot be built."""
 
@@ -110,6 +127,25 @@ def test_a_dead_actor_is_replaced_and_its_item_given_again(tmp_path: Path) -> No
     with Pool(DiesOf, 3, tmp_path / "died", size=ONE) as pool:
         assert dict(pool.run(range(5), int)) == {n: n * n for n in range(5)}
     assert (tmp_path / "died").exists()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_workers_that_a_node_had_no_memory_for_are_replaced_and_then_fewer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    with caplog.at_level(logging.WARNING), Pool(RunsOutOfMemory, tmp_path, times, size=TWO) as pool:
+        assert dict(pool.run(range(6), int)) == {n: n * n for n in range(6)}
+    assert "node 10.0.0.7 ran low on memory: 3.0GB of 4GB used" in caplog.text
+    assert ("going on with 1 workers at most" in caplog.text) == (times > 1)
+
+
+def test_memory_that_is_never_enough_ends_the_run_with_its_cause(tmp_path: Path) -> None:
+    with (
+        Pool(RunsOutOfMemory, tmp_path, 100, size=ONE) as pool,
+        pytest.raises(RunFailedError, match=r"node 10\.0\.0\.7 ran low on memory") as raised,
+    ):
+        list(pool.run(range(20), int))
+    assert raised.value.cause is Cause.HOST_OOM
 
 
 def test_an_item_that_kills_twice_is_named() -> None:
