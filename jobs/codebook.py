@@ -38,6 +38,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
             tokenizer.seed,
             on_iteration=partial(report_iteration, attempt),
         )
+    attempt.progress(fitted.iterations, fitted.iterations, "iterations", inertia=fitted.inertia)
     about = write_codebook(attempt.out, fitted)
     del about["dim"]
     return {

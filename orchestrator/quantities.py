@@ -36,3 +36,8 @@ def format_count(count: float) -> str:
             return f"{count:.0f}" if not suffix else f"{count:.1f}{suffix}"
         count /= 1000
     return f"{count:.1f} T"
+
+
+def format_several(count: int, what: str) -> str:
+    """A count of things: ``1 CPU``, ``16 CPUs``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -365,8 +365,12 @@ def _refusal(job: Job, error: Exception) -> Exception:
     return RequestError(f"{job.name}: {error}; {remedy}")
 
 
-_NOT_REACHED = r"Unable to contact|Connection refused|cannot be run"
-"""What is said when nothing can have been accepted."""
+_NOT_REACHED = (
+    r"(?i)unable to contact|connection refused|cannot be run|configuration (source|file)|"
+    r"fetch config|unknown host|name or service|no route to host|network is unreachable|"
+    r"munge|authentication|communication \w+ failure|standby mode|incompatible versions"
+)
+"""What is said when nothing can have been accepted: of the network, of munge, of slurm.conf."""
 _NO_ANSWER = r"did not answer|timed out|Transport endpoint|Zero Bytes|Unexpected message"
 
 

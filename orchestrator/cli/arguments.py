@@ -13,6 +13,7 @@ from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
+from orchestrator.quantities import format_several
 from orchestrator.spec.loader import load_cluster, require_name
 
 
@@ -89,7 +90,8 @@ def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
 def started_line(started: Started) -> str:
     """What starting a run came to, in words."""
     if started.outcome == "started":
-        return f"{started.num_jobs} jobs submitted" if started.num_jobs else "supervisor started"
+        jobs = format_several(started.num_jobs, "job")
+        return f"{jobs} submitted" if started.num_jobs else "supervisor started"
     return {
         "done": "everything is done",
         "running": "already running",

@@ -48,9 +48,14 @@ def run(options: argparse.Namespace) -> int:
     folder, _ = run_and_store(options)
     logs = Logs(folder, options)
     if options.first_error:
-        return _first_error(logs)
+        code = _first_error(logs)
+        for line in logs.earlier_failures():
+            print(line, file=sys.stderr)
+        return code
     if not options.follow:
         _print_new(logs)
+        if not logs.has_read:
+            print(f"run {folder.name}: no log yet; --follow waits for one", file=sys.stderr)
         return 0
     with interruptible(lambda: what_stands(folder)):
         return _follow(folder, logs)
@@ -100,6 +105,19 @@ class Logs:
         if self._options.rank is None:
             for storage, name in self._outputs():
                 yield from self._rest(storage, name)
+
+    @property
+    def has_read(self) -> bool:
+        """Whether there is any log so far."""
+        return bool(self._read)
+
+    def earlier_failures(self) -> Iterator[str]:
+        """A line for each stage of which attempts failed before those that are read."""
+        for leader in self._leaders if self._options.attempt is None else ():
+            ends = [(a.number, a.end or {}) for a in self._run.attempts(leader)[:-1]]
+            failed = [f"{n} ({end.get('cause')})" for n, end in ends if end.get("cause")]
+            if failed:
+                yield f"{leader}: earlier attempts failed: {', '.join(failed)}; read --attempt N"
 
     def _rest(self, storage: Storage, name: str) -> Iterator[tuple[str, str]]:
         url = f"{storage.url}/{name}"

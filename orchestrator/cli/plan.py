@@ -24,7 +24,7 @@ from orchestrator.plan.estimate import (
     walltimes,
 )
 from orchestrator.plan.stages import BY_NAME
-from orchestrator.quantities import format_bytes, format_count, format_duration
+from orchestrator.quantities import format_bytes, format_count, format_duration, format_several
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.scripts:
         print(scripts(request), end="")
+        if all(i.decision == "reuse" for i in request.plan.instances):
+            print("everything is reused; a scheduler would be given nothing", file=sys.stderr)
         return 0
     show(request, Terminal())
     for problem in missing(request):
@@ -89,11 +91,11 @@ def jobs_table(request: Request, jobs: Sequence[JobPreview], cost: Estimate) -> 
     table = Table(names, "nodes", "of each", "time", "queue", "GPU hours", box=None, pad_edge=False)
     for job in jobs:
         shape = job.shape
-        gpus = f"{shape.gpus} GPUs, " if shape.gpus else ""
+        gpus = f"{format_several(shape.gpus, 'GPU')}, " if shape.gpus else ""
         table.add_row(
             job.name,
             f"<={shape.array}" if shape.array else str(shape.num_nodes),
-            f"{gpus}{shape.cpus} CPUs, {shape.mem_gb:g} GB",
+            f"{gpus}{format_several(shape.cpus, 'CPU')}, {shape.mem_gb:g} GB",
             format_duration(60 * shape.walltime_min),
             job.queue,
             _hours(request, job, cost),

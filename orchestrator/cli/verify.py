@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 
 from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.control.executor import observe
 from orchestrator.ledger.verify import verify
 from orchestrator.quantities import format_bytes
 
@@ -21,7 +23,10 @@ def run(options: argparse.Namespace) -> int:
     """Print a verdict on every stage; 1 when anything is wrong."""
     folder, store = run_and_store(options)
     verdicts = []
-    for verdict in verify(folder, store):
+    is_alive = observe(folder).is_alive
+    if is_alive:
+        print(f"run {folder.name}: still running; verify it again at its end", file=sys.stderr)
+    for verdict in verify(folder, store, is_alive=is_alive):
         verdicts.append(verdict)
         if not options.json:
             size = f"{verdict.num_files} files, {format_bytes(verdict.num_bytes)}"

@@ -141,8 +141,10 @@ def _remarks(status: RunStatus) -> Iterator[str]:
 def _failure(stage: StageStatus) -> str:
     """The failing attempt's own last sentence; the retry policy's where it left none."""
     attempt = stage.failure
-    words = (attempt.cause, attempt.message or attempt.reason) if attempt else ()
-    return ": ".join(filter(None, words))
+    if not attempt:
+        return ""
+    said = (attempt.message or attempt.reason).removeprefix(f"{attempt.cause}: ")
+    return ": ".join(filter(None, (attempt.cause, said)))
 
 
 def _rates(stage: StageStatus) -> str:

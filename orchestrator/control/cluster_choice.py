@@ -41,7 +41,12 @@ def open_store(cluster: Cluster) -> Store:
     Raises BackendError when it cannot be used, RequestError when its URL needs a variable or it
     cannot be a folder.
     """
-    store = Store.open(resolve_env(cluster.store, where="cluster: store"))
+    url = resolve_env(cluster.store, where="cluster: store")
+    if url.startswith("memory:"):
+        raise RequestError(
+            f"cluster: store: {url}: would end with this process; name a folder or a bucket"
+        )
+    store = Store.open(url)
     root = store.storage.local_root
     if root:
         _require_folder(root)

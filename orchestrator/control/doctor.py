@@ -40,7 +40,7 @@ def _guarded(name: str, check: Callable[[], str], *, is_optional: bool = False) 
     except OSError as error:
         return Check(name, False, os_words(error), is_optional)
     except OrchestratorError as error:
-        return Check(name, False, str(error), is_optional)
+        return Check(name, False, str(error).removeprefix(f"{name}: "), is_optional)
 
 
 def _store(cluster: Cluster) -> str:

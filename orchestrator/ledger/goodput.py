@@ -52,6 +52,8 @@ class _AttemptSpan:
     ended_at: float
     """Of a running attempt: now."""
     state: str
+    is_left: bool = False
+    """Whether it ended so that nobody was to try again by themselves: cancelled, or given up."""
     steps: tuple[Mapping[str, Any], ...] = ()
     """The lines of its optimizer steps: their number, end, duration and the stall for saving."""
 
@@ -66,12 +68,15 @@ def goodput(
     *,
     submitted_at: float | None = None,
     is_alive: bool = True,
+    supervised: Sequence[tuple[float, float]] = (),
 ) -> dict[str, float | None]:
     """Seconds of every part, their sum ``elapsed_s``, and ``ettr``.
 
     Attempts are listed oldest first under their instance's id. Time from ``submitted_at`` to the
     first of them is queue. With nobody alive, an attempt that nobody ended is taken to have ended
-    with its last sign of life.
+    with its last sign of life. ``supervised`` is when a supervisor was at work, where runs have
+    one: between two attempts, what lies outside of it is idle, as is the time after an end that
+    nobody was to retry.
 
     ``ettr`` is the effective training time ratio: productive runtime over available wall-clock time
     (Revisiting Reliability in Large-Scale Machine Learning Research Clusters, arXiv 2410.21680).
@@ -85,6 +90,7 @@ def goodput(
         for interval in _of_instance(
             _spans(attempts, now if is_alive else None),
             trains=_has_ranks(instance_id),
+            supervised=supervised,
         )
     ]
     if submitted_at is not None:
@@ -141,7 +147,9 @@ def sweep(intervals: Iterable[Interval]) -> dict[str, float]:
     return {part: math.fsum(spans) for part, spans in spans_s.items()}
 
 
-def _of_instance(spans: Sequence[_AttemptSpan], *, trains: bool) -> list[Interval]:
+def _of_instance(
+    spans: Sequence[_AttemptSpan], *, trains: bool, supervised: Sequence[tuple[float, float]]
+) -> list[Interval]:
     """The intervals of all attempts of a stage instance and of the gaps before its retries."""
     intervals: list[Interval] = []
     redone_from = math.inf
@@ -149,12 +157,24 @@ def _of_instance(spans: Sequence[_AttemptSpan], *, trains: bool) -> list[Interva
         wait, warm_up = "queue", "startup"
         if before and before.state != "succeeded":
             wait, warm_up = "restart", "restart"
-            intervals.append(Interval(before.ended_at, span.created_at, "restart"))
+            intervals += _gap(before, span.created_at, supervised)
         cuts = _training(span, warm_up, redone_from) if trains else [(span.ended_at, span.outcome)]
         intervals += _cut(span, [(span.begun_at, wait), *cuts])
         if span.steps:
             redone_from = min(redone_from, span.steps[0]["step"])
     return intervals
+
+
+def _gap(
+    before: _AttemptSpan, until: float, supervised: Sequence[tuple[float, float]]
+) -> Iterator[Interval]:
+    """The time from an attempt's end to the next one in which somebody was to start that."""
+    if before.is_left:
+        return
+    for began_at, ended_at in supervised or [(before.ended_at, until)]:
+        start, end = max(began_at, before.ended_at), min(ended_at, until)
+        if start < end:
+            yield Interval(start, end, "restart")
 
 
 def _training(span: _AttemptSpan, warm_up: str, redone_from: float) -> list[tuple[float, str]]:
@@ -213,6 +233,7 @@ def _span(attempt: AttemptFolder, next_at: float | None, now: float | None) -> _
         begun_at=begun_at,
         ended_at=max(ended_at, created_at),
         state=state,
+        is_left=state == "cancelled" or (attempt.end or {}).get("action") == "stop",
         steps=steps,
     )
 

@@ -169,8 +169,16 @@ def held(
 def current(storage: Storage) -> Lease | None:
     """The newest lease of the folder, live or not; None when there never was one."""
     number = _newest_number(storage)
-    if not number:
-        return None
+    return _lease(storage, number) if number else None
+
+
+def spans(storage: Storage) -> list[tuple[float, float]]:
+    """From when to when the folder's leases were held, as far as their holders have said."""
+    found = (_lease(storage, number) for number in range(1, _newest_number(storage) + 1))
+    return [(lease.process.started_at, lease.heartbeat_at) for lease in found]
+
+
+def _lease(storage: Storage, number: int) -> Lease:
     with understood(f"{storage.url}/{_path(number)}", "remove it once nobody works there"):
         raw = storage.read_json(_path(number))
         return Lease(**{**raw, "process": Process(**raw["process"])})

@@ -197,6 +197,12 @@ class RunFolder:
         is_live = held and held.is_live(self.cluster().retry.heartbeat_timeout_s)
         return held.process if held and is_live else None
 
+    def supervised(self, *, is_alive: bool) -> list[tuple[float, float]]:
+        """From when to when supervisors were at work, the last one until now where it lives."""
+        *past, (began_at, beaten_at) = leases.spans(self.supervision) or [(0.0, 0.0)]
+        last = (began_at, time.time() if is_alive else beaten_at)
+        return [*past, last] if began_at else []
+
     def _is_at_work(self, supervisor: Process) -> bool:
         alive = supervisor.is_alive()
         # Another machine, or this one before its last boot: only the heartbeat can tell.

@@ -28,8 +28,11 @@ class Verdict:
     """What else was proven."""
 
 
-def verify(run: RunFolder, store: Store) -> Iterator[Verdict]:
-    """A verdict on every stage instance of the run, in data order; reads every byte."""
+def verify(run: RunFolder, store: Store, *, is_alive: bool = False) -> Iterator[Verdict]:
+    """A verdict on every stage instance of the run, in data order; reads every byte.
+
+    ``is_alive``: somebody still works on what is not complete.
+    """
     for instance in run.plan().instances:
         artifact = store.artifact(instance.stage, instance.key)
         sizes: list[int] = []
@@ -40,7 +43,8 @@ def verify(run: RunFolder, store: Store) -> Iterator[Verdict]:
             problems += _problems(instance, artifact)
             notes = _notes(instance, artifact)
         except FileNotFoundError:
-            problems.append("not complete; `orchestrator resume` finishes it")
+            remedy = "the run is at work on it" if is_alive else "`orchestrator resume` finishes it"
+            problems.append(f"not complete; {remedy}")
         except LedgerError as error:
             problems.append(str(error))
         yield Verdict(instance.id, len(sizes), sum(sizes), tuple(problems), notes)

@@ -136,7 +136,8 @@ def require_name(value: str, *, where: str) -> None:
     try:
         TypeAdapter(Name).validate_python(value)
     except ValidationError as error:
-        raise SpecErrors(_lines(Spec, error.errors(include_url=False), where)) from None
+        found = [dict(problem) for problem in error.errors(include_url=False)]
+        raise SpecErrors(_lines(Spec, found, where, value)) from None
 
 
 def sweep_points(recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -265,7 +266,7 @@ def _validated(
         found = [dict(p) for p in error.errors(include_url=False)]
         # A list whose items are wrong is also called too short; only an empty one is.
         found = [p for p in found if p["type"] != "too_short" or not p["input"]] or found
-        raise SpecErrors(_lines(model, found, where)) from None
+        raise SpecErrors(_lines(model, found, where, raw)) from None
 
 
 _EXPECTED = {
@@ -295,17 +296,28 @@ _INNER_TAG = re.compile(r"(literal\[|constrained-|function-|\[key\]).*|int|str|f
 
 
 def _lines(
-    model: type[BaseModel], problems: Sequence[Mapping[str, Any]], where: str
+    model: type[BaseModel], problems: Sequence[Mapping[str, Any]], where: str, raw: Any
 ) -> tuple[str, ...]:
     """One line a place; what each member of a union would have taken is joined by "or"."""
     by_place: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for problem in problems:
-        place = tuple(str(p) for p in problem["loc"] if not _INNER_TAG.fullmatch(str(p)))
+        place = tuple(_keys(problem["loc"], raw))
         by_place.setdefault(place, []).append(problem)
     return tuple(
         ": ".join(filter(None, (where, ".".join(place), _said(model, place, found))))
         for place, found in by_place.items()
     )
+
+
+def _keys(loc: Sequence[str | int], raw: Any) -> Iterator[str]:
+    """The author's parts of pydantic's place: a key that is there may well be called int."""
+    here = raw
+    for part in loc:
+        is_item = isinstance(here, list) and part in range(len(here))
+        is_there = is_item or (isinstance(here, Mapping) and part in here)
+        if is_there or not _INNER_TAG.fullmatch(str(part)):
+            yield str(part)
+            here = here[part] if is_there else None
 
 
 def _said(model: type[BaseModel], place: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:

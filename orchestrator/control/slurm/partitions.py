@@ -14,6 +14,7 @@ from orchestrator.backends.base import Shape
 from orchestrator.backends.slurm import ask, job_options
 from orchestrator.control.slurm.jobs import PlannedJob
 from orchestrator.errors import BackendError
+from orchestrator.quantities import format_several
 from orchestrator.spec.cluster import SlurmOptions
 
 _FORMAT = "%P|%c|%m|%G|%l|%s|%D"
@@ -42,8 +43,8 @@ class NodeKind:
     def shown(self) -> str:
         """What one node has."""
         memory = f", {self.mem_mb / 1024:.3g} GB" if self.mem_mb > _UNSET_MEMORY_MB else ""
-        gpus = f", {num_gpus} GPUs" if (num_gpus := self.num_gpus("gpu")) else ""
-        return f"{self.cpus} CPUs{memory}{gpus}"
+        gpus = f", {format_several(num_gpus, 'GPU')}" if (num_gpus := self.num_gpus("gpu")) else ""
+        return f"{format_several(self.cpus, 'CPU')}{memory}{gpus}"
 
     def num_gpus(self, asked: str) -> int:
         """Accelerators of a node, of what ``asked`` names: ``gpu``, or ``gpu:a100``."""
@@ -102,10 +103,11 @@ def _refusal(kinds: Sequence[NodeKind], shape: Shape, options: SlurmOptions) -> 
     partition = f"partition {kinds[0].partition}"
     fit = [k for k in kinds if k.can_hold(shape, options.gres or "gpu")]
     if not fit:
-        gpus = f", {shape.gpus} GPUs" if shape.gpus else ""
+        cpus = format_several(shape.cpus, "CPU")
+        gpus = f", {format_several(shape.gpus, 'GPU')}" if shape.gpus else ""
         there = "; ".join(dict.fromkeys(k.shown for k in kinds))
         return (
-            f"no node of {partition} has the {shape.cpus} CPUs, {shape.mem_gb:g} GB{gpus} that are "
+            f"no node of {partition} has the {cpus}, {shape.mem_gb:g} GB{gpus} that are "
             f"asked of one ({there})"
         )
     num_nodes = min(sum(k.num_nodes for k in fit), max(k.max_nodes for k in fit))

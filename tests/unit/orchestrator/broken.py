@@ -747,6 +747,17 @@ SETS = (
         overrides=("train.step=5",),
         says=("r.yaml: train.step: unknown key; did you mean 'steps'?",),
     ),
+    *(
+        Broken(
+            id=f"set a key called {key}",
+            overrides=(f"tokenizer.{key}=5",),
+            says=(
+                f"r.yaml: tokenizer.{key}: unknown key; known here: num_clusters, fit_hours, "
+                "deduplicate, seed",
+            ),
+        )
+        for key in ("int", "bool", "none")
+    ),
     Broken(
         id="set unknown section",
         overrides=("trian.steps=5",),
@@ -1083,6 +1094,16 @@ TOO_LARGE = (
     ),
 )
 CLUSTERS = (
+    *(
+        Broken(
+            id=f"a store in memory {url}",
+            cluster=edited("store: store", f"store: {url}", CLUSTER),
+            says=(
+                f"cluster: store: {url}: would end with this process; name a folder or a bucket",
+            ),
+        )
+        for url in ("memory://", "memory://x", "memory://x/store")
+    ),
     Broken(
         id="cluster missing file",
         cluster=None,

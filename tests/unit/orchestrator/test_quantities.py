@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator import errors
-from orchestrator.quantities import format_bytes, format_count, format_duration
+from orchestrator.quantities import format_bytes, format_count, format_duration, format_several
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,7 @@ def test_several_problems_are_as_many_lines() -> None:
     assert str(error) == "a: b\nc: d"
     assert error.problems == ("a: b", "c: d")
     assert error.exit_code == 2
+
+
+def test_one_of_a_thing_is_not_several() -> None:
+    assert [format_several(n, "CPU") for n in (0, 1, 16)] == ["0 CPUs", "1 CPU", "16 CPUs"]

@@ -173,8 +173,21 @@ def test_hints_of_how_to_ask_are_not_the_answer(answers: Answers, tmp_path: Path
         SlurmBackend().submit(job(tmp_path))
 
 
-def test_what_was_not_accepted_may_be_submitted_again(answers: Answers, tmp_path: Path) -> None:
-    answers.say("sbatch", "sbatch: error: Unable to contact slurm controller\n", code=1)
+@pytest.mark.parametrize(
+    "said",
+    [
+        "error: Unable to contact slurm controller",
+        "fatal: Could not establish a configuration source",
+        "error: Batch job submission failed: Protocol authentication error",
+        "error: Batch job submission failed: Communication connection failure",
+        "error: Batch job submission failed: Slurm backup controller in standby mode",
+        "error: If munged is up, restart with --num-threads=10",
+    ],
+)
+def test_what_was_not_accepted_may_be_submitted_again(
+    answers: Answers, tmp_path: Path, said: str
+) -> None:
+    answers.say("sbatch", f"sbatch: {said}\n", code=1)
     with pytest.raises(BackendError, match="submit again"):
         SlurmBackend().submit(job(tmp_path))
     assert [asked.split()[0] for asked in answers.asked] == ["sbatch"]

@@ -120,3 +120,32 @@ def test_a_node_that_is_not_there_is_refused_by_every_verb(
     assert main([verb, run.storage.url, "targets.7", *more]) == 2
     names = ", ".join(run.plan().names)
     assert capsys.readouterr().err == f"targets.7: no such stage in small; it has {names}\n"
+
+
+def test_earlier_failures_are_named(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    for cause in ("node_lost", "", "device_oom"):
+        attempt = begin(run)
+        attempt.storage.create("driver.log", b"all well\n")
+        attempt.finish(state="failed" if cause else "succeeded", cause=cause)
+    begin(run).storage.create("driver.log", b"all well\n")
+    (corpus,) = (i.id for i in run.plan().instances if i.stage == "corpus")
+    assert main(["logs", run.storage.url, "--first-error"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "no error found",
+        f"{corpus}: earlier attempts failed: 1 (node_lost), 3 (device_oom); read --attempt N",
+    ]
+    assert main(["logs", run.storage.url, "--first-error", "--attempt", "1"]) == 0
+    assert capsys.readouterr().err == "no error found\n"
+
+
+def test_a_log_that_has_not_begun_is_said(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["logs", run.storage.url, "train"]) == 0
+    assert capsys.readouterr().err == "run small: no log yet; --follow waits for one\n"
+
+
+def test_the_first_error_is_not_followed(run: RunFolder) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["logs", run.storage.url, "--first-error", "--follow"])
+    assert left.value.code == 2

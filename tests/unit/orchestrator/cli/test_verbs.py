@@ -99,6 +99,15 @@ def test_submitting_again_attaches(project: Project, capsys: pytest.CaptureFixtu
     assert len(project.run.supervisors()) == 1
 
 
+def test_scripts_of_what_is_done_already_are_none(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.orchestrator("plan", str(project.folder / "r.yaml"), "--scripts") == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("everything is reused; a scheduler would be given nothing\n")
+
+
 def test_the_same_name_for_other_keys_is_refused(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +263,16 @@ def test_verify(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert "each of 5 windows used 9 or 10 times: ok" in said
     assert project.orchestrator("verify", project.plan.run, "--json") == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
+def test_verify_says_that_a_run_is_still_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(tmp_path)
+    run = project.create()
+    run.begin_supervisor(process=vars(Process.current()))
+    assert project.orchestrator("verify", run.name) == 0
+    assert capsys.readouterr().err == f"run {run.name}: still running; verify it again at its end\n"
 
 
 def test_verify_finds_a_flipped_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

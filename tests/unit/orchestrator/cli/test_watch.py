@@ -127,4 +127,16 @@ def test_watching_into_a_log_prints_progress(
     scene.run.begin_supervisor(process=Process.current().__dict__).finish(state="failed")
     scene.fail()
     assert watch(scene.run, scene.store, every_s=0.01, line_every_s=0.01) == 1
-    assert "bad_request: split.valid: 0; raise it; see " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "bad_request: split.valid: 0; raise it; see " in said
+    before, _, ending = said.partition("run small: failed")
+    assert before.endswith("\n"), "the last row has a line of its own"
+    assert ending
+
+
+@pytest.mark.parametrize("said", ["storage: /s/a: no room", "/s/a: no room"])
+def test_a_cause_is_said_once(scene: Scene, said: str) -> None:
+    scene.fail(cause="storage", message=said)
+    (line,) = [x for x in shown(scene.status(), 200) if "no room" in x]
+    assert line.endswith(": storage: /s/a: no room")
+    assert line.count("storage: ") == 1

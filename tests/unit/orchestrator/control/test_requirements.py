@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from orchestrator.control.executor import Request
 from orchestrator.control.request import prepare
 from orchestrator.control.requirements import missing, num_gpus
+from orchestrator.ledger.store import Store
 from tests.unit.orchestrator import broken
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HERE = os.cpu_count() or 1
 
 
-def lacking(project: Path, *overrides: str, **changes: Any) -> list[str]:
+def prepare_on(project: Path, *overrides: str, **changes: Any) -> Request:
     raw = {**yaml.safe_load(broken.CLUSTER), **changes}
     (project / "c.yaml").write_text(yaml.safe_dump(raw))
-    return [
-        line.replace(str(project), "{folder}")
-        for line in missing(prepare(project / "r.yaml", project / "c.yaml", overrides))
-    ]
+    return prepare(project / "r.yaml", project / "c.yaml", overrides)
+
+
+def lacking(project: Path, *overrides: str, **changes: Any) -> list[str]:
+    request = prepare_on(project, *overrides, **changes)
+    return [line.replace(str(project), "{folder}") for line in missing(request)]
 
 
 def test_nothing_is_missing(project: Path) -> None:
@@ -169,17 +174,21 @@ def test_other_backends_look_for_themselves(project: Path) -> None:
     ]
 
 
-def test_a_slurm_store_must_be_a_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_a_bucket(project: Path, backend: str) -> list[str]:
+    store = Store.open("s3://bucket/requirements")
+    return missing(replace(prepare_on(project, backend=backend), store=store))
+
+
+def test_a_slurm_store_must_be_a_folder(project: Path) -> None:
     """Known only once the variable is filled in."""
-    monkeypatch.setenv("STORE", "memory://requirements")
-    assert lacking(project, backend="slurm", store="${env:STORE}") == [
-        "c.yaml: store: memory://requirements is no path; "
+    assert in_a_bucket(project, "slurm") == [
+        "c.yaml: store: s3://bucket/requirements is no path; "
         "jobs on Slurm need a folder that all nodes share"
     ]
 
 
 def test_a_local_store_may_be_anywhere(project: Path) -> None:
-    assert lacking(project, store="memory://requirements") == []
+    assert in_a_bucket(project, "local") == []
 
 
 def test_a_machine_with_a_venv_of_its_own_is_not_asked_for_packages(project: Path) -> None:

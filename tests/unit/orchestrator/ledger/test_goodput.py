@@ -147,6 +147,31 @@ def test_stages_side_by_side_count_once(storage: Storage) -> None:
     assert found == {"productive": 10, "lost": 10 + 10, "restart": 10 + 5, "idle": 5}
 
 
+@pytest.mark.parametrize(
+    ("end", "parts"),
+    [
+        ({"state": "cancelled"}, {"lost": 9, "idle": 100, "productive": 10}),
+        ({"state": "failed", "action": "stop"}, {"lost": 9, "idle": 100, "productive": 10}),
+        ({"state": "failed", "action": "resume"}, {"lost": 9, "restart": 100, "productive": 10}),
+        ({"state": "preempted"}, {"lost": 9, "restart": 100, "productive": 10}),
+    ],
+)
+def test_what_nobody_was_to_retry_lay_idle(
+    storage: Storage, end: dict[str, str], parts: dict[str, float]
+) -> None:
+    first, second = attempts(storage, "pack", [Past(10, None, begun=10), Past(119, 129, begun=119)])
+    first.storage.create_json("end.json", {"ended_at": 19, **end})
+    found = goodput({"pack-1": [first, second]})
+    assert {part: s for part in PART_NAMES if (s := found[f"{part}_s"])} == parts
+
+
+def test_without_a_supervisor_nobody_restarts(storage: Storage) -> None:
+    past = [Past(10, 20, "failed", begun=10), Past(120, 130, begun=122)]
+    found = goodput({"pack-1": attempts(storage, "pack", past)}, supervised=[(0, 23), (115, 130)])
+    assert found["restart_s"] == 3 + 5 + 2
+    assert found["idle_s"] == 92
+
+
 def test_every_part_yields_to_those_before_it() -> None:
     order = ("productive", "checkpoint", "lost", "startup", "restart", "queue")
     nested = [Interval(10 - n, 10 + n, part) for n, part in enumerate(order, 1)]

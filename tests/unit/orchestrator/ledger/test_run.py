@@ -256,3 +256,14 @@ def test_a_score_that_is_left_out_stays_out_in_the_record(tmp_path: Path) -> Non
     run.create(plan_of(asked), asked, cluster(str(tmp_path)), {}, {})
     assert run.recipe().evaluate.continuations is None
     assert [i.stage for i in plan_of(run.recipe()).instances][-1] == "perplexity"
+
+
+def test_when_supervisors_were_at_work(run: RunFolder) -> None:
+    assert run.supervised(is_alive=False) == []
+    for number, (began_at, beaten_at) in enumerate([(1.0, 5.0), (7.0, 9.0)], 1):
+        process = {"host": "h", "pid": 1, "started_at": began_at}
+        lease = {"number": number, "holder": "x", "process": process, "heartbeat_at": beaten_at}
+        run.supervision.create_json(f"lease/{number:06d}.json", lease)
+    assert run.supervised(is_alive=False) == [(1.0, 5.0), (7.0, 9.0)]
+    *_, (began_at, until) = run.supervised(is_alive=True)
+    assert (began_at, until) == (7.0, pytest.approx(time.time(), abs=60))

@@ -61,3 +61,15 @@ def test_a_checkpoint_without_a_readable_manifest_hides_nothing_else(
     assert verdict.num_files
     assert "metrics.jsonl" in verdict.problems[0]
     assert "is no checkpoint's manifest" in verdict.problems[-1]
+
+
+def test_what_is_at_work_is_not_sent_to_resume(before: tuple[Store, RunFolder]) -> None:
+    store, run = before
+    pack = run.plan().chosen("pack")[0]
+    store.artifact(pack.stage, pack.key).storage.delete("MANIFEST.json")
+    said = {
+        is_alive: next(v.problems for v in verify(run, store, is_alive=is_alive) if v.problems)
+        for is_alive in (False, True)
+    }
+    assert said[False] == ("not complete; `orchestrator resume` finishes it",)
+    assert said[True] == ("not complete; the run is at work on it",)

@@ -67,14 +67,13 @@ def test_what_fits_is_no_problem(tmp_path: Path, site: Answers) -> None:
             "pack",
             {"mem_gb": 64},
             "cpu",
-            "no node of partition cpu has the 1 CPUs, 64 GB that are asked of one (4 CPUs, "
-            "7.81 GB)",
+            "no node of partition cpu has the 1 CPU, 64 GB that are asked of one (4 CPUs, 7.81 GB)",
         ),
         (
             "train",
             {"gpus_per_node": 1},
             "cpu",
-            "no node of partition cpu has the 1 CPUs, 4 GB, 1 GPUs that are asked of one (4 CPUs, "
+            "no node of partition cpu has the 1 CPU, 4 GB, 1 GPU that are asked of one (4 CPUs, "
             "7.81 GB)",
         ),
         (
@@ -118,7 +117,7 @@ def test_one_partition_of_several_is_enough(tmp_path: Path, site: Answers) -> No
     (line,) = too_large(
         tmp_path, {"pack": {"mem_gb": 999}}, stages={"pack": {"partition": "cpu,gpu"}}
     )
-    assert line.startswith("c.yaml: resources.pack: no node of partition cpu has the 1 CPUs, 999 ")
+    assert line.startswith("c.yaml: resources.pack: no node of partition cpu has the 1 CPU, 999 ")
     assert "; no node of partition gpu has " in line
 
 
