@@ -110,7 +110,12 @@ def test_a_full_scratch_is_a_storage_failure_that_names_the_folder(
     folder = re.escape(f"cluster: scratch: {tmp_path}/scratch/a0001/rank-0000")
     assert re.search(rf"{folder}.: cannot be written \(.*\); 0 B of 2.* are free on", logs)
     (small_disk / "ballast").unlink()
-    assert training.run(2) == [0, 0]
+    ranks = training.start(2)
+    wait_for(lambda: checkpoints.committed(training.out)[-1].lease_n == 2, "a checkpoint again")
+    for rank in ranks:
+        rank.kill()
+    finish(ranks)
+    assert training.live(2)["resumed_from"]
 
 
 def test_a_slow_store_holds_training_back_rather_than_filling_the_disk(
