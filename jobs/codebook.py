@@ -15,7 +15,7 @@ import torch
 
 from jobs.attempt import Attempt, run_stage
 from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker
-from jobs.speech.lloyd import MAX_ITERATIONS, fit
+from jobs.speech.lloyd import MAX_ITERATIONS, Fit, fit
 from jobs.speech.pool import stage_pool
 from jobs.speech.units import EncoderSpec, write_codebook
 from jobs.speech.utterances import read_corpus, source_roots
@@ -38,7 +38,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
             tokenizer.seed,
             on_iteration=partial(report_iteration, attempt),
         )
-    attempt.progress(fitted.iterations, fitted.iterations, "iterations", inertia=fitted.inertia)
+    report_fit(attempt, fitted)
     about = write_codebook(attempt.out, fitted)
     del about["dim"]
     return {
@@ -54,6 +54,11 @@ def report_iteration(attempt: Attempt, number: int, inertia: float) -> None:
     attempt.check()
     attempt.event("iteration", number=number, inertia=inertia)
     attempt.progress(number, MAX_ITERATIONS, "iterations", inertia=inertia)
+
+
+def report_fit(attempt: Attempt, fitted: Fit) -> None:
+    """Say that k-means is done, which is seldom after as many iterations as it may take."""
+    attempt.progress(fitted.iterations, fitted.iterations, "iterations", inertia=fitted.inertia)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def prepared(options: argparse.Namespace) -> Request:
         require_name(name, where="--name")
     cluster_file, why = choose_cluster(options.cluster, options.recipe)
     print(f"cluster: {cluster_file} ({why})", file=sys.stderr)
-    return prepare(options.recipe, cluster_file, options.overrides, name)
+    return prepare(options.recipe, cluster_file, options.overrides, name, why=why)
 
 
 def store_of(options: argparse.Namespace) -> Store:

@@ -24,10 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Stop it, and return when that is done."""
-    folder, _ = run_and_store(options)
-    folder.chosen(options.stage)
-    executor = executor_of(folder.cluster())
-    observed = executor.observe([folder])[folder.name]
+    with interruptible(lambda: "nothing was cancelled"):
+        folder, _ = run_and_store(options)
+        folder.chosen(options.stage)
+        executor = executor_of(folder.cluster())
+        observed = executor.observe([folder])[folder.name]
     if not observed.is_alive and not observed.has_jobs_left:
         print(f"run {folder.name}: not running; nothing to cancel", file=sys.stderr)
         return 0

@@ -38,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Strike, wait, and print what it cost."""
-    folder, store = run_and_store(options)
-    drill = Drill(folder, store, options.kill, options.stage)
+    with interruptible(lambda: "nothing was struck"):
+        folder, store = run_and_store(options)
+        drill = Drill(folder, store, options.kill, options.stage)
     with interruptible(lambda: _struck(drill)):
         drill.strike(options.rank)
         print(f"{drill.instance}: {options.kill} struck near step {drill.step}", file=sys.stderr)

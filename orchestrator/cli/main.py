@@ -46,7 +46,10 @@ def _run(words: list[str]) -> int:
         parser.parse_args(words)
         parser.error("the verb comes first")
     verb = words[0]
-    module = importlib.import_module(f"orchestrator.cli.{verb}")
+    try:
+        module = importlib.import_module(f"orchestrator.cli.{verb}")
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing was done") from None
     module.add_arguments(verbs[verb])
     # Intermixed: what comes after an option may still be the name of a stage.
     return int(module.run(verbs[verb].parse_intermixed_args(words[1:])))

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """See to it that what is left is worked on."""
-    folder, store = run_and_store(options)
+    with interruptible(lambda: "nothing was done"):
+        folder, store = run_and_store(options)
     with interruptible(lambda: what_stands(folder)):
         if options.cluster and move(folder, Path(options.cluster)):
             print(f"run {folder.name}: moves to {options.cluster}", file=sys.stderr)

@@ -36,6 +36,8 @@ class Request:
     recipe_file: Path
     cluster: Cluster
     cluster_file: Path
+    chosen: str
+    """The cluster file and why it is this one, in words."""
     variants: tuple[Variant, ...]
     store: Store
     plan: Plan

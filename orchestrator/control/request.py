@@ -56,9 +56,14 @@ class Submitted:
 
 
 def prepare(
-    recipe_file: Path, cluster_file: Path, overrides: Sequence[str] = (), name: str | None = None
+    recipe_file: Path,
+    cluster_file: Path,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    *,
+    why: str = "",
 ) -> Request:
-    """The plan of a recipe on a cluster.
+    """The plan of a recipe on a cluster; ``why`` this cluster file was chosen.
 
     Raises RequestError or SpecErrors; BackendError when the store is out of reach.
     """
@@ -75,13 +80,15 @@ def prepare(
     )
     if problems := moving_revisions(variants, recipe_file.name):
         raise SpecErrors(problems)
-    facts = _facts(recipe, cluster, cluster_file.name)
+    chosen = f"{cluster_file} ({why})" if why else str(cluster_file)
+    facts = _facts(recipe, cluster, cluster_file.name, chosen)
     plan = make_plan(variants, facts, found=store.find, known_inputs=store.inputs_of, run=name)
     return Request(
         recipe=recipe,
         recipe_file=recipe_file,
         cluster=cluster,
         cluster_file=cluster_file,
+        chosen=chosen,
         variants=variants,
         store=store,
         plan=plan,
@@ -145,7 +152,7 @@ def move(run: RunFolder, cluster_file: Path) -> bool:
     return True
 
 
-def _facts(recipe: Recipe, cluster: Cluster, where: str) -> Facts:
+def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
     """A fingerprint of each source's listing; a snapshot label stands for all of them.
 
     Raises SpecErrors for sources that cannot be listed here: their keys would be other ones than
@@ -153,7 +160,7 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str) -> Facts:
     """
     if recipe.corpus.snapshot:
         return Facts()
-    problems = list(unmapped_sources(recipe, cluster, where))
+    problems = list(unmapped_sources(recipe, cluster, where, chosen))
     mapped = [source for source in recipe.corpus.sources if source.name in cluster.data]
     roots = {source.name: root_of(cluster, source) for source in mapped}
     listings: dict[str, str] = {}

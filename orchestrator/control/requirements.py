@@ -36,7 +36,7 @@ def missing(request: Request) -> list[str]:
     """Everything that keeps the request's cluster from running its recipe."""
     cluster, where = request.cluster, request.cluster_file.name
     return [
-        *unmapped_sources(request.recipe, cluster, where),
+        *unmapped_sources(request.recipe, cluster, where, request.chosen),
         *_missing_models(request.variants, cluster, where),
         *_missing_accelerators(request.variants, cluster, where),
         *impossible_splits(request.variants, cluster, where),
@@ -47,11 +47,14 @@ def missing(request: Request) -> list[str]:
     ]
 
 
-def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[str]:
-    """Sources of the recipe for which the cluster names no folder."""
+def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Iterator[str]:
+    """Sources of the recipe for which the cluster names no folder; ``chosen``: which file, why."""
     for source in recipe.corpus.sources:
         if source.name not in cluster.data:
-            yield f"{where}: data.{source.name}: missing; map the source to its folder here"
+            yield (
+                f"{where}: data.{source.name}: missing; map the source to its folder in {chosen}, "
+                "or give another file by --cluster"
+            )
 
 
 def _missing_models(variants: Sequence[Variant], cluster: Cluster, where: str) -> Iterator[str]:

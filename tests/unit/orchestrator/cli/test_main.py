@@ -109,6 +109,8 @@ def test_an_interruption_while_a_verb_is_imported(after_s: float, tmp_path: Path
     process.send_signal(signal.SIGINT)
     said = [line for line in process.stderr if not line.startswith("import time:")]
     process.stderr.close()
-    assert not [line for line in said if "Traceback" in line]
+    assert (
+        said in ([], ["interrupted\n"], ["interrupted; nothing was done\n"]) or "no run" in said[0]
+    )
     # The interpreter may end by the signal itself, which a shell calls 130 as well.
     assert process.wait(timeout=60) in (130, -signal.SIGINT, 0)

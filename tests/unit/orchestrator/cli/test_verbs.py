@@ -99,6 +99,34 @@ def test_submitting_again_attaches(project: Project, capsys: pytest.CaptureFixtu
     assert len(project.run.supervisors()) == 1
 
 
+@pytest.mark.parametrize(
+    ("variable", "file", "why"),
+    [
+        ("ORCHESTRATOR_CLUSTER", "c.yaml", "named by $ORCHESTRATOR_CLUSTER"),
+        ("RAY_ADDRESS", "cluster_configs/ray.yaml", "RAY_ADDRESS is set"),
+    ],
+)
+def test_a_source_without_a_folder_names_the_file_that_was_chosen(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    file: str,
+    why: str,
+) -> None:
+    broken.SOUND.write(tmp_path)
+    (tmp_path / "cluster_configs").mkdir()
+    (tmp_path / file).write_text("backend: local\nstore: s\n")
+    monkeypatch.setenv(variable, str(tmp_path / file))
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "r.yaml"]) == 2
+    _, line = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"{Path(file).name}: data.speech: missing; map the source to its folder in "
+        f"{tmp_path / file} ({why}), or give another file by --cluster"
+    )
+
+
 def test_scripts_of_what_is_done_already_are_none(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

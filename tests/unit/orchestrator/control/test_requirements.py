@@ -37,7 +37,8 @@ def test_nothing_is_missing(project: Path) -> None:
 
 def test_missing_data(project: Path) -> None:
     assert lacking(project, "corpus.snapshot=v1", data={}) == [
-        "c.yaml: data.speech: missing; map the source to its folder here"
+        "c.yaml: data.speech: missing; map the source to its folder in {folder}/c.yaml, or give "
+        "another file by --cluster"
     ]
     assert lacking(project, "corpus.snapshot=v1", data={"speech": "nope"}) == [
         "c.yaml: data.speech: {folder}/nope is not a folder; check the path"
