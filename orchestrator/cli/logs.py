@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.follow:
         _print_new(logs)
         if not logs.has_read:
-            print(f"run {folder.name}: no log yet; --follow waits for one", file=sys.stderr)
+            what = options.stage or "any stage"
+            print(f"run {folder.name}: no attempt at {what} has a log so far", file=sys.stderr)
         return 0
     with interruptible(lambda: what_stands(folder)):
         return _follow(folder, logs)

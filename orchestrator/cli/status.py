@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -102,7 +102,10 @@ def _all(store: Store, *, as_json: bool) -> int:
         ]
         print(json.dumps(found, indent=1))
     else:
-        Terminal().print(_table(rows, unreadable))
+        terminal = Terminal()
+        terminal.print(_table([status for _, status in sorted(rows.items()) if status]))
+        for name, why in sorted(unreadable.items()):
+            terminal.print(f"{name}: unreadable: {why}")
     if problem := next((o.problem for o in observed.values() if o.problem), ""):
         raise BackendError(f"{problem}; shown is what was last known")
     return 0
@@ -142,12 +145,9 @@ def _no_status(name: str, why: str) -> dict[str, Any]:
     return {"run": name, "state": "unreadable", "backend": "", "problem": why, "stages": []}
 
 
-def _table(rows: Mapping[str, RunStatus | None], unreadable: Mapping[str, str]) -> Table:
+def _table(statuses: Iterable[RunStatus]) -> Table:
     table = Table("run", "state", "backend", "stages done", box=None, pad_edge=False)
-    for name, status in sorted(rows.items()):
-        if status is None:
-            table.add_row(name, f"unreadable: {unreadable[name]}")
-            continue
+    for status in statuses:
         done = sum(s.state is RunState.SUCCEEDED for s in status.stages)
-        table.add_row(name, status.state, status.backend, f"{done}/{len(status.stages)}")
+        table.add_row(status.run, status.state, status.backend, f"{done}/{len(status.stages)}")
     return table

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import CorruptError, RequestError
+from orchestrator.ledger.records import record_at, understood
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 
 FORMAT = 2
 """Of code and run folder together: a run whose record names another is executed by nothing here."""
+_REMEDY = "submit the recipe again with another --name: finished stages are reused"
 
 
 def code_snapshot() -> dict[str, bytes]:
@@ -50,11 +52,15 @@ def code_origin(snapshot: Mapping[str, bytes]) -> dict[str, Any]:
 
 def require_executable(run: RunFolder) -> None:
     """Raises RequestError when the run's code is that of an earlier version."""
-    if run.storage.read_json("code.json").get("format") != FORMAT:
+    if _origin(run).get("format") != FORMAT:
         raise RequestError(
             f"{run.name}: was submitted by another version, which alone can go on with it; submit "
             "the recipe again with another --name: finished stages are reused"
         )
+
+
+def _origin(run: RunFolder) -> dict[str, Any]:
+    return record_at(run.storage, "code.json", _REMEDY)
 
 
 def snapshot_digest(snapshot: Mapping[str, bytes]) -> str:
@@ -72,7 +78,8 @@ def code_folder(run: RunFolder) -> Path:
     """
     if run.storage.local_root is not None:
         return run.storage.local_root / "code"
-    sha256 = run.storage.read_json("code.json")["sha256"]
+    with understood(f"{run.storage.url}/code.json", _REMEDY):
+        sha256 = str(_origin(run)["sha256"])
     name = f"code-{sha256[:16]}-"
     # Another process may write the copy that is there, or a sweep of old files have taken some.
     copies = sorted(own_temporary_folder().glob(f"{name}*"))

@@ -142,7 +142,7 @@ def test_a_log_that_has_not_begun_is_said(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["logs", run.storage.url, "train"]) == 0
-    assert capsys.readouterr().err == "run small: no log yet; --follow waits for one\n"
+    assert capsys.readouterr().err == "run small: no attempt at train has a log so far\n"
 
 
 def test_the_first_error_is_not_followed(run: RunFolder) -> None:

@@ -411,6 +411,7 @@ DAMAGES = {
     "supervisor/0001/attempt.json": ("{", "{}", "[]", '{"process": 5}'),
     "supervisor/0001/end.json": ("{", "[]"),
     "cancel/0001.json": ("[]", "{"),
+    "recipe.yaml": ("[]", "{", "", None),
     "submissions/0001/submission.json": ("{", "{}", "[]"),
 }
 """A run's files, and what may stand there instead."""
@@ -453,6 +454,21 @@ def test_a_damaged_run_is_one_line_and_hides_no_other(
             assert code == 1
             assert said[0].startswith(f"{run.storage.url}/{path}: ")
             assert "; " in said[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "5"])
+def test_code_of_which_nothing_is_known_is_not_resumed(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(tmp_path)
+    run = project.create()
+    train = next(i for i in project.plan.instances if i.stage == "train")
+    project.store.artifact("train", train.key).storage.delete("MANIFEST.json")
+    run.storage.replace("code.json", text.encode())
+    assert project.orchestrator("resume", run.name) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{run.storage.url}/code.json: ")
+    assert run.supervisors() == ()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "", '{"key": "%"}', '{"key": "%", "facts": 5}'])
