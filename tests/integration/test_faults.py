@@ -165,13 +165,13 @@ def test_a_device_without_memory_gets_half_the_micro_batch_from_then_on(world: W
     attempt = world.attempt("train", name="6")
     config = train.rank_config(attempt)
     assert config.execution.micro_batch == 2
-    with pytest.raises(RunFailedError), driver.halving_on_oom(attempt, config):
+    with pytest.raises(RunFailedError), driver.halving_on_oom(attempt, config, train.TOO_LARGE):
         raise RunFailedError("a rank failed: torch.OutOfMemoryError: CUDA out of memory")
     again = train.rank_config(attempt)
     assert again.execution.micro_batch == 1
     assert again.settings.global_batch == config.settings.global_batch
     with (
         pytest.raises(RequestError, match="one sequence does not fit the device's memory"),
-        driver.halving_on_oom(attempt, again),
+        driver.halving_on_oom(attempt, again, train.TOO_LARGE),
     ):
         raise RunFailedError("CUDA out of memory")

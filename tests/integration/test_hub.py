@@ -131,6 +131,7 @@ def fetched(
         "HF_ENDPOINT": url,
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
         **more,
     }
     command = [sys.executable, "-c", DRIVER, str(deadline_s), name, COMMIT]
