@@ -105,7 +105,7 @@ def _all(store: Store, *, as_json: bool) -> int:
         terminal = Terminal()
         terminal.print(_table([status for _, status in sorted(rows.items()) if status]))
         for name, why in sorted(unreadable.items()):
-            terminal.print(f"{name}: unreadable: {why}")
+            terminal.print(f"{name}: unreadable: {why}", soft_wrap=True)
     if problem := next((o.problem for o in observed.values() if o.problem), ""):
         raise BackendError(f"{problem}; shown is what was last known")
     return 0

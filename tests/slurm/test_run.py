@@ -76,7 +76,7 @@ def test_what_it_costs_the_scheduler(slurm: SlurmCluster, smoke: SlurmSmoke) -> 
     smoke.change(**LATER)
     name = smoke.submit(**{"evaluate.perplexity.bootstrap_samples": "100"})
     assert len(slurm.commands()) < 10
-    assert [c.split()[0] for c in slurm.commands()] == ["sbatch"] * 4
+    assert [c.split()[0] for c in slurm.commands()] == ["sinfo", *["sbatch"] * 4]
     slurm.forget()
     smoke.status(name)
     assert [c.split()[0] for c in slurm.commands()] == ["sacct", "squeue"]
