@@ -132,11 +132,16 @@ class ObjectStore:
         self._ask(path, lambda: put(self._store, self._full(path), data, use_multipart=False))
 
     def list(self, prefix: str) -> dict[str, int]:
-        """Relative path to size of every object below ``prefix``."""
+        """Relative path to size of every object below ``prefix``.
+
+        Empty objects are looked at again: some libraries mark a folder by one called ``folder/``,
+        which is listed here without its slash.
+        """
         full = self._full(prefix)
         found = self._ask(prefix, lambda: obstore.list(self._store, prefix=full or None).collect())
         start = len(self._prefix) + 1 if self._prefix else 0
-        return {entry["path"][start:]: entry["size"] for entry in found if entry["path"] != full}
+        sizes = {entry["path"][start:]: entry["size"] for entry in found if entry["path"] != full}
+        return {path: size for path, size in sizes.items() if size or self.exists(path)}
 
     def children(self, prefix: str) -> set[str]:
         """Names directly below ``prefix``: one listing, not a walk."""

@@ -166,6 +166,19 @@ def test_whole_life_of_objects(storage: Storage) -> None:
     assert storage.list("b") == {"b/c/3": 3}
 
 
+def test_what_marks_a_folder_is_no_object(storage: Storage) -> None:
+    """As pyarrow leaves it, which Ray Train writes with."""
+    import boto3
+
+    key = f"{storage.url.removeprefix(f's3://{BUCKET}/')}/a"
+    for marker in (f"{key}/", f"{key}/deep/"):
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=marker, Body=b"")
+    storage.create("a/empty", b"")
+    storage.create("a/full", b"1")
+    assert storage.list() == storage.list("a") == {"a/empty": 0, "a/full": 1}
+    assert storage.children("a") == ("deep", "empty", "full")
+
+
 def test_folders_that_begin_alike_are_not_mixed_up(storage: Storage) -> None:
     for path in ("a/1", "ab/2", "a.json"):
         storage.create(path, b"x")
