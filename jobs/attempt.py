@@ -212,7 +212,7 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
         for artifact in artifacts:
             held.append(leases.acquire(artifact.storage, holder=holder, timeout_s=timeout_s))
             stack.callback(held[-1].release)
-            artifact.storage.abort_uploads()  # of attempts that were killed
+            artifact.storage.sweep(but=leases.FOLDER)  # of attempts that were killed
         attempt = _attempt(stack, store, run, plan, members, held[0].number, options)
         stack.enter_context(_heartbeat(attempt, held))
         for instance, artifact in zip(members, artifacts, strict=True):
@@ -287,7 +287,7 @@ def _publish(
     per_key = facts.pop("per_key", {})
     for instance, artifact in zip(members, attempt.artifacts, strict=True):
         own = {**facts, **per_key.get(artifact.key, {})}
-        artifact.storage.abort_uploads()  # of ranks and workers that were
+        artifact.storage.sweep(but=leases.FOLDER)  # of ranks and workers that were killed
         artifact.publish(
             inputs=instance.inputs, facts=own, producer={**producer, "instance": instance.id}
         )

@@ -26,7 +26,7 @@ def writing(folder: Path, where: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # libraries wrap the system's words in types of their own
         if isinstance(error, OrchestratorError) or cause_of(error) is not Cause.STORAGE:
             raise
         raise RunFailedError(

@@ -20,14 +20,14 @@ from transformers import HubertConfig, HubertModel
 from jobs import hub
 from jobs.attempt import Attempt, run_stage
 from jobs.speech.hubert import Hubert, grid_of
-from jobs.weights import load_whole
+from jobs.weights import SAFETENSORS, load_whole
 from orchestrator.errors import Cause, CorruptError, SpecErrors
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.plan.model_config import encoder_problems
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Encoder
 
-CONFIG, WEIGHTS, DESCRIPTION = "config.json", "model.safetensors", "encoder.json"
+CONFIG, WEIGHTS, DESCRIPTION = hub.CONFIG, SAFETENSORS, "encoder.json"
 QUALITY = "unit_quality.json"
 """Beside published weights: what was measured on them, with their ``sha256``."""
 

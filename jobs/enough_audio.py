@@ -45,10 +45,6 @@ def require_splits(recordings: Collection[str], shares: Split) -> None:
         )
 
 
-def _shown(shares: Split) -> str:
-    return f"valid: {shares.valid:g}, test: {shares.test:g}"
-
-
 def _empty_splits(recordings: Iterable[str], shares: Split) -> list[SplitName]:
     found = {split_of(recording, shares) for recording in recordings}
     return [name for name in SPLITS if name not in found]

@@ -58,7 +58,7 @@ def load_whole(
             **options,
         )
         types = dtypes(folder)
-    except Exception as error:
+    except Exception as error:  # of many libraries; what is not about the weights is raised again
         if isinstance(error, OrchestratorError) or cause_of(error) is not Cause.ERROR:
             raise
         problem = f"cannot be loaded ({first_line(error)})"
@@ -81,7 +81,7 @@ def dtypes(folder: Path) -> dict[str, str]:
     types: dict[str, str] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
-            types |= {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+            types |= {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118 (no mapping)
     return types or _pickled_dtypes(folder)
 
 

@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from jobs.weights import load_whole, tables
+from jobs.weights import SAFETENSORS, load_whole, tables
 from orchestrator.errors import Cause, CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
 from orchestrator.plan.model_config import text_model_problems
 from orchestrator.spec.recipe import Model, Recipe
-
-WEIGHTS = "model.safetensors"
 
 
 def build_model(
@@ -115,14 +113,14 @@ def verify_weights(spec: Model, source: str) -> None:
     folder = Path(source)
     if spec.sha256 is None or not folder.is_dir():
         return
-    if not (folder / WEIGHTS).exists():
+    if not (folder / SAFETENSORS).exists():
         raise RequestError(
-            f"model.text_model: {folder} has no {WEIGHTS}; give a folder in Hugging Face format"
+            f"model.text_model: {folder} has no {SAFETENSORS}; give a folder in Hugging Face format"
         )
-    digest = sha256_of(folder / WEIGHTS)
+    digest = sha256_of(folder / SAFETENSORS)
     if digest != spec.sha256:
         raise CorruptError(
-            f"{folder / WEIGHTS}: sha256 is {digest}, the recipe says {spec.sha256}; "
+            f"{folder / SAFETENSORS}: sha256 is {digest}, the recipe says {spec.sha256}; "
             "fetch it again",
             cause=Cause.BAD_REQUEST,
         )

@@ -101,9 +101,9 @@ class Executor:
 
     def too_large(
         self,
-        plan: Plan,  # noqa: ARG002 (as above)
-        cluster: Cluster,  # noqa: ARG002
-        where: str,  # noqa: ARG002
+        plan: Plan,  # noqa: ARG002 (there is nothing here to hold it)
+        cluster: Cluster,  # noqa: ARG002 (as above)
+        where: str,  # noqa: ARG002 (as above)
     ) -> Iterable[str]:
         """Which of the plan's stages nothing here could ever hold, one line each.
 

@@ -25,6 +25,8 @@ CLOCK_STEP_S = 5.0
 """How far a process's start time may move: it is computed from the wall clock, which may be set
 meanwhile. A pid is not given to another process that soon."""
 _POLL_S = 0.5
+FOLDER = "lease"
+"""Where leases lie in the folder that they give the right to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +195,8 @@ def require_newest(storage: Storage, number: int) -> None:
 
 
 def _newest_number(storage: Storage) -> int:
-    return max((int(name.split(".")[0]) for name in storage.children("lease")), default=0)
+    return max((int(name.split(".")[0]) for name in storage.children(FOLDER)), default=0)
 
 
 def _path(number: int) -> str:
-    return f"lease/{number:06d}.json"
+    return f"{FOLDER}/{number:06d}.json"

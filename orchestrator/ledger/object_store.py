@@ -210,7 +210,7 @@ class ObjectStore:
         with suppress(FileNotFoundError):
             self._ask(path, lambda: obstore.delete(self._store, self._full(path)))
 
-    def abort_uploads(self) -> int:
+    def sweep(self) -> int:
         """Abort uploads in parts that nobody completes any more below this folder; how many.
 
         The store keeps such parts, invisible and paid for. Nothing is done where it, or what is
@@ -253,7 +253,8 @@ class ObjectStore:
             try:
                 return question()
             except FileNotFoundError:
-                raise FileNotFoundError(f"{self.url}/{path}: not there") from None
+                missing = f"{self.url}/{path}: not there, or its bucket is not"
+                raise FileNotFoundError(missing) from None
             except (exceptions.BaseError, ConflictError) as error:
                 is_final = isinstance(error, _REFUSALS)
                 if is_final or time.monotonic() + pause_s > deadline:
@@ -288,9 +289,10 @@ def _abort_s3_uploads(bucket: str, prefix: str) -> int:
     import boto3  # slow to import, and asked for only here
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client, count = boto3.client("s3"), 0
-    pages = client.get_paginator("list_multipart_uploads")
+    count = 0
     try:
+        client = boto3.client("s3")
+        pages = client.get_paginator("list_multipart_uploads")
         for page in pages.paginate(Bucket=bucket, Prefix=prefix):
             for upload in page.get("Uploads", ()):
                 which = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
@@ -312,9 +314,9 @@ def _clients(bucket: str, timeout_s: float, endpoint: str) -> tuple[Any, Any]:
     options: dict[str, Any] = {"client_options": client}
     if endpoint:
         options["base_url" if scheme == "gs" else "endpoint"] = endpoint
-    if scheme == "s3" and (provider := _profile()):
-        options["credential_provider"] = provider
     try:
+        if scheme == "s3" and (provider := profile()):
+            options["credential_provider"] = provider
         opened: Any = from_url  # typed for each kind of store alone
         return (
             opened(bucket, retry_config=_RETRIES, **options),
@@ -324,22 +326,28 @@ def _clients(bucket: str, timeout_s: float, endpoint: str) -> tuple[Any, Any]:
         raise RequestError(f"store {bucket!r}: {_first_line(error)}") from None
 
 
-def _profile() -> Any:
-    """What takes credentials from the user's AWS profile; None where the environment has them."""
-    files = (
-        os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
-        os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"),
-    )
-    has_files = any(Path(name).expanduser().exists() for name in files)
-    if "AWS_ACCESS_KEY_ID" in os.environ or not has_files:
+def profile() -> Any:
+    """What takes credentials from the user's AWS profile; None where the environment has them.
+
+    A machine with a role of its own needs no profile: its ``config`` may hold but a region. Raises
+    ValueError when the profile has no credentials.
+    """
+    if "AWS_ACCESS_KEY_ID" in os.environ:
         return None
-    if importlib.util.find_spec("boto3") is None:
+    credentials = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    is_named = "AWS_PROFILE" in os.environ or Path(credentials).expanduser().exists()
+    config = os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")
+    if not (is_named or Path(config).expanduser().exists()):
+        return None
+    if importlib.util.find_spec("boto3"):
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        return Boto3CredentialProvider()
+    if is_named:
         raise BackendError(
             "an AWS profile needs boto3; pip install '.[s3]', or set AWS_ACCESS_KEY_ID"
         )
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    return Boto3CredentialProvider()
+    return None
 
 
 def _first_line(error: Exception) -> str:

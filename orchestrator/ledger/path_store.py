@@ -65,9 +65,12 @@ class PathStore:
             _write_aside(target, [data]).replace(target)
 
     def list(self, prefix: str) -> dict[str, int]:
-        """Relative path to size of every object below ``prefix``."""
+        """Relative path to size of every object below ``prefix``.
+
+        Raises OSError for a folder that cannot be listed: what is in it is not missing.
+        """
         sizes = {}
-        for folder, _, names in os.walk(self._root / prefix):
+        for folder, _, names in os.walk(self._root / prefix, onerror=_unless_missing):
             for name in names:
                 path = Path(folder, name)
                 if not name.startswith(TEMPORARY):
@@ -93,6 +96,18 @@ class PathStore:
             chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
             _publish(_write_aside(target, chunks, tick), target)
 
+    def sweep(self, but: str) -> int:
+        """Remove temporary files below this folder, but for one folder in it; how many."""
+        left = [
+            Path(folder, name)
+            for folder, _, names in os.walk(self._root, onerror=_unless_missing)
+            for name in names
+            if name.startswith(TEMPORARY) and Path(folder) != self._root / but
+        ]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
+
     def delete(self, path: str) -> None:
         """Remove the object, and the folders that it leaves empty."""
         target = self._root / path
@@ -104,6 +119,12 @@ class PathStore:
             except OSError:  # not empty, or removed by somebody else
                 return
             folder = folder.parent
+
+
+def _unless_missing(error: OSError) -> None:
+    """Raise what a walk would pass over, but for a folder that is not there, or no more."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 @contextmanager

@@ -147,12 +147,14 @@ class Storage:
         """Remove the object; nothing happens when it is not there."""
         self._objects.delete(path)
 
-    def abort_uploads(self) -> int:
-        """Abort what killed writers left half uploaded below this folder; how many uploads.
+    def sweep(self, *, but: str) -> int:
+        """Remove what killed writers left half written below this folder; how many things.
 
-        Call it with the only right to write here.
+        Call it with the only right to write here; ``but`` is a folder in which others write too.
         """
-        return 0 if isinstance(self._objects, PathStore) else self._objects.abort_uploads()
+        if isinstance(self._objects, PathStore):
+            return self._objects.sweep(but)
+        return self._objects.sweep()
 
 
 def _bucket(url: str) -> ObjectStore:

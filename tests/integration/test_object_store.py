@@ -308,7 +308,7 @@ def test_a_file_in_parts_survives_faults(
         store.fetch("large.bin", tmp_path / "back.bin")
     assert not faulty.plan
     assert (tmp_path / "back.bin").read_bytes() == local.read_bytes()
-    storage.abort_uploads()
+    storage.sweep(but="lease")
     assert uploads_left(storage.url.removeprefix(f"s3://{BUCKET}/")) == []
 
 
@@ -343,7 +343,7 @@ def test_what_a_killed_writer_left_is_invisible_and_aborted(
     writer.join()
     assert not storage.exists("large.bin")
     assert storage.list() == {}
-    assert storage.abort_uploads() == 1
+    assert storage.sweep(but="lease") == 1
     assert uploads_left() == ["other/large.bin"]
     boto3.client("s3").abort_multipart_upload(
         Bucket=BUCKET, Key="other/large.bin", UploadId=other["UploadId"]

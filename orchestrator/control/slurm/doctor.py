@@ -20,6 +20,7 @@ from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.code_snapshot import code_snapshot
 from orchestrator.control.executor import Check
 from orchestrator.control.slurm.jobs import SubmissionContext, job_of, options_of, part_of, shape_of
+from orchestrator.control.slurm.partitions import minutes_of
 from orchestrator.control.slurm.probe import FOUND, HEARD
 from orchestrator.errors import BackendError, OrchestratorError
 from orchestrator.ledger.run import RunFolder
@@ -99,15 +100,6 @@ def _partitions() -> dict[str, dict[str, str]]:
         if fields.get("Default") == "YES":
             found[""] = fields
     return found
-
-
-def minutes_of(time_limit: str) -> float:
-    """Slurm's ``1-12:00:00`` or ``UNLIMITED`` in minutes."""
-    if time_limit == "UNLIMITED":
-        return float("inf")
-    days, _, rest = time_limit.rpartition("-")
-    hours, minutes, seconds = (int(part) for part in rest.split(":"))
-    return (int(days or 0) * 24 + hours) * 60 + minutes + seconds / 60
 
 
 def _partition(

@@ -139,14 +139,14 @@ def _node_kind(row: Sequence[str]) -> NodeKind:
         cpus=int(cpus.rstrip("+")),
         mem_mb=int(mem_mb.rstrip("+")),
         gres=gres,
-        max_min=_minutes(limit),
+        max_min=minutes_of(limit),
         max_nodes=_most(sizes),
         num_nodes=int(num_nodes),
     )
 
 
-def _minutes(limit: str) -> float:
-    """``infinite``, or ``[days-][hours:]minutes:seconds``, in minutes."""
+def minutes_of(limit: str) -> float:
+    """``infinite`` or ``UNLIMITED``, or ``[days-][hours:]minutes:seconds``, in minutes."""
     days, _, clock = limit.rpartition("-")
     if not re.fullmatch(r"(\d+:)?\d+:\d+", clock):
         return float("inf")

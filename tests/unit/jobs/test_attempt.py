@@ -20,6 +20,7 @@ from orchestrator.errors import ExitCode, LeaseHeldError, RequestError
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import FAULT_ORDER, LOCAL_FOLDER, AttemptFolder
 from orchestrator.ledger.lease import acquire, current
+from orchestrator.ledger.path_store import TEMPORARY
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
@@ -111,6 +112,21 @@ def test_work_that_is_done_is_published_under_its_lease(scene: Scene) -> None:
     assert lease is not None
     assert lease.holder == f"small/{scene.instance.id}/0001"
     assert lease.released_at is not None
+
+
+def test_what_killed_attempts_left_half_written_is_swept(scene: Scene) -> None:
+    left = Path(scene.artifact.storage.url, "shards", f"{TEMPORARY}1")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    beside = f"Path({str(left)!r}).with_name('{TEMPORARY}2')"
+    code, errors = scene.run_to_end(
+        f"assert not Path({str(left)!r}).exists()",
+        f"{beside}.parent.mkdir(parents=True, exist_ok=True)",
+        f"{beside}.write_bytes(b'of a worker that was killed')",
+        "return {}",
+    )
+    assert code == 0, errors
+    assert not list(left.parent.glob(f"{TEMPORARY}*"))
 
 
 def test_an_attempt_has_the_recipes_of_all_variants_that_need_it(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import AlreadyExistsError, RequestError
-from orchestrator.ledger.object_store import ObjectStore
+from orchestrator.ledger.object_store import ObjectStore, profile
 from orchestrator.ledger.path_store import TEMPORARY
 
 
@@ -51,3 +51,30 @@ def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch, url: str, prob
     with pytest.raises(RequestError) as raised:
         ObjectStore(url)
     assert str(raised.value).startswith(problem)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without credentials."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    return tmp_path
+
+
+def test_credentials_are_those_of_the_users_profile(home: Path) -> None:
+    keys = "aws_access_key_id = mine\naws_secret_access_key = secret\n"
+    (home / "credentials").write_text(f"[default]\n{keys}")
+    assert profile()()["access_key_id"] == "mine"
+
+
+def test_without_a_profile_nobody_asks_for_one(home: Path) -> None:
+    assert profile() is None
+
+
+def test_a_profile_without_credentials_is_one_line(home: Path) -> None:
+    (home / "config").write_text("[default]\nregion = us-east-1\n")
+    with pytest.raises(RequestError, match=r"^store 's3://unprofiled': Received None"):
+        ObjectStore("s3://unprofiled")

@@ -95,3 +95,26 @@ def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
         PathStore(tmp_path).create("a/b", b"1")
+
+
+def test_what_a_killed_writer_left_is_swept_but_where_others_write(tmp_path: Path) -> None:
+    store = PathStore(tmp_path)
+    for path in (
+        "shards/000/a",
+        f"shards/000/{TEMPORARY}1",
+        f"{TEMPORARY}2",
+        f"lease/{TEMPORARY}3",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"half")
+    assert store.sweep("lease") == 2
+    left = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    assert sorted(left) == [f"lease/{TEMPORARY}3", "shards/000/a"]
+    assert PathStore(tmp_path / "none").sweep("lease") == 0
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path) -> None:
+    """Links in a circle, since nothing is out of reach for root."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        PathStore(tmp_path).list("loop")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from orchestrator.backends.slurm import SlurmBackend
-from orchestrator.control.slurm.doctor import examine_slurm, minutes_of
+from orchestrator.control.slurm.doctor import examine_slurm
 from tests.unit.orchestrator.recipes import cluster
 from tests.unit.orchestrator.scheduler import Answers
 
@@ -18,14 +16,6 @@ SLURM_VERSION           = 20.11.9
 PARTITION = (
     "PartitionName=gpu Default=YES MaxTime=1:00:00 TotalNodes=1 PreemptMode=REQUEUE State=UP\n"
 )
-
-
-@pytest.mark.parametrize(
-    ("said", "minutes"),
-    [("UNLIMITED", float("inf")), ("1-12:00:00", 2160), ("00:30:00", 30), ("2-00:00:30", 2880.5)],
-)
-def test_slurms_times(said: str, minutes: float) -> None:
-    assert minutes_of(said) == minutes
 
 
 def test_a_cluster_that_cannot_do_it(answers: Answers, tmp_path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.control.slurm.executor import SlurmExecutor
-from orchestrator.control.slurm.partitions import node_kinds
+from orchestrator.control.slurm.partitions import minutes_of, node_kinds
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 from tests.unit.orchestrator.scheduler import Answers
 
@@ -144,3 +144,18 @@ def test_a_site_that_does_not_answer_is_not_judged(tmp_path: Path, answers: Answ
     assert too_large(tmp_path, {"pack": {"mem_gb": 999}}) == []
     answers.say("sinfo", "cpu|4|8000|(null)|infinite|1-infinite|3\n")
     assert too_large(tmp_path, {"pack": {"mem_gb": 999}}) == [], "no default partition"
+
+
+@pytest.mark.parametrize(
+    ("said", "minutes"),
+    [
+        ("UNLIMITED", float("inf")),
+        ("infinite", float("inf")),
+        ("30:00", 30),
+        ("00:30:00", 30),
+        ("1-12:00:00", 2160),
+        ("2-00:00:30", 2880.5),
+    ],
+)
+def test_slurms_times(said: str, minutes: float) -> None:
+    assert minutes_of(said) == minutes
