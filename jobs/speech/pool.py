@@ -91,8 +91,7 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         for actor in [*self._starting.values(), *self._free, *self._nodes]:
-            with suppress(RayError):  # of a session that went away: they are gone with it
-                ray.kill(actor)
+            _kill(actor)
 
     def run(
         self,
@@ -119,7 +118,7 @@ class Pool:
         finally:
             for _, actor in self._running.values():  # nobody will take their results
                 self._forget(actor)
-                ray.kill(actor)
+                _kill(actor)
             self._running = {}
 
     def _recruit(self) -> None:
@@ -225,7 +224,7 @@ class Pool:
         kept = 0 if self._nodes else 1
         for ref, actor in tuple(self._starting.items())[kept:]:
             del self._starting[ref]
-            ray.kill(actor)
+            _kill(actor)
         log.warning("memory ran out again; going on with %d workers at most", self._most)
 
     def _forget(self, actor: ActorHandle[Any]) -> None:
@@ -264,6 +263,12 @@ def _picklable(act: Callable[[], Result]) -> Result:
         return act()
     except OrchestratorError as error:
         raise RunFailedError(str(error), cause=error.cause) from None
+
+
+def _kill(actor: ActorHandle[Any]) -> None:
+    """End an actor; that of a session that went away is gone with it."""
+    with suppress(RayError):
+        ray.kill(actor)
 
 
 def _how(error: Exception) -> str:
