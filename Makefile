@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin
-# Unit tests alone run in parallel: slow ones start ranks and clusters of their own.
+# Slow tests are two groups for two workers (tests/conftest.py): each starts a cluster of its own.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS)
 
@@ -31,7 +31,7 @@ check: setup ## ruff, mypy, unit and golden tests
 test: setup ## everything but the drills
 	./apt-packages.sh || echo 'WARNING: without these packages the tests that need them are skipped'
 	$(MAKE) check
-	$(RUN)/pytest --durations=15 tests --ignore=tests/unit --ignore=tests/golden
+	$(RUN)/pytest --durations=15 $(PARALLEL) tests --ignore=tests/unit --ignore=tests/golden
 
 drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 	./apt-packages.sh

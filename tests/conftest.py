@@ -27,10 +27,14 @@ def tier_of(nodeid: str) -> str:
 
 
 def group_of(nodeid: str) -> str:
-    """Tests of one group run in one xdist worker, in order: they share its fixtures."""
-    path = nodeid.split("::")[0]
-    shares_cluster = path.startswith("tests/slurm/") and not path.endswith("test_cluster.py")
-    return "the Slurm cluster and its calm run" if shares_cluster else path
+    """Tests of one group run in one xdist worker, in order: they share its fixtures.
+
+    Slow tests are two groups, those of Slurm and the rest: more at once starve each other.
+    """
+    tier = tier_of(nodeid)
+    if tier in {"unit", "golden"}:
+        return nodeid.split("::")[0]
+    return "Slurm" if tier == "slurm" else "other slow tests"
 
 
 class ByGroup(LoadScopeScheduling):
