@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from jobs import text_model
 from jobs.attempt import Attempt, run_stage
 from jobs.audio.corpora import Recording, list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
@@ -88,6 +89,7 @@ class Probe(NamedTuple):
 def work(attempt: Attempt) -> dict[str, Any]:
     """List, probe, cut and share out; the corpus' facts."""
     torch.set_num_threads(1)
+    text_model.require_all(attempt)
     corpus = attempt.recipe.corpus
     roots = {s.name: attempt.data_root(s.name) for s in corpus.sources}
     wanted, left_out = choose(corpus, roots)

@@ -56,12 +56,19 @@ log = logging.getLogger(__name__)
 
 
 def keep(
-    attempt: Attempt, name: str, revision: str | None, *, sha256: str | None, where: str
+    attempt: Attempt,
+    name: str,
+    revision: str | None,
+    *,
+    sha256: str | None,
+    where: str,
+    judge: Callable[[Path], None] = lambda _folder: None,
 ) -> Storage:
     """The folder in the store with a hub's model, fetched now where it is not there yet.
 
-    Raises RequestError for what the hub refuses, RunFailedError of the network, CorruptError when
-    the bytes are not those of the manifest or of ``sha256``.
+    ``judge`` may refuse what was fetched before it is kept. Raises RequestError for what the hub
+    refuses, RunFailedError of the network, CorruptError when the bytes are not those of the
+    manifest or of ``sha256``.
     """
     digest = hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:KEY_DIGITS]
     folder = f"{name.replace('/', '--')}-{digest}"
@@ -69,7 +76,9 @@ def keep(
         "models", folder
     )
     if not storage.exists(MANIFEST):
-        _put(storage, download(name, revision, where=where, check=attempt.check), name, revision)
+        fetched = download(name, revision, where=where, check=attempt.check)
+        judge(fetched)
+        _put(storage, fetched, name, revision)
     _require_whole(storage)
     found = storage.read_json(MANIFEST)["files"].get(SAFETENSORS, {}).get("sha256")
     if sha256 and found != sha256:

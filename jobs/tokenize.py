@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from jobs import text_model
 from jobs.attempt import Attempt, run_stage
 from jobs.speech.pool import stage_pool
 from jobs.speech.units import (
@@ -31,6 +32,7 @@ _READERS = 8
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Write every missing shard; returns what the units are like, per key."""
+    text_model.require_all(attempt)
     rows = read_corpus(attempt)
     num_clusters = [u["codebook"].facts["num_clusters"] for u in attempt.upstreams]
     missing = missing_shards(rows.shards, attempt.outs)

@@ -23,6 +23,9 @@ from orchestrator.ledger.storage import sha256_of
 from orchestrator.plan.model_config import text_model_problems
 from orchestrator.spec.recipe import Model, Recipe
 
+WHERE = "model.text_model"
+"""The key of the recipe that messages begin with."""
+
 
 def build_model(
     spec: Model,
@@ -51,7 +54,7 @@ def build_model(
         model = load_whole(
             AutoModelForCausalLM,
             Path(source),
-            where="model.text_model",
+            where=WHERE,
             may_lack=tables,
             config=config,
             dtype=dtype,
@@ -106,6 +109,24 @@ def require_fit(recipe: Recipe, source: str) -> None:
     config, _ = PreTrainedConfig.get_config_dict(source, revision=recipe.model.revision)
     if problems := list(text_model_problems(config, recipe)):
         raise SpecErrors(problems)
+
+
+def require_loadable(spec: Model, source: str) -> None:
+    """Raise RequestError when a folder lacks weights that `build_model` would take from it.
+
+    Of its files only the headers are read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if spec.init == "twist":
+        load_whole(
+            AutoModelForCausalLM,
+            Path(source),
+            where=WHERE,
+            may_lack=tables,
+            config=unit_config(spec, source),
+            device_map="meta",
+        )
 
 
 def verify_weights(spec: Model, source: str) -> None:

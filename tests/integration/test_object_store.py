@@ -441,16 +441,19 @@ def test_a_run_on_s3_from_submit_to_succeeded(
     server = urlsplit(environment["AWS_ENDPOINT_URL"])
     faulty = FaultyStore((server.hostname or "", server.port or 0), share=0.02, seed=9)
     with faulty.serving() as endpoint:
-        run_through(tmp_path, {**environment, "AWS_ENDPOINT_URL": endpoint}, calm[0], material)
+        env = {**environment, "AWS_ENDPOINT_URL": endpoint}
+        run_through(tmp_path, env, calm[0], material, f"s3://{BUCKET}/whole")
     assert faulty.met.total() >= 30, faulty.met
     assert uploads_left("whole/") == []
 
 
-def run_through(tmp_path: Path, environment: dict[str, str], calm: Smoke, material: Path) -> None:
+def run_through(
+    tmp_path: Path, environment: dict[str, str], calm: Smoke, material: Path, url: str
+) -> None:
+    """A run whose store is at the URL makes the calm run's bytes and leaves nothing else."""
     temporary = tmp_path / "s-tmp"  # begins like the folder by which processes are found
     temporary.mkdir()
     env = {**os.environ, **environment, "TMPDIR": str(temporary)}
-    url = f"s3://{BUCKET}/whole"
     smoke = Smoke.create(tmp_path / "s", material, env, store=url)
     run = smoke.submit("--set", "sweep={}")
     folder, artifacts = RunFolder(Storage(f"{url}/runs/{run}")), Storage(f"{url}/artifacts")

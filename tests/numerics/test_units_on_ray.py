@@ -29,7 +29,7 @@ from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import load_recipe
-from recipes.smoke_material import babble
+from recipes.smoke_material import babble, make_text_lm
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
@@ -69,7 +69,10 @@ class World:
         return Observed(
             recipe=load_recipe(ROOT / "recipes" / "smoke.yaml", ["tokenizer.fit_hours=1"]),
             cluster=Cluster(
-                backend="local", store="unused", data={"smoke": str(self.folder / "speech")}
+                backend="local",
+                store="unused",
+                data={"smoke": str(self.folder / "speech")},
+                models={"smoke-lm": str(self.folder / "lm")},
             ),
             resources=Resources(min_workers=workers, max_workers=workers),
             artifacts=tuple(self.artifact(stage, name) for name in names),
@@ -99,6 +102,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     world = World(tmp_path_factory.mktemp("world"))
     _make_corpus(world)
     _make_encoder(world)
+    make_text_lm(world.folder / "lm")
     with session("", num_cpus=2):
         world.fit("one", world.attempt("codebook", "one", workers=1))
         yield world

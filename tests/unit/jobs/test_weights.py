@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, HubertModel
 
-from jobs.lm.twist import build_model
+from jobs.lm.twist import build_model, require_loadable
 from jobs.speech import pretrain
 from jobs.speech.hubert import Hubert
 from jobs.weights import dtypes, load_whole
@@ -60,6 +60,14 @@ def build(folder: Path, **fields: object) -> Any:
     return build_model(spec(**fields), source=str(folder), num_units=20, seed=0)
 
 
+def look(folder: Path, **fields: object) -> None:
+    require_loadable(spec(**fields), str(folder))
+
+
+EARLY_OR_LATE = pytest.mark.parametrize("by", [look, build])
+
+
+@EARLY_OR_LATE
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -71,10 +79,12 @@ def build(folder: Path, **fields: object) -> Any:
         (lambda state: [state.pop(n) for n in sorted(state)[2:8]], "is missing.* and 3 more; give"),
     ],
 )
-def test_a_text_lm_with_other_weights_is_refused(text_lm: Path, how: Change, says: str) -> None:
+def test_a_text_lm_with_other_weights_is_refused(
+    text_lm: Path, how: Change, says: str, by: Callable[[Path], object]
+) -> None:
     change(text_lm, how)
     with pytest.raises(RequestError, match=says) as raised:
-        build(text_lm)
+        by(text_lm)
     assert str(raised.value).startswith(f"model.text_model: {text_lm}/model.safetensors: ")
     assert cause_of(raised.value) is Cause.BAD_REQUEST
 
@@ -91,24 +101,29 @@ def test_a_text_lm_with_other_weights_is_refused(text_lm: Path, how: Change, say
 )
 def test_what_is_replaced_or_never_used_may_differ(text_lm: Path, how: Change) -> None:
     before = build(text_lm).state_dict()
-    after = build(change(text_lm, how)).state_dict()
+    look(change(text_lm, how))
+    after = build(text_lm).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_deeper_layers_than_are_used_may_be_broken(text_lm: Path) -> None:
     change(text_lm, put(DEEPER, torch.zeros(3)))
-    build(text_lm, num_layers=1)
-    with pytest.raises(RequestError, match=rf"{DEEPER} has shape \[3\]"):
-        build(text_lm, num_layers=2)
+    for by in (look, build):
+        by(text_lm, num_layers=1)
+        with pytest.raises(RequestError, match=rf"{DEEPER} has shape \[3\]"):
+            by(text_lm, num_layers=2)
 
 
+@EARLY_OR_LATE
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_family_names_what_it_lacks(name: str, tmp_path: Path) -> None:
+def test_every_family_names_what_it_lacks(
+    name: str, tmp_path: Path, by: Callable[[Path], object]
+) -> None:
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
     last = [n for n in load_file(tmp_path / "model.safetensors") if "norm" in n or ".ln_" in n][-1]
     change(tmp_path, rename(last, "renamed"))
     with pytest.raises(RequestError, match=f"{last} is missing, renamed is unexpected"):
-        build(tmp_path)
+        by(tmp_path)
 
 
 @pytest.mark.parametrize(

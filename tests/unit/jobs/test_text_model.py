@@ -1,0 +1,55 @@
+"""The text models of a run, looked at before its audio."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from jobs import corpus, text_model, tokenize
+from orchestrator.errors import RequestError, SpecErrors
+from orchestrator.ledger.storage import sha256_of
+from tests.unit.jobs.lm.test_twist import CONFIGS
+from tests.unit.jobs.test_attempt import attempt_in
+from tests.unit.jobs.test_weights import UP, change, rename
+from tests.unit.orchestrator.recipes import recipe
+
+
+@pytest.fixture
+def lm(tmp_path: Path) -> Path:
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path / "lm")
+    return tmp_path / "lm"
+
+
+def attempt_with(lm: Path, **fields: object) -> text_model.Attempt:
+    pinned = {"model.text_model": "lm", "model.sha256": sha256_of(lm / "model.safetensors")}
+    attempt = attempt_in(lm.parent, models={"lm": str(lm)})
+    return replace(attempt, recipe=recipe(**{**pinned, "train.context_length": 16, **fields}))
+
+
+@pytest.mark.parametrize("stage", [corpus, tokenize])
+def test_a_renamed_weight_is_refused_before_any_audio(lm: Path, stage: object) -> None:
+    attempt = attempt_with(change(lm, rename(UP, "model.layers.0.mlp.up.weight")))
+    with pytest.raises(RequestError, match=f"{UP} is missing"):
+        stage.work(attempt)  # type: ignore[attr-defined]
+
+
+def test_each_variant_has_its_say(lm: Path) -> None:
+    """Of a cold arm's text model only the config is used."""
+    change(lm, rename(UP, "model.layers.0.mlp.up.weight"))
+    cold = attempt_with(lm, **{"model.init": "cold"})
+    text_model.require_all(cold)
+    warm = attempt_with(lm).recipe
+    with pytest.raises(RequestError, match="is missing"):
+        text_model.require_all(replace(cold, recipes=(cold.recipe, warm)))
+    size = {"train.context_length": 1 << 20, "train.global_batch_tokens": 1 << 20}
+    long = attempt_with(lm, **size)
+    with pytest.raises(SpecErrors, match=r"train\.context_length"):
+        text_model.require_all(replace(cold, recipes=(cold.recipe, long.recipe)))
+
+
+def test_its_place_is_where_the_cluster_says(lm: Path) -> None:
+    attempt = attempt_with(lm)
+    assert text_model.place(attempt, attempt.recipe) == str(lm)
