@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin
-# Slow tests are two groups for two workers (tests/conftest.py): each starts a cluster of its own.
+# Slow tests are shared out by the clusters that they start (tests/conftest.py): more workers starve them.
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS)
 

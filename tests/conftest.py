@@ -29,12 +29,12 @@ def tier_of(nodeid: str) -> str:
 def group_of(nodeid: str) -> str:
     """Tests of one group run in one xdist worker, in order: they share its fixtures.
 
-    Slow tests are two groups, those of Slurm and the rest: more at once starve each other.
+    Those of integration and chaos share a local run that nobody disturbs.
     """
     tier = tier_of(nodeid)
     if tier in {"unit", "golden"}:
         return nodeid.split("::")[0]
-    return "Slurm" if tier == "slurm" else "other slow tests"
+    return tier if tier in {"slurm", "numerics"} else "local"
 
 
 class ByGroup(LoadScopeScheduling):
