@@ -16,10 +16,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -70,7 +70,7 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 {books}
 {nodes}
-PartitionName=DEFAULT Nodes=ALL DefaultTime=60 DefMemPerCPU=100 PriorityTier=1
+PartitionName=DEFAULT Nodes=ALL DefaultTime=60 PriorityTier=1 {partitions}
 PartitionName=low Default=YES PreemptMode=REQUEUE GraceTime={grace_s}
 PartitionName=cancel PreemptMode=CANCEL GraceTime={grace_s}
 PartitionName=high PriorityTier=10 PreemptMode=OFF
@@ -97,6 +97,8 @@ StorageUser=slurm
 StoragePass=slurm
 StorageLoc=slurm_acct
 """
+_SCRIPT_NAMES = {"JobSubmitPlugins": "job_submit.lua", "CliFilterPlugins": "cli_filter.lua"}
+"""Where Slurm looks for each kind of plugin, beside slurm.conf."""
 _SHIM = """\
 #!/bin/sh
 # Notes that the command was run, and runs it.
@@ -134,13 +136,21 @@ class SlurmCluster:
     mem_mb: int = 8000
     grace_s: int = 10
     max_array: int = 1001
+    has_books: bool = True
+    """Without: no slurmdbd, and a job that left the queue is known to nobody."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """A site's own lines of slurm.conf, in place of those here: ``{"MinJobAge": "10"}``."""
+    partitions: str = "DefMemPerCPU=100"
+    """What all partitions have in common."""
+    scripts: Mapping[str, str] = field(default_factory=dict)
+    """Plugins in Lua, by their place in slurm.conf: ``JobSubmitPlugins``, ``CliFilterPlugins``."""
     port: int = field(default_factory=lambda: free_ports(20))
     subnet: str = field(default_factory=lambda: free_subnet())
     token: str = field(default_factory=lambda: secrets.token_hex(3))
     _database: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def start(cls, **options: int) -> SlurmCluster:
+    def start(cls, **options: Any) -> SlurmCluster:
         """A cluster that is up, in a folder short enough for Unix sockets."""
         cluster = cls(Path(tempfile.mkdtemp(prefix="slurm-")), **options)
         try:
@@ -275,7 +285,7 @@ class SlurmCluster:
         """End all jobs and bring back what a test has broken."""
         if not self._pid("slurmctld"):
             self.start_controller()
-        if not self._pid("slurmdbd"):
+        if self.has_books and not self._pid("slurmdbd"):
             self.start_books()
         self._ask("scancel", "--full", f"--user={os.geteuid()}", check=False)
         for name in self.nodes:
@@ -315,9 +325,10 @@ class SlurmCluster:
             self._make_networks()
         self._write_configuration()
         self._start_munge()
-        self._start_database()
-        self.start_books()
-        self._wait(self._register, "the cluster in the books")
+        if self.has_books:
+            self._start_database()
+            self.start_books()
+            self._wait(self._register, "the cluster in the books")
         self.start_controller("-c")
         for name in self.nodes:
             self.start_node(name)
@@ -326,18 +337,18 @@ class SlurmCluster:
     def _write_configuration(self) -> None:
         host, user = socket.gethostname().split(".")[0], psutil.Process().username()
         common = {"folder": self.folder, "host": host, "user": user}
-        (self.folder / "slurm.conf").write_text(
-            _CONF.format(
-                **common,
-                name=f"test{self.token}",
-                address=self._controller_address,
-                port=self.port,
-                max_array=self.max_array,
-                grace_s=self.grace_s,
-                books=_BOOKS.format(folder=self.folder, port=self.port + 1),
-                nodes="\n".join(self._node_lines(host)),
-            )
+        text = _CONF.format(
+            **common,
+            name=f"test{self.token}",
+            address=self._controller_address,
+            port=self.port,
+            max_array=self.max_array,
+            grace_s=self.grace_s,
+            books=_BOOKS.format(folder=self.folder, port=self.port + 1) if self.has_books else "",
+            nodes="\n".join(self._node_lines(host)),
+            partitions=self.partitions,
         )
+        (self.folder / "slurm.conf").write_text(self._as_the_site_has_it(text))
         prolog = self.folder / "prolog"
         prolog.write_text(f'#!/bin/sh\n[ ! -e "{self.folder}/spoilt-$SLURMD_NODENAME" ]\n')
         prolog.chmod(0o755)
@@ -353,6 +364,14 @@ class SlurmCluster:
             real = shutil.which(name)
             shim.write_text(_SHIM.format(name=name, log=self.folder / "commands.log", real=real))
             shim.chmod(0o755)
+
+    def _as_the_site_has_it(self, text: str) -> str:
+        """The configuration with the site's lines in place of those of the same name."""
+        own = {**dict.fromkeys(self.scripts, "lua"), **self.settings}
+        for plugin, script in self.scripts.items():
+            (self.folder / _SCRIPT_NAMES[plugin]).write_text(script)
+        kept = [line for line in text.splitlines() if line.partition("=")[0] not in own]
+        return "\n".join([*(f"{name}={value}" for name, value in own.items()), *kept, ""])
 
     def _node_lines(self, host: str) -> Iterator[str]:
         for number, name in enumerate(self.nodes, 1):
