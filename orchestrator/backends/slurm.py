@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,6 +65,10 @@ CAUSES = {
 """Why an attempt ended, where only Slurm saw it."""
 
 
+class NoRoomError(RequestError):
+    """The site lets this user, or all, have no more jobs in the queue; later it may."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
     """Options of a job that only Slurm knows."""
@@ -81,8 +86,8 @@ class JobOptions:
 
 
 def max_array(config: Mapping[str, str]) -> int:
-    """Most tasks of one array at a site with this configuration."""
-    return int(config.get("MaxArraySize", "1001")) - 1
+    """Most tasks of one array at a site with this configuration; 0 where it takes no arrays."""
+    return max(int(config.get("MaxArraySize", "1001")) - 1, 0)
 
 
 def job_options(job: Job) -> JobOptions:
@@ -129,6 +134,17 @@ class SlurmBackend:
                 raise _refusal(job, error) from None
             job_id = adopted
         return JobRef(backend=NAME, id=job_id, submitted_at=submitted_at)
+
+    def refusal(self, job: Job) -> str:
+        """Why Slurm would not take a job, by `sbatch --test-only`; empty where it would."""
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+            file.write(script(job))
+            file.flush()
+            try:
+                ask("sbatch", "--test-only", file.name)
+            except BackendError as error:
+                return str(error)
+        return ""
 
     def poll(self, refs: Sequence[JobRef]) -> dict[JobRef, JobStatus]:
         """One question to the books, and one to the queue about those that may be in it again."""
@@ -262,8 +278,8 @@ def ask(*words: str) -> str:
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         problems = [line for line in lines if not line.startswith('Try "')]
-        problem = problems[-1] if problems else f"exit code {done.returncode}"
-        problem = problem.removeprefix(f"{words[0]}: ").removeprefix("error: ")
+        said = (ln.removeprefix(f"{words[0]}: ").removeprefix("error: ") for ln in problems[-3:])
+        problem = "; ".join(dict.fromkeys(said)) or f"exit code {done.returncode}"
         raise BackendError(f"slurm: {words[0]}: {problem}")
     return done.stdout
 
@@ -304,7 +320,7 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
         "nodes": shape.num_nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": cpus,
-        "mem": f"{math.ceil((options.mem_gb or shape.mem_gb) * 1024)}M",  # 0M would be all of it
+        **_memory(options, options.mem_gb or shape.mem_gb, cpus),
         "time": options.walltime_min or shape.walltime_min,
         "signal_delay_s": shape.warn_s,
         "partition": options.partition,
@@ -343,6 +359,17 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
     return {**_given(asked), "wckey": None}
 
 
+def _memory(options: SlurmOptions, mem_gb: float, cpus: int) -> dict[str, str]:
+    """The request for a node's memory, in the form that the site takes."""
+    if options.memory == "none":
+        return {}
+    if options.memory == "whole_node":
+        return {"mem": "0"}
+    is_per_cpu = options.memory == "per_cpu"
+    size_mb = math.ceil(mem_gb * 1024 / (cpus if is_per_cpu else 1))  # at least 1: 0 is all of it
+    return {"mem_per_cpu" if is_per_cpu else "mem": f"{size_mb}M"}
+
+
 def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value is not None}
 
@@ -359,6 +386,8 @@ def _refusal(job: Job, error: Exception) -> Exception:
     """What sbatch says of a job that it understood and will not take is the request's fault."""
     if re.search(_NOT_REACHED, str(error)) or re.search(_NO_ANSWER, str(error)):
         return BackendError(f"{job.name}: not submitted ({error}); submit again")
+    if re.search(NO_ROOM, str(error)):
+        return NoRoomError(f"{job.name}: {error}; submit again when there are fewer in the queue")
     remedy = (
         "look at the cluster file's slurm and resources; `orchestrator doctor` shows the limits"
     )
@@ -371,6 +400,8 @@ _NOT_REACHED = (
     r"munge|authentication|communication \w+ failure|standby mode|incompatible versions"
 )
 """What is said when nothing can have been accepted: of the network, of munge, of slurm.conf."""
+NO_ROOM = r"(?i)submit_?job|MaxJobCount|temporarily unable to accept job"
+"""What is said where a user, an account or all together may have only so many jobs at a time."""
 _NO_ANSWER = r"did not answer|timed out|Transport endpoint|Zero Bytes|Unexpected message"
 
 

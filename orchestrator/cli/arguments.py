@@ -91,7 +91,8 @@ def started_line(started: Started) -> str:
     """What starting a run came to, in words."""
     if started.outcome == "started":
         jobs = format_several(started.num_jobs, "job")
-        return f"{jobs} submitted" if started.num_jobs else "supervisor started"
+        begun = f"{jobs} submitted" if started.num_jobs else "supervisor started"
+        return "; ".join((begun, *started.remarks))
     return {
         "done": "everything is done",
         "running": "already running",

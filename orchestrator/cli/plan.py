@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
     show(request, Terminal())
     for problem in missing(request):
         print(f"submit would refuse: {problem}", file=sys.stderr)
+    for remark in executor_of(request.cluster).remarks(request.plan, request.cluster):
+        print(f"note: {remark}", file=sys.stderr)
     return 0
 
 

@@ -90,7 +90,7 @@ def run_view(status: RunStatus) -> Group:
 def ending_lines(status: RunStatus) -> list[str]:
     """How a run ended that did not succeed, in whose words, and what its user can do."""
     cause = f" ({status.cause})" if status.cause else ""
-    failures = []
+    failures = [f"  {status.refusal}"] if status.refusal else []
     for stage in status.stages:
         if stage.failure:
             failures.append(f"  {stage.instance.id}: {_failure(stage)}; see {stage.failure.log}")
@@ -127,6 +127,8 @@ class ChangeLines:
 
 
 def _remarks(status: RunStatus) -> Iterator[str]:
+    if status.refusal:
+        yield f"{status.refusal}; `orchestrator resume {status.run}` hands it over again"
     for stage in status.stages:
         causes = [a.cause for a in stage.attempts if a.cause][-_MAX_CAUSES_LISTED:]
         parts = [_rates(stage)] if stage.state is RunState.RUNNING else []

@@ -52,6 +52,8 @@ class Started:
     must not be started."""
     num_jobs: int = 0
     """Jobs that were handed to a scheduler."""
+    remarks: tuple[str, ...] = ()
+    """What whoever started it should know, one line each."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,14 @@ class Executor:
 
         ``where`` is the cluster file's name.
         """
+        return ()
+
+    def remarks(
+        self,
+        plan: Plan,  # noqa: ARG002 (nothing to say)
+        cluster: Cluster,  # noqa: ARG002 (as above)
+    ) -> Iterable[str]:
+        """What to know before the plan's stages are started here, one line each."""
         return ()
 
     def checks(self, cluster: Cluster) -> Iterable[Check]:  # noqa: ARG002 (asks for nothing)

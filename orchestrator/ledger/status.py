@@ -73,6 +73,8 @@ class Observed:
     """Of all jobs, workers and sentinels included, by the scheduler's id."""
     problem: str = ""
     """Why the scheduler did not answer; its last answer stands for it."""
+    refusal: str = ""
+    """Why the scheduler did not take what was last submitted to it, of which nothing is left."""
     ends_as: str = ""
     """The state in which the one at work is about to leave the run, asked by itself."""
     look_every_s: float = 1.0
@@ -231,6 +233,8 @@ class RunStatus:
     problem: str
     """Why the scheduler did not answer; its last answer stands for it."""
     stages: tuple[StageStatus, ...]
+    refusal: str = ""
+    """Why the scheduler did not take what was last submitted to it, of which nothing is left."""
     goodput: Mapping[str, float | None] = field(default_factory=dict)
     """Empty where it was not asked for."""
 
@@ -248,6 +252,7 @@ class RunStatus:
             "backend": self.backend,
             "problem": self.problem,
             "stages": [s.to_json() for s in self.stages],
+            **({"refusal": self.refusal} if self.refusal else {}),
             **({"goodput": dict(self.goodput)} if self.goodput else {}),
         }
 
@@ -315,6 +320,7 @@ class StatusReader:
             backend=self._backend,
             problem=observed.problem,
             stages=stages,
+            refusal="" if observed.is_alive else observed.refusal,
         )
 
     def _of_leader(self, leader: Instance, observed: Observed) -> tuple[AttemptStatus, ...]:
@@ -467,6 +473,7 @@ def _run_state(
         return RunState.SUCCEEDED
     if observed.jobs:
         is_cancelled = RunState.CANCELLED in states and RunState.FAILED not in states
+        is_cancelled = is_cancelled and not observed.refusal
         return RunState.CANCELLED if is_cancelled else RunState.FAILED
     if end is None:
         return RunState.PENDING
@@ -477,6 +484,8 @@ def _supervisor_end(run: RunFolder, observed: Observed) -> Mapping[str, Any] | N
     """How the run's last supervisor ended, or is about to; None when there was none."""
     if observed.ends_as:
         return {"state": observed.ends_as}
+    if observed.refusal:
+        return {"state": "failed", "cause": Cause.BAD_REQUEST}
     supervisors = run.supervisors()
     if not supervisors:
         return None

@@ -5,6 +5,7 @@ runs/<run>/submissions/0002/
     <job>/job.json          the scheduler's id, written when it has accepted the job
     <job>/script.sh …       what it was given, and the job's own output
     whole.json              all of its jobs were handed over
+    refused.json            or why the scheduler took one of them not, and the others were cancelled
 runs/<run>/jobs-seen.json   the newest answer about every job: what is known when nobody answers
 """
 
@@ -22,6 +23,7 @@ Submitter = Literal["user", "sentinel"]
 JobKind = Literal["stage", "workers", "sentinel"]
 
 _WHOLE = "whole.json"
+_REFUSED = "refused.json"
 _SEEN = "jobs-seen.json"
 _REMEDY = "cancel the jobs that `squeue` shows, then move the folder away"
 
@@ -53,6 +55,8 @@ class Submission:
     """Whether all of it was handed over; else whoever did so may have died."""
     left: Mapping[str, float]
     """Stage instances that were not complete then, and how far the work on each was."""
+    refusal: str = ""
+    """Why the scheduler did not take one of its jobs; the others were cancelled."""
 
 
 class Submissions:
@@ -83,10 +87,14 @@ class Submissions:
         """Say that all jobs of a submission were handed over."""
         self._run.replace(f"{self.folder(number)}/{_WHOLE}", b"{}")
 
+    def refuse(self, number: int, why: str) -> None:
+        """Say that the scheduler has not taken all of a submission, whose jobs are cancelled."""
+        self._run.replace(f"{self.folder(number)}/{_REFUSED}", to_json({"why": why}))
+
     def newest_jobs(self) -> list[SubmittedJob]:
         """Of each kind and instance, the jobs of the newest submission that has such."""
         newest: dict[tuple[JobKind, str], list[SubmittedJob]] = {}
-        for submission in self.all():
+        for submission in (s for s in self.all() if not s.refusal):
             newest |= {(job.kind, job.instance): [] for job in submission.jobs}
             for job in submission.jobs:
                 newest[job.kind, job.instance].append(job)
@@ -125,11 +133,13 @@ class Submissions:
             return None
         paths = (f"{folder}/{name}/job.json" for name in self._run.children(folder))
         rows = (find_record(self._run, path, _REMEDY) for path in paths)
+        refused = find_record(self._run, f"{folder}/{_REFUSED}", _REMEDY)
         with understood(f"{self._run.url}/{folder}", _REMEDY):
             jobs = [SubmittedJob(**row) for row in rows if row]
             return Submission(
                 number=number,
                 jobs=tuple(sorted(jobs, key=lambda job: job.submitted_at)),
                 is_whole=self._run.exists(f"{folder}/{_WHOLE}"),
+                refusal=refused["why"] if refused else "",
                 **record,
             )

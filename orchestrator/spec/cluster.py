@@ -164,11 +164,15 @@ _NAMED = {
     "cpus-per-task": "cpus",
     "gpus-per-node": "gres",
     "mem": "mem_gb",
-    "mem-per-cpu": "mem_gb",
-    "mem-per-gpu": "mem_gb",
+    "mem-per-cpu": "memory",
+    "mem-per-gpu": "memory",
     "time": "walltime_min",
 }
 """Options of sbatch that have another name here."""
+
+
+MemoryForm = Literal["per_node", "per_cpu", "whole_node", "none"]
+"""In what form sbatch is asked for memory."""
 
 
 class SlurmOptions(Spec):
@@ -195,6 +199,10 @@ class SlurmOptions(Spec):
     """CPU cores of each node's job, instead of what the workers add up to."""
     mem_gb: PositiveFloat | None = None
     """Memory of each node's job in GB, instead of the stage's."""
+    memory: MemoryForm | None = None
+    """How memory is asked for: ``per_node`` (``--mem``; the default), ``per_cpu`` (the same divided
+    by the cores, ``--mem-per-cpu``), ``whole_node`` (all that a node has, ``--mem=0``), or ``none``
+    where the site wants no such request. `orchestrator doctor` finds out which a site takes."""
     walltime_min: PositiveInt | None = None
     """Longest run of one job in minutes, instead of the stage's."""
     extra: dict[Name, Literal[True] | Line | Int] = Field(default_factory=dict)
@@ -235,6 +243,9 @@ class Slurm(SlurmOptions):
     in a partition that is not preempted."""
     workers: SlurmOptions = SlurmOptions()
     """For the workers of data stages, which may be preempted at any time."""
+    sentinel: SlurmOptions = SlurmOptions()
+    """For the sentinel, over those of ``head``: it asks for one core, 2 GB and an hour, and for
+    less memory or time where ``head`` does."""
     stages: dict[NodeName, SlurmOptions] = Field(default_factory=dict)
     """For all jobs of one stage, or of one node of it; said last, so it wins."""
     requeue: bool = True

@@ -5,33 +5,50 @@ The probe goes the way that every job goes: submit's script, the store's code, t
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from orchestrator.backends.base import Job, JobRef
-from orchestrator.backends.slurm import SlurmBackend, ask, job_options, max_array
+from orchestrator.backends.slurm import NO_ROOM, SlurmBackend, job_options, max_array, script
 from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.code_snapshot import code_snapshot
 from orchestrator.control.executor import Check
-from orchestrator.control.slurm.jobs import SubmissionContext, job_of, options_of, part_of, shape_of
-from orchestrator.control.slurm.partitions import minutes_of
+from orchestrator.control.slurm.jobs import (
+    PlannedJob,
+    SubmissionContext,
+    job_of,
+    jobs_of,
+    options_of,
+    shape_of,
+)
+from orchestrator.control.slurm.partitions import (
+    NodeKind,
+    impossible_jobs,
+    node_kinds,
+    partitions_of,
+)
 from orchestrator.control.slurm.probe import FOUND, HEARD
 from orchestrator.errors import BackendError, OrchestratorError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.stages import STAGES
-from orchestrator.spec.cluster import Cluster
+from orchestrator.quantities import format_several
+from orchestrator.spec.cluster import Cluster, MemoryForm
 
 MIN_VERSION = (21, 8)
 PROBE = "orchestrator.control.slurm.probe"
 Part = Literal["head", "training"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PROBE_TIMEOUT_S = 180.0
+MEMORY_FORMS: tuple[MemoryForm, ...] = ("per_node", "per_cpu", "none", "whole_node")
+"""In the order in which they are tried: all of a node is taken almost everywhere, but costs it."""
 _POLL_S = 1.0
 
 
@@ -43,9 +60,9 @@ def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
         yield Check("slurm", False, str(error))
         return
     yield from _site_checks(cluster, config)
-    partitions = _partitions()
-    for name, wanted in _wanted(cluster).items():
-        yield _partition(name, wanted, partitions)
+    parts = every_job(cluster)
+    yield from _partition_checks(parts, node_kinds())
+    yield from _acceptance(parts, backend)
     for part in PARTS:
         yield from _probed(cluster, backend, part)
 
@@ -70,57 +87,89 @@ def _site_checks(cluster: Cluster, config: Mapping[str, str]) -> Iterator[Check]
     if has_books:
         books = "slurmdbd keeps the books"
     yield Check("accounting", has_books, books, is_optional=True)
-    yield Check("array size", True, f"{max_array(config)} tasks; larger arrays are split")
+    size = max_array(config)
+    arrays = f"{size} tasks; larger arrays are split"
+    if not size:
+        arrays = "this site has no arrays; every worker is a job of its own"
+    yield Check("array size", True, arrays)
 
 
-def _wanted(cluster: Cluster) -> dict[str, tuple[int, int]]:
-    """For each partition that jobs name: the longest walltime in minutes, and most nodes."""
-    wanted: dict[str, tuple[int, int]] = {}
+def every_job(cluster: Cluster) -> tuple[PlannedJob, ...]:
+    """All jobs that a run of any recipe would submit here, those that ask for the same once.
+
+    There is one for each stage, for each node that the cluster file names, and the sentinel.
+    """
     context = _context(cluster, RunFolder(open_store(cluster).storage))
-    for stage in STAGES:
-        shape = shape_of(cluster, stage.name)
-        parts = [part_of(cluster, shape)]
-        if stage.is_elastic:
-            parts.append(cluster.slurm.workers)
-        for part in parts:
-            options = options_of(context, stage.name, part)
-            minutes = options.walltime_min or shape.walltime_min
-            for name in (options.partition or "").split(","):
-                most = wanted.get(name, (0, 0))
-                wanted[name] = (max(most[0], minutes), max(most[1], shape.num_nodes))
-    return wanted
+    names = dict.fromkeys((*(s.name for s in STAGES), *cluster.resources, *cluster.slurm.stages))
+    instances = tuple(_instance(name) for name in names)
+    plan = Plan(recipe="doctor", run="doctor", variants=(), instances=instances)
+    by_request: dict[tuple[str, ...], PlannedJob] = {}
+    for part in jobs_of(context, plan, instances):
+        by_request.setdefault(_request_of(part), part)
+    return tuple(by_request.values())
 
 
-def _partitions() -> dict[str, dict[str, str]]:
-    """What Slurm says of each partition by its name, and by "" of the default one."""
-    found = {}
-    for line in ask("scontrol", "show", "partition", "--oneliner").splitlines():
-        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        found[fields["PartitionName"]] = fields
-        if fields.get("Default") == "YES":
-            found[""] = fields
-    return found
+def _instance(node: str) -> Instance:
+    """A node of no recipe, made of nothing."""
+    of_none: dict[str, Any] = {"key": "", "inputs": {}, "needs": {}, "variants": ()}
+    return Instance(id=node, stage=node.partition(".")[0], node=node, leader=node, **of_none)
 
 
-def _partition(
-    name: str, wanted: tuple[int, int], partitions: Mapping[str, Mapping[str, str]]
-) -> Check:
-    """Whether a partition can take the longest job, and the one of most nodes, that name it."""
-    title = f"partition {name}" if name else "default partition"
-    if name not in partitions:
-        there = ", ".join(sorted(p for p in partitions if p))
-        return Check(title, False, f"does not exist; this cluster has {there}")
-    (minutes, nodes), fields = wanted, partitions[name]
-    max_minutes, num_nodes = minutes_of(fields["MaxTime"]), int(fields["TotalNodes"])
-    problems = []
-    if fields["State"] != "UP":
-        problems.append("it is not up")
-    if minutes > max_minutes:
-        problems.append(f"walltime_min {minutes} asked, {max_minutes:.0f} allowed")
-    if nodes > num_nodes:
-        problems.append(f"{nodes} nodes asked, {num_nodes} there")
-    facts = f"{num_nodes} nodes, preemption {fields.get('PreemptMode', 'OFF')}"
-    return Check(title, not problems, "; ".join(problems) or facts)
+def _request_of(part: PlannedJob) -> tuple[str, ...]:
+    """What a job asks for, as its script says it, without what names it."""
+    options = (line for line in script(part.job).splitlines() if line.startswith("#SBATCH"))
+    names = ("comment", "job-name", "output", "error")
+    named = tuple(f"#SBATCH --{name}=" for name in names)
+    return (part.kind, *(line for line in options if not line.startswith(named)))
+
+
+def _partition_checks(parts: Sequence[PlannedJob], kinds: Sequence[NodeKind]) -> Iterator[Check]:
+    """The partitions that jobs name, and which jobs none of them could ever start."""
+    if not kinds:
+        yield Check("partitions", False, "sinfo does not answer; only sbatch judges", True)
+    used = {k.partition: None for part in parts for own in partitions_of(part, kinds) for k in own}
+    for name in used:
+        yield _partition([kind for kind in kinds if kind.partition == name])
+    nodes = {part.instance: part.instance for part in parts}
+    for problem in dict.fromkeys(impossible_jobs(parts, kinds, nodes) if kinds else ()):
+        where, _, what = problem.partition(": ")
+        yield Check(f"asked in {where}", False, what)
+
+
+def _partition(kinds: Sequence[NodeKind]) -> Check:
+    first, num_nodes = kinds[0], sum(kind.num_nodes for kind in kinds)
+    shown = "; ".join(dict.fromkeys(kind.shown for kind in kinds))
+    facts = f"{format_several(num_nodes, 'node')} ({shown}), preemption {first.preemption}"
+    if first.is_exclusive:
+        facts += (
+            "; every job gets whole nodes, one of one core too: name a shared partition in "
+            "slurm.head, and say memory: whole_node for jobs that should have all of it"
+        )
+    return Check(f"partition {first.partition}", first.is_up, facts if first.is_up else "not up")
+
+
+def _acceptance(parts: Sequence[PlannedJob], backend: SlurmBackend) -> Iterator[Check]:
+    """Whether sbatch would take each job, and in which form it wants to be asked for memory."""
+    refused = {part.name: (part, why) for part in parts if (why := backend.refusal(part.job))}
+    for name, (part, why) in refused.items():
+        if re.search(NO_ROOM, why):
+            detail = f"fewer at a time, the others as room appears ({why})"
+            yield Check(f"job {name}", False, detail, is_optional=True)
+            continue
+        forms = (form for form in MEMORY_FORMS if not backend.refusal(_with_memory(part.job, form)))
+        remedy = "look at slurm and resources in the cluster file"
+        if form := next(forms, ""):
+            remedy = f"the site takes it with memory: {form} in the cluster file's slurm"
+        yield Check(f"job {name}", False, f"{why}; {remedy}")
+    if not refused:
+        yield Check("jobs", True, f"sbatch takes all {len(parts)} kinds, the sentinel's too")
+
+
+def _with_memory(job: Job, form: MemoryForm) -> Job:
+    """The same job, asking for its memory in another form."""
+    ours = job_options(job)
+    sbatch = ours.sbatch.model_copy(update={"memory": form})
+    return replace(job, options=replace(ours, sbatch=sbatch))
 
 
 def _probed(cluster: Cluster, backend: SlurmBackend, part: Part) -> Iterator[Check]:

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from orchestrator.backends.base import JobRef
-from orchestrator.backends.slurm import NAME, SlurmBackend, job_options, max_array, script
+from orchestrator.backends.slurm import (
+    NAME,
+    NoRoomError,
+    SlurmBackend,
+    job_options,
+    max_array,
+    script,
+)
 from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.executor import Check, Executor, JobPreview, Request, Started
 from orchestrator.control.slurm.doctor import examine_slurm
@@ -40,13 +48,10 @@ from orchestrator.ledger.status import JobState, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import SubmittedJob, Submitter
 from orchestrator.plan.planner import Instance, Plan
-from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
 
 USUAL_MAX_ARRAY = 1000
-"""What Slurm allows where the site has set nothing."""
-SMALL_ARRAY = 100
-"""What every site allows."""
+"""What Slurm allows where the site has set nothing, or does not answer."""
 SUBMIT_WAIT_S = 300.0
 """How long to wait for somebody else who is submitting the same run."""
 CANCEL_SLACK_S = 60.0
@@ -107,8 +112,7 @@ class SlurmExecutor(Executor):
         if not needed:
             return Started(outcome="running" if left else "hopeless")
         number = run.submissions.begin(submitted_by, work_left(plan, store))
-        self._submit(run, number, needed, kept, beat)
-        return Started(outcome="started", num_jobs=len(needed))
+        return self._submit(replace(context, submission=number), needed, kept, beat)
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How the runs stand, from one question about all of their jobs."""
@@ -162,7 +166,11 @@ class SlurmExecutor(Executor):
             return
         left = {i.leader for i in plan.instances if i.decision != "reuse"}
         context = SubmissionContext(
-            run=run, store_url=store.storage.url, cluster=cluster, submission=1
+            run=run,
+            store_url=store.storage.url,
+            cluster=cluster,
+            submission=1,
+            max_array=self._max_array(),
         )
         parts = jobs_of(context, plan, [i for i in plan.leaders if i.id in left])
         problems = impossible_jobs(parts, kinds, {i.id: i.node for i in plan.instances})
@@ -180,6 +188,7 @@ class SlurmExecutor(Executor):
             store_url=request.store.storage.url,
             cluster=request.cluster,
             submission=run.submissions.next_number(),
+            max_array=self._max_array(),
             exclude=failing_nodes(run) if run.exists() else (),
         )
         parts = jobs_of(context, request.plan, unfinished(request.plan, request.store))
@@ -200,18 +209,16 @@ class SlurmExecutor(Executor):
         ]
         refs = refs_of(run, "workers", instance)
         rows = self._backend.queue(refs).values() if refs else ()
-        wanted = sum(p.job.shape.array for p in parts)
+        wanted = sum(p.num_tasks for p in parts)
         count = wanted - sum(not row.was_refused for group in rows for row in group)
         if count <= 0:
             return 0
         name = f"{instance}-workers-{len(refs) + 1}"
-        part = resized(context, parts[0], name, min(count, context.max_array))
+        part = resized(context, parts[0], name, min(count, parts[0].num_tasks))
         if late := self._backend.find([part.job.tag]).get(part.job.tag):  # sbatch did not answer
             _record(run, number, part, late, time.time())
             return 0
-        ref = self._backend.submit(part.job, [head])
-        _record(run, number, part, ref.id, ref.submitted_at)
-        return part.job.shape.array
+        return self._submit_workers(context, part, [head])
 
     def _job_states(self, run: RunFolder, store: Store) -> JobStates:
         """The newest jobs of the run, and how each stands.
@@ -237,42 +244,80 @@ class SlurmExecutor(Executor):
         return JobStates(submissions.newest_jobs(), observed.by_id)
 
     def _context(self, run: RunFolder, store_url: str, number: int) -> SubmissionContext:
-        cluster = run.cluster()
-        elastic = [i for i in run.plan().instances if BY_NAME[i.stage].is_elastic]
-        largest = max((cluster.resources_of(i.stage, i.node).nodes for i in elastic), default=1)
-        is_small = largest <= SMALL_ARRAY
-        limit = USUAL_MAX_ARRAY if is_small else max_array(self._backend.config())
         return SubmissionContext(
             run=run,
             store_url=store_url,
-            cluster=cluster,
+            cluster=run.cluster(),
             submission=number,
-            max_array=limit,
+            max_array=self._max_array(),
             exclude=failing_nodes(run),
         )
 
+    def _max_array(self) -> int:
+        """Most tasks of one array at this site."""
+        with suppress(BackendError):
+            return max_array(self._backend.config())
+        return USUAL_MAX_ARRAY
+
     def _submit(
         self,
-        run: RunFolder,
-        number: int,
+        context: SubmissionContext,
         parts: Sequence[PlannedJob],
         kept: Mapping[str, SubmittedJob],
         beat: Callable[[], None],
-    ) -> None:
+    ) -> Started:
+        """Hand jobs over, workers last: they take what places in the queue are left."""
         refs = {instance: ref_of(job) for instance, job in kept.items()}
+        submissions, number = context.run.submissions, context.submission
         submitted: list[JobRef] = []
-        for part in parts:
+        for part in (p for p in parts if p.kind != "workers"):
             beat()
             try:
                 ref = self._backend.submit(part.job, [refs[i] for i in part.after])
-            except RequestError:  # what comes before it would wait or work for nothing
+            except RequestError as error:  # what comes before it would wait or work for nothing
                 self._backend.cancel(submitted)
+                submissions.refuse(number, str(error))
                 raise
             submitted.append(ref)
-            _record(run, number, part, ref.id, ref.submitted_at)
+            _record(context.run, number, part, ref.id, ref.submitted_at)
             if part.kind == "stage":
                 refs[part.instance] = ref
-        run.submissions.close(number)
+        workers = [part for part in parts if part.kind == "workers"]
+        counts = {p.name: self._submit_workers(context, p, [refs[p.instance]]) for p in workers}
+        submissions.close(number)
+        return Started(
+            outcome="started",
+            num_jobs=len(submitted) + sum(count > 0 for count in counts.values()),
+            remarks=tuple(_too_few(workers, counts)),
+        )
+
+    def _submit_workers(
+        self, context: SubmissionContext, part: PlannedJob, after: Sequence[JobRef]
+    ) -> int:
+        """Submit as many of an array as there is room for in the queue; how many that are."""
+        size = part.num_tasks
+        while size:
+            fitting = resized(context, part, part.name, size)
+            try:
+                ref = self._backend.submit(fitting.job, after)
+            except NoRoomError:
+                size //= 2
+                continue
+            _record(context.run, context.submission, fitting, ref.id, ref.submitted_at)
+            return size
+        return 0
+
+
+def _too_few(workers: Sequence[PlannedJob], counts: Mapping[str, int]) -> Iterator[str]:
+    """What to know where not all workers fit into the queue."""
+    for instance in dict.fromkeys(part.instance for part in workers):
+        own = [part for part in workers if part.instance == instance]
+        wanted, there = sum(p.num_tasks for p in own), sum(counts[p.name] for p in own)
+        if there < wanted:
+            yield (
+                f"{instance}: {there} of {wanted} workers fit into this site's limit on jobs in "
+                "the queue; its head asks for more as room appears"
+            )
 
 
 def _preview(part: PlannedJob) -> JobPreview:

@@ -130,6 +130,7 @@ def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: 
     failed run lives while a sentinel looks on.
     """
     submissions, now = run.submissions, time.time()
+    newest = submissions.all()[-1:]
     before, jobs = submissions.seen(), submissions.newest_jobs()
     rows: dict[str, dict[str, Any]] = {}
     for job in jobs:
@@ -157,6 +158,7 @@ def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: 
         jobs=stages,
         by_id=seen,
         problem=problem,
+        refusal=newest[0].refusal if newest else "",
         look_every_s=LOOK_EVERY_S,
     )
 

@@ -44,6 +44,11 @@ class PlannedJob:
     after: tuple[str, ...]
     """Instances whose stage jobs it comes after."""
 
+    @property
+    def num_tasks(self) -> int:
+        """How many of the queue's places it takes."""
+        return max(self.job.shape.array, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubmissionContext:
@@ -54,7 +59,7 @@ class SubmissionContext:
     cluster: Cluster
     submission: int
     max_array: int = 1000
-    """Most tasks of one array here."""
+    """Most tasks of one array here; 0 where there are no arrays."""
     exclude: tuple[str, ...] = ()
     """Nodes that have failed alone."""
 
@@ -178,9 +183,11 @@ def _workers(context: SubmissionContext, instance: Instance) -> Iterator[Planned
         cpus=resources.workers_per_node * resources.cpus_per_worker,
         gpus=resources.gpus_per_node,
     )
-    for first in range(0, resources.nodes, context.max_array):
-        name = f"{instance.id}-workers" + (f"-{first // context.max_array + 1}" if first else "")
-        part = replace(shape, array=min(context.max_array, resources.nodes - first))
+    most = max(context.max_array, 1)
+    for first in range(0, resources.nodes, most):
+        name = f"{instance.id}-workers" + (f"-{first // most + 1}" if first else "")
+        size = min(most, resources.nodes - first) if context.max_array else 0
+        part = replace(shape, array=size)
         yield PlannedJob(
             job=job_of(context, name, argv, part, options, start="started"),
             name=name,
@@ -192,12 +199,13 @@ def _workers(context: SubmissionContext, instance: Instance) -> Iterator[Planned
 
 def resized(context: SubmissionContext, part: PlannedJob, name: str, size: int) -> PlannedJob:
     """The same workers under another name, and another number of them."""
+    shape = part.job.shape
     job = replace(
         part.job,
         name=f"{context.run.name}/{name}",
         log=context.log(name),
         tag=context.tag(name),
-        shape=replace(part.job.shape, array=size),
+        shape=replace(shape, array=size if shape.array else 0),
     )
     return replace(part, name=name, job=job)
 
@@ -205,10 +213,9 @@ def resized(context: SubmissionContext, part: PlannedJob, name: str, size: int) 
 def _sentinel(context: SubmissionContext, watched: tuple[str, ...]) -> PlannedJob:
     """Runs outside any container: all it needs is the control plane and Slurm's commands."""
     argv = (sys.executable, "-u", "-m", SENTINEL, "--store", context.store_url)
-    words = ("--run", context.run.name, "--submission", str(context.submission))
     slurm, setup = context.cluster.slurm, context.cluster.environment.setup
-    options = options_of(context, None, slurm.head)
-    options = options.model_copy(update={"cpus": None, "mem_gb": None, "walltime_min": None})
+    options = _sentinel_options(context)
+    words = ("--run", context.run.name, "--submission", str(context.submission))
     job = job_of(context, SENTINEL_NAME, (*argv, *words), _SENTINEL_SHAPE, options, start="failed")
     return PlannedJob(
         job=replace(job, options=JobOptions(sbatch=options, requeue=slurm.requeue, setup=setup)),
@@ -217,6 +224,19 @@ def _sentinel(context: SubmissionContext, watched: tuple[str, ...]) -> PlannedJo
         instance="",
         after=watched,
     )
+
+
+def _sentinel_options(context: SubmissionContext) -> SlurmOptions:
+    """Those of heads, with no more memory and time than a sentinel needs."""
+    own = context.cluster.slurm.sentinel
+    head, shape = options_of(context, None, context.cluster.slurm.head), _SENTINEL_SHAPE
+    least = {
+        "cpus": own.cpus,
+        "mem_gb": own.mem_gb or min(head.mem_gb or shape.mem_gb, shape.mem_gb),
+        "walltime_min": own.walltime_min
+        or min(head.walltime_min or shape.walltime_min, shape.walltime_min),
+    }
+    return head.under(own).model_copy(update=least)
 
 
 def job_of(

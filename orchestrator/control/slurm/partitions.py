@@ -17,7 +17,7 @@ from orchestrator.errors import BackendError
 from orchestrator.quantities import format_several
 from orchestrator.spec.cluster import SlurmOptions
 
-_FORMAT = "%P|%c|%m|%G|%l|%s|%D"
+_FORMAT = "%P|%c|%m|%G|%l|%s|%D|%a|%h|%M"
 _UNSET_MEMORY_MB = 1
 """What Slurm takes a node's memory to be where the site does not say."""
 
@@ -38,6 +38,12 @@ class NodeKind:
     max_nodes: float
     """Most nodes of one job."""
     num_nodes: int
+    is_up: bool = True
+    """Whether the partition starts jobs."""
+    is_exclusive: bool = False
+    """Whether every job gets whole nodes, whatever it asks for."""
+    preemption: str = "OFF"
+    """What becomes of its jobs when others come first, in Slurm's word."""
 
     @property
     def shown(self) -> str:
@@ -53,10 +59,15 @@ class NodeKind:
             int(count) for name, count in found if name == asked or name.startswith(f"{asked}:")
         )
 
-    def can_hold(self, shape: Shape, gpus: str) -> bool:
-        """Whether one of its nodes has what a job asks of each of its own."""
+    def lacks(self, shape: Shape, gpus: str) -> frozenset[str]:
+        """What its nodes have too little of for a job: ``cpus``, ``mem_gb``, ``gpus``."""
         has_memory = self.mem_mb <= _UNSET_MEMORY_MB or shape.mem_gb * 1024 <= self.mem_mb
-        return shape.cpus <= self.cpus and has_memory and shape.gpus <= self.num_gpus(gpus)
+        enough = {
+            "cpus": shape.cpus <= self.cpus,
+            "mem_gb": has_memory,
+            "gpus": shape.gpus <= self.num_gpus(gpus),
+        }
+        return frozenset(what for what, is_there in enough.items() if not is_there)
 
 
 def node_kinds() -> tuple[NodeKind, ...]:
@@ -73,55 +84,88 @@ def impossible_jobs(
     parts: Sequence[PlannedJob], kinds: Sequence[NodeKind], nodes: Mapping[str, str]
 ) -> Iterator[str]:
     """Why no partition that a job names could ever start it; ``nodes``: instance to its node."""
-    there = {k.partition for k in kinds}
-    named = {p for part in parts for p in _partitions_of(part) if p}
-    for name in sorted(named - there):
-        yield f"slurm: partition {name} does not exist; name one of {', '.join(sorted(there))}"
+    there = ", ".join(sorted({k.partition for k in kinds}))
+    for name in absent_partitions(parts, kinds):
+        yield f"slurm: partition {name} does not exist; name one of {there}"
     for part in parts:
         options = job_options(part.job).sbatch
-        shape = _asked(part, options)
-        where = f"resources.{nodes[part.instance]}" if part.instance else f"the {part.name}'s job"
-        known = [
-            [k for k in kinds if (k.partition == name if name else k.is_default)]
-            for name in _partitions_of(part)
-        ]
-        reasons = [_refusal(own, shape, options) for own in known if own]
-        if reasons and all(reasons):
+        shape, where = asked_of(part), place_of(part, nodes)
+        refusals = [_refusal(own, shape, options) for own in partitions_of(part, kinds)]
+        reasons = [reason for reason, _ in refusals if reason]
+        if reasons and len(reasons) == len(refusals):
+            short = dict.fromkeys(what for _, lacking in refusals for what in sorted(lacking))
+            keys = " and ".join(_key(part, what) for what in short)
             yield (
-                f"{where}: {'; '.join(reasons)}; ask for less, or name another partition in slurm "
-                f"(here: {', '.join(sorted(there))})"
+                f"{where}: {'; '.join(reasons)}; lower {keys}, or name another partition in slurm "
+                f"(here: {there})"
             )
 
 
-def _partitions_of(part: PlannedJob) -> list[str]:
+def absent_partitions(parts: Sequence[PlannedJob], kinds: Sequence[NodeKind]) -> list[str]:
+    """Partitions that jobs name and the site does not have."""
+    named = {p for part in parts for p in _named(part) if p}
+    return sorted(named - {k.partition for k in kinds})
+
+
+def partitions_of(part: PlannedJob, kinds: Sequence[NodeKind]) -> list[list[NodeKind]]:
+    """The kinds of nodes of each partition that a job names, of the default one for none."""
+    known = [
+        [k for k in kinds if (k.partition == name if name else k.is_default)]
+        for name in _named(part)
+    ]
+    return [own for own in known if own]
+
+
+def place_of(part: PlannedJob, nodes: Mapping[str, str]) -> str:
+    """Where the cluster file says what a job asks for."""
+    return f"resources.{nodes[part.instance]}" if part.instance else f"slurm.{part.name}"
+
+
+def _named(part: PlannedJob) -> list[str]:
     """The partitions that a job names; "" for the site's default."""
     return (job_options(part.job).sbatch.partition or "").split(",")
 
 
-def _refusal(kinds: Sequence[NodeKind], shape: Shape, options: SlurmOptions) -> str:
-    """Why the nodes of a partition cannot hold a job; empty when they can."""
+def _key(part: PlannedJob, what: str) -> str:
+    """The key that says how much of something a job asks for."""
+    if part.instance and what == "cpus":
+        return "cpus in slurm" if job_options(part.job).sbatch.cpus else "cpus_per_worker"
+    return {"gpus": "gpus_per_node"}.get(what, what)
+
+
+def _refusal(
+    kinds: Sequence[NodeKind], shape: Shape, options: SlurmOptions
+) -> tuple[str, frozenset[str]]:
+    """Why the nodes of a partition cannot hold a job, and what is asked for too much.
+
+    Both are empty when they can.
+    """
     partition = f"partition {kinds[0].partition}"
-    fit = [k for k in kinds if k.can_hold(shape, options.gres or "gpu")]
+    lacking = {k: k.lacks(shape, options.gres or "gpu") for k in kinds}
+    fit = [k for k in kinds if not lacking[k]]
     if not fit:
         cpus = format_several(shape.cpus, "CPU")
         gpus = f", {format_several(shape.gpus, 'GPU')}" if shape.gpus else ""
         there = "; ".join(dict.fromkeys(k.shown for k in kinds))
+        of_all = frozenset.intersection(*lacking.values()) or frozenset.union(*lacking.values())
         return (
             f"no node of {partition} has the {cpus}, {shape.mem_gb:g} GB{gpus} that are "
             f"asked of one ({there})"
-        )
+        ), of_all
     num_nodes = min(sum(k.num_nodes for k in fit), max(k.max_nodes for k in fit))
     if shape.num_nodes > num_nodes:
-        return f"{shape.num_nodes} nodes asked, {partition} gives {num_nodes:g} of this size"
+        reason = f"{shape.num_nodes} nodes asked, {partition} gives {num_nodes:g} of this size"
+        return reason, frozenset({"nodes"})
     max_min = max(k.max_min for k in fit)
     if shape.walltime_min > max_min and not options.qos:  # a QOS may allow more
-        return f"walltime_min: {shape.walltime_min} asked, {partition} allows {max_min:g}"
-    return ""
+        reason = f"walltime_min: {shape.walltime_min} asked, {partition} allows {max_min:g}"
+        return reason, frozenset({"walltime_min"})
+    return "", frozenset()
 
 
-def _asked(part: PlannedJob, options: SlurmOptions) -> Shape:
+def asked_of(part: PlannedJob) -> Shape:
     """What a job asks for after all options, of each of its nodes."""
-    shape = part.job.shape
+    shape, options = part.job.shape, job_options(part.job).sbatch
     return Shape(
         num_nodes=shape.num_nodes,
         cpus=options.cpus or shape.cpus,
@@ -132,7 +176,7 @@ def _asked(part: PlannedJob, options: SlurmOptions) -> Shape:
 
 
 def _node_kind(row: Sequence[str]) -> NodeKind:
-    partition, cpus, mem_mb, gres, limit, sizes, num_nodes = row
+    partition, cpus, mem_mb, gres, limit, sizes, num_nodes, state, sharing, preemption = row
     return NodeKind(
         partition=partition.rstrip("*"),
         is_default=partition.endswith("*"),
@@ -142,6 +186,9 @@ def _node_kind(row: Sequence[str]) -> NodeKind:
         max_min=minutes_of(limit),
         max_nodes=_most(sizes),
         num_nodes=int(num_nodes),
+        is_up=state == "up",
+        is_exclusive=sharing == "EXCLUSIVE",
+        preemption=preemption,
     )
 
 

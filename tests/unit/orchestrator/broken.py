@@ -1192,7 +1192,28 @@ CLUSTERS = (
     Broken(
         id="an option that has a name here",
         cluster=added("slurm: {extra: {mem-per-cpu: 4G}}", CLUSTER),
-        says=("c.yaml: slurm: extra: mem-per-cpu: say it with mem_gb",),
+        says=("c.yaml: slurm: extra: mem-per-cpu: say it with memory",),
+    ),
+    Broken(
+        id="a form of asking for memory that Slurm does not know",
+        cluster=added("slurm: {memory: all}", CLUSTER),
+        says=(
+            "c.yaml: slurm.memory: must be 'per_node', 'per_cpu', 'whole_node' or 'none', "
+            "not 'all'",
+        ),
+    ),
+    Broken(
+        id="the same for one stage",
+        cluster=added("slurm: {stages: {train: {memory: 0}}}", CLUSTER),
+        says=(
+            "c.yaml: slurm.stages.train.memory: must be 'per_node', 'per_cpu', 'whole_node' or "
+            "'none', not 0",
+        ),
+    ),
+    Broken(
+        id="a sentinel of no time",
+        cluster=added("slurm: {sentinel: {walltime_min: 0}}", CLUSTER),
+        says=("c.yaml: slurm.sentinel.walltime_min: must be above 0, not 0",),
     ),
     Broken(
         id="an option's short name",

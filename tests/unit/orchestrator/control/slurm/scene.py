@@ -34,6 +34,7 @@ class Scene:
         sbatch.write_text(COUNTING.format(folder=answers.folder))
         sbatch.chmod(0o755)
         self.books(), self.queue(), answers.say("scancel", "")
+        answers.say("scontrol", "MaxArraySize            = 1001\n")
         self.executor = SlurmExecutor()
 
     def id(self, stage: str) -> str:

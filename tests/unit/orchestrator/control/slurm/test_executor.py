@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import pytest
 
 from orchestrator.backends.slurm import LAUNCH_FAILED
+from orchestrator.cli.arguments import started_line
+from orchestrator.cli.watch import ending_lines
 from orchestrator.control.executor import observe
 from orchestrator.control.slurm.sentinel import resume
 from orchestrator.errors import BackendError, RequestError
-from orchestrator.ledger.status import run_status
+from orchestrator.ledger.status import RunStatus, run_status
 from tests.unit.orchestrator.control.slurm.scene import COUNTING, NUM_JOBS, STAGES, Scene
 from tests.unit.orchestrator.recipes import cluster
 
@@ -74,7 +79,115 @@ def test_a_request_that_is_refused_half_way_leaves_nothing(scene: Scene) -> None
     with pytest.raises(RequestError, match=r"small/pack.*no"):
         scene.start()
     (cancelled,) = scene.asked("scancel")
-    assert len(cancelled.split()) == 1 + 6
+    assert len(cancelled.split()) == 1 + 4, "workers come last"
+    status = run_status(scene.run, scene.store, observe(scene.run))
+    assert (status.state, status.cause) == ("failed", "bad_request")
+    assert re.search(r"small/pack.*: no; look at the cluster file's slurm", status.refusal)
+    assert status.refusal in run_line(status), "it is shown"
+    sbatch.write_text(COUNTING.format(folder=scene.answers.folder))
+    assert scene.start() == ("started", NUM_JOBS), "and resuming goes on"
+    assert run_status(scene.run, scene.store, observe(scene.run)).refusal == ""
+
+
+def run_line(status: RunStatus) -> str:
+    return "\n".join(ending_lines(status))
+
+
+LIMITED = """\
+#!/bin/sh
+echo "sbatch $*" >> {folder}/asked
+size=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+used=$(cat {folder}/used 2>/dev/null || echo 0)
+used=$((used + ${{size:-0}} + 1))
+if [ "$used" -gt {room} ]; then
+  echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2
+  echo "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy" \\
+    "(job submit limit, user's size and/or time limits)" >&2
+  exit 1
+fi
+echo $used > {folder}/used
+echo "Submitted batch job $(grep -c ^sbatch {folder}/asked)"
+"""
+
+
+def many_workers(scene: Scene, room: int, nodes: int = 30, **slurm: object) -> None:
+    """A run of many workers at a site with so many places in the queue."""
+    scene.publish(*STAGES[:3])
+    resources = {"tokenize": {"nodes": nodes, "max_workers": nodes}}
+    spec = cluster(scene.store.storage.url, backend="slurm", resources=resources, slurm=slurm)
+    scene.run.move(spec)
+    sbatch = scene.answers.folder / "sbatch"
+    sbatch.write_text(LIMITED.format(folder=scene.answers.folder, room=room))
+
+
+def arrays(scene: Scene) -> list[str]:
+    """The arrays of all workers' jobs that were recorded, by name."""
+    jobs = scene.jobs("workers", scene.id("tokenize"))
+    folder = scene.run.storage.local_root
+    texts = [(folder / f"submissions/0001/{job.name}/script.sh").read_text() for job in jobs]
+    lines = [[ln for ln in text.splitlines() if "--array" in ln] for text in texts]
+    return [line[0].removeprefix("#SBATCH --array=") if line else "one" for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(1001, ["0-29%30"]), (11, ["0-9%10"] * 3), (14, ["0-12%13", "0-12%13", "0-3%4"])],
+)
+def test_arrays_end_where_the_site_says(scene: Scene, limit: int, expected: list[str]) -> None:
+    scene.answers.say("scontrol", f"MaxArraySize            = {limit}\n")
+    many_workers(scene, room=1000)
+    assert scene.start() == ("started", 5 + len(expected))
+    assert arrays(scene) == expected
+
+
+def test_without_arrays_every_worker_is_a_job(scene: Scene) -> None:
+    scene.answers.say("scontrol", "MaxArraySize            = 0\n")
+    many_workers(scene, room=1000, nodes=3)
+    assert scene.start() == ("started", 5 + 3)
+    assert arrays(scene) == ["one"] * 3
+    assert scene.executor.replace_workers(scene.run, scene.store, scene.id("tokenize")) == 1
+
+
+@pytest.mark.parametrize(("room", "there"), [(5 + 8, 7), (5 + 3, 3), (5, 0)])
+def test_as_many_workers_as_there_is_room_for(scene: Scene, room: int, there: int) -> None:
+    """The others are asked for by the head, as far as there is room by then."""
+    many_workers(scene, room=room)
+    started = scene.executor.start(scene.run, scene.store)
+    tokenize = scene.id("tokenize")
+    assert started.remarks == (
+        f"{tokenize}: {there} of 30 workers fit into this site's limit on jobs in the queue; its "
+        "head asks for more as room appears",
+    )
+    assert started_line(started).startswith(f"{5 + (there > 0)} jobs submitted; {tokenize}: ")
+    assert arrays(scene) == ([f"0-{there - 1}%{there}"] if there else [])
+    for job in scene.jobs("workers", tokenize):
+        scene.answers.say("squeue", f"{job.id}|RUNNING|n1|None|x\n" * there)
+    (scene.answers.folder / "used").write_text(f"{room - 4}\n")
+    replaced = scene.executor.replace_workers(scene.run, scene.store, tokenize)
+    assert 2 <= replaced <= 4, "half of what is missing, and half of that"
+
+
+@pytest.mark.parametrize("room", [1, 4])
+def test_too_little_room_for_the_stages_is_a_failure_that_resuming_mends(
+    scene: Scene, room: int
+) -> None:
+    many_workers(scene, room=room)
+    with pytest.raises(RequestError, match="submit again when there are fewer in the queue"):
+        scene.start()
+    status = run_status(scene.run, scene.store, observe(scene.run))
+    assert status.state == "failed"
+    assert "job submit limit" in status.refusal
+    many_workers(scene, room=1000)
+    (scene.answers.folder / "used").unlink()
+    assert scene.start() == ("started", 6)
+
+
+def test_a_large_run_is_few_questions(scene: Scene) -> None:
+    """Jobs, arrays and questions do not grow with the workers."""
+    many_workers(scene, room=10_000, nodes=900)
+    scene.start()
+    commands = Counter(line.split()[0] for line in scene.answers.asked)
+    assert commands == {"sbatch": 6, "scontrol": 1}
 
 
 def test_without_an_answer_the_last_one_stands(scene: Scene) -> None:

@@ -114,6 +114,45 @@ def test_flags_and_tiny_memories() -> None:
     assert "#SBATCH --mem=1M\n" in text, "0 would be all of the node's"
 
 
+@pytest.mark.parametrize(
+    ("form", "asked"),
+    [
+        (None, ["#SBATCH --mem=6144M"]),
+        ("per_node", ["#SBATCH --mem=6144M"]),
+        ("per_cpu", ["#SBATCH --mem-per-cpu=256M"]),
+        ("whole_node", ["#SBATCH --mem=0"]),
+        ("none", []),
+    ],
+)
+def test_memory_is_asked_for_as_the_site_wants_it(form: str | None, asked: list[str]) -> None:
+    parts = planned(where(memory=form, workers={"mem_gb": 6}, head={"memory": "none"}))
+    workers = next(p for p in parts if p.name.startswith("tokenize") and p.kind == "workers")
+    lines = [line for line in script(workers.job).splitlines() if "mem" in line]
+    assert lines == asked, "24 cores"
+    assert "--mem" not in script(parts[0].job), "heads have a form of their own"
+
+
+@pytest.mark.parametrize(
+    ("slurm", "asked"),
+    [
+        ({}, ("2048M", 60, 1)),
+        ({"head": {"walltime_min": 30, "mem_gb": 1, "cpus": 4}}, ("1024M", 30, 1)),
+        ({"walltime_min": 2880, "mem_gb": 64}, ("2048M", 60, 1)),
+        ({"sentinel": {"walltime_min": 90, "mem_gb": 3, "cpus": 2}}, ("3072M", 90, 2)),
+    ],
+)
+def test_what_a_sentinel_asks_for(slurm: dict[str, Any], asked: tuple[str, int, int]) -> None:
+    text = script(planned(where(**slurm))[-1].job)
+    memory, minutes, cpus = asked
+    lines = (f"--mem={memory}", f"--time={minutes}", f"--cpus-per-task={cpus}")
+    assert all(f"#SBATCH {line}\n" in text for line in lines)
+
+
+def test_a_sentinel_may_have_a_partition_of_its_own() -> None:
+    parts = planned(where(head={"partition": "cpu"}, sentinel={"partition": "tiny"}))
+    assert "#SBATCH --partition=tiny\n" in script(parts[-1].job)
+
+
 def test_places_of_the_environment_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGES", "/shared/images")
     spec = where().model_copy(

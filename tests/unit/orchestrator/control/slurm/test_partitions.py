@@ -9,17 +9,18 @@ import pytest
 
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.partitions import minutes_of, node_kinds
+from orchestrator.plan.stages import STAGES
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 from tests.unit.orchestrator.scheduler import Answers
 
 SITE = """\
-cpu*|4|8000|(null)|1-00:00:00|1-infinite|3
-gpu|32|256000|gpu:a100:8(S:0-1),nvme:1|2-00:00:00|1-2|4
-gpu|16|128000|gpu:v100:4|2-00:00:00|1-2|10
-small|2|1|(null)|30:00|1|1
+cpu*|4|8000|(null)|1-00:00:00|1-infinite|3|up|NO|OFF
+gpu|32|256000|gpu:a100:8(S:0-1),nvme:1|2-00:00:00|1-2|4|up|EXCLUSIVE|REQUEUE
+gpu|16|128000|gpu:v100:4|2-00:00:00|1-2|10|up|EXCLUSIVE|REQUEUE
+small|2|1|(null)|30:00|1|1|up|YES:4|CANCEL
 """
 SMALL = {"mem_gb": 1, "walltime_min": 20}
-HERE = "ask for less, or name another partition in slurm (here: cpu, gpu, small)"
+HERE = "or name another partition in slurm (here: cpu, gpu, small)"
 
 
 @pytest.fixture
@@ -61,39 +62,41 @@ def test_what_fits_is_no_problem(tmp_path: Path, site: Answers) -> None:
             "tokenize",
             {"cpus_per_worker": 8, "max_workers": 1},
             "cpu",
-            "no node of partition cpu has the 8 CPUs, 4 GB that are asked of one (4 CPUs, 7.81 GB)",
+            "no node of partition cpu has the 8 CPUs, 4 GB that are asked of one (4 CPUs, "
+            "7.81 GB); lower cpus_per_worker",
         ),
         (
             "pack",
             {"mem_gb": 64},
             "cpu",
-            "no node of partition cpu has the 1 CPU, 64 GB that are asked of one (4 CPUs, 7.81 GB)",
+            "no node of partition cpu has the 1 CPU, 64 GB that are asked of one (4 CPUs, "
+            "7.81 GB); lower mem_gb",
         ),
         (
             "train",
             {"gpus_per_node": 1},
             "cpu",
             "no node of partition cpu has the 1 CPU, 4 GB, 1 GPU that are asked of one (4 CPUs, "
-            "7.81 GB)",
+            "7.81 GB); lower gpus_per_node",
         ),
         (
             "train",
             {"gpus_per_node": 9},
             "gpu",
             "no node of partition gpu has the 9 CPUs, 4 GB, 9 GPUs that are asked of one (32 CPUs, "
-            "250 GB, 8 GPUs; 16 CPUs, 125 GB, 4 GPUs)",
+            "250 GB, 8 GPUs; 16 CPUs, 125 GB, 4 GPUs); lower gpus_per_node",
         ),
         (
             "train",
             {"nodes": 3, "gpus_per_node": 4},
             "gpu",
-            "3 nodes asked, partition gpu gives 2 of this size",
+            "3 nodes asked, partition gpu gives 2 of this size; lower nodes",
         ),
         (
             "corpus",
             {"walltime_min": 3000},
             "cpu",
-            "walltime_min: 3000 asked, partition cpu allows 1440",
+            "walltime_min: 3000 asked, partition cpu allows 1440; lower walltime_min",
         ),
     ],
 )
@@ -102,7 +105,7 @@ def test_what_no_partition_could_hold(
 ) -> None:
     del site
     lines = too_large(tmp_path, {stage: asked}, stages={stage: {"partition": partition}})
-    assert set(lines) == {f"c.yaml: resources.{stage}: {says}; {HERE}"}
+    assert set(lines) == {f"c.yaml: resources.{stage}: {says}, {HERE}"}
 
 
 def test_a_partition_that_does_not_exist_is_named_once(tmp_path: Path, site: Answers) -> None:
@@ -122,16 +125,28 @@ def test_one_partition_of_several_is_enough(tmp_path: Path, site: Answers) -> No
 
 
 def test_the_sentinels_job_is_looked_at_too(tmp_path: Path, site: Answers) -> None:
+    """It asks for no more than heads do, where the file says that of heads."""
     del site
-    (line,) = too_large(
-        tmp_path,
-        dict.fromkeys(("corpus", "encoder", "pack", "train"), SMALL),
-        head={"partition": "small", "walltime_min": 20},
-        stages={"train": {"partition": "cpu"}},
+    small = {stage.name: SMALL for stage in STAGES}
+    there = {"stages": {"train": {"partition": "cpu"}}}
+    assert (
+        too_large(tmp_path, small, head={"partition": "small", "walltime_min": 20}, **there) == []
     )
+    head = {"partition": "small"}
+    (line,) = too_large(tmp_path, small, head=head, **there)
     assert line == (
-        "c.yaml: the sentinel's job: walltime_min: 60 asked, partition small allows 30; " + HERE
+        "c.yaml: slurm.sentinel: walltime_min: 60 asked, partition small allows 30; lower "
+        "walltime_min, " + HERE
     )
+    assert too_large(tmp_path, small, head=head, sentinel={"walltime_min": 15}, **there) == []
+    assert too_large(tmp_path, small, head=head, sentinel={"partition": "cpu"}, **there) == []
+
+
+def test_what_the_cluster_file_says_of_cores_is_named(tmp_path: Path, site: Answers) -> None:
+    del site
+    lines = too_large(tmp_path, {}, workers={"cpus": 5}, partition="cpu")
+    assert len(lines) == 2, "codebook and tokenize"
+    assert all("has the 5 CPUs, 4 GB" in line and "lower cpus in slurm" in line for line in lines)
 
 
 def test_another_quality_of_service_may_allow_more_time(tmp_path: Path, site: Answers) -> None:
@@ -142,7 +157,7 @@ def test_another_quality_of_service_may_allow_more_time(tmp_path: Path, site: An
 def test_a_site_that_does_not_answer_is_not_judged(tmp_path: Path, answers: Answers) -> None:
     answers.say("sinfo", "sinfo: error: Unable to contact slurm controller", code=1)
     assert too_large(tmp_path, {"pack": {"mem_gb": 999}}) == []
-    answers.say("sinfo", "cpu|4|8000|(null)|infinite|1-infinite|3\n")
+    answers.say("sinfo", "cpu|4|8000|(null)|infinite|1-infinite|3|up|NO|OFF\n")
     assert too_large(tmp_path, {"pack": {"mem_gb": 999}}) == [], "no default partition"
 
 
