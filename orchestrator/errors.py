@@ -56,6 +56,7 @@ class Cause(StrEnum):
     HOST_OOM = "host_oom"
     KILLED = "killed"
     LEASE_HELD = "lease_held"
+    LIMIT = "limit"
     NETWORK = "network"
     NODE_LOST = "node_lost"
     NONFINITE = "nonfinite"
@@ -75,6 +76,7 @@ INTERRUPTIONS = frozenset(Cause) - {
     Cause.DEVICE_OOM,
     Cause.ERROR,
     Cause.LEASE_HELD,
+    Cause.LIMIT,
     Cause.NONFINITE,
 }
 """Ends that tell how often the machines fail."""

@@ -15,6 +15,8 @@ from orchestrator.cli.terminal import Terminal
 from orchestrator.control.executor import JobPreview, Request, executor_of
 from orchestrator.control.requirements import missing
 from orchestrator.errors import RequestError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.spending import Spending, spending, spending_figures
 from orchestrator.ledger.storage import to_json
 from orchestrator.plan.estimate import (
     Estimate,
@@ -23,8 +25,10 @@ from orchestrator.plan.estimate import (
     gpu_hours,
     walltimes,
 )
+from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_count, format_duration, format_several
+from orchestrator.spec.cluster import Prices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +89,8 @@ def show(request: Request, console: Console) -> None:
     if jobs := executor_of(request.cluster).preview(request):
         console.print(jobs_table(request, jobs, cost))
     _show_estimate(request, cost, console)
+    if line := _limits_line(request, cost):
+        console.print(line)
 
 
 def jobs_table(request: Request, jobs: Sequence[JobPreview], cost: Estimate) -> Table:
@@ -111,24 +117,50 @@ def _hours(request: Request, job: JobPreview, cost: Estimate) -> str:
     if not shape.gpus or not job.instance:
         return ""
     instance = request.plan.instance(job.instance)
-    stage = BY_NAME[instance.stage]
-    if stage.has_ranks and "train" not in instance.inputs["fields"]:
-        return ""  # the estimate is of the language model's training
-    if stage.has_ranks:
-        hours = gpu_hours(cost.train_flop, prices)
-    elif stage.counts and cost.audio_hours is None:
-        per_hour = 1000 / prices.encode_speed if prices.encode_speed else None
-        return f"{per_hour:.2f} for 1,000 h of audio" if per_hour else ""
-    else:
-        fit_hours = request.variants[0].recipe.tokenizer.fit_hours if stage.is_elastic else None
-        audio_hours = cost.audio_hours if stage.counts else fit_hours
-        hours = audio_hours / prices.encode_speed if audio_hours and prices.encode_speed else None
+    hours = _gpu_hours(request, instance, cost)
     if hours is None:
-        return ""
+        return _hours_by_audio(instance, cost, prices)
     price = f", {hours * prices.gpu_hour:,.0f} {prices.currency}" if prices.gpu_hour else ""
     num_gpus = shape.gpus * (shape.array or shape.num_nodes)
     chain = walltimes(hours, num_gpus, shape.walltime_min)
     return f"{hours:,.1f}{price}" + (f", {chain} walltimes" if chain > 1 else "")
+
+
+def _gpu_hours(request: Request, instance: Instance, cost: Estimate) -> float | None:
+    """What a stage takes on accelerators, in hours; None where that is not known."""
+    prices, stage = request.cluster.prices, BY_NAME[instance.stage]
+    if stage.has_ranks:  # the estimate is of the language model's training
+        return gpu_hours(cost.train_flop, prices) if "train" in instance.inputs["fields"] else None
+    fit_hours = request.variants[0].recipe.tokenizer.fit_hours if stage.is_elastic else None
+    audio_hours = cost.audio_hours if stage.counts else fit_hours
+    return audio_hours / prices.encode_speed if audio_hours and prices.encode_speed else None
+
+
+def _hours_by_audio(instance: Instance, cost: Estimate, prices: Prices) -> str:
+    stage = BY_NAME[instance.stage]
+    if stage.has_ranks or not stage.counts or cost.audio_hours is not None:
+        return ""
+    per_hour = 1000 / prices.encode_speed if prices.encode_speed else None
+    return f"{per_hour:.2f} for 1,000 h of audio" if per_hour else ""
+
+
+def _limits_line(request: Request, cost: Estimate) -> str:
+    """What the rest is estimated to take beside what the run may spend; empty without limits."""
+    cluster, run = request.cluster, RunFolder(request.store.run_storage(request.plan.run))
+    if not cluster.limits.has_any:
+        return ""
+    left = [i for i in request.plan.leaders if i.decision != "reuse"]
+    on_gpus = [i for i in left if cluster.resources_of(i.stage, i.node).gpus_per_node]
+    hours = [_gpu_hours(request, i, cost) for i in on_gpus]
+    known = sum(h for h in hours if h is not None)
+    nothing = Spending(gpu_hours=0.0, price=0.0)
+    spent = spending(run, run.plan(), is_alive=False) if run.exists() else nothing
+    total = Spending(
+        gpu_hours=spent.gpu_hours + known,
+        price=spent.price + known * cluster.prices.gpu_hour,
+    )
+    least = "at least " if None in hours or len(on_gpus) < len(left) else ""
+    return f"limits: {least}{', '.join(spending_figures(total.to_json(cluster)))}, by the estimate"
 
 
 def _estimate(request: Request) -> Estimate:

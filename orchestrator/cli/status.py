@@ -18,6 +18,7 @@ from orchestrator.errors import BackendError, RequestError, last_sentence
 from orchestrator.ledger.goodput import goodput_line
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.spending import spending_figures
 from orchestrator.ledger.status import (
     BROKEN,
     Observed,
@@ -79,6 +80,8 @@ def _figures(status: RunStatus) -> Iterator[str]:
             facts = (f"{n.removesuffix('_s')} {format_duration(s)}" for n, s in interval.items())
             yield f"{stage.instance.id}: checkpoints by time: {', '.join(facts)}"
     yield goodput_line(status.goodput)
+    if figures := spending_figures(status.spending):
+        yield f"spent: {', '.join(figures)}"
 
 
 def _all(store: Store, *, as_json: bool) -> int:

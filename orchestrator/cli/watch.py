@@ -99,6 +99,8 @@ def ending_lines(status: RunStatus) -> list[str]:
     resume = f"`orchestrator resume {status.run}` continues it"
     mend = "change what is wrong there, then submit again; resuming alone would end the same way"
     advice = resume if status.resuming_helps else mend
+    if status.is_at_limit:
+        advice = f"raise it, and `orchestrator resume {status.run} --cluster FILE` goes on"
     return [f"run {status.run}: {status.state}{cause}", *failures, f"  {advice}"]
 
 

@@ -57,6 +57,11 @@ def cpus_of(stage: str, resources: Resources) -> int:
     return resources.cpus_per_worker * (workers if traits.uses_ray else 1)
 
 
+def gpus_of(stage: str, resources: Resources) -> int:
+    """Accelerators a stage's job occupies on one machine, or on all nodes of a training."""
+    return resources.gpus_per_node * (resources.nodes if BY_NAME[stage].has_ranks else 1)
+
+
 def python_of(cluster: Cluster) -> str:
     """The interpreter that jobs run with."""
     return venv_python(cluster.environment) or sys.executable

@@ -31,6 +31,7 @@ from orchestrator.control.requirements import (
 from orchestrator.errors import RequestError, SpecErrors, os_words
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.source_files import files_below
+from orchestrator.ledger.spending import spending
 from orchestrator.ledger.store import Store, require_usable
 from orchestrator.plan.planner import Variant, make_plan
 from orchestrator.plan.stages import Facts
@@ -119,11 +120,21 @@ def start(run: RunFolder, store: Store) -> Started:
     require_submittable(cluster)
     if not store.has(*run.plan().instances):
         require_executable(run)
+        require_within_limits(run, cluster)
     if absent := [name for name in cluster.environment.export if name not in os.environ]:
         raise RequestError(
             f"cluster: environment.export: {', '.join(absent)} not set here; export and try again"
         )
     return executor_of(cluster).start(run, store)
+
+
+def require_within_limits(run: RunFolder, cluster: Cluster) -> None:
+    """Raises RequestError when a run has spent what a cluster lets it."""
+    if limit := spending(run, run.plan(), is_alive=False).used_up(cluster):
+        raise RequestError(
+            f"{run.name}: {limit}; raise it, and `orchestrator resume {run.name} --cluster FILE` "
+            "goes on"
+        )
 
 
 def move(run: RunFolder, cluster_file: Path) -> bool:
@@ -148,6 +159,7 @@ def move(run: RunFolder, cluster_file: Path) -> bool:
     )
     if problems:
         raise SpecErrors(problems)
+    require_within_limits(run, cluster)
     run.move(cluster)
     return True
 

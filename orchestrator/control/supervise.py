@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.backends.base import Backend, JobRef
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
-from orchestrator.control.job import cpus_of, stage_job
+from orchestrator.control.job import cpus_of, gpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.errors import BackendError, Cause, ExitCode
 from orchestrator.ledger import lease as leases
@@ -25,6 +25,7 @@ from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.openmetrics import FILE as FIGURES
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.spending import held, spending
 from orchestrator.ledger.status import JobState, JobStatus, Observed, run_status
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
@@ -38,6 +39,7 @@ LEASE_WAIT_S = 2.0
 RETRY_DELAY_S = 1.0
 LOG_TAIL_BYTES = 20_000
 FIGURES_EVERY_S = 60.0
+LIMITS_EVERY_S = 60.0
 _RAY_END_S = 5.0
 """How long a session of which a daemon was killed may take to end; Ray looks once a second."""
 _NOT_OF_RAY = (ExitCode.DONE, ExitCode.BAD_REQUEST, ExitCode.LEASE_HELD, ExitCode.STOPPED)
@@ -90,11 +92,13 @@ class Supervisor:
         lease_wait_s: float = LEASE_WAIT_S,
         retry_delay_s: float = RETRY_DELAY_S,
         figures_every_s: float = FIGURES_EVERY_S,
+        limits_every_s: float = LIMITS_EVERY_S,
     ) -> None:
         """``only``: the one stage instance to work on, whose ``past`` attempts count.
 
-        ``about`` is noted with each attempt. ``is_set_up``: whether this process has been through
-        the set-up lines of the cluster's environment. ``beat`` is called at every tick.
+        ``about`` is noted with each attempt, over what a job of one machine would hold.
+        ``is_set_up``: whether this process has been through the set-up lines of the cluster's
+        environment. ``beat`` is called at every tick.
         """
         self._store, self._run, self._backend = store, run, backend
         self._plan: Plan = run.plan()
@@ -116,6 +120,9 @@ class Supervisor:
         self._cancels_seen = len(run.cancel_requests())
         self._stop_cause: Cause | None = None
         self._figures_at = time.monotonic()
+        self._limits_every_s, self._limits_due = limits_every_s, 0.0
+        self._limit = ""
+        """Which limit of the cluster file the run has reached, in words."""
 
     def run(self) -> str:
         """Work until nothing more can be done; the run's final state."""
@@ -127,6 +134,8 @@ class Supervisor:
             self._collect_ended()
             if self._ray:
                 self._ray.stop()
+        if self._limit:
+            self._give_up_what_waits()
         return self.state()
 
     def stop(self, cause: Cause = Cause.PREEMPTED) -> None:
@@ -137,6 +146,11 @@ class Supervisor:
     def is_stopped(self) -> bool:
         """Whether somebody asked for the end."""
         return bool(self._stop_cause)
+
+    @property
+    def limit(self) -> str:
+        """Which limit of the cluster file ended it, in words; empty when none did."""
+        return self._limit
 
     def state(self) -> str:
         """The run's state as its jobs' states make it."""
@@ -156,6 +170,7 @@ class Supervisor:
         self._mark_complete()
         self._obey_cancels()
         self._collect_ended()
+        self._keep_to_limits()
         if self._stop_cause:
             return False
         ready = [w for w in self._works.values() if self._is_ready(w)]
@@ -166,6 +181,26 @@ class Supervisor:
             if self._fits(work):
                 self._start(work)
         return bool(ready) or any(w.state == "running" for w in self._works.values())
+
+    def _keep_to_limits(self) -> None:
+        """Ask for the end, as a preemption does, once the run has spent what it may."""
+        is_due = time.monotonic() >= self._limits_due
+        is_open = any(w.state in ("pending", "running") for w in self._works.values())
+        if self._stop_cause or not (self._cluster.limits.has_any and is_due and is_open):
+            return
+        spent = spending(self._run, self._plan, is_alive=True)
+        if limit := spent.used_up(self._cluster):
+            log.warning("%s; the run saves and ends", limit)
+            self._limit = limit
+            self.stop(Cause.LIMIT)
+        holds = [self._held(w) for w in self._works.values() if w.state == "running"]
+        left_s = min(spent.seconds_left(self._cluster, holds), self._limits_every_s)
+        self._limits_due = time.monotonic() + left_s
+
+    def _give_up_what_waits(self) -> None:
+        for work in self._works.values():
+            if work.state == "pending":
+                work.state = "failed"
 
     def _mark_complete(self) -> None:
         for work in self._works.values():
@@ -201,6 +236,12 @@ class Supervisor:
         wanted = cpus_of(stage, self._cluster.resources_of(stage, work.leader.node))
         return min(wanted, self._capacity)
 
+    def _held(self, work: Work) -> dict[str, float]:
+        """What its attempt notes of what it holds."""
+        stage, node = work.leader.stage, work.leader.node
+        gpus = gpus_of(stage, self._cluster.resources_of(stage, node))
+        return held(gpus, self._cpus(work), self._cluster.prices)
+
     def _keep_ray(self) -> None:
         """A Ray session while we have work left that needs one: early, as its start takes time."""
         open_works = [w for w in self._works.values() if w.state in ("pending", "running")]
@@ -216,7 +257,7 @@ class Supervisor:
         work.ray = self._ray if BY_NAME[work.leader.stage].uses_ray else None
         if work.ray and not self._answers(work.ray):
             return  # another session is started at the next look
-        attempt = self._run.begin_attempt(work.leader.id, **self._about)
+        attempt = self._run.begin_attempt(work.leader.id, **{**self._held(work), **self._about})
         work.log = self._logs.path(attempt.storage, DRIVER_LOG)
         job = stage_job(
             self._run,
@@ -228,6 +269,7 @@ class Supervisor:
             cluster=self._setup_for,
         )
         work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
+        self._limits_due = 0.0
         log.info("%s: attempt %d started", work.leader.id, attempt.number)
 
     def _answers(self, ray: RaySession) -> bool:
@@ -262,6 +304,7 @@ class Supervisor:
 
     def _ended(self, work: Work, status: JobStatus) -> None:
         assert work.attempt is not None  # a running work has one
+        self._limits_due = 0.0  # looked at again before anything else starts
         self._logs.copy(now=True)
         failure = work.attempt.failure
         node, progress = self._node_of(work.attempt, status), self._store.progress(*work.members)
@@ -293,7 +336,7 @@ class Supervisor:
             cause=decision.cause or "",
             action=decision.action,
             reason=decision.reason,
-            message=failure.get("message", ""),
+            message=failure.get("message", self._limit),
             exit_code=status.exit_code,
             node=node,
             progress=progress,

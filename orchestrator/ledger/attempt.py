@@ -87,6 +87,11 @@ class AttemptFolder:
         with suppress(AlreadyExistsError):
             self.storage.create_json("end.json", {"ended_at": time.time(), **how})
 
+    def last_sign(self, *also: float) -> float:
+        """When it last wrote anything down, in seconds since the epoch, or the latest ``also``."""
+        written = (self.progress.get("at", 0.0), *(event["at"] for event in self.events()))
+        return max(self.started_at, *map(float, written), *also)
+
     def events(self) -> Iterator[dict[str, Any]]:
         """All events in order."""
         yield from self.events_of(set())

@@ -255,6 +255,4 @@ def _end(
         return next_at, "unknown"
     if now is not None:
         return now, "running"
-    signs = [attempt.started_at, attempt.progress.get("at", 0.0)]
-    signs += [step["at"] + step["stall_s"] for step in steps[-1:]]
-    return max(signs + [event["at"] for event in attempt.events()]), "unknown"
+    return attempt.last_sign(*(step["at"] + step["stall_s"] for step in steps[-1:])), "unknown"

@@ -6,6 +6,7 @@ runs/<run>/
     plan.json                                      created last and exclusively: now the run exists
     stages/<instance>/attempts/0002/…              every attempt of a stage (`ledger.attempt`)
     supervisor/0001/…       the same for the supervisor itself
+    stages/<instance>/workers/12-0.json   what a worker on Slurm holds, and since when
     stages/<instance>/allocations/12-0/   how the nodes of a Slurm job talk to each other
     submissions/…           what was handed to a scheduler (`ledger.submission`)
     cancel/0001.json        a wish to stop
@@ -174,6 +175,16 @@ class RunFolder:
     def allocation(self, instance_id: str, restart_id: str) -> Storage:
         """Where the nodes of one start of a job talk to each other; ``restart_id`` names it."""
         return self.stage(instance_id).at("allocations", restart_id)
+
+    def note_worker(self, instance_id: str, name: str, **about: float) -> None:
+        """Say what a worker of a data stage holds beside its attempts, from when to when."""
+        self.storage.replace(f"stages/{instance_id}/workers/{name}.json", to_json(about))
+
+    def worker_notes(self, instance_id: str) -> tuple[dict[str, Any], ...]:
+        """What workers of a data stage have said of themselves."""
+        folder = f"stages/{instance_id}/workers"
+        names = self.storage.children(folder)
+        return tuple(record_at(self.storage, f"{folder}/{name}", "remove it") for name in names)
 
     @property
     def submissions(self) -> Submissions:

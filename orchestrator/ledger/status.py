@@ -16,6 +16,7 @@ from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.goodput import goodput
 from orchestrator.ledger.records import BROKEN_RECORD, understood
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.spending import spending
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Found, Instance
 from orchestrator.plan.policy import HOPELESS_CAUSES
@@ -237,12 +238,20 @@ class RunStatus:
     """Why the scheduler did not take what was last submitted to it, of which nothing is left."""
     goodput: Mapping[str, float | None] = field(default_factory=dict)
     """Empty where it was not asked for."""
+    spending: Mapping[str, Any] = field(default_factory=dict)
+    """What it has spent of what it may; empty where it was not asked for."""
 
     @property
     def resuming_helps(self) -> bool:
         """Whether any stage that failed could go on with nothing changed."""
         failures = [a for s in self.stages if (a := s.failure)]
         return not failures or any(a.cause not in HOPELESS_CAUSES for a in failures)
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether it, or a stage of it, ended because it had spent what it may."""
+        causes = {a.cause for s in self.stages if (a := s.failure)} | {self.cause}
+        return Cause.LIMIT in causes
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``status RUN --json``."""
@@ -254,6 +263,7 @@ class RunStatus:
             "stages": [s.to_json() for s in self.stages],
             **({"refusal": self.refusal} if self.refusal else {}),
             **({"goodput": dict(self.goodput)} if self.goodput else {}),
+            **({"spending": dict(self.spending)} if self.spending else {}),
         }
 
 
@@ -270,7 +280,16 @@ def run_status(
         with understood(run.storage.at("stages").url, "move the damaged attempt's folder away"):
             return goodput(attempts, submitted_at=run.submitted_at(), is_alive=observed.is_alive)
 
-    return replace(status, goodput=reader.ask("attempts", where_time_went, {}))
+    def what_was_spent() -> dict[str, Any]:
+        with understood(run.storage.at("stages").url, "move the damaged attempt's folder away"):
+            spent = spending(run, run.plan(), is_alive=observed.is_alive)
+        return spent.to_json(run.cluster())
+
+    return replace(
+        status,
+        goodput=reader.ask("attempts", where_time_went, {}),
+        spending=reader.ask("attempts", what_was_spent, {}),
+    )
 
 
 def run_progress(run: RunFolder, store: Store, observed: Observed) -> RunStatus:

@@ -73,6 +73,8 @@ FREE_CAUSES = frozenset({Cause.PREEMPTED, Cause.WALLTIME, Cause.NODE_LOST})
 HOPELESS_CAUSES = {
     Cause.BAD_REQUEST: "the request is wrong; trying again would not help",
     Cause.BAD_DATA: "the data are wrong; trying again would not help",
+    Cause.LIMIT: "the cluster file allows no more; `orchestrator resume RUN --cluster FILE` with "
+    "higher limits goes on",
 }
 """Causes that stop a stage at once, and why: something outside of the run must change first."""
 

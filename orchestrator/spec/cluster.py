@@ -267,12 +267,33 @@ class Prices(Spec):
 
     gpu_hour: NonNegativeFloat = 0.0
     """Price of one accelerator for one hour."""
+    cpu_hour: NonNegativeFloat = 0.0
+    """Price of one CPU core for one hour."""
     gpu_tflops: PositiveFloat | None = None
     """What one accelerator achieves in training, in TFLOP/s: about 40 % of what its maker says."""
     encode_speed: PositiveFloat | None = None
     """Hours of audio that one accelerator turns into units in an hour."""
     currency: str = "USD"
     """Currency of the prices."""
+
+
+class Limits(Spec):
+    """What a run may spend, over all its attempts.
+
+    At a limit a training saves, and the run ends with cause ``limit`` until it is resumed with a
+    higher one.
+    """
+
+    max_gpu_hours: PositiveFloat | None = None
+    """Most accelerator hours; no limit when absent."""
+    max_price: PositiveFloat | None = None
+    """Most money, in the currency of ``prices``, by its ``gpu_hour`` and ``cpu_hour``; no limit
+    when absent."""
+
+    @property
+    def has_any(self) -> bool:
+        """Whether anything is limited."""
+        return self.max_gpu_hours is not None or self.max_price is not None
 
 
 class Cluster(Spec):
@@ -305,6 +326,8 @@ class Cluster(Spec):
     """Budgets of the supervisor."""
     prices: Prices = Prices()
     """What things cost."""
+    limits: Limits = Limits()
+    """What a run may spend."""
 
     @model_validator(mode="before")
     @classmethod
@@ -315,6 +338,22 @@ class Cluster(Spec):
             return raw
         of_stages = {name: asked.get(str(name).partition(".")[0], {}) for name in asked}
         return {**raw, "resources": {name: of_stages[name] | r for name, r in asked.items()}}
+
+    @model_validator(mode="after")
+    def _limits_can_be_reached(self) -> Self:
+        prices, has_gpus = self.prices, any(r.gpus_per_node for r in self.resources.values())
+        if self.limits.max_gpu_hours is not None and not has_gpus:
+            raise ValueError(
+                "limits.max_gpu_hours: no stage has gpus_per_node, so that it is never reached; "
+                "give max_price with prices.cpu_hour"
+            )
+        has_price = (has_gpus and prices.gpu_hour) or prices.cpu_hour
+        if self.limits.max_price is not None and not has_price:
+            raise ValueError(
+                "limits.max_price: nothing has a price, so that it is never reached; "
+                "give prices.gpu_hour or prices.cpu_hour"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fit_for_slurm(self) -> Self:

@@ -83,9 +83,10 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
         raise
     was_stopped = state in ("running", "pending")
     state = "failed" if was_stopped else state
+    cause = Cause.LIMIT if supervisor.limit else Cause.PREEMPTED if was_stopped else ""
     write_last_page(run, store, state)
     logs.close()
-    record.finish(state=state, cause=Cause.PREEMPTED if was_stopped else "", reason="")
+    record.finish(state=state, cause=cause, reason=supervisor.limit)
     return 0 if state == "succeeded" else 1
 
 

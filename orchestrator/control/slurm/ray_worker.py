@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -24,6 +25,7 @@ from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.ray_cluster import published_head
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.spending import held
 from orchestrator.ledger.store import Store
 
 _LOOK_EVERY_S = 8.0
@@ -32,6 +34,7 @@ JOIN_EVERY_S = 2.0
 PATIENCE_S = 30.0
 """How late a file system may show what others have published."""
 _ANSWER_TIMEOUT_S = 5.0
+_NOTE_EVERY_S = 60.0
 _REJOIN_DELAY_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -56,7 +59,11 @@ class Worker:
         self._needed = [plan.instance(n) for m in self._members for n in m.needs.values()]
         self._idle_timeout_s = run.cluster().slurm.idle_timeout_s
         mine = plan.instance(instance)
-        self._resources = run.cluster().resources_of(mine.stage, mine.node)
+        cluster = run.cluster()
+        self._resources = cluster.resources_of(mine.stage, mine.node)
+        cpus = self._resources.workers_per_node * self._resources.cpus_per_worker
+        self._held = held(self._resources.gpus_per_node, cpus, cluster.prices)
+        self._started_at, self._noted_at = time.time(), 0.0
         self._node: RayNode | None = None
         self._joined: RayHead | None = None
         self._is_done = False
@@ -88,12 +95,15 @@ class Worker:
                 self._warned.wait(every_s * random.uniform(0.5, 1.5))
         finally:
             self._leave()
+            with suppress(OSError):
+                self._note(every_s=0.0)
         log.info("warned by %s", signal.Signals(self._signal).name)
         return self._allocation.requeue()
 
     def _look(self) -> bool:
         """Be where the head is; whether there is one that answers."""
         try:
+            self._note()
             self._is_done = self._store.has(*self._members)
             head = published_head(self._run.stage(self._instance))
         except OSError as error:  # the store may be back at the next look
@@ -104,6 +114,15 @@ class Worker:
         if not self._is_done:
             self._join(head)
         return head is not None
+
+    def _note(self, every_s: float = _NOTE_EVERY_S) -> None:
+        """Say now and then since when this node is held, and that it still is."""
+        if time.time() - self._noted_at < every_s:
+            return
+        self._noted_at = time.time()
+        times = {"started_at": self._started_at, "seen_at": time.time()}
+        name = f"{self._allocation.restart_id}-{self._allocation.node}"
+        self._run.note_worker(self._instance, name, **self._held, **times)
 
     def _is_for_nothing(self, waited_s: float) -> bool:
         """Whether there never was a head: Slurm lets us start when it is cancelled, too.

@@ -18,6 +18,7 @@ from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import work_left
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.spending import spending
 from orchestrator.ledger.status import JobState, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance, Plan
@@ -52,18 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_refusal(run: RunFolder, store: Store, submission: int) -> str:
     """Why a sentinel must leave a whole run alone; empty when it must not."""
-    submissions = run.submissions
+    submissions, cluster = run.submissions, run.cluster()
     later = [s for s in submissions.all() if s.number > submission]
     # A half that a sentinel has left does not take the run off our hands.
     if any(s.is_whole or s.by == "user" for s in later):
         return "it was submitted again since"
-    if not isinstance(executor_of(run.cluster()), SlurmExecutor):
+    if not isinstance(executor_of(cluster), SlurmExecutor):
         return "it has moved to another cluster"
     if None in run.cancelled_stages():
         return "somebody cancelled it"
-    if submissions.in_vain(work_left(run.plan(), store)) >= run.cluster().slurm.max_resumes:
+    if submissions.in_vain(work_left(run.plan(), store)) >= cluster.slurm.max_resumes:
         return "it was resumed in vain often enough (slurm.max_resumes); look at its attempts"
-    return ""
+    return spending(run, run.plan(), is_alive=False).used_up(cluster)
 
 
 def resume(

@@ -22,15 +22,18 @@ from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.job_states import close_attempts
+from orchestrator.control.slurm.jobs import shape_of
 from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
 from orchestrator.control.supervise import LAST_WORDS_S, Supervisor, write_last_page
 from orchestrator.errors import Cause
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
+from orchestrator.ledger.spending import held
 from orchestrator.ledger.status import RunState
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
+from orchestrator.spec.cluster import Cluster
 
 AGENT_MODULE = "jobs.training.node_agent"
 _TICK_S = 1.0
@@ -115,6 +118,7 @@ def supervise(
             "restart_id": allocation.restart_id,
             "node": allocation.node,
             "moves": run.num_moves,
+            **_held(cluster, instance),
         },
         start_ray=ray.start_head if ray else None,
         beat=beat,
@@ -136,6 +140,12 @@ def supervise(
     if ray:
         dismiss_workers(run, instance.id)
     return state
+
+
+def _held(cluster: Cluster, instance: Instance) -> dict[str, float]:
+    """What the job holds; a data stage's is its head, whose workers note theirs themselves."""
+    shape = shape_of(cluster, instance.stage, instance.node)
+    return held(shape.num_nodes * shape.gpus, shape.num_nodes * shape.cpus, cluster.prices)
 
 
 def _heed_warnings(supervisor: Supervisor, walltime_ends_s: float, signals: list[int]) -> None:

@@ -1367,17 +1367,36 @@ CLUSTERS = (
         says=(
             "c.yaml: backend: missing; give it a value",
             "c.yaml: store: missing; give it a value",
-            "c.yaml: name: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices",
+            "c.yaml: name: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits",
             "c.yaml: corpus: unknown key; did you mean 'cpus'?",
-            "c.yaml: encoder: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices",
-            "c.yaml: tokenizer: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices",
+            "c.yaml: encoder: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits",
+            "c.yaml: tokenizer: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits",
             "c.yaml: model: unknown key; did you mean 'models'?",
-            "c.yaml: train: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices",
+            "c.yaml: train: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits",
         ),
     ),
     Broken(
         id="cluster extends",
         cluster=added("extends: nope.yaml", CLUSTER),
         says=("c.yaml: extends: 'nope.yaml' is not a file; check the path",),
+    ),
+    Broken(
+        id="limit of nothing",
+        cluster=added("limits: {max_price: 5}", CLUSTER),
+        says=(
+            "c.yaml: limits.max_price: nothing has a price, so that it is never reached; give prices.gpu_hour or prices.cpu_hour",
+        ),
+    ),
+    Broken(
+        id="limit of GPU hours without GPUs",
+        cluster=added("limits: {max_gpu_hours: 5}", CLUSTER),
+        says=(
+            "c.yaml: limits.max_gpu_hours: no stage has gpus_per_node, so that it is never reached; give max_price with prices.cpu_hour",
+        ),
+    ),
+    Broken(
+        id="limit of zero",
+        cluster=added("limits: {max_price: 0}\nprices: {cpu_hour: 1}", CLUSTER),
+        says=("c.yaml: limits.max_price: must be above 0, not 0",),
     ),
 )

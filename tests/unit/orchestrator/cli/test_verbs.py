@@ -80,6 +80,24 @@ def test_plan_says_that_everything_is_there(
     assert said.err == f"cluster: {project.folder}/c.yaml (given by --cluster)\n"
 
 
+@pytest.mark.parametrize(
+    ("prices", "says"),
+    [
+        ("{gpu_hour: 2, cpu_hour: 1, gpu_tflops: 1.0e-9}", "at least 0 of 5 USD"),
+        ("{cpu_hour: 1, currency: EUR}", "at least 0 of 5 EUR"),
+    ],
+)
+def test_plan_says_what_is_estimated_of_what_may_be_spent(
+    project: Project, prices: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project.folder / "limited.yaml"
+    where = (project.folder / "c.yaml").read_text()
+    file.write_text(f"{where}\nlimits: {{max_price: 5}}\nprices: {prices}\n")
+    words = ["plan", str(project.folder / "r.yaml"), "--set", "train.steps=13"]
+    assert main([*words, "--cluster", str(file)]) == 0
+    assert f"limits: {says}, by the estimate" in capsys.readouterr().out.splitlines()
+
+
 def test_plan_as_json_is_one_document(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("plan", str(project.folder / "r.yaml"), "--json") == 0
     document = json.loads(capsys.readouterr().out)

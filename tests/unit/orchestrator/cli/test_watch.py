@@ -109,6 +109,13 @@ def test_resume_is_offered_where_it_can_help(scene: Scene) -> None:
     assert advice == "  `orchestrator resume small` continues it"
 
 
+def test_at_a_limit_a_higher_one_is_offered(scene: Scene) -> None:
+    scene.fail("train", cause="limit", message="limits.max_price: 5.01 of 5 USD spent")
+    lines = ending_lines(scene.status(is_alive=False))
+    assert "limit: limits.max_price: 5.01 of 5 USD spent; see" in lines[1]
+    assert lines[-1] == "  raise it, and `orchestrator resume small --cluster FILE` goes on"
+
+
 def test_a_log_is_told_of_changes_and_now_and_then_of_progress(scene: Scene) -> None:
     scene.train()
     lines = ChangeLines(30.0)

@@ -178,3 +178,30 @@ def test_variables_that_jobs_need_must_be_set(
     assert str(raised.value) == (
         "cluster: environment.export: SOME_TOKEN not set here; export and try again"
     )
+
+
+def test_a_run_that_has_spent_what_it_may_goes_on_where_it_may_spend_more(project: Path) -> None:
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+
+    def limited(max_price: float) -> Path:
+        file = project / f"{max_price:g}.yaml"
+        limits = {"limits": {"max_price": max_price}, "prices": {"cpu_hour": 1.0}}
+        file.write_text(yaml.safe_dump({**spec, **limits}))
+        return file
+
+    request = prepare(project / "r.yaml", limited(5))
+    run = RunFolder(request.store.run_storage(request.plan.run))
+    run.create(request.plan, request.recipe, request.cluster, {}, {"format": FORMAT})
+    corpus = request.plan.instances[0].id
+    run.begin_attempt(corpus, started_at=0.0, gpus=0, price_per_h=1.0).finish(ended_at=6 * 3600.0)
+    says = (
+        f"{run.name}: limits.max_price: 6 of 5 USD spent; raise it, and "
+        f"`orchestrator resume {run.name} --cluster FILE` goes on"
+    )
+    with pytest.raises(RequestError) as refused:
+        start(run, request.store)
+    assert str(refused.value) == says
+    with pytest.raises(RequestError, match=r"limits.max_price: 6 of 5.5 USD spent"):
+        move(run, limited(5.5))
+    assert run.num_moves == 0
+    assert move(run, limited(7)) is True

@@ -611,3 +611,57 @@ def test_what_was_finished_while_it_was_cancelled_is_finished(scene: Scene) -> N
     scene.also = finish
     assert scene.supervisor({"corpus": [RUNNING]}).run() == "succeeded"
     assert len(scene.run.attempts(scene.id("corpus"))) == 1
+
+
+COSTLY: dict[str, Any] = {"prices": {"cpu_hour": 3600.0}, "limits": {"max_price": 5}}
+"""A core costs 1 a second."""
+
+
+def test_what_runs_when_the_limit_is_reached_saves_and_is_not_tried_again(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, **{**COSTLY, "limits": {"max_price": 0.2}})
+    scene.publish_before("train")
+    supervisor = scene.supervisor({"train": [RUNNING]}, limits_every_s=0.01)
+    assert supervisor.run() == "failed"
+    assert scene.ends("train") == [("failed", "limit", "stop")]
+    assert scene.started() == ["train"]
+    (attempt,) = scene.run.attempts(scene.id("train"))
+    assert attempt.end is not None
+    assert attempt.end["message"] == supervisor.limit
+    assert supervisor.limit.startswith("limits.max_price: 0.2")
+
+
+def test_nothing_starts_once_the_limit_is_reached(tmp_path: Path) -> None:
+    """Looked at before each start, whatever the time since the last look."""
+    scene = Scene(tmp_path, **COSTLY)
+    scene.publish_before("pack")
+
+    def spend(job: Job, _: JobStatus) -> None:
+        if job.name == scene.id("pack"):
+            earlier = scene.run.begin_attempt(
+                scene.id("corpus"), started_at=0.0, gpus=0, price_per_h=3600.0
+            )
+            earlier.finish(ended_at=6.0, state="failed")
+
+    scene.also = spend
+    assert scene.supervisor(limits_every_s=1000.0).run() == "failed"
+    assert scene.started() == ["pack"]
+    assert scene.supervisor().run() == "failed"
+    assert scene.started() == []
+
+
+def test_what_is_done_is_no_failure_of_a_limit(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, **{**COSTLY, "limits": {"max_price": 1e-9}})
+    scene.publish_before("continuations")
+    scene.publish("continuations")
+    assert scene.supervisor(limits_every_s=0.0).run() == "succeeded"
+
+
+def test_an_attempt_notes_what_it_holds(tmp_path: Path) -> None:
+    resources = {"train": {"gpus_per_node": 8, "nodes": 2, "cpus_per_worker": 3}}
+    scene = Scene(tmp_path, cpus=64, resources=resources, prices={"gpu_hour": 2.0, "cpu_hour": 0.5})
+    assert scene.supervisor(about={"job": "12"}).run() == "succeeded"
+    noted = {
+        stage: [scene.run.attempts(scene.id(stage))[0].started[n] for n in ("gpus", "price_per_h")]
+        for stage in ("corpus", "train")
+    }
+    assert noted == {"corpus": [0, 0.5], "train": [16, 2 * 16 + 0.5 * 48]}

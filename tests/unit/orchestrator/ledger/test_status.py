@@ -72,7 +72,9 @@ def run_cause(run: RunFolder, store: Store) -> str:
 def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     run.begin_attempt(instance(run, "corpus").id)
     status = status_of(run, store)
-    assert set(status) == {"run", "state", "backend", "problem", "stages", "goodput"}
+    assert set(status) == {
+        "run", "state", "backend", "problem", "stages", "goodput", "spending",
+    }  # fmt: skip
     assert set(status["stages"][0]) == {
         "id", "name", "stage", "node", "variant", "key", "state", "reused", "job", "shards_done",
         "shards_total", "step", "steps", "checkpoint_interval", "progress", "attempts",
@@ -84,6 +86,9 @@ def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
     assert set(status["goodput"]) == {
         "elapsed_s", "productive_s", "checkpoint_s", "lost_s", "restart_s", "startup_s", "queue_s",
         "idle_s", "ettr",
+    }  # fmt: skip
+    assert set(status["spending"]) == {
+        "gpu_hours", "max_gpu_hours", "price", "max_price", "currency",
     }  # fmt: skip
     assert json.loads(json.dumps(status)) == status
 
@@ -100,10 +105,10 @@ def test_the_time_between_checkpoints_is_shown_with_its_reasons(
     assert stage_row(run, store, "corpus")["checkpoint_interval"] is None
 
 
-def test_progress_is_the_status_without_goodput(run: RunFolder, store: Store) -> None:
+def test_progress_is_the_status_without_goodput_and_spending(run: RunFolder, store: Store) -> None:
     run.begin_attempt(instance(run, "corpus").id)
     status = status_of(run, store)
-    del status["goodput"]
+    del status["goodput"], status["spending"]
     assert run_progress(run, store, observe(run)).to_json() == status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_a_worker_without_a_head_leaves(
     instance = next(i.id for i in plan.instances if i.stage == stage)
     assert Worker(store, run, instance, HERE, join_every_s=0.01, patience_s=0.01).work() == 0
     assert why in caplog.text
+
+
+def test_a_worker_notes_since_when_it_holds_what(scene: Scene, answers: Answers) -> None:
+    answers.say("scontrol", "JobState=COMPLETING\n")
+    cluster = scene.run.cluster()
+    worker = Worker(scene.store, scene.run, scene.id("tokenize"), HERE)
+    worker.warn(signal.SIGUSR2, None)
+    worker.work()
+    (note,) = scene.run.worker_notes(scene.id("tokenize"))
+    asked = cluster.resources_of("tokenize")
+    assert note["gpus"] == asked.gpus_per_node
+    assert note["cpus"] == asked.workers_per_node * asked.cpus_per_worker
+    assert note["started_at"] <= note["seen_at"] <= time.time()
 
 
 def test_a_warning_is_obeyed_at_once_and_told_afterwards(

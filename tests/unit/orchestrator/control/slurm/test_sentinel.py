@@ -73,6 +73,18 @@ def test_a_sentinel_gives_up_on_a_run_that_gets_no_further(scene: Scene) -> None
     assert resumed().startswith("it was resumed in vain often enough (slurm.max_resumes)")
 
 
+def test_a_sentinel_leaves_a_run_alone_that_has_spent_what_it_may(scene: Scene) -> None:
+    scene.start()
+    limits = {"prices": {"cpu_hour": 1.0}, "limits": {"max_price": 2}}
+    scene.run.move(cluster(scene.store.storage.url, backend="slurm", **limits))
+    attempt = scene.run.begin_attempt(scene.id("corpus"), started_at=0.0, gpus=0, price_per_h=1.0)
+    attempt.finish(ended_at=3600.0, action="resume")
+    assert scene.refusal(1) == ""
+    again = scene.run.begin_attempt(scene.id("corpus"), started_at=0.0, gpus=0, price_per_h=1.0)
+    again.finish(ended_at=3600.0, action="resume")
+    assert scene.refusal(1) == "limits.max_price: 2 of 2 USD spent"
+
+
 def test_a_sentinel_tries_again(scene: Scene) -> None:
     """sbatch refuses twice, as where a user may have only so many jobs, then accepts."""
     sbatch = scene.answers.folder / "sbatch"
