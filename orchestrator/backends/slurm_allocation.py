@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import submitit
@@ -17,15 +18,22 @@ from orchestrator.backends.slurm import CAUSES, SACCT, ask
 from orchestrator.errors import BackendError, Cause, ExitCode
 from orchestrator.ledger.status import JobState, JobStatus
 
+TERMS = "ORCHESTRATOR_TERMS"
+"""Environment variable with the file in which a process says when its job is to be started again,
+where its script must tell the scheduler."""
 REQUEUE_LINES = (
     "code=$?",
     f'if [ "$code" = {ExitCode.REQUEUE} ] && '
     'scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then',
-    '  scontrol requeue "$SLURM_JOB_ID" && sleep 300',
+    '  scontrol requeue "$SLURM_JOB_ID" || exit "$code"',
+    f'  [ ! -s "${TERMS}" ] || scontrol update JobId="$SLURM_JOB_ID" "$(cat "${TERMS}")"',
+    "  sleep 300",
     "fi",
     'exit "$code"',
 )
 """The same in the job's script, outside of a container, after the command."""
+_UPDATE_TRIES = 10
+_UPDATE_EVERY_S = 1.0
 KILLED_WITHIN_S = 300.0
 """How long the scheduler may take to end a job that it has put back into the queue."""
 
@@ -44,6 +52,8 @@ class Allocation:
     """Name of this node."""
     leader_address: str
     """Network address of node 0, as the others reach it."""
+    cluster: str = ""
+    """Slurm's name of the cluster."""
 
     @classmethod
     def current(cls) -> Self:
@@ -57,6 +67,7 @@ class Allocation:
             node_index=task.node,
             node=os.environ["SLURMD_NODENAME"],
             leader_address=os.environ["SLURM_LAUNCH_NODE_IPADDR"],
+            cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
         )
 
     @property
@@ -64,8 +75,20 @@ class Allocation:
         """Names this start of the job: ``12-0``."""
         return f"{self.job_id}-{self.restarts}"
 
-    def requeue(self) -> int:
+    @property
+    def noted(self) -> dict[str, str]:
+        """What is written down with an attempt that runs in this job."""
+        return {
+            "job": self.job_id,
+            "restart_id": self.restart_id,
+            "node": self.node,
+            "cluster": self.cluster,
+        }
+
+    def requeue(self, terms: str = "") -> int:
         """Be put back into the queue, and wait for the end that this brings.
+
+        ``terms``: when to be started again, as ``scontrol update`` takes it; by default soon.
 
         Returns an exit code when the job is not meant to run any more, or may not be requeued: one
         that somebody cancelled must not come back. One that is preempted must ask for it, because a
@@ -73,6 +96,8 @@ class Allocation:
         as in a container, the code asks the job's script to do so.
         """
         if shutil.which("scontrol") is None:
+            if path := os.environ.get(TERMS):
+                Path(path).write_text(terms)
             return ExitCode.REQUEUE
         try:
             if "JobState=RUNNING" not in ask("scontrol", "show", "job", "--oneliner", self.job_id):
@@ -80,11 +105,23 @@ class Allocation:
             ask("scontrol", "requeue", self.job_id)
         except BackendError:
             return 1
+        if terms:
+            self._postpone(terms)
         sys.stderr.write("put back into the queue; waiting for the end\n")
         sys.stderr.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(KILLED_WITHIN_S)
         return 1
+
+    def _postpone(self, terms: str) -> None:
+        """Have the job, which is being ended, started later; the scheduler may need a moment."""
+        for _ in range(_UPDATE_TRIES):
+            try:
+                ask("scontrol", "update", f"JobId={self.job_id}", terms)
+                return
+            except BackendError as error:
+                sys.stderr.write(f"{error}\n")
+            time.sleep(_UPDATE_EVERY_S)
 
     def previous_end(self) -> tuple[JobStatus, float | None]:
         """How the job's start before this one ended, and when, as far as the books say.

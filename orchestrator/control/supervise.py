@@ -152,6 +152,12 @@ class Supervisor:
         """Which limit of the cluster file ended it, in words; empty when none did."""
         return self._limit
 
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether other runs work on all that is left to do here."""
+        left = [w for w in self._works.values() if w.state in ("pending", "running")]
+        return bool(left) and all(w.is_held for w in left)
+
     def state(self) -> str:
         """The run's state as its jobs' states make it."""
         states = {w.state for w in self._works.values()}

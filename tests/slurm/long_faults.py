@@ -155,6 +155,27 @@ def test_workers_do_not_wait_for_another_run(slurm: SlurmCluster, smoke: SlurmSm
 
 
 @pytest.mark.usefixtures("same_bytes")
+def test_a_training_holds_no_nodes_while_another_run_does_it(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
+    """Its job comes back when that of the other run has ended, and goes on with what is there."""
+    first = smoke.submit("--name", "first")
+    smoke.await_step(first, 60)
+    second = smoke.submit("--name", "second")
+    theirs, ours = smoke.job(first, "train"), smoke.job(second, "train")
+
+    def waits() -> bool:
+        said = slurm.run("squeue", f"--jobs={ours}", "--noheader", "--format=%T %E")
+        return said.split() == ["PENDING", f"afterany:{theirs}(unfulfilled)"]
+
+    wait_for(waits, "the second job to give its nodes back")
+    smoke.orchestrator("cancel", first)
+    assert smoke.await_end(second) == "succeeded", smoke.jobs_output(second)
+    assert smoke.job(second, "train") == ours, "requeued, not submitted anew"
+    assert set(smoke.causes(second, "train")) <= {"lease_held", ""}
+
+
+@pytest.mark.usefixtures("same_bytes")
 def test_what_no_node_could_start_is_held_and_resumed(
     slurm: SlurmCluster, smoke: SlurmSmoke
 ) -> None:

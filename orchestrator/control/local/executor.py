@@ -128,9 +128,11 @@ class LocalExecutor(Executor):
             yield Check(f"package {name}", bool(found), found or "missing; pip install '.[jobs]'")
         cpus = os.cpu_count() or 1
         used = cluster.cpus or cpus
-        yield Check("cpus", used <= cpus, f"{cpus} here, {used} used")
+        too_many = "" if used <= cpus else f"; lower cpus in the cluster file to {cpus}"
+        yield Check("cpus", used <= cpus, f"{cpus} here, {used} used{too_many}")
         gpus = max(cluster.resources_of(s.name).gpus_per_node for s in STAGES)
-        yield Check("gpus", gpus <= num_gpus(), f"{num_gpus()} here, {gpus} used")
+        too_many = "" if gpus <= num_gpus() else "; lower gpus_per_node in resources"
+        yield Check("gpus", gpus <= num_gpus(), f"{num_gpus()} here, {gpus} used{too_many}")
         folder = existing(open_store(cluster).storage.local_root or Path("/"))
         free = shutil.disk_usage(folder).free
         yield Check("disk", free > MIN_FREE_BYTES, f"{format_bytes(free)} free at {folder}")
@@ -184,7 +186,8 @@ def _too_many_cpus(
     cpus = cpus_of(stage, resources) if has_ranks else resources.cpus_per_worker
     if cpus <= (allowed or here):
         return
-    less = "ask for fewer ranks" if has_ranks else "ask for less"
+    of_ranks = "gpus_per_node" if resources.gpus_per_node else "ranks_per_node"
+    less = f"lower {of_ranks}, nodes or cpus_per_worker" if has_ranks else "ask for less"
     have = f"this machine has {here}; {less}, or set cpus: {cpus} where its cores may be shared"
     if allowed:
         have = f"cpus is {allowed}; {less}, or raise cpus to {cpus}"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from orchestrator.backends.base import Job, Shape, Start
 from orchestrator.backends.slurm import JobOptions
-from orchestrator.backends.slurm_allocation import REQUEUE_LINES
+from orchestrator.backends.slurm_allocation import REQUEUE_LINES, TERMS
 from orchestrator.control.job import venv_python
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
@@ -248,12 +248,13 @@ def job_of(
     start: Start = "succeeded",
 ) -> Job:
     """A job with all that jobs here have in common."""
-    environment = context.cluster.environment
+    environment, log = context.cluster.environment, context.log(name)
+    terms = {TERMS: str(log.parent / "terms")} if environment.container else {}
     return Job(
         name=f"{context.run.name}/{name}",
         argv=argv,
-        log=context.log(name),
-        env={"PYTHONPATH": str(context.folder / "code"), "PYTHONSAFEPATH": "1"},
+        log=log,
+        env={"PYTHONPATH": str(context.folder / "code"), "PYTHONSAFEPATH": "1", **terms},
         shape=shape,
         options=JobOptions(
             sbatch=options,

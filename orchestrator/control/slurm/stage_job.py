@@ -23,6 +23,7 @@ from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.job_states import close_attempts
 from orchestrator.control.slurm.jobs import shape_of
+from orchestrator.control.slurm.other_runs import OtherRuns
 from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
 from orchestrator.control.supervise import LAST_WORDS_S, Supervisor, write_last_page
 from orchestrator.errors import Cause
@@ -71,15 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("cancelled while it waited")
         dismiss_workers(run, options.instance)
         return 1
+    others = OtherRuns(store, run, run.plan().group(instance.id))
     try:
-        state = supervise(store, run, allocation, options, early)
+        state = supervise(store, run, allocation, options, early, others)
     finally:
         run.allocation(options.instance, allocation.restart_id).replace(ALLOCATION_ENDED, b"{}")
     if state == "succeeded":
         if store.has(*run.plan().instances):  # whoever completes the run writes its last page
             write_last_page(run, store, RunState.SUCCEEDED)
         return 0
-    return allocation.requeue() if state == "left" else 1
+    if state != "left":
+        return 1
+    if not others.are_waited_for:
+        return allocation.requeue()
+    terms = others.terms(allocation)
+    log.info("%s: another run works on it; gives its nodes back (%s)", instance.id, terms)
+    dismiss_workers(run, instance.id)
+    return allocation.requeue(terms)
 
 
 def supervise(
@@ -88,10 +97,12 @@ def supervise(
     allocation: Allocation,
     options: argparse.Namespace,
     signals: list[int],
+    others: OtherRuns,
 ) -> str:
     """Work on the stage until it is done, cannot be, or must be left: its state, or ``left``.
 
-    ``signals``: those that came before anybody could obey them.
+    ``signals``: those that came before anybody could obey them. ``others``: runs that may be at
+    work on the same stage; after a while they are no longer waited for here.
     """
     cluster, instance = run.cluster(), run.plan().instance(options.instance)
     is_elastic = BY_NAME[instance.stage].is_elastic
@@ -104,6 +115,8 @@ def supervise(
     def beat() -> None:
         tell()
         _obey_drill(run, instance.id, allocation.restart_id)
+        if supervisor.waits_for_others and others.will_take_long():
+            supervisor.stop(Cause.LEASE_HELD)
         if ray:
             ray.look()
 
@@ -113,13 +126,7 @@ def supervise(
         LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S, node=allocation.node),
         only=instance.id,
         past=_past(run, instance.id),
-        about={
-            "job": allocation.job_id,
-            "restart_id": allocation.restart_id,
-            "node": allocation.node,
-            "moves": run.num_moves,
-            **_held(cluster, instance),
-        },
+        about={**allocation.noted, "moves": run.num_moves, **_held(cluster, instance)},
         start_ray=ray.start_head if ray else None,
         beat=beat,
         tick_s=_TICK_S,

@@ -1079,7 +1079,7 @@ TOO_LARGE = (
         id="more ranks than cores",
         cluster=added("cpus: 2\nresources: {train: {nodes: 2, ranks_per_node: 2}}", CLUSTER),
         says=(
-            "c.yaml: resources.train: 4 CPU cores asked, cpus is 2; ask for fewer ranks, or raise cpus to 4",
+            "c.yaml: resources.train: 4 CPU cores asked, cpus is 2; lower ranks_per_node, nodes or cpus_per_worker, or raise cpus to 4",
         ),
     ),
     Broken(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.slurm_allocation import REQUEUE_LINES, Allocation
+from orchestrator.backends.slurm_allocation import REQUEUE_LINES, TERMS, Allocation
 from orchestrator.errors import BackendError, ExitCode
 from tests.unit.orchestrator.scheduler import Answers
 from tests.unit.source import ROOT
@@ -73,11 +73,41 @@ def test_a_job_that_does_not_run_is_not_put_back(
     assert answers.asked == ["scontrol show job --oneliner 12"] * asked
 
 
+def test_a_job_may_come_back_later(answers: Answers) -> None:
+    """The scheduler takes a moment before it lets a job be changed that it ends."""
+    scontrol = answers.folder / "scontrol"
+    answers.say("scontrol", RUNNING)
+    said = scontrol.read_text().splitlines()
+    busy = f"[ $1 != update ] || [ $(grep -c update {answers.folder}/asked) -gt 2 ] || exit 1"
+    scontrol.write_text("\n".join([*said[:2], busy, *said[2:], ""]))
+    code = (
+        "from orchestrator.backends import slurm_allocation as a;"
+        f"raise SystemExit(a.{allocation()!r}.requeue('Dependency=afterany:7'))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert any("put back into the queue" in line for line in process.stderr)
+    process.terminate()
+    process.stderr.close()
+    process.wait()
+    update = "scontrol update JobId=12 Dependency=afterany:7"
+    assert answers.asked[1:] == ["scontrol requeue 12", *[update] * 3]
+
+
 def test_where_scontrol_is_missing_the_jobs_script_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert allocation().requeue() == ExitCode.REQUEUE
+    monkeypatch.setenv(TERMS, str(tmp_path / "terms"))
+    for terms in ("Dependency=afterany:7", ""):
+        assert allocation().requeue(terms) == ExitCode.REQUEUE
+        assert (tmp_path / "terms").read_text() == terms
 
 
 def test_a_job_that_is_put_back_waits_for_its_end(answers: Answers) -> None:
@@ -125,6 +155,22 @@ def test_the_jobs_script_puts_it_back_where_its_process_cannot(
     done = subprocess.run(["bash", "-c", script], env={**os.environ, "SLURM_JOB_ID": "12"})
     assert done.returncode == code
     assert ("scontrol requeue 12" in answers.asked) is is_requeued
+
+
+@pytest.mark.parametrize("terms", ["Dependency=afterany:7", "StartTime=now+5minutes", ""])
+def test_the_jobs_script_passes_on_when_to_come_back(
+    answers: Answers, tmp_path: Path, terms: str
+) -> None:
+    answers.say("scontrol", RUNNING)
+    sleep = answers.folder / "sleep"
+    sleep.write_text("#!/bin/sh\n")
+    sleep.chmod(0o755)
+    (tmp_path / "terms").write_text(terms)
+    script = "\n".join([f"(exit {int(ExitCode.REQUEUE)})", *REQUEUE_LINES])
+    around = {**os.environ, "SLURM_JOB_ID": "12", TERMS: str(tmp_path / "terms")}
+    subprocess.run(["bash", "-c", script], env=around)
+    asked = [f"scontrol update JobId=12 {terms}"] if terms else []
+    assert answers.asked[1:] == ["scontrol requeue 12", *asked]
 
 
 def test_how_the_start_before_this_one_ended(answers: Answers) -> None:

@@ -90,14 +90,15 @@ def test_a_model_beyond_this_machine(project: Path) -> None:
 
 def test_more_ranks_than_cpus(project: Path) -> None:
     assert lacking(project, cpus=2, resources={"train": {"ranks_per_node": 4}}) == [
-        "c.yaml: resources.train: 4 CPU cores asked, cpus is 2; ask for fewer ranks, "
-        "or raise cpus to 4"
+        "c.yaml: resources.train: 4 CPU cores asked, cpus is 2; lower ranks_per_node, nodes or "
+        "cpus_per_worker, or raise cpus to 4"
     ]
     batch = f"train.global_batch_tokens={32 * 5 * HERE}"
     (line,) = lacking(project, batch, resources={"train": {"nodes": 5 * HERE}})
     assert line == (
-        f"c.yaml: resources.train: {5 * HERE} CPU cores asked, this machine has {HERE}; ask for "
-        f"fewer ranks, or set cpus: {5 * HERE} where its cores may be shared"
+        f"c.yaml: resources.train: {5 * HERE} CPU cores asked, this machine has {HERE}; lower "
+        f"ranks_per_node, nodes or cpus_per_worker, or set cpus: {5 * HERE} where its "
+        "cores may be shared"
     )
 
 

@@ -9,18 +9,22 @@ import pytest
 
 from orchestrator.backends.fake import FakeBackend
 from orchestrator.backends.slurm_allocation import Allocation
+from orchestrator.control.slurm.other_runs import OtherRuns
 from orchestrator.control.slurm.stage_job import WARNINGS, _heed_warnings, supervise
 from orchestrator.control.supervise import Supervisor
-from tests.unit.orchestrator.control.slurm.scene import Scene
+from orchestrator.ledger import lease as leases
+from tests.unit.orchestrator.control.slurm.scene import STAGES, Scene
+from tests.unit.orchestrator.recipes import cluster
 
 
 def test_a_warning_that_came_early_is_heard(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     here = Allocation(job_id="3", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
     options = argparse.Namespace(instance=scene.id("pack"), walltime_min=60)
+    others = OtherRuns(scene.store, scene.run, scene.run.plan().group(scene.id("pack")))
     before = {number: signal.getsignal(number) for number in WARNINGS}
     try:
-        state = supervise(scene.store, scene.run, here, options, [signal.SIGTERM])
+        state = supervise(scene.store, scene.run, here, options, [signal.SIGTERM], others)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -44,3 +48,23 @@ def test_a_handler_stops_the_supervisor_and_writes_nothing_itself(
             signal.signal(number, handler)
     assert supervisor.is_stopped
     assert (signals, caplog.text) == ([signal.SIGUSR1], "")
+
+
+def test_a_job_does_not_hold_its_nodes_while_another_run_does_its_work(scene: Scene) -> None:
+    scene.publish(*STAGES[:4])
+    pack = scene.run.plan().instance(scene.id("pack"))
+    here = Allocation(job_id="3", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
+    options = argparse.Namespace(instance=pack.id, walltime_min=60)
+    quick = cluster(scene.store.storage.url, backend="slurm", retry={"heartbeat_timeout_s": 0.5})
+    scene.run.move(quick)
+    others = OtherRuns(scene.store, scene.run, (pack,))
+    storage = scene.store.artifact(pack.stage, pack.key).storage
+    before = {number: signal.getsignal(number) for number in WARNINGS}
+    try:
+        with leases.held(storage, holder=f"other/{pack.id}/0001", timeout_s=60):
+            state = supervise(scene.store, scene.run, here, options, [], others)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (state, others.are_waited_for) == ("left", True)
+    assert scene.run.attempts(pack.id) == (), "nothing was started for it"
