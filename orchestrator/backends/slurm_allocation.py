@@ -137,11 +137,12 @@ class Allocation:
         _, word, ended, nodes = rows[: self.restarts][-1]
         cause = CAUSES.get(word.split()[0], Cause.NODE_LOST)
         status = JobStatus(state=JobState.FAILED, node=nodes, detail=word, cause=cause)
-        return status, _seconds(ended)
+        return status, seconds_of(ended)
 
 
-def _seconds(local_time: str) -> float | None:
+def seconds_of(local_time: str) -> float | None:
+    """A time of Slurm's in seconds since the epoch; None for ``Unknown`` and the like."""
     try:
         return time.mktime(time.strptime(local_time, "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
-        return None  # Unknown
+        return None

@@ -35,6 +35,7 @@ from orchestrator.control.slurm.partitions import (
     partitions_of,
 )
 from orchestrator.control.slurm.probe import FOUND, HEARD
+from orchestrator.control.slurm.reservations import blocked_jobs, reservations
 from orchestrator.errors import BackendError, OrchestratorError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.plan.planner import Instance, Plan
@@ -61,7 +62,11 @@ def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
         return
     yield from _site_checks(cluster, config)
     parts = every_job(cluster)
-    yield from _partition_checks(parts, node_kinds())
+    kinds, nodes = node_kinds(), {part.instance: part.instance for part in parts}
+    yield from _partition_checks(parts, kinds, nodes)
+    for line in blocked_jobs(parts, kinds, reservations(), nodes):
+        name, _, what = line.partition(" from ")
+        yield Check(name, False, f"from {what}", is_optional=True)
     yield from _acceptance(parts, backend)
     for part in PARTS:
         yield from _probed(cluster, backend, part)
@@ -123,14 +128,15 @@ def _request_of(part: PlannedJob) -> tuple[str, ...]:
     return (part.kind, *(line for line in options if not line.startswith(named)))
 
 
-def _partition_checks(parts: Sequence[PlannedJob], kinds: Sequence[NodeKind]) -> Iterator[Check]:
+def _partition_checks(
+    parts: Sequence[PlannedJob], kinds: Sequence[NodeKind], nodes: Mapping[str, str]
+) -> Iterator[Check]:
     """The partitions that jobs name, and which jobs none of them could ever start."""
     if not kinds:
         yield Check("partitions", False, "sinfo does not answer; only sbatch judges", True)
     used = {k.partition: None for part in parts for own in partitions_of(part, kinds) for k in own}
     for name in used:
         yield _partition([kind for kind in kinds if kind.partition == name])
-    nodes = {part.instance: part.instance for part in parts}
     for problem in dict.fromkeys(impossible_jobs(parts, kinds, nodes) if kinds else ()):
         where, _, what = problem.partition(": ")
         yield Check(f"asked in {where}", False, what)

@@ -41,6 +41,7 @@ from orchestrator.control.slurm.jobs import (
     resized,
 )
 from orchestrator.control.slurm.partitions import impossible_jobs, node_kinds
+from orchestrator.control.slurm.reservations import blocked_jobs, reservations
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
@@ -160,10 +161,25 @@ class SlurmExecutor(Executor):
 
     def too_large(self, plan: Plan, cluster: Cluster, where: str) -> Iterator[str]:
         """Jobs that no partition could ever start, as far as Slurm says now."""
+        if not (kinds := node_kinds()):
+            return
+        parts = self._parts_left(plan, cluster)
+        problems = impossible_jobs(parts, kinds, {i.id: i.node for i in plan.instances})
+        yield from dict.fromkeys(f"{where}: {problem}" for problem in problems)
+
+    def remarks(self, plan: Plan, cluster: Cluster) -> Iterator[str]:
+        """Reservations that jobs of the plan would run into."""
+        if not (reserved := reservations()):
+            return
+        parts, kinds = self._parts_left(plan, cluster), node_kinds()
+        yield from blocked_jobs(parts, kinds, reserved, {i.id: i.node for i in plan.instances})
+
+    def _parts_left(self, plan: Plan, cluster: Cluster) -> tuple[PlannedJob, ...]:
+        """The jobs of what a plan does not reuse; none where the store is no path."""
         store = open_store(cluster)
         run = RunFolder(store.run_storage(plan.run))
-        if run.storage.local_root is None or not (kinds := node_kinds()):
-            return
+        if run.storage.local_root is None:
+            return ()
         left = {i.leader for i in plan.instances if i.decision != "reuse"}
         context = SubmissionContext(
             run=run,
@@ -172,9 +188,7 @@ class SlurmExecutor(Executor):
             submission=1,
             max_array=self._max_array(),
         )
-        parts = jobs_of(context, plan, [i for i in plan.leaders if i.id in left])
-        problems = impossible_jobs(parts, kinds, {i.id: i.node for i in plan.instances})
-        yield from dict.fromkeys(f"{where}: {problem}" for problem in problems)
+        return jobs_of(context, plan, [i for i in plan.leaders if i.id in left])
 
     def checks(self, cluster: Cluster) -> Iterator[Check]:
         """Limits, partitions, and what a job finds on a node."""
@@ -268,7 +282,7 @@ class SlurmExecutor(Executor):
     ) -> Started:
         """Hand jobs over, workers last: they take what places in the queue are left."""
         refs = {instance: ref_of(job) for instance, job in kept.items()}
-        submissions, number = context.run.submissions, context.submission
+        plan, submissions, number = context.run.plan(), context.run.submissions, context.submission
         submitted: list[JobRef] = []
         for part in (p for p in parts if p.kind != "workers"):
             beat()
@@ -288,7 +302,7 @@ class SlurmExecutor(Executor):
         return Started(
             outcome="started",
             num_jobs=len(submitted) + sum(count > 0 for count in counts.values()),
-            remarks=tuple(_too_few(workers, counts)),
+            remarks=(*_too_few(workers, counts), *self.remarks(plan, context.cluster)),
         )
 
     def _submit_workers(

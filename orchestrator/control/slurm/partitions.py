@@ -17,7 +17,7 @@ from orchestrator.errors import BackendError
 from orchestrator.quantities import format_several
 from orchestrator.spec.cluster import SlurmOptions
 
-_FORMAT = "%P|%c|%m|%G|%l|%s|%D|%a|%h|%M"
+_FORMAT = "%P|%c|%m|%G|%l|%s|%D|%a|%h|%M|%N"
 _UNSET_MEMORY_MB = 1
 """What Slurm takes a node's memory to be where the site does not say."""
 
@@ -44,6 +44,8 @@ class NodeKind:
     """Whether every job gets whole nodes, whatever it asks for."""
     preemption: str = "OFF"
     """What becomes of its jobs when others come first, in Slurm's word."""
+    hosts: str = ""
+    """Names of the nodes, as Slurm writes them: ``node[1-4]``."""
 
     @property
     def shown(self) -> str:
@@ -176,7 +178,8 @@ def asked_of(part: PlannedJob) -> Shape:
 
 
 def _node_kind(row: Sequence[str]) -> NodeKind:
-    partition, cpus, mem_mb, gres, limit, sizes, num_nodes, state, sharing, preemption = row
+    partition, cpus, mem_mb, gres, limit, sizes, num_nodes, *how, hosts = row
+    state, sharing, preemption = how
     return NodeKind(
         partition=partition.rstrip("*"),
         is_default=partition.endswith("*"),
@@ -189,6 +192,7 @@ def _node_kind(row: Sequence[str]) -> NodeKind:
         is_up=state == "up",
         is_exclusive=sharing == "EXCLUSIVE",
         preemption=preemption,
+        hosts=hosts,
     )
 
 

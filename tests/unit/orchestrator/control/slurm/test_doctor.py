@@ -18,7 +18,7 @@ JobRequeue              = 0
 MaxArraySize            = 501
 SLURM_VERSION           = 20.11.9
 """
-GPU = "gpu*|8|64000|gpu:4|1:00:00|1-infinite|1|up|NO|REQUEUE\n"
+GPU = "gpu*|8|64000|gpu:4|1:00:00|1-infinite|1|up|NO|REQUEUE|g1\n"
 
 
 def test_a_cluster_that_cannot_do_it(answers: Answers, tmp_path) -> None:

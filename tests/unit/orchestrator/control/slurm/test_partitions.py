@@ -14,10 +14,10 @@ from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 from tests.unit.orchestrator.scheduler import Answers
 
 SITE = """\
-cpu*|4|8000|(null)|1-00:00:00|1-infinite|3|up|NO|OFF
-gpu|32|256000|gpu:a100:8(S:0-1),nvme:1|2-00:00:00|1-2|4|up|EXCLUSIVE|REQUEUE
-gpu|16|128000|gpu:v100:4|2-00:00:00|1-2|10|up|EXCLUSIVE|REQUEUE
-small|2|1|(null)|30:00|1|1|up|YES:4|CANCEL
+cpu*|4|8000|(null)|1-00:00:00|1-infinite|3|up|NO|OFF|c[1-3]
+gpu|32|256000|gpu:a100:8(S:0-1),nvme:1|2-00:00:00|1-2|4|up|EXCLUSIVE|REQUEUE|g[1-4]
+gpu|16|128000|gpu:v100:4|2-00:00:00|1-2|10|up|EXCLUSIVE|REQUEUE|v[1-10]
+small|2|1|(null)|30:00|1|1|up|YES:4|CANCEL|s1
 """
 SMALL = {"mem_gb": 1, "walltime_min": 20}
 HERE = "or name another partition in slurm (here: cpu, gpu, small)"
@@ -157,7 +157,7 @@ def test_another_quality_of_service_may_allow_more_time(tmp_path: Path, site: An
 def test_a_site_that_does_not_answer_is_not_judged(tmp_path: Path, answers: Answers) -> None:
     answers.say("sinfo", "sinfo: error: Unable to contact slurm controller", code=1)
     assert too_large(tmp_path, {"pack": {"mem_gb": 999}}) == []
-    answers.say("sinfo", "cpu|4|8000|(null)|infinite|1-infinite|3|up|NO|OFF\n")
+    answers.say("sinfo", "cpu|4|8000|(null)|infinite|1-infinite|3|up|NO|OFF|c[1-3]\n")
     assert too_large(tmp_path, {"pack": {"mem_gb": 999}}) == [], "no default partition"
 
 
