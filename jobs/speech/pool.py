@@ -22,8 +22,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from jobs.attempt import Attempt
+from jobs.ray_session import session
 from jobs.speech.node_memory import whose_memory
-from jobs.training.ray_train import session
 from orchestrator.errors import Cause, OrchestratorError, RunFailedError
 from orchestrator.spec.cluster import Resources
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
-import tempfile
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from jobs.ray_session import session
 from jobs.training.process_ranks import train_here
 from jobs.training.rank import RankConfig, RankInfo, failure, last_line
-from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
 
@@ -87,59 +81,3 @@ def failed_ranks(error: Exception) -> str:
     failures = getattr(error, "worker_failures", None) or {}
     reasons = [f"rank {rank}: {last_line(reason)}" for rank, reason in sorted(failures.items())]
     return "; ".join(reasons) or last_line(error)
-
-
-@contextmanager
-def session(address: str, num_cpus: int, *, log_to_driver: bool = True) -> Iterator[None]:
-    """A connection to the run's Ray session at ``address``; a private one here when that is empty.
-
-    Where the process is in a session already, that one goes on. Left again at once: Ray ends a
-    process that is still connected when its cluster goes away. Raises RunFailedError with cause
-    ``ray_lost`` when nobody answers at the address, or its token is gone.
-    """
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    # Unix socket paths are limited to 107 bytes, so the folder's name is short.
-    with tempfile.TemporaryDirectory(
-        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
-    ) as folder:
-        private: dict[str, Any] = {
-            "num_cpus": num_cpus,
-            "_temp_dir": folder,
-            "include_dashboard": False,
-        }
-        with _joining(address):
-            ray.init(
-                address=address or "local",
-                log_to_driver=log_to_driver,
-                logging_level=logging.WARNING,
-                **({} if address else private),
-            )
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)  # ray.init puts its own in place of the stage's
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _joining(address: str) -> Iterator[None]:
-    """Joins the run's session, which was up when this process was started.
-
-    Ray puts a session that has gone away since in many words: no token, no connection, no node.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not address:
-            raise
-        raise RunFailedError(
-            f"ray: the session at {address} went away ({last_line(error)}); it is started anew",
-            cause=Cause.RAY_LOST,
-        ) from error

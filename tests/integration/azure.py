@@ -50,7 +50,7 @@ def _create_container(url: str) -> None:
     signature = base64.b64encode(hmac.digest(base64.b64decode(KEY), text, "sha256")).decode()
     headers["Authorization"] = f"SharedKey {ACCOUNT}:{signature}"
     address = f"{url}/{ACCOUNT}/{CONTAINER}?restype=container"
-    with urlopen(Request(address, method="PUT", headers=headers, data=b""), timeout=10):
+    with urlopen(Request(address, method="PUT", headers=headers), timeout=10):
         pass
 
 
@@ -65,7 +65,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
         "AZURE_STORAGE_ACCOUNT_KEY": KEY,
     }
-    options = ["--blobPort", str(port), "--location", str(folder), "--skipApiVersionCheck"]
+    options = [
+        "--blobPort",
+        str(port),
+        "--location",
+        str(folder),
+        "--skipApiVersionCheck",
+        "--disableTelemetry",
+    ]
     with pytest.MonkeyPatch.context() as patched, (folder / "log").open("wb") as out:
         for name, value in variables.items():
             patched.setenv(name, value)

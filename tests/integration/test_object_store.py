@@ -463,7 +463,9 @@ def run_through(
         assert time.monotonic() < deadline, smoke.status(run)
         time.sleep(5)
     status = smoke.status(run)
-    assert (status["state"], {s["state"] for s in status["stages"]}) == ("succeeded", {"succeeded"})
+    states = {s["state"] for s in status["stages"]}
+    why = smoke.orchestrator("logs", run, "--first-error", check=False).stdout
+    assert (status["state"], states) == ("succeeded", {"succeeded"}), why
     assert json.loads(smoke.orchestrator("verify", run, "--json").stdout)["ok"]
     made = {p: d for p, d in calm.fingerprint().items() if artifacts.exists(p)}
     assert {path.split("/")[0] for path in made} == {"tokenize", "pack", "train"}

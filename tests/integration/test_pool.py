@@ -15,8 +15,8 @@ import ray
 from ray.exceptions import OutOfMemoryError
 
 from jobs.audio.decode import UnreadableAudioError
+from jobs.ray_session import session
 from jobs.speech.pool import Pool
-from jobs.training.ray_train import session
 from orchestrator.errors import Cause, RunFailedError
 from orchestrator.spec.cluster import Resources
 

@@ -20,10 +20,10 @@ from transformers import HubertConfig, HubertModel
 
 from jobs import codebook, tokenize
 from jobs.attempt import Attempt
+from jobs.ray_session import session
 from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.units import read_codebook
 from jobs.speech.utterances import CorpusRows, pages
-from jobs.training.ray_train import session
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
