@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from orchestrator.control.cluster_choice import existing, open_store
 from orchestrator.control.executor import Check, executor_of
+from orchestrator.control.hooks import address_of
 from orchestrator.errors import OrchestratorError, os_words
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import require_usable
-from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.cluster import Cluster, Notify
 from orchestrator.spec.loader import resolve_env
 
 
@@ -30,6 +34,10 @@ def examine(cluster: Cluster) -> Iterator[Check]:
     for name, folder in cluster.models.items():
         where = f"models.{name}"
         yield _guarded(where, partial(_folder, folder, where, "config.json"), is_optional=True)
+    if cluster.notify.webhook:
+        yield _guarded("notify.webhook", partial(_webhook, cluster.notify))
+    if cluster.notify.command:
+        yield _guarded("notify.command", partial(_program, cluster.notify.command[0]))
     yield from executor_of(cluster).checks(cluster)
 
 
@@ -55,6 +63,23 @@ def _store(cluster: Cluster) -> str:
         answer = f"{answer} in {storage.url}, where it is to be created"
     require_usable(storage)
     return answer
+
+
+def _webhook(notify: Notify) -> str:
+    """Whether the webhook's machine takes connections; it is told nothing."""
+    address = urlsplit(address_of(notify))
+    port = address.port or {"http": 80, "https": 443}[address.scheme]
+    try:
+        socket.create_connection((address.hostname or "", port), notify.timeout_s).close()
+    except OSError as error:
+        raise OSError(f"{address.hostname}:{port}: {os_words(error)}; check it") from None
+    return f"{address.hostname}:{port} takes connections; nothing was sent"
+
+
+def _program(name: str) -> str:
+    if not (found := shutil.which(name)):
+        raise OSError(f"{name}: no such program here; check its path")
+    return found
 
 
 def _folder(value: str, where: str, needed: str | None) -> str:

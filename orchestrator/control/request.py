@@ -121,10 +121,10 @@ def start(run: RunFolder, store: Store) -> Started:
     if not store.has(*run.plan().instances):
         require_executable(run)
         require_within_limits(run, cluster)
-    if absent := [name for name in cluster.environment.export if name not in os.environ]:
-        raise RequestError(
-            f"cluster: environment.export: {', '.join(absent)} not set here; export and try again"
-        )
+    absent = {name: field for name, field in cluster.variables.items() if name not in os.environ}
+    for field in absent.values():
+        names = ", ".join(name for name in absent if absent[name] == field)
+        raise RequestError(f"cluster: {field}: {names} not set here; export and try again")
     return executor_of(cluster).start(run, store)
 
 

@@ -124,6 +124,11 @@ _REMEDIES = {
 """What each cause means, and what its user might do; shown with the decision."""
 
 
+def remedy_of(cause: Cause) -> str:
+    """What a cause means, and what its user might do."""
+    return HOPELESS_CAUSES.get(cause) or _REMEDIES.get(cause, "see the end of its log")
+
+
 def decide(ending: Ending, past: Past) -> Decision:
     """The cause of an end and the action it calls for."""
     if ending.complete:
@@ -151,8 +156,7 @@ def _action(ending: Ending, cause: Cause, past: Past) -> tuple[Action, str]:
         return "stop", f"ended {stuck} times as {cause} without progress"
     if _fails_alone(ending, past):
         return "elsewhere", f"node {ending.node} fails alone"
-    remedy = _REMEDIES.get(cause, "see the end of its log")
-    return "resume", f"{cause}: {remedy}; goes on where it stopped"
+    return "resume", f"{cause}: {remedy_of(cause)}; goes on where it stopped"
 
 
 def _cause(ending: Ending) -> Cause:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from orchestrator.spec.model import (
+    Argument,
     Count,
     Image,
     Int,
@@ -277,6 +278,45 @@ class Prices(Spec):
     """Currency of the prices."""
 
 
+Event = Literal["started", "first_step", "interrupted", "back", "failed", "done"]
+"""What people are told of: an attempt that is taken away or ends in an error and is tried again
+interrupts its stage."""
+
+
+def _only_by_reference(value: str) -> str:
+    if not re.fullmatch(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}", value):
+        raise ValueError(
+            "is an address that lets people post, so a secret; write ${env:NAME} and export NAME"
+        )
+    return value
+
+
+class Notify(Spec):
+    """Who is told what happens to a run.
+
+    As JSON: ``id`` (the same when sent again), ``run``, ``event``, ``time``, ``text``, and what is
+    known beside.
+    """
+
+    webhook: Annotated[str, AfterValidator(_only_by_reference)] | None = None
+    """``${env:NAME}``, a variable that holds an address to POST to; set where the run is
+    submitted, and written down nowhere."""
+    command: tuple[Argument, ...] = ()
+    """Words of a command that is given the JSON on stdin, by the machine that supervises."""
+    events: tuple[Event, ...] = get_args(Event)
+    """Which events; all when absent."""
+    timeout_s: PositiveFloat = 10.0
+    """Longest wait for an answer, or for the command's end, in seconds."""
+    deadline_s: PositiveFloat = 60.0
+    """How long the webhook is tried again while its server is busy or away, in seconds."""
+
+    @model_validator(mode="after")
+    def _has_a_hook(self) -> Self:
+        if self.model_dump(exclude_defaults=True) and not (self.webhook or self.command):
+            raise ValueError("names nobody; give webhook or command")
+        return self
+
+
 class Limits(Spec):
     """What a run may spend, over all its attempts.
 
@@ -328,6 +368,8 @@ class Cluster(Spec):
     """What things cost."""
     limits: Limits = Limits()
     """What a run may spend."""
+    notify: Notify = Notify()
+    """Who is told what happens to a run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -384,6 +426,14 @@ class Cluster(Spec):
     def rank_launcher(self) -> Literal["ray_train", "submitit"]:
         """What starts the ranks of training."""
         return self.launcher or ("submitit" if self.backend == "slurm" else "ray_train")
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables that must be set where a run is submitted, and who names them."""
+        named = dict.fromkeys(self.environment.export, "environment.export")
+        if self.notify.webhook:
+            named[self.notify.webhook[len("${env:") : -1]] = "notify.webhook"
+        return named
 
     def resources_of(self, stage: str, node: str = "") -> Resources:
         """The resources of a stage or one node of it, defaults where the file is silent."""

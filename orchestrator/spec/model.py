@@ -89,6 +89,8 @@ must become an absolute path or a URL. Relative ones are made absolute with the 
 validation has as its context."""
 Image = Annotated[str, AfterValidator(_place), AfterValidator(_absolute_image)]
 """A container image: a `Location`, or a name of its own."""
+Argument = Annotated[str, AfterValidator(_one_line), AfterValidator(_absolute_image)]
+"""A word of a command; one that begins with ``.`` or ``~`` is a path, relative to the file."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]
 

@@ -12,7 +12,9 @@ from types import FrameType
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.code_snapshot import code_env
+from orchestrator.control.executor import observe
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.notify import Notifier
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.control.supervise import (
     LAST_WORDS_S,
@@ -37,12 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     store, run = store_and_run(run_parser(__doc__).parse_args(argv))
     log_to_stderr()
     timeout_s = run.cluster().retry.heartbeat_timeout_s
+    notifier = Notifier(store, run)
     try:
         with leases.held(run.supervision, holder=run.name, timeout_s=timeout_s) as beat:
+            notifier.watch()
             return _supervise(store, run, beat)
     except LeaseHeldError as error:
         log.info("%s; nothing to do", error)
         return 0
+    finally:  # the run's end is known by now, and another supervisor may begin
+        notifier.close(lambda: observe(run))
 
 
 def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:

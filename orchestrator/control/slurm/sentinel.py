@@ -11,9 +11,11 @@ import logging
 import sys
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from orchestrator.control.executor import Started, executor_of
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.notify import Notifier
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import work_left
 from orchestrator.errors import BackendError, RequestError
@@ -28,6 +30,8 @@ SETTLE_TIMEOUT_S = 900.0
 LOOK_EVERY_S = 5.0
 TRY_AGAIN_S = 60.0
 
+_AT_WORK = Observed(is_alive=True)
+
 log = logging.getLogger(__name__)
 
 
@@ -40,26 +44,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to_stderr()
     executor = SlurmExecutor()
     observed = settled(run, executor)
-    if why := run_refusal(run, store, options.submission):
+    notifier = Notifier(store, run)
+    notifier.watch()
+    if why := superseded(run, options.submission):
+        is_left = False
+    elif why := run_refusal(run, store):
+        is_left = True
+    if why:
         log.info("%s: not resumed: %s", run.name, why)
-        return 0
+    else:
+        is_left = not _resumed(store, run, executor, observed)
+    notifier.close(lambda: replace(observed, is_alive=False) if is_left else _AT_WORK)
+    return 0
+
+
+def _resumed(store: Store, run: RunFolder, executor: SlurmExecutor, observed: Observed) -> bool:
+    """Resume what may be; whether somebody is at work on the run now."""
     refused = stage_refusals(run, observed)
     for instance, why in refused.items():
         log.info("%s: not resumed: %s", instance, why)
     started = resume(run, store, executor, refused)
     log.info("%s: %s, %d jobs submitted", run.name, started.outcome, started.num_jobs)
-    return 0
+    return started.outcome in ("started", "running")
 
 
-def run_refusal(run: RunFolder, store: Store, submission: int) -> str:
-    """Why a sentinel must leave a whole run alone; empty when it must not."""
-    submissions, cluster = run.submissions, run.cluster()
-    later = [s for s in submissions.all() if s.number > submission]
+def superseded(run: RunFolder, submission: int) -> str:
+    """Why a run is no business of this sentinel any more; empty when it is."""
+    later = [s for s in run.submissions.all() if s.number > submission]
     # A half that a sentinel has left does not take the run off our hands.
     if any(s.is_whole or s.by == "user" for s in later):
         return "it was submitted again since"
-    if not isinstance(executor_of(cluster), SlurmExecutor):
+    if not isinstance(executor_of(run.cluster()), SlurmExecutor):
         return "it has moved to another cluster"
+    return ""
+
+
+def run_refusal(run: RunFolder, store: Store) -> str:
+    """Why nobody must resume a whole run but its user; empty when a sentinel may."""
+    submissions, cluster = run.submissions, run.cluster()
     if None in run.cancelled_stages():
         return "somebody cancelled it"
     if submissions.in_vain(work_left(run.plan(), store)) >= cluster.slurm.max_resumes:

@@ -21,6 +21,7 @@ from types import FrameType
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.notify import Notifier
 from orchestrator.control.slurm.job_states import close_attempts
 from orchestrator.control.slurm.jobs import shape_of
 from orchestrator.control.slurm.other_runs import OtherRuns
@@ -30,7 +31,7 @@ from orchestrator.errors import Cause
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
 from orchestrator.ledger.spending import held
-from orchestrator.ledger.status import RunState
+from orchestrator.ledger.status import Observed, RunState
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
@@ -39,6 +40,8 @@ from orchestrator.spec.cluster import Cluster
 AGENT_MODULE = "jobs.training.node_agent"
 _TICK_S = 1.0
 _UPSTREAM_TIMEOUT_S = 120.0
+_LAST_NOTICE_S = 5.0
+"""How long people may be told for while the node is to be given back; the next start tells them."""
 _WALLTIME_SLACK_S = 90.0
 """How much before its time Slurm may give the warning that the walltime ends."""
 WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -73,16 +76,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         dismiss_workers(run, options.instance)
         return 1
     others = OtherRuns(store, run, run.plan().group(instance.id))
+    notifier = Notifier(store, run)
+    notifier.watch()
     try:
         state = supervise(store, run, allocation, options, early, others)
     finally:
         run.allocation(options.instance, allocation.restart_id).replace(ALLOCATION_ENDED, b"{}")
-    if state == "succeeded":
-        if store.has(*run.plan().instances):  # whoever completes the run writes its last page
-            write_last_page(run, store, RunState.SUCCEEDED)
-        return 0
+    is_whole = state == "succeeded" and store.has(*run.plan().instances)
+    if is_whole:  # whoever completes the run writes its last page
+        write_last_page(run, store, RunState.SUCCEEDED)
+    within_s = _LAST_NOTICE_S if state == "left" else None
+    notifier.close(lambda: Observed(is_alive=not is_whole), within_s)
     if state != "left":
-        return 1
+        return 0 if state == "succeeded" else 1
     if not others.are_waited_for:
         return allocation.requeue()
     terms = others.terms(allocation)

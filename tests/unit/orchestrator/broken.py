@@ -1367,12 +1367,12 @@ CLUSTERS = (
         says=(
             "c.yaml: backend: missing; give it a value",
             "c.yaml: store: missing; give it a value",
-            "c.yaml: name: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits",
+            "c.yaml: name: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits, notify",
             "c.yaml: corpus: unknown key; did you mean 'cpus'?",
-            "c.yaml: encoder: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits",
-            "c.yaml: tokenizer: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits",
+            "c.yaml: encoder: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits, notify",
+            "c.yaml: tokenizer: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits, notify",
             "c.yaml: model: unknown key; did you mean 'models'?",
-            "c.yaml: train: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits",
+            "c.yaml: train: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits, notify",
         ),
     ),
     Broken(
@@ -1398,5 +1398,36 @@ CLUSTERS = (
         id="limit of zero",
         cluster=added("limits: {max_price: 0}\nprices: {cpu_hour: 1}", CLUSTER),
         says=("c.yaml: limits.max_price: must be above 0, not 0",),
+    ),
+    Broken(
+        id="webhook in plain sight",
+        cluster=added("notify: {webhook: 'https://hooks.example/T0/s3cret'}", CLUSTER),
+        says=(
+            "c.yaml: notify.webhook: is an address that lets people post, so a secret; write ${env:NAME} and export NAME",
+        ),
+    ),
+    Broken(
+        id="webhook in part in plain sight",
+        cluster=added("notify: {webhook: 'https://hooks.example/${env:TOKEN}'}", CLUSTER),
+        says=(
+            "c.yaml: notify.webhook: is an address that lets people post, so a secret; write ${env:NAME} and export NAME",
+        ),
+    ),
+    Broken(
+        id="notices for nobody",
+        cluster=added("notify: {timeout_s: 5}", CLUSTER),
+        says=("c.yaml: notify: names nobody; give webhook or command",),
+    ),
+    Broken(
+        id="command as one text",
+        cluster=added("notify: {command: tell me}", CLUSTER),
+        says=("c.yaml: notify.command: must be a list, not 'tell me'",),
+    ),
+    Broken(
+        id="notices of what never happens",
+        cluster=added("notify: {command: [tell], events: [preempted]}", CLUSTER),
+        says=(
+            "c.yaml: notify.events.0: must be 'started', 'first_step', 'interrupted', 'back', 'failed' or 'done', not 'preempted'",
+        ),
     ),
 )

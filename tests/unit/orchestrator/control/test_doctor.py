@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from orchestrator.control.doctor import examine
+from tests.receiver import SECRET, receiving
 from tests.unit.orchestrator.recipes import cluster
 
 
@@ -35,3 +38,32 @@ def test_the_doctor_survives_a_store_that_cannot_be() -> None:
     checks = {c.name: c for c in examine(cluster("${env:NO_SUCH_VARIABLE}/store"))}
     assert not checks["store"].passed
     assert "environment variable NO_SUCH_VARIABLE is not set" in checks["store"].detail
+
+
+def test_the_doctor_asks_for_hooks_and_tells_them_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(*command: str) -> dict[str, tuple[bool, str]]:
+        notify = {"webhook": "${env:HOOK}", "command": command}
+        checks = examine(cluster(str(tmp_path), notify=notify))
+        return {c.name: (c.passed, c.detail) for c in checks if c.name.startswith("notify")}
+
+    with receiving() as receiver:
+        monkeypatch.setenv("HOOK", receiver.url)
+        host = receiver.url.split("/")[2]
+        checks = found("sh", "-c", "exit 1")
+        assert checks["notify.webhook"] == (True, f"{host} takes connections; nothing was sent")
+        assert checks["notify.command"][0]
+        assert receiver.received == []
+    checks = found("/no/such/program")
+    assert checks["notify.webhook"] == (False, f"{host}: [Errno 111] Connection refused; check it")
+    assert checks["notify.command"] == (
+        False, "/no/such/program: no such program here; check its path"
+    )  # fmt: skip
+    for url in (SECRET, f"http://127.0.0.1:{SECRET}/"):
+        monkeypatch.setenv("HOOK", url)
+        passed, detail = found("sh")["notify.webhook"]
+        assert not passed
+        assert SECRET not in detail
+    monkeypatch.delenv("HOOK")
+    assert "environment variable HOOK is not set" in found("sh")["notify.webhook"][1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -165,19 +166,28 @@ def test_a_run_of_an_earlier_version_is_left_to_it(project: Path) -> None:
     assert run.supervisors() == ()
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"environment": {"export": ["SOME_TOKEN", "OTHER"]}},
+         "environment.export: SOME_TOKEN, OTHER"),
+        ({"notify": {"webhook": "${env:SOME_TOKEN}"}}, "notify.webhook: SOME_TOKEN"),
+        ({"notify": {"webhook": "${env:SOME_TOKEN}"}, "environment": {"export": ["OTHER"]}},
+         "environment.export: OTHER"),
+    ],
+)  # fmt: skip
 def test_variables_that_jobs_need_must_be_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, settings: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("SOME_TOKEN", raising=False)
-    where = cluster(str(tmp_path), backend="local", environment={"export": ["SOME_TOKEN"]})
+    for name in ("SOME_TOKEN", "OTHER"):
+        monkeypatch.delenv(name, raising=False)
+    where = cluster(str(tmp_path), backend="local", **settings)
     store = open_store(where)
     run = RunFolder(store.run_storage("small"))
     run.create(plan_of(recipe()), recipe(), where, {}, {"format": FORMAT})
     with pytest.raises(RequestError) as raised:
         start(run, store)
-    assert str(raised.value) == (
-        "cluster: environment.export: SOME_TOKEN not set here; export and try again"
-    )
+    assert str(raised.value) == f"cluster: {says} not set here; export and try again"
 
 
 def test_a_run_that_has_spent_what_it_may_goes_on_where_it_may_spend_more(project: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.control.slurm.executor import SlurmExecutor
-from orchestrator.control.slurm.sentinel import run_refusal
+from orchestrator.control.slurm.sentinel import run_refusal, superseded
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import JobKind, SubmittedJob
@@ -51,7 +51,7 @@ class Scene:
         return started.outcome, started.num_jobs
 
     def refusal(self, submission: int) -> str:
-        return run_refusal(self.run, self.store, submission)
+        return superseded(self.run, submission) or run_refusal(self.run, self.store)
 
     def job(self, stage: str) -> str:
         return self.jobs("stage", self.id(stage))[0].id
