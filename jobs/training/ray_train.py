@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import traceback
 from typing import Any
 
 from jobs.ray_session import session
 from jobs.training.process_ranks import train_here
 from jobs.training.rank import RankConfig, RankInfo, failure, last_line
-from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
-
-RECORDS = "metrics/ray_train"
-"""Where Ray Train keeps what it must keep; nothing of ours is in it."""
 
 
 def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> None:
@@ -29,14 +26,22 @@ def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> Non
     # How soon a dead rank is noticed; nothing else waits for it, as nothing is reported to Ray.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     num_cpus = resources.world_size * resources.cpus_per_worker
-    with session(ray_address, num_cpus, log_to_driver=False):
+    with (
+        tempfile.TemporaryDirectory() as records,
+        session(ray_address, num_cpus, log_to_driver=False),
+    ):
         try:
-            _trainer(config, resources).fit()
+            _trainer(config, resources, records).fit()
         except TrainingFailedError as error:
             raise failure(config, resources.world_size, failed_ranks(error)) from None
 
 
-def _trainer(config: RankConfig, resources: Resources) -> Any:
+def _trainer(config: RankConfig, resources: Resources, records: str) -> Any:
+    """A trainer that keeps its own records in a local folder.
+
+    Its controller runs on the driver's node, and nothing is reported to it. In the store they would
+    go through pyarrow, which does not know every kind of store.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -52,7 +57,7 @@ def _trainer(config: RankConfig, resources: Resources) -> Any:
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name=f"a{config.lease_n:04d}",
-            storage_path=Storage(config.out_url).at(RECORDS).url,
+            storage_path=records,
             failure_config=FailureConfig(max_failures=0),  # only the supervisor retries
         ),
     )
