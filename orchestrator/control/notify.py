@@ -28,6 +28,8 @@ LOOK_EVERY_S = 5.0
 REMOTE_LOOK_EVERY_S = 15.0
 """Of a store that is no path: each look asks it several times, and may cost money."""
 _TRY_AGAIN_S = 0.5
+_CLOCKS_DIFFER_S = 60.0
+"""How far the clocks of a run's first nodes may be apart."""
 _ENDS = ("failed", "done")
 
 log = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ class _Teller:
         self._hooks, self._lease = hooks, lease
         self._reader = StatusReader(run, store, Reader())
         self._events = run.cluster().notify.events
-        self._since, self._token = folder.origin(now)
+        self._since, self._token = folder.origin(self._begins_at(now))
         self._recorded = set(folder.names())
         self._to_tell = sorted(self._recorded)
         """Those of earlier processes included, as far as nobody knows what came of them."""
@@ -131,6 +133,12 @@ class _Teller:
         while self._to_tell:
             self._tell(self._to_tell[0])
             del self._to_tell[0]
+
+    def _begins_at(self, now: float) -> float:
+        """From when on to tell: all of a run that begins now, else what happens from now on."""
+        status = self._reader.read(Observed(is_alive=True))
+        begun_at = min((a.started_at for s in status.stages for a in s.attempts), default=now)
+        return 0.0 if begun_at > now - _CLOCKS_DIFFER_S else now
 
     def leave(self) -> None:
         """Let others tell."""

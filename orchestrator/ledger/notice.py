@@ -85,11 +85,11 @@ def _of_stage(stage: StageStatus, status: RunStatus, since: float) -> Iterator[N
     for before, attempt in zip([None, *attempts], attempts, strict=False):
         if before and before.state != RunState.SUCCEEDED and attempt.started_at >= since:
             yield _back(stage, attempt)
-        ended_at = attempt.ended_at or 0.0
+        is_new = attempt.ended_at is not None and attempt.ended_at >= since
         if attempt is stage.failure:
-            if is_final or ended_at >= since:
+            if is_new or is_final:
                 yield _failed(stage, attempt)
-        elif ended_at >= since and attempt.state not in (RunState.SUCCEEDED, RunState.RUNNING):
+        elif is_new and attempt.state not in (RunState.SUCCEEDED, RunState.RUNNING):
             yield _interrupted(stage, attempt)
     if is_final and stage.state is RunState.FAILED and not stage.attempts and stage.job:
         yield _never_begun(stage)

@@ -92,6 +92,21 @@ def test_what_happens_is_told_as_it_happens_and_each_thing_once(
     assert SECRET.encode() not in world.written()
 
 
+@pytest.mark.parametrize(
+    ("began_s_ago", "events"),
+    [(-20, ["started", "back"]), (20, ["started", "back"]), (3600, ["back"])],
+)
+def test_a_run_that_begins_is_told_whatever_its_nodes_clocks_say(
+    tmp_path: Path, receiver: Receiver, began_s_ago: float, events: list[str]
+) -> None:
+    """Of one that was at work before anybody was to be told, only what happens from now on is."""
+    world = World(tmp_path)
+    world.run.begin_attempt(TRAIN.id, started_at=time.time() - began_s_ago)
+    world.run.begin_attempt(TRAIN.id, started_at=time.time() + 30)
+    world.notifier().close(lambda: Observed(is_alive=True))
+    assert receiver.told == events
+
+
 def test_of_several_one_tells(tmp_path: Path, receiver: Receiver) -> None:
     world = World(tmp_path)
     notifiers = [world.notifier() for _ in range(4)]

@@ -74,6 +74,7 @@ STEPS = {"done": 3, "total": 12, "unit": "steps"}
         ([PREEMPTED], OVER, ["started", "failed"]),
         # Of an attempt that nobody ended, the next one tells.
         ([None, None], RUNNING, ["started", "back"]),
+        ([None, STOPPED], OVER, ["started", "back", "failed"]),
         ([None], OVER, ["started", "failed"]),
         # Those that wait for another run, or were cancelled, concern nobody.
         ([{"state": "cancelled", "action": "wait"}, None], RUNNING, ["started"]),
@@ -88,6 +89,8 @@ def test_what_attempts_tell(
 ) -> None:
     for number, end in enumerate(ends):
         world.attempt(10.0 * (number + 1), end)
+    if observed is OVER:
+        world.run.begin_supervisor(process=GONE).finish(state="failed", cause="", reason="")
     assert world.events(observed) == events
     names = [notice.name for notice in world.told(observed)]
     assert len(set(names)) == len(names)
