@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,12 @@ from jobs.training.heartbeat import LIVE
 from jobs.training.loop import train_rank
 from jobs.training.rank import RankConfig, RankInfo, TrainingSettings, free_port, log_path, log_to
 from orchestrator.ledger import checkpoints
+from orchestrator.ledger.artifact import INPUTS, Artifact
+from orchestrator.ledger.extension import Length, extend
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
+from orchestrator.plan.keys import key_of
 from orchestrator.spec.recipe import Checkpoint, Execution, Model, Optimizer, Schedule
 
 TIMEOUT_S = 900.0
@@ -85,6 +89,26 @@ class Training:
     def out(self) -> Storage:
         """The artifact's folder."""
         return Storage(self.out_url or str(self.root / "out"))
+
+    def in_store(self, store: Path, steps: int) -> Training:
+        """The same of another length, where trainings know of each other what their keys say."""
+        fields = {"train": {"steps": steps, "schedule": {"kind": "inverse_sqrt"}}}
+        inputs = {"stage": "train", "version": 2, "fields": fields, "upstream": {}}
+        artifact = Store.open(str(store)).artifact("train", key_of(inputs))
+        artifact.begin(inputs)
+        return replace(self, root=store / f"{steps}", steps=steps, out_url=artifact.storage.url)
+
+    def extend(self, lease_n: int = 1) -> dict[str, Any]:
+        """Begin with the steps of another one in the store; what is said of its checkpoint."""
+        settings = self.trained()["settings"]
+        length = Length(
+            steps=self.steps,
+            validate_every_steps=settings.validate_every_steps,
+            zero_stage=self.zero_stage,
+        )
+        own = Artifact("train", key_of(self.out.read_json(INPUTS)), self.out)
+        chosen = extend(own, length, lease_n=lease_n, scratch=self.root / "extended")
+        return chosen.about if chosen else {}
 
     def record(self, lease_n: int) -> Storage:
         """The folder of an attempt."""
@@ -165,9 +189,9 @@ class Training:
         names = ("model/model.safetensors", "metrics.jsonl", "validation.jsonl")
         return {name: self.out.read_bytes(name) for name in names}
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The metric lines of the finished training."""
-        return [json.loads(line) for line in self.out.read_bytes("metrics.jsonl").splitlines()]
+    def lines(self, name: str = "metrics") -> list[dict[str, Any]]:
+        """The metric lines of the finished training, or those of its validations."""
+        return [json.loads(line) for line in self.out.read_bytes(f"{name}.jsonl").splitlines()]
 
     def kill_after(self, step: int, victim: BaseProcess, lease_n: int = 1) -> None:
         """SIGKILL one rank as soon as the checkpoint of ``step`` is committed."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import tempfile
 import threading
@@ -25,7 +26,9 @@ from jobs.training import process_ranks, ray_train
 from jobs.training.monitor import RankMonitor
 from jobs.training.rank import RankConfig, TrainingSettings
 from orchestrator.errors import Cause, RequestError, RunFailedError
+from orchestrator.ledger import extension
 from orchestrator.ledger.attempt import CURVES
+from orchestrator.ledger.extension import Length
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import to_json
 from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM
@@ -41,6 +44,8 @@ MIN_INTERRUPTIONS = 3
 """Fewer say little of how often the machines fail."""
 _POLL_S = 0.5
 
+log = logging.getLogger(__name__)
+
 
 def train(attempt: Attempt, config: RankConfig, too_large: str) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one; the artifact's facts.
@@ -48,6 +53,7 @@ def train(attempt: Attempt, config: RankConfig, too_large: str) -> dict[str, Any
     ``too_large`` ends the message of a sample that does not fit the device's memory. Raises
     RunFailedError, LeaseHeldError, StopRequestedError; RequestError for such a sample.
     """
+    extend(attempt, config)
     monitor = RankMonitor(attempt, config, attempt.resources.world_size)
     with halving_on_oom(attempt, config, too_large):
         run_monitored(lambda: launch(config, attempt), monitor, config.notice_s)
@@ -56,6 +62,26 @@ def train(attempt: Attempt, config: RankConfig, too_large: str) -> dict[str, Any
         raise StopRequestedError  # the ranks were warned, and nobody warned us
     facts: dict[str, Any] = attempt.out.read_json("training.json")
     return {**facts, "final": last_losses(attempt)}
+
+
+def extend(attempt: Attempt, config: RankConfig) -> None:
+    """Begin a new training with the steps of one of another length, where the store has such."""
+    settings = config.settings
+    length = Length(
+        steps=settings.steps,
+        validate_every_steps=settings.validate_every_steps,
+        zero_stage=config.execution.zero_stage,
+    )
+    chosen = extension.extend(
+        attempt.artifacts[0],
+        length,
+        lease_n=attempt.lease_n,
+        scratch=Path(config.scratch) / "extended",
+        refused=lambda other, why: attempt.event("not_extended", **other.about, reason=why),
+    )
+    if chosen:
+        attempt.event("extended", **chosen.about)
+        log.info("goes on from step %d of %s", chosen.manifest.step, chosen.origin)
 
 
 def rank_config(

@@ -83,7 +83,14 @@ def prepare(
         raise SpecErrors(problems)
     chosen = f"{cluster_file} ({why})" if why else str(cluster_file)
     facts = _facts(recipe, cluster, cluster_file.name, chosen)
-    plan = make_plan(variants, facts, found=store.find, known_inputs=store.inputs_of, run=name)
+    plan = make_plan(
+        variants,
+        facts,
+        found=store.find,
+        known_inputs=store.inputs_of,
+        checkpoint_steps=store.checkpoint_steps,
+        run=name,
+    )
     return Request(
         recipe=recipe,
         recipe_file=recipe_file,

@@ -72,6 +72,9 @@ class AttemptSpan(Spec):
     """Sequences per rank and forward pass."""
     device: str
     """``cpu``, or the accelerator's name."""
+    artifact: str = ""
+    """The artifact whose lease that was, ``<stage>-<first 12 digits of its key>``, when it is
+    another than the one this is told of: steps of a training of another length."""
 
 
 class Manifest(Spec):
@@ -121,10 +124,15 @@ def step_of(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def newest_step(out: Storage) -> int:
-    """The last step that a checkpoint holds, from one listing; 0 without a checkpoint."""
+def steps_of(out: Storage) -> tuple[int, ...]:
+    """The steps that checkpoints hold, oldest first, from one listing."""
     names = (path.split("/")[1] for path in out.list(FOLDER) if path.endswith(f"/{MANIFEST}"))
-    return max(map(step_of, names), default=0)
+    return tuple(sorted(map(step_of, names)))
+
+
+def newest_step(out: Storage) -> int:
+    """The last step that a checkpoint holds; 0 without a checkpoint."""
+    return max(steps_of(out), default=0)
 
 
 def folder_of(out: Storage, manifest: Manifest) -> Storage:

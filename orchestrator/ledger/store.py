@@ -27,6 +27,11 @@ class Store:
         """The store at a URL. Raises RequestError or BackendError when that cannot be."""
         return cls(Storage(url))
 
+    @classmethod
+    def around(cls, artifact: Artifact) -> Store:
+        """The store that an artifact lies in."""
+        return cls(Storage(artifact.storage.url.rsplit("/", 3)[0]))
+
     def artifact(self, stage: str, key: str) -> Artifact:
         """The artifact of a key, whether or not anything is there."""
         return Artifact(stage, key, self.storage.at("artifacts", stage, key[:KEY_DIGITS]))
@@ -60,6 +65,10 @@ class Store:
             with suppress(OSError, OrchestratorError):
                 found.append(find_record(folders, f"{name}/{INPUTS}", "remove it"))
         return tuple(inputs for inputs in found if inputs is not None)
+
+    def checkpoint_steps(self, stage: str, key: str) -> tuple[int, ...]:
+        """The steps that the checkpoints of an artifact are of, oldest first."""
+        return checkpoints.steps_of(self.artifact(stage, key).storage)
 
     def _found(self, stage: str, key: str) -> Found:
         artifact = self.artifact(stage, key)

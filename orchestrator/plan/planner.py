@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from orchestrator.plan.extension import obstacle, relatives
 from orchestrator.plan.graph import Node, nodes_of
 from orchestrator.plan.keys import key_of, nearest_changes
 from orchestrator.plan.stages import BY_NAME, Facts, inputs_of
@@ -70,6 +71,9 @@ class Instance:
     shards_total: int | None = None
     step: int = 0
     steps: int | None = None
+    extends: str = ""
+    """``<stage>-<first 12 digits of the key>`` of the training that its first ``step`` steps are
+    those of; empty when they are its own."""
 
     @property
     def part(self) -> str:
@@ -150,14 +154,19 @@ def make_plan(
     *,
     found: Finder = lambda _: {},
     known_inputs: Callable[[str], Sequence[Mapping[str, Any]]] = lambda _: (),
+    checkpoint_steps: Callable[[str, str], Sequence[int]] = lambda _stage, _key: (),
     run: str | None = None,
     nodes_of: Callable[[Recipe], Sequence[Node]] = nodes_of,
 ) -> Plan:
-    """The plan of all variants; ``run`` names the run, else its recipe and keys do."""
+    """The plan of all variants; ``run`` names the run, else its recipe and keys do.
+
+    ``known_inputs``: what the keys of a stage's artifacts are made of. ``checkpoint_steps``: what
+    steps the checkpoints of a stage's artifact are of.
+    """
     instances, chosen = _instances(variants, facts, nodes_of)
     instances = _grouped(instances)
     there = found({i.id: f"{i.stage}/{i.key}" for i in instances})
-    decided = _decided(instances, there, known_inputs)
+    decided = _decided(instances, there, known_inputs, checkpoint_steps)
     recipe = variants[0].recipe.name
     name = run or f"{recipe}-{key_of({'keys': sorted(i.key for i in decided)})[:8]}"
     rows = tuple(
@@ -225,6 +234,7 @@ def _decided(
     instances: Sequence[Instance],
     there: Mapping[str, Found],
     known_inputs: Callable[[str], Sequence[Mapping[str, Any]]],
+    checkpoint_steps: Callable[[str, str], Sequence[int]],
 ) -> tuple[Instance, ...]:
     corpora = {i.id: there[i.id].facts for i in instances if i.stage == "corpus" and i.id in there}
     decided: list[Instance] = []
@@ -234,11 +244,33 @@ def _decided(
         total = corpora.get(instance.needs.get("corpus", ""), {}).get("num_shards")
         instance = _measured(instance, found, total)
         decision, reason = _decide(instance, found)
+        instance = replace(instance, decision=decision, reason=reason)
         if decision == "run":
-            causes[instance.id] = _causes(instance, known_inputs(instance.stage), causes)
+            known = known_inputs(instance.stage)
+            causes[instance.id] = _causes(instance, known, causes)
             reason = _listed(causes[instance.id]) or "nothing like it in the store"
-        decided.append(replace(instance, decision=decision, reason=reason))
+            instance = _extending(replace(instance, reason=reason), known, checkpoint_steps)
+        decided.append(instance)
     return tuple(decided)
+
+
+def _extending(
+    instance: Instance,
+    known_inputs: Sequence[Mapping[str, Any]],
+    checkpoint_steps: Callable[[str, str], Sequence[int]],
+) -> Instance:
+    """The instance as it goes on from the newest step of one of another length, if there is one."""
+    last, stage = instance.steps or 0, instance.stage
+    keys = [key_of(inputs) for inputs in relatives(instance.inputs, known_inputs)]
+    usable = [(s, key) for key in keys for s in checkpoint_steps(stage, key) if s < last]
+    if not usable:
+        return instance
+    step, key = max(usable)
+    other = f"{stage}-{key[:12]}"
+    if why := obstacle(instance.inputs):
+        return replace(instance, reason=f"{instance.reason}; cannot extend {other}: {why}")
+    reason = f"extends {other}, step {step:,} of {last:,}"
+    return replace(instance, decision="resume", reason=reason, step=step, extends=other)
 
 
 def _measured(instance: Instance, found: Found, num_shards: int | None) -> Instance:

@@ -46,6 +46,10 @@ class Stage:
     """What its progress is counted in; the shards are those of the artifact it reads as corpus."""
     steps: Callable[[Recipe, str], int] | None = None
     """How many steps a node takes, where it counts steps."""
+    total: str = ""
+    """The field that says so; another training that differs in it alone may have done some."""
+    obstacle: Callable[[Mapping[str, Any]], str] = lambda _: ""
+    """What in its fields lets the first steps depend on how many follow; empty for nothing."""
 
     @property
     def module(self) -> str:
@@ -136,6 +140,16 @@ def _train(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
     return fields
 
 
+def _cosine(fields: Mapping[str, Any]) -> str:
+    kind = fields["train"]["schedule"]["kind"]
+    is_tied = kind not in ("constant", "inverse_sqrt")
+    return f"the {kind} schedule depends on train.steps from its first step on" if is_tied else ""
+
+
+def _decay(_fields: Mapping[str, Any]) -> str:
+    return "pretraining's learning rate falls towards its last step"
+
+
 def _score(name: str) -> Stage:
     """The stage of one section of ``evaluate``."""
     return Stage(name=name, version=1, fields=_of(f"evaluate.{name}"), roles=("pack", "train"))
@@ -152,6 +166,8 @@ STAGES: tuple[Stage, ...] = (
         runs_as="ranks",
         counts="steps",
         steps=lambda recipe, part: pretraining(recipe, part)[1].steps,
+        total="encoder.pretrain.steps",
+        obstacle=_decay,
     ),
     Stage(name="encoder", version=1, fields=_encoder, roles=("model",)),
     Stage(
@@ -181,6 +197,8 @@ STAGES: tuple[Stage, ...] = (
         runs_as="ranks",
         counts="steps",
         steps=lambda recipe, _: recipe.train.steps,
+        total="train.steps",
+        obstacle=_cosine,
     ),
     _score("perplexity"),
     _score("continuations"),

@@ -63,7 +63,7 @@ def test_another_run_attaches_to_the_artifacts(calm: tuple[Smoke, str]) -> None:
     [
         ("tokenizer.num_clusters=21", UNITS - {"codebook", "tokenize"},
          "tokenizer.num_clusters: 20 -> 21"),
-        ("train.steps=13", UNITS | {"pack"}, "train.steps: 12 -> 13"),
+        ("seed=1", UNITS | {"pack"}, "seed: 0 -> 1"),
         ("evaluate.perplexity.seed=1", UNITS | {"pack", "train", "continuations"},
          "evaluate.perplexity.seed: not set -> 1"),
     ],
@@ -77,6 +77,20 @@ def test_a_change_reruns_its_stage_and_later_ones(
     rerun = [i for i in plan["instances"] if i["decision"] != "reuse"]
     assert rerun
     assert all(i["decision"] == "run" and named in i["reason"] for i in rerun)
+
+
+def test_more_steps_extend_those_that_are_there(calm: tuple[Smoke, str]) -> None:
+    smoke, run = calm
+    there = {s["id"] for s in smoke.status(run)["stages"] if s["name"] == "train"}
+    words = ("plan", str(RECIPE), "--set", "train.steps=1300")
+    plan = json.loads(smoke.orchestrator(*words, "--json").stdout)
+    trainings = [i for i in plan["instances"] if i["stage"] == "train"]
+    assert {i["extends"] for i in trainings} == there
+    for training in trainings:
+        assert (training["decision"], training["step"]) == ("resume", 12)
+        assert training["reason"] == f"extends {training['extends']}, step 12 of 1,300"
+    scores = [i for i in plan["instances"] if i["stage"] == "perplexity"]
+    assert {i["reason"] for i in scores} == {"train.steps: 12 -> 1300"}
 
 
 def test_the_report_is_one_self_contained_page(calm: tuple[Smoke, str], tmp_path: Path) -> None:

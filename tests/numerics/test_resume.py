@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.ledger import checkpoints
+from orchestrator.ledger.coverage import replay
 from tests.training import Training, finish, make_inputs
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,29 @@ def test_killed_and_resumed_is_bit_identical(whole: Training, tmp_path: Path) ->
     assert broken.live(2)["resumed_from"] == newest.name
     assert broken.results() == whole.results()
     assert [line["step"] for line in broken.lines()] == list(range(1, broken.steps + 1))
+
+
+@pytest.mark.parametrize("whole", [1], ids="ZeRO {}".format, indirect=True)
+def test_more_steps_are_those_of_a_straight_training_through_two_kills(
+    whole: Training, tmp_path: Path
+) -> None:
+    """20 steps, the last of them validated out of turn; then 48 that go on from them."""
+    shorter, longer = (whole.in_store(tmp_path, steps) for steps in (20, whole.steps))
+    assert shorter.run() == [0, 0]
+    assert [line["step"] for line in shorter.lines("validation")] == [12, 20]
+    assert longer.extend()["step"] == 20
+    for lease_n in (1, 2):
+        ranks = longer.start(lease_n)
+        longer.kill_after((2 + lease_n) * EVERY, ranks[lease_n - 1], lease_n)
+        finish(ranks)
+    assert longer.run(3) == [0, 0]
+    assert longer.results() == whole.results()
+    facts = longer.out.read_json("training.json")
+    assert [(s["artifact"], s["first_step"]) for s in facts["history"]][:2] == [
+        (f"train-{shorter.out.url.rsplit('/')[-1]}", 1),
+        ("", 21),
+    ]
+    assert replay(facts, longer.lines(), longer.steps).startswith("each of ")
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])

@@ -12,14 +12,16 @@ import pytest
 
 from jobs import pretrain, train
 from jobs.attempt import StopRequestedError
-from jobs.training.driver import halving_on_oom, max_micro_batch, mtbf_s, run_monitored
+from jobs.training.driver import extend, halving_on_oom, max_micro_batch, mtbf_s, run_monitored
 from orchestrator.errors import Cause, RequestError, RunFailedError
 from orchestrator.ledger.attempt import CURVES, AttemptFolder
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Resources, Retry
 from orchestrator.spec.recipe import Execution, Pretrain, Train
 from tests.unit.jobs.test_targets import attempt_of
 from tests.unit.jobs.training.countdown import rank_config
+from tests.unit.orchestrator.ledger.test_extension import EVERY, STEPS, save, training
 from tests.unit.orchestrator.recipes import pretrained_recipe
 
 
@@ -149,3 +151,19 @@ def test_attempts_share_their_curves_wherever_the_store_is(tmp_path: Path, url: 
         record=AttemptFolder(2, Storage(url.format(folder=tmp_path))),
     )
     assert pretrain.rank_config(attempt).tensorboard == str(stage / CURVES)
+
+
+def test_the_attempt_records_whose_steps_it_goes_on_from(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "store"))
+    shorter, longer = training(store, 30), training(store, STEPS)
+    *_, broken = save(shorter, [10, 20, 30], tmp_path)
+    shorter.storage.delete(broken.metrics[-1].path)
+    attempt = replace(attempt_of(tmp_path, pretrained_recipe()), artifacts=(longer,))
+    settings = {"steps": STEPS, "validate_every_steps": EVERY}
+    extend(attempt, rank_config(tmp_path, settings=settings))
+    attempt.flush()
+    refused, taken = attempt.record.events()
+    about = {"extends": f"train-{shorter.key[:12]}"}
+    assert refused.items() >= {**about, "kind": "not_extended", "step": 30}.items()
+    assert taken.items() >= {**about, "kind": "extended", "step": 20}.items()
+    assert longer.storage.children("checkpoints") == ("step-00000020-a0001",)

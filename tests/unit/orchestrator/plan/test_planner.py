@@ -221,6 +221,78 @@ def test_several_changed_inputs_are_all_named() -> None:
     assert reason == "train.optimizer.lr: 0.0004 -> 0.001; train.steps: 12 -> 13"
 
 
+def longer(steps: int, *others: tuple[int, list[int]], **values: object) -> Plan:
+    """The plan of so many steps, where trainings of other lengths have left checkpoints."""
+    saved = {}
+    for total, there in others:
+        plan = plan_of(recipe(**{"train.steps": total, **values}))
+        saved.update({i.key: (i.inputs, there) for i in plan.instances if i.stage == "train"})
+    known = [inputs for inputs, _ in saved.values()]
+    return plan_of(
+        recipe(**{"train.steps": steps, **values}),
+        known_inputs=lambda stage: known if stage == "train" else (),
+        checkpoint_steps=lambda _, key: saved[key][1],
+    )
+
+
+def test_more_steps_extend_what_is_there() -> None:
+    (before,) = plan_of(recipe(**{"train.steps": 41_200})).chosen("train")
+    plan = longer(60_000, (41_200, [41_000, 41_200]))
+    (train,) = plan.chosen("train")
+    assert train.extends == before.id
+    assert (train.decision, train.step) == ("resume", 41_200)
+    assert train.reason == f"extends {before.id}, step 41,200 of 60,000"
+    assert decisions(plan)["perplexity"][1] == "nothing like it in the store"
+
+
+def test_of_several_lengths_the_newest_step_is_extended() -> None:
+    for others, step in (
+        ([(8, [4, 8]), (10, [5, 10])], 10),
+        ([(8, [4, 8]), (10, [5])], 8),
+        ([(8, [4, 8]), (40, [9, 30, 40])], 9),
+        ([(40, [12, 40]), (8, [])], 0),
+    ):
+        (train,) = longer(12, *others).chosen("train")
+        assert train.step == step
+        assert bool(train.extends) == bool(step)
+
+
+def test_a_cosine_begins_anew_and_the_plan_says_why() -> None:
+    (train,) = longer(12, (8, [4, 8]), **{"train.schedule.kind": "cosine"}).chosen("train")
+    assert (train.decision, train.step, train.extends) == ("run", 0, "")
+    assert train.reason.startswith("train.steps: 8 -> 12; cannot extend train-")
+    assert train.reason.endswith(
+        "the cosine schedule depends on train.steps from its first step on"
+    )
+
+
+def test_pretraining_begins_anew_and_the_plan_says_why() -> None:
+    def pretraining(steps: int, **how: object) -> Plan:
+        iterations = [{"targets": "mfcc", "steps": steps}]
+        return plan_of(pretrained_recipe(**{"encoder.pretrain.iterations": iterations}), **how)
+
+    (before,) = pretraining(5).chosen("pretrain")
+    plan = pretraining(
+        9,
+        known_inputs=lambda stage: [before.inputs] if stage == "pretrain" else (),
+        checkpoint_steps=lambda *_: [5],
+    )
+    (longer,) = plan.chosen("pretrain")
+    assert longer.decision == "run"
+    assert longer.reason.endswith("pretraining's learning rate falls towards its last step")
+
+
+def test_what_has_steps_of_its_own_extends_nothing() -> None:
+    known = [i.inputs for i in plan_of(recipe(**{"train.steps": 8})).chosen("train")]
+    plan = plan_of(
+        recipe(),
+        found=holding({"train": Found(complete=False, step=2)}),
+        known_inputs=lambda stage: known if stage == "train" else (),
+        checkpoint_steps=lambda *_: [8],
+    )
+    assert decisions(plan)["train"] == ("resume", "step 2 of 12")
+
+
 def test_a_plan_survives_json() -> None:
     plan = plan_of(swept(recipe(), **{"tokenizer.num_clusters": [20, 40], "model.init": ["cold"]}))
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
