@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.rivals import plain_loop, trainer_loop
-from jobs.lm.task import TASK, LanguageModelSpec
+from jobs.lm.spec import TASK, LanguageModelSpec
 from jobs.training.loop import train_rank
 from jobs.training.rank import (
     RankConfig,

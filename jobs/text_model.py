@@ -6,31 +6,45 @@ into the store, and of the weights only names, shapes and types are read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from jobs import hub
 from jobs.attempt import Attempt
-from jobs.lm.twist import require_fit, require_loadable, verify_weights
-from orchestrator.spec.recipe import Recipe
+from jobs.weights import SAFETENSORS
+from orchestrator.errors import Cause, CorruptError, RequestError, SpecErrors
+from orchestrator.ledger.storage import sha256_of
+from orchestrator.plan.model_config import text_model_problems
+from orchestrator.spec.recipe import Model, Recipe
+
+_REMEDY = "give a folder in Hugging Face format"
 
 
 def require_all(attempt: Attempt) -> None:
-    """Raise what `place` raises for a text model of any variant that needs this attempt."""
+    """Raise what `place` raises for a text model of any variant that needs this attempt.
+
+    RequestError, too, for weights in a local folder that are not those of its config.
+    """
     for recipe in _by_text_model(attempt.all_recipes):
+        source = attempt.model_source(recipe.model.text_model)
+        if Path(source).is_dir():
+            _require_sound(recipe, source)
         place(attempt, recipe)
 
 
 def place(attempt: Attempt, recipe: Recipe) -> str:
     """URL of the folder with the text model; a hub's is fetched into the store first.
 
-    Raises RequestError for weights that are not those of its config, CorruptError for other ones
-    than the recipe's, SpecErrors when the recipe cannot train it, RunFailedError of the network.
+    Of a local folder's weights only the digest is looked at, without torch: the ranks that load
+    them judge the rest. Raises RequestError for a hub's weights that are not those of its config,
+    CorruptError for other ones than the recipe's, SpecErrors when the recipe cannot train it,
+    RunFailedError of the network.
     """
     model = recipe.model
     source = attempt.model_source(model.text_model)
     if Path(source).is_dir():
-        _require_sound(recipe, source)
+        require_fit(recipe, source)
         verify_weights(model, source)
         return str(Path(source).resolve())
     kept = hub.keep(
@@ -45,7 +59,41 @@ def place(attempt: Attempt, recipe: Recipe) -> str:
     return kept.url
 
 
+def require_fit(recipe: Recipe, folder: str) -> None:
+    """Raise SpecErrors when the text model's config says that this recipe cannot train it.
+
+    RequestError when the folder has no config, or one that cannot be read.
+    """
+    path = Path(folder, hub.CONFIG)
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise RequestError(f"model.text_model: {folder} has no {path.name}; {_REMEDY}") from None
+    except ValueError as error:
+        raise RequestError(f"model.text_model: {path}: {error}; {_REMEDY}") from None
+    if problems := list(text_model_problems(config, recipe)):
+        raise SpecErrors(problems)
+
+
+def verify_weights(spec: Model, source: str) -> None:
+    """Compare a folder's weights with ``model.sha256``. Raises RequestError, CorruptError."""
+    folder = Path(source)
+    if spec.sha256 is None or not folder.is_dir():
+        return
+    if not (folder / SAFETENSORS).exists():
+        raise RequestError(f"model.text_model: {folder} has no {SAFETENSORS}; {_REMEDY}")
+    digest = sha256_of(folder / SAFETENSORS)
+    if digest != spec.sha256:
+        raise CorruptError(
+            f"{folder / SAFETENSORS}: sha256 is {digest}, the recipe says {spec.sha256}; "
+            "fetch it again",
+            cause=Cause.BAD_REQUEST,
+        )
+
+
 def _require_sound(recipe: Recipe, folder: str) -> None:
+    from jobs.lm.twist import require_loadable
+
     require_fit(recipe, folder)
     require_loadable(recipe.model, folder)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
-from jobs.lm.task import TASK, LanguageModelSpec, settings_of
+from jobs.lm.spec import TASK, LanguageModelSpec, settings_of
 from jobs.training import driver
 from jobs.training.rank import RankConfig
 from orchestrator.plan.execution import execution_of

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs.lm.task import TASK, LanguageModelSpec
+from jobs.lm.spec import TASK, LanguageModelSpec
 from jobs.training import faults
 from jobs.training.heartbeat import LIVE
 from jobs.training.loop import train_rank

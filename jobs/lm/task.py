@@ -21,43 +21,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from jobs.lm.spec import LanguageModelSpec
 from jobs.lm.token_stream import Tokens, TokenStream, bin_name, open_tokens
 from jobs.lm.twist import build_model
 from jobs.training.group import RankGroup
-from jobs.training.rank import RankConfig, TrainingSettings
+from jobs.training.rank import RankConfig
 from jobs.training.task import LossOf, MicroBatch, Samples, Tick
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.model import Spec
-from orchestrator.spec.recipe import Model, Schedule, Train
+from orchestrator.spec.recipe import Schedule
 
-TASK = "jobs.lm.task:LanguageModel"
 MODEL_FOLDER = "model"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAX_VALID_WINDOWS = 256
 _COSINE_FLOOR = 0.1
-
-
-class LanguageModelSpec(Spec):
-    """What a language model's training is told besides what every training has."""
-
-    model: Model
-    """The recipe's model section."""
-    context_length: int
-    """Tokens in one sequence."""
-    schedule: Schedule
-    """The recipe's learning-rate schedule."""
-    num_units: int
-    """Rows of the vocabulary."""
-    source: str
-    """URL of the folder with the text model."""
-    pack_url: str
-    """Folder of the packed tokens."""
-
-
-def settings_of(train: Train, *, seed: int) -> TrainingSettings:
-    """The part of the recipe's ``train`` section that every training has."""
-    shared = TrainingSettings.model_fields.keys() - {"seed"}
-    return TrainingSettings(seed=seed, **{name: getattr(train, name) for name in shared})
 
 
 def flops_per_token(model: Any, context_length: int) -> float:

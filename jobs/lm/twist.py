@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from jobs.weights import SAFETENSORS, load_whole, tables
-from orchestrator.errors import Cause, CorruptError, RequestError, SpecErrors
-from orchestrator.ledger.storage import sha256_of
-from orchestrator.plan.model_config import text_model_problems
-from orchestrator.spec.recipe import Model, Recipe
+from jobs.weights import load_whole, tables
+from orchestrator.errors import RequestError
+from orchestrator.spec.recipe import Model
 
 WHERE = "model.text_model"
 """The key of the recipe that messages begin with."""
@@ -102,15 +100,6 @@ def init_std(spec: Model, config: Any) -> float:
     return float(std)
 
 
-def require_fit(recipe: Recipe, source: str) -> None:
-    """Raise SpecErrors when the text model's config says that this recipe cannot train it."""
-    from transformers import PreTrainedConfig
-
-    config, _ = PreTrainedConfig.get_config_dict(source, revision=recipe.model.revision)
-    if problems := list(text_model_problems(config, recipe)):
-        raise SpecErrors(problems)
-
-
 def require_loadable(spec: Model, source: str) -> None:
     """Raise RequestError when a folder lacks weights that `build_model` would take from it.
 
@@ -126,24 +115,6 @@ def require_loadable(spec: Model, source: str) -> None:
             may_lack=tables,
             config=unit_config(spec, source),
             device_map="meta",
-        )
-
-
-def verify_weights(spec: Model, source: str) -> None:
-    """Compare a folder's weights with ``model.sha256``. Raises RequestError, CorruptError."""
-    folder = Path(source)
-    if spec.sha256 is None or not folder.is_dir():
-        return
-    if not (folder / SAFETENSORS).exists():
-        raise RequestError(
-            f"model.text_model: {folder} has no {SAFETENSORS}; give a folder in Hugging Face format"
-        )
-    digest = sha256_of(folder / SAFETENSORS)
-    if digest != spec.sha256:
-        raise CorruptError(
-            f"{folder / SAFETENSORS}: sha256 is {digest}, the recipe says {spec.sha256}; "
-            "fetch it again",
-            cause=Cause.BAD_REQUEST,
         )
 
 

@@ -94,6 +94,11 @@ def test_the_whole_control_plane_loads_nothing_of_the_data_plane() -> None:
     assert "pydantic" in loaded  # it did load something
 
 
+def test_what_starts_the_ranks_of_a_training_waits_for_none_of_their_libraries() -> None:
+    loaded = loaded_after("import jobs.train, jobs.training.node_agent")
+    assert loaded & {"torch", "transformers", "deepspeed", "ray", "pandas", "pyarrow"} == set()
+
+
 def test_the_law_is_noticed_when_broken(tmp_path: Path) -> None:
     path = tmp_path / "planner.py"
     path.write_text(

@@ -53,3 +53,23 @@ def test_each_variant_has_its_say(lm: Path) -> None:
 def test_its_place_is_where_the_cluster_says(lm: Path) -> None:
     attempt = attempt_with(lm)
     assert text_model.place(attempt, attempt.recipe) == str(lm)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [(None, "has no config.json"), ("{", "Expecting property name"), ("\xff", "decode")],
+)
+def test_a_config_that_cannot_be_read_is_a_wrong_request(
+    lm: Path, config: str | None, problem: str
+) -> None:
+    attempt = attempt_with(lm)
+    (lm / "config.json").unlink()
+    if config:
+        (lm / "config.json").write_bytes(config.encode("latin-1"))
+    with pytest.raises(RequestError, match=rf"model\.text_model: .*{problem}"):
+        text_model.place(attempt, attempt.recipe)
+
+
+def test_a_training_leaves_the_names_of_weights_to_the_ranks_that_load_them(lm: Path) -> None:
+    attempt = attempt_with(change(lm, rename(UP, "model.layers.0.mlp.up.weight")))
+    assert text_model.place(attempt, attempt.recipe) == str(lm)

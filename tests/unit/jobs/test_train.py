@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.lm.task import settings_of
+from jobs.lm.spec import settings_of
 from orchestrator.spec.recipe import Train
 
 

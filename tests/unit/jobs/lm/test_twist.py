@@ -16,7 +16,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from jobs.lm.twist import build_model, require_fit, verify_weights
+from jobs.lm.twist import build_model
+from jobs.text_model import require_fit, verify_weights
 from orchestrator.errors import CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
 from orchestrator.plan.model_config import is_rotary, num_positions
