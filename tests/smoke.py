@@ -79,7 +79,10 @@ class Smoke:
 
     def status(self, run: str) -> dict:
         """The JSON document of ``status``."""
-        return json.loads(self.orchestrator("status", run, "--json").stdout)
+        done = self.orchestrator("status", run, "--json", check=False)
+        document = json.loads(done.stdout)
+        assert done.returncode == (document["state"] in ("failed", "cancelled")), done.stderr
+        return document
 
     def finish(self, run: str, *, resumes: int = 20) -> int:
         """Watch the run to its end, resuming where it stopped; how often that was needed."""

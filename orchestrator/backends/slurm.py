@@ -9,10 +9,8 @@ job taken for its time-out) never come into play.
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -25,13 +23,14 @@ import submitit
 from submitit.core.utils import FailedSubmissionError
 
 from orchestrator.backends.base import Job, JobRef
+from orchestrator.backends.slurm_commands import SACCT, ask
+from orchestrator.backends.slurm_reasons import LAUNCH_FAILED, in_plain_words
 from orchestrator.errors import BackendError, Cause, RequestError
+from orchestrator.ledger.path_store import PathStore
 from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.spec.cluster import SlurmOptions
 
 NAME = "slurm"
-TIMEOUT_S = 60.0
-"""Longest wait for one answer of the scheduler."""
 SCRIPT = "script.sh"
 """In a job's folder: what sbatch was given."""
 ADOPT_TRIES = 3
@@ -51,8 +50,6 @@ STATES = {word: state for state, words in _WORDS.items() for word in words.split
 """Slurm's words (sacct(1), JOB STATE CODES) in ours."""
 _PERHAPS_REQUEUED = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 """Ends in the books of a job that may wait in the queue again."""
-LAUNCH_FAILED = "launch failed requeued held"
-"""Slurm's reason for holding a job whose node could not start it: it never will by itself."""
 CAUSES = {
     "PREEMPTED": Cause.PREEMPTED,
     "REQUEUED": Cause.PREEMPTED,
@@ -116,16 +113,15 @@ class SlurmBackend:
     def submit(self, job: Job, after: Sequence[JobRef] = ()) -> JobRef:
         """Submit the job's script, kept beside its log.
 
-        When sbatch does not answer, the job may have been accepted all the same: it is looked for
-        by its tag, and never submitted twice. Raises BackendError, or RequestError when Slurm
+        When sbatch does not answer, the job may have been accepted all the same: it is looked for,
+        and never submitted twice. Raises BackendError, or RequestError when Slurm
         refuses what the job asks for.
         """
-        path = job.log.parent / SCRIPT
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(script(job, after))
+        path, text = job.log.parent / SCRIPT, script(job, after)
+        PathStore(path.parent).replace(SCRIPT, text.encode())
         submitted_at = time.time()
         try:
-            answer = ask("sbatch", str(path))
+            answer = ask("sbatch", str(path), script=text)
             job_id = submitit.SlurmExecutor._get_job_id_from_submission_command(answer)
         except (BackendError, FailedSubmissionError) as error:
             tries = ADOPT_TRIES if re.search(_NO_ANSWER, str(error)) else 1
@@ -137,28 +133,36 @@ class SlurmBackend:
 
     def refusal(self, job: Job) -> str:
         """Why Slurm would not take a job, by `sbatch --test-only`; empty where it would."""
+        text = script(job)
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
-            file.write(script(job))
+            file.write(text)
             file.flush()
             try:
-                ask("sbatch", "--test-only", file.name)
+                ask("sbatch", "--test-only", file.name, script=text)
             except BackendError as error:
                 return str(error)
         return ""
 
     def poll(self, refs: Sequence[JobRef]) -> dict[JobRef, JobStatus]:
-        """One question to the books, and one to the queue about those that may be in it again."""
+        """One question to the books, and one to the queue about those that may be in it again.
+
+        The queue also knows how jobs ended a moment ago, where books are late or there are none.
+        """
         if not refs:
             return {}
         booked = self._booked(refs)
         unclear = [r for r in refs if booked is None or _is_unclear(booked.get(r.id))]
-        queued = self.queue(unclear, everyone=booked is None) if unclear else {}
+        queued = self.queue(unclear, everyone=True) if unclear else {}
         return {ref: _status(ref, booked or {}, queued) for ref in refs}
 
     def cancel(self, refs: Sequence[JobRef]) -> None:
         """End jobs, queued and running ones: SIGTERM, then SIGKILL after Slurm's KillWait."""
         if refs:
-            ask("scancel", *(ref.id for ref in refs))
+            try:
+                ask("scancel", *(ref.id for ref in refs))
+            except BackendError as error:
+                if not all(re.search(_IS_OVER, part) for part in str(error).split("; ")):
+                    raise
 
     def warn(self, refs: Sequence[JobRef]) -> None:
         """Tell running jobs to save what they have and leave."""
@@ -173,7 +177,7 @@ class SlurmBackend:
         ``everyone``: of ended ones too.
         """
         whose = f"--jobs={','.join(ref.id for ref in refs)}" if refs else "--me"
-        words = ["squeue", whose, "--noheader", "--array", "--format=%F|%T|%N|%r|%k"]
+        words = ["squeue", whose, "--noheader", "--array", "--format=%F|%T|%N|%r|%o|%k"]
         try:
             answer = ask(*words, *(["--states=all"] if everyone else []))
         except BackendError as error:
@@ -181,17 +185,22 @@ class SlurmBackend:
                 raise
             answer = ""
         rows: dict[str, tuple[Row, ...]] = {}
-        for line in answer.splitlines():
-            job_id, word, nodes, reason, comment = line.split("|", 4)
-            row = Row(word=word, nodes=nodes, reason=reason, comment=comment.strip())
+        for found in re.finditer(_QUEUE_ROW, answer):
+            job_id, word, nodes, reason, command, comment = found.groups("")
+            row = Row(word=word, nodes=nodes, reason=reason, command=command, comment=comment)
             rows[job_id] = (*rows.get(job_id, ()), row)
         return rows
 
-    def find(self, tags: Iterable[str]) -> dict[str, str]:
-        """The ids of queued and running jobs, by tag."""
-        wanted = set(tags)
-        rows = self.queue().items()
-        return {r.comment: job_id for job_id, group in rows for r in group if r.comment in wanted}
+    def find(self, jobs: Iterable[Job]) -> dict[str, str]:
+        """The ids of jobs that were accepted, by tag: of any that the controller still knows.
+
+        A site's plugin may write what it likes into the comment; where the script lies stays.
+        """
+        tags = {str(job.log.parent / SCRIPT): job.tag for job in jobs}
+        tags |= {tag: tag for tag in tags.values()}
+        rows = self.queue(everyone=True).items()
+        named = ((i, tags.get(r.command) or tags.get(r.comment)) for i, g in rows for r in g)
+        return {tag: job_id for job_id, tag in named if tag}
 
     def config(self) -> dict[str, str]:
         """The site's configuration, in Slurm's words (slurm.conf(5))."""
@@ -221,14 +230,20 @@ class SlurmBackend:
             if attempt:
                 time.sleep(self._adopt_every_s)
             with suppress(BackendError):
-                if found := self.find([job.tag]).get(job.tag):
+                if found := self.find([job]).get(job.tag):
                     return found
         return None
 
 
 _ALL_UNKNOWN = "Invalid job id"
 """What squeue says when it knows none of the jobs it was asked about."""
-SACCT = ("sacct", "--allocations", "--parsable2", "--noheader")
+_IS_OVER = rf"{_ALL_UNKNOWN}|already completing or completed"
+"""What scancel says of a job that has ended."""
+_QUEUE_ROW = (
+    r"(?m)^(?P<id>\d+)\|(?P<word>[A-Z_]+)\|(?P<nodes>[^|\n]*)\|(?P<reason>[^|\n]*)"
+    r"(?:\|(?P<command>[^|\n]*))?(?:\|(?P<comment>.*))?$"
+)
+"""A job of the queue; the further lines of a comment are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +255,8 @@ class Row:
     nodes: str = ""
     reason: str = ""
     """Why it waits."""
+    command: str = ""
+    """Path of its script, as sbatch was given it."""
     comment: str = ""
     exit_code: int | None = None
     by: str = ""
@@ -254,50 +271,6 @@ class Row:
     def was_refused(self) -> bool:
         """Whether it is held because a node could not start it."""
         return LAUNCH_FAILED in self.reason
-
-
-def ask(*words: str) -> str:
-    """What a scheduler's command prints. Raises BackendError when it fails or does not answer."""
-    try:
-        done = subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            env=_outside_of_jobs(os.environ),
-        )
-    except subprocess.TimeoutExpired:
-        raise BackendError(
-            f"slurm: {words[0]} did not answer within {TIMEOUT_S:.0f} s; try again later"
-        ) from None
-    except OSError as error:
-        raise BackendError(
-            f"slurm: {words[0]} cannot be run here ({error.strerror}); use a login node"
-        ) from None
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        problems = [line for line in lines if not line.startswith('Try "')]
-        said = (ln.removeprefix(f"{words[0]}: ").removeprefix("error: ") for ln in problems[-3:])
-        problem = "; ".join(dict.fromkeys(said)) or f"exit code {done.returncode}"
-        raise BackendError(f"slurm: {words[0]}: {problem}")
-    return done.stdout
-
-
-def _outside_of_jobs(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what Slurm has put there for the job that this process runs in.
-
-    A job that is submitted from a job would take its binding, its restarts and its folder for its
-    own. What a user has set for sbatch stays.
-    """
-    if "SLURM_JOB_ID" not in env:
-        return dict(env)
-    return {name: value for name, value in env.items() if not _OF_JOBS.match(name)}
-
-
-_OF_JOBS = re.compile(
-    r"(SLURM|SLURMD|SRUN|SUBMITIT|ORCHESTRATOR_ALLOCATION)(_(?!CONF$)|$)|SBATCH_(CPU|MEM)_BIND"
-)
 
 
 def script(job: Job, after: Sequence[JobRef] = ()) -> str:
@@ -424,6 +397,7 @@ def _status(
         detail=several if len(rows) > 1 else _detail(row),
         cause=CAUSES.get(row.word),
         is_held=all(r.was_refused for r in rows if not r.state.is_final) and row.was_refused,
+        waits=in_plain_words(row.reason, ref.id) if leading is JobState.QUEUED else "",
     )
 
 

@@ -14,7 +14,8 @@ from typing import Self
 
 import submitit
 
-from orchestrator.backends.slurm import CAUSES, SACCT, ask
+from orchestrator.backends.slurm import CAUSES
+from orchestrator.backends.slurm_commands import SACCT, ask
 from orchestrator.errors import BackendError, Cause, ExitCode
 from orchestrator.ledger.status import JobState, JobStatus
 

@@ -92,9 +92,10 @@ def started_line(started: Started) -> str:
     if started.outcome == "started":
         jobs = format_several(started.num_jobs, "job")
         begun = f"{jobs} submitted" if started.num_jobs else "supervisor started"
-        return "; ".join((begun, *started.remarks))
-    return {
-        "done": "everything is done",
-        "running": "already running",
-        "hopeless": "nothing is left that could be resumed",
-    }[started.outcome]
+    else:
+        begun = {
+            "done": "everything is done",
+            "running": "already running",
+            "hopeless": "nothing is left that could be resumed",
+        }[started.outcome]
+    return "; ".join((begun, *started.remarks))

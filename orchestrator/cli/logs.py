@@ -11,11 +11,14 @@ from collections.abc import Collection, Iterator
 
 from orchestrator.cli.arguments import add_run, run_and_store
 from orchestrator.cli.terminal import interruptible, what_stands
+from orchestrator.cli.watch import failure_lines
 from orchestrator.control.executor import observe
 from orchestrator.errors import RequestError
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.status import run_progress
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import Submissions
 
 FOLLOW_EVERY_S = 0.5
@@ -45,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the chosen logs."""
-    folder, _ = run_and_store(options)
+    folder, store = run_and_store(options)
     logs = Logs(folder, options)
     if options.first_error:
-        code = _first_error(logs)
+        code = _first_error(logs, folder, store)
         for line in logs.earlier_failures():
             print(line, file=sys.stderr)
         return code
@@ -106,6 +109,10 @@ class Logs:
         if self._options.rank is None:
             for storage, name in self._outputs():
                 yield from self._rest(storage, name)
+
+    def are_about(self, instance: str) -> bool:
+        """Whether a stage instance's newest attempt was chosen."""
+        return self._options.attempt is None and any(i.id == instance for i in self._chosen)
 
     @property
     def has_read(self) -> bool:
@@ -174,7 +181,8 @@ def _there_are(numbers: Collection[int]) -> str:
     return f"there are {min(numbers)} to {max(numbers)}" if numbers else "there is none"
 
 
-def _first_error(logs: Logs) -> int:
+def _first_error(logs: Logs, run: RunFolder, store: Store) -> int:
+    """Print the first error of the logs; the run's own records where nothing could be logged."""
     for title, text in logs.new_text():
         lines = text.splitlines()
         for number, line in enumerate(lines):
@@ -182,5 +190,12 @@ def _first_error(logs: Logs) -> int:
                 print(title.replace(" <==\n", f":{number + 1} <=="))
                 print("\n".join(lines[number : number + 30]))
                 return 0
-    print("no error found", file=sys.stderr)
+    if lines := [line for line in _failures(run, store) if logs.are_about(line.partition(":")[0])]:
+        print("\n".join(lines))
+    else:
+        print("no error found", file=sys.stderr)
     return 0
+
+
+def _failures(run: RunFolder, store: Store) -> Iterator[str]:
+    return failure_lines(run_progress(run, store, observe(run)))

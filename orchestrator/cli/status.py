@@ -14,7 +14,7 @@ from orchestrator.cli.arguments import add_run, add_watch, run_and_store, store_
 from orchestrator.cli.terminal import Terminal
 from orchestrator.cli.watch import run_view, watch
 from orchestrator.control.executor import observe, observe_all
-from orchestrator.errors import BackendError, RequestError, last_sentence
+from orchestrator.errors import BackendError, ExitCode, RequestError, last_sentence
 from orchestrator.ledger.goodput import goodput_line
 from orchestrator.ledger.openmetrics import openmetrics
 from orchestrator.ledger.run import RunFolder
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the status of one run, or a line for each."""
+    """Print the status of one run, or a line for each; 1 for a run that has ended in vain."""
     form = "--json" if options.json else "--openmetrics" if options.openmetrics else ""
     if options.watch and form:
         raise RequestError(f"--watch: not with {form}, which is one document; leave one out")
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     _show(status, options)
     if status.problem:
         raise BackendError(f"{status.problem}; shown is what was last known")
-    return 0
+    return ExitCode.FAILED if status.has_ended_in_vain else ExitCode.DONE
 
 
 def _show(status: RunStatus, options: argparse.Namespace) -> None:

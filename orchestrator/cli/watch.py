@@ -91,17 +91,22 @@ def ending_lines(status: RunStatus) -> list[str]:
     """How a run ended that did not succeed, in whose words, and what its user can do."""
     cause = f" ({status.cause})" if status.cause else ""
     failures = [f"  {status.refusal}"] if status.refusal else []
-    for stage in status.stages:
-        if stage.failure:
-            failures.append(f"  {stage.instance.id}: {_failure(stage)}; see {stage.failure.log}")
-        elif stage.state is RunState.FAILED and stage.job:
-            failures.append(f"  {stage.instance.id}: the scheduler says: {stage.job}")
+    failures += [f"  {line}" for line in failure_lines(status)]
     resume = f"`orchestrator resume {status.run}` continues it"
     mend = "change what is wrong there, then submit again; resuming alone would end the same way"
     advice = resume if status.resuming_helps else mend
     if status.is_at_limit:
         advice = f"raise it, and `orchestrator resume {status.run} --cluster FILE` goes on"
     return [f"run {status.run}: {status.state}{cause}", *failures, f"  {advice}"]
+
+
+def failure_lines(status: RunStatus) -> Iterator[str]:
+    """Why each stage failed that did: in its own words, or in the scheduler's."""
+    for stage in status.stages:
+        if stage.failure:
+            yield f"{stage.instance.id}: {_failure(stage)}; see {stage.failure.log}"
+        elif stage.state is RunState.FAILED and stage.job:
+            yield f"{stage.instance.id}: the scheduler says: {stage.job}"
 
 
 class ChangeLines:
@@ -138,6 +143,10 @@ def _remarks(status: RunStatus) -> Iterator[str]:
             parts.append(_failure(stage))
         elif causes:
             parts.append(f"attempts ended by {', '.join(causes)}")
+        if stage.state is RunState.QUEUED and stage.waits:
+            parts.append(f"waits: {stage.waits}")
+        elif stage.state is RunState.UNKNOWN:
+            parts.append(stage.job)
         if any(parts):
             yield f"{stage.instance.id}: {'; '.join(filter(None, parts))}"
 

@@ -45,6 +45,9 @@ from orchestrator.spec.loader import (
 )
 from orchestrator.spec.recipe import Recipe
 
+LEFT_FOR_S = 60.0
+"""A file of a run's folder that has been half written for so long was left by a killed writer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
@@ -114,7 +117,7 @@ def submit(request: Request) -> Submitted:
     require_submittable(request.cluster)
     if problems := wrong_digests(request):
         raise SpecErrors(problems)
-    require_usable(request.store.storage)
+    require_usable(request.store.storage)  # before a folder is made of which half would stay
     run = RunFolder(request.store.run_storage(request.plan.run))
     code = code_snapshot()
     is_new = run.create(request.plan, request.recipe, request.cluster, code, code_origin(code))
@@ -128,6 +131,8 @@ def start(run: RunFolder, store: Store) -> Started:
     if not store.has(*run.plan().instances):
         require_executable(run)
         require_within_limits(run, cluster)
+        run.storage.sweep_old(LEFT_FOR_S)  # of processes that were killed
+        require_usable(store.storage)
     absent = {name: field for name, field in cluster.variables.items() if name not in os.environ}
     for field in absent.values():
         names = ", ".join(name for name in absent if absent[name] == field)
@@ -154,9 +159,10 @@ def move(run: RunFolder, cluster_file: Path) -> bool:
         return False
     require_submittable(cluster)
     require_executable(run)
-    if observe(run).is_alive:
+    if (observed := observe(run)).is_alive:
+        problem = "; ".join(observed.unknown_jobs()) or "is at work"
         raise RequestError(
-            f"{run.name}: is at work; `orchestrator cancel {run.name}` before it moves"
+            f"{run.name}: {problem}; `orchestrator cancel {run.name}` before it moves"
         )
     where = cluster_file.name
     problems = (

@@ -92,6 +92,7 @@ class Supervisor:
         lease_wait_s: float = LEASE_WAIT_S,
         retry_delay_s: float = RETRY_DELAY_S,
         figures_every_s: float = FIGURES_EVERY_S,
+        look: Callable[[], Observed] | None = None,
         limits_every_s: float = LIMITS_EVERY_S,
     ) -> None:
         """``only``: the one stage instance to work on, whose ``past`` attempts count.
@@ -109,7 +110,7 @@ class Supervisor:
         self._beat = beat
         self._tick_s = tick_s
         self._lease_wait_s, self._retry_delay_s = lease_wait_s, retry_delay_s
-        self._figures_every_s = figures_every_s
+        self._figures_every_s, self._look = figures_every_s, look or (lambda: observe(run))
         self._logs = logs or RunLogs(run)
         self._setup_for = None if is_set_up else self._cluster
         leaders = [i for i in self._plan.leaders if only in (None, i.id)]
@@ -148,6 +149,11 @@ class Supervisor:
         return bool(self._stop_cause)
 
     @property
+    def stop_cause(self) -> Cause | None:
+        """Why somebody asked for the end; None while nobody has."""
+        return self._stop_cause
+
+    @property
     def limit(self) -> str:
         """Which limit of the cluster file ended it, in words; empty when none did."""
         return self._limit
@@ -172,7 +178,7 @@ class Supervisor:
         self._logs.copy()
         if time.monotonic() - self._figures_at > self._figures_every_s:
             self._figures_at = time.monotonic()
-            write_figures(self._run, self._store, lambda: observe(self._run))
+            write_figures(self._run, self._store, self._look)
         self._mark_complete()
         self._obey_cancels()
         self._collect_ended()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,17 +97,21 @@ class PathStore:
             chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
             _publish(_write_aside(target, chunks, tick), target)
 
-    def sweep(self, but: str) -> int:
-        """Remove temporary files below this folder, but for one folder in it; how many."""
+    def sweep(self, but: str, older_s: float = 0.0) -> int:
+        """Remove temporary files below this folder, but for one folder in it; how many.
+
+        ``older_s``: only those that nobody has written to for so long.
+        """
         left = [
             Path(folder, name)
             for folder, _, names in os.walk(self._root, onerror=_unless_missing)
             for name in names
             if name.startswith(TEMPORARY) and Path(folder) != self._root / but
         ]
-        for path in left:
+        old = [path for path in left if _age_s(path) >= older_s]
+        for path in old:
             path.unlink(missing_ok=True)
-        return len(left)
+        return len(old)
 
     def delete(self, path: str) -> None:
         """Remove the object, and the folders that it leaves empty."""
@@ -119,6 +124,14 @@ class PathStore:
             except OSError:  # not empty, or removed by somebody else
                 return
             folder = folder.parent
+
+
+def _age_s(path: Path) -> float:
+    """For how long nobody has written to a file; forever where it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _unless_missing(error: OSError) -> None:

@@ -60,6 +60,8 @@ class JobStatus:
     """Why it ended, where the scheduler alone knows."""
     is_held: bool = False
     """Whether it waits in the queue and will never start by itself."""
+    waits: str = ""
+    """Why it waits, in plain words with what to do; empty for what passes by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,18 @@ class Observed:
     @property
     def has_jobs_left(self) -> bool:
         """Whether a job is queued or running, be it of use or not."""
-        return any(not status.state.is_final for status in self.by_id.values())
+        return any(s.state in (JobState.QUEUED, JobState.RUNNING) for s in self.by_id.values())
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether all that may go on are jobs that the scheduler does not know."""
+        states = {status.state for status in self.jobs.values()}
+        return self.is_alive and JobState.UNKNOWN in states and not self.has_jobs_left
+
+    def unknown_jobs(self) -> list[str]:
+        """A line for each stage's job that the scheduler does not know."""
+        unknown = {i: s for i, s in self.jobs.items() if s.state is JobState.UNKNOWN}
+        return [f"{instance}: {status.detail}" for instance, status in unknown.items()]
 
     def expects(self, instance: str) -> bool:
         """Whether somebody works on the stage instance, or will."""
@@ -102,6 +115,8 @@ class RunState(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+    """The scheduler does not know the job that was at work, and nobody saw it end."""
 
     @property
     def is_final(self) -> bool:
@@ -181,6 +196,8 @@ class StageStatus:
     """What is in the store."""
     job: str
     """The scheduler's words about its job."""
+    waits: str
+    """Why its job waits, in plain words with what to do; empty for what passes by itself."""
     shards_done: int | None
     shards_total: int | None
     step: int | None
@@ -240,6 +257,11 @@ class RunStatus:
     """Empty where it was not asked for."""
     spending: Mapping[str, Any] = field(default_factory=dict)
     """What it has spent of what it may; empty where it was not asked for."""
+
+    @property
+    def has_ended_in_vain(self) -> bool:
+        """Whether it has failed or was cancelled."""
+        return self.state.is_final and self.state is not RunState.SUCCEEDED
 
     @property
     def resuming_helps(self) -> bool:
@@ -407,6 +429,7 @@ class StatusReader:
             state=_stage_state(own, attempts, job, expected=observed.expects(instance.leader)),
             found=own,
             job=job.detail if job else "",
+            waits=job.waits if job else "",
             shards_done=_done(own, own.shards_done, total or None, progress, "shards"),
             shards_total=total,
             step=_done(own, own.step, instance.steps, progress, "steps"),
@@ -455,8 +478,8 @@ def _stage_state(
 ) -> RunState:
     if found.complete:
         return RunState.SUCCEEDED
-    if job and job.state is JobState.CANCELLED:
-        return RunState.CANCELLED
+    if job and job.state in (JobState.CANCELLED, JobState.UNKNOWN):
+        return RunState(job.state)
     if not attempts:
         without = RunState.FAILED if job else RunState.PENDING
         return RunState.QUEUED if expected else without
@@ -486,6 +509,8 @@ def _run_state(
     """Somebody alive makes a run ``running`` to the end, when its page is written."""
     states = {s.state for s in stages}
     has_begun = any(s.attempts for s in stages) or states == {RunState.SUCCEEDED}
+    if observed.is_unknown:
+        return RunState.UNKNOWN
     if observed.is_alive:
         return RunState.RUNNING if has_begun else RunState.QUEUED
     if states == {RunState.SUCCEEDED}:

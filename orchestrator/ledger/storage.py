@@ -156,6 +156,15 @@ class Storage:
             return self._objects.sweep(but)
         return self._objects.sweep()
 
+    def sweep_old(self, older_s: float) -> int:
+        """Remove files on a path that have been half written for so long; how many.
+
+        For folders in which others may write. In a bucket nothing is visible before it is whole.
+        """
+        if isinstance(self._objects, PathStore):
+            return self._objects.sweep("", older_s)
+        return 0
+
 
 def _bucket(url: str) -> ObjectStore:
     from orchestrator.ledger.object_store import (

@@ -3,6 +3,7 @@
 runs/<run>/submissions/0002/
     submission.json         who submitted, when, and what was left to do; created exclusively
     <job>/job.json          the scheduler's id, written when it has accepted the job
+    <job>/ended.json        how it ended, where one of ours ended it or was it; created exclusively
     <job>/script.sh …       what it was given, and the job's own output
     whole.json              all of its jobs were handed over
     refused.json            or why the scheduler took one of them not, and the others were cancelled
@@ -12,10 +13,12 @@ runs/<run>/jobs-seen.json   the newest answer about every job: what is known whe
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from orchestrator.errors import AlreadyExistsError
 from orchestrator.ledger.records import find_record, understood
 from orchestrator.ledger.storage import Storage, to_json
 
@@ -25,6 +28,7 @@ JobKind = Literal["stage", "workers", "sentinel"]
 _WHOLE = "whole.json"
 _REFUSED = "refused.json"
 _SEEN = "jobs-seen.json"
+_ENDED = "ended.json"
 _REMEDY = "cancel the jobs that `squeue` shows, then move the folder away"
 
 
@@ -100,6 +104,28 @@ class Submissions:
                 newest[job.kind, job.instance].append(job)
         return [job for jobs in newest.values() for job in jobs]
 
+    def end(self, job_ids: Collection[str], how: Mapping[str, Any]) -> None:
+        """Write down how jobs ended, for the time when the scheduler has forgotten them.
+
+        The first word about a job stands.
+        """
+        for folder in self._folders(job_ids):
+            with suppress(AlreadyExistsError):
+                self._run.create_json(f"{folder}/{_ENDED}", {**how, "ended_at": time.time()})
+
+    def reopen(self, job_id: str) -> None:
+        """A job runs again that had ended: somebody has put it back into the queue."""
+        for folder in self._folders([job_id]):
+            self._run.delete(f"{folder}/{_ENDED}")
+        if job_id in (seen := self.seen()):
+            self.remember({i: row for i, row in seen.items() if i != job_id})
+
+    def ended(self) -> dict[str, Any]:
+        """How jobs ended, of those where that was written down, by id."""
+        jobs = [(job.id, folder) for folder, job in self._with_folders()]
+        rows = ((i, find_record(self._run, f"{f}/{_ENDED}", "remove it")) for i, f in jobs)
+        return {job_id: row for job_id, row in rows if row is not None}
+
     def in_vain(self, left: Mapping[str, float]) -> int:
         """How many sentinels in a row have submitted what got no further, where ``left`` is now."""
         count = 0
@@ -125,6 +151,14 @@ class Submissions:
     def folder(number: int) -> str:
         """Where a submission lies below its run."""
         return f"submissions/{number:04d}"
+
+    def _folders(self, job_ids: Collection[str]) -> list[str]:
+        return [folder for folder, job in self._with_folders() if job.id in job_ids]
+
+    def _with_folders(self) -> Iterator[tuple[str, SubmittedJob]]:
+        for submission in self.all():
+            for job in submission.jobs:
+                yield f"{self.folder(submission.number)}/{job.name}", job
 
     def _read(self, number: int) -> Submission | None:
         folder = self.folder(number)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.slurm import LAUNCH_FAILED
+from orchestrator.backends.slurm_reasons import LAUNCH_FAILED
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.rig import RESOURCES, SlurmSmoke, saved_step, wait_for
 

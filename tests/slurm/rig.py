@@ -114,7 +114,7 @@ class SlurmSmoke(Smoke):
 
         def ended() -> str:
             state = str(self.status(name)["state"])
-            return state if state not in ("queued", "running") else ""
+            return state if state not in ("queued", "running", "unknown") else ""
 
         return wait_for(ended, f"the end of {name}", every_s=2.0)
 

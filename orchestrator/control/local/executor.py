@@ -71,8 +71,8 @@ class LocalExecutor(Executor):
                 # ends.
                 is_waiting = not has_ended or run.supervising() or len(run.supervisors()) > before
                 if not is_waiting or time.monotonic() > deadline:
-                    tail = job.log.read_text(errors="replace")[-500:] if job.log.exists() else ""
-                    raise BackendError(f"{run.name}: no supervisor started; see {job.log}\n{tail}")
+                    said = f" ({words})" if (words := _last_line(job.log)) else ""
+                    raise BackendError(f"{run.name}: no supervisor started{said}; see {job.log}")
                 time.sleep(0.05)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the run goes on: its supervisor begins to work") from None
@@ -139,6 +139,12 @@ class LocalExecutor(Executor):
         files = os.sysconf("SC_OPEN_MAX")
         remedy = f"{files}; ulimit -n {MIN_OPEN_FILES} or more"
         yield Check("open files", files >= MIN_OPEN_FILES, remedy)
+
+
+def _last_line(log: Path) -> str:
+    """The last words of a log; empty where there are none."""
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def supervisor_job(run: RunFolder, store: Store) -> Job:

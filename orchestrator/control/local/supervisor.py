@@ -23,7 +23,7 @@ from orchestrator.control.supervise import (
     log,
     write_last_page,
 )
-from orchestrator.errors import Cause, LeaseHeldError
+from orchestrator.errors import Cause, ExitCode, LeaseHeldError, os_words
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.lease import Process
@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LeaseHeldError as error:
         log.info("%s; nothing to do", error)
         return 0
+    except OSError as error:  # the store's: whoever has started this shows the last line
+        log.error("%s", os_words(error))
+        return ExitCode.UNREACHABLE
     finally:  # the run's end is known by now, and another supervisor may begin
         notifier.close(lambda: observe(run))
 

@@ -5,10 +5,11 @@ All state lies in the run's folder and with the scheduler, so any login node can
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import (
@@ -19,6 +20,7 @@ from orchestrator.backends.slurm import (
     max_array,
     script,
 )
+from orchestrator.backends.slurm_commands import taken_from_shell
 from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.executor import Check, Executor, JobPreview, Request, Started
 from orchestrator.control.slurm.doctor import examine_slurm
@@ -26,8 +28,9 @@ from orchestrator.control.slurm.job_states import (
     JobStates,
     close_attempts,
     failing_nodes,
+    note_cancelled,
     observed_from,
-    open_refs,
+    open_jobs,
     ref_of,
     refs_of,
     unfinished,
@@ -45,10 +48,11 @@ from orchestrator.control.slurm.reservations import blocked_jobs, reservations
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import JobState, Observed
+from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import SubmittedJob, Submitter
 from orchestrator.plan.planner import Instance, Plan
+from orchestrator.quantities import format_several
 from orchestrator.spec.cluster import Cluster
 
 USUAL_MAX_ARRAY = 1000
@@ -56,7 +60,7 @@ USUAL_MAX_ARRAY = 1000
 SUBMIT_WAIT_S = 300.0
 """How long to wait for somebody else who is submitting the same run."""
 CANCEL_SLACK_S = 60.0
-_CANCEL_POLL_S = 2.0
+_CANCEL_POLL_S = 1.0
 
 
 class SlurmExecutor(Executor):
@@ -102,6 +106,7 @@ class SlurmExecutor(Executor):
         states = self._job_states(run, store)
         hopeless = _with_followers(plan, undone, excluding)
         left = [i for i in undone if i.id not in hopeless]
+        _require_known(run, states, left)
         kept = _kept(plan, left, states.live_stages())
         fresh = {i.id for i in left} - kept.keys()
         number = run.submissions.next_number()
@@ -109,15 +114,16 @@ class SlurmExecutor(Executor):
         needed = _needed(jobs_of(context, plan, left), fresh, states)
         renewed = any(part.kind == "sentinel" for part in needed)
         stale = states.living(hopeless | fresh, and_sentinel=renewed)
-        self._backend.cancel([ref_of(job) for job in stale])
+        self._cancel(run, [ref_of(job) for job in stale], "in the way of what was submitted later")
         if not needed:
-            return Started(outcome="running" if left else "hopeless")
+            remarks = tuple(f"{i.id}: {w}" for i in left if (w := states.waits(i.id)))
+            return Started(outcome="running" if left else "hopeless", remarks=remarks)
         number = run.submissions.begin(submitted_by, work_left(plan, store))
         return self._submit(replace(context, submission=number), needed, kept, beat)
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How the runs stand, from one question about all of their jobs."""
-        refs = [ref for run in runs for ref in open_refs(run)]
+        refs = [ref for run in runs for ref in open_jobs(run)]
         try:
             answers, problem = self._backend.poll(refs), ""
         except BackendError as error:
@@ -125,33 +131,49 @@ class SlurmExecutor(Executor):
         return {run.name: observed_from(run, answers, problem) for run in runs}
 
     def cancel(self, run: RunFolder, stage: str | None) -> None:
-        """Let running attempts save and end; take the rest out of the queue at once."""
-        run.request_cancel(stage)
+        """Let running attempts save and end; take the rest out of the queue at once.
+
+        How all of them ended is written down.
+        """
+        number = run.request_cancel(stage)
         chosen = {i.leader for i in run.plan().chosen(stage)} | ({""} if stage is None else set())
-        jobs = {ref_of(j): j for j in run.submissions.newest_jobs() if j.instance in chosen}
+        jobs = {ref: job for ref, job in open_jobs(run).items() if job.instance in chosen}
         states = {ref: status.state for ref, status in self._backend.poll(list(jobs)).items()}
         running = {ref: job for ref, job in jobs.items() if states[ref] is JobState.RUNNING}
         saving = {job.instance for job in running.values() if job.kind == "stage"}
-        queued = [ref for ref in jobs if states[ref] is JobState.QUEUED]
+        queued = [ref for ref in jobs if states[ref] in (JobState.QUEUED, JobState.UNKNOWN)]
         # What runs may save; a worker ends with its head, and at once where that does not run.
         headless = [ref for ref, job in running.items() if job.instance not in saving]
         self._backend.cancel([*queued, *headless])
-        self._await_end(run, list(jobs))
+        for ref, status in self._await_end(run, list(jobs)).items():
+            if status.state.is_final:
+                run.submissions.end({ref.id}, asdict(status))
+            else:
+                note_cancelled(run, [ref], "cancelled by the user")
+        run.note_cancelled(number, run.cancel_requests()[number - 1])
 
-    def _await_end(self, run: RunFolder, refs: Sequence[JobRef]) -> None:
+    def _await_end(self, run: RunFolder, refs: Sequence[JobRef]) -> dict[JobRef, JobStatus]:
+        """How they stand once none is queued or running. Raises RunFailedError for those killed."""
         deadline = time.monotonic() + run.cluster().retry.notice_s + CANCEL_SLACK_S
         while True:
             states = self._backend.poll(refs)
+            queued = [ref for ref in refs if states[ref].state is JobState.QUEUED]
+            self._backend.cancel(queued)  # of those that ran, some may have been put back
             running = [ref for ref in refs if states[ref].state is JobState.RUNNING]
-            if not running:
-                return
+            if not queued and not running:
+                return states
             if time.monotonic() > deadline:
                 self._backend.cancel(running)
+                note_cancelled(run, running, "killed, as it did not stop by itself")
                 raise RunFailedError(
                     f"{run.name}: jobs {', '.join(r.id for r in running)} did not stop by "
                     "themselves and were killed; see `orchestrator status`"
                 )
             time.sleep(_CANCEL_POLL_S)
+
+    def _cancel(self, run: RunFolder, refs: Sequence[JobRef], why: str) -> None:
+        self._backend.cancel(refs)
+        note_cancelled(run, refs, why)
 
     def problems(self, request: Request) -> Iterator[str]:
         """A store that nodes cannot share."""
@@ -168,11 +190,15 @@ class SlurmExecutor(Executor):
         yield from dict.fromkeys(f"{where}: {problem}" for problem in problems)
 
     def remarks(self, plan: Plan, cluster: Cluster) -> Iterator[str]:
-        """Reservations that jobs of the plan would run into."""
-        if not (reserved := reservations()):
+        """What sbatch takes from this shell, and reservations that jobs would run into."""
+        reserved = reservations()
+        if not reserved and not taken_from_shell([""], os.environ):
             return
-        parts, kinds = self._parts_left(plan, cluster), node_kinds()
-        yield from blocked_jobs(parts, kinds, reserved, {i.id: i.node for i in plan.instances})
+        parts = self._parts_left(plan, cluster)
+        yield from _from_shell(parts)
+        if reserved:
+            nodes = {i.id: i.node for i in plan.instances}
+            yield from blocked_jobs(parts, node_kinds(), reserved, nodes)
 
     def _parts_left(self, plan: Plan, cluster: Cluster) -> tuple[PlannedJob, ...]:
         """The jobs of what a plan does not reuse; none where the store is no path."""
@@ -229,7 +255,7 @@ class SlurmExecutor(Executor):
             return 0
         name = f"{instance}-workers-{len(refs) + 1}"
         part = resized(context, parts[0], name, min(count, parts[0].num_tasks))
-        if late := self._backend.find([part.job.tag]).get(part.job.tag):  # sbatch did not answer
+        if late := self._backend.find([part.job]).get(part.job.tag):  # sbatch did not answer
             _record(run, number, part, late, time.time())
             return 0
         return self._submit_workers(context, part, [head])
@@ -247,7 +273,7 @@ class SlurmExecutor(Executor):
         if not newest.is_whole:
             context = self._context(run, store.storage.url, newest.number)
             planned = {context.tag(p.name): p for p in jobs_of(context, plan, plan.leaders)}
-            for tag, job_id in self._backend.find(planned).items():
+            for tag, job_id in self._backend.find(p.job for p in planned.values()).items():
                 _record(run, newest.number, planned[tag], job_id, newest.at)
         observed = self.observe([run])[run.name]
         if observed.problem:
@@ -289,7 +315,7 @@ class SlurmExecutor(Executor):
             try:
                 ref = self._backend.submit(part.job, [refs[i] for i in part.after])
             except RequestError as error:  # what comes before it would wait or work for nothing
-                self._backend.cancel(submitted)
+                self._cancel(context.run, submitted, "what was submitted with it was refused")
                 submissions.refuse(number, str(error))
                 raise
             submitted.append(ref)
@@ -320,6 +346,23 @@ class SlurmExecutor(Executor):
             _record(context.run, context.submission, fitting, ref.id, ref.submitted_at)
             return size
         return 0
+
+
+def _require_known(run: RunFolder, states: JobStates, left: Sequence[Instance]) -> None:
+    """Raises BackendError where a job may be at work that the scheduler does not know."""
+    if lines := [f"{i.id}: {words}" for i in left if (words := states.unknown(i.id))]:
+        others = f", and so {format_several(len(lines) - 1, 'other')}" if lines[1:] else ""
+        raise BackendError(
+            f"{run.name}: {lines[0]}{others}; resume after that, or `orchestrator cancel "
+            f"{run.name}` if you know that it has ended"
+        )
+
+
+def _from_shell(parts: Iterable[PlannedJob]) -> Iterator[str]:
+    """What sbatch takes from this shell because the cluster file does not say it."""
+    if taken := taken_from_shell((script(part.job) for part in parts), os.environ):
+        said = ", ".join(f"{name}={value}" for name, value in taken.items())
+        yield f"from this shell, as the cluster file does not say it: {said}"
 
 
 def _too_few(workers: Sequence[PlannedJob], counts: Mapping[str, int]) -> Iterator[str]:

@@ -8,9 +8,9 @@ down for the time when nobody answers.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from orchestrator.backends.base import JobRef
@@ -34,8 +34,23 @@ class JobStates:
     states: Mapping[str, JobStatus]
 
     def has(self, kind: JobKind, instance: str) -> bool:
-        """Whether such a job is queued or running."""
-        return any(job.kind == kind and job.instance == instance for job in self._live())
+        """Whether such a job is queued or running; one that nobody knows is neither."""
+        theirs = [j for j in self._live() if j.kind == kind and j.instance == instance]
+        return any(self.states[job.id].state is not JobState.UNKNOWN for job in theirs)
+
+    def unknown(self, instance: str) -> str:
+        """What to know of a stage's job that the scheduler does not know; empty for others."""
+        status = self._of_stage(instance)
+        return status.detail if status and status.state is JobState.UNKNOWN else ""
+
+    def waits(self, instance: str) -> str:
+        """Why a stage's job waits, in plain words; empty where nobody needs to know."""
+        status = self._of_stage(instance)
+        return status.waits if status else ""
+
+    def _of_stage(self, instance: str) -> JobStatus | None:
+        own = (job for job in self.jobs if job.kind == "stage" and job.instance == instance)
+        return next((self.states[job.id] for job in own), None)
 
     def live_stages(self) -> dict[str, SubmittedJob]:
         """The job of each stage instance whose own job is queued or running."""
@@ -116,46 +131,72 @@ def ref_of(job: SubmittedJob) -> JobRef:
     return JobRef(backend=NAME, id=job.id, submitted_at=job.submitted_at)
 
 
-def open_refs(run: RunFolder) -> list[JobRef]:
+def open_jobs(run: RunFolder) -> dict[JobRef, SubmittedJob]:
     """A run's jobs that were not seen to end: about the others there is nothing to ask."""
-    seen = run.submissions.seen()
-    ended = {job_id for job_id, row in seen.items() if JobState(row["state"]).is_final}
-    return [ref_of(job) for job in run.submissions.newest_jobs() if job.id not in ended]
+    known = {**run.submissions.seen(), **run.submissions.ended()}
+    ended = {job_id for job_id, row in known.items() if JobState(row["state"]).is_final}
+    return {ref_of(job): job for job in run.submissions.newest_jobs() if job.id not in ended}
+
+
+def note_cancelled(run: RunFolder, refs: Iterable[JobRef], why: str) -> None:
+    """Write down that jobs were cancelled, and why: where there are no books, only we know."""
+    status = JobStatus(state=JobState.CANCELLED, cause=Cause.CANCELLED, detail=why)
+    run.submissions.end({ref.id for ref in refs}, asdict(status))
+
+
+def note_own_end(run: RunFolder, job_id: str, state: str) -> None:
+    """Let a job that is about to end by itself say so; a store that refuses changes nothing."""
+    how = JobStatus(state=JobState(state), detail="as it wrote down itself")
+    with suppress(OSError):
+        run.submissions.end({job_id}, asdict(how))
 
 
 def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: str) -> Observed:
     """How a run stands, from the newest known status of its jobs, which is written down.
 
-    A job that the scheduler does not know keeps its last state, until that has lasted too long. A
-    failed run lives while a sentinel looks on.
+    How jobs ended that we ended ourselves is known without the scheduler. One that it does not know
+    is unknown, until that has lasted too long or what we have written down proves its end. A failed
+    run lives while a sentinel looks on.
     """
     submissions, now = run.submissions, time.time()
-    newest = submissions.all()[-1:]
-    before, jobs = submissions.seen(), submissions.newest_jobs()
-    rows: dict[str, dict[str, Any]] = {}
-    for job in jobs:
-        last = before.get(job.id, {"state": JobState.QUEUED, "absent_since": None})
-        answer = answers.get(ref_of(job))
-        if answer is not None and answer.state is not JobState.UNKNOWN:
-            rows[job.id] = {**asdict(answer), "absent_since": None}
-        elif problem or answer is None or JobState(last["state"]).is_final:
-            rows[job.id] = last
-        else:
-            rows[job.id] = {**last, "absent_since": last["absent_since"] or now}
+    jobs, ended = submissions.newest_jobs(), submissions.ended()
+    before = {**submissions.seen(), **ended}
+    rows = {job.id: _row(job, before.get(job.id), answers, now, problem) for job in jobs}
     if rows and not problem:
         with suppress(OSError):  # somebody else's run may be looked at, not written
-            submissions.remember(rows)
-    timeout_s = run.cluster().slurm.missing_timeout_s
-    seen = {job_id: _status_of(row, now, timeout_s) for job_id, row in rows.items()}
-    stages = {job.instance: seen[job.id] for job in jobs if job.kind == "stage"}
-    ends = [s.state for s in stages.values() if s.state.is_final]
-    sentinels = [seen[job.id] for job in jobs if job.kind == "sentinel"]
+            submissions.remember({i: row for i, row in rows.items() if i not in ended})
+    return _observed(run, jobs, rows, now, problem)
+
+
+def last_known(run: RunFolder, running: str) -> Observed:
+    """How a run stands while one of its jobs runs, by the ledger alone: nobody is asked."""
+    submissions = run.submissions
+    jobs, before = submissions.newest_jobs(), {**submissions.seen(), **submissions.ended()}
+    rows = {job.id: {"state": JobState.QUEUED, **before.get(job.id, {})} for job in jobs}
+    rows |= {running: {"state": JobState.RUNNING}} if running in rows else {}
+    return _observed(run, jobs, rows, time.time())
+
+
+def _observed(
+    run: RunFolder,
+    jobs: Sequence[SubmittedJob],
+    rows: Mapping[str, Mapping[str, Any]],
+    now: float,
+    problem: str = "",
+) -> Observed:
+    newest, timeout_s = run.submissions.all()[-1:], run.cluster().slurm.missing_timeout_s
+    seen = {job.id: _status_of(job, rows[job.id], now, timeout_s) for job in jobs}
+    stages = {job.instance: job for job in jobs if job.kind == "stage"}
+    seen |= _proven_ends(run, stages, seen)
+    states = {instance: seen[job.id] for instance, job in stages.items()}
+    ends = [s.state for s in states.values() if s.state.is_final]
+    sentinels = {seen[job.id].state for job in jobs if job.kind == "sentinel"}
     has_failed = any(state is not JobState.SUCCEEDED for state in ends)
     # A sentinel that has something to see to will start, or is at it.
-    is_watched = has_failed and any(not s.state.is_final for s in sentinels)
+    is_watched = has_failed and bool(sentinels & {JobState.QUEUED, JobState.RUNNING})
     return Observed(
         is_alive=is_watched or len(ends) < len(stages),
-        jobs=stages,
+        jobs=states,
         by_id=seen,
         problem=problem,
         refusal=newest[0].refusal if newest else "",
@@ -163,14 +204,74 @@ def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: 
     )
 
 
-def _status_of(row: Mapping[str, Any], now: float, timeout_s: float) -> JobStatus:
-    absent_since = row["absent_since"]
-    if absent_since is not None and now - absent_since > timeout_s:
-        return JobStatus(
-            state=JobState.FAILED,
-            cause=Cause.NODE_LOST,
-            detail=f"unknown to the scheduler for more than {timeout_s:.0f} s",
-        )
-    fields = {name: value for name, value in row.items() if name != "absent_since"}
-    cause = Cause(row["cause"]) if row.get("cause") else None
-    return JobStatus(**{**fields, "state": JobState(row["state"]), "cause": cause})
+def _row(
+    job: SubmittedJob,
+    before: Mapping[str, Any] | None,
+    answers: Mapping[JobRef, JobStatus],
+    now: float,
+    problem: str,
+) -> dict[str, Any]:
+    """What is known of a job: the answer, else what was known, and since when nobody knows it."""
+    last = {"state": JobState.QUEUED, **(before or {})}
+    answer = answers.get(ref_of(job))
+    if answer is not None and answer.state is not JobState.UNKNOWN:
+        return {**asdict(answer), "absent_since": None}
+    if problem or answer is None or JobState(last["state"]).is_final:
+        return last
+    return {**last, "absent_since": last.get("absent_since") or now}
+
+
+def _status_of(
+    job: SubmittedJob, row: Mapping[str, Any], now: float, timeout_s: float
+) -> JobStatus:
+    since = row.get("absent_since")
+    if since is None:
+        known = {f.name for f in fields(JobStatus)}
+        cause = Cause(row["cause"]) if row.get("cause") else None
+        facts = {name: value for name, value in row.items() if name in known}
+        return JobStatus(**{**facts, "state": JobState(row["state"]), "cause": cause})
+    if now - since > timeout_s:
+        detail = f"unknown to the scheduler for more than {timeout_s:.0f} s"
+        return JobStatus(state=JobState.FAILED, cause=Cause.NODE_LOST, detail=detail)
+    detail = (
+        f"job {job.id} is unknown to the scheduler since {_clock(since)}; it counts as lost from "
+        f"{_clock(since + timeout_s)} on (slurm.missing_timeout_s)"
+    )
+    return JobStatus(state=JobState.UNKNOWN, detail=detail)
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def _proven_ends(
+    run: RunFolder, stages: Mapping[str, SubmittedJob], seen: Mapping[str, JobStatus]
+) -> dict[str, JobStatus]:
+    """Ends of unknown jobs that our own records prove, by the job's id.
+
+    An attempt that has ended, and none after it: a job between two of them would be known. And a
+    job that comes after one that has not succeeded: Slurm cancels it.
+    """
+    plan, states = run.plan(), dict(seen)
+    for instance in plan.leaders:  # in the order of the data's path
+        job = stages.get(instance.id)
+        if job is None or states[job.id].state is not JobState.UNKNOWN:
+            continue
+        upstream = [states[stages[n].id].state for n in plan.upstream(instance.id) if n in stages]
+        if any(state.is_final and state is not JobState.SUCCEEDED for state in upstream):
+            detail = "what it comes after has not succeeded"
+            states[job.id] = JobStatus(state=JobState.CANCELLED, detail=detail)
+        elif end := _end_of_attempt(run, instance.id, job):
+            states[job.id] = end
+    return states
+
+
+def _end_of_attempt(run: RunFolder, instance: str, job: SubmittedJob) -> JobStatus | None:
+    """How the job's newest attempt ended; None where it has made none, or that is not known."""
+    attempts = run.attempts(instance)
+    if not attempts or attempts[-1].started.get("job") != job.id or not (end := attempts[-1].end):
+        return None
+    states = (JobState.SUCCEEDED, JobState.CANCELLED, JobState.PREEMPTED)
+    state = next((s for s in states if s == end["state"]), JobState.FAILED)
+    cause = Cause(end["cause"]) if end.get("cause") else None
+    return JobStatus(state=state, cause=cause, detail=str(end.get("reason") or ""))

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.backends.base import Shape
-from orchestrator.backends.slurm import ask, job_options
+from orchestrator.backends.slurm import job_options
+from orchestrator.backends.slurm_commands import ask
 from orchestrator.control.slurm.jobs import PlannedJob
 from orchestrator.errors import BackendError
 from orchestrator.quantities import format_several

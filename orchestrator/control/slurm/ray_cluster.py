@@ -21,7 +21,7 @@ from orchestrator.backends.slurm import SlurmBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.slurm.executor import SlurmExecutor
-from orchestrator.control.slurm.job_states import refs_of
+from orchestrator.control.slurm.job_states import note_cancelled, refs_of
 from orchestrator.errors import BackendError, OrchestratorError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
@@ -113,8 +113,10 @@ class RayCluster:
 
 def dismiss_workers(run: RunFolder, instance: str) -> None:
     """Cancel the array: nothing is left for it to do."""
+    refs = refs_of(run, "workers", instance)
     try:
-        SlurmBackend().cancel(refs_of(run, "workers", instance))
+        SlurmBackend().cancel(refs)
+        note_cancelled(run, refs, "not needed any more")
     except BackendError as error:
         log.warning("workers: %s", error)
 

@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.backends.slurm import ask, job_options
+from orchestrator.backends.slurm import job_options
 from orchestrator.backends.slurm_allocation import seconds_of
+from orchestrator.backends.slurm_commands import ask
 from orchestrator.control.slurm.jobs import PlannedJob
 from orchestrator.control.slurm.partitions import NodeKind, asked_of, partitions_of, place_of
 from orchestrator.errors import BackendError

@@ -8,6 +8,7 @@ further often enough.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -17,7 +18,8 @@ from orchestrator.control.executor import Started, executor_of
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.notify import Notifier
 from orchestrator.control.slurm.executor import SlurmExecutor
-from orchestrator.control.slurm.job_states import work_left
+from orchestrator.control.slurm.job_states import note_own_end, work_left
+from orchestrator.control.supervise import write_figures
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import spending
@@ -43,10 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     store, run = store_and_run(options)
     log_to_stderr()
     executor = SlurmExecutor()
+    try:
+        return _watch(store, run, executor, options.submission)
+    finally:
+        note_own_end(run, os.environ.get("SLURM_JOB_ID", ""), JobState.SUCCEEDED)
+        write_figures(run, store, lambda: executor.observe([run])[run.name])
+
+
+def _watch(store: Store, run: RunFolder, executor: SlurmExecutor, submission: int) -> int:
     observed = settled(run, executor)
     notifier = Notifier(store, run)
     notifier.watch()
-    if why := superseded(run, options.submission):
+    if why := superseded(run, submission):
         is_left = False
     elif why := run_refusal(run, store):
         is_left = True

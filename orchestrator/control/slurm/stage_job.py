@@ -16,28 +16,38 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 
 from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.notify import Notifier
-from orchestrator.control.slurm.job_states import close_attempts
+from orchestrator.control.slurm.job_states import close_attempts, last_known, note_own_end
 from orchestrator.control.slurm.jobs import shape_of
 from orchestrator.control.slurm.other_runs import OtherRuns
 from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
-from orchestrator.control.supervise import LAST_WORDS_S, Supervisor, write_last_page
+from orchestrator.control.supervise import (
+    LAST_WORDS_S,
+    Supervisor,
+    write_figures,
+    write_last_page,
+)
 from orchestrator.errors import Cause
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
 from orchestrator.ledger.spending import held
-from orchestrator.ledger.status import Observed, RunState
+from orchestrator.ledger.status import JobStatus, Observed, RunState
+from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
 
 AGENT_MODULE = "jobs.training.node_agent"
+WARNED = "warned.json"
+"""In an allocation's folder: why the scheduler was about to end it."""
 _TICK_S = 1.0
 _UPSTREAM_TIMEOUT_S = 120.0
 _LAST_NOTICE_S = 5.0
@@ -66,14 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = ("-u", "-m", AGENT_MODULE, "--node", str(allocation.node_index))
         os.execv(sys.executable, (sys.executable, *words))
     log.info("%s: start %s on %s", options.instance, allocation.restart_id, allocation.node)
+    with suppress(OSError):  # of one that somebody has put back into the queue after its end
+        run.submissions.reopen(allocation.job_id)
     if not all(a.end for a in run.attempts(options.instance)):
         # Those of earlier starts that could not write their ends themselves.
-        close_attempts(run, store, options.instance, *allocation.previous_end())
+        close_attempts(run, store, options.instance, *_previous_end(run, options, allocation))
     instance = run.plan().instance(options.instance)
     # Whether somebody has asked for that since a user last wanted it to run.
     if any(instance.answers_to(name) for name in run.cancelled_stages()):
         log.info("cancelled while it waited")
         dismiss_workers(run, options.instance)
+        note_own_end(run, allocation.job_id, "cancelled")
         return 1
     others = OtherRuns(store, run, run.plan().group(instance.id))
     notifier = Notifier(store, run)
@@ -82,9 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = supervise(store, run, allocation, options, early, others)
     finally:
         run.allocation(options.instance, allocation.restart_id).replace(ALLOCATION_ENDED, b"{}")
+    if state != "left":
+        note_own_end(run, allocation.job_id, state)
     is_whole = state == "succeeded" and store.has(*run.plan().instances)
     if is_whole:  # whoever completes the run writes its last page
         write_last_page(run, store, RunState.SUCCEEDED)
+    elif state != "left":
+        write_figures(run, store, lambda: last_known(run, ""))
     within_s = _LAST_NOTICE_S if state == "left" else None
     notifier.close(lambda: Observed(is_alive=not is_whole), within_s)
     if state != "left":
@@ -113,10 +130,13 @@ def supervise(
     cluster, instance = run.cluster(), run.plan().instance(options.instance)
     is_elastic = BY_NAME[instance.stage].is_elastic
     ray = RayCluster(store, run, instance.id, allocation) if is_elastic else None
+    here = run.allocation(instance.id, allocation.restart_id)
 
     def tell() -> None:
         while signals:
             log.info("warned by %s", signal.Signals(signals.pop(0)).name)
+            with suppress(OSError):
+                here.replace(WARNED, to_json({"cause": supervisor.stop_cause}))
 
     def beat() -> None:
         tell()
@@ -137,7 +157,7 @@ def supervise(
         beat=beat,
         tick_s=_TICK_S,
         is_set_up=True,
-        figures_every_s=float("inf"),
+        look=lambda: last_known(run, allocation.job_id),
     )
     _heed_warnings(supervisor, 60 * options.walltime_min - cluster.retry.notice_s, signals)
     try:
@@ -153,6 +173,17 @@ def supervise(
     if ray:
         dismiss_workers(run, instance.id)
     return state
+
+
+def _previous_end(
+    run: RunFolder, options: argparse.Namespace, allocation: Allocation
+) -> tuple[JobStatus, float | None]:
+    """How the job's start before this one ended: by the books, else by the warning it had."""
+    status, ended_at = allocation.previous_end()
+    before = run.allocation(options.instance, f"{allocation.job_id}-{allocation.restarts - 1}")
+    if not status.detail and (warned := before.find_json(WARNED)):
+        status = replace(status, cause=Cause(warned["cause"]), detail="it was warned before that")
+    return status, ended_at
 
 
 def _held(cluster: Cluster, instance: Instance) -> dict[str, float]:

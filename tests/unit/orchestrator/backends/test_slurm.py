@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from orchestrator.backends.base import Job, JobRef
-from orchestrator.backends.slurm import LAUNCH_FAILED, STATES, SlurmBackend
+from orchestrator.backends.slurm import STATES, SlurmBackend
+from orchestrator.backends.slurm_reasons import LAUNCH_FAILED
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.status import JobState, JobStatus
 from tests.unit.orchestrator.scheduler import Answers
@@ -152,14 +155,17 @@ def test_what_slurm_refuses_is_a_wrong_request(answers: Answers, tmp_path: Path)
 
 def test_what_was_accepted_is_found_by_its_tag(answers: Answers, tmp_path: Path) -> None:
     answers.say("sbatch", "sbatch: error: Socket timed out on send/recv operation\n", code=1)
-    answers.say("squeue", "41|PENDING||None|orc 1 encoder\n42|PENDING||None|orc 1 corpus\n")
+    rows = "41|PENDING||None|(null)|orc 1 encoder\n42|PENDING||None|(null)|orc 1 corpus\n"
+    answers.say("squeue", rows)
     assert SlurmBackend(adopt_every_s=0.01).submit(job(tmp_path)).id == "42"
 
 
 def test_what_is_accepted_late_is_found_too(answers: Answers, tmp_path: Path) -> None:
     answers.say("sbatch", "sbatch: error: Socket timed out on send/recv operation\n", code=1)
     late = answers.folder / "squeue"
-    late.write_text(f"#!/bin/sh\n[ -e {tmp_path}/asked ] && echo '42|PENDING||None|orc 1 corpus'\n")
+    late.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/asked ] && echo '42|PENDING||None||orc 1 corpus'\n"
+    )
     late.write_text(f"{late.read_text()}touch {tmp_path}/asked\n")
     late.chmod(0o755)
     assert SlurmBackend(adopt_every_s=0.01).submit(job(tmp_path)).id == "42"
@@ -193,24 +199,51 @@ def test_what_was_not_accepted_may_be_submitted_again(
     assert [asked.split()[0] for asked in answers.asked] == ["sbatch"]
 
 
-def test_a_job_submitted_from_a_job_inherits_none_of_it(
-    answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = {"SLURM_CONF": "/etc/slurm.conf", "HF_TOKEN": "x", "SBATCH_ACCOUNT": "speech"}
-    inner = {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_RESTART_COUNT": "1", "SUBMITIT_EXECUTOR": "x"}
-    inner |= {"SBATCH_MEM_BIND": "local"}
-    for name, value in {**kept, **inner, "SLURM_JOB_ID": "5"}.items():
-        monkeypatch.setenv(name, value)
-    script = answers.folder / "sbatch"
-    script.write_text(f"#!/bin/sh\nenv > {tmp_path}/env\necho Submitted batch job 9\n")
-    script.chmod(0o755)
-    SlurmBackend().submit(job(tmp_path))
-    env = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines())
-    assert kept.items() <= env.items()
-    assert not {*inner, "SLURM_JOB_ID"} & env.keys()
-
-
 def test_a_single_job_that_the_queue_never_heard_of_is_no_error(answers: Answers) -> None:
     answers.say("sacct", "")
     answers.say("squeue", "slurm_load_jobs error: Invalid job id specified\n", code=1)
     assert ask().state is JobState.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["", "site", "first line\n41|second|line", "billed: x|y\n\nby: cli_filter\n", "(null)"],
+)
+def test_what_was_accepted_is_found_whatever_a_plugin_made_of_its_comment(
+    answers: Answers, tmp_path: Path, comment: str
+) -> None:
+    answers.say("sbatch", "sbatch: error: Socket timed out on send/recv operation\n", code=1)
+    script = job(tmp_path).log.parent / "script.sh"
+    rows = f"41|PENDING||None|/x/script.sh|{comment}\n42|COMPLETED|n1|None|{script}|{comment}\n"
+    answers.say("squeue", rows)
+    assert SlurmBackend(adopt_every_s=0.01).submit(job(tmp_path)).id == "42"
+
+
+def test_comments_of_several_lines_are_no_jobs(answers: Answers) -> None:
+    answers.say("sacct", "")
+    lines = "billed to speech | 7\nsecond line\n\n"
+    answers.say("squeue", f"7|RUNNING|n1|None|/s/a b.sh|{lines}8|PENDING||Priority|(null)|{lines}")
+    assert ask("7") == JobStatus(state=JobState.RUNNING, node="n1", detail="RUNNING")
+    assert ask("8").state is JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("said", "is_fine"),
+    [
+        ("Kill job error on job id 7: Invalid job id specified", True),
+        ("Kill job error on job id 7: Job/step already completing or completed", True),
+        ("Kill job error on job id 7: Access/permission denied", False),
+        ("Unable to contact slurm controller (connect failure)", False),
+    ],
+)
+def test_a_job_that_has_ended_may_be_cancelled(answers: Answers, said: str, is_fine: bool) -> None:
+    answers.say("scancel", f"scancel: error: {said}\n", code=1)
+    refs = [JobRef(backend="slurm", id="7", submitted_at=AT)]
+    with nullcontext() if is_fine else pytest.raises(BackendError, match=re.escape(said)):
+        SlurmBackend().cancel(refs)
+
+
+def test_ends_of_a_moment_ago_are_read_where_the_books_are_late(answers: Answers) -> None:
+    answers.say("sacct", "")
+    answers.say("squeue", "7|CANCELLED|n1|None|/s.sh|x\n")
+    assert (ask().state, ask().cause) == (JobState.CANCELLED, "cancelled")

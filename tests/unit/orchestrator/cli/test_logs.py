@@ -130,10 +130,10 @@ def test_earlier_failures_are_named(run: RunFolder, capsys: pytest.CaptureFixtur
     begin(run).storage.create("driver.log", b"all well\n")
     (corpus,) = (i.id for i in run.plan().instances if i.stage == "corpus")
     assert main(["logs", run.storage.url, "--first-error"]) == 0
-    assert capsys.readouterr().err.splitlines() == [
-        "no error found",
-        f"{corpus}: earlier attempts failed: 1 (node_lost), 3 (device_oom); read --attempt N",
-    ]
+    said = capsys.readouterr()
+    earlier = f"{corpus}: earlier attempts failed: 1 (node_lost), 3 (device_oom); read --attempt N"
+    assert said.err == f"{earlier}\n"
+    assert said.out.startswith(f"{corpus}: node_lost; see {run.storage.url}/stages/{corpus}")
     assert main(["logs", run.storage.url, "--first-error", "--attempt", "1"]) == 0
     assert capsys.readouterr().err == "no error found\n"
 
@@ -149,3 +149,23 @@ def test_the_first_error_is_not_followed(run: RunFolder) -> None:
     with pytest.raises(SystemExit) as left:
         main(["logs", run.storage.url, "--first-error", "--follow"])
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        ({"cause": "storage", "message": "x.json: No space left on device"}, "storage: x.json: No"),
+        ({"cause": "node_lost", "reason": "the scheduler says: NODE_FAIL"}, "node_lost: the sched"),
+        ({"cause": "walltime", "reason": "", "message": ""}, "walltime; see "),
+    ],
+)
+def test_where_nothing_could_be_logged_the_runs_records_say_why(
+    run: RunFolder, end: dict[str, str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store that was full when the attempt failed took no log either."""
+    begin(run).finish(state="failed", **end)
+    (corpus,) = (i.id for i in run.plan().instances if i.stage == "corpus")
+    assert main(["logs", run.storage.url, "corpus", "--first-error"]) == 0
+    assert capsys.readouterr().out.startswith(f"{corpus}: {says}")
+    assert main(["logs", run.storage.url, "pack", "--first-error"]) == 0
+    assert capsys.readouterr().err == "no error found\n"

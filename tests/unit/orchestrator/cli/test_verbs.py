@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -518,3 +519,20 @@ def test_a_damaged_artifact_of_another_key_is_no_hindrance(
     words = ["plan", str(tmp_path / "r.yaml"), "--set", "train.steps=13"]
     assert project.orchestrator(*words) == 0
     assert "train.steps: 12 -> 13" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("failed", 1), ("cancelled", 1), ("succeeded", 0), (None, 0)]
+)
+@pytest.mark.parametrize("form", [(), ("--json",), ("--openmetrics",)])
+def test_status_of_a_run_that_has_ended_in_vain_is_1(
+    tmp_path: Path, end: str | None, code: int, form: tuple[str, ...]
+) -> None:
+    project = Project(tmp_path)
+    run = project.create()
+    if end != "succeeded":
+        shutil.rmtree(project.store.storage.local_root / "artifacts" / "train")
+    if end:
+        run.begin_supervisor(process=Process.current().__dict__).finish(state=end)
+    assert project.orchestrator("status", run.name, *form) == code
+    assert project.orchestrator("status") == 0, "a list is no verdict"

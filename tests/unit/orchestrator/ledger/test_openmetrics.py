@@ -52,6 +52,7 @@ def stage(instance_id: str, *ends: tuple[str, str], **more: Any) -> StageStatus:
         state=RunState.RUNNING,
         found=Found(complete=False),
         job="",
+        waits="",
         checkpoint_interval=None,
         attempts=tuple(attempt(n, *end) for n, end in enumerate(ends, 1)),
         **{**nothing, "progress": {}, **more},

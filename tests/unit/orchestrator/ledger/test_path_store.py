@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from orchestrator.errors import AlreadyExistsError
 from orchestrator.ledger.path_store import TEMPORARY, PathStore
+from orchestrator.ledger.storage import Storage
 
 
 def test_a_folder_that_is_left_empty_goes_with_its_last_object(tmp_path: Path) -> None:
@@ -118,3 +120,14 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(OSError, match="symbolic links"):
         PathStore(tmp_path).list("loop")
+
+
+def test_of_others_only_what_is_old_is_swept(tmp_path: Path) -> None:
+    """Whoever writes at this moment keeps what is half written."""
+    for name, age_s in (("old", 90.0), ("new", 0.0)):
+        path = tmp_path / "a" / f"{TEMPORARY}{name}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age_s,) * 2)
+    assert Storage(str(tmp_path)).sweep_old(60.0) == 1
+    assert [p.name for p in (tmp_path / "a").iterdir()] == [f"{TEMPORARY}new"]

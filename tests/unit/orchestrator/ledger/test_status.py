@@ -76,8 +76,9 @@ def test_the_fields_are_a_contract(run: RunFolder, store: Store) -> None:
         "run", "state", "backend", "problem", "stages", "goodput", "spending",
     }  # fmt: skip
     assert set(status["stages"][0]) == {
-        "id", "name", "stage", "node", "variant", "key", "state", "reused", "job", "shards_done",
-        "shards_total", "step", "steps", "checkpoint_interval", "progress", "attempts",
+        "id", "name", "stage", "node", "variant", "key", "state", "reused", "job", "waits",
+        "shards_done", "shards_total", "step", "steps", "checkpoint_interval", "progress",
+        "attempts",
     }  # fmt: skip
     assert set(status["stages"][0]["attempts"][0]) == {
         "n", "state", "cause", "action", "reason", "message", "started_at", "ended_at",

@@ -63,3 +63,20 @@ def test_a_user_gives_sentinels_a_new_start(submissions: Submissions) -> None:
         submissions.begin(by, {"train-1": 0.0})
     assert submissions.in_vain({"train-1": 0.0}) == 0
     assert submissions.users_last() == submissions.all()[-1].at
+
+
+def test_the_first_word_about_an_end_stands_until_the_job_runs_again(
+    submissions: Submissions,
+) -> None:
+    number = submissions.begin("user", {})
+    for n, name in enumerate(("corpus-1", "train-1", "pack-1"), 11):
+        submissions.record(number, job(name, n))
+    submissions.end({"11", "12", "99"}, {"state": "cancelled"})
+    submissions.end(["12"], {"state": "failed"})
+    assert {i: row["state"] for i, row in submissions.ended().items()} == {
+        "11": "cancelled",
+        "12": "cancelled",
+    }
+    submissions.remember({"12": {"state": "failed"}, "13": {"state": "queued"}})
+    submissions.reopen("12")
+    assert (list(submissions.ended()), list(submissions.seen())) == (["11"], ["13"])

@@ -69,5 +69,15 @@ class Scene:
         rows = [f"{self.job(stage)}|{word}|node1|None|x" for stage, word in words.items()]
         self.answers.say("squeue", "\n".join([*rows, ""]))
 
+    def queue_all(self) -> None:
+        """Let all newest jobs wait, until somebody cancels any: then nobody knows one any more."""
+        ids = [job.id for job in self.run.submissions.newest_jobs()]
+        self.answers.say("squeue", "".join(f"{i}|PENDING||Priority|x|y\n" for i in ids))
+        scancel = self.answers.folder / "scancel"
+        scancel.write_text(
+            f'#!/bin/sh\necho "scancel $*" >> {self.answers.folder}/asked\n'
+            f": > {self.answers.folder}/squeue.txt\n"
+        )
+
     def asked(self, command: str) -> list[str]:
         return [line for line in self.answers.asked if line.startswith(command)]

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from orchestrator.backends.slurm import LAUNCH_FAILED
+from orchestrator.backends.slurm_reasons import LAUNCH_FAILED
 from orchestrator.cli.arguments import started_line
 from orchestrator.cli.watch import ending_lines
+from orchestrator.control.code_snapshot import FORMAT
 from orchestrator.control.executor import observe
+from orchestrator.control.request import move
 from orchestrator.control.slurm.sentinel import resume
 from orchestrator.errors import BackendError, RequestError
+from orchestrator.ledger.run import to_yaml
 from orchestrator.ledger.status import RunStatus, run_status
+from orchestrator.ledger.storage import to_json
 from tests.unit.orchestrator.control.slurm.scene import COUNTING, NUM_JOBS, STAGES, Scene
 from tests.unit.orchestrator.recipes import cluster
 
 
 def test_everything_is_submitted_once(scene: Scene) -> None:
     assert scene.start() == ("started", NUM_JOBS)
+    scene.queue_all()
     assert scene.start() == ("running", 0)
     assert len(scene.asked("sbatch")) == NUM_JOBS
 
@@ -66,7 +72,9 @@ def test_a_submission_that_died_is_adopted(scene: Scene) -> None:
     tag = f"small 1 {scene.id('train')}"
     script = (folder / scene.id("train") / "script.sh").read_text()
     comment = next(line for line in script.splitlines() if tag in line).split("'")[1]
-    scene.answers.say("squeue", f"77|PENDING||Dependency|{comment}\n")
+    scene.queue_all()
+    with (scene.answers.folder / "squeue.txt").open("a") as queue:
+        queue.write(f"77|PENDING||Dependency|/copy/script.sh|{comment}\n")
     scene.start()
     assert "77" in [job.id for job in scene.run.submissions.all()[0].jobs]
 
@@ -289,8 +297,99 @@ def test_workers_that_were_accepted_when_sbatch_did_not_answer_are_not_asked_for
     tokenize, known = scene.id("tokenize"), len(scene.asked("sbatch"))
     (folder,) = scene.run.storage.local_root.glob("submissions/0001/tokenize*-workers")
     script = (folder / "script.sh").read_text()
-    comment = next(line for line in script.splitlines() if "--comment" in line).split("'")[1]
-    scene.answers.say("squeue", f"77|PENDING||None|{comment}-2\n")
+    assert "--comment=" in script
+    rewritten = "site: speech\nbilled to 9|RUNNING|nobody"
+    scene.answers.say("squeue", f"77|PENDING||None|{folder}-2/script.sh|{rewritten}\n")
     assert scene.executor.replace_workers(scene.run, scene.store, tokenize) == 0
     assert len(scene.asked("sbatch")) == known
     assert scene.jobs("workers", tokenize)[-1].id == "77"
+
+
+def test_what_was_cancelled_is_known_when_nobody_else_knows_it(scene: Scene) -> None:
+    """At a site without books jobs are forgotten some seconds after their end."""
+    scene.start()
+    scene.queue_all()
+    assert scene.executor.observe([scene.run])["small"].is_alive
+    scene.executor.cancel(scene.run, None)
+    observed = scene.executor.observe([scene.run])["small"]
+    assert {s.state for s in observed.by_id.values()} == {"cancelled"}
+    assert len(observed.by_id) == NUM_JOBS, "workers and sentinel too"
+    assert not observed.is_alive
+    assert run_status(scene.run, scene.store, observed).state == "cancelled"
+    assert "obeyed_at" in scene.run.cancel_requests()[0]
+    assert scene.start() == ("started", NUM_JOBS), "and resuming goes on at once"
+
+
+def test_what_waits_for_a_cancelled_stage_has_ended_with_it(scene: Scene) -> None:
+    """Slurm cancels it, and without books nobody says so."""
+    scene.publish(*STAGES[:4])
+    scene.start()
+    scene.queue_all()
+    scene.executor.cancel(scene.run, "pack")
+    observed = scene.executor.observe([scene.run])["small"]
+    assert {s.state for s in observed.jobs.values()} == {"cancelled"}
+    assert not observed.is_alive
+    assert scene.start() == ("started", 4)
+
+
+def test_what_a_submission_leaves_behind_is_known_to_be_cancelled(scene: Scene) -> None:
+    scene.publish(*STAGES[:4])
+    scene.start()
+    scene.queue_all()
+    pack = scene.job("pack")
+    scene.answers.say("sacct", f"{pack}|FAILED|1:0|n1\n")
+    scene.answers.say("squeue", (scene.answers.folder / "squeue.txt").read_text().split("\n", 1)[1])
+    started = resume(scene.run, scene.store, scene.executor, [scene.id("pack")])
+    assert started.outcome == "hopeless"
+    scene.queue()
+    assert not scene.executor.observe([scene.run])["small"].is_alive
+
+
+def test_resuming_says_what_it_waits_for_and_until_when(scene: Scene) -> None:
+    scene.start()
+    scene.queue()
+    says = (
+        r"small: corpus-\w+: job 1 is unknown to the scheduler since \d\d:\d\d:\d\d; it counts as "
+    )
+    says += r"lost from .* on \(slurm.missing_timeout_s\), and so 6 others; resume after that, or "
+    with pytest.raises(BackendError, match=says + "`orchestrator cancel small`"):
+        scene.start()
+    status = run_status(scene.run, scene.store, observe(scene.run))
+    assert (status.state, status.stages[0].state) == ("unknown", "unknown")
+    assert not status.state.is_final, "watching goes on"
+    scene.run.storage.replace("code.json", to_json({"format": FORMAT}))
+    with pytest.raises(RequestError, match=r"is unknown to the .*cancel small` before it moves"):
+        move(scene.run, other_cluster(scene))
+    scene.executor.cancel(scene.run, None)
+    assert scene.start() == ("started", NUM_JOBS), "whoever knows better may say so"
+
+
+def other_cluster(scene: Scene) -> Path:
+    """A cluster file that the run has not gone on with."""
+    where = cluster(scene.store.storage.url, backend="slurm", slurm={"max_resumes": 7})
+    path = scene.answers.folder / "other.yaml"
+    path.write_bytes(to_yaml(where))
+    return path
+
+
+def test_a_held_job_is_said_to_be_held(scene: Scene) -> None:
+    scene.start()
+    scene.queue_all()
+    queue = scene.answers.folder / "squeue.txt"
+    queue.write_text(queue.read_text().replace("1|PENDING||Priority", "1|PENDING||JobHeldAdmin", 1))
+    started = scene.executor.start(scene.run, scene.store)
+    words = "an administrator holds it; ask them, it starts when they release it"
+    assert started_line(started) == f"already running; {scene.id('corpus')}: {words}"
+    status = run_status(scene.run, scene.store, observe(scene.run))
+    assert status.stages[0].waits == words
+    assert status.stages[0].state == "queued"
+
+
+def test_what_comes_from_the_shell_is_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "debug")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    words = "from this shell, as the cluster file does not say it: SBATCH_PARTITION=debug"
+    assert scene.executor.start(scene.run, scene.store).remarks == (words,)
+    assert list(scene.executor.remarks(scene.run.plan(), scene.run.cluster())) == [words]
+    scene.run.move(cluster(scene.store.storage.url, backend="slurm", slurm={"partition": "gpu"}))
+    assert list(scene.executor.remarks(scene.run.plan(), scene.run.cluster())) == []

@@ -6,30 +6,81 @@ import time
 
 import pytest
 
-from orchestrator.control.slurm.job_states import close_attempts, failing_nodes
+from orchestrator.control.slurm.job_states import (
+    close_attempts,
+    failing_nodes,
+    note_own_end,
+)
 from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.ledger.submission import Submissions
 from tests.unit.orchestrator.control.slurm.scene import STAGES, Scene
 from tests.unit.orchestrator.recipes import cluster
 
 
-def test_a_job_nobody_knows_keeps_its_state_until_that_lasts_too_long(scene: Scene) -> None:
+def test_a_job_nobody_knows_is_unknown_until_that_lasts_too_long(scene: Scene) -> None:
     scene.publish(*STAGES[:5])
     scene.start()
     scene.queue(train="RUNNING", perplexity="PENDING")
     assert scene.executor.observe([scene.run])["small"].is_alive
     scene.queue()
-    train = scene.id("train")
-    assert scene.executor.observe([scene.run])["small"].jobs[train].state is JobState.RUNNING
+    train, look = scene.id("train"), lambda: scene.executor.observe([scene.run])["small"]
+    assert look().jobs[train].state is JobState.UNKNOWN
+    assert look().is_alive
+    scene.queue(train="RUNNING", perplexity="PENDING")
+    assert look().jobs[train].state is JobState.RUNNING, "the scheduler was only away"
+    scene.queue()
+    look()
     seen = Submissions(scene.run.storage).seen()
     long_ago = {job: {**row, "absent_since": time.time() - 901} for job, row in seen.items()}
     Submissions(scene.run.storage).remember(long_ago)
+    assert (look().jobs[train].state, look().jobs[train].cause) == (JobState.FAILED, "node_lost")
+    assert not look().is_alive
+
+
+@pytest.mark.parametrize(
+    ("end", "state"),
+    [
+        ({"state": "failed", "cause": "error", "action": "stop"}, JobState.FAILED),
+        ({"state": "preempted", "cause": "preempted", "action": "resume"}, JobState.PREEMPTED),
+        ({"state": "cancelled", "cause": "cancelled", "action": "stop"}, JobState.CANCELLED),
+        (None, JobState.UNKNOWN),
+    ],
+)
+def test_an_end_that_an_attempt_has_written_down_proves_its_jobs(
+    scene: Scene, end: dict[str, str] | None, state: JobState
+) -> None:
+    scene.publish(*STAGES[:5])
+    scene.start()
+    for job in ("another", scene.job("train")):
+        attempt = scene.run.begin_attempt(scene.id("train"), job=job)
+        if end:
+            attempt.finish(**end)
     observed = scene.executor.observe([scene.run])["small"]
-    assert (observed.jobs[train].state, observed.jobs[train].cause) == (
-        JobState.FAILED,
-        "node_lost",
-    )
-    assert not observed.is_alive
+    assert observed.jobs[scene.id("train")].state is state
+    assert observed.is_alive is (end is None)
+
+
+def test_a_job_that_ends_by_itself_says_so(scene: Scene) -> None:
+    """Also one that was put back into the queue after that."""
+    scene.publish(*STAGES[:5])
+    scene.start()
+    train = scene.job("train")
+    note_own_end(scene.run, train, "failed")
+    look = lambda: scene.executor.observe([scene.run])["small"].jobs[scene.id("train")]  # noqa: E731
+    assert look().state is JobState.FAILED
+    scene.run.submissions.reopen(train)
+    scene.queue(train="RUNNING")
+    assert look().state is JobState.RUNNING
+
+
+def test_a_sentinel_that_nobody_knows_watches_over_nothing(scene: Scene) -> None:
+    scene.publish(*STAGES[:6])
+    scene.start()
+    scene.books(perplexity="FAILED")
+    assert not scene.executor.observe([scene.run])["small"].is_alive
+    (sentinel,) = scene.jobs("sentinel", "")
+    scene.answers.say("squeue", f"{sentinel.id}|PENDING||Priority|x|y\n")
+    assert scene.executor.observe([scene.run])["small"].is_alive
 
 
 def test_an_attempt_ended_when_the_scheduler_says_so_not_when_somebody_looked(
