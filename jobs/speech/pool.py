@@ -4,13 +4,15 @@ The driver hands the next item to whichever actor is free, so slow nodes, late n
 need no planning. Ray restarts nothing: a dead actor is replaced here, within a budget that progress
 refills, and its item is given again. An item that takes two actors down with it, on nodes that live
 on, is named and ends the stage. One whose node ran out of memory is replaced once; from then on the
-pool is one smaller each time, and grows again as items are finished.
+pool is one smaller each time, and grows again as items are finished. A node on which actors die, or
+whose accelerator does not answer, while those on others go on is named to whoever chooses nodes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ from jobs.attempt import Attempt
 from jobs.ray_session import session
 from jobs.speech.node_memory import whose_memory
 from orchestrator.errors import Cause, OrchestratorError, RunFailedError
+from orchestrator.ledger.attempt import NODE_NAME
 from orchestrator.spec.cluster import Resources
 
 Item = TypeVar("Item", bound=Hashable)
@@ -33,10 +36,30 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 _MAX_DEATHS_OF_ITEM = 2
+_MAX_DEATHS_IN_ALL = 5
+_MAX_DEATHS_OF_NODE = 2
+_DEVICE_FAULT = re.compile(
+    r"CUDA (driver )?(error|initialization)|no CUDA-capable device|NVML|NVIDIA driver|HIP error|"
+    r"ECC error|cuDNN error: CUDNN_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)"
+)
+"""What torch says of an accelerator that is broken or gone."""
 _REGAINED_BY_ITEM = 0.05
 """Workers that a pool which ran out of memory may have more, for each item that was finished."""
-_DEATHS = (RayActorError, OutOfMemoryError)
-"""How Ray tells that an actor is no more."""
+
+
+class DeviceFaultError(Exception):
+    """A worker whose node's accelerator does not do what it is told."""
+
+    def __init__(self, problem: str, node_id: str, node: str) -> None:
+        super().__init__(problem, node_id, node)
+        self.problem, self.node_id, self.node = problem, node_id, node
+
+    def __str__(self) -> str:
+        return f"{self.node or self.node_id}: {self.problem}"
+
+
+_DEATHS = (RayActorError, OutOfMemoryError, DeviceFaultError)
+"""How Ray tells that an actor is no more, and how an actor tells that it is of no use."""
 _POLL_S = 1.0
 
 
@@ -49,7 +72,9 @@ def stage_pool(attempt: Attempt, worker: Callable[..., Worker], *args: Any) -> I
     """The workers of a data stage, in the run's Ray session."""
     size = attempt.resources
     num_cpus = size.max_workers * size.cpus_per_worker
-    with session(attempt.ray_address, num_cpus), Pool(worker, *args, size=size) as pool:
+    note = attempt.record.note_failing_node
+    pool = Pool(worker, *args, size=size, on_failing_node=note)
+    with session(attempt.ray_address, num_cpus), pool:
         yield pool
 
 
@@ -60,8 +85,16 @@ class Pool:
     fewer living actors than ``min_workers`` and no budget left fails.
     """
 
-    def __init__(self, worker: Callable[..., Worker], *args: Any, size: Resources) -> None:
+    def __init__(
+        self,
+        worker: Callable[..., Worker],
+        *args: Any,
+        size: Resources,
+        on_failing_node: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``on_failing_node`` is told, by the scheduler's name, where actors die alone."""
         self._size = size
+        self._nodes_used = NodesUsed(on_failing_node)
         actor_class: Any = ray.remote(_Host)
         self._actor_class = actor_class.options(
             num_cpus=size.cpus_per_worker,
@@ -78,8 +111,8 @@ class Pool:
         """The actor that did an item last."""
         self._queue: deque[Any] = deque()
         self._running: dict[ray.ObjectRef[Any], tuple[Any, ActorHandle[Any]]] = {}
-        self._deaths: Counter[Hashable] = Counter()
-        """Workers that an item of this run has taken down with it."""
+        self._deaths: dict[Hashable, list[str]] = {}
+        """Nodes of the workers that an item of this run has taken down with it."""
         self.deaths_in_row = 0
         self._most = float(size.max_workers)
         """Workers that the nodes' memory allows."""
@@ -108,7 +141,7 @@ class Pool:
         keep what they made. ``tick`` is called about once a second. Raises RunFailedError when an
         item or the whole pool keeps dying, and what the worker raised.
         """
-        self._queue, self._deaths = deque(items), Counter()
+        self._queue, self._deaths = deque(items), {}
         try:
             while self._queue or self._running:
                 tick()
@@ -172,7 +205,8 @@ class Pool:
         """Take in an actor that has started, or count its death."""
         actor = self._starting.pop(ref)
         try:
-            self._nodes[actor] = _result(ref)
+            self._nodes[actor], name = _result(ref)
+            self._nodes_used.name(self._nodes[actor], name)
         except _DEATHS as error:
             self._remove_dead(actor, error)
         else:
@@ -190,6 +224,7 @@ class Pool:
             return
         del self._running[ref]
         self._free.append(actor)
+        self._nodes_used.finished(self._nodes[actor])
         self.deaths_in_row = 0
         self._most = min(self._most + _REGAINED_BY_ITEM, self._size.max_workers)
         yield item, result
@@ -199,10 +234,13 @@ class Pool:
         of_memory = isinstance(error, OutOfMemoryError)
         if of_memory and len(self._nodes) > 1:  # those beside it may have had more
             return
-        self._deaths[item] += self._nodes[actor] not in dead_nodes()
-        if self._deaths[item] >= _MAX_DEATHS_OF_ITEM + of_memory:
+        deaths = self._deaths.setdefault(item, [])
+        deaths += [self._nodes[actor]] if self._nodes[actor] not in dead_nodes() else []
+        # Where there are others, it is a node's fault until another node has seen the same.
+        seen = set(deaths) if len(set(self._nodes.values())) > 1 else deaths
+        if len(seen) >= _MAX_DEATHS_OF_ITEM + of_memory or len(deaths) > _MAX_DEATHS_IN_ALL:
             raise RunFailedError(
-                f"pool: item {item} killed {self._deaths[item]} workers ({_how(error)}); "
+                f"pool: item {item} killed {len(deaths)} workers ({_how(error)}); "
                 "look at its audio, and at the memory of the workers' nodes",
                 cause=Cause.HOST_OOM if of_memory else None,
             ) from None
@@ -212,6 +250,12 @@ class Pool:
         log.warning("a worker died: %s", _how(error))
         # Nodes are taken away at any time; only deaths on nodes that live on tell of the work.
         self.deaths_in_row += self._nodes.get(actor) not in dead_nodes()
+        if isinstance(error, DeviceFaultError):
+            self._nodes_used.name(error.node_id, error.node)
+            self._nodes_used.died(error.node_id)
+            _kill(actor)
+        elif isinstance(error, RayActorError) and self._nodes.get(actor) not in dead_nodes():
+            self._nodes_used.died(self._nodes.get(actor, ""))
         self._forget(actor)
         if isinstance(error, OutOfMemoryError):
             if self._out_of_memory not in ("", _how(error)):  # Ray may end several at once
@@ -233,6 +277,35 @@ class Pool:
         self._actor_of = {i: held_by for i, held_by in self._actor_of.items() if held_by != actor}
 
 
+class NodesUsed:
+    """On which nodes of a pool work is finished, and on which its actors only die."""
+
+    def __init__(self, on_failing: Callable[[str], None]) -> None:
+        self._on_failing = on_failing
+        self._names: dict[str, str] = {}
+        self._useful: set[str] = set()
+        self._deaths: Counter[str] = Counter()
+        """Deaths since something was finished there."""
+
+    def name(self, node_id: str, name: str) -> None:
+        """Note the scheduler's name of a node; empty where it has none."""
+        self._names[node_id] = name
+
+    def finished(self, node_id: str) -> None:
+        """Note that an item was finished there."""
+        self._useful.add(node_id)
+        self._deaths[node_id] = 0
+
+    def died(self, node_id: str) -> None:
+        """Note that an actor died there; tell of the node when that is only so there."""
+        self._deaths[node_id] += 1
+        name = self._names.get(node_id, "")
+        works_elsewhere = any(not self._deaths[other] for other in self._useful - {node_id})
+        if name and works_elsewhere and self._deaths[node_id] >= _MAX_DEATHS_OF_NODE:
+            log.warning("workers die on %s and go on elsewhere", name)
+            self._on_failing(name)
+
+
 def dead_nodes() -> set[str]:
     """Ids of the nodes that have left the Ray cluster."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -245,12 +318,12 @@ class _Host:
     def __init__(self, worker: Callable[..., Worker], args: tuple[Any, ...]) -> None:
         self._build = lambda: worker(*args)
 
-    def start(self, num_threads: int) -> str:
-        """Build the worker; the id of the node it is on."""
+    def start(self, num_threads: int) -> tuple[str, str]:
+        """Build the worker; the id of the node it is on, and the scheduler's name of that."""
         torch.set_num_threads(num_threads)
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
         self._worker = _picklable(self._build)
-        return ray.get_runtime_context().get_node_id()
+        return _here()
 
     def work(self, payload: Any) -> Any:
         """The worker's result."""
@@ -263,6 +336,15 @@ def _picklable(act: Callable[[], Result]) -> Result:
         return act()
     except OrchestratorError as error:
         raise RunFailedError(str(error), cause=error.cause) from None
+    except RuntimeError as error:
+        if _DEVICE_FAULT.search(str(error)):
+            raise DeviceFaultError(str(error).splitlines()[0], *_here()) from None
+        raise
+
+
+def _here() -> tuple[str, str]:
+    """This node's id in the Ray cluster, and the scheduler's name of it."""
+    return ray.get_runtime_context().get_node_id(), os.environ.get(NODE_NAME, "")
 
 
 def _kill(actor: ActorHandle[Any]) -> None:
@@ -280,6 +362,6 @@ def _result(ref: ray.ObjectRef[Any]) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        if isinstance(error.cause, OrchestratorError):
+        if isinstance(error.cause, OrchestratorError | DeviceFaultError):
             raise error.cause from None
         raise

@@ -164,6 +164,15 @@ class SlurmBackend:
                 if not all(re.search(_IS_OVER, part) for part in str(error).split("; ")):
                     raise
 
+    def avoid(self, refs: Sequence[JobRef], nodes: Sequence[str]) -> None:
+        """Cancel what jobs, or tasks of arrays, run on these nodes, and let none start there."""
+        hosts = ",".join(nodes)
+        for ref in refs:
+            with suppress(BackendError):  # nothing of it waits
+                ask("scontrol", "update", f"JobId={ref.id}", f"ExcNodeList={hosts}")
+        if refs:
+            ask("scancel", f"--nodelist={hosts}", *(ref.id for ref in refs))
+
     def warn(self, refs: Sequence[JobRef]) -> None:
         """Tell running jobs to save what they have and leave."""
         if refs:

@@ -4,6 +4,7 @@ runs/<run>/stages/<instance>/attempts/0002/
     attempt.json        who started it, where; written first
     progress.json       how far it is, overwritten as it goes
     events-0001.jsonl   what happened, in whole numbered segments
+    failing-nodes/n7      a node on which workers die alone
     beats/rank-00000.json  metrics-0001.jsonl  orders/…    of a training
     driver.log rank-00000.log …
     end.json            how it ended; written last, exclusively
@@ -28,10 +29,13 @@ CURVES = "tensorboard"
 """Beside an instance's attempts, so that they share it: the curves of a training."""
 LOCAL_FOLDER = "ORCHESTRATOR_ATTEMPT_FOLDER"
 """Environment variable with the local folder of an attempt's logs."""
+NODE_NAME = "ORCHESTRATOR_NODE"
+"""Environment variable with the scheduler's name of the node that a process is on."""
 FAULT_ORDER = "orders/fault.json"
 """In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
 
 _STARTED = "attempt.json"
+_FAILING = "failing-nodes"
 _REMEDY = "move the attempt's folder away"
 _STEP_TIMES = {"step", "at", "step_s", "stall_s"}
 """What a step's line must have to say where time went; the first runs wrote lines without."""
@@ -75,6 +79,15 @@ class AttemptFolder:
     def failure(self) -> dict[str, Any]:
         """The driver's own last event of a failure: ``cause``, ``message``; empty without one."""
         return next((e for e in reversed(list(self.events())) if e["kind"] == "failed"), {})
+
+    @property
+    def failing_nodes(self) -> tuple[str, ...]:
+        """The scheduler's names of nodes on which workers died while those on others went on."""
+        return self.storage.children(_FAILING)
+
+    def note_failing_node(self, node: str) -> None:
+        """Say that its workers die on a node, while those on others go on."""
+        self.storage.replace(f"{_FAILING}/{node}", b"")
 
     def record_failure(self, cause: Cause, message: str) -> None:
         """Write the driver's last event, durably, as the next segment."""

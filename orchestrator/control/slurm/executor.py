@@ -55,8 +55,8 @@ from orchestrator.plan.planner import Instance, Plan
 from orchestrator.quantities import format_several
 from orchestrator.spec.cluster import Cluster
 
-USUAL_MAX_ARRAY = 1000
-"""What Slurm allows where the site has set nothing, or does not answer."""
+CLUSTER_NAME = "ClusterName"
+"""Slurm's word for what a cluster is called, here and in the environment of its jobs."""
 SUBMIT_WAIT_S = 300.0
 """How long to wait for somebody else who is submitting the same run."""
 CANCEL_SLACK_S = 60.0
@@ -212,7 +212,7 @@ class SlurmExecutor(Executor):
             store_url=store.storage.url,
             cluster=cluster,
             submission=1,
-            max_array=self._max_array(),
+            max_array=max_array(self._config()),
         )
         return jobs_of(context, plan, [i for i in plan.leaders if i.id in left])
 
@@ -223,13 +223,14 @@ class SlurmExecutor(Executor):
     def preview(self, request: Request) -> Sequence[JobPreview]:
         """Every job that a submission would hand over now."""
         run = RunFolder(request.store.run_storage(request.plan.run))
+        number, config = run.submissions.next_number(), self._config()
         context = SubmissionContext(
             run=run,
             store_url=request.store.storage.url,
             cluster=request.cluster,
-            submission=run.submissions.next_number(),
-            max_array=self._max_array(),
-            exclude=failing_nodes(run) if run.exists() else (),
+            submission=number,
+            max_array=max_array(config),
+            exclude=failing_nodes(run, config.get(CLUSTER_NAME, "")) if run.exists() else (),
         )
         parts = jobs_of(context, request.plan, unfinished(request.plan, request.store))
         return tuple(_preview(part) for part in parts)
@@ -260,6 +261,10 @@ class SlurmExecutor(Executor):
             return 0
         return self._submit_workers(context, part, [head])
 
+    def avoid_nodes(self, run: RunFolder, instance: str, nodes: Sequence[str]) -> None:
+        """Take workers off nodes, and keep those that wait off them. Raises BackendError."""
+        self._backend.avoid(refs_of(run, "workers", instance), nodes)
+
     def _job_states(self, run: RunFolder, store: Store) -> JobStates:
         """The newest jobs of the run, and how each stands.
 
@@ -284,20 +289,21 @@ class SlurmExecutor(Executor):
         return JobStates(submissions.newest_jobs(), observed.by_id)
 
     def _context(self, run: RunFolder, store_url: str, number: int) -> SubmissionContext:
+        config = self._config()
         return SubmissionContext(
             run=run,
             store_url=store_url,
             cluster=run.cluster(),
             submission=number,
-            max_array=self._max_array(),
-            exclude=failing_nodes(run),
+            max_array=max_array(config),
+            exclude=failing_nodes(run, config.get(CLUSTER_NAME, "")),
         )
 
-    def _max_array(self) -> int:
-        """Most tasks of one array at this site."""
+    def _config(self) -> dict[str, str]:
+        """The site's configuration; nothing where Slurm does not answer."""
         with suppress(BackendError):
-            return max_array(self._backend.config())
-        return USUAL_MAX_ARRAY
+            return self._backend.config()
+        return {}
 
     def _submit(
         self,

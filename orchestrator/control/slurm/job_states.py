@@ -85,12 +85,21 @@ def work_left(plan: Plan, store: Store) -> dict[str, float]:
     return {i.id: store.progress(*plan.group(i.id)) for i in unfinished(plan, store)}
 
 
-def failing_nodes(run: RunFolder) -> tuple[str, ...]:
-    """Nodes of this cluster that a stage was to be kept off."""
+def failing_nodes(run: RunFolder, cluster: str) -> tuple[str, ...]:
+    """Nodes of a cluster, by Slurm's name of it, that a stage was to be kept off.
+
+    Where the name is not known they are those that failed since the run has moved last.
+    """
     attempts = [a for i in run.plan().leaders for a in run.attempts(i.id)]
-    here = [a for a in attempts if a.started.get("moves", 0) == run.num_moves]
-    nodes = [end["node"] for a in here if (end := a.end) and end.get("action") == "elsewhere"]
-    return tuple(dict.fromkeys(node for node in nodes if node))
+    found: list[str] = []
+    for attempt in attempts:
+        started, end = attempt.started, attempt.end
+        there = started.get("cluster", "")
+        is_here = started.get("moves", 0) == run.num_moves
+        if there == cluster if there and cluster else is_here:
+            found += [end["node"]] if end and end.get("action") == "elsewhere" else []
+            found += attempt.failing_nodes
+    return tuple(dict.fromkeys(node for node in found if node))
 
 
 def close_attempts(

@@ -55,6 +55,7 @@ class RayCluster:
         self._head: RaySession | None = None
         self._progress, self._in_vain = -1.0, 0
         """Work done when workers were last replaced, and how often that brought none."""
+        self._avoided: set[str] = set()
 
     def start_head(self) -> RaySession:
         """Start the Ray head and publish its address."""
@@ -85,12 +86,27 @@ class RayCluster:
         self._looked_at = time.monotonic()
         if self._head is None or not self._head.is_alive():
             return
+        self._leave_failing_nodes()
         progress = self._store.progress(*self._run.plan().group(self._instance))
         if progress == self._progress and self._in_vain >= MAX_IN_VAIN:
             return
         if self._ask_for_workers():
             self._in_vain = self._in_vain + 1 if progress == self._progress else 0
             self._progress = progress
+
+    def _leave_failing_nodes(self) -> None:
+        """Take workers off nodes on which the driver has seen them die alone."""
+        attempts = self._run.attempts(self._instance)[-1:]
+        found = {node for attempt in attempts for node in attempt.failing_nodes} - self._avoided
+        if not found:
+            return
+        log.info("workers die on %s: kept off from now on", ", ".join(sorted(found)))
+        try:
+            SlurmExecutor().avoid_nodes(self._run, self._instance, sorted(found))
+        except OrchestratorError as error:
+            log.warning("workers: %s", error)
+            return
+        self._avoided |= found
 
     @property
     def _is_late(self) -> bool:

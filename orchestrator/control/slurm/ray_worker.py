@@ -24,6 +24,7 @@ from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.ray_cluster import published_head
+from orchestrator.ledger.attempt import NODE_NAME
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import held
 from orchestrator.ledger.store import Store
@@ -147,7 +148,7 @@ class Worker:
                 num_cpus=resources.workers_per_node * resources.cpus_per_worker,
                 num_gpus=resources.gpus_per_node,
                 log=Path(self._run.allocation(self._instance, allocation.restart_id).url, name),
-                code_env=code_env(self._run),
+                code_env={**code_env(self._run), NODE_NAME: allocation.node},
             )
             self._joined = head
 

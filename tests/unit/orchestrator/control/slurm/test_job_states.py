@@ -99,6 +99,29 @@ def test_an_attempt_ended_when_the_scheduler_says_so_not_when_somebody_looked(
 def test_nodes_to_keep_off(scene: Scene) -> None:
     for action, node in (("resume", "n1"), ("elsewhere", "n2"), ("elsewhere", "n2")):
         scene.run.begin_attempt(scene.id("train")).finish(action=action, node=node)
-    assert failing_nodes(scene.run) == ("n2",)
+    assert failing_nodes(scene.run, "") == ("n2",)
     scene.run.move(cluster(scene.store.storage.url, backend="slurm"))
-    assert failing_nodes(scene.run) == (), "another cluster's nodes"
+    assert failing_nodes(scene.run, "") == (), "another cluster's nodes"
+
+
+@pytest.mark.parametrize(
+    ("here", "nodes"), [("blue", ("b2", "b3", "b1")), ("green", ("g1",)), ("red", ()), ("", ())]
+)
+def test_nodes_are_kept_off_where_they_are(scene: Scene, here: str, nodes: tuple[str, ...]) -> None:
+    """However often the run has moved, as it does when its cluster file is changed."""
+    for stage, where, node in (("train", "blue", "b1"), ("train", "green", "g1")):
+        attempt = scene.run.begin_attempt(scene.id(stage), cluster=where, moves=0)
+        attempt.finish(action="elsewhere", node=node)
+    for node in ("b2", "b3"):
+        attempt = scene.run.begin_attempt(scene.id("tokenize"), cluster="blue", moves=0)
+        attempt.note_failing_node(node)
+    scene.run.move(cluster(scene.store.storage.url, backend="slurm"))
+    assert failing_nodes(scene.run, here) == nodes
+    scene.answers.say("scontrol", f"ClusterName = {here}\nMaxArraySize = 1001\n")
+    scene.start()
+    scripts = scene.run.storage.local_root.glob("submissions/0001/*/script.sh")
+    lines = [line for path in scripts for line in path.read_text().splitlines()]
+    excluded = {line for line in lines if line.startswith("#SBATCH --exclude")}
+    assert excluded == (
+        {f"#SBATCH --exclude={','.join(failing_nodes(scene.run, here))}"} if nodes else set()
+    )

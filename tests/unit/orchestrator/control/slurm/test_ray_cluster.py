@@ -52,6 +52,26 @@ def test_without_a_head_nobody_asks_for_workers(scene: Scene) -> None:
     assert published_head(scene.run.stage(tokenize)) is None
 
 
+def test_workers_leave_nodes_on_which_they_die_alone(scene: Scene) -> None:
+    scene.publish(*STAGES[:3])
+    scene.start()
+    tokenize = scene.id("tokenize")
+    here = Allocation(job_id="3", restarts=0, node_index=0, node="n1", leader_address="127.0.0.1")
+    ray = RayCluster(
+        scene.store, scene.run, tokenize, here, look_every_s=0.0, start_session=Session
+    )
+    ray.start_head()
+    workers = scene.jobs("workers", tokenize)[0].id
+    scene.run.begin_attempt(tokenize).note_failing_node("n7")
+    for _ in range(2):
+        ray.look()
+    update = f"scontrol update JobId={workers} ExcNodeList=n7"
+    assert [line for line in scene.asked("scontrol") if "update" in line] == [update]
+    assert scene.asked("scancel") == [f"scancel --nodelist=n7 {workers}"]
+    scripts = scene.run.storage.local_root.glob(f"submissions/0001/{tokenize}-workers-2/script.sh")
+    assert all("#SBATCH --exclude=n7\n" in path.read_text() for path in scripts)
+
+
 def test_a_heads_token_is_for_its_owners_eyes(tmp_path: Path) -> None:
     stage = Storage(str(tmp_path / "stage"))
     assert published_head(stage) is None

@@ -1,0 +1,105 @@
+"""A pool over several nodes, one of which is broken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from jobs.speech.pool import NodesUsed, Pool
+from orchestrator.backends.ray_session import LOOPBACK, RayNode, RaySession
+from orchestrator.ledger.attempt import NODE_NAME
+from orchestrator.spec.cluster import Resources
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parent.parent.parent
+CODE_ENV = {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+BROKEN, SOUND = "n1", "n2"
+
+
+class FailsOnANode:
+    """Fails in a way where its node is the broken one."""
+
+    def __init__(self, how: str) -> None:
+        self._how, self._is_broken = how, os.environ[NODE_NAME] == BROKEN
+        if how == "start" and self._is_broken:
+            raise RuntimeError("Found no NVIDIA driver on your system")
+
+    def __call__(self, payload: int) -> int:
+        if self._is_broken and self._how == "device":
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+        if self._is_broken and self._how == "death":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return payload * payload
+
+
+def test_a_node_on_which_workers_die_alone_is_named(tmp_path: Path) -> None:
+    """Whatever the way; the items are done elsewhere, and none of them is blamed."""
+    session = RaySession(run=str(tmp_path), num_cpus=0, log=tmp_path / "ray.log", code_env=CODE_ENV)
+    nodes = []
+    try:
+        session.wait_ready()
+        for name in (BROKEN, SOUND):
+            env = {**CODE_ENV, NODE_NAME: name}
+            where = {"address": LOOPBACK, "num_cpus": 1, "num_gpus": 0}
+            log = tmp_path / f"{name}.log"
+            nodes.append(RayNode(session.head, log=log, code_env=env, **where))
+        code = f"from {__name__} import drive; drive()"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **CODE_ENV, **session.env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    finally:
+        for node in nodes:
+            node.stop()
+        session.stop()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-3:] == [f"{how} ['{BROKEN}']" for how in HOWS]
+
+
+HOWS = ("death", "device", "start")
+
+
+def drive() -> None:
+    """The driver: one pool for each way of failing; which nodes it named."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+    for how in HOWS:
+        named: list[str] = []
+        size = Resources(max_workers=2, min_workers=2)
+        with Pool(FailsOnANode, how, size=size, on_failing_node=named.append) as pool:
+            for _ in range(200):
+                assert dict(pool.run(range(6), lambda item: item)) == {n: n * n for n in range(6)}
+                if named:
+                    break
+        print(how, sorted(set(named)))
+
+
+def test_a_node_is_named_only_while_others_get_work_done() -> None:
+    named: list[str] = []
+    used = NodesUsed(named.append)
+    for node_id, name in (("a", BROKEN), ("b", SOUND), ("c", "")):
+        used.name(node_id, name)
+    for _ in range(3):
+        used.died("a"), used.died("b")
+    assert named == [], "all die: that is no node's fault"
+    used.finished("b")
+    used.died("a")
+    assert named == [BROKEN]
+    used.died("b"), used.died("b")
+    assert named == [BROKEN], "nobody else is of use"
+    used.finished("a")
+    used.died("b")
+    assert named == [BROKEN, SOUND]
+    for _ in range(3):
+        used.died("c")
+    assert named == [BROKEN, SOUND], "the scheduler has no name for it"
