@@ -108,8 +108,7 @@ class Allocation:
             return 1
         if terms:
             self._postpone(terms)
-        sys.stderr.write("put back into the queue; waiting for the end\n")
-        sys.stderr.flush()
+        _say("put back into the queue; waiting for the end")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(KILLED_WITHIN_S)
         return 1
@@ -121,7 +120,7 @@ class Allocation:
                 ask("scontrol", "update", f"JobId={self.job_id}", terms)
                 return
             except BackendError as error:
-                sys.stderr.write(f"{error}\n")
+                _say(str(error))
             time.sleep(_UPDATE_EVERY_S)
 
     def previous_end(self) -> tuple[JobStatus, float | None]:
@@ -139,6 +138,13 @@ class Allocation:
         cause = CAUSES.get(word.split()[0], Cause.NODE_LOST)
         status = JobStatus(state=JobState.FAILED, node=nodes, detail=word, cause=cause)
         return status, seconds_of(ended)
+
+
+def _say(line: str) -> None:
+    """A line for the job's log, which may lie in a store that is full or away."""
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def seconds_of(local_time: str) -> float | None:

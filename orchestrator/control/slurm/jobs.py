@@ -216,7 +216,10 @@ def _sentinel(context: SubmissionContext, watched: tuple[str, ...]) -> PlannedJo
     slurm, setup = context.cluster.slurm, context.cluster.environment.setup
     options = _sentinel_options(context)
     words = ("--run", context.run.name, "--submission", str(context.submission))
-    job = job_of(context, SENTINEL_NAME, (*argv, *words), _SENTINEL_SHAPE, options, start="failed")
+    minutes = ("--walltime-min", str(options.walltime_min))
+    job = job_of(
+        context, SENTINEL_NAME, (*argv, *words, *minutes), _SENTINEL_SHAPE, options, start="failed"
+    )
     return PlannedJob(
         job=replace(job, options=JobOptions(sbatch=options, requeue=slurm.requeue, setup=setup)),
         name=SENTINEL_NAME,

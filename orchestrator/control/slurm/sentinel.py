@@ -2,7 +2,8 @@
 
 Slurm starts it when one of the jobs it watches has not succeeded. It goes on like a user who types
 `orchestrator resume`, unless somebody cancelled, the policy said stop, or that got the run no
-further often enough.
+further often enough. What is in its way for a while, a full store or a scheduler that is away, it
+waits for, to the end of its own walltime and in as many jobs as it takes.
 """
 
 from __future__ import annotations
@@ -11,16 +12,21 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
+from orchestrator.backends.slurm import NoRoomError
+from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.executor import Started, executor_of
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.notify import Notifier
 from orchestrator.control.slurm.executor import SlurmExecutor
-from orchestrator.control.slurm.job_states import note_own_end, work_left
+from orchestrator.control.slurm.job_states import note_own_end, unfinished, work_left
+from orchestrator.control.slurm.other_runs import LATER, held_by_others
 from orchestrator.control.supervise import write_figures
-from orchestrator.errors import BackendError, RequestError
+from orchestrator.errors import BackendError, RequestError, last_sentence
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import spending
 from orchestrator.ledger.status import JobState, Observed
@@ -31,6 +37,12 @@ SETTLE_TIMEOUT_S = 900.0
 """How long the books may take to say which job has failed, and the scheduler to take new ones."""
 LOOK_EVERY_S = 5.0
 TRY_AGAIN_S = 60.0
+MAX_PAUSE_S = 600.0
+REQUEUE_S = 90.0
+"""How long before the end of its walltime a sentinel asks to be started again later."""
+PASSING = (OSError, BackendError, NoRoomError)
+"""What is in the way for a while: a store that is full or away, a scheduler that is, its limits."""
+Result = TypeVar("Result")
 
 _AT_WORK = Observed(is_alive=True)
 
@@ -41,31 +53,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Resume the run, or say why not."""
     parser = run_parser(__doc__)
     parser.add_argument("--submission", required=True, type=int, help="the one it belongs to")
+    parser.add_argument("--walltime-min", required=True, type=int, help="the job's time in minutes")
     options = parser.parse_args(argv)
-    store, run = store_and_run(options)
     log_to_stderr()
-    executor = SlurmExecutor()
+    ends_at = time.monotonic() + 60 * options.walltime_min - REQUEUE_S
+    store, run = store_and_run(options)
+    executor, comes_back = SlurmExecutor(), False
     try:
-        return _watch(store, run, executor, options.submission)
+        comes_back = not persist(partial(see_to, store, run, executor, options.submission), ends_at)
     finally:
-        note_own_end(run, os.environ.get("SLURM_JOB_ID", ""), JobState.SUCCEEDED)
-        write_figures(run, store, lambda: executor.observe([run])[run.name])
+        if not comes_back:
+            note_own_end(run, os.environ.get("SLURM_JOB_ID", ""), JobState.SUCCEEDED)
+            write_figures(run, store, lambda: executor.observe([run])[run.name])
+    if not comes_back:
+        return 0
+    log.info("%s: looks again later", run.name)
+    return Allocation.current().requeue(LATER)
 
 
-def _watch(store: Store, run: RunFolder, executor: SlurmExecutor, submission: int) -> int:
+def see_to(store: Store, run: RunFolder, executor: SlurmExecutor, submission: int) -> bool:
+    """Resume the run, or say why not; True once that is done."""
     observed = settled(run, executor)
     notifier = Notifier(store, run)
     notifier.watch()
-    if why := superseded(run, submission):
-        is_left = False
-    elif why := run_refusal(run, store):
-        is_left = True
-    if why:
-        log.info("%s: not resumed: %s", run.name, why)
-    else:
-        is_left = not _resumed(store, run, executor, observed)
-    notifier.close(lambda: replace(observed, is_alive=False) if is_left else _AT_WORK)
-    return 0
+    is_left = False
+    try:
+        if why := superseded(run, submission):
+            log.info("%s: not resumed: %s", run.name, why)
+        elif why := run_refusal(run, store):
+            log.info("%s: not resumed: %s", run.name, why)
+            is_left = True
+        else:
+            is_left = not _resumed(store, run, executor, observed)
+    finally:
+        notifier.close(lambda: replace(observed, is_alive=False) if is_left else _AT_WORK)
+    return True
 
 
 def _resumed(store: Store, run: RunFolder, executor: SlurmExecutor, observed: Observed) -> bool:
@@ -73,9 +95,41 @@ def _resumed(store: Store, run: RunFolder, executor: SlurmExecutor, observed: Ob
     refused = stage_refusals(run, observed)
     for instance, why in refused.items():
         log.info("%s: not resumed: %s", instance, why)
+    require_own_work(store, run)
     started = resume(run, store, executor, refused)
     log.info("%s: %s, %d jobs submitted", run.name, started.outcome, started.num_jobs)
     return started.outcome in ("started", "running")
+
+
+def persist(
+    act: Callable[[], Result], ends_at: float, pause_s: float = TRY_AGAIN_S
+) -> Result | None:
+    """What ``act`` returns once nothing is in its way; None when that is not before ``ends_at``.
+
+    ``ends_at`` is a monotonic time; pauses double from ``pause_s`` on. Raises what does not pass.
+    """
+    while True:
+        try:
+            return act()
+        except PASSING as error:
+            problem = last_sentence(error)
+        if time.monotonic() + pause_s > ends_at:
+            log.warning("%s", problem)
+            return None
+        log.warning("%s; tried again in %.0f s", problem, pause_s)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+def require_own_work(store: Store, run: RunFolder) -> None:
+    """Raises BackendError while another run works on what is left, where no job can wait for it.
+
+    Where jobs may be requeued, theirs wait in the queue for that.
+    """
+    plan = run.plan()
+    groups = [plan.group(i.id) for i in unfinished(plan, store)]
+    if not run.cluster().slurm.requeue and any(held_by_others(store, run, g) for g in groups):
+        raise BackendError(f"{run.name}: another run works on what is left; resumed when it ends")
 
 
 def superseded(run: RunFolder, submission: int) -> str:
@@ -109,13 +163,15 @@ def resume(
 ) -> Started:
     """Submit what is left without ``refused``; tried again for a while, as nobody else will.
 
-    Raises what went wrong last.
+    Raises what went wrong last, and at once what a sentinel waits for anyway.
     """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             return executor.start(run, store, "sentinel", refused)
-        except (BackendError, RequestError) as error:  # a limit on jobs may be there for a while
+        except NoRoomError:
+            raise
+        except RequestError as error:  # a limit may be there for a while
             if time.monotonic() > deadline:
                 raise
             log.warning("%s; tried again in %.0f s", error, try_again_s)

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
 from orchestrator.control.executor import Started
 from orchestrator.control.slurm.job_states import work_left
-from orchestrator.control.slurm.sentinel import resume, settled, stage_refusals
+from orchestrator.control.slurm.jobs import SENTINEL
+from orchestrator.control.slurm.other_runs import LATER
+from orchestrator.control.slurm.sentinel import (
+    persist,
+    require_own_work,
+    resume,
+    settled,
+    stage_refusals,
+)
 from orchestrator.errors import BackendError, RequestError
+from orchestrator.ledger import lease as leases
 from orchestrator.ledger.status import JobState
 from orchestrator.ledger.submission import Submissions
+from tests.unit.orchestrator.backends.test_slurm_allocation import AROUND
 from tests.unit.orchestrator.control.slurm.scene import COUNTING, NUM_JOBS, STAGES, Scene
 from tests.unit.orchestrator.recipes import cluster
+from tests.unit.source import ROOT
 
 
 def test_a_sentinel_resumes_and_knows_when_not_to(scene: Scene) -> None:
@@ -85,18 +102,98 @@ def test_a_sentinel_leaves_a_run_alone_that_has_spent_what_it_may(scene: Scene) 
     assert scene.refusal(1) == "limits.max_price: 2 of 2 USD spent"
 
 
-def test_a_sentinel_tries_again(scene: Scene) -> None:
-    """sbatch refuses twice, as where a user may have only so many jobs, then accepts."""
-    sbatch = scene.answers.folder / "sbatch"
+def refusing_twice(scene: Scene, said: str) -> None:
+    """sbatch refuses twice, then accepts."""
     tries = scene.answers.folder / "tries"
     accepting = COUNTING.format(folder=scene.answers.folder).splitlines()
-    refusal = "{ echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1; }"
+    refusal = f"{{ echo 'sbatch: error: {said}' >&2; exit 1; }}"
     refusing = [f"echo x >> {tries}", f"[ $(wc -l < {tries}) -gt 2 ] || {refusal}"]
+    sbatch = scene.answers.folder / "sbatch"
     sbatch.write_text("\n".join([accepting[0], *refusing, *accepting[1:], ""]))
+
+
+def test_a_sentinel_tries_again(scene: Scene) -> None:
+    refusing_twice(scene, "Invalid qos specification")
     started = resume(scene.run, scene.store, scene.executor, {}, try_again_s=0.01)
-    assert started == Started(outcome="started", num_jobs=NUM_JOBS)
+    assert (started.outcome, started.num_jobs) == ("started", NUM_JOBS)
     newest = Submissions(scene.run.storage).all()[-1]
     assert (newest.by, newest.is_whole) == ("sentinel", True)
+
+
+@pytest.mark.parametrize(
+    "said", ["QOSMaxSubmitJobPerUserLimit", "Unable to contact slurm controller"]
+)
+def test_a_sentinel_waits_for_what_passes(scene: Scene, said: str) -> None:
+    """Longer than for what may be wrong for good."""
+    refusing_twice(scene, said)
+
+    def act() -> Started:
+        return resume(scene.run, scene.store, scene.executor, {}, timeout_s=0.0)
+
+    assert persist(act, time.monotonic() - 1) is None, "the walltime is over"
+    started = persist(act, time.monotonic() + 60, pause_s=0.01)
+    assert started is not None
+    assert started.num_jobs == NUM_JOBS
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE])
+def test_a_store_that_is_full_or_away_is_waited_for(number: int) -> None:
+    tries = iter([OSError(number, "no"), OSError(number, "no"), None])
+
+    def act() -> str:
+        if error := next(tries):
+            raise error
+        return "done"
+
+    assert persist(act, time.monotonic() + 60, pause_s=0.01) == "done"
+
+
+def test_what_does_not_pass_is_raised_at_once() -> None:
+    def act() -> None:
+        raise RequestError("no such run")
+
+    with pytest.raises(RequestError, match="no such run"):
+        persist(act, time.monotonic() + 60)
+
+
+def test_a_sentinel_whose_walltime_is_over_comes_back_later(scene: Scene) -> None:
+    """Here the store cannot be written to, and the scheduler has nothing to say of a failure."""
+    scene.start()
+    scene.books(corpus="FAILED")
+    shutil.rmtree(folder := scene.run.storage.local_root / "submission-lease")
+    folder.touch()
+    scene.answers.say("scontrol", "JobId=12 JobState=RUNNING\n")
+    words = ("--store", scene.store.storage.url, "--run", scene.run.name, "--submission", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", SENTINEL, *words, "--walltime-min", "1"],
+        env={**os.environ, **AROUND, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "put back into the queue" in line:
+            break
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert any("looks again later" in line for line in lines), lines
+    update = f"scontrol update JobId=12 {LATER}"
+    assert scene.asked("scontrol")[-2:] == ["scontrol requeue 12", update]
+
+
+def test_a_sentinel_waits_for_another_run_where_no_job_may_be_requeued(scene: Scene) -> None:
+    corpus = scene.run.plan().instance(scene.id("corpus"))
+    storage = scene.store.artifact(corpus.stage, corpus.key).storage
+    with leases.held(storage, holder="other/corpus/0001", timeout_s=60):
+        require_own_work(scene.store, scene.run)
+        spec = cluster(scene.store.storage.url, backend="slurm", slurm={"requeue": False})
+        scene.run.move(spec)
+        with pytest.raises(BackendError, match="another run works on what is left"):
+            require_own_work(scene.store, scene.run)
+    require_own_work(scene.store, scene.run)
 
 
 def test_a_sentinel_does_not_try_for_ever(scene: Scene) -> None:
