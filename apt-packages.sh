@@ -14,6 +14,7 @@ packages=(
   mariadb-server-core   # where the accounting lies; the server alone, no service
   mariadb-client-core   # mariadb-install-db makes the empty database with it
   iproute2              # network namespaces: every node has an address of its own
+  faketime              # tests/integration/test_clocks.py: a process whose clock is set while it runs
 )
 
 missing=()

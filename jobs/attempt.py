@@ -11,6 +11,7 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -98,7 +99,7 @@ class Attempt:
     """Resolved recipes of all variants that need it, where there are several."""
     _events: list[str] = field(default_factory=list)
     _segments: int = 0
-    _progressed_at: float = 0.0
+    _progressed_at: float = -math.inf
     _lost: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -154,11 +155,11 @@ class Attempt:
 
     def progress(self, done: float, total: float, unit: str, **rates: float) -> None:
         """Say how far the work is, for those who watch; shown at most twice a second."""
-        now = time.time()
+        now = time.monotonic()
         if done < total and now - self._progressed_at < _PROGRESS_EVERY_S:
             return
         self._progressed_at = now
-        how_far = {"at": now, "done": done, "total": total, "unit": unit, "rates": rates}
+        how_far = {"at": time.time(), "done": done, "total": total, "unit": unit, "rates": rates}
         self.record.storage.replace("progress.json", to_json(how_far))
 
     def check(self) -> None:
@@ -220,7 +221,8 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
         born_at = Process.current().started_at
         attempt.event("begin", stage=stage, lease=attempt.lease_n, born_at=born_at)
         facts = work(attempt)
-        attempt.check()
+        for lease in held:  # this process may have been stopped for longer than others wait
+            lease.beat()
         _publish(attempt, members, facts, options)
 
 
@@ -267,7 +269,7 @@ def _interruptions(run: RunFolder, options: argparse.Namespace) -> tuple[int, fl
     earlier = [a for a in run.attempts(options.instance) if a.number < options.attempt]
     before = [a for a in earlier if not a.storage.exists(FAULT_ORDER)]
     ended = [(a.started, end) for a in before if (end := a.end)]
-    lasted_s = sum(end["ended_at"] - start["started_at"] for start, end in ended)
+    lasted_s = sum(max(end["ended_at"] - start["started_at"], 0.0) for start, end in ended)
     return sum(end.get("cause", "") in INTERRUPTIONS for _, end in ended), lasted_s
 
 

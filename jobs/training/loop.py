@@ -64,11 +64,11 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._since = Process.current().started_at
+        self._since = time.monotonic() - Process.current().age_s()
 
     def end(self, name: str) -> None:
         """Note that a phase is over and the next begins."""
-        now = time.time()
+        now = time.monotonic()
         self.seconds[name] = now - self._since
         self._since = now
 

@@ -57,11 +57,13 @@ class RankMonitor:
         probe_every_s: float = 10.0,
         dump_wait_s: float = 3 * BEAT_S,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
         draining: Callable[[], set[str]] | None = None,
     ) -> None:
         self._attempt, self._config, self._world_size = attempt, config, world_size
         self._record: Storage = attempt.record.storage
         self._probe_every_s, self._dump_wait_s, self._clock = probe_every_s, dump_wait_s, clock
+        self._sleep = sleep
         self._draining_hosts = draining or draining_hosts
         self._has_begun = False
         self._interval_s = 0.0
@@ -171,9 +173,9 @@ class RankMonitor:
 
     def _end_hang(self, beats: Sequence[Beat | None], idle_s: float) -> None:
         """Keep the stacks of all ranks, end them, and raise RunFailedError."""
-        suspect = _suspect(beats)
         self._record.replace(DUMP, b"{}")
-        time.sleep(self._dump_wait_s)
+        self._sleep(self._dump_wait_s)
+        suspect = _suspect(beats, self._beats())
         for rank, process in _local_processes(beats):
             path = stacks_path(rank)
             if not self._record.exists(path):  # it cannot run
@@ -194,23 +196,22 @@ def _work(beats: Sequence[Beat | None]) -> int:
     return sum(beat["ticks"] + beat["files"] for beat in beats if beat)
 
 
-def _suspect(beats: Sequence[Beat | None]) -> int:
-    """The rank that has fallen silent; else the one that has done least."""
-    newest = max((beat["at"] for beat in beats if beat), default=0.0)
+def _suspect(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> int:
+    """The rank that has fallen silent between two looks; else the one that has done least."""
 
     def behind(rank: int) -> tuple[bool, int]:
-        beat = beats[rank]
-        is_silent = not beat or newest - beat["at"] > 3 * BEAT_S
+        beat = after[rank]
+        is_silent = beat is None or beat == before[rank]
         return (not is_silent, beat["ticks"] if beat else 0)
 
-    return min(range(len(beats)), key=behind)
+    return min(range(len(after)), key=behind)
 
 
 def _local_processes(beats: Sequence[Beat | None]) -> Iterator[tuple[int, Process]]:
     """Ranks whose process is on this machine; those elsewhere end with their launcher."""
     for rank, beat in enumerate(beats):
         if beat:
-            process = Process(**beat["process"])
+            process = Process.from_json(beat["process"])
             if process.is_alive() is not None:
                 yield rank, process
 

@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class LocalBackend:
-    """Processes of this machine, recognised by pid and start time."""
+    """Processes of this machine, recognised by pid and start."""
 
     def __init__(self, grace_s: float = GRACE_S, node: str = "") -> None:
         """``node``: what this machine is called; its host name when empty."""
@@ -59,7 +59,8 @@ class LocalBackend:
                 raise BackendError(
                     f"{job.argv[0]}: cannot be started ({error.strerror}); check the path"
                 ) from None
-        ref = JobRef(backend=NAME, id=f"{child.pid}:{Process.of(child.pid).started_at}")
+        process = Process.of(child.pid)
+        ref = JobRef(backend=NAME, id=f"{child.pid}:{process.started_at}:{process.start_ticks}")
         if job.detached:  # reaped, should it end before we do
             threading.Thread(target=child.wait, daemon=True).start()
         else:
@@ -122,5 +123,7 @@ def end_session(session: int) -> None:
 
 
 def _process(ref: JobRef) -> Process:
-    pid, started_at = ref.id.split(":")
-    return Process(host=this_host(), pid=int(pid), started_at=float(started_at))
+    pid, started_at, ticks = ref.id.split(":")
+    return Process(
+        host=this_host(), pid=int(pid), started_at=float(started_at), start_ticks=int(ticks)
+    )

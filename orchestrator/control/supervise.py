@@ -118,6 +118,7 @@ class Supervisor:
         self._has_whole_run = only is None
         self._about = {"supervisor": os.getpid(), **(about or {})}
         self._complete: set[str] = set()
+        self._watch = leases.Watch()
         self._cancels_seen = len(run.cancel_requests())
         self._stop_cause: Cause | None = None
         self._figures_at = time.monotonic()
@@ -301,12 +302,16 @@ class Supervisor:
         """Leave what another run works on to it, and look again in a while."""
         if time.monotonic() < work.not_before:
             return
-        artifacts = (self._store.artifact(m.stage, m.key) for m in work.members)
-        held = (leases.current(artifact.storage) for artifact in artifacts)
+        folders = [self._store.artifact(m.stage, m.key).storage for m in work.members]
         timeout_s = self._cluster.retry.heartbeat_timeout_s
-        work.is_held = any(lease.is_live(timeout_s) for lease in held if lease)
+        # All are asked, as each is watched from its first look on.
+        holders = [self._watch.live(folder, timeout_s) for folder in folders]
+        work.is_held = any(holders)
         if work.is_held:
             work.not_before = time.monotonic() + self._lease_wait_s
+            return
+        for folder in folders:
+            self._watch.clear(folder, timeout_s)
 
     def _collect_ended(self) -> None:
         running = {w.ref: w for w in self._works.values() if w.state == "running" and w.ref}

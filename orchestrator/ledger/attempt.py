@@ -63,7 +63,7 @@ class AttemptFolder:
     def process(self) -> Process:
         """Who works on it, where whoever started it has said so. Raises CorruptError."""
         with understood(f"{self.storage.url}/{_STARTED}", _REMEDY):
-            return Process(**self.started["process"])
+            return Process.from_json(self.started["process"])
 
     @property
     def end(self) -> dict[str, Any] | None:

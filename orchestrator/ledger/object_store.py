@@ -106,6 +106,11 @@ class ObjectStore:
         begin = max(size + start, 0) if start < 0 else start
         return self._range(path, begin, size - begin) if begin < size else b""
 
+    def written_at(self, path: str) -> float:
+        """When the object was written, in seconds since the epoch of the store's clock."""
+        found = self._ask(path, lambda: obstore.head(self._store, self._full(path)))
+        return float(found["last_modified"].timestamp())
+
     def create(self, path: str, data: bytes) -> None:
         """One conditional PUT. Raises AlreadyExistsError."""
         is_ours_perhaps = False

@@ -8,9 +8,9 @@ remedy, it is added to the system's words.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +52,10 @@ class PathStore:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(size + start, 0) if start < 0 else start)
             return file.read()
+
+    def written_at(self, path: str) -> float:
+        """When the object was written, in seconds since the epoch of the file system's clock."""
+        return (self._root / path).stat().st_mtime
 
     def create(self, path: str, data: bytes) -> None:
         """Link a fsynced file to its name. Raises AlreadyExistsError."""
@@ -97,10 +101,10 @@ class PathStore:
             chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
             _publish(_write_aside(target, chunks, tick), target)
 
-    def sweep(self, but: str, older_s: float = 0.0) -> int:
+    def sweep(self, but: str, before: float = math.inf) -> int:
         """Remove temporary files below this folder, but for one folder in it; how many.
 
-        ``older_s``: only those that nobody has written to for so long.
+        ``before``: only those that nobody has written to since, by the file system's clock.
         """
         left = [
             Path(folder, name)
@@ -108,7 +112,7 @@ class PathStore:
             for name in names
             if name.startswith(TEMPORARY) and Path(folder) != self._root / but
         ]
-        old = [path for path in left if _age_s(path) >= older_s]
+        old = [path for path in left if _written_at(path) < before]
         for path in old:
             path.unlink(missing_ok=True)
         return len(old)
@@ -126,12 +130,12 @@ class PathStore:
             folder = folder.parent
 
 
-def _age_s(path: Path) -> float:
-    """For how long nobody has written to a file; forever where it is gone."""
+def _written_at(path: Path) -> float:
+    """When somebody last wrote to a file; never where it is gone."""
     try:
-        return time.time() - path.stat().st_mtime
+        return path.stat().st_mtime
     except FileNotFoundError:
-        return float("inf")
+        return -math.inf
 
 
 def _unless_missing(error: OSError) -> None:

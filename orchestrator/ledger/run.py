@@ -204,9 +204,8 @@ class RunFolder:
 
     def supervising(self) -> Process | None:
         """Who holds the supervisor's lease and is alive; None when nobody is."""
-        held = leases.current(self.supervision)
-        is_live = held and held.is_live(self.cluster().retry.heartbeat_timeout_s)
-        return held.process if held and is_live else None
+        held = leases.live(self.supervision, self.cluster().retry.heartbeat_timeout_s)
+        return held.process if held else None
 
     def supervised(self, *, is_alive: bool) -> list[tuple[float, float]]:
         """From when to when supervisors were at work, the last one until now where it lives."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import AlreadyExistsError, CorruptError
-from orchestrator.ledger.path_store import PathStore
+from orchestrator.ledger.path_store import TEMPORARY, PathStore
 
 if TYPE_CHECKING:
     from orchestrator.ledger.object_store import ObjectStore
@@ -116,6 +118,13 @@ class Storage:
         """Names directly below ``prefix``, sorted: one listing, not a walk."""
         return tuple(sorted(self._objects.children(prefix)))
 
+    def age_s(self, path: str) -> float:
+        """How long ago the object was written, in seconds by the store's own clock.
+
+        Raises FileNotFoundError.
+        """
+        return max(self._now() - self._objects.written_at(path), 0.0)
+
     def upload(self, local: Path, path: str, tick: Callable[[], None] = lambda: None) -> str:
         """Create the object from a local file; its sha256. The same bytes already there are fine.
 
@@ -162,8 +171,20 @@ class Storage:
         For folders in which others may write. In a bucket nothing is visible before it is whole.
         """
         if isinstance(self._objects, PathStore):
-            return self._objects.sweep("", older_s)
+            return self._objects.sweep("", self._now() - older_s)
         return 0
+
+    def _now(self) -> float:
+        """When the store says an object was written just now; our time where none can be."""
+        probe = f"{TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            self.replace(probe, b"")
+            return self._objects.written_at(probe)
+        except OSError:
+            return time.time()
+        finally:
+            with suppress(OSError):
+                self.delete(probe)
 
 
 def _bucket(url: str) -> ObjectStore:

@@ -52,7 +52,9 @@ class LocalExecutor(Executor):
         Returns once it has announced itself, so that `status` is true from then on. Raises
         BackendError.
         """
-        deadline = time.monotonic() + self._start_timeout_s
+        # A dead supervisor's lease on another machine is watched for as long before it is taken.
+        watch_s = run.cluster().retry.heartbeat_timeout_s
+        deadline = time.monotonic() + self._start_timeout_s + watch_s
         before = len(run.supervisors())
         while run.supervising() and not run.live_supervisor():
             if time.monotonic() > deadline:  # one that begins or ends takes a moment

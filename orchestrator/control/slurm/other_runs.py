@@ -9,15 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import NAME, SlurmBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.errors import OrchestratorError
-from orchestrator.ledger import lease as leases
-from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.lease import Lease, Watch
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
@@ -37,10 +36,11 @@ class OtherRuns:
     """Whether this job is to come back when they have ended."""
     _since: float | None = None
     """Monotonic time since which another run has held a key without a break."""
+    _watch: Watch = field(default_factory=Watch)
 
     def will_take_long(self) -> bool:
         """Whether another run has held a key for longer than the lease of a dead one lasts."""
-        if held_by_others(self.store, self.run, self.members) is None:
+        if self.holder() is None:
             self._since, self.are_waited_for = None, False
             return False
         self._since = self._since or time.monotonic()
@@ -53,18 +53,17 @@ class OtherRuns:
 
         After the job that does the work, where this cluster has it in the queue; else in a while.
         """
-        lease = held_by_others(self.store, self.run, self.members)
+        lease = self.holder()
         started = _attempt_of(self.store, lease) if lease else {}
         job_id = started.get("job", "") if started.get("cluster") == allocation.cluster else ""
         return f"Dependency=afterany:{job_id}" if job_id and _is_queued(job_id) else LATER
 
-
-def held_by_others(store: Store, run: RunFolder, members: Sequence[Instance]) -> Lease | None:
-    """The live lease of another run on one of these; None where there is none."""
-    timeout_s = run.cluster().retry.heartbeat_timeout_s
-    held = (leases.current(store.artifact(m.stage, m.key).storage) for m in members)
-    live = (lease for lease in held if lease and lease.is_live(timeout_s))
-    return next((lease for lease in live if _run_of(lease) != run.name), None)
+    def holder(self) -> Lease | None:
+        """The live lease of another run on one of the instances."""
+        timeout_s = self.run.cluster().retry.heartbeat_timeout_s
+        folders = [self.store.artifact(m.stage, m.key).storage for m in self.members]
+        live = [self._watch.live(folder, timeout_s) for folder in folders]
+        return next((lease for lease in live if lease and _run_of(lease) != self.run.name), None)
 
 
 def _run_of(lease: Lease) -> str:

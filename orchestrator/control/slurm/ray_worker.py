@@ -8,6 +8,7 @@ and asks for its place in the queue again.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import signal
 import socket
@@ -64,7 +65,7 @@ class Worker:
         self._resources = cluster.resources_of(mine.stage, mine.node)
         cpus = self._resources.workers_per_node * self._resources.cpus_per_worker
         self._held = held(self._resources.gpus_per_node, cpus, cluster.prices)
-        self._started_at, self._noted_at = time.time(), 0.0
+        self._started_at, self._noted_at = time.time(), -math.inf
         self._node: RayNode | None = None
         self._joined: RayHead | None = None
         self._is_done = False
@@ -118,9 +119,9 @@ class Worker:
 
     def _note(self, every_s: float = _NOTE_EVERY_S) -> None:
         """Say now and then since when this node is held, and that it still is."""
-        if time.time() - self._noted_at < every_s:
+        if time.monotonic() - self._noted_at < every_s:
             return
-        self._noted_at = time.time()
+        self._noted_at = time.monotonic()
         times = {"started_at": self._started_at, "seen_at": time.time()}
         name = f"{self._allocation.restart_id}-{self._allocation.node}"
         self._run.note_worker(self._instance, name, **self._held, **times)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,8 @@ class World:
     done: list[float] = field(default_factory=list)
     lost: str = ""
     draining: set[str] = field(default_factory=set)
+    meanwhile: Callable[[], None] = lambda: None
+    """What happens while the ranks write their stacks."""
 
     def __post_init__(self) -> None:
         self.config = rank_config(self.folder)
@@ -64,6 +67,7 @@ class World:
             probe_every_s=PROBE_S,
             dump_wait_s=0.0,
             clock=lambda: self.now,
+            sleep=lambda _: self.meanwhile(),
             draining=lambda: self.draining,
         )
 
@@ -137,6 +141,7 @@ def test_ranks_that_stand_still_are_ended_after_the_timeout(world: World) -> Non
 def test_a_rank_that_is_silent_is_the_suspect(world: World) -> None:
     world.ticks[0] = -5  # less than rank 3 has done, which has no heartbeat any more
     beating = Beating(world, (0, 1, 2))
+    world.meanwhile = beating.beat
     with pytest.raises(RunFailedError, match="rank 3 made no progress"):
         beating.wait(3 * HANG_S)
 
@@ -151,8 +156,28 @@ class Beating:
     def wait(self, seconds: float) -> None:
         for _ in range(int(seconds)):
             self.world.wait(1)
-            for rank in self.ranks:
-                self.world.beat(rank)
+            self.beat()
+
+    def beat(self) -> None:
+        self.world.now += 1.0
+        for rank in self.ranks:
+            self.world.beat(rank)
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, -10.0, 10.0, 3600.0])
+def test_a_rank_whose_clock_is_another_is_not_the_suspect(world: World, ahead_s: float) -> None:
+    """The clocks of two machines are not compared."""
+    world.ticks[2] -= 1
+
+    def beat() -> None:
+        world.now += 1.0
+        for rank in range(4):
+            world.beat(rank, at=world.now + ahead_s * (rank == 1))
+
+    beat()
+    world.meanwhile = beat
+    with pytest.raises(RunFailedError, match="rank 2 made no progress"):
+        world.wait(3 * HANG_S)
 
 
 def test_a_rank_that_waits_for_the_upload_of_another_does_not_hang(world: World) -> None:
@@ -195,7 +220,7 @@ def test_a_local_rank_that_hangs_is_looked_into_and_killed(world: World) -> None
 
 
 def test_stacks_that_a_rank_wrote_itself_are_kept(world: World) -> None:
-    world.beat(1, process=Process.current().__dict__ | {"started_at": 1.0})
+    world.beat(1, process=Process.current().__dict__ | {"start_ticks": 1})
     world.storage.replace(stacks_path(1), b"its own")
     with pytest.raises(RunFailedError):
         world.wait(3 * HANG_S)

@@ -28,7 +28,7 @@ def test_a_rank_ends_with_its_driver() -> None:
     code = (
         "import json, sys, time; from jobs.training.rank import end_with;"
         "from orchestrator.ledger.lease import Process;"
-        "end_with(Process(**json.loads(sys.argv[1])));"
+        "end_with(Process.from_json(json.loads(sys.argv[1])));"
         "print('watching', flush=True); time.sleep(60)"
     )
     rank = subprocess.Popen(

@@ -168,13 +168,13 @@ def test_a_job_ends_with_whoever_submitted_it_unless_detached(tmp_path: Path, ki
         child.kill()
 
 
-def test_a_detached_job_is_known_by_pid_and_start_time(tmp_path: Path) -> None:
+def test_a_detached_job_is_known_by_pid_and_start(tmp_path: Path) -> None:
     backend = LocalBackend(grace_s=5)
     ref = backend.submit(job(tmp_path, "import time; time.sleep(60)", detached=True))
     assert backend.poll([ref])[ref].state is JobState.RUNNING
     assert LocalBackend().poll([ref])[ref].state is JobState.RUNNING
     pid = int(ref.id.split(":")[0])
-    someone_else = JobRef(backend="local", id=f"{pid}:1.0")
+    someone_else = JobRef(backend="local", id=f"{pid}:1.0:1")
     assert backend.poll([someone_else])[someone_else].state is JobState.UNKNOWN
     os.kill(pid, signal.SIGKILL)
     wait(lambda: backend.poll([ref])[ref].state is JobState.UNKNOWN, "taken to be running")

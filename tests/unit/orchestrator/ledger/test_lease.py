@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -14,8 +15,8 @@ import pytest
 
 from orchestrator.errors import LeaseHeldError
 from orchestrator.ledger import lease as leases
-from orchestrator.ledger.lease import Lease, Process, acquire, current
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.lease import Lease, Process, Watch, acquire, current
+from orchestrator.ledger.storage import Storage, to_json
 
 FORK = multiprocessing.get_context("fork")
 TIMEOUT_S = 60.0
@@ -47,7 +48,8 @@ def test_a_released_lease_is_free_at_once(storage: Storage) -> None:
     acquire(storage, holder="a", timeout_s=TIMEOUT_S).release()
     lease = current(storage)
     assert lease is not None
-    assert not lease.is_live(TIMEOUT_S)
+    assert not lease.is_open
+    assert leases.live(storage, TIMEOUT_S) is None
     assert acquire(storage, holder="b", timeout_s=TIMEOUT_S).number == 2
 
 
@@ -70,11 +72,81 @@ def test_a_lost_lease_is_noticed_by_the_next_beat(storage: Storage) -> None:
     assert str(raised.value) == (f"{storage.url}: lease 1 was lost to 2; this attempt must end")
 
 
-def test_on_another_machine_the_heartbeat_decides(storage: Storage) -> None:
-    taken(storage, heartbeat_at=time.time() - TIMEOUT_S / 2)
+@dataclass
+class Clock:
+    """A watcher's own, which a test sets."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, -6.0, 0.0, 6.0, 3600.0])
+def test_a_heartbeat_elsewhere_is_timed_by_the_watchers_clock(
+    storage: Storage, ahead_s: float
+) -> None:
+    """Whatever the holder's clock says, and whether it is set meanwhile."""
+    taken(storage, heartbeat_at=time.time() + ahead_s)
+    watch = Watch(clock := Clock())
+    for seconds in (0.0, TIMEOUT_S - 1):
+        clock.now += seconds
+        assert watch.live(storage, TIMEOUT_S) is not None
+    beat(storage, heartbeat_at=time.time() - ahead_s)
+    for seconds in (0.9, 0.9 * TIMEOUT_S):
+        clock.now += seconds
+        assert watch.live(storage, TIMEOUT_S) is not None, "it has beaten since"
+    clock.now += TIMEOUT_S
+    assert watch.live(storage, TIMEOUT_S) is None
+
+
+def beat(storage: Storage, **how: object) -> None:
+    lease = current(storage)
+    assert lease is not None
+    storage.replace("lease/000001.json", to_json(asdict(replace(lease, **how))))
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 0.0, 3600.0])
+def test_a_silent_holder_elsewhere_is_watched_for_the_timeout_and_followed(
+    storage: Storage, ahead_s: float
+) -> None:
+    taken(storage, heartbeat_at=time.time() + ahead_s)
+    began = time.monotonic()
+    assert acquire(storage, holder="b", timeout_s=0.3).number == 2
+    assert 0.3 <= time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("ahead_s", [-3600.0, 0.0, 3600.0])
+def test_a_holder_elsewhere_whose_heart_beats_keeps_its_lease(
+    storage: Storage, ahead_s: float
+) -> None:
+    taken(storage, heartbeat_at=time.time() + ahead_s)
+    beats = threading.Timer(0.3, beat, (storage,), {"heartbeat_at": time.time() - ahead_s})
+    beats.start()
     with pytest.raises(LeaseHeldError):
         acquire(storage, holder="b", timeout_s=TIMEOUT_S)
-    assert acquire(storage, holder="b", timeout_s=TIMEOUT_S / 3).number == 2
+    beats.join()
+
+
+def test_who_was_seen_to_be_dead_is_fenced_off_for_those_who_come_next(storage: Storage) -> None:
+    taken(storage)
+    watch = Watch(clock := Clock())
+    watch.live(storage, TIMEOUT_S)
+    clock.now += TIMEOUT_S
+    watch.clear(storage, TIMEOUT_S)
+    with pytest.raises(LeaseHeldError):
+        leases.require_newest(storage, 1)
+    assert acquire(storage, holder="b", timeout_s=TIMEOUT_S).number == 3
+
+
+def test_the_age_of_a_heartbeat_is_that_of_its_object(storage: Storage) -> None:
+    taken(storage, heartbeat_at=time.time() - 10 * TIMEOUT_S)
+    before = storage.list()
+    assert leases.live(storage, TIMEOUT_S) is not None
+    time.sleep(1.1)  # some stores count whole seconds
+    assert storage.age_s("lease/000001.json") >= 1.0
+    assert leases.live(storage, 0.5) is None
+    assert storage.list() == before
 
 
 def test_on_this_machine_a_silent_holder_that_lives_keeps_it(storage: Storage) -> None:
@@ -103,10 +175,38 @@ def _wait_until_dead(pid: int) -> None:
 
 
 def test_a_pid_that_is_someone_elses_by_now_is_dead(storage: Storage) -> None:
-    reused = replace(Process.current(), started_at=Process.current().started_at - 100)
+    me = Process.current()
+    reused = replace(me, start_ticks=me.start_ticks - 1)
     assert reused.is_alive() is False
+    of_an_earlier_version = replace(me, start_ticks=0, started_at=me.started_at - 100)
+    assert of_an_earlier_version.is_alive() is False
+    assert replace(of_an_earlier_version, started_at=me.started_at).is_alive() is True
     taken(storage, process=reused)
     assert acquire(storage, holder="b", timeout_s=TIMEOUT_S).number == 2
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, -6.0, 6.0, 3600.0])
+def test_a_process_is_the_same_after_the_clock_was_set(storage: Storage, step_s: float) -> None:
+    """What the system says of its start moves with the clock."""
+    me = Process.current()
+    before = replace(me, started_at=me.started_at + step_s)
+    assert before.is_alive() is True
+    assert before == me
+    taken(storage, process=before)
+    with pytest.raises(LeaseHeldError):
+        acquire(storage, holder="b", timeout_s=TIMEOUT_S)
+
+
+def test_the_age_of_a_process_is_no_difference_of_two_clocks() -> None:
+    me = Process.current()
+    age_s = replace(me, started_at=me.started_at + 3600).age_s()
+    assert age_s == pytest.approx(time.time() - me.started_at, abs=2)
+    assert replace(me, start_ticks=0, started_at=time.time() + 9).age_s() == 0.0
+
+
+def test_a_record_of_a_later_version_is_read(storage: Storage) -> None:
+    me = Process.current()
+    assert Process.from_json({**asdict(me), "thumb": 5}) == me
 
 
 def test_a_process_knows_itself_and_not_those_elsewhere() -> None:

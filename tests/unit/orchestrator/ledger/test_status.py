@@ -31,7 +31,7 @@ from tests.unit.orchestrator.before import unpack
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 ME = Process.current().__dict__
-GONE = {**ME, "started_at": 1.0}
+GONE = {**ME, "start_ticks": 1}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.slurm.other_runs import LATER, OtherRuns, held_by_others
+from orchestrator.control.slurm.other_runs import LATER, OtherRuns
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
@@ -39,9 +39,9 @@ def take(scene: Scene, instance: Instance, run: str) -> leases.HeldLease:
 
 def test_only_a_live_lease_of_another_run_counts(scene: Scene, train: Instance) -> None:
     others = OtherRuns(scene.store, scene.run, (train,))
-    assert held_by_others(scene.store, scene.run, (train,)) is None
+    assert others.holder() is None
     own = take(scene, train, scene.run.name)
-    assert held_by_others(scene.store, scene.run, (train,)) is None, "an earlier start of this job"
+    assert others.holder() is None, "an earlier start of this job"
     own.release()
     lease = take(scene, train, "other")
     assert not others.will_take_long(), "it may end at once"
