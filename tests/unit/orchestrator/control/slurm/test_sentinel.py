@@ -9,6 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +23,7 @@ from orchestrator.control.slurm.sentinel import (
     persist,
     require_own_work,
     resume,
+    see_to,
     settled,
     stage_refusals,
 )
@@ -30,6 +34,7 @@ from orchestrator.ledger.submission import Submissions
 from tests.unit.orchestrator.backends.test_slurm_allocation import AROUND
 from tests.unit.orchestrator.control.slurm.scene import COUNTING, NUM_JOBS, STAGES, Scene
 from tests.unit.orchestrator.recipes import cluster
+from tests.unit.orchestrator.scheduler import Answers
 from tests.unit.source import ROOT
 
 
@@ -146,6 +151,41 @@ def test_a_store_that_is_full_or_away_is_waited_for(number: int) -> None:
         return "done"
 
     assert persist(act, time.monotonic() + 60, pause_s=0.01) == "done"
+
+
+def test_a_full_store_is_waited_for(
+    tmp_path: Path, answers: Answers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real one, that somebody makes room in after a while; nothing was submitted before."""
+    store = tmp_path / "store"
+    store.mkdir()
+    words = ("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(store))
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        scene = Scene(tmp_path, answers)
+        scene.start()
+        waiting = dict.fromkeys(STAGES[1:], "PENDING")
+        scene.books(corpus="FAILED", **waiting), scene.queue(**waiting)
+        known, filling = len(scene.asked("sbatch")), store / "filling"
+        fill(filling)
+        act = partial(see_to, scene.store, scene.run, scene.executor, 1)
+        assert persist(act, time.monotonic() + 0.5, pause_s=0.1) is None
+        assert "No space left on device" in caplog.text
+        assert len(scene.asked("sbatch")) == known
+        threading.Timer(0.5, filling.unlink).start()
+        assert persist(act, time.monotonic() + 60, pause_s=0.1)
+        assert len(scene.asked("sbatch")) > known
+    finally:
+        subprocess.run(["umount", "-l", str(store)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all the room there is."""
+    with suppress(OSError), path.open("wb") as file:
+        while True:
+            file.write(bytes(4096))
+            file.flush()
 
 
 def test_what_does_not_pass_is_raised_at_once() -> None:
