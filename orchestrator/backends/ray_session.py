@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class _RayProcess:
 
     def stop(self) -> None:
         """Let Ray end its daemons, then end whatever is left of its processes."""
-        if self.is_alive():
+        if self._process.poll() is None:
             self._process.terminate()
             try:
                 self._process.wait(timeout=15)
@@ -122,6 +123,15 @@ class RaySession(_RayProcess):
             *("--ray-client-server-port", str(_free_port()), "--dashboard-port", str(_free_port())),
         ]
         super().__init__(words, log, {**code_env, **self.env})
+        self._daemons: list[psutil.Process] = []
+        """Those of a session that is up."""
+
+    def is_alive(self) -> bool:
+        """Whether it is up with all of its daemons, or on its way to it.
+
+        Ray itself looks once a second; a process that loses a daemon may end sooner than that.
+        """
+        return super().is_alive() and all(map(_runs, self._daemons))
 
     def wait_ready(self) -> None:
         """Return once the head accepts connections. Raises BackendError with the log's path."""
@@ -130,6 +140,7 @@ class RaySession(_RayProcess):
             if not self.is_alive():
                 break
             if b"Ray runtime started" in self._log.read_bytes():
+                self._daemons = self._daemons or _children(self._process.pid)
                 return
             time.sleep(0.1)
         raise BackendError(f"ray: the session did not start; see {self._log}")
@@ -170,6 +181,19 @@ def _end_left_session(folder: Path) -> None:
         except psutil.Error:
             continue
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children()
+    return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _free_port() -> int:

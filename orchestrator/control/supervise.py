@@ -40,8 +40,6 @@ RETRY_DELAY_S = 1.0
 LOG_TAIL_BYTES = 20_000
 FIGURES_EVERY_S = 60.0
 LIMITS_EVERY_S = 60.0
-_RAY_END_S = 5.0
-"""How long a session of which a daemon was killed may take to end; Ray looks once a second."""
 _NOT_OF_RAY = (ExitCode.DONE, ExitCode.BAD_REQUEST, ExitCode.LEASE_HELD, ExitCode.STOPPED)
 _RAY_STARTS = 3
 """How often in a row a session may end before it answers."""
@@ -70,6 +68,11 @@ class Work:
     """Whether another run works on it."""
     ray: RaySession | None = None
     """The session that its attempt was started in."""
+
+    @property
+    def has_lost_ray(self) -> bool:
+        """Whether that session has gone away, in whole or in part."""
+        return self.ray is not None and not self.ray.is_alive()
 
 
 class Supervisor:
@@ -333,7 +336,7 @@ class Supervisor:
             log_tail=self._log_tail(work),
             node=node,
             others=node != status.node,
-            has_lost_ray=status.exit_code not in _NOT_OF_RAY and _has_ended(work.ray),
+            has_lost_ray=status.exit_code not in _NOT_OF_RAY and work.has_lost_ray,
             stopped=Cause.PREEMPTED if status.state is JobState.PREEMPTED else self._stop_cause,
         )
         retry = self._cluster.retry
@@ -440,14 +443,3 @@ def write_last_page(run: RunFolder, store: Store, state: str) -> None:
         write_report(run, store, observed)
     except Exception as error:  # noqa: BLE001 (whatever it is, the run has ended well without)
         log.warning("report: %s; `orchestrator report %s` tries again", error, run.name)
-
-
-def _has_ended(ray: RaySession | None, within_s: float = _RAY_END_S) -> bool:
-    """Whether an attempt's session has gone away, or does so now.
-
-    A process that loses its daemons notices sooner than the session does, and by any error.
-    """
-    deadline = time.monotonic() + within_s
-    while ray and ray.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return ray is not None and not ray.is_alive()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -99,6 +100,22 @@ def test_a_head_that_ends_at_once_is_named_with_its_log(tmp_path: Path) -> None:
             session.wait_ready()
         log = tmp_path / "logs" / "ray.log"
         assert str(raised.value) == f"ray: the session did not start; see {log}"
+    finally:
+        session.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
+def test_a_session_that_loses_a_daemon_is_not_alive_from_then_on(
+    tmp_path: Path, number: int
+) -> None:
+    """Whoever was connected may have ended already, long before Ray looks at its daemons."""
+    session = session_in(tmp_path)
+    try:
+        session.wait_ready()
+        daemon = psutil.Process(told(tmp_path / "logs" / "ray.log")["child"])
+        daemon.send_signal(number)
+        await_true(lambda: is_gone(daemon.pid), "it lives")
+        assert not session.is_alive()
     finally:
         session.stop()
 
