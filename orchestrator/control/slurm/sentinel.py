@@ -24,7 +24,7 @@ from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.notify import Notifier
 from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import note_own_end, unfinished, work_left
-from orchestrator.control.slurm.other_runs import LATER, held_by_others
+from orchestrator.control.slurm.other_runs import LATER, OtherRuns
 from orchestrator.control.supervise import write_figures
 from orchestrator.errors import BackendError, RequestError, last_sentence
 from orchestrator.ledger.run import RunFolder
@@ -58,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to_stderr()
     ends_at = time.monotonic() + 60 * options.walltime_min - REQUEUE_S
     store, run = store_and_run(options)
-    executor, comes_back = SlurmExecutor(), False
+    executor, others, comes_back = SlurmExecutor(), dict[str, OtherRuns](), False
+    act = partial(see_to, store, run, executor, options.submission, others)
     try:
-        comes_back = not persist(partial(see_to, store, run, executor, options.submission), ends_at)
+        comes_back = not persist(act, ends_at)
     finally:
         if not comes_back:
             note_own_end(run, os.environ.get("SLURM_JOB_ID", ""), JobState.SUCCEEDED)
@@ -71,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return Allocation.current().requeue(LATER)
 
 
-def see_to(store: Store, run: RunFolder, executor: SlurmExecutor, submission: int) -> bool:
+def see_to(
+    store: Store,
+    run: RunFolder,
+    executor: SlurmExecutor,
+    submission: int,
+    others: dict[str, OtherRuns],
+) -> bool:
     """Resume the run, or say why not; True once that is done."""
     observed = settled(run, executor)
     notifier = Notifier(store, run)
@@ -84,6 +91,7 @@ def see_to(store: Store, run: RunFolder, executor: SlurmExecutor, submission: in
             log.info("%s: not resumed: %s", run.name, why)
             is_left = True
         else:
+            require_own_work(store, run, others)
             is_left = not _resumed(store, run, executor, observed)
     finally:
         notifier.close(lambda: replace(observed, is_alive=False) if is_left else _AT_WORK)
@@ -95,7 +103,6 @@ def _resumed(store: Store, run: RunFolder, executor: SlurmExecutor, observed: Ob
     refused = stage_refusals(run, observed)
     for instance, why in refused.items():
         log.info("%s: not resumed: %s", instance, why)
-    require_own_work(store, run)
     started = resume(run, store, executor, refused)
     log.info("%s: %s, %d jobs submitted", run.name, started.outcome, started.num_jobs)
     return started.outcome in ("started", "running")
@@ -121,14 +128,18 @@ def persist(
         pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
 
-def require_own_work(store: Store, run: RunFolder) -> None:
+def require_own_work(store: Store, run: RunFolder, others: dict[str, OtherRuns]) -> None:
     """Raises BackendError while another run works on what is left, where no job can wait for it.
 
-    Where jobs may be requeued, theirs wait in the queue for that.
+    Where jobs may be requeued, theirs wait in the queue for that. ``others``: as they were seen so
+    far, by instance.
     """
+    if run.cluster().slurm.requeue:
+        return
     plan = run.plan()
-    groups = [plan.group(i.id) for i in unfinished(plan, store)]
-    if not run.cluster().slurm.requeue and any(held_by_others(store, run, g) for g in groups):
+    left = [i.id for i in unfinished(plan, store)]
+    others |= {n: OtherRuns(store, run, plan.group(n)) for n in left if n not in others}
+    if any(others[name].holder() for name in left):
         raise BackendError(f"{run.name}: another run works on what is left; resumed when it ends")
 
 

@@ -169,7 +169,7 @@ def test_a_full_store_is_waited_for(
         scene.books(corpus="FAILED", **waiting), scene.queue(**waiting)
         known, filling = len(scene.asked("sbatch")), store / "filling"
         fill(filling)
-        act = partial(see_to, scene.store, scene.run, scene.executor, 1)
+        act = partial(see_to, scene.store, scene.run, scene.executor, 1, {})
         assert persist(act, time.monotonic() + 0.5, pause_s=0.1) is None
         assert "No space left on device" in caplog.text
         assert len(scene.asked("sbatch")) == known
@@ -228,12 +228,12 @@ def test_a_sentinel_waits_for_another_run_where_no_job_may_be_requeued(scene: Sc
     corpus = scene.run.plan().instance(scene.id("corpus"))
     storage = scene.store.artifact(corpus.stage, corpus.key).storage
     with leases.held(storage, holder="other/corpus/0001", timeout_s=60):
-        require_own_work(scene.store, scene.run)
+        require_own_work(scene.store, scene.run, {})
         spec = cluster(scene.store.storage.url, backend="slurm", slurm={"requeue": False})
         scene.run.move(spec)
         with pytest.raises(BackendError, match="another run works on what is left"):
-            require_own_work(scene.store, scene.run)
-    require_own_work(scene.store, scene.run)
+            require_own_work(scene.store, scene.run, {})
+    require_own_work(scene.store, scene.run, {})
 
 
 def test_a_sentinel_does_not_try_for_ever(scene: Scene) -> None:
