@@ -29,6 +29,7 @@ from orchestrator.spec.cluster import Event
 
 _NOTICE, _ORIGIN = "notice.json", "origin.json"
 _REMEDY = "remove it"
+_NO_ACCIDENT = (RunState.SUCCEEDED, RunState.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +78,19 @@ def notices_of(status: RunStatus, since: float) -> Iterator[Notice]:
 
 
 def _of_stage(stage: StageStatus, status: RunStatus, since: float) -> Iterator[Notice]:
-    # Those that waited for another run, or were cancelled, are nobody's concern.
-    attempts = [a for a in stage.attempts if a.state != RunState.CANCELLED]
+    # Those that waited for another run are nobody's concern, what a user cancelled is theirs.
+    attempts = [a for a in stage.attempts if a.action != "wait"]
     is_final = status.state.is_final
     if stage.instance.steps and stage.step and attempts and attempts[0].started_at >= since:
         yield _first_step(stage)
     for before, attempt in zip([None, *attempts], attempts, strict=False):
-        if before and before.state != RunState.SUCCEEDED and attempt.started_at >= since:
+        if before and before.state not in _NO_ACCIDENT and attempt.started_at >= since:
             yield _back(stage, attempt)
         is_new = attempt.ended_at is not None and attempt.ended_at >= since
         if attempt is stage.failure:
             if is_new or is_final:
                 yield _failed(stage, attempt)
-        elif is_new and attempt.state not in (RunState.SUCCEEDED, RunState.RUNNING):
+        elif is_new and attempt.state not in (*_NO_ACCIDENT, RunState.RUNNING):
             yield _interrupted(stage, attempt)
     if is_final and stage.state is RunState.FAILED and not stage.attempts and stage.job:
         yield _never_begun(stage)

@@ -81,6 +81,10 @@ STEPS = {"done": 3, "total": 12, "unit": "steps"}
         ([{"state": "cancelled", "action": "stop", "cause": "cancelled"}], RUNNING, ["started"]),
         ([{"state": "cancelled", "action": "stop", "cause": "cancelled"}, None], RUNNING,
          ["started"]),
+        ([PREEMPTED, {"state": "cancelled", "action": "stop", "cause": "cancelled"}, None], RUNNING,
+         ["started", "interrupted", "back"]),
+        ([PREEMPTED, {"state": "cancelled", "action": "wait"}, None], RUNNING,
+         ["started", "interrupted", "back"]),
         ([{"state": "succeeded", "action": "done"}], RUNNING, ["started"]),
     ],
 )  # fmt: skip
