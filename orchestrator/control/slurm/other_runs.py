@@ -16,7 +16,6 @@ from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import NAME, SlurmBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.errors import OrchestratorError
-from orchestrator.ledger import lease as leases
 from orchestrator.ledger.lease import Lease, Watch
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
@@ -65,14 +64,6 @@ class OtherRuns:
         folders = [self.store.artifact(m.stage, m.key).storage for m in self.members]
         live = [self._watch.live(folder, timeout_s) for folder in folders]
         return next((lease for lease in live if lease and _run_of(lease) != self.run.name), None)
-
-
-def held_by_others(store: Store, run: RunFolder, members: Sequence[Instance]) -> Lease | None:
-    """The lease of another run on one of these that seems live, from one look; else None."""
-    timeout_s = run.cluster().retry.heartbeat_timeout_s
-    folders = [store.artifact(m.stage, m.key).storage for m in members]
-    found = (leases.live(folder, timeout_s) for folder in folders)
-    return next((lease for lease in found if lease and _run_of(lease) != run.name), None)
 
 
 def _run_of(lease: Lease) -> str:
