@@ -21,7 +21,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from typing import Any
 from jobs.disk import disk_sentence
 from orchestrator.errors import (
     INTERRUPTIONS,
+    Cause,
     ExitCode,
     LeaseHeldError,
     OrchestratorError,
@@ -189,7 +190,8 @@ def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
     try:
         _run(stage, work, options)
     except StopRequestedError:
-        sys.stderr.write("error: stopped by a signal\n")
+        with suppress(OSError):
+            sys.stderr.write("error: stopped by a signal\n")
         return ExitCode.STOPPED
     except Exception as error:  # noqa: BLE001 (the last stop: its cause goes to the supervisor)
         return _fail(error, options)
@@ -212,7 +214,7 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         for artifact in artifacts:
             held.append(leases.acquire(artifact.storage, holder=holder, timeout_s=timeout_s))
-            stack.callback(held[-1].release)
+            stack.callback(_unless_away, held[-1].release)
             artifact.storage.sweep(but=leases.FOLDER)  # of attempts that were killed
         attempt = _attempt(stack, store, run, plan, members, held[0].number, options)
         stack.enter_context(_heartbeat(attempt, held))
@@ -308,7 +310,15 @@ def _heartbeat(attempt: Attempt, held: Sequence[leases.HeldLease]) -> Any:
     finally:
         ended.set()
         thread.join()
-        attempt.flush()
+        _unless_away(attempt.flush)
+
+
+def _unless_away(act: Callable[[], None]) -> None:
+    """Do what a store that is away must not keep from ending, nor hide why it ends."""
+    try:
+        act()
+    except OSError as error:
+        log.warning("the store is out of reach: %s", error)
 
 
 def _beat(
@@ -362,19 +372,27 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _fail(error: Exception, options: argparse.Namespace) -> int:
-    """Print why the attempt failed and record it as its last event; the exit code."""
-    if isinstance(error, OrchestratorError):
-        sys.stderr.write(f"error: {error}\n")
-    else:
-        traceback.print_exception(error)
+    """Print why the attempt failed and record it as its last event; the exit code.
+
+    The log may lie in a store that is full: then the exit code, and what this machine keeps, tell.
+    """
+    is_ours, cause = isinstance(error, OrchestratorError), cause_of(error)
+    with suppress(OSError):
+        sys.stderr.write(f"error: {error}\n" if is_ours else _traceback_of(error))
     try:
         record = _record(Store.open(options.store), options)
-        record.record_failure(cause_of(error), disk_sentence(error))
-    except (OSError, OrchestratorError) as unwritten:  # the exit code and the log remain
-        log.warning("the cause could not be recorded: %s", unwritten)
+        record.record_failure(cause, disk_sentence(error))
+    except (OSError, OrchestratorError) as unwritten:
+        log.warning("the cause could not be recorded in the store: %s", unwritten)
     if isinstance(error, LeaseHeldError):
         return ExitCode.LEASE_HELD
+    if cause is Cause.STORAGE:
+        return ExitCode.UNREACHABLE
     return error.exit_code if isinstance(error, OrchestratorError) else ExitCode.FAILED
+
+
+def _traceback_of(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def _record(store: Store, options: argparse.Namespace) -> AttemptFolder:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -31,9 +32,9 @@ from jobs.training.rank import (
     log_to,
     most_telling,
 )
-from orchestrator.errors import Cause
+from orchestrator.errors import Cause, ExitCode, cause_of
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.run import ALLOCATION_ADDRESS, ALLOCATION_FOLDER
+from orchestrator.ledger.run import ALLOCATION_FOLDER
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
 
@@ -140,7 +141,7 @@ def launch(
     channel = Storage(allocation or config.folder)
     order = Launch(
         config=config.model_dump_json(),
-        host=os.environ[ALLOCATION_ADDRESS] if allocation else "127.0.0.1",
+        host=os.environ["SLURM_LAUNCH_NODE_IPADDR"] if allocation else "127.0.0.1",
         port=free_port(),
         num_nodes=resources.nodes if allocation else 1,
         ranks_per_node=resources.local_world_size if allocation else resources.world_size,
@@ -189,15 +190,21 @@ def raise_failure(
     knows = told["rank"] if told and (told["cause"] != Cause.ERROR or not is_any_lost) else None
     # Ranks fail by losing each other: who knows a cause, or was ended by a signal, was first.
     report, rank, code = min(
-        failed, key=lambda f: (f[1] != knows, f[2] > 0, f[0].failed_at or 0.0, f[1])
+        failed,
+        key=lambda f: (
+            *(f[1] != knows, f[2] > 0, f[2] != ExitCode.UNREACHABLE),
+            *(f[0].failed_at or 0.0, f[1]),
+        ),
     )
     # Who merely lost a peer is not to blame, and the report that tells of the peer may be late.
     blamed = {"node": report.node} if code < 0 else {}
     record_event("rank_failed", rank=rank, code=code, **blamed)
     end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    raise failure(
-        config, world_size, f"rank {rank} on {report.node}: {end}", rank, is_lost=code < 0
-    )
+    how = f"rank {rank} on {report.node}: {end}"
+    error = failure(config, world_size, how, rank, is_lost=code < 0)
+    if code == ExitCode.UNREACHABLE and error.cause is Cause.ERROR:  # it could say no more
+        error.cause = Cause.STORAGE
+    raise error
 
 
 def launch_path(number: int) -> str:
@@ -225,14 +232,13 @@ def _address_env(launch: Launch) -> dict[str, str]:
 
 def interface_towards(host: str) -> str:
     """The network interface of this node that reaches a host."""
-    family, *_, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(place)  # sends nothing: it only chooses a route
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing: it only chooses a route
         own = probe.getsockname()[0]
     return next(
         name
         for name, addresses in psutil.net_if_addrs().items()
-        if any(a.address.partition("%")[0] == own for a in addresses)
+        if any(a.address == own for a in addresses)
     )
 
 
@@ -244,7 +250,14 @@ def run_rank(channel: Storage, number: int) -> None:
     rank_info = RankInfo(
         **{name: int(os.environ[name.upper()]) for name in RankInfo.__annotations__}
     )
-    train_here(config, rank_info)
+    try:
+        train_here(config, rank_info)
+    except Exception as error:
+        if cause_of(error) is not Cause.STORAGE:
+            raise
+        with suppress(OSError):  # the log may lie on the same disk
+            traceback.print_exc()
+        sys.exit(ExitCode.UNREACHABLE)
 
 
 def train_here(config: RankConfig, rank_info: RankInfo) -> None:

@@ -29,6 +29,8 @@ from orchestrator.errors import (
     RunFailedError,
     cause_of,
 )
+from orchestrator.ledger import last_words
+from orchestrator.ledger.attempt import LAST_RANK
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.spec.model import Spec
@@ -178,7 +180,9 @@ def last_line(error: object) -> str:
 
 
 @contextmanager
-def failure_recorded(config: RankConfig, rank_info: RankInfo) -> Iterator[None]:
+def failure_recorded(
+    config: RankConfig, rank_info: RankInfo, storage: Storage | None = None
+) -> Iterator[None]:
     """Write into the attempt's folder why this rank fails, where `failure` finds it."""
     try:
         yield
@@ -189,9 +193,11 @@ def failure_recorded(config: RankConfig, rank_info: RankInfo) -> Iterator[None]:
             "cause": cause_of(error),
             "message": disk_sentence(error),
         }
-        with suppress(OSError, OrchestratorError):  # the end of the log tells it too
-            path = f"rank-{rank_info.rank:05d}{_FAILURE}"
-            Storage(config.record_url).replace(path, to_json(report))
+        path = f"rank-{rank_info.rank:05d}{_FAILURE}"
+        try:
+            (storage or Storage(config.record_url)).replace(path, to_json(report))
+        except OSError:  # the log, too, may lie in the store that is full
+            last_words.leave(config.record_url, LAST_RANK, report)
         raise
 
 
@@ -241,12 +247,14 @@ def failure(
 
 
 def _reports(config: RankConfig) -> list[dict[str, Any]]:
+    """Those in the attempt's folder, and the last that only this machine could keep."""
     storage, reports = Storage(config.record_url), list[dict[str, Any]]()
     with suppress(OSError):
         for name in (n for n in storage.children() if n.endswith(_FAILURE)):
             with suppress(OSError, OrchestratorError):
                 reports.append(storage.read_json(name))
-    return reports
+    kept = last_words.find(config.record_url, LAST_RANK)
+    return [*reports, kept] if kept else reports
 
 
 def free_port() -> int:

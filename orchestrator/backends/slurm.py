@@ -25,7 +25,7 @@ from submitit.core.utils import FailedSubmissionError
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.slurm_commands import SACCT, ask
 from orchestrator.backends.slurm_reasons import LAUNCH_FAILED, in_plain_words
-from orchestrator.errors import BackendError, Cause, RequestError
+from orchestrator.errors import BackendError, Cause, ExitCode, RequestError
 from orchestrator.ledger.path_store import PathStore
 from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.spec.cluster import SlurmOptions
@@ -179,20 +179,14 @@ class SlurmBackend:
             ask("scancel", "--signal=USR2", *(ref.id for ref in refs))
 
     def queue(
-        self, refs: Sequence[JobRef] = (), *, everyone: bool = False, comments: bool = False
+        self, refs: Sequence[JobRef] = (), *, everyone: bool = False
     ) -> dict[str, tuple[Row, ...]]:
         """What the controller knows of some jobs, or of this user's, a row for each array task.
 
-        ``everyone``: of ended ones too. ``comments``: with theirs, whose lines may look like jobs.
+        ``everyone``: of ended ones too.
         """
         whose = f"--jobs={','.join(ref.id for ref in refs)}" if refs else "--me"
-        words = [
-            "squeue",
-            whose,
-            "--noheader",
-            "--array",
-            f"--format=%F|%T|%N|%r|%o{'|%k' * comments}",
-        ]
+        words = ["squeue", whose, "--noheader", "--array", "--format=%F|%T|%N|%r|%o|%k"]
         try:
             answer = ask(*words, *(["--states=all"] if everyone else []))
         except BackendError as error:
@@ -213,7 +207,7 @@ class SlurmBackend:
         """
         tags = {str(job.log.parent / SCRIPT): job.tag for job in jobs}
         tags |= {tag: tag for tag in tags.values()}
-        rows = self.queue(everyone=True, comments=True).items()
+        rows = self.queue(everyone=True).items()
         named = ((i, tags.get(r.command) or tags.get(r.comment)) for i, g in rows for r in g)
         return {tag: job_id for job_id, tag in named if tag}
 
@@ -410,7 +404,7 @@ def _status(
         exit_code=row.exit_code if leading.is_final else None,
         node="" if row.nodes in ("None assigned", "") else row.nodes,
         detail=several if len(rows) > 1 else _detail(row),
-        cause=CAUSES.get(row.word),
+        cause=CAUSES.get(row.word) or _cause_by_code(row),
         is_held=all(r.was_refused for r in rows if not r.state.is_final) and row.was_refused,
         waits=in_plain_words(row.reason, ref.id) if leading is JobState.QUEUED else "",
     )
@@ -431,6 +425,11 @@ _LEADING = (
 def _detail(row: Row) -> str:
     word = row.by or row.word
     return f"{word} ({row.reason})" if row.reason not in ("", "None") else word
+
+
+def _cause_by_code(row: Row) -> Cause | None:
+    """A process of ours whose store took no word says by its exit code what it would have said."""
+    return Cause.STORAGE if row.exit_code == ExitCode.UNREACHABLE else None
 
 
 def _is_unclear(rows: Sequence[Row] | None) -> bool:

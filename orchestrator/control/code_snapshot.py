@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.records import record_at, understood
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.temporary import own_temporary_folder
 
 FORMAT = 2
 """Of code and run folder together: a run whose record names another is executed by nothing here."""
@@ -90,19 +90,6 @@ def code_folder(run: RunFolder) -> Path:
 def code_env(run: RunFolder) -> dict[str, str]:
     """What makes a Python process import the run's own code, whatever folder it is started in."""
     return {"PYTHONPATH": str(code_folder(run)), "PYTHONSAFEPATH": "1"}
-
-
-def own_temporary_folder() -> Path:
-    """A folder for temporary files that no other user of this machine can write to.
-
-    Raises RequestError when somebody else has made it first.
-    """
-    base = os.environ.get("TMPDIR") or tempfile.gettempdir()
-    folder = Path(base, f"orchestrator-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
-        raise RequestError(f"{folder}: belongs to somebody else; set TMPDIR to a folder of yours")
-    return folder
 
 
 def _fetch(run: RunFolder, sha256: str, name: str) -> Path:

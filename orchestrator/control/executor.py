@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.backends.base import Shape
+from orchestrator.control.store_patience import waited_for
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import Observed
@@ -91,7 +92,11 @@ class Executor:
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         """How each run stands, by name, from one look; by default whether a supervisor lives."""
-        return {run.name: Observed(is_alive=run.live_supervisor() is not None) for run in runs}
+        supervisors = {run.name: run.live_supervisor() for run in runs}
+        return {
+            name: Observed(is_alive=bool(s), problem=waited_for(s.storage.url) if s else "")
+            for name, s in supervisors.items()
+        }
 
     def cancel(self, run: RunFolder, stage: str | None) -> None:  # noqa: ARG002 (never started)
         """Stop the run, or one stage; returns when that is done. Raises RunFailedError."""

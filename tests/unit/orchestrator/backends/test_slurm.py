@@ -35,6 +35,7 @@ def test_an_end_in_the_books_is_an_end(answers: Answers) -> None:
     ("row", "state", "code", "cause"),
     [
         ("FAILED|2:0", JobState.FAILED, 2, None),
+        ("FAILED|3:0", JobState.FAILED, 3, "storage"),
         ("FAILED|0:9", JobState.FAILED, -9, None),
         ("TIMEOUT|0:0", JobState.FAILED, 0, "walltime"),
         ("OUT_OF_MEMORY|0:125", JobState.FAILED, -125, "host_oom"),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import math
+import os
 import subprocess
 import sys
 import threading
@@ -16,8 +19,9 @@ import pytest
 
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.fake import DONE, FakeBackend
+from orchestrator.control.store_patience import StorePatience
 from orchestrator.control.supervise import Supervisor, write_figures
-from orchestrator.errors import BackendError, Cause, LeaseHeldError
+from orchestrator.errors import BackendError, Cause, LeaseHeldError, cause_of
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Lease, Process
 from orchestrator.ledger.openmetrics import FILE
@@ -665,3 +669,53 @@ def test_an_attempt_notes_what_it_holds(tmp_path: Path) -> None:
         for stage in ("corpus", "train")
     }
     assert noted == {"corpus": [0, 0.5], "train": [16, 2 * 16 + 0.5 * 48]}
+
+
+class Beat:
+    """A heartbeat that the store refuses from the second to some later tick."""
+
+    def __init__(self, code: int, until: float = math.inf) -> None:
+        self._code, self._until = code, until
+        self.ticks = 0
+
+    def __call__(self) -> None:
+        self.ticks += 1
+        if 2 <= self.ticks < self._until:
+            raise OSError(self._code, os.strerror(self._code), "/store/lease")
+
+
+STORE_AWAY = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO]
+
+
+@pytest.mark.parametrize("code", STORE_AWAY)
+def test_a_store_that_refuses_is_waited_for(scene: Scene, code: int) -> None:
+    patience = StorePatience(for_s=60.0, pause_s=0.01)
+    supervisor = scene.supervisor(beat=Beat(code, until=6), patience=patience)
+    assert supervisor.run() == "succeeded"
+
+
+@pytest.mark.parametrize("code", STORE_AWAY)
+def test_a_store_that_stays_away_ends_the_supervisor_with_the_systems_words(
+    scene: Scene, code: int
+) -> None:
+    patience = StorePatience(for_s=0.05, pause_s=0.02)
+    supervisor = scene.supervisor({"corpus": [RUNNING]}, beat=Beat(code), patience=patience)
+    with pytest.raises(OSError, match="/store/lease") as raised:
+        supervisor.run()
+    assert cause_of(raised.value) is Cause.STORAGE
+    assert set(scene.started()) <= {"corpus", "encoder"}, "nothing more was started"
+
+
+def test_what_is_not_the_stores_fault_ends_the_supervisor_at_once(scene: Scene) -> None:
+    beat = Beat(errno.EMFILE)
+    with pytest.raises(OSError, match="/store/lease"):
+        scene.supervisor(beat=beat).run()
+    assert beat.ticks == 2
+
+
+def test_a_supervisor_that_waits_for_its_store_can_be_stopped(scene: Scene) -> None:
+    patience = StorePatience(for_s=60.0, pause_s=0.01)
+    beat = Beat(errno.ENOSPC)
+    supervisor = scene.supervisor({"corpus": [RUNNING]}, beat=beat, patience=patience)
+    threading.Timer(0.3, supervisor.stop).start()
+    assert supervisor.run() in ("running", "pending", "failed")
