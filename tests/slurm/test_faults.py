@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.slurm.cluster import SlurmCluster
@@ -9,7 +11,12 @@ from tests.slurm.rig import SlurmSmoke, saved_step, wait_for
 
 
 @pytest.mark.usefixtures("same_bytes")
-def test_a_preempted_training_saves_and_goes_on(slurm: SlurmCluster, smoke: SlurmSmoke) -> None:
+def test_a_preempted_training_saves_goes_on_and_tells_its_people(
+    slurm: SlurmCluster, smoke: SlurmSmoke
+) -> None:
+    told = smoke.folder / "told"
+    told.mkdir()
+    smoke.change(notify={"command": ["sh", "-c", f"cat > $(mktemp {told}/XXXXXX)"]})
     name = smoke.submit()
     lost_at = smoke.preempt_training(slurm, name)
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
@@ -18,6 +25,16 @@ def test_a_preempted_training_saves_and_goes_on(slurm: SlurmCluster, smoke: Slur
     assert saved_step(second) == lost_at, "nothing was done twice: it was saved when it was warned"
     assert first.storage.read_bytes("rank-00000.log")
     assert smoke.status(name)["goodput"]["restart_s"] > 0
+    notices = sorted((json.loads(p.read_text()) for p in told.iterdir()), key=_time_and_order)
+    assert [n["event"] for n in notices] == [
+        "started", "first_step", "interrupted", "back", "done",
+    ]  # fmt: skip
+    assert notices[2]["cause"] == "preempted"
+    assert notices[2]["attempt"] == 1
+
+
+def _time_and_order(notice: dict[str, str]) -> tuple[str, bool]:
+    return notice["time"], notice["event"] == "back"  # which may come in the second of the end
 
 
 @pytest.mark.usefixtures("same_bytes")
