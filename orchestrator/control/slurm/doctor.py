@@ -61,7 +61,7 @@ def examine_slurm(cluster: Cluster, backend: SlurmBackend) -> Iterator[Check]:
         yield Check("slurm", False, str(error))
         return
     yield from _site_checks(cluster, config)
-    parts = every_job(cluster)
+    parts = every_job(cluster, max_array(config))
     kinds, nodes = node_kinds(), {part.instance: part.instance for part in parts}
     yield from _partition_checks(parts, kinds, nodes)
     for line in blocked_jobs(parts, kinds, reservations(), nodes):
@@ -99,12 +99,14 @@ def _site_checks(cluster: Cluster, config: Mapping[str, str]) -> Iterator[Check]
     yield Check("array size", True, arrays)
 
 
-def every_job(cluster: Cluster) -> tuple[PlannedJob, ...]:
+def every_job(cluster: Cluster, max_tasks: int = 1000) -> tuple[PlannedJob, ...]:
     """All jobs that a run of any recipe would submit here, those that ask for the same once.
 
     There is one for each stage, for each node that the cluster file names, and the sentinel.
+    ``max_tasks``: most of one array here.
     """
     context = _context(cluster, RunFolder(open_store(cluster).storage))
+    context = replace(context, max_array=max_tasks)
     names = dict.fromkeys((*(s.name for s in STAGES), *cluster.resources, *cluster.slurm.stages))
     instances = tuple(_instance(name) for name in names)
     plan = Plan(recipe="doctor", run="doctor", variants=(), instances=instances)

@@ -119,3 +119,15 @@ def test_every_kind_of_job_is_there_once(tmp_path) -> None:
     assert [part.kind for part in own] == ["stage", "workers"]
     assert all("#SBATCH --mem=9216M" in script(part.job) for part in own)
     assert "#SBATCH --array=0-1%2" in script(own[1].job)
+
+
+@pytest.mark.parametrize(
+    ("most", "arrays"), [(1000, ["0-29%30"]), (9, ["0-8%9", "0-2%3"]), (0, [])]
+)
+def test_arrays_are_tried_as_long_as_the_site_has_them(
+    tmp_path, most: int, arrays: list[str]
+) -> None:
+    spec = spec_of(tmp_path, resources={"tokenize": {"nodes": 30, "max_workers": 30, "mem_gb": 3}})
+    own = [p for p in every_job(spec, most) if p.kind == "workers" and p.instance == "tokenize"]
+    lines = [ln for p in own for ln in script(p.job).splitlines() if "--array" in ln]
+    assert [line.removeprefix("#SBATCH --array=") for line in lines] == arrays
