@@ -36,6 +36,7 @@ test: setup ## everything but the drills
 drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 	./apt-packages.sh
 	$(RUN)/pytest tests/slurm tests/slurm/long_faults.py
+	$(RUN)/pytest tests/slurm/site_runs.py
 	$(RUN)/pytest tests/slurm/limited_sites.py
 	$(RUN)/pytest tests/integration/azure.py tests/integration/pool_nodes.py tests/integration/notices.py
 	$(RUN)/python -m tests.chaos.points

@@ -179,14 +179,20 @@ class SlurmBackend:
             ask("scancel", "--signal=USR2", *(ref.id for ref in refs))
 
     def queue(
-        self, refs: Sequence[JobRef] = (), *, everyone: bool = False
+        self, refs: Sequence[JobRef] = (), *, everyone: bool = False, comments: bool = False
     ) -> dict[str, tuple[Row, ...]]:
         """What the controller knows of some jobs, or of this user's, a row for each array task.
 
-        ``everyone``: of ended ones too.
+        ``everyone``: of ended ones too. ``comments``: with theirs, whose lines may look like jobs.
         """
         whose = f"--jobs={','.join(ref.id for ref in refs)}" if refs else "--me"
-        words = ["squeue", whose, "--noheader", "--array", "--format=%F|%T|%N|%r|%o|%k"]
+        words = [
+            "squeue",
+            whose,
+            "--noheader",
+            "--array",
+            f"--format=%F|%T|%N|%r|%o{'|%k' * comments}",
+        ]
         try:
             answer = ask(*words, *(["--states=all"] if everyone else []))
         except BackendError as error:
@@ -207,7 +213,7 @@ class SlurmBackend:
         """
         tags = {str(job.log.parent / SCRIPT): job.tag for job in jobs}
         tags |= {tag: tag for tag in tags.values()}
-        rows = self.queue(everyone=True).items()
+        rows = self.queue(everyone=True, comments=True).items()
         named = ((i, tags.get(r.command) or tags.get(r.comment)) for i, g in rows for r in g)
         return {tag: job_id for job_id, tag in named if tag}
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -50,7 +50,12 @@ class SlurmSmoke(Smoke):
         cls, where: SlurmCluster, /, folder: Path, material: Path, **cluster: object
     ) -> SlurmSmoke:
         """A fresh store whose jobs run on this cluster."""
-        said = {
+        return cls.create(folder, material, where.env, **{**cls.sections(where), **cluster})
+
+    @staticmethod
+    def sections(where: SlurmCluster) -> dict[str, Any]:
+        """What a cluster file for it says."""
+        return {
             "backend": "slurm",
             "scratch": str(where.scratch),
             "resources": RESOURCES,
@@ -60,9 +65,7 @@ class SlurmSmoke(Smoke):
                 "idle_timeout_s": 20,
             },
             "retry": {"heartbeat_timeout_s": 6, "notice_s": 30},
-            **cluster,
         }
-        return cls.create(folder, material, where.env, **said)
 
     def submit(self, *words: str, **settings: str) -> str:
         """Submit the recipe with these settings; the run's name."""
