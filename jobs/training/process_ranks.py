@@ -34,7 +34,7 @@ from jobs.training.rank import (
 )
 from orchestrator.errors import Cause, ExitCode, cause_of
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.run import ALLOCATION_FOLDER
+from orchestrator.ledger.run import ALLOCATION_ADDRESS, ALLOCATION_FOLDER
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
 
@@ -141,7 +141,7 @@ def launch(
     channel = Storage(allocation or config.folder)
     order = Launch(
         config=config.model_dump_json(),
-        host=os.environ["SLURM_LAUNCH_NODE_IPADDR"] if allocation else "127.0.0.1",
+        host=os.environ[ALLOCATION_ADDRESS] if allocation else "127.0.0.1",
         port=free_port(),
         num_nodes=resources.nodes if allocation else 1,
         ranks_per_node=resources.local_world_size if allocation else resources.world_size,
@@ -232,13 +232,14 @@ def _address_env(launch: Launch) -> dict[str, str]:
 
 def interface_towards(host: str) -> str:
     """The network interface of this node that reaches a host."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing: it only chooses a route
+    family, *_, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(place)  # sends nothing: it only chooses a route
         own = probe.getsockname()[0]
     return next(
         name
         for name, addresses in psutil.net_if_addrs().items()
-        if any(a.address == own for a in addresses)
+        if any(a.address.partition("%")[0] == own for a in addresses)
     )
 
 

@@ -106,7 +106,8 @@ class RaySession(_RayProcess):
             _end_left_session(left)
         self._folder = Path(tempfile.mkdtemp(prefix=prefix, dir=_TEMPORARY))
         self._log, port = log, str(_free_port())
-        self.head = RayHead(address=f"{address}:{port}", token=secrets.token_hex(32))
+        host = f"[{address}]" if ":" in address else address
+        self.head = RayHead(address=f"{host}:{port}", token=secrets.token_hex(32))
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(self.head.token)

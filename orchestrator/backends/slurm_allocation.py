@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import psutil
 import submitit
 
 from orchestrator.backends.slurm import CAUSES
@@ -86,6 +90,18 @@ class Allocation:
             "cluster": self.cluster,
         }
 
+    def reachable_address(self) -> str:
+        """This node's address as other nodes reach it, where it has several: the one Slurm uses.
+
+        The address that the job was launched from where Slurm cannot be asked, or names another
+        machine's.
+        """
+        with suppress(BackendError):
+            said = ask("scontrol", "show", "node", "--oneliner", self.node)
+            if found := re.search(r"\bNodeAddr=(\S+)", said):
+                return own_address(found[1]) or self.leader_address
+        return self.leader_address
+
     def requeue(self, terms: str = "") -> int:
         """Be put back into the queue, and wait for the end that this brings.
 
@@ -145,6 +161,28 @@ def _say(line: str) -> None:
     with suppress(OSError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+
+
+def own_address(name: str) -> str:
+    """The address of this machine that a name or address stands for; empty where it is another's.
+
+    Never a loopback one, which many machines give their own name.
+    """
+    own = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses}
+    try:
+        found = [str(row[4][0]) for row in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    except OSError:
+        return ""
+    outer = (a for a in found if a in own and not ipaddress.ip_address(a).is_loopback)
+    return next(outer, "")
+
+
+def address_towards(host: str) -> str:
+    """The address of this machine from which it reaches a host. Raises OSError."""
+    family, *_, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(place)  # sends nothing: it only chooses a route
+        return str(probe.getsockname()[0])
 
 
 def seconds_of(local_time: str) -> float | None:

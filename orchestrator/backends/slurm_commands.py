@@ -25,7 +25,7 @@ SACCT = ("sacct", "--allocations", "--parsable2", "--noheader")
 
 _silent_until: dict[tuple[str, str], float] = {}
 """By where commands and configuration come from: until when nobody is asked again."""
-_OF_THE_CONTROLLER = frozenset({"squeue", "sinfo", "scontrol"})
+_READS = ("squeue", "sinfo", "scontrol show")
 """Commands that only read what the controller knows: to give up on them changes nothing."""
 _OF_JOBS = re.compile(
     r"(SLURM|SLURMD|SRUN|SUBMITIT|ORCHESTRATOR_ALLOCATION)(_(?!CONF$)|$)|SBATCH_(CPU|MEM)_BIND"
@@ -66,8 +66,10 @@ def ask(*words: str, script: str = "") -> str:
     Raises BackendError when it fails or does not answer.
     """
     env = environment(os.environ, script)
+    # Whoever types a command has little patience; a job can wait for a controller that restarts.
+    is_urgent = "SLURM_JOB_ID" not in os.environ and " ".join(words).startswith(_READS)
     try:
-        done = _answer(words, env)
+        done = _answer(words, env, is_urgent=is_urgent)
     except subprocess.TimeoutExpired as waited:
         raise BackendError(
             f"slurm: {words[0]} did not answer within {waited.timeout:.0f} s; try again later"
@@ -109,12 +111,16 @@ def _open_to(script: str) -> Collection[str]:
     return {name for name, option in _OPEN.items() if option not in said}
 
 
-def _answer(words: tuple[str, ...], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end. Raises TimeoutExpired, and BackendError when nobody is there."""
+def _answer(
+    words: tuple[str, ...], env: Mapping[str, str], *, is_urgent: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end.
+
+    Raises TimeoutExpired; BackendError when it is urgent and no controller is there.
+    """
     site = (env.get("PATH", ""), env.get("SLURM_CONF", ""))
-    is_read = words[0] in _OF_THE_CONTROLLER
     silence = BackendError(f"slurm: the controller does not answer {words[0]}; try again later")
-    if is_read and time.monotonic() < _silent_until.get(site, 0.0):
+    if is_urgent and time.monotonic() < _silent_until.get(site, 0.0):
         raise silence
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
@@ -123,7 +129,7 @@ def _answer(words: tuple[str, ...], env: Mapping[str, str]) -> subprocess.Comple
             try:
                 out, err = process.communicate(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
-                if is_read and not _is_up(env):
+                if is_urgent and not _is_up(env):
                     _silent_until[site] = time.monotonic() + SILENT_FOR_S
                     raise silence from None
                 out, err = process.communicate(timeout=TIMEOUT_S)

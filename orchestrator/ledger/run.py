@@ -37,6 +37,8 @@ from orchestrator.spec.recipe import Recipe, by_score
 PLAN = "plan.json"
 ALLOCATION_FOLDER = "ORCHESTRATOR_ALLOCATION"
 """Environment variable with the URL of the folder where an allocation's nodes talk."""
+ALLOCATION_ADDRESS = "ORCHESTRATOR_ALLOCATION_ADDRESS"
+"""Environment variable with the address of an allocation's first node, as the others reach it."""
 _REMEDY = "restore it, or move the run's folder away"
 ALLOCATION_ENDED = "ended.json"
 """In an allocation's folder: its first node has nothing left to do."""

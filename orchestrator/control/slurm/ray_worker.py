@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from orchestrator.backends.ray_session import RayHead, RayNode
-from orchestrator.backends.slurm_allocation import Allocation
+from orchestrator.backends.slurm_allocation import Allocation, address_towards
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.slurm.ray_cluster import published_head
@@ -145,7 +145,7 @@ class Worker:
             name = f"ray-{allocation.node}.log"
             self._node = RayNode(
                 head,
-                address=allocation.leader_address,
+                address=address_towards(host_of(head.address)),
                 num_cpus=resources.workers_per_node * resources.cpus_per_worker,
                 num_gpus=resources.gpus_per_node,
                 log=Path(self._run.allocation(self._instance, allocation.restart_id).url, name),
@@ -159,11 +159,16 @@ class Worker:
         self._node = None
 
 
+def host_of(address: str) -> str:
+    """The host of ``host:port`` or ``[host]:port``."""
+    return address.rpartition(":")[0].strip("[]")
+
+
 def answers(address: str) -> bool:
     """Whether somebody listens at ``host:port``."""
-    host, port = address.rsplit(":", 1)
+    port = int(address.rpartition(":")[2])
     try:
-        with socket.create_connection((host, int(port)), timeout=_ANSWER_TIMEOUT_S):
+        with socket.create_connection((host_of(address), port), timeout=_ANSWER_TIMEOUT_S):
             return True
     except OSError:
         return False

@@ -36,7 +36,12 @@ from orchestrator.control.supervise import (
 )
 from orchestrator.errors import Cause, ExitCode, cause_of, os_words
 from orchestrator.ledger.attempt import FAULT_ORDER
-from orchestrator.ledger.run import ALLOCATION_ENDED, ALLOCATION_FOLDER, RunFolder
+from orchestrator.ledger.run import (
+    ALLOCATION_ADDRESS,
+    ALLOCATION_ENDED,
+    ALLOCATION_FOLDER,
+    RunFolder,
+)
 from orchestrator.ledger.spending import held
 from orchestrator.ledger.status import JobStatus, Observed, RunState
 from orchestrator.ledger.storage import to_json
@@ -89,6 +94,8 @@ def _work(argv: Sequence[str] | None) -> int:
     if allocation.node_index > 0:
         words = ("-u", "-m", AGENT_MODULE, "--node", str(allocation.node_index))
         os.execv(sys.executable, (sys.executable, *words))
+    allocation = replace(allocation, leader_address=allocation.reachable_address())
+    os.environ[ALLOCATION_ADDRESS] = allocation.leader_address
     log.info("%s: start %s on %s", options.instance, allocation.restart_id, allocation.node)
     with suppress(OSError):  # of one that somebody has put back into the queue after its end
         run.submissions.reopen(allocation.job_id)

@@ -37,8 +37,9 @@ def test_ranks_are_numbered_node_by_node() -> None:
     assert [p.local_rank for p in places] == [0, 1] * 3
 
 
-def test_the_interface_is_the_one_that_reaches_the_host() -> None:
-    assert interface_towards("127.0.0.1") == "lo"
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_the_interface_is_the_one_that_reaches_the_host(host: str) -> None:
+    assert interface_towards(host) == "lo"
 
 
 def ranks(tmp_path: Path, script: str, num_ranks: int = 2, num_nodes: int = 1) -> NodeRanks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import signal
 import subprocess
@@ -9,9 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from orchestrator.backends.slurm_allocation import REQUEUE_LINES, TERMS, Allocation
+from orchestrator.backends.slurm_allocation import (
+    REQUEUE_LINES,
+    TERMS,
+    Allocation,
+    address_towards,
+)
 from orchestrator.errors import BackendError, ExitCode
 from tests.unit.orchestrator.scheduler import Answers
 from tests.unit.source import ROOT
@@ -191,3 +198,40 @@ def test_books_that_are_away_tell_nothing_of_it(answers: Answers) -> None:
     answers.say("sacct", "sacct: error: away\n", code=1)
     status, ended_at = allocation(restarts=2).previous_end()
     assert (status.detail, status.cause, ended_at) == ("", "node_lost", None)
+
+
+def outer_addresses() -> list[str]:
+    """This machine's addresses but for loopback ones and those of one link."""
+    found = (a.address for addresses in psutil.net_if_addrs().values() for a in addresses)
+    return [a for a in found if is_outer(a)]
+
+
+def is_outer(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:  # a hardware address, or one with its interface
+        return False
+    return not (address.is_loopback or address.is_link_local)
+
+
+@pytest.mark.parametrize(
+    "said", ["127.0.0.1", "localhost", "::1", "10.255.255.77", "no.such.host.invalid", "(null)"]
+)
+def test_an_address_that_others_cannot_reach_is_not_taken(answers: Answers, said: str) -> None:
+    answers.say("scontrol", f"NodeName=node1 NodeAddr={said} NodeHostName=node1\n")
+    assert allocation().reachable_address() == "10.0.0.1"
+
+
+@pytest.mark.parametrize("address", outer_addresses())
+def test_of_several_addresses_the_one_that_slurm_uses_is_taken(
+    answers: Answers, address: str
+) -> None:
+    answers.say("scontrol", f"NodeName=node1 Arch=x86_64 NodeAddr={address} Version=22.05\n")
+    assert allocation().reachable_address() == address
+    assert answers.asked == ["scontrol show node --oneliner node1"]
+    assert address_towards(address) == address, "a worker's own, from which it reaches the head"
+
+
+def test_without_an_answer_it_is_the_address_of_the_launch(answers: Answers) -> None:
+    answers.say("scontrol", "slurm_load_node error: Unable to contact slurm controller\n", code=1)
+    assert allocation().reachable_address() == "10.0.0.1"

@@ -111,6 +111,17 @@ def test_a_controller_that_hangs_is_not_waited_for(answers: Answers) -> None:
     assert time.monotonic() - began < 3.5
 
 
+@pytest.mark.parametrize("words", [("squeue",), ("scontrol", "requeue", "7"), ("scancel", "7")])
+def test_a_job_and_whoever_changes_something_waits_longer(
+    answers: Answers, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if words == ("squeue",):
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    does = "[ $1 = ping ] && exit 1\n" if words[0] == "scontrol" else ""
+    slow(answers, words[0], f"{does}sleep 2; echo late")
+    assert ask(*words) == "late\n"
+
+
 def test_a_busy_controller_is(answers: Answers) -> None:
     answers.say("scontrol", "Slurmctld(primary) at a is DOWN\nSlurmctld(backup) at b is UP\n")
     slow(answers, "squeue", "sleep 2; echo late")

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.control.slurm.job_states import (
     close_attempts,
     failing_nodes,
+    last_known,
     note_own_end,
 )
 from orchestrator.ledger.status import JobState, JobStatus
@@ -125,3 +126,17 @@ def test_nodes_are_kept_off_where_they_are(scene: Scene, here: str, nodes: tuple
     assert excluded == (
         {f"#SBATCH --exclude={','.join(failing_nodes(scene.run, here))}"} if nodes else set()
     )
+
+
+def test_how_a_run_stands_is_known_in_a_job_without_asking(scene: Scene) -> None:
+    """Its figures are written each minute, by whoever supervises a stage."""
+    scene.publish(*STAGES[:5])
+    scene.start()
+    asked = len(scene.answers.asked)
+    running = last_known(scene.run, scene.job("train"))
+    assert running.jobs[scene.id("train")].state is JobState.RUNNING
+    assert running.jobs[scene.id("perplexity")].state is JobState.QUEUED
+    assert running.is_alive
+    note_own_end(scene.run, scene.job("train"), "failed")
+    assert last_known(scene.run, "").jobs[scene.id("train")].state is JobState.FAILED
+    assert len(scene.answers.asked) == asked

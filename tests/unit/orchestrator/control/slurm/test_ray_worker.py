@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.backends.slurm_allocation import Allocation
-from orchestrator.control.slurm.ray_worker import Worker
+from orchestrator.control.slurm.ray_worker import Worker, host_of
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from tests.unit.orchestrator.control.slurm.scene import Scene
@@ -70,3 +70,11 @@ def test_a_warning_is_obeyed_at_once_and_told_afterwards(
     assert caplog.text == "", "a handler may have interrupted whoever holds the log"
     assert worker.work() == 1
     assert "warned by SIGUSR2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("10.0.0.1:6379", "10.0.0.1"), ("[fd00::2]:6379", "fd00::2"), ("node1:6379", "node1")],
+)
+def test_the_host_of_an_address(address: str, host: str) -> None:
+    assert host_of(address) == host

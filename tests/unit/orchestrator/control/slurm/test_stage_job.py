@@ -10,9 +10,16 @@ import pytest
 from orchestrator.backends.fake import FakeBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.slurm.other_runs import OtherRuns
-from orchestrator.control.slurm.stage_job import WARNINGS, _heed_warnings, supervise
+from orchestrator.control.slurm.stage_job import (
+    WARNED,
+    WARNINGS,
+    _heed_warnings,
+    _previous_end,
+    supervise,
+)
 from orchestrator.control.supervise import Supervisor
 from orchestrator.ledger import lease as leases
+from orchestrator.ledger.storage import to_json
 from tests.unit.orchestrator.control.slurm.scene import STAGES, Scene
 from tests.unit.orchestrator.recipes import cluster
 
@@ -68,3 +75,17 @@ def test_a_job_does_not_hold_its_nodes_while_another_run_does_its_work(scene: Sc
             signal.signal(number, handler)
     assert (state, others.are_waited_for) == ("left", True)
     assert scene.run.attempts(pack.id) == (), "nothing was started for it"
+
+
+@pytest.mark.parametrize(("warned", "cause"), [("walltime", "walltime"), (None, "node_lost")])
+def test_without_books_the_warning_tells_how_the_start_before_ended(
+    scene: Scene, warned: str | None, cause: str
+) -> None:
+    scene.answers.say("sacct", "Slurm accounting storage is disabled\n", code=1)
+    here = Allocation(job_id="3", restarts=1, node_index=0, node="n1", leader_address="127.0.0.1")
+    options = argparse.Namespace(instance=scene.id("pack"))
+    if warned:
+        before = scene.run.allocation(options.instance, "3-0")
+        before.replace(WARNED, to_json({"cause": warned}))
+    status, _ = _previous_end(scene.run, options, here)
+    assert status.cause == cause
