@@ -88,7 +88,7 @@ def test_a_run_comes_to_its_end(
     name = smoke.submit()
     wait_for(lambda: smoke.attempts(name, "corpus"), "the first attempt")
     smoke.orchestrator("cancel", name)
-    assert slurm.queue() == []
+    wait_for(lambda: not slurm.queue(), "the last job to be cleared away", timeout_s=30.0)
     assert smoke.status(name)["state"] == RunState.CANCELLED
     resumed = smoke.orchestrator("resume", name)
     assert "jobs submitted" in resumed.stderr
@@ -119,7 +119,7 @@ def test_a_cancelled_run_stays_cancelled_when_nobody_remembers_it(
     assert "already running" in smoke.orchestrator("resume", name).stderr
     assert {row.id for row in slurm.queue()} == before, "nothing was submitted twice"
     smoke.orchestrator("cancel", name)
-    assert slurm.queue() == []
+    wait_for(lambda: not slurm.queue(), "the last job to be cleared away", timeout_s=30.0)
     wait_for(lambda: not known(slurm, before), "all of it to be forgotten", timeout_s=90.0)
     assert smoke.status(name)["state"] == RunState.CANCELLED
     assert "jobs submitted" in smoke.orchestrator("resume", name).stderr
