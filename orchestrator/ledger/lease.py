@@ -191,7 +191,7 @@ def acquire(
         if held.is_open or held != before:
             raise LeaseHeldError(f"{storage.url}: held by {held.holder} (lease {held.number})")
         time.sleep(min(_POLL_S, timeout_s / 20))
-    number = _newest_number(storage) + 1
+    number = before.number + 1 if before else 1  # who comes after it as well asks for the same
     lease = Lease(number=number, holder=holder, process=Process.current(), heartbeat_at=time.time())
     try:
         storage.create_json(_path(number), asdict(lease))
