@@ -244,6 +244,8 @@ def _await(folder: RunFolder, name: str, backend: SlurmBackend, ref: JobRef) -> 
     while not folder.storage.exists(name):
         status = backend.poll([ref])[ref]
         if status.state.is_final:
+            if folder.storage.exists(name):  # written since the look before, just before its end
+                break
             raise BackendError(
                 f"the probe ended as {status.detail}; its log ends: {_last_words(folder)}"
             )
