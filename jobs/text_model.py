@@ -7,11 +7,12 @@ into the store, and of the weights only names, shapes and types are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jobs import hub
 from jobs.attempt import Attempt
+from jobs.lm.spec import TEXT_MODEL
 from jobs.weights import SAFETENSORS
 from orchestrator.errors import Cause, CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
@@ -27,24 +28,24 @@ def require_all(attempt: Attempt) -> None:
     RequestError, too, for weights in a local folder that are not those of its config.
     """
     for recipe in _by_text_model(attempt.all_recipes):
-        source = attempt.model_source(recipe.model.text_model)
-        if Path(source).is_dir():
-            _require_sound(recipe, source)
-        place(attempt, recipe)
+        place(attempt, recipe, _require_sound)
 
 
-def place(attempt: Attempt, recipe: Recipe) -> str:
+def place(
+    attempt: Attempt, recipe: Recipe, judge: Callable[[Recipe, str], None] | None = None
+) -> str:
     """URL of the folder with the text model; a hub's is fetched into the store first.
 
-    Of a local folder's weights only the digest is looked at, without torch: the ranks that load
-    them judge the rest. Raises RequestError for a hub's weights that are not those of its config,
-    CorruptError for other ones than the recipe's, SpecErrors when the recipe cannot train it,
-    RunFailedError of the network.
+    ``judge`` is asked about a local folder; by default its config is, without torch: the ranks that
+    load its weights judge the rest. A hub's are judged when they are fetched. Raises what ``judge``
+    does, RequestError for a hub's weights that are not those of its config, CorruptError for other
+    ones than the recipe's, SpecErrors when the recipe cannot train it, RunFailedError of the
+    network.
     """
     model = recipe.model
     source = attempt.model_source(model.text_model)
     if Path(source).is_dir():
-        require_fit(recipe, source)
+        (judge or require_fit)(recipe, source)
         verify_weights(model, source)
         return str(Path(source).resolve())
     kept = hub.keep(
@@ -52,7 +53,7 @@ def place(attempt: Attempt, recipe: Recipe) -> str:
         source,
         model.revision,
         sha256=model.sha256,
-        where="model.text_model",
+        where=TEXT_MODEL,
         judge=lambda folder: _require_sound(recipe, str(folder)),
     )
     require_fit(recipe, str(kept.fetch(hub.CONFIG, attempt.folder / "text_model").parent))
@@ -68,9 +69,9 @@ def require_fit(recipe: Recipe, folder: str) -> None:
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise RequestError(f"model.text_model: {folder} has no {path.name}; {_REMEDY}") from None
+        raise RequestError(f"{TEXT_MODEL}: {folder} has no {path.name}; {_REMEDY}") from None
     except ValueError as error:
-        raise RequestError(f"model.text_model: {path}: {error}; {_REMEDY}") from None
+        raise RequestError(f"{TEXT_MODEL}: {path}: {error}; {_REMEDY}") from None
     if problems := list(text_model_problems(config, recipe)):
         raise SpecErrors(problems)
 
@@ -81,7 +82,7 @@ def verify_weights(spec: Model, source: str) -> None:
     if spec.sha256 is None or not folder.is_dir():
         return
     if not (folder / SAFETENSORS).exists():
-        raise RequestError(f"model.text_model: {folder} has no {SAFETENSORS}; {_REMEDY}")
+        raise RequestError(f"{TEXT_MODEL}: {folder} has no {SAFETENSORS}; {_REMEDY}")
     digest = sha256_of(folder / SAFETENSORS)
     if digest != spec.sha256:
         raise CorruptError(

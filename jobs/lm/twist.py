@@ -17,12 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from jobs.lm.spec import TEXT_MODEL
 from jobs.weights import load_whole, tables
 from orchestrator.errors import RequestError
 from orchestrator.spec.recipe import Model
-
-WHERE = "model.text_model"
-"""The key of the recipe that messages begin with."""
 
 
 def build_model(
@@ -52,7 +50,7 @@ def build_model(
         model = load_whole(
             AutoModelForCausalLM,
             Path(source),
-            where=WHERE,
+            where=TEXT_MODEL,
             may_lack=tables,
             config=config,
             dtype=dtype,
@@ -111,7 +109,7 @@ def require_loadable(spec: Model, source: str) -> None:
         load_whole(
             AutoModelForCausalLM,
             Path(source),
-            where=WHERE,
+            where=TEXT_MODEL,
             may_lack=tables,
             config=unit_config(spec, source),
             device_map="meta",

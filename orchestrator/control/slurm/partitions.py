@@ -88,7 +88,7 @@ def impossible_jobs(
 ) -> Iterator[str]:
     """Why no partition that a job names could ever start it; ``nodes``: instance to its node."""
     there = ", ".join(sorted({k.partition for k in kinds}))
-    for name in absent_partitions(parts, kinds):
+    for name in _absent(parts, kinds):
         yield f"slurm: partition {name} does not exist; name one of {there}"
     for part in parts:
         options = job_options(part.job).sbatch
@@ -104,7 +104,7 @@ def impossible_jobs(
             )
 
 
-def absent_partitions(parts: Sequence[PlannedJob], kinds: Sequence[NodeKind]) -> list[str]:
+def _absent(parts: Sequence[PlannedJob], kinds: Sequence[NodeKind]) -> list[str]:
     """Partitions that jobs name and the site does not have."""
     named = {p for part in parts for p in _named(part) if p}
     return sorted(named - {k.partition for k in kinds})

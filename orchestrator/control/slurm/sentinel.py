@@ -58,15 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to_stderr()
     ends_at = time.monotonic() + 60 * options.walltime_min - REQUEUE_S
     store, run = store_and_run(options)
-    executor, others, comes_back = SlurmExecutor(), dict[str, OtherRuns](), False
+    executor, others, state = SlurmExecutor(), dict[str, OtherRuns](), JobState.FAILED
     act = partial(see_to, store, run, executor, options.submission, others)
     try:
-        comes_back = not persist(act, ends_at)
+        state = JobState.SUCCEEDED if persist(act, ends_at) else JobState.QUEUED
     finally:
-        if not comes_back:
-            note_own_end(run, os.environ.get("SLURM_JOB_ID", ""), JobState.SUCCEEDED)
+        if state.is_final:
+            note_own_end(run, os.environ.get("SLURM_JOB_ID", ""), state)
             write_figures(run, store, lambda: executor.observe([run])[run.name])
-    if not comes_back:
+    if state.is_final:
         return 0
     log.info("%s: looks again later", run.name)
     return Allocation.current().requeue(LATER)
