@@ -35,6 +35,8 @@ _COMMON_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+_JOINING_ENV = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "20"}
+"""For who joins a session that was up: Ray tries 20 times for 41 s to reach one that has gone."""
 _TEMPORARY = Path("/tmp")
 """A short path is needed, and TMPDIR may be long."""
 
@@ -111,11 +113,12 @@ class RaySession(_RayProcess):
         token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(self.head.token)
-        self.env = {
+        own = {
             **_COMMON_ENV,
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": self.head.address,
         }
+        self.env = {**own, **_JOINING_ENV}
         words = [
             *("--head", "--node-ip-address", address, "--port", port),
             *("--num-cpus", str(num_cpus), "--include-dashboard", "false"),
@@ -123,7 +126,7 @@ class RaySession(_RayProcess):
             # Ports of its own throughout: sessions of other runs live on the same machine.
             *("--ray-client-server-port", str(_free_port()), "--dashboard-port", str(_free_port())),
         ]
-        super().__init__(words, log, {**code_env, **self.env})
+        super().__init__(words, log, {**code_env, **own})
         self._daemons: list[psutil.Process] = []
         """Those of a session that is up."""
 

@@ -30,8 +30,10 @@ from orchestrator.control.slurm.jobs import (
 )
 from orchestrator.control.slurm.partitions import (
     NodeKind,
-    impossible_jobs,
+    absent_partitions,
+    names_of,
     node_kinds,
+    oversized_jobs,
     partitions_of,
 )
 from orchestrator.control.slurm.probe import FOUND, HEARD
@@ -139,7 +141,10 @@ def _partition_checks(
     used = {k.partition: None for part in parts for own in partitions_of(part, kinds) for k in own}
     for name in used:
         yield _partition([kind for kind in kinds if kind.partition == name])
-    for problem in dict.fromkeys(impossible_jobs(parts, kinds, nodes) if kinds else ()):
+    for name in absent_partitions(parts, kinds) if kinds else ():
+        there = f"does not exist; this cluster has {names_of(kinds)}"
+        yield Check(f"partition {name}", False, there)
+    for problem in dict.fromkeys(oversized_jobs(parts, kinds, nodes)):
         where, _, what = problem.partition(": ")
         yield Check(f"asked in {where}", False, what)
 

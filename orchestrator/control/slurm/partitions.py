@@ -87,9 +87,17 @@ def impossible_jobs(
     parts: Sequence[PlannedJob], kinds: Sequence[NodeKind], nodes: Mapping[str, str]
 ) -> Iterator[str]:
     """Why no partition that a job names could ever start it; ``nodes``: instance to its node."""
-    there = ", ".join(sorted({k.partition for k in kinds}))
-    for name in _absent(parts, kinds):
+    there = names_of(kinds)
+    for name in absent_partitions(parts, kinds):
         yield f"slurm: partition {name} does not exist; name one of {there}"
+    yield from oversized_jobs(parts, kinds, nodes)
+
+
+def oversized_jobs(
+    parts: Sequence[PlannedJob], kinds: Sequence[NodeKind], nodes: Mapping[str, str]
+) -> Iterator[str]:
+    """Why no partition that is there could ever start a job; ``nodes``: instance to its node."""
+    there = names_of(kinds)
     for part in parts:
         options = job_options(part.job).sbatch
         shape, where = asked_of(part), place_of(part, nodes)
@@ -104,7 +112,12 @@ def impossible_jobs(
             )
 
 
-def _absent(parts: Sequence[PlannedJob], kinds: Sequence[NodeKind]) -> list[str]:
+def names_of(kinds: Sequence[NodeKind]) -> str:
+    """The partitions of these nodes."""
+    return ", ".join(sorted({k.partition for k in kinds}))
+
+
+def absent_partitions(parts: Sequence[PlannedJob], kinds: Sequence[NodeKind]) -> list[str]:
     """Partitions that jobs name and the site does not have."""
     named = {p for part in parts for p in _named(part) if p}
     return sorted(named - {k.partition for k in kinds})

@@ -41,7 +41,7 @@ def test_a_cluster_that_cannot_do_it(answers: Answers, tmp_path) -> None:
     assert found["partition gpu"] == Check(
         "partition gpu", True, "1 node (8 CPUs, 62.5 GB, 4 GPUs), preemption REQUEUE"
     )
-    assert found["asked in slurm"].detail == "partition cpu does not exist; name one of gpu"
+    assert found["partition cpu"].detail == "does not exist; this cluster has gpu"
     assert found["asked in resources.train"].detail.startswith("4 nodes asked, partition gpu gives")
     workers = found["asked in resources.targets"].detail
     assert "walltime_min: 240 asked, partition gpu allows 60; lower walltime_min" in workers
