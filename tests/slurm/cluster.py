@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import pytest
 
 CLIENTS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "sinfo", "srun")
 DAEMONS = ("slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd", "mariadb-install-db")
@@ -546,6 +547,23 @@ class SlurmCluster:
 
     def _address(self, number: int) -> str:
         return f"{self.subnet}.{10 + number}"
+
+
+@contextlib.contextmanager
+def running(**options: Any) -> Iterator[SlurmCluster]:
+    """A cluster that is ended even where a SIGTERM ends the tests."""
+
+    def leave(number: int, _frame: object) -> None:
+        pytest.exit("SIGTERM", returncode=128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    cluster = SlurmCluster.start(**options)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        signal.signal(signal.SIGTERM, before)
+    assert cluster.job_processes() == []
 
 
 def end(pid: int | None, number: int, timeout_s: float = 10.0) -> None:

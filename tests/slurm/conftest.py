@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import SlurmCluster, missing
+from tests.slurm.cluster import SlurmCluster, missing, running
 from tests.slurm.rig import SlurmSmoke
 from tests.smoke import Smoke
 
@@ -24,23 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
-def _end_session(number: int, frame: object) -> None:
-    """A plain SIGTERM would leave the cluster behind; this lets the fixtures stop it."""
-    pytest.exit("SIGTERM", returncode=128 + number)
-
-
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:
     """A cluster that is up."""
     if absent := missing():
         say = pytest.fail if os.environ.get(REQUIRED) else pytest.skip
         say(f"the Slurm tests did NOT run: {', '.join(absent)} missing; ./apt-packages.sh")
-    before = signal.signal(signal.SIGTERM, _end_session)
-    cluster = SlurmCluster.start()
-    yield cluster
-    cluster.stop()
-    signal.signal(signal.SIGTERM, before)
-    assert cluster.job_processes() == []
+    with running() as cluster:
+        yield cluster
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import SlurmCluster
+from tests.slurm.cluster import SlurmCluster, running
 from tests.slurm.rig import RESOURCES, SlurmSmoke, wait_for
 
 _NO_MEMORY = """\
@@ -74,13 +74,10 @@ def site(request: pytest.FixtureRequest) -> Site:
 @pytest.fixture(scope="module")
 def slurm(site: Site) -> Iterator[SlurmCluster]:
     """A cluster as the site has it."""
-    cluster = SlurmCluster.start(**site.options)
-    try:
+    with running(**site.options) as cluster:
         if site.accounting:
             cluster.run("sacctmgr", "-i", *site.accounting)
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def smoke_at(slurm: SlurmCluster, site: Site, folder: Path, material: Path) -> SlurmSmoke:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from orchestrator.ledger.status import RunState
-from tests.slurm.cluster import SlurmCluster, missing
+from tests.slurm.cluster import SlurmCluster, missing, running
 from tests.slurm.rig import SlurmSmoke, wait_for
 
 _REWRITE = """\
@@ -65,10 +65,8 @@ def slurm(site: Site) -> Iterator[SlurmCluster]:
     """Its cluster."""
     if absent := missing():
         pytest.skip(f"{', '.join(absent)} missing; ./apt-packages.sh")
-    cluster = SlurmCluster.start(**site.cluster)
-    yield cluster
-    cluster.stop()
-    assert cluster.job_processes() == []
+    with running(**site.cluster) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
