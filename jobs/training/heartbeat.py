@@ -3,7 +3,8 @@
 The training loop itself does no I/O: it changes fields here, and every two seconds the thread
 writes them into the attempt's folder, wherever that lies:
 
-    beats/rank-00000.json     rank, step, phase, ticks (work done since the start), time, process
+    beats/rank-00000.json     rank, step, phase, ticks (work done since the start), time, process,
+                              the file it waits for
     live.json                 rank 0: newest rates, where it resumed, how long each phase took
     metrics-0001.jsonl        rank 0: a line a step, in numbered segments of 1,000 lines
     orders/stop.json          from the driver: save after this step and leave
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from types import FrameType
 from typing import Any, Self
 
@@ -32,6 +34,7 @@ from orchestrator.errors import LedgerError
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.stuck_files import FileWatch
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Heartbeat:
         self._lines: list[str] = []
         self._segment, self._written = 1, 0
         self._dumped = False
+        self._files = FileWatch(os.getpid())
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -125,6 +129,7 @@ class Heartbeat:
             "files": self.files,
             "at": time.time(),
             "process": Process.current().__dict__,
+            "waits_for": asdict(stuck) if (stuck := self._files.look()) else None,
         }
         self._record.replace(beat_path(self._rank_info.rank), json.dumps(beat).encode())
         if self._rank_info.rank == 0:

@@ -28,6 +28,7 @@ from jobs.training.rank import RankConfig
 from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.stuck_files import StuckFile
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class RankMonitor:
         """Keep the stacks of all ranks, end them, and raise RunFailedError."""
         self._record.replace(DUMP, b"{}")
         self._sleep(self._dump_wait_s)
-        suspect = _suspect(beats, self._beats())
+        suspect = _suspect(beats, after := self._beats())
         for rank, process in _local_processes(beats):
             path = stacks_path(rank)
             if not self._record.exists(path):  # it cannot run
@@ -184,6 +185,9 @@ class RankMonitor:
         for _, process in _local_processes(beats):
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
+        if waits := _stuck(beats, after):
+            where = f"{self._config.section}: rank {waits[0]}"
+            raise RunFailedError(f"{where}: {waits[1]}", cause=Cause.STORAGE)
         raise RunFailedError(
             f"{self._config.section}: rank {suspect} made no progress for {idle_s:.0f} s; the "
             f"stacks of all ranks are in {self._record.url}/rank-*.stacks.txt",
@@ -205,6 +209,20 @@ def _suspect(before: Sequence[Beat | None], after: Sequence[Beat | None]) -> int
         return (not is_silent, beat["ticks"] if beat else 0)
 
     return min(range(len(after)), key=behind)
+
+
+def _stuck(
+    before: Sequence[Beat | None], after: Sequence[Beat | None]
+) -> tuple[int, StuckFile] | None:
+    """The rank that has waited for a file all the time between two looks, longest of them all."""
+    found = {
+        rank: StuckFile(**late["waits_for"])
+        for rank, (early, late) in enumerate(zip(before, after, strict=True))
+        if early and late and early.get("waits_for") and late.get("waits_for")
+        if early["waits_for"]["path"] == late["waits_for"]["path"]
+        if early["waits_for"]["seconds"] < late["waits_for"]["seconds"]
+    }
+    return max(found.items(), key=lambda item: item[1].seconds, default=None)
 
 
 def _local_processes(beats: Sequence[Beat | None]) -> Iterator[tuple[int, Process]]:

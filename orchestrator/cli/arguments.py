@@ -13,6 +13,7 @@ from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
+from orchestrator.ledger.stuck_files import require_answer
 from orchestrator.quantities import format_several
 from orchestrator.spec.loader import load_cluster, require_name
 
@@ -77,14 +78,21 @@ def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
     if not options.run.strip():
         raise RequestError("RUN: empty; `orchestrator status` lists the runs")
     if "/" in options.run or options.run in (".", ".."):
-        url = options.run if "://" in options.run else str(Path(options.run).resolve())
-        run = RunFolder(Storage(url))
+        run = RunFolder(Storage(_url_of(options.run)))
         store = Store.open(run.storage.url.rsplit("/", 2)[0])
     else:
         store = store_of(options)
         run = RunFolder(store.run_storage(options.run))
     run.plan()
     return run, store
+
+
+def _url_of(run: str) -> str:
+    """The URL of a run's folder, without links where that is a path. Raises BackendError."""
+    if "://" in run:
+        return run
+    require_answer(path := Path(run).absolute())
+    return str(path.resolve())
 
 
 def started_line(started: Started) -> str:

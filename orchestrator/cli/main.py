@@ -16,6 +16,7 @@ from typing import TextIO
 
 from orchestrator import __version__
 from orchestrator.errors import ExitCode, OrchestratorError, os_words
+from orchestrator.ledger.stuck_files import StuckFile, answer_within_s, own_files_watched
 
 VERBS = {
     "plan": "show what a recipe would do: reuse, resume or run, and why",
@@ -37,7 +38,12 @@ _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return exit_code_of(lambda: _run(words))
+    return exit_code_of(lambda: _watched(words))
+
+
+def _watched(words: list[str]) -> int:
+    with own_files_watched(answer_within_s(), _give_up):
+        return _run(words)
 
 
 def _run(words: list[str]) -> int:
@@ -77,6 +83,11 @@ def exit_code_of(verb: Callable[[], int]) -> int:
             _drop(sys.stdout)
         _say(f"stdout: {error.strerror}" if is_of_output else os_words(error))
         return ExitCode.UNREACHABLE
+
+
+def _give_up(stuck: StuckFile) -> None:
+    _say(str(stuck))
+    os._exit(ExitCode.UNREACHABLE)
 
 
 def _say(line: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.errors import BackendError, RequestError
 from orchestrator.ledger.store import Store
+from orchestrator.ledger.stuck_files import require_answer
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 
@@ -49,6 +50,7 @@ def open_store(cluster: Cluster) -> Store:
     store = Store.open(url)
     root = store.storage.local_root
     if root:
+        require_answer(root)
         _require_folder(root)
     return store
 

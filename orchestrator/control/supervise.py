@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.backends.base import Backend, JobRef
+from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, gpus_of, stage_job
@@ -358,7 +359,7 @@ class Supervisor:
             exit_code=status.exit_code,
             complete=self._has(work.members),
             progress=progress,
-            cause=Cause(failure["cause"]) if failure else None,
+            cause=Cause(failure["cause"]) if failure else status.cause,
             log_tail=self._log_tail(work),
             node=node,
             others=node != status.node,
@@ -382,7 +383,7 @@ class Supervisor:
             cause=decision.cause or "",
             action=decision.action,
             reason=decision.reason,
-            message=failure.get("message", self._limit),
+            message=failure.get("message", self._limit or (status.detail if status.cause else "")),
             exit_code=status.exit_code,
             node=node,
             progress=progress,
@@ -448,6 +449,13 @@ class Supervisor:
                 )
             work.state, work.ref = "cancelled", None
             log.info("%s: cancelled", work.leader.id)
+
+
+def backend_of_drivers(cluster: Cluster, node: str = "") -> LocalBackend:
+    """What starts drivers beside a supervisor: with the time to save that their ranks need."""
+    retry = cluster.retry
+    grace_s = retry.notice_s + LAST_WORDS_S
+    return LocalBackend(grace_s=grace_s, node=node, hang_timeout_s=retry.hang_timeout_s)
 
 
 def write_figures(run: RunFolder, store: Store, look: Callable[[], Observed]) -> None:

@@ -113,14 +113,17 @@ class AttemptFolder:
 
         Raises OSError when the store does not take it; this machine keeps it then.
         """
-        end = {"ended_at": time.time(), **how}
         try:
             with suppress(AlreadyExistsError):
-                self.storage.create_json(_END, end)
+                self.storage.create_json(_END, {"ended_at": time.time(), **how})
         except OSError:
-            last_words.leave(self.storage.url, _LAST_END, end)
+            self.keep_end(**how)
             raise
         self.forget()
+
+    def keep_end(self, **how: Any) -> None:
+        """Let this machine keep how it ended, without asking the store."""
+        last_words.leave(self.storage.url, _LAST_END, {"ended_at": time.time(), **how})
 
     def forget(self) -> None:
         """Let this machine keep no words about it."""

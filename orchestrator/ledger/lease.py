@@ -10,6 +10,7 @@ forward, and who only looks asks for the age by the store's clock.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,8 @@ class Process:
             return None
         try:
             process = psutil.Process(self.pid)
-            return self._is(process) and process.status() != psutil.STATUS_ZOMBIE
+            has_ended = process.status() == psutil.STATUS_ZOMBIE or _is_doomed(self.pid)
+            return self._is(process) and not has_ended
         except psutil.NoSuchProcess:
             return False
 
@@ -83,6 +85,16 @@ class Process:
         if self.start_ticks:
             return _start_ticks(self.pid) == self.start_ticks
         return abs(process.create_time() - self.started_at) < _CLOCK_STEP_S
+
+
+def _is_doomed(pid: int) -> bool:
+    """Whether a process was killed and only waits for a file that does not answer."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        pending = next(int(line.split()[1], 16) for line in lines if line.startswith("SigPnd:"))
+    except (OSError, StopIteration):
+        return False
+    return bool(pending & 1 << (signal.SIGKILL - 1))
 
 
 def _start_ticks(pid: int) -> int:

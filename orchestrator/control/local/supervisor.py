@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 
-from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.executor import observe
@@ -19,9 +18,9 @@ from orchestrator.control.notify import Notifier
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.control.store_patience import StorePatience
 from orchestrator.control.supervise import (
-    LAST_WORDS_S,
     TICK_S,
     Supervisor,
+    backend_of_drivers,
     log,
     write_last_page,
 )
@@ -31,6 +30,7 @@ from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
+from orchestrator.ledger.stuck_files import StuckFile, own_files_watched
 
 REMOTE_TICK_S = 2.0
 """Between looks at a store that is no path: each asks it several times, and may cost money."""
@@ -56,9 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         notifier.close(lambda: observe(run))
 
 
-def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
-    for ended in (*run.supervisors(), *(a for i in run.plan().leaders for a in run.attempts(i.id))):
+def _settle_earlier(run: RunFolder) -> None:
+    """Write down the ends that the store did not take, of earlier supervisors and attempts."""
+    attempts = (a for i in run.plan().leaders for a in run.attempts(i.id))
+    for ended in (*run.supervisors(), *attempts):
         ended.settle()
+
+
+def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
+    _settle_earlier(run)
     record = run.begin_supervisor(process=Process.current().__dict__)
     logs, cluster = RunLogs(run), run.cluster()
 
@@ -67,10 +73,17 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
         if record.storage.exists(FAULT_ORDER):  # a drill that takes this node down
             os.kill(os.getpid(), signal.SIGKILL)
 
+    backend = backend_of_drivers(cluster)
+
+    def leave(stuck: StuckFile) -> None:
+        backend.kill_all()
+        record.keep_end(state="failed", cause=Cause.STORAGE, reason=str(stuck))
+        os._exit(ExitCode.UNREACHABLE)
+
     supervisor = Supervisor(
         store,
         run,
-        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S),
+        backend,
         logs=logs,
         start_ray=lambda: RaySession(
             run=run.storage.url,
@@ -89,7 +102,8 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     try:
-        state = supervisor.run()
+        with own_files_watched(cluster.retry.hang_timeout_s, leave):
+            state = supervisor.run()
     except Exception as error:
         if not isinstance(error, OSError):
             traceback.print_exc()

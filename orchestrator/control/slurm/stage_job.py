@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 
-from orchestrator.backends.local import LocalBackend
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.notify import Notifier
@@ -29,8 +28,8 @@ from orchestrator.control.slurm.jobs import shape_of
 from orchestrator.control.slurm.other_runs import OtherRuns
 from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
 from orchestrator.control.supervise import (
-    LAST_WORDS_S,
     Supervisor,
+    backend_of_drivers,
     write_figures,
     write_last_page,
 )
@@ -46,6 +45,7 @@ from orchestrator.ledger.spending import held
 from orchestrator.ledger.status import JobStatus, Observed, RunState
 from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
+from orchestrator.ledger.stuck_files import StuckFile, own_files_watched
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
@@ -113,7 +113,8 @@ def _work(argv: Sequence[str] | None) -> int:
     notifier = Notifier(store, run)
     notifier.watch()
     try:
-        state = supervise(store, run, allocation, options, early, others)
+        with own_files_watched(run.cluster().retry.hang_timeout_s, _leave):
+            state = supervise(store, run, allocation, options, early, others)
     finally:
         run.allocation(options.instance, allocation.restart_id).replace(ALLOCATION_ENDED, b"{}")
     if state != "left":
@@ -133,6 +134,13 @@ def _work(argv: Sequence[str] | None) -> int:
     log.info("%s: another run works on it; gives its nodes back (%s)", instance.id, terms)
     dismiss_workers(run, instance.id)
     return allocation.requeue(terms)
+
+
+def _leave(stuck: StuckFile) -> None:
+    """End without a word to the store, which may be what does not answer."""
+    with suppress(OSError):
+        log.error("%s", stuck)
+    os._exit(ExitCode.UNREACHABLE)
 
 
 def supervise(
@@ -170,7 +178,7 @@ def supervise(
     supervisor = Supervisor(
         store,
         run,
-        LocalBackend(grace_s=cluster.retry.notice_s + LAST_WORDS_S, node=allocation.node),
+        backend_of_drivers(cluster, allocation.node),
         only=instance.id,
         past=_past(run, instance.id),
         about={**allocation.noted, "moves": run.num_moves, **_held(cluster, instance)},

@@ -208,6 +208,35 @@ def test_ranks_that_never_start_are_ended(tmp_path: Path) -> None:
         world.wait(3 * PROBE_S)
 
 
+def test_a_rank_that_waits_for_a_file_is_named_with_it(world: World) -> None:
+    """Whoever waits for that rank is not to blame, nor is a file that was answered meanwhile."""
+    waits_for = {"path": "/mnt/a/x", "seconds": 50.0}
+    world.beat(2, waits_for=waits_for)
+    world.beat(3, waits_for={"path": "/mnt/b/y", "seconds": 60.0})
+
+    def beat() -> None:
+        world.beat(2, waits_for={**waits_for, "seconds": 56.0})
+        world.beat(3, waits_for=None)
+
+    world.meanwhile = beat
+    with pytest.raises(RunFailedError, match=r"rank 2: /mnt/a/x: does not answer") as raised:
+        world.wait(3 * HANG_S)
+    assert raised.value.cause is Cause.STORAGE
+
+
+@pytest.mark.parametrize(
+    "late", [{"path": "/mnt/a/y", "seconds": 9.0}, {"path": "/mnt/a/x", "seconds": 2.0}, None]
+)
+def test_files_that_answer_meanwhile_are_no_cause(
+    world: World, late: dict[str, object] | None
+) -> None:
+    world.beat(2, waits_for={"path": "/mnt/a/x", "seconds": 8.0})
+    world.meanwhile = lambda: world.beat(2, waits_for=late)
+    with pytest.raises(RunFailedError) as raised:
+        world.wait(3 * HANG_S)
+    assert raised.value.cause is Cause.COMM_HANG
+
+
 def test_a_local_rank_that_hangs_is_looked_into_and_killed(world: World) -> None:
     victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     process = Process.of(victim.pid)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,8 +16,9 @@ import pytest
 
 from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.local import LocalBackend
-from orchestrator.errors import BackendError
+from orchestrator.errors import BackendError, Cause
 from orchestrator.ledger.status import JobState
+from tests.hanging_mount import can_mount, hanging_mount
 
 
 def job(folder: Path, script: str, **how: object) -> Job:
@@ -187,3 +189,55 @@ def test_cancelling_what_is_gone_is_fine(tmp_path: Path) -> None:
     end_of(backend, ref)
     backend.cancel([ref])
     backend.cancel([])
+
+
+def hang_of(backend: LocalBackend, ref: JobRef, path: Path) -> None:
+    end_of(backend, ref)
+    status = backend.poll([ref])[ref]
+    assert (status.state, status.cause) == (JobState.FAILED, Cause.STORAGE)
+    assert status.detail.startswith(f"{path}: does not answer (waited for ")
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "open({path!r})",
+        "import threading; threading.Thread(target=open, args=({path!r},)).start()",
+        "import subprocess, sys; subprocess.Popen(['sleep', '60']); open({path!r})",
+    ],
+    ids=["itself", "a thread", "with a child"],
+)
+def test_a_job_whose_file_does_not_answer_is_ended_with_all_it_started(
+    tmp_path: Path, script: str
+) -> None:
+    os.mkfifo(tmp_path / "silent")
+    backend = LocalBackend(hang_timeout_s=0.5)
+    ref = backend.submit(job(tmp_path, script.format(path=str(tmp_path / "silent"))))
+    hang_of(backend, ref, tmp_path / "silent")
+    session = int(ref.id.split(":")[0])
+    wait(lambda: not in_session(session), "something was left")
+
+
+def in_session(session: int) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+@pytest.mark.skipif(not can_mount(), reason="needs root and /dev/fuse")
+def test_a_job_that_cannot_even_be_killed_ends_all_the_same(tmp_path: Path) -> None:
+    with hanging_mount(tmp_path / "mount", "weights", b"x") as mount:
+        mount.hangs = True
+        backend = LocalBackend(hang_timeout_s=0.5, reap_timeout_s=0.5)
+        ref = backend.submit(job(tmp_path, f"open({str(mount.file)!r})"))
+        hang_of(backend, ref, mount.file)
+    backend.cancel([ref])
+
+
+def test_a_job_that_waits_for_something_else_goes_on(tmp_path: Path) -> None:
+    backend = LocalBackend(hang_timeout_s=0.2)
+    ref = backend.submit(job(tmp_path, "import time; time.sleep(1)"))
+    assert end_of(backend, ref) == (JobState.SUCCEEDED, 0)

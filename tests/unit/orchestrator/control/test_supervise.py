@@ -67,7 +67,8 @@ class Scene:
         }
         self.backend = FakeBackend(by_id, self._effect)
         waits = {"tick_s": 0.01, "lease_wait_s": 0.2, "retry_delay_s": 0.01}
-        return Supervisor(self.store, self.run, self.backend, **{**waits, **how})
+        backend = how.pop("backend", self.backend)
+        return Supervisor(self.store, self.run, backend, **{**waits, **how})
 
     def publish(self, stage: str) -> None:
         for instance in self.plan.group(self.id(stage)):
