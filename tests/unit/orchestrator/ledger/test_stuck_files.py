@@ -72,29 +72,31 @@ def test_a_file_that_does_not_answer_is_named(silent: Path, script: str) -> None
         assert found.path == str(silent)
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "import time; time.sleep(60)",
-        "import os; os.read(os.pipe()[0], 1)",
-        "import socket; s = socket.socketpair(); s[0].recv(1)",
-        "import threading; threading.Event().wait()",
-        "while True: open('/proc/version').read()",
-        "while True: open({big!r}, 'rb').read(1000000)",
-        "import os\nwhile True: os.stat('.')",
-        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], stdin=-1)",
-        "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
-    ],
+BUSY = (
+    "import time; time.sleep(60)",
+    "import os; os.read(os.pipe()[0], 1)",
+    "import socket; s = socket.socketpair(); s[0].recv(1)",
+    "import threading; threading.Event().wait()",
+    "while True: open('/proc/version').read()",
+    "while True: open({big!r}, 'rb').read(1000000)",
+    "import os\nwhile True: os.stat('.')",
+    "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'], stdin=-1)",
+    "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
 )
-def test_other_waits_and_files_that_answer_are_none(tmp_path: Path, script: str) -> None:
+
+
+def test_other_waits_and_files_that_answer_are_none(tmp_path: Path) -> None:
     big = tmp_path / "big"
     big.write_bytes(bytes(4 << 20))
-    with process(script.format(big=str(big)), tmp_path) as busy:
-        watch = FileWatch(busy.pid)
+    with ExitStack() as stack:
+        scripts = [script.format(big=str(big)) for script in BUSY]
+        busy = [stack.enter_context(process(script, tmp_path)) for script in scripts]
+        watches = [FileWatch(one.pid) for one in busy]
         time.sleep(0.2)
         for _ in range(15):
-            found = watch.look()
-            assert found is None or found.seconds < 0.25, found
+            for script, watch in zip(scripts, watches, strict=True):
+                found = watch.look()
+                assert found is None or found.seconds < 0.25, (script, found)
             time.sleep(0.03)
 
 
