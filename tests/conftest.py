@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 GOLDEN = FOLDER / "golden"
+WITHOUT_RUN = ("test_pretrain.py", "test_train.py")
+"""Modules of integration tests that start what they need by themselves."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,11 +31,14 @@ def tier_of(nodeid: str) -> str:
 def group_of(nodeid: str) -> str:
     """Tests of one group run in one xdist worker, in order: they share its fixtures.
 
-    Those of integration and chaos share a local run that nobody disturbs.
+    Those of integration and chaos share a local run that nobody disturbs, but for a few that do
+    without it: they keep the worker busy that has less to do.
     """
-    tier = tier_of(nodeid)
+    tier, module = tier_of(nodeid), nodeid.split("::")[0]
     if tier in {"unit", "golden"}:
-        return nodeid.split("::")[0]
+        return module
+    if module.endswith(WITHOUT_RUN):
+        return "numerics"
     return tier if tier in {"slurm", "numerics"} else "local"
 
 
