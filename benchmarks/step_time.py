@@ -200,7 +200,6 @@ def rank_config(inputs: Path, folder: Path, steps: int) -> RankConfig:
         folder=str(folder),
         record_url=str(folder),
         scratch=str(folder / "scratch"),
-        tensorboard=str(folder / "tensorboard"),
         tracker="step-time",
         driver=Process.current(),
     )

@@ -16,6 +16,7 @@ from jobs.lm.token_stream import bin_name, open_tokens
 from jobs.scoring import perplexity
 from jobs.scoring.held_out import HeldOut, load_model
 from jobs.scoring.perplexity import Scored
+from jobs.training.tracker_processes import track_scores
 from orchestrator.ledger.storage import to_json
 from orchestrator.spec.recipe import Perplexity
 
@@ -43,6 +44,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     # Overwritten rather than created: an attempt that died here may have left the last bits of
     # another device's sums.
     attempt.out.replace("scores.json", to_json(document))
+    track_scores(attempt, {"perplexity": scores})
     return {"splits": scores}
 
 

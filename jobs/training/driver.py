@@ -25,9 +25,9 @@ from jobs.attempt import Attempt, StopRequestedError
 from jobs.training import process_ranks, ray_train
 from jobs.training.monitor import RankMonitor
 from jobs.training.rank import RankConfig, TrainingSettings
+from jobs.training.tracker_processes import tracked
 from orchestrator.errors import Cause, RequestError, RunFailedError
-from orchestrator.ledger import extension
-from orchestrator.ledger.attempt import CURVES
+from orchestrator.ledger import checkpoints, extension
 from orchestrator.ledger.extension import Length
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import to_json
@@ -55,7 +55,7 @@ def train(attempt: Attempt, config: RankConfig, too_large: str) -> dict[str, Any
     """
     extend(attempt, config)
     monitor = RankMonitor(attempt, config, attempt.resources.world_size)
-    with halving_on_oom(attempt, config, too_large):
+    with halving_on_oom(attempt, config, too_large), tracked(attempt, config):
         run_monitored(lambda: launch(config, attempt), monitor, config.notice_s)
     monitor.report()
     if monitor.stopped():
@@ -95,7 +95,6 @@ def rank_config(
 ) -> RankConfig:
     """Everything that the ranks of this attempt need to know."""
     resources, retry = attempt.resources, attempt.cluster.retry
-    curves = attempt.folder.parent.parent / CURVES
     return RankConfig(
         task=task,
         spec=spec.model_dump(mode="json"),
@@ -107,10 +106,9 @@ def rank_config(
         folder=str(attempt.folder.resolve()),
         record_url=attempt.record.storage.url,
         scratch=scratch(attempt),
-        tracker=attempt.name,
+        tracker=checkpoints.curves_id(attempt.out),
         device="cuda" if resources.gpus_per_node else "cpu",
         threads=resources.cpus_per_worker,
-        tensorboard=str(curves.resolve()) if attempt.recipe.tracking.tensorboard else None,
         mtbf_s=mtbf_s(retry, resources, *attempt.interruptions),
         wait_s=retry.start_timeout_s + retry.hang_timeout_s,
         notice_s=retry.notice_s,

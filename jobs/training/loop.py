@@ -34,7 +34,6 @@ from jobs.training.interval import CheckpointInterval
 from jobs.training.mfu import PEAK_FLOPS
 from jobs.training.rank import RankConfig, RankInfo, end_with
 from jobs.training.task import Task, build_task
-from jobs.training.tracking import Tracker
 from jobs.training.uploader import files_below
 from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger import checkpoints
@@ -111,8 +110,6 @@ class Rank:
         self._interval = CheckpointInterval(
             config.settings.checkpoint, mtbf_s=config.mtbf_s, step=self._progress.step
         )
-        curves = config.tensorboard if group.leads else None
-        self._tracker = Tracker(curves, after_step=self._progress.step)
         heartbeat.step = self._progress.step
         heartbeat.live |= {
             "resumed_from": self._checkpointer.resumed_from,
@@ -131,24 +128,23 @@ class Rank:
             count=settings.steps - progress.step,
             skips=self._checkpointer.skips,
         )
-        with self._tracker:
-            for batch in following:
-                started = time.perf_counter()
-                verdict, line = self._take_step(batch)
-                step_s = time.perf_counter() - started
-                if verdict.has_failed:
-                    self._checkpointer.drain()  # raises on every rank what went wrong
-                is_last = progress.step == settings.steps
-                if is_last or progress.step % settings.validate_every_steps == 0:
-                    self._validate()
-                stall_s = self._save(verdict)
-                if self._group.leads:
-                    self._report(line, step_s, stall_s)
-                self._give_up_on_bad_batches()
-                if verdict.stops:
-                    self._checkpointer.close()
-                    self._heartbeat.live["stopped"] = True
-                    return
+        for batch in following:
+            started = time.perf_counter()
+            verdict, line = self._take_step(batch)
+            step_s = time.perf_counter() - started
+            if verdict.has_failed:
+                self._checkpointer.drain()  # raises on every rank what went wrong
+            is_last = progress.step == settings.steps
+            if is_last or progress.step % settings.validate_every_steps == 0:
+                self._validate()
+            stall_s = self._save(verdict)
+            if self._group.leads:
+                self._report(line, step_s, stall_s)
+            self._give_up_on_bad_batches()
+            if verdict.stops:
+                self._checkpointer.close()
+                self._heartbeat.live["stopped"] = True
+                return
         self._finish()
 
     def _take_step(self, batch: Batch) -> tuple[Verdict, dict[str, Any]]:
@@ -246,18 +242,22 @@ class Rank:
         )
 
     def _report(self, line: dict[str, Any], step_s: float, stall_s: float) -> None:
-        """Write a step's line into the attempt's folder, and its figures into the curves."""
+        """Write a step's line into the attempt's folder, with its times and rates."""
         if "first_step" not in self._phases.seconds:
             self._phases.end("first_step")
         timed = {"at": time.time() - stall_s, "step_s": step_s, "stall_s": stall_s}
-        self._heartbeat.record({**line, **timed})
-        rates = {"loss": line["loss"], "grad_norm": line["grad_norm"], "lr": line["lr"]}
-        rates[f"{self._task.unit}_per_s"] = self._units_per_step / step_s
-        rates |= {"mfu": self._mfu(step_s), "checkpoint_every_s": self._interval.interval_s}
+        rates = {
+            f"{self._task.unit}_per_s": self._units_per_step / step_s,
+            "mfu": self._mfu(step_s),
+            "checkpoint_every_s": self._interval.interval_s,
+        }
         known = {name: value for name, value in rates.items() if value is not None}
-        self._heartbeat.live |= {"rates": known, "checkpoint_interval": self._interval.facts()}
-        stall = {"checkpoint_stall_s": stall_s} if stall_s else {}
-        self._tracker.scalars("train", line["step"], {**known, **stall})
+        self._heartbeat.record({**line, **timed, **known})
+        learned = {n: line[n] for n in ("loss", "grad_norm", "lr") if line[n] is not None}
+        self._heartbeat.live |= {
+            "rates": {**learned, **known},
+            "checkpoint_interval": self._interval.facts(),
+        }
 
     def _mfu(self, step_s: float) -> float | None:
         """Share of the devices' peak that the model's own arithmetic takes; None when unknown."""
@@ -275,7 +275,6 @@ class Rank:
         model.train()
         if fields and self._group.leads:
             self._progress.validation_lines.append({"step": self._progress.step, **fields})
-            self._tracker.scalars("valid", self._progress.step, {"loss": fields["loss"]})
 
     def _finish(self) -> None:
         """Write what the finished artifact holds beyond checkpoints."""

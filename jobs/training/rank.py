@@ -90,8 +90,6 @@ class RankConfig(Spec):
     """Folder on each node's own disk, the same for all attempts at this key."""
     tracker: str
     """Id of the training's curves, the same for all its attempts."""
-    tensorboard: str | None = None
-    """Local folder of TensorBoard events, the same for all attempts; none when absent."""
     mtbf_s: float = 86_400.0
     """Mean time between failures of the whole job, in seconds."""
     wait_s: float = 7200.0

@@ -133,11 +133,18 @@ def start(run: RunFolder, store: Store) -> Started:
         require_within_limits(run, cluster)
         run.storage.sweep_old(LEFT_FOR_S)  # of processes that were killed
         require_usable(store.storage)
-    absent = {name: field for name, field in cluster.variables.items() if name not in os.environ}
+    require_variables(run, cluster)
+    return executor_of(cluster).start(run, store)
+
+
+def require_variables(run: RunFolder, cluster: Cluster) -> None:
+    """Raises RequestError when a variable that jobs need is not set here."""
+    named = {name: f"cluster: {field}" for name, field in cluster.variables.items()}
+    named |= {name: f"recipe: {field}" for name, field in run.recipe().tracking.variables.items()}
+    absent = {name: field for name, field in named.items() if name not in os.environ}
     for field in absent.values():
         names = ", ".join(name for name in absent if absent[name] == field)
-        raise RequestError(f"cluster: {field}: {names} not set here; export and try again")
-    return executor_of(cluster).start(run, store)
+        raise RequestError(f"{field}: {names} not set here; export and try again")
 
 
 def require_within_limits(run: RunFolder, cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.ledger.attempt import CURVES
+from orchestrator.ledger.attempt import CURVES, OFFLINE_CURVES
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.temporary import own_temporary_folder
@@ -77,4 +77,5 @@ class RunLogs:
 
 def _is_kept(path: Path) -> bool:
     """Whether a file is for people: a log, the stacks of a rank that hangs, a training's curves."""
-    return path.suffix in (".log", ".out", ".txt") or CURVES in path.parts
+    is_log = path.suffix in (".log", ".out", ".txt")
+    return is_log or not {CURVES, OFFLINE_CURVES}.isdisjoint(path.parts)

@@ -28,6 +28,8 @@ from orchestrator.ledger.storage import Storage
 DRIVER_LOG = "driver.log"
 CURVES = "tensorboard"
 """Beside an instance's attempts, so that they share it: the curves of a training."""
+OFFLINE_CURVES = "wandb"
+"""The same for another tracker, to be sent to it later."""
 LOCAL_FOLDER = "ORCHESTRATOR_ATTEMPT_FOLDER"
 """Environment variable with the local folder of an attempt's logs."""
 NODE_NAME = "ORCHESTRATOR_NODE"

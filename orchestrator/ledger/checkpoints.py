@@ -5,6 +5,7 @@
         done-00000.json                   a rank's note that its files are whole, with their digests
         MANIFEST.json                     written last, exclusively: now it exists
     notes/skips-0001.json                 positions of the training order that are passed over
+    notes/curves.json                     the id of its curves in trackers
     metrics/step-00000500-a0003.jsonl     steps since the checkpoint before, untimed
     metrics/step-00000500-a0003-validation.jsonl
 
@@ -21,13 +22,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from orchestrator.errors import CorruptError
+from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage, sha256_of, to_json
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Checkpoint as Policy
@@ -36,6 +39,7 @@ MANIFEST = "MANIFEST.json"
 FOLDER = "checkpoints"
 WORK_IN_PROGRESS = (f"{FOLDER}/", "metrics/", "notes/")
 """Folders that carry their own digests, or none: no part of the finished artifact."""
+_CURVES = "notes/curves.json"
 _NAME = re.compile(r"^step-(\d{8})-a(\d{4,})$")
 
 
@@ -247,6 +251,13 @@ def note_skips(out: Storage, positions: Sequence[int], **why: Any) -> None:
     """Put positions on the skip list, durably."""
     number = sum(name.startswith("skips-") for name in out.children("notes")) + 1
     out.create_json(f"notes/skips-{number:04d}.json", {"positions": list(positions), **why})
+
+
+def curves_id(out: Storage) -> str:
+    """By what trackers know this training, whichever run or attempt works on it, wherever."""
+    with suppress(AlreadyExistsError):
+        out.create_json(_CURVES, {"id": secrets.token_hex(8)})
+    return str(out.read_json(_CURVES)["id"])
 
 
 def _abandoned(out: Storage, manifests: Sequence[Manifest], leases: Sequence[int]) -> set[str]:

@@ -79,6 +79,14 @@ def _absolute_image(value: str, info: ValidationInfo) -> str:
     return _absolute(value, info) if value.startswith(("~", ".")) else value
 
 
+def _reference(value: str) -> str:
+    if not re.fullmatch(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}", value):
+        raise ValueError(
+            "must not be written down here; write ${env:NAME} and export NAME where you submit"
+        )
+    return value
+
+
 Line = Annotated[str, AfterValidator(_one_line)]
 """Text without line breaks or control characters: it stands in one line of a script."""
 Word = Annotated[str, AfterValidator(_one_word)]
@@ -91,6 +99,8 @@ Image = Annotated[str, AfterValidator(_place), AfterValidator(_absolute_image)]
 """A container image: a `Location`, or a name of its own."""
 Argument = Annotated[str, AfterValidator(_one_line), AfterValidator(_absolute_image)]
 """A word of a command; one that begins with ``.`` or ``~`` is a path, relative to the file."""
+Reference = Annotated[str, AfterValidator(_reference)]
+"""``${env:NAME}``: what may be a secret is looked up where it is used, and written down nowhere."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Language = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}$")]
 

@@ -23,10 +23,12 @@ from orchestrator.spec.model import (
     Fraction,
     Int,
     Language,
+    Line,
     Name,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Reference,
     Sha256,
     Spec,
 )
@@ -425,11 +427,68 @@ def by_score(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**sections, **({"continuations": None} if raw.get("continuations") == 0 else {})}
 
 
+class WeightsAndBiases(Spec):
+    """Curves at Weights & Biases."""
+
+    project: Name
+    """Name of the project."""
+    entity: Name | None = None
+    """User or team that the project belongs to; the key's own when absent."""
+    mode: Literal["online", "offline"] = "online"
+    """``offline`` keeps everything beside the run's attempts, for ``wandb sync``."""
+    api_key: Reference = "${env:WANDB_API_KEY}"
+    """Variable with the key; not needed offline."""
+    base_url: Reference | None = None
+    """Variable with the server's address; the public one when absent."""
+
+
+class MLflow(Spec):
+    """Curves in MLflow."""
+
+    uri: Reference = "${env:MLFLOW_TRACKING_URI}"
+    """Variable with the tracking server's address, or ``file:///...``."""
+    experiment: Line
+    """Name of the experiment; made when it is not there."""
+    username: Reference | None = None
+    """Variable with the user's name."""
+    password: Reference | None = None
+    """Variable with the password."""
+    token: Reference | None = None
+    """Variable with an access token."""
+
+
 class Tracking(Spec):
-    """Where curves go besides the ledger."""
+    """Where curves go besides the ledger: steps up to the last checkpoint, validation, scores."""
 
     tensorboard: bool = True
-    """Write TensorBoard events into the attempt's folder."""
+    """Write TensorBoard events beside the run's attempts."""
+    wandb: WeightsAndBiases | None = None
+    """Weights & Biases; none when absent."""
+    mlflow: MLflow | None = None
+    """MLflow; none when absent."""
+
+    @property
+    def references(self) -> dict[str, str]:
+        """What is looked up in the environment, ``${env:NAME}`` by place: ``wandb.api_key``."""
+        found: dict[str, str] = {}
+        if self.wandb:
+            fields = {"base_url": self.wandb.base_url}
+            if self.wandb.mode == "online":
+                fields["api_key"] = self.wandb.api_key
+            found |= {f"wandb.{name}": value for name, value in fields.items() if value}
+        if self.mlflow:
+            names = ("uri", "username", "password", "token")
+            values = {name: getattr(self.mlflow, name) for name in names}
+            found |= {f"mlflow.{name}": value for name, value in values.items() if value}
+        return found
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment variables that must be set where a run is submitted, and who names them."""
+        return {
+            value[len("${env:") : -1]: f"tracking.{place}"
+            for place, value in self.references.items()
+        }
 
 
 class Recipe(Spec):

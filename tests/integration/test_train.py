@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jobs import continuations, pack, perplexity, train
 from jobs.attempt import Attempt
@@ -28,6 +31,7 @@ from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.recipe import Recipe
+from tests import offline_wandb
 from tests.training import make_lm
 
 pytestmark = pytest.mark.slow
@@ -97,13 +101,28 @@ class World:
                     "perplexity": {"bootstrap_samples": 100},
                     "continuations": {"num_prompts": 2, "prompt_s": 0.5},
                 },
+                "tracking": options.get("tracking", {}),
             }
         )
 
 
+TRACKING = {
+    "wandb": {"project": "speech", "mode": "offline", "base_url": "${env:OWN_WANDB}"},
+    "mlflow": {"experiment": "speech", "uri": "${env:OWN_MLFLOW}", "password": "${env:OWN_WORD}"},
+}
+PLANTED = ("planted-password", "planted-user", "f00d" * 10)
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    root = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OWN_MLFLOW", (root / "mlflow").as_uri())
+        patch.setenv("OWN_WORD", PLANTED[0])
+        patch.setenv("OWN_WANDB", f"http://{PLANTED[1]}:{PLANTED[0]}@127.0.0.1:9")
+        patch.setenv("WANDB_API_KEY", PLANTED[2])
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        yield make_world(root)
 
 
 def make_world(root: Path) -> World:
@@ -142,7 +161,7 @@ def write_units(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(world: World) -> Artifact:
     """The train artifact: its first attempt was asked to stop, the second finished it."""
-    first = world.attempt("train")
+    first = world.attempt("train", tracking=TRACKING)
     out = first.out
     lose = threading.Thread(target=when, args=(lambda: len(checkpoints.committed(out)) > 0, first))
     lose.start()
@@ -152,7 +171,7 @@ def trained(world: World) -> Artifact:
     stopped_at = checkpoints.committed(out)[-1].step
     assert 100 < stopped_at < STEPS, "the ranks did not save when they were asked to stop"
 
-    facts = train.work(world.attempt("train", lease_n=2))
+    facts = train.work(world.attempt("train", lease_n=2, tracking=TRACKING))
     assert facts["steps"] == STEPS
     assert [(s["lease_n"], s["first_step"]) for s in facts["history"]] == [
         (1, 1),
@@ -191,13 +210,47 @@ def test_the_attempt_keeps_logs_curves_and_progress(world: World, trained: Artif
     assert any(step["stall_s"] > 0 for step in steps)
 
 
-def test_the_curves_of_all_attempts_are_one(world: World, trained: Artifact) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def curves_of(world: World) -> Iterator[tuple[str, dict[str, list[tuple[int, float]]]]]:
+    """Training and validation loss of the one run that each tracker knows, by step."""
+    beside, names = world.root / "runs" / "train-0", ("train/loss", "valid/loss")
+    events = EventAccumulator(str(beside / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    yield "TensorBoard", {n: [(p.step, p.value) for p in events.Scalars(n)] for n in names}
+    (run,) = offline_wandb.folders(beside / "wandb")
+    rows = offline_wandb.history(run)
+    yield "W&B", {n: [(row["_step"], row[n]) for row in rows if n in row] for n in names}
+    client = MlflowClient(tracking_uri=(world.root / "mlflow").as_uri())
+    (found,) = client.search_runs([client.get_experiment_by_name("speech").experiment_id])
+    history = partial(client.get_metric_history, found.info.run_id)
+    yield "MLflow", {n: [(p.step, p.value) for p in history(n)] for n in names}
 
+
+def test_each_tracker_has_one_run_with_the_curves_of_the_artifact(
+    world: World, trained: Artifact
+) -> None:
+    files = {"train/loss": "metrics.jsonl", "valid/loss": "validation.jsonl"}
+    for tracker, curves in curves_of(world):
+        for name, file in files.items():
+            lines = [json.loads(x) for x in trained.storage.read_bytes(file).splitlines()]
+            expected = [(line["step"], line["loss"]) for line in lines]
+            told = dict(curves[name])
+            assert len(told) == len(curves[name])
+            assert list(told) == [step for step, _ in expected], (tracker, name)
+            assert told == pytest.approx(dict(expected), rel=1e-6), (tracker, name)
+
+
+def test_rates_are_in_the_curves_too(world: World, trained: Artifact) -> None:
     curves = EventAccumulator(str(world.root / "runs" / "train-0" / "tensorboard"))
     curves.Reload()
-    assert [point.step for point in curves.Scalars("train/loss")] == list(range(1, STEPS + 1))
     assert curves.Scalars("train/checkpoint_stall_s")
+    assert all(point.value > 0 for point in curves.Scalars("train/tokens_per_s"))
+
+
+def test_secrets_are_in_nothing_that_was_written(world: World, trained: Artifact) -> None:
+    files = [path for path in world.root.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    for secret in PLANTED:
+        assert [str(path) for path in files if secret.encode() in path.read_bytes()] == []
 
 
 def test_ray_train_gives_the_same_model(world: World, trained: Artifact) -> None:
@@ -209,7 +262,7 @@ def test_ray_train_gives_the_same_model(world: World, trained: Artifact) -> None
 
 
 def test_perplexity(world: World, trained: Artifact) -> None:
-    attempt = world.attempt("perplexity")
+    attempt = world.attempt("perplexity", tracking=TRACKING)
     facts = perplexity.work(attempt)
     scores = attempt.out.read_json("scores.json")
     assert facts["splits"] == scores["splits"]
@@ -219,6 +272,10 @@ def test_perplexity(world: World, trained: Artifact) -> None:
         nll = pq.read_table(Path(attempt.out.url) / f"{split}.nll.parquet")
         mean = sum(nll["nll"].to_pylist()) / sum(nll["num_scored"].to_pylist())
         assert math.exp(mean) == pytest.approx(found["model"])
+    (run,) = offline_wandb.folders(world.root / "runs" / "perplexity-0" / "wandb")
+    assert offline_wandb.run_id(run) == trained.storage.read_json("notes/curves.json")["id"]
+    told = offline_wandb.summary(run)["scores/perplexity/valid/model/perplexity"]
+    assert told == scores["splits"]["valid"]["model"]["perplexity"]
 
 
 def test_continuations(world: World, trained: Artifact) -> None:

@@ -119,6 +119,55 @@ _HUBERT = f'model: hubert, sha256: "{"a" * 64}"'
 
 RECIPES = (
     Broken(
+        id="a tracker's key in plain sight",
+        recipe=added("tracking: {wandb: {project: p, api_key: ffffffffff}}"),
+        says=(
+            "r.yaml: tracking.wandb.api_key: must not be written down here; write ${env:NAME} and export NAME where you submit",
+        ),
+    ),
+    Broken(
+        id="a tracker's password in its address",
+        recipe=added(
+            "tracking: {mlflow: {experiment: e, uri: 'https://me:s3cret@mlflow.example'}}"
+        ),
+        says=(
+            "r.yaml: tracking.mlflow.uri: must not be written down here; write ${env:NAME} and export NAME where you submit",
+        ),
+    ),
+    Broken(
+        id="a tracker's token in part in plain sight",
+        recipe=added("tracking: {mlflow: {experiment: e, token: 's3cret-${env:REST}'}}"),
+        says=(
+            "r.yaml: tracking.mlflow.token: must not be written down here; write ${env:NAME} and export NAME where you submit",
+        ),
+    ),
+    Broken(
+        id="a tracker's key by --set",
+        recipe=added("tracking: {wandb: {project: p}}"),
+        overrides=("tracking.wandb.api_key=s3cret",),
+        says=(
+            "r.yaml: tracking.wandb.api_key: must not be written down here; write ${env:NAME} and export NAME where you submit",
+        ),
+    ),
+    Broken(
+        id="a tracker without a project",
+        recipe=added("tracking: {wandb: {mode: offline}, mlflow: {}}"),
+        says=(
+            "r.yaml: tracking.wandb.project: missing; give it a value",
+            "r.yaml: tracking.mlflow.experiment: missing; give it a value",
+        ),
+    ),
+    Broken(
+        id="a tracker of another mode",
+        recipe=added("tracking: {wandb: {project: p, mode: dryrun}}"),
+        says=("r.yaml: tracking.wandb.mode: must be 'online' or 'offline', not 'dryrun'",),
+    ),
+    Broken(
+        id="a tracker that is none",
+        recipe=added("tracking: {comet: {project: p}}"),
+        says=("r.yaml: tracking.comet: unknown key; known here: tensorboard, wandb, mlflow",),
+    ),
+    Broken(
         id="a count beyond counting",
         recipe=edited("steps: 12", f"steps: 1{'0' * 400}"),
         says=(f"r.yaml: train.steps: must be at most 9007199254740992, not 1{'0' * 56}...",),

@@ -14,8 +14,6 @@ from jobs import pretrain, train
 from jobs.attempt import StopRequestedError
 from jobs.training.driver import extend, halving_on_oom, max_micro_batch, mtbf_s, run_monitored
 from orchestrator.errors import Cause, RequestError, RunFailedError
-from orchestrator.ledger.attempt import CURVES, AttemptFolder
-from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Resources, Retry
 from orchestrator.spec.recipe import Execution, Pretrain, Train
@@ -140,17 +138,6 @@ def test_a_sample_that_does_not_fit_is_met_with_fields_of_its_own_section(
     assert all(field in str(raised.value) for field in fields)
     known = {*Train.model_fields, *Execution.model_fields, "execution"}
     assert set(fields) <= (known if section == "train" else set(Pretrain.model_fields))
-
-
-@pytest.mark.parametrize("url", ["{folder}/store", "memory://curves"])
-def test_attempts_share_their_curves_wherever_the_store_is(tmp_path: Path, url: str) -> None:
-    stage = tmp_path / "stages" / "pretrain"
-    attempt = replace(
-        attempt_of(tmp_path, pretrained_recipe()),
-        folder=stage / "attempts" / "0002",
-        record=AttemptFolder(2, Storage(url.format(folder=tmp_path))),
-    )
-    assert pretrain.rank_config(attempt).tensorboard == str(stage / CURVES)
 
 
 def test_the_attempt_records_whose_steps_it_goes_on_from(tmp_path: Path) -> None:

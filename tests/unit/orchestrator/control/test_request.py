@@ -190,6 +190,32 @@ def test_variables_that_jobs_need_must_be_set(
     assert str(raised.value) == f"cluster: {says} not set here; export and try again"
 
 
+@pytest.mark.parametrize(
+    ("tracking", "says"),
+    [
+        ({"wandb": {"project": "p"}}, "tracking.wandb.api_key: WANDB_API_KEY"),
+        ({"wandb": {"project": "p", "mode": "offline", "base_url": "${env:SOME_TOKEN}"}},
+         "tracking.wandb.base_url: SOME_TOKEN"),
+        ({"mlflow": {"experiment": "e"}}, "tracking.mlflow.uri: MLFLOW_TRACKING_URI"),
+        ({"mlflow": {"experiment": "e", "uri": "${env:HOME}", "token": "${env:SOME_TOKEN}"}},
+         "tracking.mlflow.token: SOME_TOKEN"),
+    ],
+)  # fmt: skip
+def test_variables_that_trackers_need_must_be_set(
+    tmp_path: Path, tracking: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SOME_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    where = cluster(str(tmp_path), backend="local")
+    store = open_store(where)
+    run = RunFolder(store.run_storage("small"))
+    asked = recipe(**{f"tracking.{name}": value for name, value in tracking.items()})
+    run.create(plan_of(asked), asked, where, {}, {"format": FORMAT})
+    with pytest.raises(RequestError) as raised:
+        start(run, store)
+    assert str(raised.value) == f"recipe: {says} not set here; export and try again"
+
+
 def test_a_run_that_has_spent_what_it_may_goes_on_where_it_may_spend_more(project: Path) -> None:
     spec = yaml.safe_load((project / "c.yaml").read_text())
 

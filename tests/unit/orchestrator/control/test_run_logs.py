@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.run_logs import RunLogs
-from orchestrator.ledger.attempt import CURVES
+from orchestrator.ledger.attempt import CURVES, OFFLINE_CURVES
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
@@ -81,12 +81,16 @@ def test_ranks_logs_and_curves_are_kept_and_caches_are_not() -> None:
     curves = attempt.parent.parent / CURVES
     curves.mkdir()
     (curves / "events.out.tfevents.1").write_bytes(b"curve")
+    offline = attempt.parent.parent / OFFLINE_CURVES / "wandb" / "offline-run-1"
+    offline.mkdir(parents=True)
+    (offline / "run-1.wandb").write_bytes(b"curve")
     logs.close()
     assert list(run.storage.list("stages/pack-1")) == [
         LOG,
         LOG.replace("driver", "rank-00001"),
         LOG.replace("driver.log", "rank-00001.stacks.txt"),
         f"stages/pack-1/{CURVES}/events.out.tfevents.1",
+        f"stages/pack-1/{OFFLINE_CURVES}/wandb/offline-run-1/run-1.wandb",
     ]
 
 

@@ -171,6 +171,13 @@ def test_the_skip_list_grows_and_is_never_rewritten(out: Storage) -> None:
     assert out.read_json("notes/skips-0001.json") == {"positions": [3, 4], "at_step": 7}
 
 
+def test_a_training_has_one_id_for_its_curves(out: Storage, tmp_path: Path) -> None:
+    first = checkpoints.curves_id(out)
+    assert checkpoints.curves_id(out) == first
+    assert checkpoints.curves_id(Storage(str(tmp_path / "other"))) != first
+    assert checkpoints.skipped(out) == set()
+
+
 def test_a_changed_segment_is_refused(out: Storage) -> None:
     last = save(out, 3, 1)
     out.replace(last.metrics[0].path, b"{}")

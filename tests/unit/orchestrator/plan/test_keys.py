@@ -102,6 +102,8 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("evaluate.continuations.temperature", 1, "continuations"),
     ("evaluate.continuations.seed", 1, "continuations"),
     ("tracking.tensorboard", False, NEVER),
+    ("tracking.wandb", {"project": "p", "mode": "offline"}, NEVER),
+    ("tracking.mlflow", {"experiment": "e"}, NEVER),
 )
 # Field below encoder.pretrain, another value, the first node that it changes.
 PRETRAIN_FIELDS: tuple[tuple[str, Any, str | None], ...] = (
