@@ -468,6 +468,12 @@ class Tracking(Spec):
     """MLflow; none when absent."""
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """Python packages of the trackers asked for, named like their sections."""
+        asked = {"wandb": self.wandb, "mlflow": self.mlflow}
+        return tuple(name for name, section in asked.items() if section)
+
+    @property
     def references(self) -> dict[str, str]:
         """What is looked up in the environment, ``${env:NAME}`` by place: ``wandb.api_key``."""
         found: dict[str, str] = {}

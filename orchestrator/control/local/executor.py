@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.backends.base import Job
@@ -27,7 +27,7 @@ from orchestrator.plan.planner import Plan, Variant
 from orchestrator.plan.stages import BY_NAME, STAGES
 from orchestrator.quantities import format_bytes
 from orchestrator.spec.cluster import Cluster, Resources
-from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.recipe import Recipe, Tracking
 
 SUPERVISOR_MODULE = "orchestrator.control.local.supervisor"
 SUPERVISOR_LOG = "supervisor.log"
@@ -163,16 +163,33 @@ def supervisor_job(run: RunFolder, store: Store) -> Job:
 
 def _absent_packages(variants: Sequence[Variant]) -> Iterator[str]:
     """What the jobs need of this Python."""
-    if absent := [name for name in JOB_PACKAGES if importlib.util.find_spec(name) is None]:
+    if absent := [name for name in JOB_PACKAGES if not _is_installed(name)]:
         yield f"this Python: {', '.join(absent)} not installed; pip install '.[jobs]'"
     executions = [v.recipe.train.execution for v in variants]
     # Transformers takes the same attention from either.
-    has_flash = any(importlib.util.find_spec(name) for name in ("flash_attn", "kernels"))
+    has_flash = any(_is_installed(name) for name in ("flash_attn", "kernels"))
     if any(e and e.attention == "flash_attention_2" for e in executions) and not has_flash:
         yield (
             "this Python: flash_attn not installed, which train.execution.attention asks for; "
             "pip install flash-attn, or give sdpa"
         )
+    yield from absent_trackers([v.recipe.tracking for v in variants], _is_installed)
+
+
+def absent_trackers(
+    asked: Iterable[Tracking], is_installed: Callable[[str], bool]
+) -> Iterator[str]:
+    """Trackers whose package this Python lacks."""
+    for name in dict.fromkeys(name for tracking in asked for name in tracking.packages):
+        if not is_installed(name):
+            yield (
+                f"this Python: {name} not installed, which tracking.{name} asks for; "
+                "pip install '.[tracking]'"
+            )
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _too_many_gpus(stage: str, resources: Resources, named: str) -> Iterator[str]:

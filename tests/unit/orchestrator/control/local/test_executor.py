@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.code_snapshot import code_origin, code_snapshot
-from orchestrator.control.local.executor import LocalExecutor, supervisor_job
+from orchestrator.control.local.executor import LocalExecutor, absent_trackers, supervisor_job
 from orchestrator.errors import BackendError, RunFailedError
 from orchestrator.ledger.lease import Process, acquire
+from orchestrator.spec.recipe import Tracking
 from tests.unit.orchestrator.control.local.scene import Scene
 
 
@@ -98,3 +99,12 @@ def test_a_supervisor_that_does_not_stop_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError) as raised:
         LocalExecutor(cancel_slack_s=0.1).cancel(scene.run, None)
     assert str(raised.value) == ("small: still not stopped after 0 s; see `orchestrator status`")
+
+
+def test_a_tracker_without_its_package_is_refused_by_name() -> None:
+    mlflow = Tracking.model_validate({"mlflow": {"experiment": "speech"}})
+    both = Tracking.model_validate({"wandb": {"project": "p"}, "mlflow": {"experiment": "speech"}})
+    assert list(absent_trackers([Tracking(), mlflow, both], lambda name: name == "mlflow")) == [
+        "this Python: wandb not installed, which tracking.wandb asks for; pip install '.[tracking]'"
+    ]
+    assert list(absent_trackers([Tracking()], lambda _: False)) == []
