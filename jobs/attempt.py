@@ -324,7 +324,7 @@ def _unless_away(act: Callable[[], None]) -> None:
 def _beat(
     attempt: Attempt, held: Sequence[leases.HeldLease], every_s: float, ended: threading.Event
 ) -> None:
-    beaten_at = time.monotonic()
+    beaten_at, said = time.monotonic(), ""
     while not ended.wait(_TICK_S):
         try:
             attempt.flush()
@@ -332,12 +332,13 @@ def _beat(
             if time.monotonic() - beaten_at >= every_s:
                 for lease in held:
                     lease.beat()
-                beaten_at = time.monotonic()
+                beaten_at, said = time.monotonic(), ""
         except LeaseHeldError as error:
             attempt._lost = str(error)
             return
         except (OSError, OrchestratorError) as error:  # the store may be back at the next beat
-            log.warning("the store is out of reach: %s", error)
+            if str(error) != said:
+                log.warning("the store is out of reach: %s", said := str(error))
 
 
 def _obey_drill(attempt: Attempt) -> None:

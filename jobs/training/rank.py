@@ -236,7 +236,7 @@ def failure(
     # When one rank dies the others fail after it, by losing it: its log ended first.
     written = [path for path in paths if path.exists()]
     path = min(written, key=lambda p: p.stat().st_mtime, default=paths[0])
-    message = f": {told['message']}" if told else ""
+    message = f": {told['message']}" if told and told["message"] not in how else ""
     return RunFailedError(
         f"the last lines of {path}:\n{last_lines(path)}\n"
         f"{config.section}: a rank failed ({how}){message}",

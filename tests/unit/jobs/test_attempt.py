@@ -292,8 +292,10 @@ def test_a_store_out_of_reach_is_no_lost_lease(
     attempt.event("one")
     with _heartbeat(attempt, []):
         await_true(lambda: "the store is out of reach" in caplog.text, "no warning")
+        time.sleep(1.2)  # two more looks, of which the log need not tell
         (tmp_path / "record").unlink()
         await_true(lambda: list(attempt.record.events()), "the store was back")
+    assert caplog.text.count("the store is out of reach") == 1
     attempt.check()
 
 

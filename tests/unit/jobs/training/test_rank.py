@@ -72,6 +72,13 @@ def test_a_rank_that_knows_its_cause_is_heard_before_those_that_lost_it(tmp_path
     ]
 
 
+@pytest.mark.parametrize("message", ["no finite loss", "cluster: scratch: full (no room)", "a: b"])
+def test_what_ray_says_in_a_ranks_words_is_said_once(tmp_path: Path, message: str) -> None:
+    fail(tmp_path, 1, RunFailedError(message, cause=Cause.STORAGE))
+    error = failure(rank_config(tmp_path), 3, f"rank 1: {message}")
+    assert str(error).endswith(f"\ntrain: a rank failed (rank 1: {message})")
+
+
 def test_a_rank_out_of_device_memory_is_heard_before_those_that_lost_it(tmp_path: Path) -> None:
     fail(tmp_path, 0, RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
     fail(tmp_path, 3, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
