@@ -225,7 +225,7 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
         facts = work(attempt)
         for lease in held:  # this process may have been stopped for longer than others wait
             lease.beat()
-        _publish(attempt, members, facts, options)
+        _publish(attempt, members, facts, options, held)
 
 
 def _attempt(
@@ -285,15 +285,19 @@ def _publish(
     members: Sequence[Instance],
     facts: dict[str, Any],
     options: argparse.Namespace,
+    held: Sequence[leases.HeldLease],
 ) -> None:
     about = {"run": options.run, "attempt": options.attempt, "lease": attempt.lease_n}
     producer = {**about, "versions": _versions()}
     per_key = facts.pop("per_key", {})
-    for instance, artifact in zip(members, attempt.artifacts, strict=True):
+    for instance, artifact, lease in zip(members, attempt.artifacts, held, strict=True):
         own = {**facts, **per_key.get(artifact.key, {})}
         artifact.storage.sweep(but=leases.FOLDER)  # of ranks and workers that were killed
         artifact.publish(
-            inputs=instance.inputs, facts=own, producer={**producer, "instance": instance.id}
+            inputs=instance.inputs,
+            facts=own,
+            producer={**producer, "instance": instance.id},
+            require=lease.require,
         )
     attempt.event("published", keys=list(attempt.keys))
 

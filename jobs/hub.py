@@ -30,6 +30,7 @@ from orchestrator.errors import (
 )
 from orchestrator.ledger.artifact import KEY_DIGITS, MANIFEST, differences
 from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.store import MODELS
 from orchestrator.spec.loader import resolve_env
 
 CONFIG = "config.json"
@@ -72,9 +73,7 @@ def keep(
     """
     digest = hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:KEY_DIGITS]
     folder = f"{name.replace('/', '--')}-{digest}"
-    storage = Storage(resolve_env(attempt.cluster.store, where="cluster: store")).at(
-        "models", folder
-    )
+    storage = Storage(resolve_env(attempt.cluster.store, where="cluster: store")).at(MODELS, folder)
     if not storage.exists(MANIFEST):
         fetched = download(name, revision, where=where, check=attempt.check)
         judge(fetched)

@@ -57,6 +57,7 @@ class Cause(StrEnum):
     KILLED = "killed"
     LEASE_HELD = "lease_held"
     LIMIT = "limit"
+    MOVED = "moved"
     NETWORK = "network"
     NODE_LOST = "node_lost"
     NONFINITE = "nonfinite"
@@ -77,6 +78,7 @@ INTERRUPTIONS = frozenset(Cause) - {
     Cause.ERROR,
     Cause.LEASE_HELD,
     Cause.LIMIT,
+    Cause.MOVED,
     Cause.NONFINITE,
 }
 """Ends that tell how often the machines fail."""

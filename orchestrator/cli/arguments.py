@@ -77,7 +77,7 @@ def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
     """The run that ``RUN`` names, and the store it lies in. Raises RequestError for none."""
     if not options.run.strip():
         raise RequestError("RUN: empty; `orchestrator status` lists the runs")
-    if "/" in options.run or options.run in (".", ".."):
+    if is_folder(options.run):
         run = RunFolder(Storage(_url_of(options.run)))
         store = Store.open(run.storage.url.rsplit("/", 2)[0])
     else:
@@ -85,6 +85,11 @@ def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
         run = RunFolder(store.run_storage(options.run))
     run.plan()
     return run, store
+
+
+def is_folder(run: str) -> bool:
+    """Whether ``RUN`` is a folder's path or URL, and no name."""
+    return "/" in run or run in (".", "..")
 
 
 def _url_of(run: str) -> str:

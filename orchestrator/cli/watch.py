@@ -92,7 +92,7 @@ def ending_lines(status: RunStatus) -> list[str]:
     cause = f" ({status.cause})" if status.cause else ""
     failures = [f"  {status.refusal}"] if status.refusal else []
     failures += [f"  {line}" for line in failure_lines(status)]
-    resume = f"`orchestrator resume {status.run}` continues it"
+    resume = f"`orchestrator resume {status.moved_to or status.run}` continues it"
     mend = "change what is wrong there, then submit again; resuming alone would end the same way"
     advice = resume if status.resuming_helps else mend
     if status.is_at_limit:
@@ -134,6 +134,8 @@ class ChangeLines:
 
 
 def _remarks(status: RunStatus) -> Iterator[str]:
+    if status.moved_to:
+        yield f"moved to {status.moved_to}"
     if status.refusal:
         yield f"{status.refusal}; `orchestrator resume {status.run}` hands it over again"
     for stage in status.stages:

@@ -126,6 +126,7 @@ def submit(request: Request) -> Submitted:
 
 def start(run: RunFolder, store: Store) -> Started:
     """Start what is missing of a run. Raises RequestError when that cannot be done from here."""
+    run.require_here()
     cluster = run.cluster()
     require_submittable(cluster)
     if not store.has(*run.plan().instances):
@@ -165,13 +166,20 @@ def move(run: RunFolder, cluster_file: Path) -> bool:
     if cluster == run.cluster():
         return False
     require_submittable(cluster)
-    require_executable(run)
     if (observed := observe(run)).is_alive:
         problem = "; ".join(observed.unknown_jobs()) or "is at work"
         raise RequestError(
             f"{run.name}: {problem}; `orchestrator cancel {run.name}` before it moves"
         )
-    where = cluster_file.name
+    require_fit(run, cluster, cluster_file.name)
+    run.move(cluster)
+    return True
+
+
+def require_fit(run: RunFolder, cluster: Cluster, where: str) -> None:
+    """Raises RequestError when a run cannot go on with a cluster, ``where`` being its file."""
+    require_submittable(cluster)
+    require_executable(run)
     problems = (
         *impossible_splits(run.variants(), cluster, where),
         *impossible_workers(run.plan(), cluster, where),
@@ -180,8 +188,6 @@ def move(run: RunFolder, cluster_file: Path) -> bool:
     if problems:
         raise SpecErrors(problems)
     require_within_limits(run, cluster)
-    run.move(cluster)
-    return True
 
 
 def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:

@@ -22,7 +22,7 @@ from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, gpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.control.store_patience import StorePatience
-from orchestrator.errors import BackendError, Cause, ExitCode, cause_of
+from orchestrator.errors import BackendError, Cause, ExitCode, LeaseHeldError, cause_of
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.openmetrics import FILE as FIGURES
@@ -134,6 +134,7 @@ class Supervisor:
         self._limits_every_s, self._limits_due = limits_every_s, 0.0
         self._limit = ""
         """Which limit of the cluster file the run has reached, in words."""
+        self._home_due, self._has_moved = 0.0, False
 
     def run(self) -> str:
         """Work until nothing more can be done; the run's final state."""
@@ -146,8 +147,8 @@ class Supervisor:
                 self._collect_ended()
             if self._ray:
                 self._ray.stop()
-        if self._limit:
-            self._give_up_what_waits()
+        if self._limit or self._has_moved:
+            self._give_up_what_waits("failed" if self._limit else "cancelled")
         return self.state()
 
     def stop(self, cause: Cause = Cause.PREEMPTED) -> None:
@@ -163,6 +164,11 @@ class Supervisor:
     def stop_cause(self) -> Cause | None:
         """Why somebody asked for the end; None while nobody has."""
         return self._stop_cause
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the run goes on in another store, which ended it here."""
+        return self._has_moved
 
     @property
     def limit(self) -> str:
@@ -196,7 +202,7 @@ class Supervisor:
 
     def _step(self) -> bool:
         """One look at everything; whether there is more to do."""
-        self._beat()
+        self._keep_right()
         self._logs.copy()
         if time.monotonic() - self._figures_at > self._figures_every_s:
             self._figures_at = time.monotonic()
@@ -231,10 +237,27 @@ class Supervisor:
         left_s = min(spent.seconds_left(self._cluster, holds), self._limits_every_s)
         self._limits_due = time.monotonic() + left_s
 
-    def _give_up_what_waits(self) -> None:
+    def _keep_right(self) -> None:
+        """Beat, and end once the run has moved to another store; its mover has the lease then."""
+        if time.monotonic() >= self._home_due:
+            self._home_due = time.monotonic() + self._cluster.retry.heartbeat_timeout_s / 6
+            self._look_for_mover()
+        try:
+            self._beat()
+        except LeaseHeldError:
+            self._look_for_mover()
+            if not self._has_moved:
+                raise
+
+    def _look_for_mover(self) -> None:
+        if moved := self._run.moved:
+            log.warning("%s: moved to %s; ends here", self._run.name, moved.to)
+            self._has_moved, self._stop_cause = True, Cause.MOVED
+
+    def _give_up_what_waits(self, state: str) -> None:
         for work in self._works.values():
             if work.state == "pending":
-                work.state = "failed"
+                work.state = state
 
     def _mark_complete(self) -> None:
         for work in self._works.values():

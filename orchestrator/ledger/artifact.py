@@ -9,7 +9,7 @@ artifacts/<stage>/<key12>/
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +69,17 @@ class Artifact:
             self.storage.create_json(INPUTS, inputs)
 
     def publish(
-        self, *, inputs: Mapping[str, Any], facts: Mapping[str, Any], producer: Mapping[str, Any]
+        self,
+        *,
+        inputs: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        producer: Mapping[str, Any],
+        require: Callable[[], None] = lambda: None,
     ) -> None:
-        """Hash every file and write the manifest; a manifest that is already there stays."""
+        """Hash every file and write the manifest; a manifest that is already there stays.
+
+        ``require`` raises what forbids to write it, after all the hashing.
+        """
         files = {
             path: {"size": size, "sha256": self.storage.digest(path)}
             for path, size in self.storage.list().items()
@@ -85,6 +93,7 @@ class Artifact:
             "producer": producer,
             "files": files,
         }
+        require()
         with suppress(AlreadyExistsError):
             self.storage.create_json(MANIFEST, manifest)
 

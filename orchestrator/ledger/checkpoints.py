@@ -155,6 +155,18 @@ def segment(path: str, lines: Sequence[dict[str, Any]]) -> tuple[Segment, bytes]
     return Segment(path=path, sha256=_digest(data)), data
 
 
+def content_of(manifest: Manifest) -> dict[str, str]:
+    """Everything that a checkpoint needs but its manifest: path in the artifact to sha256."""
+    files = {f"{FOLDER}/{manifest.name}/{n}": entry.sha256 for n, entry in manifest.files.items()}
+    segments = (*manifest.metrics, *manifest.validation)
+    return {segment.path: segment.sha256 for segment in segments} | files
+
+
+def manifest_path(manifest: Manifest) -> str:
+    """Where a checkpoint's manifest lies in the artifact."""
+    return f"{FOLDER}/{manifest.name}/{MANIFEST}"
+
+
 def join_segments(out: Storage, segments: Sequence[Segment]) -> bytes:
     """The lines of a chain of segments, in order. Raises CorruptError when one has changed."""
     found = [(segment, out.read_bytes(segment.path)) for segment in segments]
@@ -212,7 +224,7 @@ def done_path(name: str, rank: int) -> str:
 
 def commit(out: Storage, manifest: Manifest) -> None:
     """Write the manifest: from here on the checkpoint exists. Raises AlreadyExistsError."""
-    out.create(f"{FOLDER}/{manifest.name}/{MANIFEST}", to_json(manifest.model_dump(mode="json")))
+    out.create(manifest_path(manifest), to_json(manifest.model_dump(mode="json")))
 
 
 def retired(manifests: Sequence[Manifest], policy: Policy, leases: Sequence[int]) -> list[Manifest]:

@@ -179,8 +179,12 @@ class HeldLease:
 
     def beat(self) -> None:
         """Say that the holder lives. Raises LeaseHeldError when a later lease was granted."""
-        require_newest(self._storage, self.number)
+        self.require()
         self._write(replace(self.lease, heartbeat_at=time.time()))
+
+    def require(self) -> None:
+        """Raises LeaseHeldError when a later lease was granted."""
+        require_newest(self._storage, self.number)
 
     def release(self) -> None:
         """Give the right back, so that nobody has to wait for the heartbeat to go stale."""
@@ -192,18 +196,27 @@ class HeldLease:
 
 
 def acquire(
-    storage: Storage, *, holder: str, timeout_s: float, watch: Watch | None = None
+    storage: Storage,
+    *,
+    holder: str,
+    timeout_s: float,
+    watch: Watch | None = None,
+    over: str = "",
+    above: int = 0,
 ) -> HeldLease:
     """Take the lease of the folder ``storage``; that of a silent holder elsewhere is watched first.
 
-    ``watch`` is one that may have done so. Raises LeaseHeldError when a live attempt holds it.
+    ``watch`` is one that may have done so. A holder whose name is ``over``, or begins by that and a
+    slash, is fenced off though it lives. ``above``: a number to stay above, of another store's
+    leases. Raises LeaseHeldError when a live attempt holds it.
     """
     watch, before = watch or Watch(), current(storage)
-    while held := watch.live(storage, timeout_s):
+    while (held := watch.live(storage, timeout_s)) and not _is_of(held.holder, over):
         if held.is_open or held != before:
             raise LeaseHeldError(f"{storage.url}: held by {held.holder} (lease {held.number})")
         time.sleep(min(_POLL_S, timeout_s / 20))
-    number = before.number + 1 if before else 1  # who comes after it as well asks for the same
+    judged = held or before  # whoever comes after it as well asks for the same number
+    number = max(judged.number if judged else 0, above) + 1
     lease = Lease(number=number, holder=holder, process=Process.current(), heartbeat_at=time.time())
     try:
         storage.create_json(_path(number), asdict(lease))
@@ -260,6 +273,10 @@ def live(storage: Storage, timeout_s: float) -> Lease | None:
     if lease is None or (is_open := lease.is_open) is False:
         return None
     return lease if is_open or storage.age_s(_path(lease.number)) < timeout_s else None
+
+
+def _is_of(holder: str, run: str) -> bool:
+    return bool(run) and f"{holder}/".startswith(f"{run}/")
 
 
 def spans(storage: Storage) -> list[tuple[float, float]]:

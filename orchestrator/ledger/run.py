@@ -10,6 +10,7 @@ runs/<run>/
     stages/<instance>/allocations/12-0/   how the nodes of a Slurm job talk to each other
     submissions/…           what was handed to a scheduler (`ledger.submission`)
     cancel/0001.json        a wish to stop
+    moved.json  arrival.json  move-lease/…   on its way to another store (`ledger.moved`)
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from orchestrator.errors import AlreadyExistsError, RequestError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Process
+from orchestrator.ledger.moved import Moved, find_moved
 from orchestrator.ledger.records import record_at, understood
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.submission import Submissions
@@ -133,6 +135,25 @@ class RunFolder:
     def move(self, cluster: Cluster) -> None:
         """Go on with another cluster from the next supervisor on."""
         self.storage.create(f"clusters/{self.num_moves + 1:04d}.yaml", to_yaml(cluster))
+
+    @property
+    def moved(self) -> Moved | None:
+        """Where it goes, or has gone; None where it is at home. Raises CorruptError."""
+        return find_moved(self.storage)
+
+    def require_here(self) -> None:
+        """Raises RequestError when the run goes on in another store."""
+        if (moved := self.moved) is None:
+            return
+        if moved.arrived_at is None:
+            raise RequestError(
+                f"{self.name}: is on its way to {moved.to}; `orchestrator resume {self.name} "
+                "--cluster FILE` with that store's cluster file brings the rest, with this "
+                "store's it stays"
+            )
+        raise RequestError(
+            f"{self.name}: moved to {moved.to}; `orchestrator resume {moved.to}` goes on there"
+        )
 
     def variants(self) -> tuple[Variant, ...]:
         """Every variant with its recipe."""

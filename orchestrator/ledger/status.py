@@ -14,6 +14,7 @@ from orchestrator.errors import Cause, OrchestratorError
 from orchestrator.ledger.artifact import MANIFEST
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.goodput import goodput
+from orchestrator.ledger.moved import MOVED
 from orchestrator.ledger.records import BROKEN_RECORD, understood
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import spending
@@ -257,11 +258,14 @@ class RunStatus:
     """Empty where it was not asked for."""
     spending: Mapping[str, Any] = field(default_factory=dict)
     """What it has spent of what it may; empty where it was not asked for."""
+    moved_to: str = ""
+    """URL of its folder in another store, where it goes on; empty where it does so here."""
 
     @property
     def has_ended_in_vain(self) -> bool:
-        """Whether it has failed or was cancelled."""
-        return self.state.is_final and self.state is not RunState.SUCCEEDED
+        """Whether it has failed or was cancelled, and goes on nowhere else."""
+        is_over = self.state.is_final and not self.moved_to
+        return is_over and self.state is not RunState.SUCCEEDED
 
     @property
     def resuming_helps(self) -> bool:
@@ -284,6 +288,7 @@ class RunStatus:
             "problem": self.problem,
             "stages": [s.to_json() for s in self.stages],
             **({"refusal": self.refusal} if self.refusal else {}),
+            **({"moved_to": self.moved_to} if self.moved_to else {}),
             **({"goodput": dict(self.goodput)} if self.goodput else {}),
             **({"spending": dict(self.spending)} if self.spending else {}),
         }
@@ -354,9 +359,14 @@ class StatusReader:
             self._stage(i, found, leaders[i.leader], observed) for i in self._plan.instances
         )
         end = self._reader.ask("supervisor", lambda: _supervisor_end(self._run, observed), None)
+        moved = self._reader.ask(MOVED, lambda: self._run.moved, None)
+        state = _run_state(observed, stages, end)
+        if moved and not observed.is_alive and state is not RunState.SUCCEEDED:
+            state = RunState.CANCELLED
         return RunStatus(
             run=self._run.name,
-            state=_run_state(observed, stages, end),
+            state=state,
+            moved_to=moved.to if moved else "",
             cause="" if end is None or observed.is_alive else str(end.get("cause") or ""),
             backend=self._backend,
             problem=observed.problem,

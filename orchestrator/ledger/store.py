@@ -15,6 +15,9 @@ from orchestrator.ledger.records import find_record
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Found, Instance
 
+MODELS = "models"
+"""Where models of a hub are kept below the store."""
+
 
 @dataclass(frozen=True)
 class Store:

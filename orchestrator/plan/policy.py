@@ -68,7 +68,7 @@ class Decision:
     reason: str
 
 
-FREE_CAUSES = frozenset({Cause.PREEMPTED, Cause.WALLTIME, Cause.NODE_LOST})
+FREE_CAUSES = frozenset({Cause.PREEMPTED, Cause.WALLTIME, Cause.NODE_LOST, Cause.MOVED})
 
 HOPELESS_CAUSES = {
     Cause.BAD_REQUEST: "the request is wrong; trying again would not help",
@@ -119,6 +119,7 @@ _REMEDIES = {
     Cause.KILLED: "the driver was killed",
     Cause.NODE_LOST: "the node was lost",
     Cause.PREEMPTED: "asked to leave",
+    Cause.MOVED: "the run has gone to another store",
     Cause.WALLTIME: "the job's time was over",
 }
 """What each cause means, and what its user might do; shown with the decision."""

@@ -104,6 +104,11 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     try:
         with own_files_watched(cluster.retry.hang_timeout_s, leave):
             state = supervisor.run()
+    except LeaseHeldError as error:  # a mover has it, or another supervisor
+        log.warning("%s", error)
+        logs.copy(now=True)
+        record.finish(state="failed", cause=Cause.LEASE_HELD, reason=str(error))
+        return ExitCode.FAILED
     except Exception as error:
         if not isinstance(error, OSError):
             traceback.print_exc()
@@ -115,7 +120,10 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     was_stopped = state in ("running", "pending")
     state = "failed" if was_stopped else state
     why = Cause.LIMIT if supervisor.limit else Cause.PREEMPTED if was_stopped else ""
-    write_last_page(run, store, state)
+    if supervisor.has_moved:
+        why = Cause.MOVED
+    else:
+        write_last_page(run, store, state)
     logs.close()
     record.finish(state=state, cause=why, reason=supervisor.limit)
     return 0 if state == "succeeded" else 1

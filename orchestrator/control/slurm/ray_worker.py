@@ -106,7 +106,7 @@ class Worker:
         """Be where the head is; whether there is one that answers."""
         try:
             self._note()
-            self._is_done = self._store.has(*self._members)
+            self._is_done = self._store.has(*self._members) or self._run.moved is not None
             head = published_head(self._run.stage(self._instance))
         except OSError as error:  # the store may be back at the next look
             log.warning("the store is out of reach: %s", error)

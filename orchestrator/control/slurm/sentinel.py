@@ -151,6 +151,8 @@ def superseded(run: RunFolder, submission: int) -> str:
         return "it was submitted again since"
     if not isinstance(executor_of(run.cluster()), SlurmExecutor):
         return "it has moved to another cluster"
+    if moved := run.moved:
+        return f"it has moved to {moved.to}"
     return ""
 
 

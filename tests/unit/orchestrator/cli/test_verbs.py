@@ -345,7 +345,7 @@ def test_cancelling_what_is_over(project: Project, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith(f"trian: no such stage in {project.plan.run}; ")
 
 
-@pytest.mark.parametrize("verb", ["status", "logs", "resume", "cancel", "verify", "report"])
+@pytest.mark.parametrize("verb", ["status", "logs", "cancel", "verify", "report"])
 def test_no_such_run(project: Project, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator(verb, "nope") == 2
     assert capsys.readouterr().err == (

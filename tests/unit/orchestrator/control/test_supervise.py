@@ -24,6 +24,7 @@ from orchestrator.control.supervise import Supervisor, write_figures
 from orchestrator.errors import BackendError, Cause, LeaseHeldError, cause_of
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Lease, Process
+from orchestrator.ledger.moved import Moved, record_moved
 from orchestrator.ledger.openmetrics import FILE
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, JobStatus, Observed
@@ -441,6 +442,28 @@ def test_a_supervisor_that_lost_its_right_ends_its_jobs(scene: Scene) -> None:
     refs = [JobRef(backend="fake", id=str(n)) for n in range(len(scene.backend.jobs))]
     assert refs
     assert all(s.state is not JobState.RUNNING for s in scene.backend.poll(refs).values())
+
+
+def test_a_supervisor_whose_run_has_moved_ends_and_starts_nothing(scene: Scene) -> None:
+    """Its lease was taken before anything said where the run goes."""
+    beats = iter(range(3))
+
+    def beat() -> None:
+        if next(beats) == 1:
+            record_moved(scene.run.storage, Moved(to="s3://b/runs/r", at=1.0))
+            raise LeaseHeldError("lost")
+
+    supervisor = scene.supervisor({"corpus": [KILLED], "encoder": [KILLED]}, beat=beat)
+    assert supervisor.run() == "cancelled"
+    assert supervisor.has_moved
+    assert len(scene.ends("corpus")) == 1
+    assert not scene.run.attempts(scene.id("train"))
+
+
+def test_a_supervisor_of_a_run_that_has_moved_starts_nothing(scene: Scene) -> None:
+    record_moved(scene.run.storage, Moved(to="s3://b/runs/r", at=1.0))
+    assert scene.supervisor().run() == "cancelled"
+    assert not scene.backend.jobs
 
 
 def test_an_attempt_is_recorded_before_its_job_is_sent(scene: Scene) -> None:

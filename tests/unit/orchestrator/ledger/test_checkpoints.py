@@ -10,42 +10,12 @@ from orchestrator.ledger import checkpoints
 from orchestrator.ledger.checkpoints import Manifest, Segment
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Checkpoint
+from tests.unit.orchestrator.trainings import nothing, save
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "artifact"))
-
-
-def nothing(_point: str) -> None:
-    """Nobody is to be killed."""
-
-
-def save(
-    out: Storage, step: int, lease_n: int, after: Manifest | None = None, *, whole: bool = True
-) -> Manifest:
-    """A checkpoint as a rank makes it, with one file and its metrics segment."""
-    name = checkpoints.name_of(step, lease_n)
-    local = Path(f"{out.url}-staging") / name
-    local.mkdir(parents=True)
-    (local / "state.pt").write_text(name)
-    entries = upload_folder(out, local, name, nothing)
-    lines = [{"step": n} for n in range((after.step if after else 0) + 1, step + 1)]
-    segment, data = checkpoints.segment(checkpoints.segment_path(step, lease_n), lines)
-    out.create(segment.path, data)
-    manifest = Manifest(
-        step=step,
-        lease_n=lease_n,
-        world_size=1,
-        zero_stage=0,
-        cursor=step * 4,
-        sample_hash="0" * 64,
-        files=entries,
-        metrics=(*(after.metrics if after else ()), segment),
-    )
-    if whole:
-        checkpoints.commit(out, manifest)
-    return manifest
 
 
 def names(manifests: list[Manifest]) -> list[str]:
