@@ -1,11 +1,12 @@
-"""A real run that is preempted, reaches its limit, and goes on; what its people were told.
+"""Real runs that are preempted, reach a limit, move and go on; what their people were told.
 
 The webhook's server answers 500 twice, loses an answer and hangs once on the way; the command fails
-each time. That a run moves between stores is not part of it yet.
+each time. Another one is preempted, moves to another store, and is done there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -64,6 +65,34 @@ def test_a_run_tells_its_people(calm: tuple[Smoke, str], material: Path, tmp_pat
     written = b"".join(p.read_bytes() for p in smoke.folder.rglob("*") if p.is_file())
     assert SECRET.encode() not in written
     assert PLANTED.encode() not in written
+
+
+def test_a_run_tells_its_people_from_both_stores(
+    calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    with receiving([]) as receiver:
+        env = {**os.environ, "HOOK": receiver.url}
+        told = {"notify": {"webhook": "${env:HOOK}"}}
+        here = Smoke.create(tmp_path / "here", material, env, **told)
+        there = Smoke.create(tmp_path / "there", material, env, **told)
+        here.take_artifacts(calm[0], "train", "perplexity", "continuations")
+        asked = {"sweep": "{}", "train.steps": 1500, "train.checkpoint.every_steps": 50}
+        run = here.submit(*(w for k, v in asked.items() for w in ("--set", f"{k}={v}")))
+        wait_for(lambda: "first_step" in receiver.told)
+        (driver,) = (p for p in here.processes() if "jobs.train" in p.cmdline())
+        driver.send_signal(signal.SIGTERM)
+        wait_for(lambda: "back" in receiver.told)
+        there.orchestrator("resume", str(here.folder / "store" / "runs" / run), "--watch")
+        wait_for(lambda: "done" in receiver.told)
+        assert there.wait_gone() == here.wait_gone() == []
+    assert receiver.told[:4] == ["started", "first_step", "interrupted", "back"]
+    assert receiver.told[-1] == "done"
+    assert receiver.told.count("started") == receiver.told.count("first_step") == 1
+    ids = [notice["id"] for notice in receiver.received]
+    assert len(ids) == len(set(ids)), "nothing is told again"
+    metrics = there.folder / "store" / "artifacts" / "train"
+    (lines,) = (p.read_text().splitlines() for p in metrics.glob("*/metrics.jsonl"))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 1501))
 
 
 def resume(smoke: Smoke, run: str, limit: float) -> int:

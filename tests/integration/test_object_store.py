@@ -6,22 +6,17 @@ import hashlib
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Barrier
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlsplit
 
 import pytest
 
-from jobs.training.rank import free_port
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.attempt import DRIVER_LOG
@@ -29,6 +24,7 @@ from orchestrator.ledger.object_store import ObjectStore
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage, sha256_of
 from tests.faulty_store import FAULTS, Fault, FaultyStore
+from tests.integration.conftest import BUCKET
 from tests.smoke import Smoke
 from tests.training import Training, finish, make_inputs
 
@@ -37,59 +33,10 @@ EVERY = 8
 RUN_TIMEOUT_S = 1500.0
 PART_BYTES = 5 << 20
 """The least that S3 takes."""
-BUCKET = "bucket"
-# One request at a time: moto looks and writes in two steps where S3 does both in one.
-SERVER = """
-import sys
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import run_simple
-app = DomainDispatcherApplication(create_backend_app)
-run_simple("127.0.0.1", int(sys.argv[1]), app, threaded=False)
-"""
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except (URLError, ConnectionError):
-        return False
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 server, and the variables that lead to it, which are set here too."""
-    import boto3
-
-    port, log = free_port(), tmp_path_factory.mktemp("s3") / "server.log"
-    url = f"http://127.0.0.1:{port}"
-    told = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "anyone",
-        "AWS_SECRET_ACCESS_KEY": "anything",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patched, log.open("wb") as out:
-        for name, value in told.items():
-            patched.setenv(name, value)
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(port)], stdout=out, stderr=subprocess.STDOUT
-        )
-        try:
-            deadline = time.monotonic() + 60
-            while not _answers(f"{url}/moto-api/"):
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-            boto3.client("s3").create_bucket(Bucket=BUCKET)
-            yield told
-        finally:
-            server.kill()
-            server.wait()
 
 
 @pytest.fixture
-def storage(environment: dict[str, str], request: pytest.FixtureRequest) -> Storage:
+def storage(s3: dict[str, str], request: pytest.FixtureRequest) -> Storage:
     """A folder of the bucket for one test."""
     return Storage(f"s3://{BUCKET}/{request.node.name}")
 
@@ -226,9 +173,9 @@ def test_a_large_file_goes_in_parts(storage: Storage, tmp_path: Path) -> None:
     assert storage.digest("large.bin") == digest
 
 
-def behind_faults(environment: dict[str, str], storage: Storage, seed: int = 0) -> FaultyStore:
+def behind_faults(s3: dict[str, str], storage: Storage, seed: int = 0) -> FaultyStore:
     """A way to the server on which faults are planned."""
-    url = urlsplit(environment["AWS_ENDPOINT_URL"])
+    url = urlsplit(s3["AWS_ENDPOINT_URL"])
     return FaultyStore((url.hostname or "", url.port or 0), seed=seed)
 
 
@@ -247,11 +194,11 @@ VERBS: dict[str, tuple[str, Callable[[ObjectStore], Any], Any]] = {
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("fault", [*FAULTS, "hold"])
 def test_a_fault_on_the_way_is_overcome(
-    environment: dict[str, str], storage: Storage, fault: Fault, verb: str
+    s3: dict[str, str], storage: Storage, fault: Fault, verb: str
 ) -> None:
     """A lost answer to a conditional write of ours is no object of somebody else."""
     storage.create("there", b"there")
-    faulty, (method, ask, answer) = behind_faults(environment, storage), VERBS[verb]
+    faulty, (method, ask, answer) = behind_faults(s3, storage), VERBS[verb]
     with faulty.serving() as url:
         store = ObjectStore(storage.url, timeout_s=1.0, endpoint=url)
         faulty.plan.append((method, fault))
@@ -264,10 +211,10 @@ def test_a_fault_on_the_way_is_overcome(
 
 
 def test_a_lost_answer_does_not_make_anothers_object_ours(
-    environment: dict[str, str], storage: Storage
+    s3: dict[str, str], storage: Storage
 ) -> None:
     storage.create("a", b"theirs")
-    faulty = behind_faults(environment, storage)
+    faulty = behind_faults(s3, storage)
     with faulty.serving() as url:
         faulty.plan.append(("PUT", "lost"))
         with pytest.raises(AlreadyExistsError):
@@ -276,9 +223,9 @@ def test_a_lost_answer_does_not_make_anothers_object_ours(
 
 
 def test_a_store_that_stays_away_is_an_os_error_in_time(
-    environment: dict[str, str], storage: Storage
+    s3: dict[str, str], storage: Storage
 ) -> None:
-    with behind_faults(environment, storage).serving() as url:
+    with behind_faults(s3, storage).serving() as url:
         gone = url
     with pytest.raises(ConnectionError) as raised:
         ObjectStore(storage.url, endpoint=gone, deadline_s=1.0).read_bytes("a", 0)
@@ -289,7 +236,7 @@ def test_a_store_that_stays_away_is_an_os_error_in_time(
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("methods", [("POST",), ("PUT",), ("PUT", "PUT", "POST")])
 def test_a_file_in_parts_survives_faults(
-    environment: dict[str, str],
+    s3: dict[str, str],
     storage: Storage,
     tmp_path: Path,
     fault: Fault,
@@ -297,7 +244,7 @@ def test_a_file_in_parts_survives_faults(
 ) -> None:
     local = tmp_path / "large.bin"
     local.write_bytes(os.urandom(2 * PART_BYTES + 1))
-    faulty, ticks = behind_faults(environment, storage), []
+    faulty, ticks = behind_faults(s3, storage), []
     with faulty.serving() as url:
         store = ObjectStore(storage.url, endpoint=url, part_bytes=PART_BYTES)
         faulty.plan += [(method, fault) for method in methods]
@@ -352,12 +299,12 @@ def test_what_a_killed_writer_left_is_invisible_and_aborted(
 
 
 def test_googles_store_is_asked_in_its_own_words(
-    environment: dict[str, str], storage: Storage, monkeypatch: pytest.MonkeyPatch
+    s3: dict[str, str], storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server reads, lists and writes alike, but knows not Google's precondition: only that it
     is asked for is shown here."""
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "anything")
-    faulty = behind_faults(environment, storage)
+    faulty = behind_faults(s3, storage)
     with faulty.serving() as url:
         store = ObjectStore(storage.url.replace("s3://", "gs://"), endpoint=url)
         store.create("a/b", b"1")
@@ -392,7 +339,7 @@ def test_what_another_client_does_is_seen_at_once(storage: Storage) -> None:
 
 
 def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
-    inputs: Path, tmp_path: Path, environment: dict[str, str]
+    inputs: Path, tmp_path: Path, s3: dict[str, str]
 ) -> None:
     """Killed, resumed, killed again, its newest checkpoint harmed, and resumed to the end."""
     whole = Training(inputs=inputs, root=tmp_path / "whole", zero_stage=1)
@@ -402,7 +349,7 @@ def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
         root=tmp_path / "broken",
         zero_stage=1,
         out_url=f"s3://{BUCKET}/run",
-        environment=environment,
+        environment=s3,
     )
     ranks = broken.start()
     broken.kill_after(2 * EVERY, ranks[1])
@@ -432,16 +379,16 @@ def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
 
 
 def test_a_run_on_s3_from_submit_to_succeeded(
-    tmp_path: Path, environment: dict[str, str], calm: tuple[Smoke, str], material: Path
+    tmp_path: Path, s3: dict[str, str], calm: tuple[Smoke, str], material: Path
 ) -> None:
     """The local backend needs no path for its store: code, logs and page are in the bucket.
 
     One request in fifty is refused, cut off or loses its answer; the bytes are those on a path.
     """
-    server = urlsplit(environment["AWS_ENDPOINT_URL"])
+    server = urlsplit(s3["AWS_ENDPOINT_URL"])
     faulty = FaultyStore((server.hostname or "", server.port or 0), share=0.02, seed=9)
     with faulty.serving() as endpoint:
-        env = {**environment, "AWS_ENDPOINT_URL": endpoint}
+        env = {**s3, "AWS_ENDPOINT_URL": endpoint}
         run_through(tmp_path, env, calm[0], material, f"s3://{BUCKET}/whole")
     assert faulty.met.total() >= 30, faulty.met
     assert uploads_left("whole/") == []

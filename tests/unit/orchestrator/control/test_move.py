@@ -29,7 +29,8 @@ from orchestrator.ledger.verify import verify
 from orchestrator.plan.planner import Instance
 from tests.unit.orchestrator.trainings import save
 
-SPAWN = multiprocessing.get_context("spawn")
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["orchestrator.control.move", "orchestrator.control.request"])
 TIMEOUT_S = 60.0
 SHARDS = {"shards/000/000000.parquet": b"a" * 1000, "shards/000/000001.parquet": b"b" * 1000}
 
@@ -200,7 +201,7 @@ def _die_at(folder: Path, cluster: str, point: str, nth: int) -> None:
 
 
 def kill_mover(world: World, cluster: str, point: str, nth: int = 1) -> None:
-    mover = SPAWN.Process(target=_die_at, args=(world.folder, cluster, point, nth))
+    mover = _CONTEXT.Process(target=_die_at, args=(world.folder, cluster, point, nth))
     mover.start()
     mover.join()
     assert mover.exitcode == -signal.SIGKILL
