@@ -1,4 +1,4 @@
-"""A real run goes from a path to S3 in the middle of its training, and ends there."""
+"""A real run goes from a path to S3 in the middle of its training, ends there, and comes back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.conftest import BUCKET
 from tests.integration.moves import elsewhere, name_of, require_whole, stopped_in_training
-from tests.smoke import Smoke
+from tests.smoke import RECIPE, Smoke
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,9 @@ def test_a_run_moves_in_the_middle_of_its_training(
     require_whole(there, url, calm[0])
     assert here.status(run)["state"] == "cancelled"
     assert f"moved to {url}/runs/{run}" in here.orchestrator("status").stdout
-    refused = here.orchestrator("resume", run, check=False)
+    refused = here.orchestrator("submit", str(RECIPE), "--set", "sweep={}", check=False)
     assert refused.returncode == 2
     assert f"moved to {url}/runs/{run}" in refused.stderr
+    assert "everything is done" in here.orchestrator("resume", run).stderr, "it moves back"
+    require_whole(here, str(here.folder / "store"), calm[0])
     assert there.wait_gone() == []
