@@ -32,22 +32,12 @@ def _answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 server, and the variables that lead to it, which are set here too."""
-    import boto3
-
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An S3 server, and the variables that lead to it: one for all, as processes keep clients."""
     port, log = free_port(), tmp_path_factory.mktemp("s3") / "server.log"
     url = f"http://127.0.0.1:{port}"
-    told = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "anyone",
-        "AWS_SECRET_ACCESS_KEY": "anything",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patched, log.open("wb") as out:
-        for name, value in told.items():
-            patched.setenv(name, value)
+    with log.open("wb") as out:
         server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(port)], stdout=out, stderr=subprocess.STDOUT
         )
@@ -57,8 +47,24 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
                 assert server.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
-            boto3.client("s3").create_bucket(Bucket=BUCKET)
-            yield told
+            yield {
+                "AWS_ENDPOINT_URL": url,
+                "AWS_ACCESS_KEY_ID": "anyone",
+                "AWS_SECRET_ACCESS_KEY": "anything",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
         finally:
             server.kill()
             server.wait()
+
+
+@pytest.fixture(scope="module")
+def s3(s3_server: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The server's variables, which are set here too, and a bucket there."""
+    import boto3
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in s3_server.items():
+            patched.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield s3_server
