@@ -32,6 +32,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.stuck_files import StuckFile, own_files_watched
 
+_UNDER_WAY = ("running", "pending")
 REMOTE_TICK_S = 2.0
 """Between looks at a store that is no path: each asks it several times, and may cost money."""
 
@@ -117,16 +118,25 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
         with suppress(OSError):  # this machine keeps it
             record.finish(state="failed", cause=cause, reason=last_sentence(error))
         raise
-    was_stopped = state in ("running", "pending")
-    state = "failed" if was_stopped else state
-    why = Cause.LIMIT if supervisor.limit else Cause.PREEMPTED if was_stopped else ""
-    if supervisor.has_moved:
-        why = Cause.MOVED
-    else:
-        write_last_page(run, store, state)
+    if not supervisor.has_moved:
+        write_last_page(run, store, _final(state))
     logs.close()
-    record.finish(state=state, cause=why, reason=supervisor.limit)
+    record.finish(state=_final(state), cause=_why(supervisor, state), reason=supervisor.limit)
     return 0 if state == "succeeded" else 1
+
+
+def _final(state: str) -> str:
+    """A run's state once nobody supervises it."""
+    return "failed" if state in _UNDER_WAY else state
+
+
+def _why(supervisor: Supervisor, state: str) -> str:
+    """The cause of an end that no error explains; empty for none."""
+    if supervisor.has_moved:
+        return Cause.MOVED
+    if supervisor.limit:
+        return Cause.LIMIT
+    return Cause.PREEMPTED if state in _UNDER_WAY else ""
 
 
 if __name__ == "__main__":
