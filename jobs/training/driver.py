@@ -37,7 +37,7 @@ from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Execution
 
-FITS = "notes/fits.json"
+FITS = f"{checkpoints.NOTES}/fits.json"
 """In the train artifact: what was found to fit the devices' memory."""
 USUAL_MTBF_DEVICE_H = 45_600
 MIN_INTERRUPTIONS = 3

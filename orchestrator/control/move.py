@@ -13,10 +13,9 @@ protects is copied, so that other runs there may go on with the key.
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -40,6 +39,7 @@ from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import MANIFEST, Artifact
 from orchestrator.ledger.checkpoints import Manifest
 from orchestrator.ledger.lease import HeldLease
+from orchestrator.ledger.lease_keeper import LeaseKeeper
 from orchestrator.ledger.moved import (
     ARRIVAL,
     MOVED,
@@ -143,62 +143,6 @@ def is_same(one: Storage, other: Storage) -> bool:
     return one.local_root.resolve() == other.local_root.resolve()
 
 
-class Keeper:
-    """A context in which a thread keeps leases; those left at its end are given back."""
-
-    def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
-        self._held: list[HeldLease] = []
-        self._lock, self._ended = threading.Lock(), threading.Event()
-        self._beaten_at = time.monotonic()
-        self._lost: LeaseHeldError | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        for lease in tuple(self._held):
-            with suppress(OSError):  # it dies of its age then
-                self.drop(lease)
-
-    def take(self, lease: HeldLease) -> HeldLease:
-        """Keep it from now on."""
-        with self._lock:
-            self._held.append(lease)
-        return lease
-
-    def drop(self, lease: HeldLease) -> None:
-        """Give it back."""
-        with self._lock:
-            self._held.remove(lease)
-            lease.release()
-
-    def require(self) -> None:
-        """Raises LeaseHeldError when one was lost, which may have happened in a sleep of ours."""
-        if time.monotonic() - self._beaten_at > 2 * self._every_s:
-            self._beat()
-        if self._lost:
-            raise self._lost
-
-    def _run(self) -> None:
-        while not self._ended.wait(self._every_s):
-            with suppress(OSError):  # the store may be back at the next beat
-                self._beat()
-
-    def _beat(self) -> None:
-        with self._lock:
-            try:
-                for lease in self._held:
-                    lease.beat()
-                self._beaten_at = time.monotonic()
-            except LeaseHeldError as error:
-                self._lost = error
-
-
 class Mover:
     """One attempt at moving a run."""
 
@@ -215,7 +159,7 @@ class Mover:
         self._run = source.run
         self._plan = source.run.plan()
         self._timeout_s = source.run.cluster().retry.heartbeat_timeout_s
-        self._keeper = Keeper(self._timeout_s / 6)
+        self._keeper = LeaseKeeper(self._timeout_s / 6)
         self._holder = f"{source.run.name}/moving"
         self._what, self._copied, self._total = "", 0, 0
 
@@ -384,6 +328,8 @@ class Mover:
         with self._writing(target.storage) as may_write:
             if may_write:
                 files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
+                # No manifest lists what a training has noted: its skips, its id in trackers.
+                files |= dict.fromkeys(source.storage.list(checkpoints.NOTES), "")
                 target.begin(manifest["inputs"])
                 self._begin(instance.id, [entry["size"] for entry in manifest["files"].values()])
                 transfer.copy(source.storage, target.storage, files)
@@ -397,8 +343,7 @@ class Mover:
         # Checkpoints carry the numbers of their leases: those there go on from here.
         with self._writing(target.storage, above=lease.number if lease else 0) as may_write:
             if may_write:
-                chained = checkpoints.WORK_IN_PROGRESS[:2]
-                plain = [path for path in files if not path.startswith(chained)]
+                plain = [path for path in files if not path.startswith(checkpoints.CHAINED)]
                 self._begin(instance.id, [files[path] for path in plain])
                 transfer.copy(source.storage, target.storage, dict.fromkeys(plain, ""))
                 self._copy_checkpoints(instance, files, transfer)

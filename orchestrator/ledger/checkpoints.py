@@ -37,9 +37,13 @@ from orchestrator.spec.recipe import Checkpoint as Policy
 
 MANIFEST = "MANIFEST.json"
 FOLDER = "checkpoints"
-WORK_IN_PROGRESS = (f"{FOLDER}/", "metrics/", "notes/")
+NOTES = "notes"
+"""What a training has noted for attempts to come, and for its trackers."""
+CHAINED = (f"{FOLDER}/", "metrics/")
+"""What counts only as far as the manifest of a checkpoint names it."""
+WORK_IN_PROGRESS = (*CHAINED, f"{NOTES}/")
 """Folders that carry their own digests, or none: no part of the finished artifact."""
-_CURVES = "notes/curves.json"
+_CURVES = f"{NOTES}/curves.json"
 _NAME = re.compile(r"^step-(\d{8})-a(\d{4,})$")
 
 
@@ -255,14 +259,14 @@ def retire(
 
 def skipped(out: Storage) -> frozenset[int]:
     """Positions of the training order that earlier attempts found to give no finite loss."""
-    names = [name for name in out.children("notes") if name.startswith("skips-")]
-    return frozenset(p for name in names for p in out.read_json(f"notes/{name}")["positions"])
+    names = [name for name in out.children(NOTES) if name.startswith("skips-")]
+    return frozenset(p for name in names for p in out.read_json(f"{NOTES}/{name}")["positions"])
 
 
 def note_skips(out: Storage, positions: Sequence[int], **why: Any) -> None:
     """Put positions on the skip list, durably."""
-    number = sum(name.startswith("skips-") for name in out.children("notes")) + 1
-    out.create_json(f"notes/skips-{number:04d}.json", {"positions": list(positions), **why})
+    number = sum(name.startswith("skips-") for name in out.children(NOTES)) + 1
+    out.create_json(f"{NOTES}/skips-{number:04d}.json", {"positions": list(positions), **why})
 
 
 def curves_id(out: Storage) -> str:

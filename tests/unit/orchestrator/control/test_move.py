@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import yaml
 
 from orchestrator.cli.main import main
 from orchestrator.control.code_snapshot import code_origin, code_snapshot
-from orchestrator.control.move import Keeper, Listener, Place, bring, is_same, where_it_lies
+from orchestrator.control.move import Listener, Place, bring, is_same, where_it_lies
 from orchestrator.control.request import prepare, start
 from orchestrator.errors import Cause, CorruptError, LeaseHeldError, RequestError
 from orchestrator.ledger import checkpoints
@@ -143,6 +142,20 @@ def test_a_run_moves_with_all_it_needs(world: World) -> None:
     assert moved
     assert moved.arrived_at
     assert moved.leases[world.instance("train").id] == 2
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_training_keeps_its_id_in_trackers_and_its_skips(world: World, is_finished: bool) -> None:
+    known_as = checkpoints.curves_id(world.train)
+    checkpoints.note_skips(world.train, [3, 4])
+    if is_finished:
+        train = world.instance("train")
+        world.artifact("train").publish(inputs=train.inputs, facts={}, producer={})
+    world.bring()
+    there = world.artifact_there("train")
+    assert there.is_complete() == is_finished
+    assert checkpoints.curves_id(there.storage) == known_as
+    assert checkpoints.skipped(there.storage) == {3, 4}
 
 
 def test_who_worked_there_is_fenced_off_and_others_are_not_blocked(world: World) -> None:
@@ -288,22 +301,6 @@ def test_of_two_movers_one_goes_on(world: World) -> None:
         f"{world.run.name}: somebody else is moving it just now; try again once that has ended"
     ]
     require_arrived(world)
-
-
-def require_until(keeper: Keeper, deadline: float) -> None:
-    while time.monotonic() < deadline:
-        keeper.require()
-
-
-def test_a_mover_that_slept_and_was_replaced_ends(world: World) -> None:
-    held = leases.acquire(world.train, holder="r/moving", timeout_s=TIMEOUT_S, over=world.run.name)
-    with Keeper(every_s=0.01) as keeper:
-        keeper.take(held)
-        keeper.require()
-        leases.acquire(world.train, holder="r/moving", timeout_s=TIMEOUT_S, over="r")
-        deadline = time.monotonic() + 60
-        with pytest.raises(LeaseHeldError, match="lease 2 was lost to 3"):
-            require_until(keeper, deadline)
 
 
 def flip(storage: Storage, path: str) -> None:
