@@ -12,6 +12,7 @@ finds the same notice, and tells it only if nobody knows what came of it.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.errors import AlreadyExistsError, Cause
-from orchestrator.ledger.records import record_at
+from orchestrator.errors import AlreadyExistsError, Cause, CorruptError
+from orchestrator.ledger.records import record_at, understood
 from orchestrator.ledger.status import AttemptStatus, RunState, RunStatus, StageStatus
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.policy import remedy_of
@@ -53,7 +54,7 @@ class Notice:
             "id": f"{run}/{token}/{self.name}",
             "run": run,
             "event": self.event,
-            "time": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="seconds"),
+            "time": datetime.fromtimestamp(self.at, UTC).isoformat(timespec="milliseconds"),
             "text": f"{run}: {self.text}",
             **{name: fact for name, fact in self.facts.items() if fact not in (None, "", {})},
         }
@@ -82,7 +83,7 @@ def _of_stage(stage: StageStatus, status: RunStatus, since: float) -> Iterator[N
     attempts = [a for a in stage.attempts if a.action != "wait"]
     is_final = status.state.is_final
     if stage.instance.steps and stage.step and attempts and attempts[0].started_at >= since:
-        yield _first_step(stage)
+        yield _first_step(stage, attempts)
     for before, attempt in zip([None, *attempts], attempts, strict=False):
         if before and before.state not in _NO_ACCIDENT and attempt.started_at >= since:
             yield _back(stage, attempt)
@@ -96,12 +97,23 @@ def _of_stage(stage: StageStatus, status: RunStatus, since: float) -> Iterator[N
         yield _never_begun(stage)
 
 
-def _first_step(stage: StageStatus) -> Notice:
-    at = float(stage.progress.get("at") or time.time())
+def _first_step(stage: StageStatus, attempts: Sequence[AttemptStatus]) -> Notice:
     facts = {**_about(stage), "step": stage.step, "steps": stage.instance.steps}
     name = f"first_step-{stage.instance.id}"
     text = f"{stage.instance.id}: has done its first step of {stage.instance.steps:,}"
+    at = _stepped_by(attempts)
     return Notice(name=name, event="first_step", at=at, text=text, facts=facts)
+
+
+def _stepped_by(attempts: Sequence[AttemptStatus]) -> float:
+    """When the first attempt that has done steps had done some: not after its end."""
+    for attempt in attempts:
+        with suppress(CorruptError):
+            progress = attempt.folder.progress
+            if progress.get("done"):
+                with understood(attempt.folder.storage.url, _REMEDY):
+                    return min(float(progress["at"]), attempt.ended_at or math.inf)
+    return time.time()
 
 
 def _back(stage: StageStatus, attempt: AttemptStatus) -> Notice:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,8 +18,8 @@ from jobs.training.heartbeat import LIVE
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from tests.integration.conftest import BUCKET
+from tests.integration.notices import wait_for
 from tests.smoke import Smoke
-from tests.training import wait_for
 
 pytestmark = pytest.mark.slow
 HANG = {"ORCHESTRATOR_FAULT": json.dumps({"kind": "hang", "rank": 0, "step": 7})}
@@ -32,14 +33,18 @@ def stopped_in_training(folder: Path, material: Path, calm: Smoke, **cluster: ob
     smoke = Smoke.create(folder, material, {**os.environ, **HANG}, retry=retry, **cluster)
     smoke.take_artifacts(calm, *UNITS)
     smoke.submit("--set", "sweep={}")
-    wait_for(lambda: has_stopped(smoke), "a rank that stops itself")
+    wait_for(lambda: has_stopped(smoke))
     assert list(folder.glob("store/artifacts/train/*/checkpoints/*/MANIFEST.json"))
     return smoke
 
 
 def has_stopped(smoke: Smoke) -> bool:
     """Whether a process of the run has stopped itself."""
-    return any(p.is_running() and p.status() == psutil.STATUS_STOPPED for p in smoke.processes())
+    for process in smoke.processes():
+        with suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
+                return True
+    return False
 
 
 def name_of(smoke: Smoke) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import BUCKET
 from tests.integration.moves import elsewhere, name_of, require_whole, stopped_in_training
+from tests.integration.notices import wait_for
 from tests.smoke import RECIPE, Smoke
 
 pytestmark = pytest.mark.slow
@@ -24,8 +24,7 @@ def test_a_run_moves_in_the_middle_of_its_training(
     moved = there.orchestrator("resume", folder)
     assert "is at work; it is asked to save and stop" in moved.stderr
     assert here.wait_gone() == []
-    while there.status(run)["state"] == "running":  # the server answers one at a time
-        time.sleep(3)
+    wait_for(lambda: there.status(run)["state"] != "running", 900)
     require_whole(there, url, calm[0])
     assert here.status(run)["state"] == "cancelled"
     assert f"moved to {url}/runs/{run}" in here.orchestrator("status").stdout

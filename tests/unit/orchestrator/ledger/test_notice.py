@@ -118,6 +118,17 @@ def test_the_first_step_is_told_once_by_its_training(world: World) -> None:
     assert first.facts == {"stage": TRAIN.id, "step": 3, "steps": 12}
 
 
+def test_the_first_step_comes_before_the_end_of_its_attempt_whenever_somebody_looks(
+    world: World,
+) -> None:
+    world.attempt(10.0, PREEMPTED)
+    world.attempt(20.0, {**PREEMPTED, "ended_at": 20.5}, **STEPS)  # its progress is of 21.0
+    world.attempt(30.0, **STEPS)
+    assert world.events() == [
+        "started", "interrupted", "back", "first_step", "interrupted", "back",
+    ]  # fmt: skip
+
+
 def test_what_happened_before_anybody_was_to_be_told_is_not(world: World) -> None:
     world.attempt(10.0, PREEMPTED, **STEPS)
     world.attempt(20.0, STOPPED)
@@ -138,7 +149,7 @@ def test_a_failure_carries_its_cause_and_the_remedy(world: World) -> None:
         "id": f"small/abc/failed-{TRAIN.id}-0001",
         "run": "small",
         "event": "failed",
-        "time": "1970-01-01T00:00:15+00:00",
+        "time": "1970-01-01T00:00:15.000+00:00",
         "text": f"small: {TRAIN.id}: failed: limit: max_price spent",
         "stage": TRAIN.id,
         "node": "n10",
