@@ -300,7 +300,7 @@ def require_newest(storage: Storage, number: int) -> None:
 
 
 def _newest_number(storage: Storage) -> int:
-    return max((int(name.split(".")[0]) for name in storage.children(FOLDER)), default=0)
+    return max(storage.numbers(FOLDER), default=0)
 
 
 def _path(number: int) -> str:

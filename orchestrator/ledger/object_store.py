@@ -36,7 +36,7 @@ from obstore import exceptions
 from obstore.store import MemoryStore, from_url
 
 from orchestrator.errors import AlreadyExistsError, BackendError, RequestError
-from orchestrator.ledger.path_store import TEMPORARY
+from orchestrator.ledger.path_store import TEMPORARY, explained
 
 SCHEMES = ("s3", "gs", "az", "memory")
 PART_BYTES = 32 << 20
@@ -146,7 +146,8 @@ class ObjectStore:
         found = self._ask(prefix, lambda: obstore.list(self._store, prefix=full or None).collect())
         start = len(self._prefix) + 1 if self._prefix else 0
         sizes = {entry["path"][start:]: entry["size"] for entry in found if entry["path"] != full}
-        return {path: size for path, size in sizes.items() if size or self.exists(path)}
+        listed = {p: s for p, s in sizes.items() if not _name(p).startswith(TEMPORARY)}
+        return {path: size for path, size in listed.items() if size or self.exists(path)}
 
     def children(self, prefix: str) -> set[str]:
         """Names directly below ``prefix``: one listing, not a walk."""
@@ -155,7 +156,8 @@ class ObjectStore:
             prefix, lambda: obstore.list_with_delimiter(self._store, prefix=full or None)
         )
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
-        return {path.rstrip("/").rsplit("/", 1)[-1] for path in paths if path.rstrip("/") != full}
+        names = {_name(path.rstrip("/")) for path in paths if path.rstrip("/") != full}
+        return {name for name in names if not name.startswith(TEMPORARY)}
 
     def upload(self, local: Path, path: str, tick: Callable[[], None]) -> None:
         """Create the object from a file; ``tick`` is called with every part.
@@ -188,20 +190,23 @@ class ObjectStore:
     def fetch(self, path: str, target: Path) -> None:
         """Write the object's bytes to a file, which appears whole."""
         size = self._size(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-        try:
-            with aside.open("xb") as file, ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-                file.truncate(size)
 
-                def write(begin: int) -> None:
-                    data = self._range(path, begin, min(self._part_bytes, size - begin))
-                    os.pwrite(file.fileno(), data, begin)
+        def write(begin: int) -> None:
+            data = self._range(path, begin, min(self._part_bytes, size - begin))
+            with aside.open("r+b") as file:  # a disk that fills up may take a part of the data
+                file.seek(begin)
+                file.write(data)
 
-                list(pool.map(write, range(0, size, self._part_bytes)))
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+        with explained(target, "folder"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                aside.touch(exist_ok=False)
+                with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+                    list(pool.map(write, range(0, size, self._part_bytes)))
+                aside.replace(target)
+            finally:
+                aside.unlink(missing_ok=True)
 
     def digest(self, path: str) -> str:
         """The SHA-256 of the object's bytes."""
@@ -277,6 +282,10 @@ class ObjectStore:
 
 class ConflictError(Exception):
     """A write was refused though nothing is there; it is asked again."""
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _body(store: Any, full: str) -> bytes:

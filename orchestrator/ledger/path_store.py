@@ -19,15 +19,17 @@ from typing import BinaryIO
 from orchestrator.errors import AlreadyExistsError
 
 TEMPORARY = ".tmp-"
-"""Prefix of files that are not objects yet: what a killed writer leaves behind, and every listing
-ignores."""
+"""Prefix of files that are not objects yet: what a killed writer leaves behind."""
+_UNLISTED = (TEMPORARY, ".nfs")
+"""Prefixes of what no listing shows: an NFS client keeps, as the latter, a file that was replaced
+while somebody had it open."""
 
 CHUNK_BYTES = 1 << 20
 _OPEN_TRIES = 100
 _REMEDIES = {
-    errno.ENOSPC: "free some space, or name another store",
-    errno.EDQUOT: "free some of the quota, or name another store",
-    errno.EROFS: "mount it for writing, or name another store",
+    errno.ENOSPC: "free some space, or name another {place}",
+    errno.EDQUOT: "free some of the quota, or name another {place}",
+    errno.EROFS: "mount it for writing, or name another {place}",
     errno.EACCES: "see who may write there",
     errno.ESTALE: "mount it again",
     errno.EIO: "look at the disk or the mount",
@@ -60,13 +62,13 @@ class PathStore:
     def create(self, path: str, data: bytes) -> None:
         """Link a fsynced file to its name. Raises AlreadyExistsError."""
         target = self._root / path
-        with _explained(target):
-            _publish(_write_aside(target, [data]), target)
+        with explained(target):
+            publish(_write_aside(target, [data]), target)
 
     def replace(self, path: str, data: bytes) -> None:
         """Rename a fsynced file to its name."""
         target = self._root / path
-        with _explained(target):
+        with explained(target):
             _write_aside(target, [data]).replace(target)
 
     def list(self, prefix: str) -> dict[str, int]:
@@ -78,7 +80,7 @@ class PathStore:
         for folder, _, names in os.walk(self._root / prefix, onerror=_unless_missing):
             for name in names:
                 path = Path(folder, name)
-                if not name.startswith(TEMPORARY):
+                if not name.startswith(_UNLISTED):
                     try:
                         sizes[path.relative_to(self._root).as_posix()] = path.stat().st_size
                     except FileNotFoundError:  # removed while we walked
@@ -89,7 +91,7 @@ class PathStore:
         """Names directly below ``prefix``."""
         folder = self._root / prefix
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        return {name for name in names if not name.startswith(TEMPORARY)}
+        return {name for name in names if not name.startswith(_UNLISTED)}
 
     def upload(self, local: Path, path: str, tick: Callable[[], None]) -> None:
         """Create the object from a file; ``tick`` is called now and then.
@@ -97,9 +99,9 @@ class PathStore:
         Raises AlreadyExistsError.
         """
         target = self._root / path
-        with _explained(target), local.open("rb") as file:
+        with explained(target), local.open("rb") as file:
             chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
-            _publish(_write_aside(target, chunks, tick), target)
+            publish(_write_aside(target, chunks, tick), target)
 
     def sweep(self, but: str, before: float = math.inf) -> int:
         """Remove temporary files below this folder, but for one folder in it; how many.
@@ -145,13 +147,16 @@ def _unless_missing(error: OSError) -> None:
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """Add the remedy to what the system says. Raises the same error with its number."""
+def explained(target: Path, place: str = "store") -> Iterator[None]:
+    """Add the remedy to what the system says of a file, or of a ``place`` for files.
+
+    Raises the same error with its number.
+    """
     try:
         yield
     except OSError as error:
         if remedy := _REMEDIES.get(error.errno or 0):
-            words = f"{os.strerror(error.errno or 0)}; {remedy}"
+            words = f"{os.strerror(error.errno or 0)}; {remedy.format(place=place)}"
             raise OSError(error.errno, words, str(error.filename or target)) from None
         raise
 
@@ -186,11 +191,13 @@ def _open_aside(target: Path) -> BinaryIO:
     raise refused  # a file, or a link that leads nowhere, is where a folder should be
 
 
-def _publish(temporary: Path, target: Path) -> None:
+def publish(temporary: Path, target: Path) -> None:
+    """Give a file on the disk its name, which nothing may have yet. Raises AlreadyExistsError."""
     try:
         os.link(temporary, target)
     except FileExistsError:
-        raise AlreadyExistsError(f"{target}: already exists") from None
+        if not _are_one(temporary, target):
+            raise AlreadyExistsError(f"{target}: already exists") from None
     except OSError as error:
         if error.errno in _NO_LINKS:
             words = "this file system has no hard links, which exclusive creation needs"
@@ -203,3 +210,11 @@ def _publish(temporary: Path, target: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _are_one(temporary: Path, target: Path) -> bool:
+    """Whether our link was made after all: NFS sends it again when the answer was lost."""
+    try:
+        return temporary.samefile(target)
+    except FileNotFoundError:  # deleted just now
+        return False

@@ -31,7 +31,8 @@ def sha256_of(path: Path) -> str:
 
 def to_json(value: Any) -> bytes:
     """Readable JSON with sorted keys; floats keep every digit."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # bytes of a file name that are no UTF-8
 
 
 class Storage:
@@ -99,7 +100,7 @@ class Storage:
 
         Whoever else does so at once gets another number. Returns the number.
         """
-        number = max((int(n.partition(".")[0]) for n in self.children(folder)), default=0)
+        number = max(self.numbers(folder), default=0)
         while True:
             number += 1
             with suppress(AlreadyExistsError):
@@ -117,6 +118,11 @@ class Storage:
     def children(self, prefix: str = "") -> tuple[str, ...]:
         """Names directly below ``prefix``, sorted: one listing, not a walk."""
         return tuple(sorted(self._objects.children(prefix)))
+
+    def numbers(self, folder: str) -> tuple[int, ...]:
+        """The numbers that names in a folder begin with, sorted; what has none is not ours."""
+        parts = (name.partition(".")[0] for name in self.children(folder))
+        return tuple(sorted(int(part) for part in parts if part.isdecimal()))
 
     def age_s(self, path: str) -> float:
         """How long ago the object was written, in seconds by the store's own clock.

@@ -71,12 +71,12 @@ class Submissions:
 
     def all(self) -> tuple[Submission, ...]:
         """Oldest first."""
-        numbers = [int(n) for n in self._run.children("submissions") if n.isdecimal()]
-        return tuple(found for n in sorted(numbers) if (found := self._read(n)))
+        numbers = self._run.numbers("submissions")
+        return tuple(found for n in numbers if (found := self._read(n)))
 
     def next_number(self) -> int:
         """What the next one will be called."""
-        return max((int(n) for n in self._run.children("submissions")), default=0) + 1
+        return max(self._run.numbers("submissions"), default=0) + 1
 
     def begin(self, by: Submitter, left: Mapping[str, float]) -> int:
         """Create the next one exclusively; its number."""

@@ -63,6 +63,14 @@ def test_beating_moves_the_heartbeat(storage: Storage) -> None:
     assert lease.heartbeat_at > before
 
 
+@pytest.mark.parametrize("stray", [".nfs00000000022c0a1b00000012", "README", "old.json"])
+def test_a_stray_file_among_leases_stops_no_heart(storage: Storage, stray: str) -> None:
+    held = acquire(storage, holder="run/train/1", timeout_s=TIMEOUT_S)
+    storage.create(f"lease/{stray}", b"")
+    held.beat()
+    assert current(storage) == held.lease
+
+
 def test_a_lost_lease_is_noticed_by_the_next_beat(storage: Storage) -> None:
     held = acquire(storage, holder="a", timeout_s=TIMEOUT_S)
     held.release()

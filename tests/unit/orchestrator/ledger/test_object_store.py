@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,25 @@ def test_what_cannot_be_fetched_leaves_nothing_here(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ObjectStore("memory://none").fetch("a", tmp_path / "back")
     assert not list(tmp_path.glob(f"{TEMPORARY}*"))
+
+
+@pytest.mark.parametrize("part_bytes", [24_000, 40_000, 200_000])
+def test_a_disk_that_fills_up_under_a_fetch_is_no_damaged_object(
+    small: Path, part_bytes: int
+) -> None:
+    store = ObjectStore(f"memory://large-{part_bytes}", part_bytes=part_bytes)
+    store.create("a", bytes(100_000))
+    with pytest.raises(OSError, match="free some space, or name another folder") as raised:
+        store.fetch("a", small / "back")
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(small / "back"))
+    assert list(small.iterdir()) == []
+
+
+def test_what_only_tells_the_stores_time_is_never_listed() -> None:
+    store = ObjectStore("memory://probes")
+    store.create(f"a/{TEMPORARY}01", b"")
+    store.create("a/b", b"1")
+    assert (store.list(""), store.children("a")) == ({"a/b": 1}, {"b"})
 
 
 def test_names_are_taken_as_they_are() -> None:

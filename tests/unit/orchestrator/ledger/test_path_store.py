@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import AlreadyExistsError
-from orchestrator.ledger.path_store import TEMPORARY, PathStore
+from orchestrator.ledger.path_store import TEMPORARY, PathStore, publish
 from orchestrator.ledger.storage import Storage
+from tests.unit.orchestrator.ledger.conftest import mounted
 
 
 def test_a_folder_that_is_left_empty_goes_with_its_last_object(tmp_path: Path) -> None:
@@ -34,26 +34,11 @@ def test_a_failed_creation_leaves_no_temporary_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_a_killed_writer_left_is_not_listed(tmp_path: Path) -> None:
-    (tmp_path / f"{TEMPORARY}01").write_bytes(b"half")
+@pytest.mark.parametrize("name", [f"{TEMPORARY}01", ".nfs00000000022c0a1b00000012"])
+def test_what_a_killed_writer_or_nfs_left_is_not_listed(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"half")
     store = PathStore(tmp_path)
     assert (store.list(""), store.children("")) == ({}, set())
-
-
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A tmpfs of its own, where this process may mount one."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    yield from mounted(tmp_path, "size=64k")
 
 
 @pytest.fixture
@@ -131,3 +116,12 @@ def test_of_others_only_what_is_old_is_swept(tmp_path: Path) -> None:
         os.utime(path, (time.time() - age_s,) * 2)
     assert Storage(str(tmp_path)).sweep_old(60.0) == 1
     assert [p.name for p in (tmp_path / "a").iterdir()] == [f"{TEMPORARY}new"]
+
+
+def test_a_link_whose_answer_was_lost_is_ours(tmp_path: Path) -> None:
+    """NFS sends it again then, and is told that it exists."""
+    ours = tmp_path / f"{TEMPORARY}01"
+    ours.write_bytes(b"1")
+    os.link(ours, tmp_path / "a")
+    publish(ours, tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

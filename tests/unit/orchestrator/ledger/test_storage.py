@@ -52,6 +52,20 @@ def test_json_keeps_every_digit(storage: Storage) -> None:
     assert to_json({"b": 1, "a": 2}) == b'{\n "a": 2,\n "b": 1\n}\n'
 
 
+def test_bytes_of_a_name_that_are_no_utf_8_are_kept_in_json(storage: Storage) -> None:
+    words = {"said": os.fsdecode(b"/data/caf\xe9: Input/output error"), "caf\xe9": "\u65e5\u672c"}
+    storage.create_json("a", words)
+    assert storage.read_json("a") == words
+
+
+@pytest.mark.parametrize("stray", [".DS_Store", ".nfs0000000001", "readme.txt", "lost+found"])
+def test_what_has_no_number_is_passed_over(storage: Storage, stray: str) -> None:
+    storage.create(f"cancel/{stray}", b"?")
+    assert storage.create_next("cancel", ".json", lambda n: n) == 1
+    assert storage.create_next("cancel", ".json", lambda n: n) == 2
+    assert storage.numbers("cancel") == (1, 2)
+
+
 def test_json_that_does_not_parse_is_corrupt(storage: Storage) -> None:
     storage.create("v.json", b'{"a": ')
     with pytest.raises(CorruptError, match=r"v\.json: not valid JSON .*; remove it"):
