@@ -407,5 +407,8 @@ def _record(store: Store, options: argparse.Namespace) -> AttemptFolder:
 
 
 def _versions() -> dict[str, str]:
-    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    return {name: installed[name] for name in _REPORTED_PACKAGES if name in installed}
+    found: dict[str, str] = {}
+    for name in _REPORTED_PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError, FileNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

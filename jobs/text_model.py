@@ -72,6 +72,8 @@ def require_fit(recipe: Recipe, folder: str) -> None:
         raise RequestError(f"{TEXT_MODEL}: {folder} has no {path.name}; {_REMEDY}") from None
     except ValueError as error:
         raise RequestError(f"{TEXT_MODEL}: {path}: {error}; {_REMEDY}") from None
+    if not isinstance(config, dict):
+        raise RequestError(f"{TEXT_MODEL}: {path}: is no JSON object; {_REMEDY}")
     if problems := list(text_model_problems(config, recipe)):
         raise SpecErrors(problems)
 

@@ -123,7 +123,11 @@ def _answer(
     if is_urgent and time.monotonic() < _silent_until.get(site, 0.0):
         raise silence
     with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        errors="replace",  # comments and names of other jobs may be in any encoding
+        env=env,
     ) as process:
         try:
             try:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,24 @@ def code_snapshot() -> dict[str, bytes]:
 def code_origin(snapshot: Mapping[str, bytes]) -> dict[str, Any]:
     """The record of a snapshot: its digest, the checkout's commit and patch, installed versions."""
     checkout = _package_folder("orchestrator").parent
-    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     return {
         "format": FORMAT,
         "sha256": snapshot_digest(snapshot),
         "commit": _git(checkout, "rev-parse", "HEAD"),
         "patch": _git(checkout, "diff", "HEAD", "--", "orchestrator", "jobs"),
         "python": sys.version.split()[0],
-        "packages": dict(sorted(versions.items())),
+        "packages": dict(sorted(_installed().items())),
     }
+
+
+def _installed() -> dict[str, str]:
+    """Versions by package; what an installation that was cut short has left says neither."""
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        with suppress(FileNotFoundError):
+            if name := distribution.metadata["Name"]:
+                found[name] = distribution.version
+    return found
 
 
 def require_executable(run: RunFolder) -> None:
@@ -125,7 +135,7 @@ def _package_folder(package: str) -> Path:
 def _git(folder: Path, *words: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(folder), *words], capture_output=True, errors="replace", check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

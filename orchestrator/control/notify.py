@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 
 from orchestrator.control.hooks import Hook, hooks_of
-from orchestrator.errors import LeaseHeldError
+from orchestrator.errors import LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.notice import Notice, NoticeFolder, notices_of
 from orchestrator.ledger.run import RunFolder
@@ -76,10 +76,17 @@ class Notifier:
             self._look(lambda: Observed(is_alive=True))
             self._closing.wait(self._look_every_s)
         # Of the run's end nobody else may know: tried until whoever waits for us does so no more.
-        while not self._look(self._last_look) and not self._last_look().is_alive:
+        while not self._look(self._last_look) and not self._is_at_work():
             time.sleep(_TRY_AGAIN_S)
         if self._teller:
             self._teller.leave()
+
+    def _is_at_work(self) -> bool:
+        """Whether somebody is known to work on the run at its end for us."""
+        try:
+            return self._last_look().is_alive
+        except (OSError, OrchestratorError):  # a store that is away
+            return False
 
     def _look(self, observe: Callable[[], Observed]) -> bool:
         """Tell what is new; False when somebody else does, or nothing could be read."""

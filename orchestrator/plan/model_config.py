@@ -124,7 +124,8 @@ def is_rotary(config: Config) -> bool:
 
 def _other_kind(config: Config) -> str:
     """What the model is instead of a causal language model; empty when it may well be one."""
-    family, names = config.get("model_type"), config.get("architectures") or ()
+    family, listed = config.get("model_type"), config.get("architectures")
+    names = listed if isinstance(listed, list | tuple) else [listed] if listed else []
     if not isinstance(family, str):
         return f"has a config.json without model_type ({_shown(family)})"
     shown = ", ".join(str(name) for name in names) or family
@@ -215,8 +216,10 @@ def _ropes(config: Config) -> Iterator[Config]:
 
 def _scaled(rope: Config, limit: int) -> int:
     """Positions after scaling; those before where its kind or factor says nothing."""
-    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    kind, factor = str(rope.get("rope_type", rope.get("type"))), rope.get("factor")
     if kind not in _SCALED_FROM_ORIGINAL or not isinstance(factor, int | float):
+        return 0
+    if not math.isfinite(factor):
         return 0
     original = rope.get("original_max_position_embeddings")
     return math.floor((original if _is_size(original) else limit) * factor)

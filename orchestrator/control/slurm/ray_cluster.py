@@ -128,12 +128,15 @@ class RayCluster:
 
 
 def dismiss_workers(run: RunFolder, instance: str) -> None:
-    """Cancel the array: nothing is left for it to do."""
-    refs = refs_of(run, "workers", instance)
+    """Cancel the array: nothing is left for it to do.
+
+    Where that fails the workers end by themselves, once they see no head or the stage complete.
+    """
     try:
+        refs = refs_of(run, "workers", instance)
         SlurmBackend().cancel(refs)
         note_cancelled(run, refs, "not needed any more")
-    except BackendError as error:
+    except (BackendError, OSError) as error:
         log.warning("workers: %s", error)
 
 

@@ -57,7 +57,14 @@ def test_its_place_is_where_the_cluster_says(lm: Path) -> None:
 
 @pytest.mark.parametrize(
     ("config", "problem"),
-    [(None, "has no config.json"), ("{", "Expecting property name"), ("\xff", "decode")],
+    [
+        (None, "has no config.json"),
+        ("{", "Expecting property name"),
+        ("\xff", "decode"),
+        ("[1]", "is no JSON object"),
+        ("null", "is no JSON object"),
+        ('"opt"', "is no JSON object"),
+    ],
 )
 def test_a_config_that_cannot_be_read_is_a_wrong_request(
     lm: Path, config: str | None, problem: str

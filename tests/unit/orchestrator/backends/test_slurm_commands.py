@@ -68,6 +68,14 @@ def test_what_any_job_leaves_open_is_taken() -> None:
     assert taken_from_shell([SCRIPT, "#SBATCH --time=1"], shell) == shell
 
 
+@pytest.mark.parametrize("comment", [b"caf\xe9", b"\xff\xfe", b"\x93rerun\x94"])
+def test_words_of_other_jobs_may_be_in_any_encoding(answers: Answers, comment: bytes) -> None:
+    answers.say("squeue", "")
+    row = b"12|RUNNING|n1|None|/x/script.sh|" + comment
+    (answers.folder / "squeue.txt").write_bytes(row + b"\n13|PENDING||None|/y/script.sh|ours\n")
+    assert list(SlurmBackend().queue(comments=True)) == ["12", "13"]
+
+
 def test_a_job_submitted_from_a_job_inherits_none_of_it(
     answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,17 @@ def run_in(url: str, name: str, **origin: Any) -> RunFolder:
     return run
 
 
+@pytest.mark.parametrize("name", ["~rch-2.0.dist-info", "~umpy-1.0.egg-info", "x-1.dist-info"])
+def test_what_an_installation_left_half_removed_is_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    packages = code_origin(CODE)["packages"]
+    assert "torch" in packages
+    assert None not in packages
+
+
 def test_a_store_that_is_a_path_holds_the_code_itself(tmp_path: Path) -> None:
     run = run_in(str(tmp_path / "store"), "small")
     assert code_folder(run) == tmp_path / "store/runs/small/code"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.control.notify import Notifier
+from orchestrator.errors import BackendError
 from orchestrator.ledger.notice import NoticeFolder
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import Observed
@@ -184,6 +185,26 @@ def test_an_end_waits_no_longer_than_it_was_given(tmp_path: Path, receiver: Rece
     began_at = time.monotonic()
     notifier.close(lambda: OVER, within_s=0.2)
     assert time.monotonic() - began_at < 2
+
+
+@pytest.mark.parametrize("error", [ConnectionError("away"), BackendError("away"), OSError(5, "x")])
+def test_an_end_that_cannot_be_read_at_first_is_told_once_it_can(
+    tmp_path: Path, receiver: Receiver, error: Exception
+) -> None:
+    world = World(tmp_path)
+    notifier = world.notifier()
+    world.interrupt()
+    wait_for(lambda: receiver.told == ["started", "interrupted"])
+    world.finish()
+    in_the_way = [error, error]
+
+    def look() -> Observed:
+        if in_the_way:
+            raise in_the_way.pop()
+        return OVER
+
+    notifier.close(look)
+    assert receiver.told[2:] == ["first_step", "done"]
 
 
 def test_a_run_without_a_hook_has_no_notices(tmp_path: Path) -> None:

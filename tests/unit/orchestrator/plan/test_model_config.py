@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -197,6 +198,24 @@ def test_what_may_well_be_one(config: dict[str, Any]) -> None:
 )
 def test_shapes_and_types_that_cannot_be(over: dict[str, Any], what: str) -> None:
     assert said({**LLAMA, **over}) == [f"model.text_model: tiny-lm{what}"]
+
+
+@pytest.mark.parametrize(
+    ("over", "problems"),
+    [
+        ({"architectures": "LlamaForCausalLM"}, 0),
+        ({"architectures": 5}, 1),
+        ({"architectures": True}, 1),
+        ({"architectures": {"a": 1}}, 1),
+        ({"rope_scaling": {"type": ["linear"], "factor": 2}}, 0),
+        ({"rope_scaling": {"type": "linear", "factor": math.inf}}, 0),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": math.nan}}, 0),
+    ],
+)
+def test_values_of_other_kinds_than_any_family_writes_are_no_accident(
+    over: dict[str, Any], problems: int
+) -> None:
+    assert len(said({**LLAMA, **over})) == problems
 
 
 def test_heads_with_a_width_of_their_own_need_not_share() -> None:

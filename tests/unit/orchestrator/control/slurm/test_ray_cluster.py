@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.slurm.ray_cluster import (
     MAX_IN_VAIN,
     RayCluster,
+    dismiss_workers,
     head_path,
     publish_head,
     published_head,
@@ -70,6 +73,21 @@ def test_workers_leave_nodes_on_which_they_die_alone(scene: Scene) -> None:
     assert scene.asked("scancel") == [f"scancel --nodelist=n7 {workers}"]
     scripts = scene.run.storage.local_root.glob(f"submissions/0001/{tokenize}-workers-2/script.sh")
     assert all("#SBATCH --exclude=n7\n" in path.read_text() for path in scripts)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_workers_are_dismissed_though_the_store_takes_no_word_about_it(scene: Scene) -> None:
+    scene.publish(*STAGES[:3])
+    scene.start()
+    tokenize = scene.id("tokenize")
+    root = scene.run.storage.local_root
+    subprocess.run(["mount", "--bind", root, root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", root], check=True)
+        dismiss_workers(scene.run, tokenize)
+    finally:
+        subprocess.run(["umount", root], check=True)
+    assert scene.asked("scancel") == [f"scancel {scene.jobs('workers', tokenize)[0].id}"]
 
 
 def test_a_heads_token_is_for_its_owners_eyes(tmp_path: Path) -> None:
