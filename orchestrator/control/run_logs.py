@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -53,8 +54,10 @@ class RunLogs:
         if not self._is_copied or not is_time:
             return True
         self._copied_at = time.monotonic()
-        files = sorted(p for p in self.folder.rglob("*") if _is_kept(p) and p.is_file())
-        failed = [path for path in files if not self._copy(path)]
+        # Trackers remove folders meanwhile, which such a walk does not mind.
+        walk = ((Path(folder), names) for folder, _, names in os.walk(self.folder))
+        files = sorted(folder / name for folder, names in walk for name in names)
+        failed = [path for path in files if _is_kept(path) and not self._copy(path)]
         return not failed
 
     def close(self) -> None:
@@ -63,15 +66,21 @@ class RunLogs:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _copy(self, path: Path) -> bool:
-        found = path.stat()
-        version = (found.st_size, found.st_mtime_ns)
-        if self._copied.get(path) != version:
-            try:
-                self._storage.replace(path.relative_to(self.folder).as_posix(), path.read_bytes())
-            except (OSError, OrchestratorError) as error:  # the store may be back at the next copy
-                log.warning("logs: %s", error)
-                return False
-            self._copied[path] = version
+        """Copy a file if it has changed; False when the store, which may be back, refuses it."""
+        try:
+            found = path.stat()
+            version = (found.st_size, found.st_mtime_ns)
+            if self._copied.get(path) == version:
+                return True
+            data = path.read_bytes()
+        except FileNotFoundError:  # removed just now
+            return True
+        try:
+            self._storage.replace(path.relative_to(self.folder).as_posix(), data)
+        except (OSError, OrchestratorError) as error:
+            log.warning("logs: %s", error)
+            return False
+        self._copied[path] = version
         return True
 
 

@@ -38,7 +38,7 @@ from orchestrator.control.slurm.partitions import (
 )
 from orchestrator.control.slurm.probe import FOUND, HEARD
 from orchestrator.control.slurm.reservations import blocked_jobs, reservations
-from orchestrator.errors import BackendError, OrchestratorError
+from orchestrator.errors import BackendError, OrchestratorError, os_words
 from orchestrator.ledger.run import RunFolder
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.stages import STAGES
@@ -193,9 +193,9 @@ def _probed(cluster: Cluster, backend: SlurmBackend, part: Part) -> Iterator[Che
         yield Check(f"{part} node", False, f"{storage.url}: no path; nodes cannot share it")
         return
     folder, ref, is_new = RunFolder(storage), None, not store.local_root.exists()
-    for path, data in code_snapshot().items():
-        storage.replace(f"code/{path}", data)
     try:
+        for path, data in code_snapshot().items():
+            storage.replace(f"code/{path}", data)
         job = _probe_job(cluster, folder, part)
         ref = backend.submit(job)
         found = _await(folder, FOUND, backend, ref)
@@ -203,12 +203,13 @@ def _probed(cluster: Cluster, backend: SlurmBackend, part: Part) -> Iterator[Che
         backend.warn([ref])
         heard = _await(folder, HEARD, backend, ref)
         yield Check(f"{part} node: signals", True, f"{heard['signal']} arrives")
-    except OrchestratorError as error:
-        yield Check(f"{part} node", False, str(error))
+    except (OrchestratorError, OSError) as error:
+        said = os_words(error) if isinstance(error, OSError) else str(error)
+        yield Check(f"{part} node", False, said)
     finally:
-        if ref:
-            backend.cancel([ref])
-        shutil.rmtree(storage.local_root)
+        with suppress(BackendError):  # it ends by itself within minutes
+            backend.cancel([ref] if ref else [])
+        shutil.rmtree(storage.local_root, ignore_errors=True)  # its log may still be written to
         with suppress(OSError):  # another probe is there, or by now a run
             storage.local_root.parent.rmdir()
             if is_new:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -56,6 +57,31 @@ def test_elsewhere_they_are_copied_now_and_then_and_at_the_end() -> None:
     logs.close()
     assert run.storage.read_bytes(LOG) == b"one\ntwo\n"
     assert not logs.folder.exists()
+
+
+class Tidying(Storage):
+    """A store beside which a tracker removes its former folder, once something is copied."""
+
+    def __init__(self, url: str, former: Path) -> None:
+        super().__init__(url)
+        self.former = former
+
+    def replace(self, path: str, data: bytes) -> None:
+        super().replace(path, data)
+        shutil.rmtree(self.former, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ["debug.log", "output.txt", "files/run.log"])
+def test_what_a_tracker_removes_meanwhile_stops_nobody(name: str) -> None:
+    run = run_in(f"memory://logs-removed-{name.replace('/', '-')}")
+    former = RunLogs(run).path(run.storage, f"stages/train-1/{OFFLINE_CURVES}/offline-run-1")
+    (former / name).parent.mkdir(parents=True)
+    (former / name).write_text("x")
+    logs = RunLogs(RunFolder(Tidying(run.storage.url, former)))
+    written(logs, run, "one\n")
+    assert logs.copy(now=True)
+    assert not former.exists()
+    assert run.storage.read_bytes(LOG) == b"one\n"
 
 
 def test_a_log_goes_on_where_an_earlier_process_ended() -> None:

@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(f"memory://{secrets.token_hex(4)}/store")
 
 
+@contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
     """A tmpfs of its own, where this process may mount one."""
     if os.geteuid() != 0:
@@ -33,4 +35,5 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    yield from mounted(tmp_path, "size=64k")
+    with mounted(tmp_path, "size=64k") as folder:
+        yield folder

@@ -43,7 +43,8 @@ def test_what_a_killed_writer_or_nfs_left_is_not_listed(tmp_path: Path, name: st
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Path]:
-    yield from mounted(tmp_path, "ro")
+    with mounted(tmp_path, "ro") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_said_with_its_remedy_and_nothing_stays(small: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from orchestrator.backends.slurm import SlurmBackend, script
@@ -9,6 +11,7 @@ from orchestrator.control.executor import Check
 from orchestrator.control.slurm.doctor import every_job, examine_slurm
 from orchestrator.plan.stages import STAGES
 from orchestrator.spec.cluster import Cluster
+from tests.unit.orchestrator.ledger.conftest import mounted
 from tests.unit.orchestrator.recipes import cluster
 from tests.unit.orchestrator.scheduler import Answers
 
@@ -97,6 +100,20 @@ def test_the_form_in_which_a_site_wants_memory_is_found(
         found["jobs"].detail == f"sbatch takes all {len(every_job(spec))} kinds, the sentinel's too"
     )
     assert "every worker is a job of its own" in found["array size"].detail
+
+
+@pytest.mark.parametrize("options", ["size=64k", "size=1m", "ro"])
+def test_a_store_that_takes_no_probe_is_an_answer_and_nothing_stays(
+    answers: Answers, tmp_path, options: str
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    with mounted(store, options) as folder:
+        spec = cluster(str(folder), backend="slurm", slurm={"walltime_min": 20})
+        found = checks_at(answers, spec, "per_node")
+        for part in ("head node", "training node"):
+            assert re.search("No space left|Read-only file system", found[part].detail)
+        assert list(folder.iterdir()) == []
 
 
 def test_the_sentinels_job_is_tried_too(answers: Answers, tmp_path) -> None:
