@@ -80,20 +80,23 @@ def continue_units(
     context_length: int,
     seed: int,
 ) -> list[int]:
-    """Sampled units after the prompt; the context never exceeds ``context_length``."""
+    """Sampled units after the prompt; the context never exceeds ``context_length``.
+
+    Models without a cache of keys and values, such as Mamba, are given the whole context each time.
+    """
     generator = torch.Generator().manual_seed(seed)
-    units = list(prompt)
-    tokens_BL, past = torch.tensor([units[-context_length:]]), None
+    units, past, fed = list(prompt), None, min(len(prompt), context_length)
     for _ in range(num_tokens):
-        out = model(input_ids=tokens_BL.to(model.device), past_key_values=past, use_cache=True)
+        tokens_BL = torch.tensor([units[-fed:] if past is None else units[-1:]])
+        known: dict[str, Any] = {} if past is None else {"past_key_values": past}
+        out = model(input_ids=tokens_BL.to(model.device), use_cache=True, **known)
         weights_V = torch.softmax(out.logits[0, -1].double().cpu() / temperature, dim=-1)
         units.append(int(torch.multinomial(weights_V, 1, generator=generator)))
-        past = out.past_key_values
-        tokens_BL = torch.tensor([units[-1:]])
-        if past.get_seq_length() >= context_length:
+        past, fed = getattr(out, "past_key_values", None), fed + 1
+        if fed > context_length:
             # Positions beyond training are meaningless to the model: start again from the newest
             # half of the context.
-            past, tokens_BL = None, torch.tensor([units[-(context_length // 2) :]])
+            past, fed = None, context_length // 2
     return units[len(prompt) :]
 
 

@@ -70,8 +70,9 @@ def load_whole(
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says first, with what follows a colon; its type where it says nothing."""
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first
 
 
 def dtypes(folder: Path) -> dict[str, str]:

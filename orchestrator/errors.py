@@ -87,22 +87,29 @@ _CAUSE_BY_FOREIGN_TYPE = {
     "torch.OutOfMemoryError": Cause.DEVICE_OOM,
     "ray.exceptions.OutOfMemoryError": Cause.HOST_OOM,
 }
-_STORAGE_ERRNOS = (
-    errno.EIO,
-    errno.EFBIG,
-    errno.ENOSPC,
-    errno.EROFS,
-    errno.ESTALE,
-    errno.EDQUOT,
+_STORAGE_NAMES = frozenset(
+    {
+        *("EIO", "EFBIG", "ENOSPC", "EROFS", "ESTALE", "EDQUOT", "EUCLEAN", "EBADMSG"),
+        # Mounts whose server or device went away: NFS, Lustre, FUSE.
+        *("ENOTCONN", "ESHUTDOWN", "EHOSTDOWN", "EREMOTEIO", "ENODEV", "ENOMEDIUM", "ENOLCK"),
+        *("ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED"),  # tickets of NFS and AFS
+    }
 )
+_STORAGE_ERRNOS = tuple(code for code, name in errno.errorcode.items() if name in _STORAGE_NAMES)
+_STORAGE_ERRNOS_OF_FILES = (errno.EACCES, errno.EPERM, errno.ETIMEDOUT)
+"""Said of files when a ticket has run out or a server is away, and of much else."""
 _NUMBERS = "|".join(str(code) for code in _STORAGE_ERRNOS)
 STORAGE_WORDS = (
     r"No space left on device|Disk quota exceeded|Read-only file system|Stale (NFS )?file handle|"
-    r"Input/output error|File too large|"
+    r"Input/output error|File too large|Structure needs cleaning|Remote I/O error|"
+    r"Cannot send after transport endpoint shutdown|No locks available|Key has expired|"
     rf"\[[Ee]rrno ({_NUMBERS})\]|\(os error ({_NUMBERS})\)|"
     # torch's writer of archives (caffe2/serialize/inline_container.cc), by whom DeepSpeed saves,
     # and numpy's.
-    r"file write failed|unexpected pos \d+ vs \d+|iostream error|\d+ requested and \d+ written"
+    r"file write failed|unexpected pos \d+ vs \d+|iostream error|\d+ requested and \d+ written|"
+    # SQLite's, by which MLflow keeps runs, and Ray's, whose object store spills to /tmp.
+    r"database or disk is full|disk I/O error|local disk's utilization is over|"
+    r"OutOfDiskError|is over [\d.]+% full"
 )
 """What the OS and libraries say of a disk that is full or gone: a regular expression."""
 
@@ -189,6 +196,8 @@ def cause_of(error: BaseException) -> Cause:
         return Cause.HOST_OOM
     # `ledger.storage` raises a plain ConnectionError for whatever a store's library raises.
     is_storage = code in _STORAGE_ERRNOS or type(error) is ConnectionError
+    if code in _STORAGE_ERRNOS_OF_FILES:
+        is_storage = getattr(error, "filename", None) is not None
     # Libraries have errors of their own for what the OS told them, and some keep only its words.
     said = code is None and re.search(STORAGE_WORDS, str(error))
     return Cause.STORAGE if is_storage or said else Cause.ERROR

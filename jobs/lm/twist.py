@@ -11,6 +11,7 @@ a comparison share it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ import torch
 from torch import nn
 
 from jobs.lm.spec import TEXT_MODEL
-from jobs.weights import load_whole, tables
-from orchestrator.errors import RequestError
+from jobs.weights import first_line, load_whole, tables
+from orchestrator.errors import Cause, RequestError, cause_of
 from orchestrator.spec.recipe import Model
 
 
@@ -65,10 +66,16 @@ def build_model(
 
 
 def unit_config(spec: Model, source: str) -> Any:
-    """The text model's config, cut to ``num_layers``, without dropout, cache, special tokens."""
+    """The text model's config, cut to ``num_layers``, without dropout, cache, special tokens.
+
+    Raises RequestError for one that transformers does not know.
+    """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except Exception as error:  # of many types, by what is wrong with it
+        raise _unknown(error, source) from error
     _cut(config, spec.num_layers, source)
     for name, value in config.to_dict().items():
         if "drop" in name and isinstance(value, float | int) and not isinstance(value, bool):
@@ -99,21 +106,39 @@ def init_std(spec: Model, config: Any) -> float:
 
 
 def require_loadable(spec: Model, source: str) -> None:
-    """Raise RequestError when a folder lacks weights that `build_model` would take from it.
+    """Raise RequestError when `build_model` could not make a model of a folder.
 
     Of its files only the headers are read.
     """
     from transformers import AutoModelForCausalLM
 
+    config = unit_config(spec, source)
+    init_std(spec, config)
     if spec.init == "twist":
         load_whole(
             AutoModelForCausalLM,
             Path(source),
             where=TEXT_MODEL,
             may_lack=tables,
-            config=unit_config(spec, source),
+            config=config,
             device_map="meta",
         )
+        return
+    try:
+        with torch.device("meta"):
+            tables(AutoModelForCausalLM.from_config(config))
+    except Exception as error:  # of many types, by what is wrong with it
+        raise _unknown(error, source) from error
+
+
+def _unknown(error: Exception, source: str) -> Exception:
+    """What to say of a config of which no model can be made; of a disk, its own error."""
+    if cause_of(error) is not Cause.ERROR:
+        return error
+    return RequestError(
+        f"{TEXT_MODEL}: {source}/config.json: no model can be made of it ({first_line(error)}); "
+        "name a causal LM that transformers knows, without code of its own"
+    )
 
 
 def _cut(config: Any, num_layers: int | None, source: str) -> None:
@@ -126,7 +151,8 @@ def _cut(config: Any, num_layers: int | None, source: str) -> None:
         )
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
+        with suppress(AttributeError):  # where it follows from the number of layers
+            config.layer_types = config.layer_types[:num_layers]
 
 
 def _replace_vocabulary(

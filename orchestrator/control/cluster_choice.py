@@ -58,6 +58,11 @@ def open_store(cluster: Cluster) -> Store:
 def _require_folder(root: Path) -> None:
     if not (found := existing(root)).is_dir():
         raise RequestError(f"cluster: store: {root}: {found} is a file; name a folder")
+    if os.pathsep in str(root):  # jobs import the code that lies there, by PYTHONPATH
+        raise RequestError(
+            f"cluster: store: {root}: Python reads {os.pathsep} as the end of a path; "
+            "name a folder without it"
+        )
     for path in (root, *root.parents):
         if path.is_symlink() and not path.exists():
             raise BackendError(

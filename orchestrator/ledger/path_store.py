@@ -31,9 +31,11 @@ _REMEDIES = {
     errno.EDQUOT: "free some of the quota, or name another {place}",
     errno.EROFS: "mount it for writing, or name another {place}",
     errno.EACCES: "see who may write there",
-    errno.ESTALE: "mount it again",
-    errno.EIO: "look at the disk or the mount",
+    errno.EPERM: "see who may write there",
+    errno.ENAMETOOLONG: "name a shorter path",
     errno.ELOOP: "see where its links lead",
+    **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN), "mount it again"),
+    **dict.fromkeys((errno.EIO, errno.ETIMEDOUT), "look at the disk or the mount"),
 }
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import AlreadyExistsError, BackendError, OrchestratorError, os_words
@@ -15,6 +17,7 @@ from orchestrator.ledger.records import find_record
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Found, Instance
 
+ARTIFACTS, RUNS = "artifacts", "runs"
 MODELS = "models"
 """Where models of a hub are kept below the store."""
 
@@ -37,15 +40,15 @@ class Store:
 
     def artifact(self, stage: str, key: str) -> Artifact:
         """The artifact of a key, whether or not anything is there."""
-        return Artifact(stage, key, self.storage.at("artifacts", stage, key[:KEY_DIGITS]))
+        return Artifact(stage, key, self.storage.at(ARTIFACTS, stage, key[:KEY_DIGITS]))
 
     def run_storage(self, run: str) -> Storage:
         """The folder of a run, whether or not anything is there."""
-        return self.storage.at("runs", run)
+        return self.storage.at(RUNS, run)
 
     def runs(self) -> tuple[str, ...]:
         """Names of all runs."""
-        return self.storage.children("runs")
+        return self.storage.children(RUNS)
 
     def find(self, keys: Mapping[str, str]) -> dict[str, Found]:
         """What is there for each instance of ``{instance id: "stage/key"}``."""
@@ -62,7 +65,7 @@ class Store:
 
     def inputs_of(self, stage: str) -> tuple[dict[str, Any], ...]:
         """What the key of every artifact of a stage was made of; damaged ones say nothing."""
-        folders = self.storage.at("artifacts", stage)
+        folders = self.storage.at(ARTIFACTS, stage)
         found = []
         for name in folders.children():
             with suppress(OSError, OrchestratorError):
@@ -97,6 +100,28 @@ def require_usable(storage: Storage) -> None:
 
     Nothing is left behind. Raises BackendError.
     """
+    _require_creation(storage)
+    if storage.local_root:
+        _require_folders(storage.local_root)
+
+
+def _require_folders(root: Path) -> None:
+    """Raise BackendError when a folder that somebody else made here takes nothing of ours."""
+    shared = [root / name for name in (ARTIFACTS, RUNS, MODELS)]
+    stages = sorted(shared[0].iterdir()) if shared[0].is_dir() else []
+    for folder in (f for f in (*shared, *stages) if os.path.lexists(f)):
+        if folder.is_symlink() and not folder.exists():
+            problem = f"leads to {folder.readlink()}, which is not there; mount it, or remove it"
+        elif not folder.is_dir():
+            problem = "is no folder; move it away"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            problem = "cannot be written by you; let its owner open it to your group"
+        else:
+            continue
+        raise BackendError(f"store: {folder}: {problem}, or name another store")
+
+
+def _require_creation(storage: Storage) -> None:
     name = f"probe-{secrets.token_hex(8)}"
     try:
         storage.create(name, b"probe")

@@ -9,9 +9,16 @@ from orchestrator.errors import RequestError
 from orchestrator.spec.recipe import Execution, Pretrain, Train
 
 MAX_MICRO_BATCH_TOKENS = 16_384
-DEVICE_OOM = r"CUDA out of memory|OutOfMemoryError|HIP out of memory"
+DEVICE_OOM = (
+    r"(CUDA|HIP|XPU)( error:)? out of memory|OutOfMemoryError|STATUS_ALLOC_FAILED|"
+    r"Cuda failure (2 )?'out of memory'"
+)
 """What a log says when a micro-batch does not fit the device: a regular expression."""
-HOST_OOM = r"oom-kill|Out of memory: Killed|running low on memory|Cannot allocate memory"
+HOST_OOM = (
+    r"oom[-_]kill|: Out Of Memory$|exceeded (job )?memory limit|Out of memory: Killed|"
+    r"running low on memory|[Cc]an( ?no|')t allocate memory|std::bad_alloc|\bMemoryError\b|"
+    r"ArrayMemoryError|(malloc|realloc) of size \d+ failed"
+)
 """What it says when the node's memory was too small; Ray calls that OutOfMemoryError too."""
 
 

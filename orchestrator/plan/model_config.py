@@ -33,10 +33,12 @@ _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _BODY = re.compile(r"(?<!LMHead)Model$")
 _SEES_BOTH_WAYS = frozenset(
     {
-        *("albert", "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta"),
+        *("albert", "bert", "bert-generation", "big_bird", "camembert", "convbert"),
+        *("data2vec-text", "deberta"),
         *("deberta-v2", "distilbert", "electra", "ernie", "esm", "eurobert", "fnet", "funnel"),
         *("ibert", "layoutlm", "longformer", "luke", "megatron-bert", "mobilebert", "modernbert"),
-        *("mpnet", "nomic_bert", "nystromformer", "rembert", "roberta", "roberta-prelayernorm"),
+        *("mpnet", "nomic_bert", "nystromformer", "reformer", "rembert", "roberta"),
+        *("roberta-prelayernorm", "xlm", "xlnet"),
         *("roc_bert", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl", "xmod", "yoso"),
     }
 )

@@ -16,6 +16,7 @@ Not knowing is never "finished".
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -80,6 +81,10 @@ HOPELESS_CAUSES = {
 
 _NODE_CAUSES = frozenset({Cause.WORKER_LOST, Cause.KILLED, Cause.COMM_HANG})
 """What a broken node looks like; an exception in Python looks alike on all of them."""
+
+_CRASHES = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV})
+"""Signals by which a process ends itself, after it has said why: C++ libraries abort where memory
+is refused, and a bus error is a mapped file that its disk did not give."""
 
 _VAGUE_CAUSES = frozenset({Cause.ERROR, Cause.WORKER_LOST})
 """A driver that records these has seen something fail, and the log may say of what."""
@@ -171,11 +176,13 @@ def _cause(ending: Ending) -> Cause:
         return Cause.RAY_LOST
     if code in _CAUSE_BY_EXIT_CODE:
         return _CAUSE_BY_EXIT_CODE[code]
-    if code is not None and code < 0:
+    if code is not None and code < 0 and -code not in _CRASHES:
         return Cause.KILLED
     for cause, pattern in _FOREIGN_WORDS:
-        if re.search(pattern, ending.log_tail):
+        if re.search(pattern, ending.log_tail, re.MULTILINE):
             return cause
+    if code is not None and code < 0:
+        return Cause.STORAGE if -code == signal.SIGBUS else Cause.KILLED
     return ending.cause or (Cause.ERROR if code else Cause.UNKNOWN)
 
 

@@ -27,6 +27,7 @@ from orchestrator.plan.planner import Plan, Variant
 from orchestrator.plan.stages import BY_NAME, STAGES
 from orchestrator.quantities import format_bytes
 from orchestrator.spec.cluster import Cluster, Resources
+from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.recipe import Recipe, Tracking
 
 SUPERVISOR_MODULE = "orchestrator.control.local.supervisor"
@@ -110,6 +111,7 @@ class LocalExecutor(Executor):
         if cluster.resources_of("train").gpus_per_node == 0:
             for variant in request.variants:
                 yield from _too_much_for_memory(variant.recipe, where)
+        yield from _unfit_surroundings(cluster, where)
         if not cluster.environment.venv:
             yield from _absent_packages(request.variants)
 
@@ -190,6 +192,24 @@ def absent_trackers(
 
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
+
+
+def _unfit_surroundings(cluster: Cluster, where: str) -> Iterator[str]:
+    """What jobs would miss here: their Python, a container, a folder for what is on its way."""
+    environment, python = cluster.environment, Path(python_of(cluster))
+    if environment.venv and not os.access(python, os.X_OK):
+        yield f"{where}: environment.venv: there is no {python} to run; check the path"
+    if environment.container:
+        yield (
+            f"{where}: environment.container: jobs on this machine run in none; leave it out, or "
+            "use a cluster with Slurm"
+        )
+    if cluster.scratch:
+        scratch = Path(resolve_env(cluster.scratch, where="cluster: scratch"))
+        there = existing(scratch)
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            problem = "cannot be written" if there.is_dir() else "is no folder"
+            yield f"{where}: scratch: {there} {problem}; name a folder on this machine's disk"
 
 
 def _too_many_gpus(stage: str, resources: Resources, named: str) -> Iterator[str]:

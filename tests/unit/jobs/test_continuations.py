@@ -6,7 +6,15 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    OpenAIGPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from jobs import continuations, perplexity
 from jobs.continuations import choose, continue_units, prompt_length
@@ -29,7 +37,7 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def say(model: LlamaForCausalLM, num_tokens: int = 20, **options: float) -> list[int]:
+def say(model: PreTrainedModel, num_tokens: int = 20, **options: float) -> list[int]:
     settings = {"temperature": 1.0, "context_length": 64, "seed": 0, **options}
     return continue_units(model, [1, 2, 3], num_tokens=num_tokens, **settings)  # type: ignore[arg-type]
 
@@ -55,7 +63,7 @@ def test_it_goes_on_past_the_context(model: LlamaForCausalLM) -> None:
         device = model.device
 
         def forward(
-            self, input_ids: torch.Tensor, past_key_values: object, use_cache: bool
+            self, input_ids: torch.Tensor, use_cache: bool, past_key_values: object = None
         ) -> object:
             nonlocal longest
             out = model(input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache)
@@ -64,6 +72,25 @@ def test_it_goes_on_past_the_context(model: LlamaForCausalLM) -> None:
 
     assert len(say(Watched(), num_tokens=50, context_length=16)) == 50
     assert longest == 16
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(vocab_size=6, hidden_size=16, state_size=4, num_hidden_layers=1),
+        OpenAIGPTConfig(vocab_size=6, n_embd=16, n_layer=1, n_head=2, n_positions=16),
+    ],
+    ids=lambda config: config.model_type,
+)
+@torch.no_grad()
+def test_models_without_a_cache_see_the_whole_context(config: PreTrainedConfig) -> None:
+    torch.manual_seed(0)
+    without = AutoModelForCausalLM.from_config(config).eval()
+    units = [1, 2, 3]
+    for _ in range(8):
+        units.append(int(without(input_ids=torch.tensor([units])).logits[0, -1].argmax()))
+    assert say(without, num_tokens=8, temperature=1e-4) == units[3:]
+    assert len(say(without, num_tokens=30, context_length=16)) == 30
 
 
 @pytest.mark.parametrize(

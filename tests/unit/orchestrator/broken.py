@@ -1020,6 +1020,20 @@ UNFIT = (
             f"r.yaml: model.text_model: tiny-lm sees what comes after each token (BertForMaskedLM without is_decoder); {_NO_LM}",
         ),
     ),
+    *(
+        Broken(
+            id=f"a text model that sees both ways, {family}",
+            configs=_with("tiny-lm", model_type=family, architectures=[name]),
+            says=(
+                f"r.yaml: model.text_model: tiny-lm sees what comes after each token ({name} without is_decoder); {_NO_LM}",
+            ),
+        )
+        for family, name in (
+            ("xlnet", "XLNetLMHeadModel"),
+            ("xlm", "XLMWithLMHeadModel"),
+            ("reformer", "ReformerModelWithLMHead"),
+        )
+    ),
     Broken(
         id="a text model with an encoder",
         configs=_with(
@@ -1107,6 +1121,36 @@ UNFIT = (
         id="another frame rate than the encoder's",
         overrides=("encoder.frame_rate_hz=25",),
         says=("r.yaml: encoder.frame_rate_hz: is 25, but the model's strides give 50; say 50",),
+    ),
+)
+SURROUNDINGS = (
+    Broken(
+        id="a venv that is not there",
+        cluster=added("environment: {venv: venv}", CLUSTER),
+        says=(
+            "c.yaml: environment.venv: there is no {folder}/venv/bin/python to run; check the path",
+        ),
+    ),
+    Broken(
+        id="a container where there is no Slurm",
+        cluster=added("environment: {container: image.sif}", CLUSTER),
+        says=(
+            "c.yaml: environment.container: jobs on this machine run in none; leave it out, or use a cluster with Slurm",
+        ),
+    ),
+    Broken(
+        id="a file for scratch",
+        cluster=added("scratch: r.yaml", CLUSTER),
+        says=(
+            "c.yaml: scratch: {folder}/r.yaml is no folder; name a folder on this machine's disk",
+        ),
+    ),
+    Broken(
+        id="a folder in a file for scratch",
+        cluster=added("scratch: c.yaml/scratch", CLUSTER),
+        says=(
+            "c.yaml: scratch: {folder}/c.yaml is no folder; name a folder on this machine's disk",
+        ),
     ),
 )
 TOO_LARGE = (
@@ -1319,6 +1363,13 @@ CLUSTERS = (
         cluster=edited("store: store", "store: s3:/bucket", CLUSTER),
         says=(
             "c.yaml: store: 's3:/bucket': is no URL; write two slashes, as in s3://bucket/prefix",
+        ),
+    ),
+    Broken(
+        id="a colon in the store's path",
+        cluster=edited("store: store", "store: 'a:b'", CLUSTER),
+        says=(
+            "cluster: store: {folder}/a:b: Python reads : as the end of a path; name a folder without it",
         ),
     ),
     Broken(

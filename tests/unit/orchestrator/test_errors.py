@@ -44,6 +44,11 @@ def foreign(module: str, name: str) -> Exception:
         (BackendError("x"), Cause.STORAGE),
         (LeaseHeldError("x"), Cause.LEASE_HELD),
         *((OSError(code, "x"), Cause.STORAGE) for code in (5, 28, 30, 116, 122)),
+        *((OSError(code, "a mount went away"), Cause.STORAGE) for code in (19, 107, 108, 112, 121)),
+        *((OSError(code, "a damaged disk"), Cause.STORAGE) for code in (74, 117)),
+        *((OSError(code, "a ticket has run out"), Cause.STORAGE) for code in (126, 127, 128, 129)),
+        *((OSError(code, "x", "/store/x"), Cause.STORAGE) for code in (1, 13, 110)),
+        *((OSError(code, "no file's"), Cause.ERROR) for code in (1, 13, 110, 104, 111)),
         (OSError(errno.ENOMEM, "x"), Cause.HOST_OOM),
         (MemoryError(), Cause.HOST_OOM),
         *(
@@ -57,6 +62,10 @@ def foreign(module: str, name: str) -> Exception:
                 "Error while serializing: I/O error: No space left on device (os error 28)",
                 "I/O error: Stale file handle (os error 116)",
                 "Disk quota exceeded",
+                "[Errno 107] Transport endpoint is not connected: '/mnt/bucket/x'",
+                "cannot save: Key has expired (os error 127)",
+                "(sqlite3.OperationalError) database or disk is full",
+                "the local disk's utilization is over capacity (95% by default)",
                 "write failed with Input/output error",
             )
         ),

@@ -12,11 +12,12 @@ from transformers import (
     GPTJConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     OPTConfig,
     PreTrainedConfig,
 )
 
-from jobs.lm.twist import build_model
+from jobs.lm.twist import build_model, require_loadable
 from jobs.text_model import require_fit, verify_weights
 from orchestrator.errors import CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
@@ -165,6 +166,35 @@ def test_more_layers_than_there_are(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
     with pytest.raises(RequestError, match=r"has 2 layers, not 3; give 1\.\.2"):
         build(tmp_path, num_layers=3)
+
+
+@pytest.mark.parametrize("init", ["twist", "cold"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model_type": "chatglm"}, "model type `chatglm`"),
+        ({"layer_types": ["full_attention"]}, "number of `layer_types`"),
+        ({"hidden_act": "nosuch"}, "nosuch"),
+        ({"head_dim": 7}, "even rotary dimension"),
+    ],
+    ids=["code of its own", "layers", "activation", "rotary"],
+)
+def test_a_config_of_which_no_model_can_be_made(
+    tmp_path: Path, init: str, change: dict[str, object], says: str
+) -> None:
+    """It is said before any audio is encoded, of a cold arm too, which reads no weights."""
+    AutoModelForCausalLM.from_config(CONFIGS["llama"]).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(RequestError, match=r"^model\.text_model: ") as raised:
+        require_loadable(spec(init), str(tmp_path))
+    assert says in str(raised.value)
+
+
+def test_layers_whose_types_follow_from_their_number(tmp_path: Path) -> None:
+    config = MambaConfig(vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert build(tmp_path, num_layers=1).config.num_hidden_layers == 1  # type: ignore[union-attr]
 
 
 def tokens_of(length: int) -> torch.Tensor:

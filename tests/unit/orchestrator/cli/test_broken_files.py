@@ -21,7 +21,7 @@ CASES = (
     *broken.CLUSTERS,
     *broken.MOVING,
 )
-UNFIT = (*broken.UNFIT, *broken.TOO_LARGE)
+UNFIT = (*broken.UNFIT, *broken.SURROUNDINGS, *broken.TOO_LARGE)
 """What is only known once there is a plan, which is shown with it."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,32 @@ class Forgetful(Storage):
 def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="overwrites what must be created once; use a store"):
         require_usable(Forgetful(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["artifacts", "artifacts/corpus", "runs", "models"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_folder_of_a_store_that_takes_nothing_is_named(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    """People link artifacts to a larger disk, which is emptied some day."""
+    folder = tmp_path / name
+    folder.parent.mkdir(exist_ok=True)
+    if kind == "file":
+        folder.write_bytes(b"")
+        said = "is no folder; move it away"
+    else:
+        folder.symlink_to(tmp_path / "gone")
+        said = f"leads to {tmp_path}/gone, which is not there; mount it, or remove it"
+    with pytest.raises(BackendError) as raised:
+        require_usable(Storage(str(tmp_path)))
+    assert str(raised.value) == f"store: {folder}: {said}, or name another store"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir(mode=0o555)
+    with pytest.raises(BackendError, match="runs: cannot be written by you; let its owner"):
+        require_usable(Storage(str(tmp_path)))
 
 
 def test_what_the_system_says_of_a_store_is_one_line(tmp_path: Path) -> None:

@@ -86,6 +86,18 @@ SIGNS = (
     ("OSError: [Errno 116] Stale file handle", "storage", "resume"),
     ("slurmstepd: error: Detected 1 oom-kill event(s)", "host_oom", "resume"),
     ("OSError: [Errno 12] Cannot allocate memory", "host_oom", "resume"),
+    ("slurmstepd: error: Detected 1 oom_kill event in StepId=12.0", "host_oom", "resume"),
+    ("srun: error: node1: task 0: Out Of Memory", "host_oom", "resume"),
+    ("slurmstepd: error: Job 12 exceeded memory limit (5 > 4)", "host_oom", "resume"),
+    ("DefaultCPUAllocator: can't allocate memory: you tried", "host_oom", "resume"),
+    ("terminate called after throwing 'std::bad_alloc'", "host_oom", "resume"),
+    ("_ArrayMemoryError: Unable to allocate 7.45 GiB", "host_oom", "resume"),
+    ("pyarrow.lib.ArrowMemoryError: malloc of size 8 failed", "host_oom", "resume"),
+    ("RuntimeError: CUDA error: out of memory", "device_oom", "smaller"),
+    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "device_oom", "smaller"),
+    ("ncclUnhandledCudaError: Cuda failure 2 'out of memory'", "device_oom", "smaller"),
+    ("[Errno 107] Transport endpoint is not connected: '/x'", "storage", "resume"),
+    ("/tmp/ray/session is over 95.2% full, available space", "storage", "resume"),
     ("ray.exceptions.ActorDiedError: The actor died", "worker_lost", "resume"),
     ("Connection closed by peer [127.0.0.1]:4242", "worker_lost", "resume"),
     ("Failed to connect to GCS at 127.0.0.1:6379", "ray_lost", "resume"),
@@ -135,6 +147,20 @@ def test_words_of_ours_in_a_log_decide_nothing(line: str) -> None:
 
 def test_a_signal_says_more_than_the_log() -> None:
     assert decide(ending(exit_code=-9, log_tail="CUDA out of memory"), Past()).cause == "killed"
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "cause"),
+    [
+        (-6, "what():  std::bad_alloc", Cause.HOST_OOM),
+        (-6, "terminate called", Cause.KILLED),
+        (-7, "", Cause.STORAGE),
+        (-7, "RuntimeError: No space left on device", Cause.STORAGE),
+        (-11, "Detected 1 oom_kill event", Cause.HOST_OOM),
+    ],
+)
+def test_a_process_that_ends_itself_has_said_why(code: int, said: str, cause: Cause) -> None:
+    assert decide(ending(exit_code=code, log_tail=said), Past()).cause is cause
 
 
 def test_the_same_end_twice_without_progress_stops() -> None:
