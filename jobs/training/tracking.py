@@ -25,7 +25,7 @@ from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.checkpoints import Segment
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.model import Spec
+from orchestrator.spec.model import Spec, variable_in
 
 FINISH = "finish"
 POLL_S = 5.0
@@ -159,7 +159,7 @@ def without_secrets(text: str, job: Job) -> str:
     Of an address any part may be quoted alone.
     """
     for reference in job.tracked.tracking.references.values():
-        name = reference.removeprefix("${env:").removesuffix("}")
+        name = variable_in(reference)
         for part in _parts(os.environ.get(name, "")):
             text = text.replace(part, f"${name}")
     return (text.strip().splitlines() or [""])[0]

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import submitit
@@ -26,7 +27,7 @@ from orchestrator.backends.base import Job, JobRef
 from orchestrator.backends.slurm_commands import SACCT, ask
 from orchestrator.backends.slurm_reasons import LAUNCH_FAILED, in_plain_words
 from orchestrator.errors import BackendError, Cause, ExitCode, RequestError
-from orchestrator.ledger.path_store import PathStore
+from orchestrator.ledger.path_store import PathStore, explained
 from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.spec.cluster import SlurmOptions
 
@@ -135,8 +136,9 @@ class SlurmBackend:
         """Why Slurm would not take a job, by `sbatch --test-only`; empty where it would."""
         text = script(job)
         with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
-            file.write(text)
-            file.flush()
+            with explained(Path(file.name), "TMPDIR"):
+                file.write(text)
+                file.flush()
             try:
                 ask("sbatch", "--test-only", file.name, script=text)
             except BackendError as error:

@@ -109,7 +109,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         description="Train speech language models the TWIST way: "
         "one recipe in; a model, its scores and a record out.",
         epilog="exit codes: 0 done, 1 the run failed, 2 the request was wrong, "
-        "3 the backend could not be reached, 130 interrupted",
+        "3 the scheduler or the store could not be reached, 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"orchestrator {__version__}")
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

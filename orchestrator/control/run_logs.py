@@ -15,6 +15,7 @@ from pathlib import Path
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.attempt import CURVES, OFFLINE_CURVES
+from orchestrator.ledger.path_store import explained
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.temporary import own_temporary_folder
@@ -44,8 +45,9 @@ class RunLogs:
         """The same, with what earlier processes have printed in it."""
         path = self.path(storage, name)
         if self._is_copied and not path.exists() and storage.exists(name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(storage.read_bytes(name))
+            with explained(path, "TMPDIR"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(storage.read_bytes(name))
         return path
 
     def copy(self, *, now: bool = False) -> bool:

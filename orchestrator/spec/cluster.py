@@ -23,8 +23,10 @@ from orchestrator.spec.model import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Reference,
     Spec,
     Word,
+    variable_in,
 )
 
 StageName = Literal[
@@ -283,14 +285,6 @@ Event = Literal["started", "first_step", "interrupted", "back", "failed", "done"
 interrupts its stage."""
 
 
-def _only_by_reference(value: str) -> str:
-    if not re.fullmatch(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}", value):
-        raise ValueError(
-            "is an address that lets people post, so a secret; write ${env:NAME} and export NAME"
-        )
-    return value
-
-
 class Notify(Spec):
     """Who is told what happens to a run.
 
@@ -298,7 +292,7 @@ class Notify(Spec):
     known beside.
     """
 
-    webhook: Annotated[str, AfterValidator(_only_by_reference)] | None = None
+    webhook: Reference | None = None
     """``${env:NAME}``, a variable that holds an address to POST to; set where the run is
     submitted, and written down nowhere."""
     command: tuple[Argument, ...] = ()
@@ -432,7 +426,7 @@ class Cluster(Spec):
         """Environment variables that must be set where a run is submitted, and who names them."""
         named = dict.fromkeys(self.environment.export, "environment.export")
         if self.notify.webhook:
-            named[self.notify.webhook[len("${env:") : -1]] = "notify.webhook"
+            named[variable_in(self.notify.webhook)] = "notify.webhook"
         return named
 
     def resources_of(self, stage: str, node: str = "") -> Resources:

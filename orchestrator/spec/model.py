@@ -22,6 +22,7 @@ from pydantic_core import PydanticKnownError
 
 LARGEST_COUNT = 2**53
 """JSON carries whole numbers exactly up to here."""
+_REFERENCE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 class Spec(BaseModel):
@@ -80,11 +81,16 @@ def _absolute_image(value: str, info: ValidationInfo) -> str:
 
 
 def _reference(value: str) -> str:
-    if not re.fullmatch(r"\$\{env:[A-Za-z_][A-Za-z0-9_]*\}", value):
+    if not _REFERENCE.fullmatch(value):
         raise ValueError(
             "must not be written down here; write ${env:NAME} and export NAME where you submit"
         )
     return value
+
+
+def variable_in(reference: str) -> str:
+    """The variable that a `Reference` names."""
+    return _REFERENCE.sub(r"\1", reference)
 
 
 Line = Annotated[str, AfterValidator(_one_line)]

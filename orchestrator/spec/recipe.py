@@ -31,6 +31,7 @@ from orchestrator.spec.model import (
     Reference,
     Sha256,
     Spec,
+    variable_in,
 )
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -491,10 +492,8 @@ class Tracking(Spec):
     @property
     def variables(self) -> dict[str, str]:
         """Environment variables that must be set where a run is submitted, and who names them."""
-        return {
-            value[len("${env:") : -1]: f"tracking.{place}"
-            for place, value in self.references.items()
-        }
+        found = self.references.items()
+        return {variable_in(value): f"tracking.{place}" for place, value in found}
 
 
 class Recipe(Spec):

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ends_at = time.monotonic() + 60 * options.walltime_min - REQUEUE_S
     store, run = store_and_run(options)
     executor, others, state = SlurmExecutor(), dict[str, OtherRuns](), JobState.FAILED
-    act = partial(see_to, store, run, executor, options.submission, others)
+    act = partial(see_to, store, run, executor, options.submission, others, ends_at)
     try:
         state = JobState.SUCCEEDED if persist(act, ends_at) else JobState.QUEUED
     finally:
@@ -78,9 +78,13 @@ def see_to(
     executor: SlurmExecutor,
     submission: int,
     others: dict[str, OtherRuns],
+    ends_at: float,
 ) -> bool:
-    """Resume the run, or say why not; True once that is done."""
-    observed = settled(run, executor)
+    """Resume the run, or say why not; True once that is done.
+
+    Waits for nothing beyond ``ends_at``, a monotonic time: the job would be killed, not requeued.
+    """
+    observed = settled(run, executor, _patience_s(ends_at))
     notifier = Notifier(store, run)
     notifier.watch()
     is_left = False
@@ -92,18 +96,25 @@ def see_to(
             is_left = True
         else:
             require_own_work(store, run, others)
-            is_left = not _resumed(store, run, executor, observed)
+            is_left = not _resumed(store, run, executor, observed, ends_at)
     finally:
         notifier.close(lambda: replace(observed, is_alive=False) if is_left else _AT_WORK)
     return True
 
 
-def _resumed(store: Store, run: RunFolder, executor: SlurmExecutor, observed: Observed) -> bool:
+def _patience_s(ends_at: float) -> float:
+    """How long one thing may be waited for."""
+    return min(SETTLE_TIMEOUT_S, max(ends_at - time.monotonic(), 0.0))
+
+
+def _resumed(
+    store: Store, run: RunFolder, executor: SlurmExecutor, observed: Observed, ends_at: float
+) -> bool:
     """Resume what may be; whether somebody is at work on the run now."""
     refused = stage_refusals(run, observed)
     for instance, why in refused.items():
         log.info("%s: not resumed: %s", instance, why)
-    started = resume(run, store, executor, refused)
+    started = resume(run, store, executor, refused, _patience_s(ends_at))
     log.info("%s: %s, %d jobs submitted", run.name, started.outcome, started.num_jobs)
     return started.outcome in ("started", "running")
 
@@ -185,7 +196,7 @@ def resume(
         except NoRoomError:
             raise
         except RequestError as error:  # a limit may be there for a while
-            if time.monotonic() > deadline:
+            if time.monotonic() + try_again_s > deadline:
                 raise
             log.warning("%s; tried again in %.0f s", error, try_again_s)
         time.sleep(try_again_s)
@@ -235,7 +246,7 @@ def settled(
         ends = {status.state for status in observed.jobs.values() if status.state.is_final}
         if is_late or ends - {JobState.SUCCEEDED}:
             return observed
-        time.sleep(look_every_s)
+        time.sleep(min(look_every_s, max(deadline - time.monotonic(), 0.01)))
 
 
 if __name__ == "__main__":

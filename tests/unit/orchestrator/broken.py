@@ -1503,14 +1503,14 @@ CLUSTERS = (
         id="webhook in plain sight",
         cluster=added("notify: {webhook: 'https://hooks.example/T0/s3cret'}", CLUSTER),
         says=(
-            "c.yaml: notify.webhook: is an address that lets people post, so a secret; write ${env:NAME} and export NAME",
+            "c.yaml: notify.webhook: must not be written down here; write ${env:NAME} and export NAME where you submit",
         ),
     ),
     Broken(
         id="webhook in part in plain sight",
         cluster=added("notify: {webhook: 'https://hooks.example/${env:TOKEN}'}", CLUSTER),
         says=(
-            "c.yaml: notify.webhook: is an address that lets people post, so a secret; write ${env:NAME} and export NAME",
+            "c.yaml: notify.webhook: must not be written down here; write ${env:NAME} and export NAME where you submit",
         ),
     ),
     Broken(

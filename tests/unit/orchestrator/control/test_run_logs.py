@@ -14,6 +14,7 @@ from orchestrator.ledger.attempt import CURVES, OFFLINE_CURVES
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
+from tests.unit.orchestrator.ledger.conftest import mounted
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,19 @@ def test_elsewhere_they_are_copied_now_and_then_and_at_the_end() -> None:
     logs.close()
     assert run.storage.read_bytes(LOG) == b"one\ntwo\n"
     assert not logs.folder.exists()
+
+
+def test_a_full_disk_is_named_where_earlier_words_are_fetched_to(tmp_path: Path) -> None:
+    run = run_in("memory://logs-full")
+    run.storage.create("supervisor.log", bytes(1 << 20))
+    logs = RunLogs(run)
+    logs.folder.mkdir(parents=True)
+    with (
+        mounted(logs.folder, "size=64k"),
+        pytest.raises(OSError, match="free some space, or name another TMPDIR") as raised,
+    ):
+        logs.continued(run.storage, "supervisor.log")
+    assert raised.value.filename == str(logs.folder / "supervisor.log")
 
 
 class Tidying(Storage):

@@ -169,7 +169,8 @@ def test_a_full_store_is_waited_for(
         scene.books(corpus="FAILED", **waiting), scene.queue(**waiting)
         known, filling = len(scene.asked("sbatch")), store / "filling"
         fill(filling)
-        act = partial(see_to, scene.store, scene.run, scene.executor, 1, {})
+        ends_at = time.monotonic() + 60
+        act = partial(see_to, scene.store, scene.run, scene.executor, 1, {}, ends_at)
         assert persist(act, time.monotonic() + 0.5, pause_s=0.1) is None
         assert "No space left on device" in caplog.text
         assert len(scene.asked("sbatch")) == known
@@ -267,6 +268,21 @@ def test_a_sentinel_goes_on_with_what_is_known_when_the_books_stay_silent(scene:
         scene.answers.say(command, f"{command}: error: no route\n", code=1)
     with pytest.raises(BackendError, match="no route"):
         settled(scene.run, scene.executor, timeout_s=0.05, look_every_s=0.01)
+
+
+@pytest.mark.parametrize("silent", [("sacct", "squeue"), ("sacct", "squeue", "scontrol")])
+@pytest.mark.parametrize("left_s", [0.2, -60.0])
+def test_a_sentinel_waits_for_no_answer_beyond_its_time(
+    scene: Scene, silent: tuple[str, ...], left_s: float
+) -> None:
+    """It asks for its place in the queue before that, which a job that was killed cannot."""
+    scene.start()
+    for command in silent:
+        scene.answers.say(command, f"{command}: error: no route\n", code=1)
+    began, ends_at = time.monotonic(), time.monotonic() + left_s
+    act = partial(see_to, scene.store, scene.run, scene.executor, 1, {}, ends_at)
+    assert persist(act, ends_at) is None
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(
