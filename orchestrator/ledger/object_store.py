@@ -10,7 +10,7 @@ store makes exclusive through this library: it is looked for before, and its byt
 the manifest that names it.
 
 Not one request is trusted to be answered: 429, 5xx, resets and time-outs are asked again, with
-growing pauses, until `DEADLINE_S` is over. What then still fails is an OSError.
+growing pauses, for `DEADLINE_S` after the first failure. What then still fails is an OSError.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import math
 import os
 import random
 import secrets
@@ -28,7 +29,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -44,10 +45,14 @@ PART_BYTES = 32 << 20
 at a time: 256 MiB of memory."""
 PARTS_AT_ONCE = 8
 DEADLINE_S = 120.0
-"""How long a request is tried again; a store that is away longer is the policy's to wait for."""
+"""How long a request is tried again once it has failed; a store that is away longer is the policy's
+to wait for."""
 _PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 TIMEOUT_S = 300.0
 """A request that is not over by then has hung: 32 MiB in 5 min are 0.1 MB/s."""
+SMALL_BYTES, SMALL_TIMEOUT_S = 1 << 20, 20.0
+"""The same of a request that carries no more: a heartbeat must not hang for as long as it may be
+late."""
 _RETRIES = {"max_retries": 6, "retry_timeout": timedelta(seconds=DEADLINE_S)}
 _REFUSALS = (
     exceptions.PermissionDeniedError,
@@ -65,9 +70,9 @@ _T = TypeVar("_T")
 class ObjectStore:
     """A folder of a bucket.
 
-    ``timeout_s``: how long one request may take. ``deadline_s``: how long it is asked again.
-    ``part_bytes``: size of a part of a large file. ``endpoint``: where the store answers, when not
-    where the environment says.
+    ``timeout_s``: how long one request may take, `SMALL_TIMEOUT_S` at most for one that carries
+    little. ``deadline_s``: how long it is asked again. ``part_bytes``: size of a part of a large
+    file. ``endpoint``: where the store answers, when not where the environment says.
     """
 
     def __init__(
@@ -88,12 +93,13 @@ class ObjectStore:
         self._prefix = parts.path.strip("/")
         self._bucket = f"{parts.scheme}://{parts.netloc}"
         self._deadline_s, self._part_bytes = deadline_s, part_bytes
-        self._store, self._once = _clients(self._bucket, timeout_s, endpoint)
+        self._large = _clients(self._bucket, timeout_s, endpoint)
+        self._small = _clients(self._bucket, min(timeout_s, SMALL_TIMEOUT_S), endpoint)
 
     def exists(self, path: str) -> bool:
         """Whether the object is there."""
         try:
-            self._ask(path, lambda: obstore.head(self._store, self._full(path)))
+            self._head(path)
         except FileNotFoundError:
             return False
         return True
@@ -101,24 +107,23 @@ class ObjectStore:
     def read_bytes(self, path: str, start: int) -> bytes:
         """The object from byte ``start`` on, from its end when negative."""
         if not start:
-            return self._ask(path, lambda: _body(self._store, self._full(path)))
+            return self._ask(path, lambda: _body(self._large.patient, self._full(path)))
         size = self._size(path)
         begin = max(size + start, 0) if start < 0 else start
         return self._range(path, begin, size - begin) if begin < size else b""
 
     def written_at(self, path: str) -> float:
         """When the object was written, in seconds since the epoch of the store's clock."""
-        found = self._ask(path, lambda: obstore.head(self._store, self._full(path)))
-        return float(found["last_modified"].timestamp())
+        return float(self._head(path)["last_modified"].timestamp())
 
     def create(self, path: str, data: bytes) -> None:
         """One conditional PUT. Raises AlreadyExistsError."""
-        is_ours_perhaps = False
+        is_ours_perhaps, once = False, self._for(len(data)).once
 
         def put() -> None:
             nonlocal is_ours_perhaps
             try:
-                obstore.put(self._once, self._full(path), data, mode="create", use_multipart=False)
+                obstore.put(once, self._full(path), data, mode="create", use_multipart=False)
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
                 there = self._bytes_or_none(path)
                 if there is None:  # 409: another write or a deletion was under way
@@ -133,8 +138,8 @@ class ObjectStore:
 
     def replace(self, path: str, data: bytes) -> None:
         """One PUT."""
-        put = obstore.put
-        self._ask(path, lambda: put(self._store, self._full(path), data, use_multipart=False))
+        put, patient = obstore.put, self._for(len(data)).patient
+        self._ask(path, lambda: put(patient, self._full(path), data, use_multipart=False))
 
     def list(self, prefix: str) -> dict[str, int]:
         """Relative path to size of every object below ``prefix``.
@@ -143,7 +148,8 @@ class ObjectStore:
         which is listed here without its slash.
         """
         full = self._full(prefix)
-        found = self._ask(prefix, lambda: obstore.list(self._store, prefix=full or None).collect())
+        store = self._small.patient
+        found = self._ask(prefix, lambda: obstore.list(store, prefix=full or None).collect())
         start = len(self._prefix) + 1 if self._prefix else 0
         sizes = {entry["path"][start:]: entry["size"] for entry in found if entry["path"] != full}
         listed = {p: s for p, s in sizes.items() if not _name(p).startswith(TEMPORARY)}
@@ -151,10 +157,8 @@ class ObjectStore:
 
     def children(self, prefix: str) -> set[str]:
         """Names directly below ``prefix``: one listing, not a walk."""
-        full = self._full(prefix)
-        found = self._ask(
-            prefix, lambda: obstore.list_with_delimiter(self._store, prefix=full or None)
-        )
+        full, store = self._full(prefix), self._small.patient
+        found = self._ask(prefix, lambda: obstore.list_with_delimiter(store, prefix=full or None))
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         names = {_name(path.rstrip("/")) for path in paths if path.rstrip("/") != full}
         return {name for name in names if not name.startswith(TEMPORARY)}
@@ -175,7 +179,7 @@ class ObjectStore:
     def _put_parts(self, local: Path, path: str, tick: Callable[[], None]) -> None:
         try:
             obstore.put(
-                self._store,
+                self._large.patient,
                 self._full(path),
                 _ticking_parts(local, self._part_bytes, tick),
                 use_multipart=True,
@@ -218,7 +222,7 @@ class ObjectStore:
     def delete(self, path: str) -> None:
         """Remove the object; nothing happens when it is not there."""
         with suppress(FileNotFoundError):
-            self._ask(path, lambda: obstore.delete(self._store, self._full(path)))
+            self._ask(path, lambda: obstore.delete(self._small.patient, self._full(path)))
 
     def sweep(self) -> int:
         """Abort uploads in parts that nobody completes any more below this folder; how many.
@@ -237,15 +241,18 @@ class ObjectStore:
         return "/".join(part for part in (self._prefix, path.strip("/")) if part)
 
     def _size(self, path: str) -> int:
-        return int(self._ask(path, lambda: obstore.head(self._store, self._full(path)))["size"])
+        return int(self._head(path)["size"])
+
+    def _head(self, path: str) -> Any:
+        return self._ask(path, lambda: obstore.head(self._small.patient, self._full(path)))
+
+    def _for(self, num_bytes: int) -> _Clients:
+        """Who asks for so much, or sends it."""
+        return self._small if num_bytes <= SMALL_BYTES else self._large
 
     def _range(self, path: str, begin: int, length: int) -> bytes:
-        ranged = obstore.get_range
-        return bytes(
-            self._ask(
-                path, lambda: ranged(self._store, self._full(path), start=begin, length=length)
-            )
-        )
+        ranged, store, full = obstore.get_range, self._for(length).patient, self._full(path)
+        return bytes(self._ask(path, lambda: ranged(store, full, start=begin, length=length)))
 
     def _bytes_or_none(self, path: str) -> bytes | None:
         try:
@@ -258,7 +265,7 @@ class ObjectStore:
 
         Raises FileNotFoundError, PermissionError, ConnectionError.
         """
-        deadline, pause_s = time.monotonic() + self._deadline_s, _PAUSE_S
+        deadline, pause_s = math.inf, _PAUSE_S
         while True:
             try:
                 return question()
@@ -267,6 +274,7 @@ class ObjectStore:
                 raise FileNotFoundError(missing) from None
             except (exceptions.BaseError, ConflictError) as error:
                 is_final = isinstance(error, _REFUSALS)
+                deadline = min(deadline, time.monotonic() + self._deadline_s)
                 if is_final or time.monotonic() + pause_s > deadline:
                     raise self._os_error(path, error, is_final=is_final) from None
             time.sleep(pause_s * random.uniform(0.5, 1))
@@ -317,12 +325,26 @@ def _abort_s3_uploads(bucket: str, prefix: str) -> int:
     return count
 
 
+class _Clients(NamedTuple):
+    """Two ways of asking a bucket."""
+
+    patient: Any
+    """Repeats what can be repeated."""
+    once: Any
+    """Asks just once."""
+
+
 @cache
-def _clients(bucket: str, timeout_s: float, endpoint: str) -> tuple[Any, Any]:
-    """A client that repeats what can be repeated, and one that asks just once."""
+def _memory(_bucket: str) -> MemoryStore:
+    """The bucket of that name in this process."""
+    return MemoryStore()
+
+
+@cache
+def _clients(bucket: str, timeout_s: float, endpoint: str) -> _Clients:
+    """Who gives up a request after a time-out."""
     if bucket.startswith("memory://"):
-        memory = MemoryStore()
-        return memory, memory
+        return _Clients(_memory(bucket), _memory(bucket))
     scheme = bucket.partition("://")[0]
     client = {"allow_http": True, "timeout": timedelta(seconds=timeout_s)}
     options: dict[str, Any] = {"client_options": client}
@@ -332,9 +354,9 @@ def _clients(bucket: str, timeout_s: float, endpoint: str) -> tuple[Any, Any]:
         if scheme == "s3" and (provider := profile()):
             options["credential_provider"] = provider
         opened: Any = from_url  # typed for each kind of store alone
-        return (
-            opened(bucket, retry_config=_RETRIES, **options),
-            opened(bucket, retry_config={"max_retries": 0}, **options),
+        return _Clients(
+            patient=opened(bucket, retry_config=_RETRIES, **options),
+            once=opened(bucket, retry_config={"max_retries": 0}, **options),
         )
     except (exceptions.BaseError, ValueError) as error:
         raise RequestError(f"store {bucket!r}: {_first_line(error)}") from None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import errno
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import AlreadyExistsError, RequestError
-from orchestrator.ledger.object_store import ObjectStore, profile
+from orchestrator.ledger.object_store import SMALL_TIMEOUT_S, ObjectStore, profile
 from orchestrator.ledger.path_store import TEMPORARY
+from orchestrator.spec.cluster import Cluster
 
 
 def test_a_file_in_parts_is_created_once(tmp_path: Path) -> None:
@@ -40,6 +46,57 @@ def test_a_disk_that_fills_up_under_a_fetch_is_no_damaged_object(
         store.fetch("a", small / "back")
     assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(small / "back"))
     assert list(small.iterdir()) == []
+
+
+@contextmanager
+def deaf_at_first() -> Iterator[str]:
+    """The address of a store that never answers the first request, and agrees to all others."""
+    done = threading.Event()
+    headers = "ETag: x\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\nConnection: close"
+    answer = f"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n{headers}\r\n\r\n".encode()
+
+    def serve(server: socket.socket) -> None:
+        first, _ = server.accept()
+        while not done.is_set():
+            connection, _ = server.accept()
+            with connection:
+                is_look = connection.recv(1 << 16).startswith(b"HEAD")
+                connection.sendall(answer + (b"" if is_look else b"abc"))
+        first.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{port}"
+        done.set()
+        socket.create_connection(("127.0.0.1", port)).close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "answer"),
+    [
+        ("create", ("a", b"1"), None),
+        ("create", ("a", bytes(2 << 20)), None),
+        ("replace", ("a", b"1"), None),
+        ("exists", ("a",), True),
+        ("read_bytes", ("a", 0), b"abc"),
+    ],
+)
+def test_a_request_that_hangs_is_asked_again_however_long_that_took(
+    monkeypatch: pytest.MonkeyPatch, verb: str, words: tuple[Any, ...], answer: Any
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.setenv(name, "x")
+    with deaf_at_first() as endpoint:
+        store = ObjectStore("s3://b", timeout_s=0.5, deadline_s=0.2, endpoint=endpoint)
+        assert getattr(store, verb)(*words) == answer
+
+
+def test_a_heartbeat_that_hangs_is_sent_again_before_it_is_late() -> None:
+    retry = Cluster.model_validate({"backend": "local", "store": "/s"}).retry
+    assert retry.heartbeat_timeout_s / 6 + 2 * SMALL_TIMEOUT_S < retry.heartbeat_timeout_s
 
 
 def test_what_only_tells_the_stores_time_is_never_listed() -> None:
