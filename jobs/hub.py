@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from jobs.attempt import Attempt
 from jobs.weights import PICKLED, SAFETENSORS, first_line
@@ -28,9 +29,11 @@ from orchestrator.errors import (
     RunFailedError,
     cause_of,
 )
-from orchestrator.ledger.artifact import KEY_DIGITS, MANIFEST, differences
+from orchestrator.ledger.artifact import MANIFEST, differences
+from orchestrator.ledger.records import record_at, understood
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import MODELS
+from orchestrator.plan.keys import KEY_DIGITS
 from orchestrator.spec.loader import resolve_env
 
 CONFIG = "config.json"
@@ -78,8 +81,7 @@ def keep(
         fetched = download(name, revision, where=where, check=attempt.check)
         judge(fetched)
         _put(storage, fetched, name, revision)
-    _require_whole(storage)
-    found = storage.read_json(MANIFEST)["files"].get(SAFETENSORS, {}).get("sha256")
+    found = _whole_files(storage).get(SAFETENSORS, {}).get("sha256")
     if sha256 and found != sha256:
         raise CorruptError(
             f"{where}: {SAFETENSORS} of {name} has sha256 {found}, the recipe says {sha256}; "
@@ -124,10 +126,15 @@ def download(
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
 
-def _require_whole(storage: Storage) -> None:
-    """Raise CorruptError when a kept model is not what its manifest says."""
-    for problem in differences(storage, storage.read_json(MANIFEST)["files"]):
-        raise CorruptError(f"{problem}; remove {storage.url}", cause=Cause.BAD_DATA)
+def _whole_files(storage: Storage) -> Mapping[str, Mapping[str, Any]]:
+    """A kept model's files as its manifest names them; CorruptError when they are others."""
+    remedy = f"remove {storage.url}"
+    with understood(f"{storage.url}/{MANIFEST}", remedy):
+        files: dict[str, dict[str, Any]] = record_at(storage, MANIFEST, remedy)["files"]
+        problem = next(differences(storage, files), "")
+    if problem:
+        raise CorruptError(f"{problem}; {remedy}", cause=Cause.BAD_DATA)
+    return files
 
 
 def _put(storage: Storage, folder: Path, name: str, revision: str | None) -> None:

@@ -24,9 +24,6 @@ INPUTS = "inputs.json"
 UNLISTED = (INPUTS, "lease/", "pretrain/", *checkpoints.WORK_IN_PROGRESS)
 """What the manifest holds, and work in progress that carries its own digests, or none."""
 
-KEY_DIGITS = 12
-"""Hex digits of a key in names of folders and instances."""
-
 
 @dataclass(frozen=True)
 class Artifact:

@@ -20,12 +20,12 @@ from typing import Any
 from orchestrator.errors import CorruptError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger import lease as leases
-from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, Artifact
+from orchestrator.ledger.artifact import INPUTS, Artifact
 from orchestrator.ledger.checkpoints import Manifest, Segment
 from orchestrator.ledger.records import find_record
 from orchestrator.ledger.store import Store
 from orchestrator.plan.extension import obstacle, relatives
-from orchestrator.plan.keys import key_of
+from orchestrator.plan.keys import KEY_DIGITS, key_of
 
 Lines = Sequence[dict[str, Any]]
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from orchestrator.errors import AlreadyExistsError, BackendError, OrchestratorError, os_words
 from orchestrator.ledger import checkpoints
-from orchestrator.ledger.artifact import INPUTS, KEY_DIGITS, Artifact
+from orchestrator.ledger.artifact import INPUTS, Artifact
 from orchestrator.ledger.records import find_record
 from orchestrator.ledger.storage import Storage
+from orchestrator.plan.keys import KEY_DIGITS
 from orchestrator.plan.planner import Found, Instance
 
 ARTIFACTS, RUNS = "artifacts", "runs"

@@ -13,7 +13,7 @@ runs/<run>/jobs-seen.json   the newest answer about every job: what is known whe
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -104,18 +104,20 @@ class Submissions:
                 newest[job.kind, job.instance].append(job)
         return [job for jobs in newest.values() for job in jobs]
 
-    def end(self, job_ids: Collection[str], how: Mapping[str, Any]) -> None:
-        """Write down how jobs ended, for the time when the scheduler has forgotten them.
+    def end(self, ends: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write down how jobs ended, by id, for the time when the scheduler has forgotten them.
 
         The first word about a job stands.
         """
-        for folder in self._folders(job_ids):
-            with suppress(AlreadyExistsError):
-                self._run.create_json(f"{folder}/{_ENDED}", {**how, "ended_at": time.time()})
+        for folder, job in self._with_folders():
+            if job.id in ends:
+                row = {**ends[job.id], "ended_at": time.time()}
+                with suppress(AlreadyExistsError):
+                    self._run.create_json(f"{folder}/{_ENDED}", row)
 
     def reopen(self, job_id: str) -> None:
         """A job runs again that had ended: somebody has put it back into the queue."""
-        for folder in self._folders([job_id]):
+        for folder in (folder for folder, job in self._with_folders() if job.id == job_id):
             self._run.delete(f"{folder}/{_ENDED}")
         if job_id in (seen := self.seen()):
             self.remember({i: row for i, row in seen.items() if i != job_id})
@@ -151,9 +153,6 @@ class Submissions:
     def folder(number: int) -> str:
         """Where a submission lies below its run."""
         return f"submissions/{number:04d}"
-
-    def _folders(self, job_ids: Collection[str]) -> list[str]:
-        return [folder for folder, job in self._with_folders() if job.id in job_ids]
 
     def _with_folders(self) -> Iterator[tuple[str, SubmittedJob]]:
         for submission in self.all():

@@ -9,6 +9,8 @@ from typing import Any
 
 from orchestrator.spec.model import Spec
 
+KEY_DIGITS = 12
+"""Hex digits of a key in names of folders and instances."""
 _ALWAYS_SPELLED = {
     "Corpus": "sources snapshot languages data_fraction windows shard_hours",
     "Source": "name adapter language lowpass_hz",
@@ -112,4 +114,4 @@ def _short(values: Mapping[str, Any], name: str) -> str:
         return "not set"
     value = values[name]
     text = json.dumps(value) if not isinstance(value, str) else value
-    return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
+    return text[:KEY_DIGITS] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text

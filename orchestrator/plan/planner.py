@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.plan.extension import obstacle, relatives
 from orchestrator.plan.graph import Node, nodes_of
-from orchestrator.plan.keys import key_of, nearest_changes
+from orchestrator.plan.keys import KEY_DIGITS, key_of, nearest_changes
 from orchestrator.plan.stages import BY_NAME, Facts, inputs_of
 from orchestrator.spec.recipe import Recipe
 
@@ -203,7 +203,7 @@ def _instance(
     upstream_keys = {role: needed.key for role, needed in upstream.items()}
     inputs = inputs_of(stage, node.part, recipe, facts, upstream_keys)
     key = key_of(inputs)
-    instance_id = f"{node.name}-{key[:12]}"
+    instance_id = f"{node.name}-{key[:KEY_DIGITS]}"
     return Instance(
         id=instance_id,
         stage=stage.name,
@@ -266,7 +266,7 @@ def _extending(
     if not usable:
         return instance
     step, key = max(usable)
-    other = f"{stage}-{key[:12]}"
+    other = f"{stage}-{key[:KEY_DIGITS]}"
     if why := obstacle(instance.inputs):
         return replace(instance, reason=f"{instance.reason}; cannot extend {other}: {why}")
     reason = f"extends {other}, step {step:,} of {last:,}"

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import (
@@ -26,9 +26,11 @@ from orchestrator.control.executor import Check, Executor, JobPreview, Request, 
 from orchestrator.control.slurm.doctor import examine_slurm
 from orchestrator.control.slurm.job_states import (
     JobStates,
+    cancelled,
     close_attempts,
     failing_nodes,
     note_cancelled,
+    note_ends,
     observed_from,
     open_jobs,
     ref_of,
@@ -145,11 +147,9 @@ class SlurmExecutor(Executor):
         # What runs may save; a worker ends with its head, and at once where that does not run.
         headless = [ref for ref, job in running.items() if job.instance not in saving]
         self._backend.cancel([*queued, *headless])
-        for ref, status in self._await_end(run, list(jobs)).items():
-            if status.state.is_final:
-                run.submissions.end({ref.id}, asdict(status))
-            else:
-                note_cancelled(run, [ref], "cancelled by the user")
+        ends = self._await_end(run, list(jobs)).items()
+        ours = cancelled("cancelled by the user")
+        note_ends(run, {ref: status if status.state.is_final else ours for ref, status in ends})
         run.note_cancelled(number, run.cancel_requests()[number - 1])
 
     def _await_end(self, run: RunFolder, refs: Sequence[JobRef]) -> dict[JobRef, JobStatus]:

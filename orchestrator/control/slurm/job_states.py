@@ -149,15 +149,24 @@ def open_jobs(run: RunFolder) -> dict[JobRef, SubmittedJob]:
 
 def note_cancelled(run: RunFolder, refs: Iterable[JobRef], why: str) -> None:
     """Write down that jobs were cancelled, and why: where there are no books, only we know."""
-    status = JobStatus(state=JobState.CANCELLED, cause=Cause.CANCELLED, detail=why)
-    run.submissions.end({ref.id for ref in refs}, asdict(status))
+    note_ends(run, dict.fromkeys(refs, cancelled(why)))
+
+
+def cancelled(why: str) -> JobStatus:
+    """How a job stands that was cancelled by us."""
+    return JobStatus(state=JobState.CANCELLED, cause=Cause.CANCELLED, detail=why)
+
+
+def note_ends(run: RunFolder, ends: Mapping[JobRef, JobStatus]) -> None:
+    """Write down how jobs ended."""
+    run.submissions.end({ref.id: asdict(status) for ref, status in ends.items()})
 
 
 def note_own_end(run: RunFolder, job_id: str, state: str) -> None:
     """Let a job that is about to end by itself say so; a store that refuses changes nothing."""
     how = JobStatus(state=JobState(state), detail="as it wrote down itself")
     with suppress(OSError):
-        run.submissions.end({job_id}, asdict(how))
+        run.submissions.end({job_id: asdict(how)})
 
 
 def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: str) -> Observed:

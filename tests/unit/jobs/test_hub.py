@@ -42,6 +42,14 @@ def test_what_the_store_keeps_is_not_fetched_again_and_is_checked(tmp_path: Path
         keep(attempt, "org/model", COMMIT, sha256=None, where=where)
 
 
+@pytest.mark.parametrize("manifest", [b"", b"[1]", b"{}", b'{"files": {"config.json": 2}}'])
+def test_a_damaged_manifest_is_named_with_what_to_remove(tmp_path: Path, manifest: bytes) -> None:
+    attempt, storage = kept_in(tmp_path)
+    storage.replace("MANIFEST.json", manifest)
+    with pytest.raises(CorruptError, match=rf"{storage.url}/MANIFEST\.json: .*remove"):
+        keep(attempt, "org/model", COMMIT, sha256=None, where="model.text_model")
+
+
 def test_a_path_that_is_no_folder_is_never_asked_for(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no such folder\); check the path"):
         keep(attempt_in(tmp_path), str(tmp_path / "lm"), None, sha256=None, where="x")

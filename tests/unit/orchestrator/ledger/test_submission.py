@@ -71,8 +71,8 @@ def test_the_first_word_about_an_end_stands_until_the_job_runs_again(
     number = submissions.begin("user", {})
     for n, name in enumerate(("corpus-1", "train-1", "pack-1"), 11):
         submissions.record(number, job(name, n))
-    submissions.end({"11", "12", "99"}, {"state": "cancelled"})
-    submissions.end(["12"], {"state": "failed"})
+    submissions.end({job_id: {"state": "cancelled"} for job_id in ("11", "12", "99")})
+    submissions.end({"12": {"state": "failed"}})
     assert {i: row["state"] for i, row in submissions.ended().items()} == {
         "11": "cancelled",
         "12": "cancelled",
