@@ -17,6 +17,7 @@ from orchestrator.ledger.records import find_record
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.keys import KEY_DIGITS
 from orchestrator.plan.planner import Found, Instance
+from orchestrator.plan.stages import STAGES
 
 ARTIFACTS, RUNS = "artifacts", "runs"
 MODELS = "models"
@@ -109,7 +110,7 @@ def require_usable(storage: Storage) -> None:
 def _require_folders(root: Path) -> None:
     """Raise BackendError when a folder that somebody else made here takes nothing of ours."""
     shared = [root / name for name in (ARTIFACTS, RUNS, MODELS)]
-    stages = sorted(shared[0].iterdir()) if shared[0].is_dir() else []
+    stages = [root / ARTIFACTS / stage.name for stage in STAGES]
     for folder in (f for f in (*shared, *stages) if os.path.lexists(f)):
         if folder.is_symlink() and not folder.exists():
             problem = f"leads to {folder.readlink()}, which is not there; mount it, or remove it"

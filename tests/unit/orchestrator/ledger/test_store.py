@@ -233,6 +233,13 @@ def test_a_folder_of_a_store_that_takes_nothing_is_named(
     assert str(raised.value) == f"store: {folder}: {said}, or name another store"
 
 
+@pytest.mark.parametrize("name", ["README.txt", ".DS_Store", ".nfs0000000001", ".snapshot"])
+def test_what_is_not_ours_beside_folders_of_stages_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / name).symlink_to(tmp_path / "gone")
+    require_usable(Storage(str(tmp_path)))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir(mode=0o555)
