@@ -7,7 +7,7 @@ corpus that is too small is known as soon as its recordings are, before any is e
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from jobs.lm.packing import SPLITS, SplitName, place_of, split_of
 from jobs.speech.lloyd import MIN_FRAMES_PER_CLUSTER
@@ -21,14 +21,17 @@ def require_enough(recipes: Iterable[Recipe], num_samples: Mapping[str, int]) ->
     # Most variants of a sweep ask for the same, and a corpus may have millions of recordings.
     for recipe in {_demand(recipe): recipe for recipe in recipes}.values():
         require_splits(num_samples, recipe.split)
+        _require_pretraining(recipe, num_samples)
+        tokenizer, where = recipe.tokenizer, "tokenizer"
+        hours, num_clusters = tokenizer.fit_hours, tokenizer.num_clusters
+        _require_frames(recipe, num_samples, hours, num_clusters, where, f"{where}.fit_hours")
         _require_tokens(recipe, num_samples)
 
 
-def _demand(recipe: Recipe) -> tuple[float, ...]:
+def _demand(recipe: Recipe) -> Hashable:
     """All that decides whether a corpus is enough."""
-    split, rate_hz = recipe.split, recipe.encoder.frame_rate_hz
-    num_clusters, length = recipe.tokenizer.num_clusters, recipe.train.context_length
-    return (split.valid, split.test, rate_hz, num_clusters, length)
+    windows, length = recipe.corpus.windows, recipe.train.context_length
+    return (recipe.split, recipe.encoder, recipe.tokenizer, windows, length)
 
 
 def require_splits(recordings: Collection[str], shares: Split) -> None:
@@ -67,15 +70,51 @@ def _just_above(share: float) -> float:
     return (math.floor(share * 1000) + 1) / 1000
 
 
+def _require_pretraining(recipe: Recipe, num_samples: Mapping[str, int]) -> None:
+    pretrain = recipe.encoder.pretrain
+    if pretrain is None:
+        return
+    total_s = sum(num_samples.values()) / SAMPLE_RATE_HZ
+    if total_s < pretrain.crop_s:
+        raise DataError(
+            f"encoder.pretrain.crop_s: all recordings last {total_s:.1f} s, and a crop "
+            f"{pretrain.crop_s:g} s; lower it or add recordings"
+        )
+    where = "encoder.pretrain"
+    most = max(iteration.num_clusters for iteration in pretrain.iterations)
+    _require_frames(
+        recipe, num_samples, pretrain.max_hours, most, f"{where}.iterations", f"{where}.max_hours"
+    )
+
+
+def _require_frames(
+    recipe: Recipe,
+    num_samples: Mapping[str, int],
+    hours: float,
+    num_clusters: int,
+    where: str,
+    where_hours: str,
+) -> None:
+    """Raise DataError when k-means has too few frames: in all, or in the hours it is fitted on."""
+    rate_hz, needed = recipe.encoder.frame_rate_hz, MIN_FRAMES_PER_CLUSTER * num_clusters
+    frames = sum(int(n * rate_hz / SAMPLE_RATE_HZ) for n in num_samples.values())
+    if frames < needed:
+        raise DataError(
+            f"{where}.num_clusters: all recordings have {frames} frames, and "
+            f"{num_clusters} clusters need {needed}; lower it or add recordings"
+        )
+    # The utterance with which the hours are reached may be of any length.
+    drawn = int((hours * 3600 + recipe.corpus.windows.max_s) * rate_hz)
+    if drawn < needed:
+        raise DataError(
+            f"{where_hours}: {hours:g} hours have at most {drawn} frames, and {num_clusters} "
+            f"clusters need {needed}; raise it"
+        )
+
+
 def _require_tokens(recipe: Recipe, num_samples: Mapping[str, int]) -> None:
     rate_hz, length = recipe.encoder.frame_rate_hz, recipe.train.context_length
     frames = {r: int(n * rate_hz / SAMPLE_RATE_HZ) for r, n in num_samples.items()}
-    needed = MIN_FRAMES_PER_CLUSTER * recipe.tokenizer.num_clusters
-    if sum(frames.values()) < needed:
-        raise DataError(
-            f"tokenizer.num_clusters: all recordings have {sum(frames.values())} frames, and "
-            f"{recipe.tokenizer.num_clusters} clusters need {needed}; lower it or add recordings"
-        )
     num_tokens = sum(n for r, n in frames.items() if split_of(r, recipe.split) == "train")
     if num_tokens <= length:
         raise DataError(

@@ -45,15 +45,17 @@ _PATTERNS = (
     (CONFIG, "pytorch_model*.bin", f"{PICKLED}.index.json"),
 )
 """What is fetched of a repository: the second only where nothing safer is there."""
-_PASSING_STATUSES = frozenset({408, 409, 425, 429})
+_PASSING_STATUSES = frozenset({407, 408, 409, 425, 429})
+"""Besides those of the server's own faults. A proxy that asks who we are is the network's."""
 _REMEDIES = {
     401: "check the name, and give a token in HF_TOKEN if the model is private",
     403: "accept its licence on the hub with the account of HF_TOKEN",
     404: "check the name and the revision",
+    451: "it may not be had from where the node is; use a mirror by HF_ENDPOINT",
 }
 _AWAY = (
-    "check the node's network, set HF_ENDPOINT to a mirror, or name a local folder in the "
-    "cluster's models"
+    "check the node's network and proxy, set HF_ENDPOINT to a mirror, or name a local folder in "
+    "the cluster's models"
 )
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,13 @@ def keep(
         fetched = download(name, revision, where=where, check=attempt.check)
         judge(fetched)
         _put(storage, fetched, name, revision)
-    found = _whole_files(storage).get(SAFETENSORS, {}).get("sha256")
+    files = _whole_files(storage)
+    if sha256 and SAFETENSORS not in files:
+        raise RequestError(
+            f"{where}: {name} has its weights in {', '.join(sorted(set(files) - {CONFIG}))}, which "
+            f"sha256 cannot pin, but in {SAFETENSORS} alone; give revision without it"
+        )
+    found = files.get(SAFETENSORS, {}).get("sha256")
     if sha256 and found != sha256:
         raise CorruptError(
             f"{where}: {SAFETENSORS} of {name} has sha256 {found}, the recipe says {sha256}; "
@@ -180,7 +188,7 @@ def _passing_reason(error: Exception, problem: str) -> str:
 
 def _refusal(error: BaseException) -> str:
     """The remedy of what asking again cannot mend; empty for what may pass."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     for one in _chain(error):
         if isinstance(one, OfflineModeIsEnabled):
@@ -189,7 +197,9 @@ def _refusal(error: BaseException) -> str:
             status = one.response.status_code
             passes = status in _PASSING_STATUSES or status >= 500
             return "" if passes else _REMEDIES.get(status, _REMEDIES[404])
-    return _REMEDIES[404] if isinstance(error, ValueError | TypeError) else ""
+        if isinstance(one, HFValidationError):
+            return _REMEDIES[404]
+    return ""  # an answer that makes no sense is a proxy's or a login page's
 
 
 def _asked_pause_s(error: BaseException) -> float:

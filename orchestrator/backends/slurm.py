@@ -39,9 +39,9 @@ ADOPT_EVERY_S = 2.0
 _DAY_S = 86_400.0
 
 _WORDS = {
-    JobState.QUEUED: "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD "
-    "SPECIAL_EXIT",
-    JobState.RUNNING: "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED",
+    JobState.QUEUED: "PENDING CONFIGURING EXPEDITING LAUNCH_FAILED POWER_UP_NODE RECONFIG_FAIL "
+    "REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT",
+    JobState.RUNNING: "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED UPDATE_DB",
     JobState.SUCCEEDED: "COMPLETED",
     JobState.PREEMPTED: "PREEMPTED",
     JobState.CANCELLED: "CANCELLED",
@@ -123,7 +123,7 @@ class SlurmBackend:
         submitted_at = time.time()
         try:
             answer = ask("sbatch", str(path), script=text)
-            job_id = submitit.SlurmExecutor._get_job_id_from_submission_command(answer)
+            job_id = _job_id(answer)
         except (BackendError, FailedSubmissionError) as error:
             tries = ADOPT_TRIES if re.search(_NO_ANSWER, str(error)) else 1
             adopted = self._adopted(job, 0 if re.search(_NOT_REACHED, str(error)) else tries)
@@ -235,9 +235,9 @@ class SlurmBackend:
         except BackendError:
             return None
         rows: dict[str, dict[str, Row]] = {}
-        for line in answer.splitlines():
-            full_id, state, code, nodes = line.split("|")[:4]
-            row = Row(word=state.split()[0], nodes=nodes, exit_code=_exit_code(code), by=state)
+        for found in re.finditer(_BOOKED_ROW, answer):
+            full_id, word, more, code, nodes = found.groups()
+            row = Row(word=word, nodes=nodes, exit_code=_exit_code(code), by=f"{word}{more}")
             rows.setdefault(full_id.split("_")[0], {})[full_id] = row
         return {job_id: tuple(by_task.values()) for job_id, by_task in rows.items()}
 
@@ -261,6 +261,8 @@ _QUEUE_ROW = (
     r"(?:\|(?P<command>[^|\n]*))?(?:\|(?P<comment>.*))?$"
 )
 """A job of the queue; the further lines of a comment are none."""
+_BOOKED_ROW = r"(?m)^(\d[^|\n]*)\|([A-Z_]+)([^|\n]*)\|(\d+:\d+)\|([^|\n]*)"
+"""A job of the books; what a site's wrapper says beside them is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,14 +387,18 @@ def _refusal(job: Job, error: Exception) -> Exception:
 
 
 _NOT_REACHED = (
-    r"(?i)unable to contact|connection refused|cannot be run|configuration (source|file)|"
-    r"fetch config|unknown host|name or service|no route to host|network is unreachable|"
-    r"munge|authentication|communication \w+ failure|standby mode|incompatible versions"
+    r"(?i)unable to (contact|establish controller)|connection refused|cannot be run|"
+    r"configuration (source|file)|fetch config|unknown host|name or service|no route to host|"
+    r"network is unreachable|munge|authentication|communication \w+ failure|standby mode|"
+    r"incompatible versions|I/O error writing script"
 )
 """What is said when nothing can have been accepted: of the network, of munge, of slurm.conf."""
 NO_ROOM = r"(?i)submit_?job|MaxJobCount|temporarily unable to accept job"
 """What is said where a user, an account or all together may have only so many jobs at a time."""
-_NO_ANSWER = r"did not answer|timed out|Transport endpoint|Zero Bytes|Unexpected message"
+_NO_ANSWER = (
+    r"did not answer|timed out|Transport endpoint|Zero Bytes|Unexpected message|"
+    r"(?i:reset by peer|broken pipe|insane message length)"
+)
 
 
 def _status(
@@ -405,6 +411,8 @@ def _status(
     states = [row.state for row in rows]
     leading = next((s for s in _LEADING if s in states), states[0])
     row = next(r for r in rows if r.state is leading)
+    if leading is JobState.UNKNOWN and ref.id in queued:  # a word of a newer release: it is there
+        leading = JobState.QUEUED
     counts = Counter(r.word.lower() for r in rows)
     several = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
     return JobStatus(
@@ -443,6 +451,16 @@ def _cause_by_code(row: Row) -> Cause | None:
 def _is_unclear(rows: Sequence[Row] | None) -> bool:
     """Whether the queue must say more: the books are written late, a row for each start."""
     return not rows or any(row.word in _PERHAPS_REQUEUED or not row.state.is_final for row in rows)
+
+
+def _job_id(answer: str) -> str:
+    """The id in what sbatch prints, which a site's wrapper or plugin may add lines to.
+
+    Raises FailedSubmissionError.
+    """
+    if found := re.search(r"(?m)^Submitted batch job (\d+)", answer):
+        return found[1]
+    return submitit.SlurmExecutor._get_job_id_from_submission_command(answer)
 
 
 def _exit_code(text: str) -> int:

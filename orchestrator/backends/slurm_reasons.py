@@ -16,7 +16,7 @@ _WORDS = (
     ("JobHeldAdmin", "an administrator holds it; ask them, it starts when they release it"),
     ("JobHeldUser", "you hold it; `scontrol release {job}` lets it start"),
     (
-        "requeued in held state|JobHoldMaxRequeue|SpecialExit",
+        "requeued in held state|requeued held|JobHoldMaxRequeue|SpecialExit",
         "it was put back into the queue and is held; `scontrol release {job}` lets it start",
     ),
     (
@@ -25,7 +25,7 @@ _WORDS = (
         "afterwards, or before it if walltime_min lets it end in time",
     ),
     (
-        "ReqNodeNotAvail|NodeDown",
+        "ReqNodeNotAvail|NodeDown|Nodes required for job are|FrontEndDown",
         "nodes that it needs are down, drained or reserved (`sinfo -R`); it starts when they are "
         "back",
     ),
@@ -40,7 +40,8 @@ _WORDS = (
     ),
     (
         "Partition(Time|Node)Limit|(Time|Node)Limit$|BadConstraints|InvalidAccount|InvalidQOS|"
-        "AccountNotAllowed|QOSNotAllowed|QOSMin|Max\\w*PerJob|Max\\w*PerNode",
+        "AccountNotAllowed|QOSNotAllowed|not permitted to use|PartitionConfig|QOSMin|"
+        "Max\\w*PerJob|Max\\w*PerNode",
         f"it asks for what is not allowed here and may never start; {_ANOTHER}",
     ),
     (

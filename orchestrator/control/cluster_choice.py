@@ -6,9 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from orchestrator.errors import BackendError, RequestError
+from orchestrator.errors import BackendError, RequestError, os_words
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.stuck_files import require_answer
+from orchestrator.ledger.stuck_files import answer_within_s, require_answer
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 
@@ -52,7 +52,23 @@ def open_store(cluster: Cluster) -> Store:
     if root:
         require_answer(root)
         _require_folder(root)
+    else:
+        _require_bucket(url)
     return store
+
+
+def _require_bucket(url: str) -> None:
+    """Raise BackendError when a bucket does not answer while somebody waits.
+
+    Jobs, whose store may come back, ask for longer.
+    """
+    from orchestrator.ledger.object_store import ObjectStore  # its library is slow to import
+
+    part_s = answer_within_s() / 3  # for a request, then for asking again, the last in its time
+    try:
+        ObjectStore(url, timeout_s=part_s, deadline_s=part_s).children("")
+    except OSError as error:
+        raise BackendError(f"cluster: store: {os_words(error)}") from None
 
 
 def _require_folder(root: Path) -> None:

@@ -53,7 +53,7 @@ TIMEOUT_S = 300.0
 SMALL_BYTES, SMALL_TIMEOUT_S = 1 << 20, 20.0
 """The same of a request that carries no more: a heartbeat must not hang for as long as it may be
 late."""
-_RETRIES = {"max_retries": 6, "retry_timeout": timedelta(seconds=DEADLINE_S)}
+_MAX_RETRIES = 6
 _REFUSALS = (
     exceptions.PermissionDeniedError,
     exceptions.UnauthenticatedError,
@@ -93,8 +93,9 @@ class ObjectStore:
         self._prefix = parts.path.strip("/")
         self._bucket = f"{parts.scheme}://{parts.netloc}"
         self._deadline_s, self._part_bytes = deadline_s, part_bytes
-        self._large = _clients(self._bucket, timeout_s, endpoint)
-        self._small = _clients(self._bucket, min(timeout_s, SMALL_TIMEOUT_S), endpoint)
+        small_s = min(timeout_s, SMALL_TIMEOUT_S)
+        self._large = _clients(self._bucket, timeout_s, deadline_s, endpoint)
+        self._small = _clients(self._bucket, small_s, deadline_s, endpoint)
 
     def exists(self, path: str) -> bool:
         """Whether the object is there."""
@@ -341,13 +342,14 @@ def _memory(_bucket: str) -> MemoryStore:
 
 
 @cache
-def _clients(bucket: str, timeout_s: float, endpoint: str) -> _Clients:
-    """Who gives up a request after a time-out."""
+def _clients(bucket: str, timeout_s: float, deadline_s: float, endpoint: str) -> _Clients:
+    """Who gives up a request after a time-out, and repeats it until a deadline."""
     if bucket.startswith("memory://"):
         return _Clients(_memory(bucket), _memory(bucket))
     scheme = bucket.partition("://")[0]
     client = {"allow_http": True, "timeout": timedelta(seconds=timeout_s)}
     options: dict[str, Any] = {"client_options": client}
+    retries = {"max_retries": _MAX_RETRIES, "retry_timeout": timedelta(seconds=deadline_s)}
     if endpoint:
         options["base_url" if scheme == "gs" else "endpoint"] = endpoint
     try:
@@ -355,11 +357,14 @@ def _clients(bucket: str, timeout_s: float, endpoint: str) -> _Clients:
             options["credential_provider"] = provider
         opened: Any = from_url  # typed for each kind of store alone
         return _Clients(
-            patient=opened(bucket, retry_config=_RETRIES, **options),
+            patient=opened(bucket, retry_config=retries, **options),
             once=opened(bucket, retry_config={"max_retries": 0}, **options),
         )
     except (exceptions.BaseError, ValueError) as error:
-        raise RequestError(f"store {bucket!r}: {_first_line(error)}") from None
+        raise RequestError(
+            f"store {bucket!r}: {_first_line(error)}; look at its address, and at the credentials "
+            "of the environment"
+        ) from None
 
 
 def profile() -> Any:

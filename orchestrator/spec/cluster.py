@@ -157,9 +157,10 @@ class Environment(Spec):
 
 _OURS = frozenset(
     {
-        *("array", "chdir", "comment", "dependency", "error", "export", "job-name"),
-        *("kill-on-invalid-dep", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode"),
-        *("output", "requeue", "signal", "wrap"),
+        *("array", "chdir", "clusters", "comment", "dependency", "error", "export", "export-file"),
+        *("job-name", "kill-on-invalid-dep", "no-requeue", "nodes", "ntasks", "ntasks-per-node"),
+        *("open-mode", "output", "parsable", "quiet", "requeue", "signal", "test-only", "wait"),
+        *("wrap",),
     }
 )
 """Options of sbatch that a cluster file may not set: jobs are recognised and chained by them."""

@@ -43,7 +43,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = dict(FILES)
         self.faults: list[int | str] = []
-        """What happens to the next requests: a status, ``reset`` or ``cut``."""
+        """What happens to the next requests: a status, ``reset``, ``cut`` or a login ``page``."""
         self.asked: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -71,6 +71,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         if isinstance(fault, int):
             self._send(fault, b'{"error": "no"}', {"Retry-After": "0"}, with_body)
+            return
+        if fault == "page":  # of whoever wants a login before the network is there
+            self._send(200, b"<html>Who are you?</html>", {}, with_body)
             return
         body, headers = self._found()
         self._send(
@@ -143,7 +146,7 @@ def fetched(
 @pytest.mark.parametrize(
     "faults",
     [
-        [429, 429, 503],
+        ["page", 429, 407, 503],
         ["reset", "reset", 500, 502],
         [200, 504, "reset", "cut", 408],
     ],
@@ -157,7 +160,10 @@ def test_a_hub_that_fails_for_a_while_is_asked_again(
     assert server.faults == []
 
 
-@pytest.mark.parametrize(("status", "remedy"), [(401, "HF_TOKEN"), (403, "licence"), (404, "name")])
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(401, "HF_TOKEN"), (403, "licence"), (404, "name"), (451, "from where the node is")],
+)
 def test_what_the_hub_refuses_is_a_wrong_request(
     server: Hub, tmp_path: Path, status: int, remedy: str
 ) -> None:

@@ -107,7 +107,10 @@ class LocalExecutor(Executor):
                 continue
             needed = ("config.json", *([WEIGHTS] if model.sha256 else []))
             for name in [n for n in needed if not (folder / n).is_file()][:1]:
-                yield f"{where}: models.{model.name}: {folder} has no {name}; check the path"
+                remedy = "check the path"
+                if name == WEIGHTS and any(folder.glob(f"{name}.index.json")):
+                    remedy = f"{model.section}.sha256 pins one file; merge its parts into one"
+                yield f"{where}: models.{model.name}: {folder} has no {name}; {remedy}"
         if cluster.resources_of("train").gpus_per_node == 0:
             for variant in request.variants:
                 yield from _too_much_for_memory(variant.recipe, where)

@@ -112,3 +112,50 @@ def test_clusters_need_frames() -> None:
     assert str(raised.value).startswith(
         "tokenizer.num_clusters: all recordings have 1000 frames, and 2000 clusters need "
     )
+
+
+PRETRAIN = {"num_layers": 1, "iterations": [{"targets": "mfcc", "steps": 1, "num_clusters": 100}]}
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        (
+            {"tokenizer": {"num_clusters": 2000, "fit_hours": 0.001}},
+            "tokenizer.fit_hours: 0.001 hours have at most 1680 frames, and 2000 clusters need "
+            "4000; raise it",
+        ),
+        (
+            {"encoder": {"layer": 1, "pretrain": {**PRETRAIN, "crop_s": 2000.0}}},
+            "encoder.pretrain.crop_s: all recordings last 1000.0 s, and a crop 2000 s; lower it "
+            "or add recordings",
+        ),
+        (
+            {
+                "encoder": {"layer": 1, "pretrain": {**PRETRAIN, "max_hours": 1e-6}},
+                "corpus": {"sources": [{"name": "s"}], "windows": {"max_s": 2.0}},
+            },
+            "encoder.pretrain.max_hours: 1e-06 hours have at most 100 frames, and 100 clusters "
+            "need 200; raise it",
+        ),
+        (
+            {
+                "encoder": {
+                    "layer": 1,
+                    "pretrain": {
+                        **PRETRAIN,
+                        "iterations": [{"steps": 1, "num_clusters": 65_000}],
+                    },
+                },
+            },
+            "encoder.pretrain.iterations.num_clusters: all recordings have 50000 frames, and "
+            "65000 clusters need 130000; lower it or add recordings",
+        ),
+    ],
+    ids=["hours of the codebook", "crops", "hours of pretraining", "targets"],
+)
+def test_what_only_part_of_the_recordings_is_used_for(over: Mapping[str, Any], says: str) -> None:
+    """It is known before the encoder is trained."""
+    with pytest.raises(DataError) as raised:
+        require_enough([recipe(**over)], seconds(dict.fromkeys(names(500), 2.0)))
+    assert str(raised.value) == says

@@ -53,3 +53,17 @@ def test_a_damaged_manifest_is_named_with_what_to_remove(tmp_path: Path, manifes
 def test_a_path_that_is_no_folder_is_never_asked_for(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no such folder\); check the path"):
         keep(attempt_in(tmp_path), str(tmp_path / "lm"), None, sha256=None, where="x")
+
+
+def test_weights_in_several_files_have_no_digest_of_their_own(tmp_path: Path) -> None:
+    attempt, storage = kept_in(tmp_path)
+    manifest = storage.read_json("MANIFEST.json")
+    weights = manifest["files"].pop("model.safetensors")
+    manifest["files"]["model-00001-of-00001.safetensors"] = weights
+    storage.delete("MANIFEST.json")
+    storage.delete("model.safetensors")
+    storage.create("model-00001-of-00001.safetensors", FILES["model.safetensors"])
+    storage.create_json("MANIFEST.json", manifest)
+    with pytest.raises(RequestError, match=r"sha256 cannot pin, .*; give revision without it"):
+        keep(attempt, "org/model", COMMIT, sha256="0" * 64, where="model.text_model")
+    assert keep(attempt, "org/model", COMMIT, sha256=None, where="x").url == storage.url

@@ -1282,6 +1282,16 @@ CLUSTERS = (
             "leave it out",
         ),
     ),
+    *(
+        Broken(
+            id=f"an option after which jobs are not found, {name}",
+            cluster=added(f"slurm: {{extra: {{{name}: {value}}}}}", CLUSTER),
+            says=(
+                f"c.yaml: slurm: extra: {name}: {name} is what jobs are recognised and chained by; leave it out",
+            ),
+        )
+        for name, value in (("clusters", "other"), ("test-only", "true"), ("wait", "true"))
+    ),
     Broken(
         id="an option that has a name here",
         cluster=added("slurm: {extra: {mem-per-cpu: 4G}}", CLUSTER),

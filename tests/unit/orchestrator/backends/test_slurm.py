@@ -139,6 +139,23 @@ def test_a_scheduler_out_of_reach_is_said_so(answers: Answers) -> None:
         ask()
 
 
+@pytest.mark.parametrize("word", ["POWER_UP_NODE", "EXPEDITING", "A_WORD_TO_COME"])
+def test_a_job_in_the_queue_is_there_whatever_it_is_called(answers: Answers, word: str) -> None:
+    answers.say("sacct", "")
+    answers.say("squeue", f"7|{word}||None|x\n")
+    assert ask() == JobStatus(state=JobState.QUEUED, detail=word)
+
+
+@pytest.mark.parametrize(
+    "around",
+    ["Welcome to the site\n{}", "{}sacct: note: archive|is|read|only\n", "\n{}\n|||\n7||0:0|n\n"],
+)
+def test_what_a_wrapper_says_beside_the_books_is_no_job(answers: Answers, around: str) -> None:
+    answers.say("sacct", around.format("7|FAILED|2:0|node1\n"))
+    status = ask()
+    assert (status.state, status.exit_code, status.node) == (JobState.FAILED, 2, "node1")
+
+
 def test_every_word_of_slurms_has_a_meaning() -> None:
     assert set(STATES.values()) == set(JobState) - {JobState.UNKNOWN}
 
@@ -154,8 +171,17 @@ def test_what_slurm_refuses_is_a_wrong_request(answers: Answers, tmp_path: Path)
         SlurmBackend().submit(job(tmp_path))
 
 
-def test_what_was_accepted_is_found_by_its_tag(answers: Answers, tmp_path: Path) -> None:
-    answers.say("sbatch", "sbatch: error: Socket timed out on send/recv operation\n", code=1)
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Socket timed out on send/recv operation",
+        "Batch job submission failed: Connection reset by peer",
+        "Batch job submission failed: Insane message length",
+        "Batch job submission failed: Broken pipe",
+    ],
+)
+def test_what_was_accepted_is_found_by_its_tag(answers: Answers, tmp_path: Path, said: str) -> None:
+    answers.say("sbatch", f"sbatch: error: {said}\n", code=1)
     rows = "41|PENDING||None|(null)|orc 1 encoder\n42|PENDING||None|(null)|orc 1 corpus\n"
     answers.say("squeue", rows)
     assert SlurmBackend(adopt_every_s=0.01).submit(job(tmp_path)).id == "42"
@@ -170,6 +196,19 @@ def test_what_is_accepted_late_is_found_too(answers: Answers, tmp_path: Path) ->
     late.write_text(f"{late.read_text()}touch {tmp_path}/asked\n")
     late.chmod(0o755)
     assert SlurmBackend(adopt_every_s=0.01).submit(job(tmp_path)).id == "42"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Submitted batch job 42\n",
+        "site: your job 2 GPUs will cost 3\nSubmitted batch job 42\n",
+        "Submitted batch job 42 on cluster alpha\nsee job 7 for hints\n",
+    ],
+)
+def test_the_id_is_where_slurm_says_it(answers: Answers, tmp_path: Path, said: str) -> None:
+    answers.say("sbatch", said)
+    assert SlurmBackend().submit(job(tmp_path)).id == "42"
 
 
 def test_hints_of_how_to_ask_are_not_the_answer(answers: Answers, tmp_path: Path) -> None:
@@ -189,6 +228,8 @@ def test_hints_of_how_to_ask_are_not_the_answer(answers: Answers, tmp_path: Path
         "error: Batch job submission failed: Communication connection failure",
         "error: Batch job submission failed: Slurm backup controller in standby mode",
         "error: If munged is up, restart with --num-threads=10",
+        "error: Batch job submission failed: Unable to establish controller machine",
+        "error: Batch job submission failed: I/O error writing script/environment to file",
     ],
 )
 def test_what_was_not_accepted_may_be_submitted_again(
@@ -198,6 +239,16 @@ def test_what_was_not_accepted_may_be_submitted_again(
     with pytest.raises(BackendError, match="submit again"):
         SlurmBackend().submit(job(tmp_path))
     assert [asked.split()[0] for asked in answers.asked] == ["sbatch"]
+
+
+@pytest.mark.parametrize("said", ["Connection reset by peer", "Insane message length"])
+def test_an_answer_that_was_lost_is_no_wrong_request(
+    answers: Answers, tmp_path: Path, said: str
+) -> None:
+    answers.say("sbatch", f"sbatch: error: Batch job submission failed: {said}\n", code=1)
+    answers.say("squeue", "")
+    with pytest.raises(BackendError, match="submit again"):
+        SlurmBackend(adopt_every_s=0.01).submit(job(tmp_path))
 
 
 def test_a_single_job_that_the_queue_never_heard_of_is_no_error(answers: Answers) -> None:

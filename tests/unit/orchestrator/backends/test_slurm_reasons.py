@@ -30,6 +30,15 @@ from orchestrator.backends.slurm_reasons import LAUNCH_FAILED, in_plain_words
         ("QOSMaxJobsPerUserLimit", "a limit of your account"),
         ("AssocGrpGRES", "a limit of your account"),
         ("Licenses", "a licence"),
+        (
+            "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority "
+            "partitions",
+            "down, drained or reserved (`sinfo -R`)",
+        ),
+        ("user env retrieval failed requeued held", "`scontrol release 7`"),
+        ("Job's QOS not permitted to use this partition (long allows a not b)", "may never start"),
+        ("Job's account not permitted to use this partition (x)", "may never start"),
+        ("PartitionConfig", "may never start"),
     ],
 )
 def test_reasons_with_what_to_do(reason: str, says: str) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -117,3 +121,46 @@ def test_a_store_behind_a_link_that_leads_nowhere(tmp_path: Path, below: str) ->
         f"cluster: store: {tmp_path}/link leads to {tmp_path}/gone, which is not there; mount it, "
         "or name another folder"
     )
+
+
+@contextmanager
+def closed() -> Iterator[int]:
+    """A port where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """A server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield int(server.getsockname()[1])
+
+
+@contextmanager
+def cutting() -> Iterator[int]:
+    """A server that closes every connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def cut() -> None:
+            with suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        threading.Thread(target=cut, daemon=True).start()
+        yield int(server.getsockname()[1])
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("server", [closed, silent, cutting])
+def test_nobody_waits_long_for_a_bucket_that_is_away(
+    server: Callable[[], AbstractContextManager[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("ORCHESTRATOR_ANSWER_WITHIN_S", "0.3")
+    with server() as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        with pytest.raises(BackendError, match=r"cluster: store: s3://\w+/x/: the store did not"):
+            open_store(cluster(f"s3://{server.__name__}/x"))
