@@ -87,6 +87,12 @@ def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
     return run, store
 
 
+def say_if_moved(run: RunFolder) -> None:
+    """Say on stderr that what is read here is what a run has left behind."""
+    if moved := run.moved:
+        print(f"run {run.name}: {moved.words}; this is what it left here", file=sys.stderr)
+
+
 def is_folder(run: str) -> bool:
     """Whether ``RUN`` is a folder's path or URL, and no name."""
     return "/" in run or run in (".", "..")

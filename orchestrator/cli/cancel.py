@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
         executor = executor_of(folder.cluster())
         observed = executor.observe([folder])[folder.name]
     if not observed.is_alive and not observed.has_jobs_left:
+        folder.require_here("cancel")
         print(f"run {folder.name}: not running; nothing to cancel", file=sys.stderr)
         return 0
     with interruptible(lambda: _asked(folder)):

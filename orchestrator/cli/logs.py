@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 
-from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.cli.arguments import add_run, run_and_store, say_if_moved
 from orchestrator.cli.terminal import interruptible, what_stands
 from orchestrator.cli.watch import failure_lines
 from orchestrator.control.executor import observe
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the chosen logs."""
     folder, store = run_and_store(options)
+    say_if_moved(folder)
     logs = Logs(folder, options)
     if options.first_error:
         code = _first_error(logs, folder, store)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.cli.arguments import add_run, run_and_store, say_if_moved
 from orchestrator.control.executor import observe
 from orchestrator.ledger.status import BROKEN, Observed
 from orchestrator.report.page import write_report
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page and print where it is."""
     folder, store = run_and_store(options)
+    say_if_moved(folder)
     try:
         observed = observe(folder)
     except BROKEN as error:  # there is a page all the same

@@ -107,8 +107,9 @@ def _all(store: Store, *, as_json: bool) -> int:
     else:
         terminal = Terminal()
         terminal.print(_table([status for _, status in sorted(rows.items()) if status]))
-        for status in (s for _, s in sorted(rows.items()) if s and s.moved_to):
-            terminal.print(f"{status.run}: moved to {status.moved_to}", soft_wrap=True)
+        for status in (s for _, s in sorted(rows.items()) if s):
+            if status.moved:
+                terminal.print(f"{status.run}: {status.moved.words}", soft_wrap=True)
         for name, why in sorted(unreadable.items()):
             terminal.print(f"{name}: unreadable: {why}", soft_wrap=True)
     if problem := next((o.problem for o in observed.values() if o.problem), ""):
@@ -154,6 +155,6 @@ def _table(statuses: Iterable[RunStatus]) -> Table:
     table = Table("run", "state", "backend", "stages done", box=None, pad_edge=False)
     for status in statuses:
         done = sum(s.state is RunState.SUCCEEDED for s in status.stages)
-        state = "moved" if status.moved_to else status.state
-        table.add_row(status.run, state, status.backend, f"{done}/{len(status.stages)}")
+        figures = f"{done}/{len(status.stages)}"
+        table.add_row(status.run, status.shown_state, status.backend, figures)
     return table

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 
-from orchestrator.cli.arguments import add_run, run_and_store
+from orchestrator.cli.arguments import add_run, run_and_store, say_if_moved
 from orchestrator.control.executor import observe
 from orchestrator.ledger.verify import verify
 from orchestrator.quantities import format_bytes
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a verdict on every stage; 1 when anything is wrong."""
     folder, store = run_and_store(options)
+    say_if_moved(folder)
     verdicts = []
     is_alive = observe(folder).is_alive
     if is_alive:

@@ -70,7 +70,7 @@ def _live(view: Group, console: Console) -> AbstractContextManager[Live | None]:
 def run_view(status: RunStatus) -> Group:
     """One row a stage instance; below them a line for each that works or has failed."""
     table = Table(box=None, pad_edge=False)
-    table.title, table.title_justify = f"{status.run}: {status.state}", "left"
+    table.title, table.title_justify = f"{status.run}: {status.shown_state}", "left"
     for name in ("stage", "variant", "state", "progress", "left", "attempts"):
         table.add_column(name, no_wrap=name != "variant", overflow="fold")
     everyone = max((", ".join(s.instance.variants) for s in status.stages), key=len)
@@ -134,8 +134,8 @@ class ChangeLines:
 
 
 def _remarks(status: RunStatus) -> Iterator[str]:
-    if status.moved_to:
-        yield f"moved to {status.moved_to}"
+    if status.moved:
+        yield status.moved.words
     if status.refusal:
         yield f"{status.refusal}; `orchestrator resume {status.run}` hands it over again"
     for stage in status.stages:

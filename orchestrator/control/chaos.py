@@ -72,6 +72,7 @@ class Drill:
         """
         chosen = run.chosen(stage)
         if not observe(run).is_alive:
+            run.require_here("chaos")
             raise RequestError(
                 f"{run.name}: is not at work; `orchestrator resume {run.name}` first"
             )

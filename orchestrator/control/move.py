@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Self
 
 from orchestrator.control.cluster_choice import open_store
@@ -53,7 +53,7 @@ from orchestrator.ledger.records import find_record
 from orchestrator.ledger.run import PLAN, RunFolder
 from orchestrator.ledger.status import JobState
 from orchestrator.ledger.storage import Storage
-from orchestrator.ledger.store import MODELS, Store, require_usable
+from orchestrator.ledger.store import FOLDERS, MODELS, Store, require_usable
 from orchestrator.ledger.transfer import Transfer
 from orchestrator.plan.planner import Instance
 from orchestrator.spec.cluster import Cluster
@@ -118,6 +118,8 @@ def bring(place: Place, cluster_file: Path, listener: Listener | None = None) ->
         if moved:
             _stay(place, listener)
         return place
+    _require_apart(place.store.storage, store.storage)
+    _require_apart(store.storage, place.store.storage)
     if moved and not is_same(Storage(moved.to), target.run.storage):
         place.run.require_here()
     Mover(place, target, cluster, cluster_file, listener).move()
@@ -125,11 +127,19 @@ def bring(place: Place, cluster_file: Path, listener: Listener | None = None) ->
 
 
 def where_it_lies(place: Place) -> Place:
-    """Where moves lead from a place: to where the run is, or a move that goes on begins."""
+    """Where moves lead from a place: to where the run is, or a move that goes on begins.
+
+    Raises RequestError when it has been lost since.
+    """
     while (moved := place.run.moved) is not None:
         following = Place.at(moved.to)
         if moved.arrived_at is None and not following.is_home:
             return place
+        if not following.run.exists():
+            raise RequestError(
+                f"{place.run.name}: {moved.words}, where it is no longer; bring that folder back, "
+                f"or, where it is lost for good, remove {place.url}/{MOVED} to go on from here"
+            )
         place = following
     return place
 
@@ -141,6 +151,19 @@ def is_same(one: Storage, other: Storage) -> bool:
     if one.local_root.exists() and other.local_root.exists():
         return one.local_root.samefile(other.local_root)
     return one.local_root.resolve() == other.local_root.resolve()
+
+
+def _require_apart(inner: Storage, outer: Storage) -> None:
+    """Raises RequestError when a store lies among what another keeps, and removes in time."""
+    if any(_located(inner).is_relative_to(_located(outer.at(name))) for name in FOLDERS):
+        raise RequestError(
+            f"store: {inner.url} lies in a folder that the store {outer.url} keeps its own things "
+            "in, and tidies; name one beside that store"
+        )
+
+
+def _located(storage: Storage) -> PurePath:
+    return storage.local_root.resolve() if storage.local_root else PurePath(storage.url)
 
 
 class Mover:

@@ -33,6 +33,11 @@ class Moved:
     arrived_at: float | None = None
     """When all of it was there; None while the move goes on."""
 
+    @property
+    def words(self) -> str:
+        """Where the run is: ``moved to URL``, or ``on its way to URL``."""
+        return f"{'on its way' if self.arrived_at is None else 'moved'} to {self.to}"
+
 
 def find_moved(run: Storage) -> Moved | None:
     """Where a run's folder says that it has gone; None when it has not."""

@@ -141,19 +141,18 @@ class RunFolder:
         """Where it goes, or has gone; None where it is at home. Raises CorruptError."""
         return find_moved(self.storage)
 
-    def require_here(self) -> None:
-        """Raises RequestError when the run goes on in another store."""
+    def require_here(self, verb: str = "resume") -> None:
+        """Raises RequestError, with where to say ``verb``, when the run goes on elsewhere."""
         if (moved := self.moved) is None:
             return
         if moved.arrived_at is None:
             raise RequestError(
-                f"{self.name}: is on its way to {moved.to}; `orchestrator resume {self.name} "
+                f"{self.name}: is {moved.words}; `orchestrator resume {self.name} "
                 "--cluster FILE` with that store's cluster file brings the rest, with this "
                 "store's it stays"
             )
-        raise RequestError(
-            f"{self.name}: moved to {moved.to}; `orchestrator resume {moved.to}` goes on there"
-        )
+        effect = "goes on there" if verb == "resume" else "reaches it there"
+        raise RequestError(f"{self.name}: {moved.words}; `orchestrator {verb} {moved.to}` {effect}")
 
     def variants(self) -> tuple[Variant, ...]:
         """Every variant with its recipe."""

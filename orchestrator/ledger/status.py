@@ -14,7 +14,7 @@ from orchestrator.errors import Cause, OrchestratorError
 from orchestrator.ledger.artifact import MANIFEST
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
 from orchestrator.ledger.goodput import goodput
-from orchestrator.ledger.moved import MOVED
+from orchestrator.ledger.moved import MOVED, Moved
 from orchestrator.ledger.records import BROKEN_RECORD, understood
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import spending
@@ -258,8 +258,20 @@ class RunStatus:
     """Empty where it was not asked for."""
     spending: Mapping[str, Any] = field(default_factory=dict)
     """What it has spent of what it may; empty where it was not asked for."""
-    moved_to: str = ""
-    """URL of its folder in another store, where it goes on; empty where it does so here."""
+    moved: Moved | None = None
+    """Where it goes on in another store, or is on its way to; None where it does so here."""
+
+    @property
+    def moved_to(self) -> str:
+        """URL of its folder in another store; empty where it is at home."""
+        return self.moved.to if self.moved else ""
+
+    @property
+    def shown_state(self) -> str:
+        """Its state in words; of a run that goes on elsewhere, that it does."""
+        if self.moved is None:
+            return self.state
+        return "moving" if self.moved.arrived_at is None else "moved"
 
     @property
     def has_ended_in_vain(self) -> bool:
@@ -366,7 +378,7 @@ class StatusReader:
         return RunStatus(
             run=self._run.name,
             state=state,
-            moved_to=moved.to if moved else "",
+            moved=moved,
             cause="" if end is None or observed.is_alive else str(end.get("cause") or ""),
             backend=self._backend,
             problem=observed.problem,

@@ -22,6 +22,8 @@ from orchestrator.plan.stages import STAGES
 ARTIFACTS, RUNS = "artifacts", "runs"
 MODELS = "models"
 """Where models of a hub are kept below the store."""
+FOLDERS = ("artifacts", "runs", MODELS)
+"""What a store keeps; nothing else below its root is its own."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -21,6 +22,7 @@ from orchestrator.ledger import checkpoints
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.checkpoints import Manifest
+from orchestrator.ledger.moved import Moved, record_arrival, record_moved
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import Observed, RunState, run_status
 from orchestrator.ledger.storage import Storage
@@ -193,11 +195,70 @@ def test_the_old_run_says_where_it_went(world: World, capsys: pytest.CaptureFixt
     assert main(["status", *here]) == 0
     assert f"\n{world.run.name}: moved to {to}\n" in capsys.readouterr().out
     assert main(["status", world.run.name, *here]) == 0
-    assert f"moved to {to}" in capsys.readouterr().out.replace("\n", "")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{world.run.name}: moved ")
+    assert f"moved to {to}" in printed.replace("\n", "")
     assert main(["submit", str(world.folder / "r.yaml"), *here]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == said
     assert main(["resume", world.run.storage.url]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == said
+
+
+def test_what_a_run_left_behind_is_not_taken_for_it(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, to = world.run.name, world.there().url
+    moved = Moved(to=to, at=0.0)
+    record_moved(world.run.storage, moved)
+    assert main(["cancel", world.run.storage.url]) == 2
+    assert f"{name}: is on its way to {to}; `orchestrator resume {name} " in capsys.readouterr().err
+    for at, words in ((None, "on its way"), (1.0, "moved")):
+        if at:
+            record_arrival(world.run.storage, moved, at)
+        for verb in ("logs", "verify"):
+            main([verb, world.run.storage.url])
+            said = f"run {name}: {words} to {to}; this is what it left here"
+            assert said in capsys.readouterr().err.splitlines()
+    for verb, *more in (["cancel"], ["cancel", "train"], ["chaos", "--kill", "rank"]):
+        assert main([verb, world.run.storage.url, *more]) == 2
+        said = f"{name}: moved to {to}; `orchestrator {verb} {to}` reaches it there"
+        assert capsys.readouterr().err.splitlines() == [said]
+
+
+def test_a_run_whose_new_folder_is_lost_says_how_it_goes_on(world: World) -> None:
+    world.bring()
+    (world.folder / "b").rename(world.folder / "away")
+    for name in ("b", "c", "third"):
+        with pytest.raises(RequestError) as raised:
+            world.bring(name)
+        assert str(raised.value) == (
+            f"{world.run.name}: moved to {world.there().url}, where it is no longer; bring that "
+            "folder back, or, where it is lost for good, remove "
+            f"{world.here.url}/moved.json to go on from here"
+        )
+    (world.folder / "a" / "runs" / world.run.name / "moved.json").unlink()
+    assert world.bring("third").is_home
+
+
+@pytest.mark.parametrize("inner", ["a/runs", "a/runs/{run}", "a/artifacts/x", "link/models/y"])
+def test_a_store_does_not_lie_among_the_things_of_another(world: World, inner: str) -> None:
+    (world.folder / "link").symlink_to(world.folder / "a")
+    where = str(world.folder / inner.format(run=world.run.name))
+    (world.folder / "in.yaml").write_text(f"extends: c.yaml\nstore: {where}\n")
+    with pytest.raises(RequestError, match=f"^store: {where} lies in a folder that the store "):
+        world.bring("in")
+    assert world.here.is_home
+    place = Place.at(f"{where}/runs/{world.run.name}")
+    shutil.copytree(world.here.url, str(world.folder / "copy"))
+    shutil.copytree(str(world.folder / "copy"), place.url, dirs_exist_ok=True)
+    with pytest.raises(RequestError, match=f"^store: {where} lies in a folder"):
+        bring(place, world.folder / "c.yaml")  # it would have removed itself
+
+
+def test_a_store_may_lie_beside_the_things_of_another(world: World) -> None:
+    (world.folder / "in.yaml").write_text(f"extends: c.yaml\nstore: {world.folder}/a/more\n")
+    assert world.bring("in").is_home
+    assert world.bring("c").url == world.here.url
 
 
 def _die_at(folder: Path, cluster: str, point: str, nth: int) -> None:
