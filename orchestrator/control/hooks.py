@@ -60,21 +60,21 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 def hooks_of(notify: Notify) -> dict[str, Hook]:
     """What a cluster file wants to be told, by name."""
     hooks: dict[str, Hook] = {}
+    if notify.command:  # first: a webhook's server may be away for longer than a command may last
+        hooks["command"] = lambda payload, _: call(notify, payload)
     if notify.webhook:
         hooks["webhook"] = lambda payload, beat: post(notify, payload, beat)
-    if notify.command:
-        hooks["command"] = lambda payload, _: call(notify, payload)
     return hooks
 
 
-def address_of(notify: Notify) -> str:
+def address_of(notify: Notify, where: str = WHERE) -> str:
     """The webhook's address, looked up here. Raises RequestError, without the address in it."""
-    url = resolve_env(notify.webhook or "", where=WHERE, is_place=False)
+    url = resolve_env(notify.webhook or "", where=where, is_place=False)
     with suppress(ValueError):  # its text quotes the address
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
             return url
-    raise RequestError(f"{WHERE}: {notify.webhook} holds no address of http:// or https://")
+    raise RequestError(f"{where}: {notify.webhook} holds no address of http:// or https://")
 
 
 def post(

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,9 @@ from orchestrator.control.requirements import (
     impossible_splits,
     impossible_workers,
     missing,
+    missing_hook,
     root_of,
+    unfit_variables,
     unmapped_sources,
 )
 from orchestrator.errors import RequestError, SpecErrors, os_words
@@ -139,13 +140,9 @@ def start(run: RunFolder, store: Store) -> Started:
 
 
 def require_variables(run: RunFolder, cluster: Cluster) -> None:
-    """Raises RequestError when a variable that jobs need is not set here."""
-    named = {name: f"cluster: {field}" for name, field in cluster.variables.items()}
-    named |= {name: f"recipe: {field}" for name, field in run.recipe().tracking.variables.items()}
-    absent = {name: field for name, field in named.items() if name not in os.environ}
-    for field in absent.values():
-        names = ", ".join(name for name in absent if absent[name] == field)
-        raise RequestError(f"{field}: {names} not set here; export and try again")
+    """Raises SpecErrors when a variable that jobs need is not set here, or to no use."""
+    if problems := tuple(unfit_variables(run.recipe(), cluster)):
+        raise SpecErrors(problems)
 
 
 def require_within_limits(run: RunFolder, cluster: Cluster) -> None:
@@ -184,6 +181,8 @@ def require_fit(run: RunFolder, cluster: Cluster, where: str) -> None:
         *impossible_splits(run.variants(), cluster, where),
         *impossible_workers(run.plan(), cluster, where),
         *executor_of(cluster).too_large(run.plan(), cluster, where),
+        *unfit_variables(run.recipe(), cluster, cluster_name=where),
+        *missing_hook(cluster, where),
     )
     if problems:
         raise SpecErrors(problems)

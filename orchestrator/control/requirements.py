@@ -6,11 +6,15 @@ What only one backend asks for, its executor knows.
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from orchestrator.control.executor import Request, executor_of
+from orchestrator.control.hooks import address_of
 from orchestrator.control.models import models_of, unfit_models
 from orchestrator.errors import RequestError
 from orchestrator.plan.execution import execution_of, pretrain_execution
@@ -18,6 +22,7 @@ from orchestrator.plan.planner import Plan, Variant
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
+from orchestrator.spec.model import variable_in
 from orchestrator.spec.recipe import Execution, Recipe, Source
 
 JOB_PACKAGES = (
@@ -32,6 +37,17 @@ JOB_PACKAGES = (
 )
 
 
+_ADDRESSES = {
+    "wandb.base_url": (re.compile(r"https?://."), "no address of http:// or https://"),
+    "mlflow.uri": (
+        re.compile(r"(?!sqlite:///[^/])[\w+-]+://|(file:)?/|(databricks|databricks-uc|uc)$"),
+        "no URL and no absolute path, so that each attempt would write somewhere else",
+    ),
+}
+"""By tracker's field: how its variable's value begins, and what any other is."""
+_NO_ADDRESS = re.compile("."), "nothing"
+
+
 def missing(request: Request) -> list[str]:
     """Everything that keeps the request's cluster from running its recipe."""
     cluster, where = request.cluster, request.cluster_file.name
@@ -44,7 +60,51 @@ def missing(request: Request) -> list[str]:
         *executor_of(cluster).problems(request),
         *executor_of(cluster).too_large(request.plan, cluster, where),
         *unfit_models(request),
+        *unfit_variables(request.recipe, cluster, request.recipe_file.name, where),
+        *missing_hook(cluster, where),
     ]
+
+
+def unfit_variables(
+    recipe: Recipe, cluster: Cluster, recipe_name: str = "recipe", cluster_name: str = "cluster"
+) -> Iterator[str]:
+    """Variables that jobs, hooks and trackers look up, and that are not set here, or to no use."""
+    absent: dict[str, list[str]] = {}
+    asked = ((cluster_name, cluster.variables), (recipe_name, recipe.tracking.variables))
+    for where, named in asked:
+        for name in (name for name in named if name not in os.environ):
+            absent.setdefault(f"{where}: {named[name]}", []).append(name)
+    for field, names in absent.items():
+        yield f"{field}: {', '.join(names)} not set here; export and try again"
+    yield from _useless_addresses(recipe, cluster, recipe_name, cluster_name)
+
+
+def _useless_addresses(
+    recipe: Recipe, cluster: Cluster, recipe_name: str, cluster_name: str
+) -> Iterator[str]:
+    """Variables that are set, but not to what they are looked up for; never with their values."""
+    webhook = cluster.notify.webhook
+    if webhook and variable_in(webhook) in os.environ:
+        try:
+            address_of(cluster.notify, f"{cluster_name}: notify.webhook")
+        except RequestError as error:
+            yield f"{error}; export one"
+    for place, reference in recipe.tracking.references.items():
+        value = os.environ.get(variable_in(reference))
+        pattern, other = _ADDRESSES.get(place, _NO_ADDRESS)
+        if value is not None and not pattern.match(value):
+            yield f"{recipe_name}: tracking.{place}: {reference} holds {other}; export one"
+
+
+def missing_hook(cluster: Cluster, where: str) -> Iterator[str]:
+    """A hook's program that is not here; in a container there may be others."""
+    program = cluster.notify.command[0] if cluster.notify.command else ""
+    is_path = program.startswith("/") and not cluster.environment.container
+    if is_path and not shutil.which(program):
+        yield (
+            f"{where}: notify.command: {program} is no file that can be executed; "
+            "check the path, or chmod +x it"
+        )
 
 
 def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from orchestrator.plan.stages import STAGES
 ARTIFACTS, RUNS = "artifacts", "runs"
 MODELS = "models"
 """Where models of a hub are kept below the store."""
-FOLDERS = ("artifacts", "runs", MODELS)
+FOLDERS = (ARTIFACTS, RUNS, MODELS)
 """What a store keeps; nothing else below its root is its own."""
 
 
@@ -111,7 +111,7 @@ def require_usable(storage: Storage) -> None:
 
 def _require_folders(root: Path) -> None:
     """Raise BackendError when a folder that somebody else made here takes nothing of ours."""
-    shared = [root / name for name in (ARTIFACTS, RUNS, MODELS)]
+    shared = [root / name for name in FOLDERS]
     stages = [root / ARTIFACTS / stage.name for stage in STAGES]
     for folder in (f for f in (*shared, *stages) if os.path.lexists(f)):
         if folder.is_symlink() and not folder.exists():

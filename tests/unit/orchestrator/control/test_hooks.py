@@ -142,6 +142,6 @@ def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None
 
 def test_both_may_be_told() -> None:
     assert list(hooks_of(Notify(webhook="${env:HOOK}", command=("true",)))) == [
-        "webhook", "command",
+        "command", "webhook",
     ]  # fmt: skip
     assert hooks_of(Notify()) == {}

@@ -173,7 +173,8 @@ def test_a_run_of_an_earlier_version_is_left_to_it(project: Path) -> None:
          "environment.export: SOME_TOKEN, OTHER"),
         ({"notify": {"webhook": "${env:SOME_TOKEN}"}}, "notify.webhook: SOME_TOKEN"),
         ({"notify": {"webhook": "${env:SOME_TOKEN}"}, "environment": {"export": ["OTHER"]}},
-         "environment.export: OTHER"),
+         "environment.export: OTHER not set here; export and try again\n"
+         "cluster: notify.webhook: SOME_TOKEN"),
     ],
 )  # fmt: skip
 def test_variables_that_jobs_need_must_be_set(
@@ -188,6 +189,34 @@ def test_variables_that_jobs_need_must_be_set(
     with pytest.raises(RequestError) as raised:
         start(run, store)
     assert str(raised.value) == f"cluster: {says} not set here; export and try again"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"environment": {"export": ["SOME_TOKEN"]}},
+        {"notify": {"webhook": "${env:SOME_TOKEN}"}},
+        {"notify": {"command": ["./nobody.sh"]}},
+    ],
+)
+def test_a_run_that_would_lack_something_is_not_begun_nor_moved(
+    project: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOME_TOKEN", raising=False)
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    (project / "lacks.yaml").write_text(yaml.safe_dump({**spec, **settings}))
+    request = prepare(project / "r.yaml", project / "lacks.yaml")
+    with pytest.raises(SpecErrors, match=r"^lacks.yaml: (environment|notify)\."):
+        submit(request)
+    assert not request.store.runs()
+    run = RunFolder(request.store.run_storage("r"))
+    run.create(request.plan, request.recipe, request.cluster, {}, {"format": FORMAT})
+    before = run.num_moves
+    other = {**spec, **settings, "prices": {"cpu_hour": 1}}
+    (project / "lacks.yaml").write_text(yaml.safe_dump(other))
+    with pytest.raises(SpecErrors, match=r"^lacks.yaml: (environment|notify)\."):
+        move(run, project / "lacks.yaml")
+    assert run.num_moves == before
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import yaml
 
 from orchestrator.control.executor import Request
 from orchestrator.control.request import prepare
-from orchestrator.control.requirements import missing, num_gpus
+from orchestrator.control.requirements import missing, num_gpus, unfit_variables
 from orchestrator.ledger.store import Store
 from tests.unit.orchestrator import broken
+from tests.unit.orchestrator.recipes import cluster, recipe
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HERE = os.cpu_count() or 1
@@ -195,3 +196,76 @@ def test_a_local_store_may_be_anywhere(project: Path) -> None:
 
 def test_a_machine_with_a_venv_of_its_own_is_not_asked_for_packages(project: Path) -> None:
     assert lacking(project, environment={"venv": "/opt/venv"}) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "says"),
+    [
+        ({"notify": {"webhook": "${env:ADDRESS}"}}, "hooks.example/T0",
+         "c.yaml: notify.webhook: ${env:ADDRESS} holds no address of http:// or https://"),
+        ({"notify": {"webhook": "${env:ADDRESS}"}}, "", "c.yaml: notify.webhook: ${env:ADDRESS}"),
+        ({"notify": {"webhook": "${env:ADDRESS}"}}, None,
+         "c.yaml: notify.webhook: ADDRESS not set here; export and try again"),
+        ({"environment": {"export": ["ADDRESS"]}}, None,
+         "c.yaml: environment.export: ADDRESS not set here; export and try again"),
+        ({"notify": {"command": ["./tell.sh"]}}, None,
+         "c.yaml: notify.command: {folder}/tell.sh is no file that can be executed; "),
+        ({"notify": {"command": ["./c.yaml"]}}, None,
+         "c.yaml: notify.command: {folder}/c.yaml is no file that can be executed; "),
+        ({"notify": {"command": ["./speech"]}}, None,
+         "c.yaml: notify.command: {folder}/speech is no file that can be executed; "),
+        ({"notify": {"command": ["/bin/sh"], "webhook": "${env:ADDRESS}"}}, "https://h/1", ""),
+        ({"notify": {"command": ["tell"]}, "environment": {"export": ["ADDRESS"]}}, "", ""),
+    ],
+)  # fmt: skip
+def test_hooks_that_nobody_would_hear_of(
+    project: Path,
+    settings: dict[str, Any],
+    value: str | None,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _set("ADDRESS", value, monkeypatch)
+    found = lacking(project, **settings)
+    assert [line.startswith(says) for line in found] == [True] * bool(says), found
+
+
+@pytest.mark.parametrize(
+    ("value", "holds"),
+    [
+        ("./mlruns", "no URL and no absolute path"),
+        ("mlruns", "no URL and no absolute path"),
+        ("file:mlruns", "no URL and no absolute path"),
+        ("localhost:5000", "no URL and no absolute path"),
+        ("sqlite:///ml.db", "no URL and no absolute path"),
+        ("", "no URL and no absolute path"),
+        *[(good, "") for good in ("/a/b", "file:///a", "file:/a", "http://h:5000", "databricks")],
+        *[(good, "") for good in ("sqlite:////a/ml.db", "postgresql+psycopg://u@h/d", "uc")],
+    ],
+)
+def test_a_tracker_is_found_from_everywhere(
+    value: str, holds: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _set("MLFLOW_TRACKING_URI", value, monkeypatch)
+    asked = recipe(**{"tracking.mlflow": {"experiment": "e"}})
+    found = list(unfit_variables(asked, cluster("/a", backend="local")))
+    said = f"recipe: tracking.mlflow.uri: ${{env:MLFLOW_TRACKING_URI}} holds {holds}"
+    assert [line.startswith(said) for line in found] == [True] * bool(holds)
+
+
+@pytest.mark.parametrize("place", ["api_key", "base_url"])
+def test_a_tracker_of_which_a_variable_is_empty(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    _set("EMPTY", "", monkeypatch)
+    asked = recipe(**{"tracking.wandb": {"project": "p", place: "${env:EMPTY}"}})
+    (found,) = unfit_variables(asked, cluster("/a", backend="local"))
+    assert found.startswith(f"recipe: tracking.wandb.{place}: ${{env:EMPTY}} holds no")
+
+
+def _set(name: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, value)
