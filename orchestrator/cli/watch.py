@@ -89,10 +89,13 @@ def run_view(status: RunStatus) -> Group:
 
 def ending_lines(status: RunStatus) -> list[str]:
     """How a run ended that did not succeed, in whose words, and what its user can do."""
+    if status.moved:
+        there = f"  `orchestrator status {status.moved_to} --watch` shows it there"
+        return [f"run {status.run}: {status.moved.words}", there]
     cause = f" ({status.cause})" if status.cause else ""
     failures = [f"  {status.refusal}"] if status.refusal else []
     failures += [f"  {line}" for line in failure_lines(status)]
-    resume = f"`orchestrator resume {status.moved_to or status.run}` continues it"
+    resume = f"`orchestrator resume {status.run}` continues it"
     mend = "change what is wrong there, then submit again; resuming alone would end the same way"
     advice = resume if status.resuming_helps else mend
     if status.is_at_limit:

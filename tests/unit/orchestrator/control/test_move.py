@@ -198,6 +198,12 @@ def test_the_old_run_says_where_it_went(world: World, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert printed.startswith(f"{world.run.name}: moved ")
     assert f"moved to {to}" in printed.replace("\n", "")
+    assert main(["status", world.run.name, "--watch", *here]) == 1  # that it succeeds is not known
+    ending = f"  `orchestrator status {to} --watch` shows it there"
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        f"run {world.run.name}: moved to {to}",
+        ending,
+    ]
     assert main(["submit", str(world.folder / "r.yaml"), *here]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == said
     assert main(["resume", world.run.storage.url]) == 2
