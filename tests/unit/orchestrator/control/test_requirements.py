@@ -195,7 +195,10 @@ def test_a_local_store_may_be_anywhere(project: Path) -> None:
 
 
 def test_a_machine_with_a_venv_of_its_own_is_not_asked_for_packages(project: Path) -> None:
-    assert lacking(project, environment={"venv": "/opt/venv"}) == []
+    program = project / "venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.symlink_to("/bin/true")
+    assert lacking(project, environment={"venv": "venv"}) == []
 
 
 @pytest.mark.parametrize(
