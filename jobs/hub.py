@@ -82,7 +82,7 @@ def keep(
     if not storage.exists(MANIFEST):
         fetched = download(name, revision, where=where, check=attempt.check)
         judge(fetched)
-        _put(storage, fetched, name, revision)
+        put(storage, fetched, name, revision)
     files = _whole_files(storage)
     if sha256 and SAFETENSORS not in files:
         raise RequestError(
@@ -145,8 +145,9 @@ def _whole_files(storage: Storage) -> Mapping[str, Mapping[str, Any]]:
     return files
 
 
-def _put(storage: Storage, folder: Path, name: str, revision: str | None) -> None:
-    """Copy a downloaded model into the store; its manifest last."""
+def put(storage: Storage, folder: Path, name: str, revision: str | None) -> None:
+    """Copy a downloaded model into the store, where others may do so too; its manifest last."""
+    storage.sweep_old()  # of processes that were killed
     paths = sorted(p for pattern in sum(_PATTERNS, ()) for p in folder.glob(pattern))
     files = {}
     for path in dict.fromkeys(paths):

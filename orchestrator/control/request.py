@@ -46,9 +46,6 @@ from orchestrator.spec.loader import (
 )
 from orchestrator.spec.recipe import Recipe
 
-LEFT_FOR_S = 60.0
-"""A file of a run's folder that has been half written for so long was left by a killed writer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
@@ -133,7 +130,7 @@ def start(run: RunFolder, store: Store) -> Started:
     if not store.has(*run.plan().instances):
         require_executable(run)
         require_within_limits(run, cluster)
-        run.storage.sweep_old(LEFT_FOR_S)  # of processes that were killed
+        run.storage.sweep_old()  # of processes that were killed
         require_usable(store.storage)
     require_variables(run, cluster)
     return executor_of(cluster).start(run, store)

@@ -105,16 +105,17 @@ class PathStore:
             chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
             publish(_write_aside(target, chunks, tick), target)
 
-    def sweep(self, but: str, before: float = math.inf) -> int:
+    def sweep(self, but: str = "", before: float = math.inf) -> int:
         """Remove temporary files below this folder, but for one folder in it; how many.
 
         ``before``: only those that nobody has written to since, by the file system's clock.
         """
+        kept = self._root / but if but else None
         left = [
             Path(folder, name)
             for folder, _, names in os.walk(self._root, onerror=_unless_missing)
             for name in names
-            if name.startswith(TEMPORARY) and Path(folder) != self._root / but
+            if name.startswith(TEMPORARY) and Path(folder) != kept
         ]
         old = [path for path in left if _written_at(path) < before]
         for path in old:

@@ -67,10 +67,13 @@ def spending(run: RunFolder, plan: Plan, *, is_alive: bool) -> Spending:
     """What all attempts of a run add up to, in GPU hours and money.
 
     One without a recorded end counts until now while somebody is at work on the run, else, or once
-    another has followed it, until its last sign of life.
+    another has followed it, until its last sign of life. So does one that has been silent for
+    longer than any may be: its job was taken away, and may wait in the queue for days.
     """
-    now = time.time() if is_alive else None
-    holds = list(chain.from_iterable(_holds(run, leader.id, now) for leader in plan.leaders))
+    until = time.time() if is_alive else -math.inf
+    silent_s = run.cluster().retry.hang_timeout_s
+    found = (_holds(run, leader.id, until, silent_s) for leader in plan.leaders)
+    holds = list(chain.from_iterable(found))
     return Spending(
         gpu_hours=math.fsum(gpus * hours for gpus, _, hours in holds),
         price=math.fsum(price_per_h * hours for _, price_per_h, hours in holds),
@@ -89,24 +92,27 @@ def spending_figures(spent: Mapping[str, Any]) -> list[str]:
 
 
 def _holds(
-    run: RunFolder, instance_id: str, now: float | None
+    run: RunFolder, instance_id: str, until: float, silent_s: float
 ) -> Iterator[tuple[float, float, float]]:
     """Accelerators, price an hour and hours of whatever has worked on a stage instance."""
     attempts = run.attempts(instance_id)
     for attempt, later in zip(attempts, (*attempts[1:], None), strict=False):
         note = attempt.started
         if "price_per_h" in note:
-            hours = max(_ended_at(attempt, later, now) - attempt.started_at, 0.0) / 3600
+            ended_at = _ended_at(attempt, later, until, silent_s)
+            hours = max(ended_at - attempt.started_at, 0.0) / 3600
             yield float(note["gpus"]), float(note["price_per_h"]), hours
     for row in run.worker_notes(instance_id):
         hours = max(row["seen_at"] - row["started_at"], 0.0) / 3600
         yield float(row["gpus"]), float(row["price_per_h"]), hours
 
 
-def _ended_at(attempt: AttemptFolder, later: AttemptFolder | None, now: float | None) -> float:
+def _ended_at(
+    attempt: AttemptFolder, later: AttemptFolder | None, until: float, silent_s: float
+) -> float:
     if end := attempt.end:
         return float(end["ended_at"])
-    if later is None and now is not None:
-        return now
     seen_at = attempt.last_sign()
-    return min(seen_at, later.started_at) if later else seen_at
+    if later:
+        return min(seen_at, later.started_at)
+    return max(seen_at, until) if until - seen_at < silent_s else seen_at

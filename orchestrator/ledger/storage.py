@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from orchestrator.ledger.object_store import ObjectStore
 
 
+LEFT_FOR_S = 60.0
+"""A file that has been half written for so long was left by a killed writer."""
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a local file, in hex."""
     with path.open("rb") as file:
@@ -171,13 +175,13 @@ class Storage:
             return self._objects.sweep(but)
         return self._objects.sweep()
 
-    def sweep_old(self, older_s: float) -> int:
+    def sweep_old(self, older_s: float = LEFT_FOR_S) -> int:
         """Remove files on a path that have been half written for so long; how many.
 
         For folders in which others may write. In a bucket nothing is visible before it is whole.
         """
         if isinstance(self._objects, PathStore):
-            return self._objects.sweep("", self._now() - older_s)
+            return self._objects.sweep(before=self._now() - older_s)
         return 0
 
     def _now(self) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.hub import keep
+from jobs.hub import keep, put
 from orchestrator.errors import Cause, CorruptError, RequestError, cause_of
+from orchestrator.ledger.path_store import TEMPORARY
 from orchestrator.ledger.storage import Storage
 from tests.unit.jobs.test_attempt import attempt_in
 
@@ -40,6 +42,22 @@ def test_what_the_store_keeps_is_not_fetched_again_and_is_checked(tmp_path: Path
     storage.replace("model.safetensors", FILES["model.safetensors"][:-1] + b"x")
     with pytest.raises(CorruptError, match="bytes differ from the manifest's sha256; remove"):
         keep(attempt, "org/model", COMMIT, sha256=None, where=where)
+
+
+def test_half_of_a_model_that_a_killed_process_left_goes_with_the_next_fetch(
+    tmp_path: Path,
+) -> None:
+    fetched, kept = tmp_path / "fetched", tmp_path / "kept"
+    for folder in (fetched, kept):
+        folder.mkdir()
+    for name, data in FILES.items():
+        (fetched / name).write_bytes(data)
+    for name in ("left", "at-work"):
+        (kept / f"{TEMPORARY}{name}").write_bytes(b"half")
+    os.utime(kept / f"{TEMPORARY}left", (0, 0))
+    put(Storage(str(kept)), fetched, "org/model", COMMIT)
+    names = {path.name for path in kept.iterdir()}
+    assert names == {*FILES, "MANIFEST.json", f"{TEMPORARY}at-work"}
 
 
 @pytest.mark.parametrize("manifest", [b"", b"[1]", b"{}", b'{"files": {"config.json": 2}}'])

@@ -108,15 +108,16 @@ def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path) -> None:
         PathStore(tmp_path).list("loop")
 
 
-def test_of_others_only_what_is_old_is_swept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["", "a", "a/b"])
+def test_of_others_only_what_is_old_is_swept(tmp_path: Path, below: str) -> None:
     """Whoever writes at this moment keeps what is half written."""
     for name, age_s in (("old", 90.0), ("new", 0.0)):
-        path = tmp_path / "a" / f"{TEMPORARY}{name}"
-        path.parent.mkdir(exist_ok=True)
+        path = tmp_path / below / f"{TEMPORARY}{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age_s,) * 2)
-    assert Storage(str(tmp_path)).sweep_old(60.0) == 1
-    assert [p.name for p in (tmp_path / "a").iterdir()] == [f"{TEMPORARY}new"]
+    assert Storage(str(tmp_path)).sweep_old() == 1
+    assert [p.name for p in (tmp_path / below).iterdir()] == [f"{TEMPORARY}new"]
 
 
 def test_a_link_whose_answer_was_lost_is_ours(tmp_path: Path) -> None:

@@ -56,9 +56,11 @@ def test_one_that_runs_counts_until_now_and_no_longer_than_it_lived(storage: Sto
     run, now = run_of(storage), time.time()
     attempt(run, now - 3 * HOUR, **NOTED)
     (folder,) = run.attempts(TRAIN)
-    folder.storage.replace("progress.json", to_json({"at": now - 2 * HOUR}))
+    folder.storage.replace("progress.json", to_json({"at": now - HOUR / 6}))
     assert spent(run, is_alive=True) == (24, 51)
+    folder.storage.replace("progress.json", to_json({"at": now - 2 * HOUR}))
     assert spent(run) == (8, 17), "with nobody at work it ended with its last sign of life"
+    assert spent(run, is_alive=True) == (8, 17), "others are, and its job waits in the queue"
 
 
 @pytest.mark.parametrize(("last_event", "hours"), [(2.0, 2.0), (50.0, 4.0)])
