@@ -79,3 +79,11 @@ class Backend(Protocol):
     def cancel(self, refs: Sequence[JobRef]) -> None:
         """Ask jobs to end: a warning first, then the end. Raises BackendError."""
         ...
+
+
+def guarded(setup: Sequence[str]) -> tuple[str, ...]:
+    """Shell lines of a cluster file, the first of which that fails ends the shell and is named."""
+    if not setup:
+        return ()
+    named = "trap 'echo \"error: environment.setup: failed: $BASH_COMMAND\" >&2' EXIT"
+    return ("set -e", named, *setup, "trap - EXIT", "set +e")

@@ -23,7 +23,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedSubmissionError
 
-from orchestrator.backends.base import Job, JobRef
+from orchestrator.backends.base import Job, JobRef, guarded
 from orchestrator.backends.slurm_commands import SACCT, ask
 from orchestrator.backends.slurm_reasons import LAUNCH_FAILED, in_plain_words
 from orchestrator.errors import BackendError, Cause, ExitCode, RequestError
@@ -324,7 +324,7 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
         "dependency": joined.join(f"{condition}:{ref.id}" for ref in after) or None,
         "stderr_to_stdout": True,
         "setup": [
-            *(["set -e", *ours.setup, "set +e"] if ours.setup else []),
+            *guarded(ours.setup),
             *(f"export {k}={shlex.quote(v)}" for k, v in job.env.items()),
         ],
         "srun_args": [

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from orchestrator.backends.base import Job
+from orchestrator.backends.base import Job, guarded
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.ledger.attempt import LOCAL_FOLDER, AttemptFolder
 from orchestrator.ledger.run import RunFolder
@@ -79,8 +79,8 @@ def with_setup(environment: Environment, argv: Sequence[str]) -> tuple[str, ...]
     """The command after the environment's set-up lines; its words stay words."""
     if not environment.setup:
         return tuple(argv)
-    lines = "\n".join((*environment.setup, 'exec "$@"'))
-    return ("bash", "-ec", lines, "bash", *argv)
+    lines = "\n".join((*guarded(environment.setup), 'exec "$@"'))
+    return ("bash", "-c", lines, "bash", *argv)
 
 
 def run_parser(description: str | None) -> argparse.ArgumentParser:

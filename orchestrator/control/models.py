@@ -78,6 +78,7 @@ def unfit_models(request: Request) -> list[str]:
         if m.is_from_hub(cluster) and m.revision is None
     ]
     for model in models:
+        problems += _other_commit(model, cluster, where)
         found = _config_of(hub, model, cluster)
         if isinstance(found, str):
             problems.append(f"{request.cluster_file.name}: models.{model.name}: {found}")
@@ -123,6 +124,33 @@ def _commit_to_write(hub: Hub, model: str, revision: str) -> str:
     if commit := hub.commit_of(model, revision):
         return f"write the commit that it is at today, {commit}"
     return "write a commit, 40 hex digits, as the list of commits on the model's page has them"
+
+
+def _other_commit(model: NamedModel, cluster: Cluster, where: str) -> Iterator[str]:
+    """A folder that the hub's own tools have filled with another commit than the recipe's."""
+    folder = model.folder(cluster)
+    commit = commit_of(folder) if folder and model.revision else ""
+    if commit and commit != model.revision:
+        yield (
+            f"{where}: {model.section}.revision: {folder} holds commit {commit}; write that, or "
+            "fetch the one that you mean"
+        )
+
+
+def commit_of(folder: Path) -> str:
+    """The commit of a hub's model that a folder holds; empty where nothing tells.
+
+    A snapshot of the hub's cache is called by it; `hf download --local-dir` notes it beside.
+    """
+    try:
+        whole = folder.resolve()
+        if whole.parent.name == "snapshots" and COMMIT.fullmatch(whole.name):
+            return whole.name
+        note = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
+        commit = note.read_text().partition("\n")[0].strip()
+    except (OSError, ValueError):
+        return ""
+    return commit if COMMIT.fullmatch(commit) else ""
 
 
 def _config_of(hub: Hub, model: NamedModel, cluster: Cluster) -> Mapping[str, Any] | str:

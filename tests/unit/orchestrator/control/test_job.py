@@ -44,7 +44,7 @@ def test_a_stage(run: RunFolder, store: Store, tmp_path: Path) -> None:
     assert job.env[LOCAL_FOLDER] == str(tmp_path), "where its ranks' logs are collected"
     where = cluster(str(tmp_path), environment={"venv": "/opt/venv", "setup": ["true"]})
     set_up = stage_job(run, store, train, attempt, log=log, env={}, cluster=where)
-    assert set_up.argv[:2] == ("bash", "-ec")
+    assert set_up.argv[:2] == ("bash", "-c")
     assert set_up.argv[-len(words) - 1 :] == ("/opt/venv/bin/python", *words)
 
 
@@ -56,9 +56,16 @@ def test_set_up_lines_run_first_and_words_stay_words() -> None:
     assert done.stdout == "hello / ['two words', '$HOME']\n"
 
 
-def test_a_set_up_line_that_fails_stops_the_job() -> None:
-    where = cluster("s", environment={"setup": ["false"]})
-    assert subprocess.run(with_setup(where.environment, ("true",)), check=False).returncode == 1
+@pytest.mark.parametrize(
+    "line",
+    ["false", "module_that_is_none load cuda/12", ". /nowhere/profile", "cd /nowhere || exit 3"],
+)
+def test_a_set_up_line_that_fails_stops_the_job_and_is_named(line: str) -> None:
+    where = cluster("s", environment={"setup": [f"{line}", "echo never"]})
+    argv = with_setup(where.environment, ("echo", "never"))
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode > 0, done.stdout) == (True, "")
+    assert f"error: environment.setup: failed: {line.rpartition(' || ')[2]}\n" in done.stderr
     assert with_setup(Environment(), ("true",)) == ("true",)
 
 

@@ -116,3 +116,28 @@ def test_a_run_with_a_branch_can_still_be_read(
         main([verb, "before", *options, "--cluster", str(project / "c.yaml")])
         assert "can move" not in capsys.readouterr().err
     assert (project / "page.html").exists()
+
+
+@pytest.mark.parametrize("kind", ["a snapshot", "a link to one", "a download"])
+def test_a_folder_of_another_commit_is_no_pin(project: Path, kind: str) -> None:
+    """The hub's own tools say which commit a folder holds."""
+    folder = project / "tiny-lm"
+    if kind == "a download":
+        notes = folder / ".cache" / "huggingface" / "download"
+        notes.mkdir(parents=True)
+        (notes / "config.json.metadata").write_text(f"{COMMIT}\netag\n1.0\n")
+    else:
+        snapshot = project / "models--a--b" / "snapshots" / COMMIT
+        snapshot.parent.mkdir(parents=True)
+        folder.rename(snapshot)
+        folder.symlink_to(snapshot)
+        if kind == "a snapshot":
+            cluster_file = project / "c.yaml"
+            text = cluster_file.read_text().replace("tiny-lm: tiny-lm", f"tiny-lm: {snapshot}")
+            cluster_file.write_text(text)
+            folder = snapshot
+    assert unfit(project, f"model.revision={COMMIT}") == []
+    assert unfit(project, f"model.revision={'f' * 40}") == [
+        f"r.yaml: model.revision: {folder} holds commit {COMMIT}; write that, or fetch the one "
+        "that you mean"
+    ]
