@@ -15,7 +15,11 @@ from typing import Any, Literal
 from orchestrator.control.executor import Request
 from orchestrator.control.hub import Hub
 from orchestrator.ledger.storage import sha256_of
-from orchestrator.plan.model_config import encoder_problems, text_model_problems
+from orchestrator.plan.model_config import (
+    encoder_problems,
+    pretrain_problems,
+    text_model_problems,
+)
 from orchestrator.plan.planner import Variant
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
@@ -84,6 +88,8 @@ def unfit_models(request: Request) -> list[str]:
             problems.append(f"{request.cluster_file.name}: models.{model.name}: {found}")
         elif found:
             problems += (f"{where}: {line}" for line in _problems(model, found, request.variants))
+    for variant in request.variants:
+        problems += (f"{where}: {line}" for line in pretrain_problems(variant.recipe.encoder))
     return list(dict.fromkeys(problems))
 
 

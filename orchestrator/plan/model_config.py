@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -96,12 +96,22 @@ def encoder_problems(config: Config, encoder: Encoder) -> Iterator[str]:
         )
     strides = config.get("conv_stride")
     if isinstance(strides, list | tuple) and all(_is_size(stride) for stride in strides):
-        frame_rate_hz = SAMPLE_RATE_HZ / math.prod(strides)
-        if frame_rate_hz != encoder.frame_rate_hz:
-            yield (
-                f"encoder.frame_rate_hz: is {encoder.frame_rate_hz:g}, but the model's strides "
-                f"give {frame_rate_hz:g}; say {frame_rate_hz:g}"
-            )
+        yield from _other_frame_rate(strides, encoder)
+
+
+def pretrain_problems(encoder: Encoder) -> Iterator[str]:
+    """Why an encoder that is pretrained here would not be the one that its recipe means."""
+    if encoder.pretrain:
+        yield from _other_frame_rate(encoder.pretrain.conv_stride, encoder)
+
+
+def _other_frame_rate(strides: Sequence[int], encoder: Encoder) -> Iterator[str]:
+    frame_rate_hz = SAMPLE_RATE_HZ / math.prod(strides)
+    if frame_rate_hz != encoder.frame_rate_hz:
+        yield (
+            f"encoder.frame_rate_hz: is {encoder.frame_rate_hz:g}, but the model's strides "
+            f"give {frame_rate_hz:g}; say {frame_rate_hz:g}"
+        )
 
 
 def num_positions(config: Config) -> int | None:

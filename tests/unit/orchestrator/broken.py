@@ -1122,6 +1122,24 @@ UNFIT = (
         overrides=("encoder.frame_rate_hz=25",),
         says=("r.yaml: encoder.frame_rate_hz: is 25, but the model's strides give 50; say 50",),
     ),
+    Broken(
+        id="another frame rate than that of the encoder to come",
+        recipe=edited(f"{_HUBERT}, layer: 2", f"{_PRETRAIN}, layer: 2, frame_rate_hz: 25"),
+        says=("r.yaml: encoder.frame_rate_hz: is 25, but the model's strides give 50; say 50",),
+    ),
+    Broken(
+        id="strides of another frame rate",
+        recipe=edited(
+            f"{_HUBERT}, layer: 2",
+            "pretrain: {num_layers: 2, conv_stride: [5, 4, 4, 4, 2], iterations: [{targets: mfcc, steps: 5}]}, layer: 2",
+        ),
+        says=("r.yaml: encoder.frame_rate_hz: is 50, but the model's strides give 25; say 25",),
+    ),
+    Broken(
+        id="a frame rate between two",
+        recipe=edited(f"{_HUBERT}, layer: 2", f"{_PRETRAIN}, layer: 2, frame_rate_hz: 49.9"),
+        says=("r.yaml: encoder.frame_rate_hz: is 49.9, but the model's strides give 50; say 50",),
+    ),
 )
 SURROUNDINGS = (
     Broken(
