@@ -31,6 +31,7 @@ VERBS = {
     "doctor": "check this machine and the cluster",
 }
 
+_STDOUT, _STDERR = 1, 2
 _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)
 """What writing to stdout may say; errors of the store name an object."""
 
@@ -38,7 +39,17 @@ _OUTPUT_ERRNOS = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EDQUOT)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     return exit_code_of(lambda: _watched(words))
+
+
+def _open_closed_streams() -> None:
+    """Let what daemons close lead nowhere: the next files opened would be taken for stdout."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(_STDOUT, "w")
+    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w")
 
 
 def _watched(words: list[str]) -> int:

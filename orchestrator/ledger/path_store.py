@@ -33,6 +33,7 @@ _REMEDIES = {
     errno.EACCES: "see who may write there",
     errno.EPERM: "see who may write there",
     errno.ENAMETOOLONG: "name a shorter path",
+    errno.EFBIG: "raise the limit on sizes of files (ulimit -f)",
     errno.ELOOP: "see where its links lead",
     **dict.fromkeys((errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN), "mount it again"),
     **dict.fromkeys((errno.EIO, errno.ETIMEDOUT), "look at the disk or the mount"),
@@ -158,10 +159,11 @@ def explained(target: Path, place: str = "store") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if remedy := _REMEDIES.get(error.errno or 0):
-            words = f"{os.strerror(error.errno or 0)}; {remedy.format(place=place)}"
-            raise OSError(error.errno, words, str(error.filename or target)) from None
-        raise
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        if not error.errno or (error.filename and not remedy):
+            raise
+        words = "; ".join(filter(None, (os.strerror(error.errno), remedy.format(place=place))))
+        raise OSError(error.errno, words, str(error.filename or target)) from None
 
 
 def _write_aside(

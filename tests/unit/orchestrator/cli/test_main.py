@@ -114,3 +114,15 @@ def test_an_interruption_while_a_verb_is_imported(after_s: float, tmp_path: Path
     )
     # The interpreter may end by the signal itself, which a shell calls 130 as well.
     assert process.wait(timeout=60) in (130, -signal.SIGINT, 0)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_streams_that_a_daemon_closed_are_no_fault(tmp_path: Path, closed: str) -> None:
+    """Nor do they become the first file that is opened."""
+    (tmp_path / "c.yaml").write_text(f"backend: local\nstore: {tmp_path / 'store'}\n")
+    command = f"{sys.executable} -m orchestrator.cli.main status --cluster {tmp_path}/c.yaml"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {closed}"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]

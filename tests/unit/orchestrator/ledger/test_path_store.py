@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -68,6 +70,24 @@ def test_a_disk_that_is_full_of_an_upload_is_left_as_it_was(small: Path, tmp_pat
 def test_a_read_only_disk_is_said_with_its_remedy(read_only: Path, verb: str) -> None:
     with pytest.raises(OSError, match="Read-only file system; mount it for writing"):
         getattr(PathStore(read_only), verb)("a", b"1")
+
+
+def test_a_name_that_is_too_long_is_said_with_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long; name a shorter path"):
+        PathStore(tmp_path / ("x" * 300)).create("a", b"1")
+
+
+def test_a_limit_on_sizes_of_files_is_said_with_the_file_and_its_remedy(tmp_path: Path) -> None:
+    create = (
+        "import sys, pathlib, orchestrator.ledger.path_store as s\n"
+        "try: s.PathStore(pathlib.Path(sys.argv[1])).create('a', bytes(9999))\n"
+        "except OSError as error: print(error.filename, error.strerror)"
+    )
+    shell = ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", sys.executable, "-c", create]
+    done = subprocess.run([*shell, str(tmp_path)], capture_output=True, text=True, check=True)
+    remedy = "raise the limit on sizes of files (ulimit -f)"
+    assert done.stdout == f"{tmp_path}/a File too large; {remedy}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("at", ["store", "store/artifacts/train"])
