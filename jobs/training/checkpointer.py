@@ -22,7 +22,7 @@ from jobs.training.engine import Engine, build_engine, to_universal
 from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig
 from jobs.training.task import Task
-from jobs.training.uploader import CheckpointUploader, Snapshot, files_below
+from jobs.training.uploader import KEPT, CheckpointUploader, Snapshot, files_below
 from orchestrator.errors import (
     Cause,
     CorruptError,
@@ -77,7 +77,7 @@ class Checkpointer:
         self._config, self._group, self._rank_info = config, group, group.info
         self._out = Storage(config.out_url)
         self._scratch = Path(config.scratch)
-        self._staging = self._scratch / f"a{config.lease_n:04d}"
+        self._staging, self._kept = self._scratch / f"a{config.lease_n:04d}", self._scratch / KEPT
         self.uploader = CheckpointUploader(config, group.info, tick)
         self.resumed_from = ""
         """Name of the checkpoint that was loaded; empty for a new training."""
@@ -205,7 +205,7 @@ class Checkpointer:
                 checkpoints.join_segments(self._out, (*manifest.metrics, *manifest.validation))
             except (FileNotFoundError, CorruptError) as error:
                 return str(error)
-        return checkpoints.fetch_verified(self._out, manifest, names, self._staging)
+        return checkpoints.fetch_verified(self._out, manifest, names, self._kept)
 
     def _needs_conversion(self, manifest: Manifest) -> bool:
         """Whether ZeRO has cut the state for another number of ranks. Raises RequestError."""
@@ -218,7 +218,7 @@ class Checkpointer:
         return manifest.zero_stage > 0 and manifest.world_size != self._rank_info.world_size
 
     def _restore(self, engine: Engine, manifest: Manifest) -> Progress:
-        folder, tag = (self._out.local_root or self._staging) / checkpoints.FOLDER, manifest.name
+        folder, tag = (self._out.local_root or self._kept) / checkpoints.FOLDER, manifest.name
         own_rng = folder / tag / manifest.rng.get(str(self._rank_info.rank), "none")
         if self._needs_conversion(manifest):
             folder = self._convert(folder / tag, manifest)

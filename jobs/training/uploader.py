@@ -5,7 +5,9 @@ thread: each rank uploads its files and leaves a note, rank 0 waits for everybod
 the manifest. Threads never take part in collectives. At most one snapshot is on its way and one
 more staged behind it, so that a slow store slows training down instead of filling the disk.
 
-A node that dies before its rank has published costs that snapshot and no earlier one.
+A node that dies before its rank has published costs that snapshot and no earlier one. What went to
+a store that is no path stays on the node until the next has followed it, so that a training that is
+started again there need not fetch it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ from orchestrator.ledger.storage import Storage, to_json
 
 COMMIT_TIMEOUT_S = 3600.0
 """How long rank 0 waits for the others' notes; `Checkpointer.drain` hears of failures before."""
+KEPT = "kept"
+"""In the scratch folder: what was published from this node last, or fetched to it."""
+NUM_SNAPSHOTS_ON_DISK = 2
+"""One on its way to the store, and one staged behind it."""
 _POLL_S = 0.1
 
 
@@ -116,6 +122,7 @@ class CheckpointUploader:
         passed = self.passed(snapshot.step)
         passed("publish.begin")
         files = upload_folder(self._out, snapshot.folder, snapshot.name, passed, self._tick)
+        put_aside(snapshot, self._out, Path(self._config.scratch, KEPT))
         note = {"rng": snapshot.rng_name, "files": files}
         self._out.create(checkpoints.done_path(snapshot.name, self._rank_info.rank), to_json(note))
         passed("publish.done")
@@ -160,7 +167,7 @@ def upload_folder(
     passed: Callable[[str], None],
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
-    """Make one rank's files durable and remove them here; returns their manifest entries.
+    """Make one rank's files durable; returns their manifest entries.
 
     ``tick`` is called with every part of a file: a large one is no hang.
     """
@@ -172,8 +179,26 @@ def upload_folder(
         entries[path] = {"size": size, "sha256": sha256}
         passed("publish.file")
     passed("publish.files")
-    shutil.rmtree(local)
     return entries
+
+
+def put_aside(snapshot: Snapshot, out: Storage, kept: Path) -> None:
+    """Keep published files on this node in place of older ones; or not, where little room is left.
+
+    Those of all ranks of the node lie together, as `checkpoints.fetch_verified` looks for them. A
+    store that is a path is read itself.
+    """
+    for older in kept.glob(f"{checkpoints.FOLDER}/*"):
+        if older.name != snapshot.name:
+            shutil.rmtree(older, ignore_errors=True)  # another rank may do the same
+    paths = files_below(snapshot.folder)
+    size = sum((snapshot.folder / path).stat().st_size for path in paths)
+    has_room = shutil.disk_usage(snapshot.folder).free > NUM_SNAPSHOTS_ON_DISK * size
+    for path in paths if out.local_root is None and has_room else ():
+        target = kept / checkpoints.FOLDER / snapshot.name / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (snapshot.folder / path).replace(target)
+    shutil.rmtree(snapshot.folder)
 
 
 def files_below(folder: Path) -> list[str]:

@@ -205,20 +205,32 @@ def resumable(manifests: Sequence[Manifest], leases: Sequence[int]) -> list[Mani
 
 
 def fetch_verified(out: Storage, manifest: Manifest, names: Sequence[str], into: Path) -> str:
-    """Bring files of a checkpoint here and hash them; returns what is wrong, "" for nothing."""
+    """Bring files of a checkpoint here and hash them; returns what is wrong, "" for nothing.
+
+    What lies there already, with the manifest's digest, is not fetched from a remote store.
+    """
     for name in names:
-        path = f"{FOLDER}/{manifest.name}/{name}"
+        path, entry = f"{FOLDER}/{manifest.name}/{name}", manifest.files[name]
+        if out.local_root is None and not _difference(into / path, entry):
+            continue
         try:
-            local = out.fetch(path, into)
-            size = local.stat().st_size
+            problem = _difference(out.fetch(path, into), entry)
         except FileNotFoundError:
-            return f"{path}: missing"
-        entry = manifest.files[name]
-        if size != entry.size:
-            return f"{path}: {size} bytes, the manifest says {entry.size}"
-        if sha256_of(local) != entry.sha256:
-            return f"{path}: bytes differ from the manifest's sha256"
+            problem = "missing"
+        if problem:
+            return f"{path}: {problem}"
     return ""
+
+
+def _difference(local: Path, entry: FileEntry) -> str:
+    """How a local file differs from its entry in a manifest, "" when it does not."""
+    try:
+        size = local.stat().st_size
+    except FileNotFoundError:
+        return "missing"
+    if size != entry.size:
+        return f"{size} bytes, the manifest says {entry.size}"
+    return "" if sha256_of(local) == entry.sha256 else "bytes differ from the manifest's sha256"
 
 
 def done_path(name: str, rank: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.training.rank import RankConfig, RankInfo
-from jobs.training.uploader import CheckpointUploader, Snapshot
+from jobs.training.uploader import KEPT, CheckpointUploader, Snapshot, files_below
 from orchestrator.errors import AlreadyExistsError, Cause, LeaseHeldError, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger import lease as leases
@@ -71,6 +71,31 @@ def test_a_published_snapshot_is_a_checkpoint_and_leaves_the_disk(tmp_path: Path
     assert not own.is_busy
     assert own.took_s > 0
     assert len(ticks) >= 7, "the heartbeat was not told of every step on the way"
+
+
+def test_what_went_to_a_remote_store_stays_on_the_node_until_the_next_has_followed(
+    tmp_path: Path,
+) -> None:
+    config = rank_config(tmp_path).model_copy(update={"out_url": f"memory://{tmp_path.name}"})
+    kept = Path(config.scratch, KEPT, checkpoints.FOLDER)
+    ranks = [uploader(config, rank, 2) for rank in range(2)]
+    for step in (4, 8):
+        staged = [snapshot(tmp_path, step, rank, leads=rank == 0) for rank in range(2)]
+        assert [publish(own, s) for own, s in zip(ranks[::-1], staged[::-1], strict=True)] == [
+            None,
+            None,
+        ]
+        name = checkpoints.name_of(step, 1)
+        assert [folder.name for folder in kept.iterdir()] == [name]
+        found = ["0.pt", "1.pt", "deep/0.bin", "deep/1.bin"]
+        assert files_below(kept / name) == found
+        assert not any(s.folder.exists() for s in staged)
+
+
+def test_a_store_that_is_a_path_is_kept_nowhere_else(tmp_path: Path) -> None:
+    config = rank_config(tmp_path)
+    assert publish(uploader(config), snapshot(tmp_path)) is None
+    assert not Path(config.scratch, KEPT).exists()
 
 
 def test_a_rank_that_does_not_lead_leaves_a_note_and_no_manifest(tmp_path: Path) -> None:

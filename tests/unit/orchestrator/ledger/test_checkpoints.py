@@ -86,6 +86,36 @@ def test_damage_is_found(out: Storage, tmp_path: Path, damage: object, problem: 
     assert problem in checkpoints.fetch_verified(out, manifest, ["state.pt"], tmp_path)
 
 
+def test_what_a_node_has_kept_is_fetched_only_where_it_differs(
+    out: Storage, tmp_path: Path
+) -> None:
+    manifest, remote = save(out, 10, 1), Storage(f"memory://{tmp_path.name}")
+    path = f"checkpoints/{manifest.name}/state.pt"
+    whole = out.read_bytes(path)
+    remote.create(path, whole)
+    (kept := tmp_path / "kept" / path).parent.mkdir(parents=True)
+    for found in (b"", b"x" * len(whole), None):
+        kept.unlink(missing_ok=True) if found is None else kept.write_bytes(found)
+        into = tmp_path / "kept"
+        assert checkpoints.fetch_verified(remote, manifest, ["state.pt"], into) == ""
+        assert kept.read_bytes() == whole
+    remote.delete(path)
+    assert checkpoints.fetch_verified(remote, manifest, ["state.pt"], tmp_path / "kept") == ""
+    kept.write_bytes(b"x" * len(whole))
+    assert "missing" in checkpoints.fetch_verified(remote, manifest, ["state.pt"], into)
+
+
+def test_a_path_that_ranks_read_themselves_is_judged_by_its_own_bytes(
+    out: Storage, tmp_path: Path
+) -> None:
+    manifest = save(out, 10, 1)
+    path = f"checkpoints/{manifest.name}/state.pt"
+    (kept := tmp_path / path).parent.mkdir(parents=True)
+    kept.write_bytes(out.read_bytes(path))
+    out.delete(path)
+    assert "missing" in checkpoints.fetch_verified(out, manifest, ["state.pt"], tmp_path)
+
+
 def test_retention_keeps_the_newest_and_the_milestones(out: Storage) -> None:
     last = None
     for step in range(10, 70, 10):
@@ -117,14 +147,14 @@ def test_retention_removes_forks_before_ancestors(out: Storage) -> None:
     assert checkpoints.committed(out) == [one, two]
 
 
-def test_upload_removes_the_staged_files(out: Storage, tmp_path: Path) -> None:
+def test_an_upload_tells_size_and_digest_of_every_file(out: Storage, tmp_path: Path) -> None:
     local = tmp_path / "staged"
     local.mkdir()
     (local / "a.pt").write_bytes(b"abc")
     entries = upload_folder(out, local, "step-00000001-a0001", nothing)
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert entries == {"a.pt": {"size": 3, "sha256": sha256}}
-    assert not local.exists()
+    assert out.read_bytes("checkpoints/step-00000001-a0001/a.pt") == b"abc"
 
 
 def test_floats_keep_every_digit() -> None:
