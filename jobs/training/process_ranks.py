@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from jobs.training.forked_rank import ForkedRank, fork_rank
 from jobs.training.rank import (
     RankConfig,
     RankInfo,
@@ -34,7 +35,7 @@ from jobs.training.rank import (
 )
 from orchestrator.errors import Cause, ExitCode, cause_of
 from orchestrator.ledger.lease import Process
-from orchestrator.ledger.run import ALLOCATION_ADDRESS, ALLOCATION_FOLDER
+from orchestrator.ledger.run import ALLOCATION_ADDRESS, ALLOCATION_FOLDER, STANDBY
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Resources
 
@@ -87,23 +88,20 @@ class Report:
 
 
 class NodeRanks:
-    """The ranks of this node, as child processes."""
+    """The ranks of this node: its standby forks them, or they are child processes."""
 
     def __init__(self, channel: Storage, number: int, launch: Launch, node: int) -> None:
         self._rank_infos = [launch.rank_info(node, local) for local in range(launch.ranks_per_node)]
         self._failed_at: float | None = None
+        address = "" if launch.command else os.environ.get(STANDBY, "")
         command = launch.command or (sys.executable, "-u", "-m", "jobs.training.process_ranks")
-        self._ranks = [
-            subprocess.Popen(
-                [*command, channel.url, str(number)],
-                env={
-                    **os.environ,
-                    **{name.upper(): str(value) for name, value in asdict(rank_info).items()},
-                    **_address_env(launch),
-                },
-                stdin=subprocess.DEVNULL,
-            )
-            for rank_info in self._rank_infos
+        argv = [*command, channel.url, str(number)]
+        shared = {**os.environ, **_address_env(launch)}
+        envs = [{**shared, **rank_env(rank_info)} for rank_info in self._rank_infos]
+        self._ranks: list[ForkedRank | subprocess.Popen[bytes]] = [
+            fork_rank(launch.config, env, address)
+            or subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL)
+            for env in envs
         ]
 
     def report(self) -> Report | None:
@@ -199,12 +197,16 @@ def raise_failure(
     # Who merely lost a peer is not to blame, and the report that tells of the peer may be late.
     blamed = {"node": report.node} if code < 0 else {}
     record_event("rank_failed", rank=rank, code=code, **blamed)
-    end = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    how = f"rank {rank} on {report.node}: {end}"
+    how = f"rank {rank} on {report.node}: {end_of(code)}"
     error = failure(config, world_size, how, rank, is_lost=code < 0)
     if code == ExitCode.UNREACHABLE and error.cause is Cause.ERROR:  # it could say no more
         error.cause = Cause.STORAGE
     raise error
+
+
+def end_of(code: int) -> str:
+    """An exit code in words."""
+    return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def launch_path(number: int) -> str:
@@ -243,10 +245,19 @@ def interface_towards(host: str) -> str:
     )
 
 
+def rank_env(rank_info: RankInfo) -> dict[str, str]:
+    """Variables that tell a rank's process where it stands."""
+    return {name.upper(): str(value) for name, value in asdict(rank_info).items()}
+
+
 def run_rank(channel: Storage, number: int) -> None:
-    """What each rank's process runs; it ends with the process that started it."""
-    launch = Launch(**channel.read_json(launch_path(number)))
-    config = RankConfig.model_validate_json(launch.config)
+    """What a rank's process runs that no standby forks; it ends with whoever started it."""
+    train_child(Launch(**channel.read_json(launch_path(number))).config)
+
+
+def train_child(config_json: str) -> None:
+    """Train the rank that the environment names, until it ends or the parent does."""
+    config = RankConfig.model_validate_json(config_json)
     config = config.model_copy(update={"driver": Process.of(os.getppid())})
     rank_info = RankInfo(
         **{name: int(os.environ[name.upper()]) for name in RankInfo.__annotations__}

@@ -32,22 +32,24 @@ def stage_job(
     env: Mapping[str, str],
     cluster: Cluster | None = None,
 ) -> Job:
-    """The job of one attempt of a stage.
-
-    ``cluster``: whose environment is set up for it; absent when this process has been through that.
-    """
-    argv = (
-        *(python_of(cluster) if cluster else sys.executable, "-u", "-m"),
-        BY_NAME[instance.stage].module,
-        *("--store", store.storage.url, "--run", run.name),
-        *("--instance", instance.id, "--attempt", str(attempt.number)),
-    )
+    """The job of one attempt of a stage; ``cluster`` as `module_argv` takes it."""
+    words = ("--store", store.storage.url, "--run", run.name)
+    which = ("--instance", instance.id, "--attempt", str(attempt.number))
     return Job(
         name=instance.id,
-        argv=with_setup(cluster.environment, argv) if cluster else argv,
+        argv=module_argv(cluster, BY_NAME[instance.stage].module, *words, *which),
         log=log,
         env={**code_env(run), LOCAL_FOLDER: str(log.parent), **env},
     )
+
+
+def module_argv(cluster: Cluster | None, module: str, *words: str) -> tuple[str, ...]:
+    """The command that runs a module.
+
+    ``cluster``: whose environment is set up for it; absent when this process has been through that.
+    """
+    argv = (python_of(cluster) if cluster else sys.executable, "-u", "-m", module, *words)
+    return with_setup(cluster.environment, argv) if cluster else argv
 
 
 def cpus_of(stage: str, resources: Resources) -> int:

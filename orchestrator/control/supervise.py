@@ -21,6 +21,7 @@ from orchestrator.backends.ray_session import RaySession
 from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, gpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
+from orchestrator.control.standby import Standby
 from orchestrator.control.store_patience import StorePatience
 from orchestrator.errors import BackendError, Cause, ExitCode, LeaseHeldError, cause_of
 from orchestrator.ledger import lease as leases
@@ -95,6 +96,7 @@ class Supervisor:
         logs: RunLogs | None = None,
         is_set_up: bool = False,
         start_ray: Callable[[], RaySession] | None = None,
+        standby: Standby | None = None,
         beat: Callable[[], None] = lambda: None,
         patience: StorePatience | None = None,
         tick_s: float = TICK_S,
@@ -108,12 +110,13 @@ class Supervisor:
 
         ``about`` is noted with each attempt, over what a job of one machine would hold.
         ``is_set_up``: whether this process has been through the set-up lines of the cluster's
-        environment. ``beat`` is called at every tick. ``patience``: with a store that is away.
+        environment. ``standby`` forks the ranks of this node. ``beat`` is called at every tick.
+        ``patience``: with a store that is away.
         """
         self._store, self._run, self._backend = store, run, backend
         self._plan: Plan = run.plan()
         self._cluster: Cluster = run.cluster()
-        self._start_ray = start_ray
+        self._start_ray, self._standby = start_ray, standby
         self._ray: RaySession | None = None
         self._ray_starts_in_vain = 0
         self._beat = beat
@@ -147,6 +150,8 @@ class Supervisor:
                 self._collect_ended()
             if self._ray:
                 self._ray.stop()
+            if self._standby:
+                self._standby.stop()
         if self._limit or self._has_moved:
             self._give_up_what_waits("failed" if self._limit else "cancelled")
         return self.state()
@@ -217,6 +222,7 @@ class Supervisor:
         for work in ready:
             self._look_for_others(work)
         self._keep_ray()
+        self._end_standby()
         for work in ready:
             if self._fits(work):
                 self._start(work)
@@ -310,6 +316,12 @@ class Supervisor:
         if self._start_ray and is_needed and self._ray is None:
             self._ray = self._start_ray()
 
+    def _end_standby(self) -> None:
+        """Give its memory back once nobody needs it any more."""
+        left = (w for w in self._works.values() if w.state in ("pending", "running"))
+        if self._standby and not any(BY_NAME[w.leader.stage].has_ranks for w in left):
+            self._standby.stop()
+
     def _start(self, work: Work) -> None:
         work.ray = self._ray if BY_NAME[work.leader.stage].uses_ray else None
         if work.ray and not self._answers(work.ray):
@@ -318,13 +330,15 @@ class Supervisor:
         # One that a full store let begin and no further is gone on with.
         attempt = work.begun = work.begun or self._run.begin_attempt(work.leader.id, **about)
         work.log = self._logs.path(attempt.storage, DRIVER_LOG)
+        has_ranks = BY_NAME[work.leader.stage].has_ranks
+        standby = self._standby.env() if self._standby and has_ranks else {}
         job = stage_job(
             self._run,
             self._store,
             work.leader,
             attempt,
             log=work.log,
-            env=work.ray.env if work.ray else {},
+            env={**(work.ray.env if work.ray else {}), **standby},
             cluster=self._setup_for,
         )
         work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
@@ -426,11 +440,17 @@ class Supervisor:
             work.state = "failed"  # whoever chooses nodes takes it from here
         else:
             work.state = "pending"
-            is_free = decision.cause in FREE_CAUSES and decision.action == "resume"
-            delay_s = self._lease_wait_s if decision.action == "wait" else self._retry_delay_s
-            work.not_before = time.monotonic() + (0.0 if is_free else delay_s)
+            work.not_before = time.monotonic() + self._delay_s(work, decision, progress)
             if decision.action != "wait" and decision.cause:
                 work.past.append((decision.cause, progress, node))
+
+    def _delay_s(self, work: Work, decision: Decision, progress: float) -> float:
+        """How long to wait before the next attempt: what gets somewhere goes on at once."""
+        if decision.action == "wait":
+            return self._lease_wait_s
+        is_free = decision.cause in FREE_CAUSES and decision.action == "resume"
+        has_progressed = progress > (work.past[-1][1] if work.past else 0.0)
+        return 0.0 if is_free or has_progressed else self._retry_delay_s
 
     @staticmethod
     def _node_of(attempt: AttemptFolder, status: JobStatus) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from orchestrator.errors import LeaseHeldError, RunFailedError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.ledger.run import STANDBY
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.recipe import Recipe
@@ -259,6 +261,36 @@ def test_ray_train_gives_the_same_model(world: World, trained: Artifact) -> None
     other = world.artifact("train", "1").storage
     for name in ("model/model.safetensors", "metrics.jsonl", "validation.jsonl"):
         assert other.read_bytes(name) == trained.storage.read_bytes(name), name
+
+
+@pytest.fixture
+def standby(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that forks this process's ranks."""
+    monkeypatch.setenv(STANDBY, secrets.token_hex(16))
+    with subprocess.Popen([sys.executable, "-m", "jobs.training.standby"]) as process:
+        yield process
+        process.kill()
+
+
+def test_ranks_that_a_standby_forks_give_the_same_model(
+    world: World, trained: Artifact, standby: subprocess.Popen[bytes]
+) -> None:
+    attempt, parents = world.attempt("train", name="6"), set[int]()
+
+    def look() -> None:
+        beats = attempt.folder / "beats" / "rank-00001.json"
+        while not (beats.exists() and beats.read_bytes()):
+            time.sleep(0.05)
+        pid = json.loads(beats.read_bytes())["process"]["pid"]
+        parents.add(psutil.Process(pid).ppid())
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    train.work(attempt)
+    looking.join()
+    assert parents == {standby.pid}
+    for name in ("model/model.safetensors", "metrics.jsonl", "validation.jsonl"):
+        assert attempt.out.read_bytes(name) == trained.storage.read_bytes(name), name
 
 
 def test_perplexity(world: World, trained: Artifact) -> None:

@@ -16,6 +16,7 @@ from orchestrator.control.executor import observe
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.notify import Notifier
 from orchestrator.control.run_logs import RunLogs
+from orchestrator.control.standby import Standby
 from orchestrator.control.store_patience import StorePatience
 from orchestrator.control.supervise import (
     TICK_S,
@@ -92,6 +93,7 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
             log=logs.path(record.storage, "ray.log"),
             code_env=code_env(run),
         ),
+        standby=Standby(run, logs.path(record.storage, "standby.log"), cluster),
         beat=beat_and_obey,
         patience=StorePatience(record.storage.url),
         tick_s=TICK_S if run.storage.local_root else REMOTE_TICK_S,

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 from orchestrator.backends.slurm_allocation import Allocation
@@ -27,6 +28,7 @@ from orchestrator.control.slurm.job_states import close_attempts, last_known, no
 from orchestrator.control.slurm.jobs import shape_of
 from orchestrator.control.slurm.other_runs import OtherRuns
 from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
+from orchestrator.control.standby import Standby
 from orchestrator.control.supervise import (
     Supervisor,
     backend_of_drivers,
@@ -92,6 +94,7 @@ def _work(argv: Sequence[str] | None) -> int:
     log_to_stderr()
     os.environ[ALLOCATION_FOLDER] = run.allocation(options.instance, allocation.restart_id).url
     if allocation.node_index > 0:
+        os.environ.update(_standby(run, allocation, options.instance).env())
         words = ("-u", "-m", AGENT_MODULE, "--node", str(allocation.node_index))
         os.execv(sys.executable, (sys.executable, *words))
     allocation = replace(allocation, leader_address=allocation.reachable_address())
@@ -183,6 +186,7 @@ def supervise(
         past=_past(run, instance.id),
         about={**allocation.noted, "moves": run.num_moves, **_held(cluster, instance)},
         start_ray=ray.start_head if ray else None,
+        standby=_standby(run, allocation, instance.id),
         beat=beat,
         tick_s=_TICK_S,
         is_set_up=True,
@@ -213,6 +217,12 @@ def _previous_end(
     if not status.detail and (warned := before.find_json(WARNED)):
         status = replace(status, cause=Cause(warned["cause"]), detail="it was warned before that")
     return status, ended_at
+
+
+def _standby(run: RunFolder, allocation: Allocation, instance_id: str) -> Standby:
+    """What forks the ranks of this node in all attempts of this allocation."""
+    folder = run.allocation(instance_id, allocation.restart_id).url
+    return Standby(run, Path(folder, f"standby-{allocation.node_index:05d}.log"))
 
 
 def _held(cluster: Cluster, instance: Instance) -> dict[str, float]:

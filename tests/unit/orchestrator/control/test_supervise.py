@@ -26,7 +26,7 @@ from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.lease import Lease, Process
 from orchestrator.ledger.moved import Moved, record_moved
 from orchestrator.ledger.openmetrics import FILE
-from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.run import STANDBY, RunFolder
 from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Plan
@@ -630,6 +630,23 @@ def test_a_failure_waits_before_it_is_tried_again_and_a_preemption_does_not(
     assert len(scene.run.attempts(scene.id("pack"))) == starts
 
 
+@pytest.mark.parametrize(("shards", "starts"), [([1, 2, 3], 4), ([1, 1], 2), ([0], 1)])
+def test_a_failure_that_got_somewhere_is_tried_again_at_once(
+    scene: Scene, shards: list[int], starts: int
+) -> None:
+    scene.publish_before("tokenize")
+    instance = scene.plan.instance(scene.id("tokenize"))
+    storage, left = scene.store.artifact(instance.stage, instance.key).storage, list(shards)
+
+    def work(job: Job, _: JobStatus) -> None:
+        for number in range(left.pop(0) if left and job.name == instance.id else 0):
+            storage.replace(f"shards/000/{number:06d}.parquet", b"units")
+
+    scene.also = work
+    run_for(20, scene, {"tokenize": [KILLED] * len(shards) + [RUNNING]}, retry_delay_s=3600)
+    assert len(scene.run.attempts(instance.id)) == starts
+
+
 def test_what_was_finished_while_it_was_cancelled_is_finished(scene: Scene) -> None:
     def finish(job: Job, _: JobStatus) -> None:
         if job.name == scene.id("corpus"):
@@ -743,3 +760,37 @@ def test_a_supervisor_that_waits_for_its_store_can_be_stopped(scene: Scene) -> N
     supervisor = scene.supervisor({"corpus": [RUNNING]}, beat=beat, patience=patience)
     threading.Timer(0.3, supervisor.stop).start()
     assert supervisor.run() in ("running", "pending", "failed")
+
+
+class Forks:
+    """Stands for the process that forks ranks."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene, self.stopped_after = scene, list[list[str]]()
+
+    def env(self) -> dict[str, str]:
+        return {"ORCHESTRATOR_STANDBY": "here"}
+
+    def stop(self) -> None:
+        self.stopped_after.append(self._scene.started())
+
+
+def test_all_attempts_with_ranks_are_told_who_forks_them(scene: Scene) -> None:
+    forks = Forks(scene)
+    supervisor = scene.supervisor({"train": [KILLED, PREEMPTED]}, standby=forks)
+    assert supervisor.run() == "succeeded"
+    told = [job.name.split("-")[0] for job in scene.backend.jobs if STANDBY in job.env]
+    assert told == ["train"] * 3
+    first = forks.stopped_after[0]
+    assert (first.count("train"), "perplexity" in first) == (3, False), "its memory was kept"
+
+
+def test_who_forks_ranks_ends_with_a_supervisor_that_is_stopped(scene: Scene) -> None:
+    forks = Forks(scene)
+    scene.publish_before("train")
+    supervisor = scene.supervisor({"train": [RUNNING]}, standby=forks)
+    timer = threading.Timer(0.3, supervisor.stop)
+    timer.start()
+    supervisor.run()
+    timer.join()
+    assert forks.stopped_after == [["train"]]
