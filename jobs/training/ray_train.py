@@ -1,4 +1,8 @@
-"""Ranks of training as Ray Train workers: placed by Ray, never restarted by it."""
+"""Ranks of training placed by Ray Train, never restarted by it.
+
+Where the worker's node has a standby, that forks the rank and the worker waits for it, which takes
+no imports; elsewhere the worker itself is the rank.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ import traceback
 from typing import Any
 
 from jobs.ray_session import session
-from jobs.training.process_ranks import train_here
-from jobs.training.rank import RankConfig, RankInfo, failure, last_line
+from jobs.training.forked_rank import fork_rank
+from jobs.training.process_ranks import end_of, rank_env, train_here
+from jobs.training.rank import RankConfig, RankInfo, failure, free_port, last_line
+from orchestrator.ledger.run import STANDBY
 from orchestrator.spec.cluster import Resources
 
 
@@ -43,18 +49,21 @@ def _trainer(config: RankConfig, resources: Resources, records: str) -> Any:
     go through pyarrow, which does not know every kind of store.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from jobs.training.ray_backend import SharedDevicesConfig
 
     gpu = config.device == "cuda"
-    return TorchTrainer(
+    standby = os.environ.get(STANDBY, "")
+    return DataParallelTrainer(
         run_in_worker,
-        train_loop_config={"config": config.model_dump_json()},
+        train_loop_config={"config": config.model_dump_json(), "standby": standby},
         scaling_config=ScalingConfig(
             num_workers=resources.world_size,
             use_gpu=gpu,
             resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        backend_config=SharedDevicesConfig(),
         run_config=RunConfig(
             name=f"a{config.lease_n:04d}",
             storage_path=records,
@@ -63,17 +72,37 @@ def _trainer(config: RankConfig, resources: Resources, records: str) -> Any:
     )
 
 
-def run_in_worker(loop_config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+def run_in_worker(loop_config: dict[str, str]) -> None:
+    """What each Ray Train worker runs. Raises ChildProcessError for a rank that was forked."""
     from ray.train import get_context
 
-    config, context = RankConfig.model_validate_json(loop_config["config"]), get_context()
+    context, config_json = get_context(), loop_config["config"]
     rank_info = RankInfo(
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
         local_world_size=context.get_local_world_size(),
     )
+    os.environ.update(_address_of_first(rank_info.rank))
+    env = {**os.environ, **rank_env(rank_info)}
+    if not (forked := fork_rank(config_json, env, loop_config["standby"])):
+        _train_here(RankConfig.model_validate_json(config_json), rank_info)
+    elif code := forked.wait():
+        raise ChildProcessError(end_of(code))
+
+
+def _address_of_first(rank: int) -> dict[str, str]:
+    """Where rank 0 listens, as torch reads it; a collective call."""
+    import ray
+    from ray.train.collective import broadcast_from_rank_zero
+
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    here = {"MASTER_ADDR": address, "MASTER_PORT": str(free_port())}
+    told: dict[str, str] = broadcast_from_rank_zero(here if rank == 0 else None)
+    return told
+
+
+def _train_here(config: RankConfig, rank_info: RankInfo) -> None:
     try:
         train_here(config, rank_info)
     except BaseException:
