@@ -9,12 +9,21 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+from contextlib import nullcontext
 from typing import Any
 
 from jobs.ray_session import session
 from jobs.training.forked_rank import fork_rank
 from jobs.training.process_ranks import end_of, rank_env, train_here
-from jobs.training.rank import RankConfig, RankInfo, failure, free_port, last_line
+from jobs.training.rank import (
+    RankConfig,
+    RankInfo,
+    failure,
+    failure_recorded,
+    free_port,
+    last_line,
+)
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger.run import STANDBY
 from orchestrator.spec.cluster import Resources
 
@@ -73,7 +82,7 @@ def _trainer(config: RankConfig, resources: Resources, records: str) -> Any:
 
 
 def run_in_worker(loop_config: dict[str, str]) -> None:
-    """What each Ray Train worker runs. Raises ChildProcessError for a rank that was forked."""
+    """What each Ray Train worker runs. Raises RunFailedError for a rank that was forked."""
     from ray.train import get_context
 
     context, config_json = get_context(), loop_config["config"]
@@ -85,10 +94,19 @@ def run_in_worker(loop_config: dict[str, str]) -> None:
     )
     os.environ.update(_address_of_first(rank_info.rank))
     env = {**os.environ, **rank_env(rank_info)}
+    config = RankConfig.model_validate_json(config_json)
     if not (forked := fork_rank(config_json, env, loop_config["standby"])):
-        _train_here(RankConfig.model_validate_json(config_json), rank_info)
+        _train_here(config, rank_info)
     elif code := forked.wait():
-        raise ChildProcessError(end_of(code))
+        _fail(config, rank_info, code)
+
+
+def _fail(config: RankConfig, rank_info: RankInfo, code: int) -> None:
+    """Raises RunFailedError; for one that a signal ended it leaves a report."""
+    lost = code < 0
+    error = RunFailedError(end_of(code), cause=Cause.WORKER_LOST if lost else Cause.ERROR)
+    with failure_recorded(config, rank_info) if lost else nullcontext():
+        raise error
 
 
 def _address_of_first(rank: int) -> dict[str, str]:
