@@ -158,6 +158,7 @@ class Smoke:
         return [*argv, "--cluster", str(self.folder / "cluster.yaml")]
 
 
+STANDBY = "jobs.training.standby"
 KINDS = (
     ("orchestrator.control.local.supervisor", "supervisor"),
     ("jobs.", "driver"),
@@ -168,8 +169,12 @@ KINDS = (
 
 
 def kind_of(process: psutil.Process) -> str:
-    """Supervisor, driver of a stage, training rank, actor of a data stage, or one of Ray's."""
+    """Supervisor, standby, driver of a stage, training rank, actor, or one of Ray's."""
     command = " ".join(process.cmdline())
+    if STANDBY in command:  # of which ranks are forks
+        parent = process.parent()
+        is_fork = parent is not None and STANDBY in " ".join(parent.cmdline())
+        return "training rank" if is_fork else "standby"
     return next((kind for word, kind in KINDS if word in command), "Ray daemon")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.rig import SlurmSmoke, saved_step, wait_for
+from tests.smoke import kind_of
 
 
 @pytest.mark.usefixtures("same_bytes")
@@ -90,7 +91,7 @@ def test_edits_after_submit_change_nothing_and_daemons_may_restart(
     slurm.stop_controller()
     slurm.start_controller()
     assert smoke.status(name)["state"] == "running"
-    ranks = [p for p in slurm.job_processes() if "jobs.training.process_ranks" in p.cmdline()]
+    ranks = [p for p in slurm.job_processes() if kind_of(p) == "training rank"]
     code = str(smoke.run(name).storage.local_root / "code")
     assert {p.environ()["PYTHONPATH"] for p in ranks} == {code}
     slurm.start_books()
