@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.backends.local import die_with_parent, end_session
-from orchestrator.errors import BackendError
+from orchestrator.errors import BackendError, Cause
 
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 240.0
@@ -138,7 +138,10 @@ class RaySession(_RayProcess):
         return super().is_alive() and all(map(_runs, self._daemons))
 
     def wait_ready(self) -> None:
-        """Return once the head accepts connections. Raises BackendError with the log's path."""
+        """Return once the head accepts connections.
+
+        Raises BackendError with Ray's last words, the log's path, and cause ``ray_lost``.
+        """
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if not self.is_alive():
@@ -147,7 +150,13 @@ class RaySession(_RayProcess):
                 self._daemons = self._daemons or _children(self._process.pid)
                 return
             time.sleep(0.1)
-        raise BackendError(f"ray: the session did not start; see {self._log}")
+        lines = self._log.read_text(errors="replace").split("\n")
+        said = next(
+            (f" ({words[:200]})" for line in reversed(lines) if (words := line.strip())), ""
+        )
+        raise BackendError(
+            f"ray: the session did not start{said}; see {self._log}", cause=Cause.RAY_LOST
+        )
 
     def stop(self) -> None:
         """End the session and remove its folder."""

@@ -112,8 +112,9 @@ class Logs:
                 yield from self._rest(storage, name)
 
     def are_about(self, instance: str) -> bool:
-        """Whether a stage instance's newest attempt was chosen."""
-        return self._options.attempt is None and any(i.id == instance for i in self._chosen)
+        """Whether a stage instance's newest attempt was chosen, or the run's name with them all."""
+        names = [i.id for i in self._chosen] + [self._run.name] * (not self._options.stage)
+        return self._options.attempt is None and instance in names
 
     @property
     def has_read(self) -> bool:

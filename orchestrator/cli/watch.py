@@ -104,7 +104,8 @@ def ending_lines(status: RunStatus) -> list[str]:
 
 
 def failure_lines(status: RunStatus) -> Iterator[str]:
-    """Why each stage failed that did: in its own words, or in the scheduler's."""
+    """Why each stage failed that did, in its own words or the scheduler's; else why the run did."""
+    yield from _why_it_stopped(status)
     for stage in status.stages:
         if stage.failure:
             yield f"{stage.instance.id}: {_failure(stage)}; see {stage.failure.log}"
@@ -136,9 +137,18 @@ class ChangeLines:
                     yield f"{stage.instance.id}: {', '.join(words)}"
 
 
+def _why_it_stopped(status: RunStatus) -> Iterator[str]:
+    """Why nobody goes on with a run of which no stage has failed, in its supervisor's words."""
+    if status.reason and not any(stage.failure for stage in status.stages):
+        words = status.reason.removeprefix(f"{status.cause}: ")
+        yield f"{status.run}: {': '.join(filter(None, (status.cause, words)))}"
+
+
 def _remarks(status: RunStatus) -> Iterator[str]:
     if status.moved:
         yield status.moved.words
+    else:
+        yield from _why_it_stopped(status)
     if status.refusal:
         yield f"{status.refusal}; `orchestrator resume {status.run}` hands it over again"
     for stage in status.stages:

@@ -248,6 +248,8 @@ class RunStatus:
     state: RunState
     cause: str
     """Why its supervisor stopped short: ``node_lost`` when that died without a word."""
+    reason: str = ""
+    """The same in its words; empty where it had none."""
     backend: str
     problem: str
     """Why the scheduler did not answer; its last answer stands for it."""
@@ -375,11 +377,13 @@ class StatusReader:
         state = _run_state(observed, stages, end)
         if moved and not observed.is_alive and state is not RunState.SUCCEEDED:
             state = RunState.CANCELLED
+        ended: Mapping[str, Any] = {} if end is None or observed.is_alive else end
         return RunStatus(
             run=self._run.name,
             state=state,
             moved=moved,
-            cause="" if end is None or observed.is_alive else str(end.get("cause") or ""),
+            cause=str(ended.get("cause") or ""),
+            reason=str(ended.get("reason") or ""),
             backend=self._backend,
             problem=observed.problem,
             stages=stages,

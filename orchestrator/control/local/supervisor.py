@@ -25,7 +25,15 @@ from orchestrator.control.supervise import (
     log,
     write_last_page,
 )
-from orchestrator.errors import Cause, ExitCode, LeaseHeldError, cause_of, last_sentence, os_words
+from orchestrator.errors import (
+    Cause,
+    ExitCode,
+    LeaseHeldError,
+    OrchestratorError,
+    cause_of,
+    last_sentence,
+    os_words,
+)
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.attempt import FAULT_ORDER
 from orchestrator.ledger.lease import Process
@@ -54,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # the store's: whoever has started this shows the last line
         log.error("%s", os_words(error))
         return ExitCode.UNREACHABLE
+    except OrchestratorError as error:
+        log.error("%s", error)
+        return error.exit_code
     finally:  # the run's end is known by now, and another supervisor may begin
         notifier.close(lambda: observe(run))
 
@@ -113,10 +124,8 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
         record.finish(state="failed", cause=Cause.LEASE_HELD, reason=str(error))
         return ExitCode.FAILED
     except Exception as error:
-        if not isinstance(error, OSError):
-            traceback.print_exc()
+        cause = _told(error)
         logs.copy(now=True)
-        cause = cause_of(error) if isinstance(error, OSError) else Cause.SUPERVISOR
         with suppress(OSError):  # this machine keeps it
             record.finish(state="failed", cause=cause, reason=last_sentence(error))
         raise
@@ -125,6 +134,14 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None]) -> int:
     logs.close()
     record.finish(state=_final(state), cause=_why(supervisor, state), reason=supervisor.limit)
     return 0 if state == "succeeded" else 1
+
+
+def _told(error: Exception) -> Cause:
+    """The cause of an end; a defect of ours is told to the log in full."""
+    if isinstance(error, OSError | OrchestratorError):
+        return cause_of(error)
+    traceback.print_exc()
+    return Cause.SUPERVISOR
 
 
 def _final(state: str) -> str:

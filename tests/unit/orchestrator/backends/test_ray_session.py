@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from orchestrator.backends.ray_session import RayHead, RayNode, RaySession
-from orchestrator.errors import BackendError
+from orchestrator.errors import BackendError, Cause, cause_of
 
 HEAD = """\
 import json, os, subprocess, sys, time
@@ -93,13 +93,15 @@ def test_a_head_is_guarded_and_reachable_from_here_alone(tmp_path: Path) -> None
     assert not token.parent.exists()
 
 
-def test_a_head_that_ends_at_once_is_named_with_its_log(tmp_path: Path) -> None:
-    session = session_in(tmp_path, "sys.exit(3)")
+def test_a_head_that_ends_at_once_is_named_with_its_last_words_and_log(tmp_path: Path) -> None:
+    session = session_in(tmp_path, "sys.exit('starting\\nOSError: no room in /tmp\\n')")
     try:
         with pytest.raises(BackendError) as raised:
             session.wait_ready()
         log = tmp_path / "logs" / "ray.log"
-        assert str(raised.value) == f"ray: the session did not start; see {log}"
+        said = "OSError: no room in /tmp"
+        assert str(raised.value) == f"ray: the session did not start ({said}); see {log}"
+        assert cause_of(raised.value) is Cause.RAY_LOST
     finally:
         session.stop()
 

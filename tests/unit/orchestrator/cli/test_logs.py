@@ -12,6 +12,7 @@ from orchestrator.cli.logs import Logs
 from orchestrator.cli.main import main
 from orchestrator.errors import RequestError
 from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
@@ -149,6 +150,26 @@ def test_the_first_error_is_not_followed(run: RunFolder) -> None:
     with pytest.raises(SystemExit) as left:
         main(["logs", run.storage.url, "--first-error", "--follow"])
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        ("ray_lost", "ray: the session did not start (OSError: no room in /tmp); see ray.log"),
+        ("storage", "/store/a: No space left on device"),
+        ("supervisor", "KeyError: 'x'"),
+    ],
+)
+def test_a_run_that_ended_before_any_stage_failed_says_why(
+    run: RunFolder, cause: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    supervisor = run.begin_supervisor(process=vars(Process.current()))
+    supervisor.finish(state="failed", cause=cause, reason=reason)
+    for verb in (["logs", run.storage.url, "--first-error"], ["status", run.storage.url]):
+        main(verb)
+        assert f"{run.name}: {cause}: {reason}" in capsys.readouterr().out.replace("\n", "")
+    main(["logs", run.storage.url, "pack", "--first-error"])
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
