@@ -44,6 +44,7 @@ from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
+from orchestrator.plan.graph import Scope
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import resolve_env, variant_recipe
@@ -98,6 +99,8 @@ class Attempt:
     """How many attempts before this one did not succeed, and how many seconds they lasted."""
     recipes: tuple[Recipe, ...] = ()
     """Resolved recipes of all variants that need it, where there are several."""
+    scope: Scope = field(default_factory=Scope)
+    """How much of the recipe its run does."""
     _events: list[str] = field(default_factory=list)
     _segments: int = 0
     _progressed_at: float = -math.inf
@@ -252,6 +255,7 @@ def _attempt(
     return Attempt(
         recipe=recipes[leader.variants[0]],
         recipes=tuple(recipes.values()),
+        scope=plan.scope,
         cluster=cluster,
         resources=cluster.resources_of(leader.stage, leader.node),
         part=leader.part,

@@ -95,13 +95,14 @@ def work(attempt: Attempt) -> dict[str, Any]:
     wanted, left_out = choose(corpus, roots)
     if not wanted:
         raise DataError(nothing_wanted(corpus, left_out))
-    for shares in {recipe.split for recipe in attempt.all_recipes}:
+    for shares in {r.split for r in attempt.all_recipes} if attempt.scope.splits else ():
         # Before hours of decoding, which leaves none but these.
         require_splits([recording.id for recording in wanted], shares)
     probes = _probe_all(attempt, wanted, roots)
     usable = [(r, p) for r, p in zip(wanted, probes, strict=True) if p.is_usable]
     if usable:
-        require_enough(attempt.all_recipes, {r.id: p.num_samples for r, p in usable})
+        num_samples = {r.id: p.num_samples for r, p in usable}
+        require_enough(attempt.all_recipes, num_samples, attempt.scope)
     return write_tables(attempt.out, corpus, wanted, probes, left_out)
 
 

@@ -12,20 +12,34 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 from jobs.lm.packing import SPLITS, SplitName, place_of, split_of
 from jobs.speech.lloyd import MIN_FRAMES_PER_CLUSTER
 from orchestrator.errors import DataError
+from orchestrator.plan.graph import Scope
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Recipe, Split
 
+_EVERYTHING = Scope()
 
-def require_enough(recipes: Iterable[Recipe], num_samples: Mapping[str, int]) -> None:
-    """Raise DataError when recordings, by name with their samples at 16 kHz, are too few."""
+
+def require_enough(
+    recipes: Iterable[Recipe],
+    num_samples: Mapping[str, int],
+    scope: Scope = _EVERYTHING,
+) -> None:
+    """Raise DataError when recordings, by name with their samples at 16 kHz, are too few.
+
+    ``scope``: what will be done with them.
+    """
     # Most variants of a sweep ask for the same, and a corpus may have millions of recordings.
     for recipe in {_demand(recipe): recipe for recipe in recipes}.values():
-        require_splits(num_samples, recipe.split)
-        _require_pretraining(recipe, num_samples)
-        tokenizer, where = recipe.tokenizer, "tokenizer"
-        hours, num_clusters = tokenizer.fit_hours, tokenizer.num_clusters
-        _require_frames(recipe, num_samples, hours, num_clusters, where, f"{where}.fit_hours")
-        _require_tokens(recipe, num_samples)
+        if scope.splits:
+            require_splits(num_samples, recipe.split)
+        if scope.pretrains:
+            _require_pretraining(recipe, num_samples)
+        if scope.clusters:
+            tokenizer, where = recipe.tokenizer, "tokenizer"
+            hours, num_clusters = tokenizer.fit_hours, tokenizer.num_clusters
+            _require_frames(recipe, num_samples, hours, num_clusters, where, f"{where}.fit_hours")
+        if scope.splits:
+            _require_tokens(recipe, num_samples)
 
 
 def _demand(recipe: Recipe) -> Hashable:

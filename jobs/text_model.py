@@ -23,11 +23,11 @@ _REMEDY = "give a folder in Hugging Face format"
 
 
 def require_all(attempt: Attempt) -> None:
-    """Raise what `place` raises for a text model of any variant that needs this attempt.
+    """Raise what `place` raises for a text model that this attempt's run will train.
 
     RequestError, too, for weights in a local folder that are not those of its config.
     """
-    for recipe in _by_text_model(attempt.all_recipes):
+    for recipe in _by_text_model(attempt.all_recipes) if attempt.scope.trains else ():
         place(attempt, recipe, _require_sound)
 
 

@@ -66,7 +66,7 @@ def read_corpus(attempt: Attempt) -> CorpusRows:
     have made the corpus for another split.
     """
     rows = CorpusRows.read(attempt.upstream["corpus"].storage)
-    require_enough(attempt.all_recipes, rows.samples_by_recording())
+    require_enough(attempt.all_recipes, rows.samples_by_recording(), attempt.scope)
     return rows
 
 

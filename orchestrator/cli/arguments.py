@@ -24,7 +24,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """``RECIPE --cluster --set``."""
+    """``RECIPE --cluster --set --until``."""
     parser.add_argument("recipe", metavar="RECIPE", type=Path, help="recipe file")
     add_cluster(parser)
     parser.add_argument(
@@ -34,6 +34,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="overrides",
         help="override one value: train.steps=100",
+    )
+    parser.add_argument(
+        "--until",
+        metavar="STAGE",
+        help="only this stage and what it needs: tokenize, where units are all that is wanted",
     )
 
 
@@ -56,7 +61,7 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
 
 
 def prepared(options: argparse.Namespace) -> Request:
-    """The plan that ``RECIPE --cluster --set`` ask for; says on stderr which cluster was chosen."""
+    """The plan that a recipe's arguments ask for; says on stderr which cluster was chosen."""
     if not options.recipe.is_file():
         raise RequestError(f"{options.recipe}: no such recipe; check the path")
     name = getattr(options, "name", None)
@@ -64,7 +69,9 @@ def prepared(options: argparse.Namespace) -> Request:
         require_name(name, where="--name")
     cluster_file, why = choose_cluster(options.cluster, options.recipe)
     print(f"cluster: {cluster_file} ({why})", file=sys.stderr)
-    return prepare(options.recipe, cluster_file, options.overrides, name, why=why)
+    return prepare(
+        options.recipe, cluster_file, options.overrides, name, until=options.until, why=why
+    )
 
 
 def store_of(options: argparse.Namespace) -> Store:

@@ -27,6 +27,7 @@ VERBS = {
     "cancel": "stop a run, or one stage of it",
     "verify": "re-hash everything a run produced",
     "report": "write a run's report page",
+    "export": "write a run's units as files for other trainers",
     "chaos": "inject a fault into a running training, and say what it cost",
     "doctor": "check this machine and the cluster",
 }

@@ -32,7 +32,7 @@ from orchestrator.spec.cluster import Prices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE [--cluster F] [--set k=v]... [--json | --scripts]."""
+    """RECIPE [--cluster F] [--set k=v]... [--until STAGE] [--json | --scripts]."""
     add_recipe(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -164,13 +164,20 @@ def _limits_line(request: Request, cost: Estimate) -> str:
 
 
 def _estimate(request: Request) -> Estimate:
-    ids = (i.needs["corpus"] for i in request.plan.instances if "corpus" in i.needs)
-    corpus = request.plan.instance(next(ids))
+    corpus = request.plan.corpus
     facts = request.store.find({corpus.id: f"corpus/{corpus.key}"})[corpus.id].facts
     return estimate(request.variants[0].recipe, facts)
 
 
 def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
+    parts = _training_parts(request, cost) if request.plan.scope.trains else []
+    if cost.audio_hours is not None:
+        parts.append(f"audio: {cost.audio_hours:.2f} h kept")
+    if parts:
+        console.print("a variant: " + ", ".join(parts))
+
+
+def _training_parts(request: Request, cost: Estimate) -> list[str]:
     parts = [f"training: {format_count(cost.train_tokens)} tokens"]
     if cost.train_flop and cost.checkpoint_bytes and cost.num_parameters:
         parts.append(f"{format_count(cost.num_parameters)} parameters (by the model's name)")
@@ -182,6 +189,4 @@ def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
         parts.append(f"one every {interval}")
         kept = format_bytes(checkpoint_storage(recipe, cost.checkpoint_bytes))
         parts.append(f"{kept} of checkpoints in the store")
-    if cost.audio_hours is not None:
-        parts.append(f"audio: {cost.audio_hours:.2f} h kept")
-    console.print("a variant: " + ", ".join(parts))
+    return parts

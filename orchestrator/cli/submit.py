@@ -13,7 +13,7 @@ from orchestrator.ledger.run import RunFolder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE [--cluster F] [--set k=v]... [--name N] [--watch]."""
+    """RECIPE [--cluster F] [--set k=v]... [--until STAGE] [--name N] [--watch]."""
     add_recipe(parser)
     parser.add_argument("--name", help="name of the run; the recipe's name and keys when absent")
     add_watch(parser)

@@ -20,12 +20,14 @@ from orchestrator.plan.model_config import (
     pretrain_problems,
     text_model_problems,
 )
-from orchestrator.plan.planner import Variant
+from orchestrator.plan.planner import Plan, Variant
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.recipe import COMMIT, Recipe
 
 WEIGHTS = "model.safetensors"
+_LOADED_BY = {"encoder": "encoder", "model": "train"}
+"""Section of a recipe to the stage that loads the model it names."""
 MAX_HASHED_BYTES = 4 * 10**9
 """Larger weights are left to the node that loads them: nobody waits that long for a submission."""
 
@@ -51,10 +53,11 @@ class NamedModel:
         return Path(resolve_env(cluster.models[self.name], where=where))
 
 
-def models_of(variants: Sequence[Variant]) -> tuple[NamedModel, ...]:
-    """All models that the variants load, by name, each once."""
+def models_of(variants: Sequence[Variant], plan: Plan | None = None) -> tuple[NamedModel, ...]:
+    """All models that the variants name, or that a plan of theirs loads, by name, each once."""
     found = dict.fromkeys(m for v in variants for m in _models_of(v.recipe))
-    return tuple(sorted(found, key=lambda model: model.name))
+    loaded = [m for m in found if plan is None or _LOADED_BY[m.section] in plan.scope.stages]
+    return tuple(sorted(loaded, key=lambda model: model.name))
 
 
 def moving_revisions(variants: Sequence[Variant], where: str) -> list[str]:
@@ -74,7 +77,7 @@ def moving_revisions(variants: Sequence[Variant], where: str) -> list[str]:
 def unfit_models(request: Request) -> list[str]:
     """Models that could be other ones tomorrow, and what configs say against the recipe."""
     hub, cluster, where = Hub(), request.cluster, request.recipe_file.name
-    models = models_of(request.variants)
+    models = models_of(request.variants, request.plan)
     problems = [
         f"{where}: {m.section}.revision: missing, and {m.name} comes from the hub, where it can "
         f"move; {_commit_to_write(hub, m.name, 'main')}"
@@ -97,7 +100,7 @@ def wrong_digests(request: Request) -> list[str]:
     """Models here whose weights are not those of the recipe, before anything is paid for."""
     left = {v for i in request.plan.instances if i.decision != "reuse" for v in i.variants}
     problems = []
-    for model in models_of([v for v in request.variants if v.name in left]):
+    for model in models_of([v for v in request.variants if v.name in left], request.plan):
         folder = model.folder(request.cluster)
         weights = folder / WEIGHTS if folder else None
         if model.sha256 is None or weights is None or not weights.is_file():

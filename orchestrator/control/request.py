@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.control.cluster_choice import open_store
@@ -34,6 +35,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.source_files import files_below
 from orchestrator.ledger.spending import spending
 from orchestrator.ledger.store import Store, require_usable
+from orchestrator.plan.graph import nodes_of, nodes_until
 from orchestrator.plan.planner import Variant, make_plan
 from orchestrator.plan.stages import Facts
 from orchestrator.spec.cluster import Cluster
@@ -63,9 +65,12 @@ def prepare(
     overrides: Sequence[str] = (),
     name: str | None = None,
     *,
+    until: str | None = None,
     why: str = "",
 ) -> Request:
     """The plan of a recipe on a cluster; ``why`` this cluster file was chosen.
+
+    ``until``: the stage or node to stop after; all are planned when absent.
 
     Raises RequestError or SpecErrors; BackendError when the store is out of reach.
     """
@@ -91,6 +96,7 @@ def prepare(
         known_inputs=store.inputs_of,
         checkpoint_steps=store.checkpoint_steps,
         run=name,
+        nodes_of=partial(nodes_until, until=until) if until else nodes_of,
     )
     return Request(
         recipe=recipe,
@@ -175,7 +181,7 @@ def require_fit(run: RunFolder, cluster: Cluster, where: str) -> None:
     require_submittable(cluster)
     require_executable(run)
     problems = (
-        *impossible_splits(run.variants(), cluster, where),
+        *impossible_splits(run.variants(), run.plan(), cluster, where),
         *impossible_workers(run.plan(), cluster, where),
         *executor_of(cluster).too_large(run.plan(), cluster, where),
         *unfit_variables(run.recipe(), cluster, cluster_name=where),

@@ -53,9 +53,9 @@ def missing(request: Request) -> list[str]:
     cluster, where = request.cluster, request.cluster_file.name
     return [
         *unmapped_sources(request.recipe, cluster, where, request.chosen),
-        *_missing_models(request.variants, cluster, where),
-        *_missing_accelerators(request.variants, cluster, where),
-        *impossible_splits(request.variants, cluster, where),
+        *_missing_models(request, where),
+        *_missing_accelerators(request, where),
+        *impossible_splits(request.variants, request.plan, cluster, where),
         *impossible_workers(request.plan, cluster, where),
         *executor_of(cluster).problems(request),
         *executor_of(cluster).too_large(request.plan, cluster, where),
@@ -117,17 +117,16 @@ def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str, chosen: str) 
             )
 
 
-def _missing_models(variants: Sequence[Variant], cluster: Cluster, where: str) -> Iterator[str]:
-    for name in dict.fromkeys(model.name for model in models_of(variants)):
-        if name not in cluster.models and "/" not in name:
+def _missing_models(request: Request, where: str) -> Iterator[str]:
+    for name in dict.fromkeys(model.name for model in models_of(request.variants, request.plan)):
+        if name not in request.cluster.models and "/" not in name:
             yield f"{where}: models.{name}: missing; map it to a folder in Hugging Face format"
 
 
-def _missing_accelerators(
-    variants: Sequence[Variant], cluster: Cluster, where: str
-) -> Iterator[str]:
-    if cluster.resources_of("train").gpus_per_node:
+def _missing_accelerators(request: Request, where: str) -> Iterator[str]:
+    if not request.plan.scope.trains or request.cluster.resources_of("train").gpus_per_node:
         return
+    variants = request.variants
     asked = f"{where}: resources.train.gpus_per_node: 0, but"
     precisions = dict.fromkeys(v.recipe.train.precision for v in variants)
     for precision in (p for p in precisions if p != "fp32"):
@@ -143,7 +142,9 @@ def _missing_accelerators(
         )
 
 
-def impossible_splits(variants: Sequence[Variant], cluster: Cluster, where: str) -> tuple[str, ...]:
+def impossible_splits(
+    variants: Sequence[Variant], plan: Plan, cluster: Cluster, where: str
+) -> tuple[str, ...]:
     """Why this cluster's ranks cannot share the variants' batches, and which sizes would do."""
     problems = []
     for variant in variants:
@@ -151,7 +152,7 @@ def impossible_splits(variants: Sequence[Variant], cluster: Cluster, where: str)
         splits: dict[str, Callable[[int], Execution]] = {"train": partial(execution_of, train)}
         if pretrain:
             splits["pretrain"] = partial(pretrain_execution, pretrain)
-        for stage, split in splits.items():
+        for stage, split in ((s, split) for s, split in splits.items() if s in plan.scope.stages):
             world_size = cluster.resources_of(stage).world_size
             try:
                 split(world_size)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.errors import RequestError
 from orchestrator.plan.stages import BY_NAME, Stage
 from orchestrator.spec.recipe import Recipe
 
@@ -37,6 +38,33 @@ class Node:
         return f"{self.stage.name}.{self.part}" if self.part else self.stage.name
 
 
+@dataclass(frozen=True)
+class Scope:
+    """How much of a recipe a run does: all of it, or what a stage needs."""
+
+    stages: frozenset[str] = frozenset(BY_NAME)
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether it trains an encoder, where the recipe has one trained."""
+        return "pretrain" in self.stages
+
+    @property
+    def clusters(self) -> bool:
+        """Whether it fits a codebook."""
+        return "codebook" in self.stages
+
+    @property
+    def splits(self) -> bool:
+        """Whether it holds recordings out and cuts the others into windows."""
+        return "pack" in self.stages
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a language model."""
+        return "train" in self.stages
+
+
 def nodes_of(recipe: Recipe) -> tuple[Node, ...]:
     """The nodes of one variant, each after those that it reads."""
     return (
@@ -48,6 +76,22 @@ def nodes_of(recipe: Recipe) -> tuple[Node, ...]:
         _node("train", pack="pack", codebook="codebook"),
         *(_node(name, pack="pack", train="train") for name, section in recipe.evaluate if section),
     )
+
+
+def nodes_until(recipe: Recipe, until: str) -> tuple[Node, ...]:
+    """The nodes that answer to a stage's or a node's name, and all that those read.
+
+    Raises RequestError when there is none.
+    """
+    nodes = nodes_of(recipe)
+    needed = {node.name for node in nodes if until in (node.name, node.stage.name)}
+    if not needed:
+        names = dict.fromkeys(name for n in nodes for name in (n.stage.name, n.name))
+        raise RequestError(f"--until: {until}: no such stage; the recipe has {', '.join(names)}")
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs.values())
+    return tuple(node for node in nodes if node.name in needed)
 
 
 def _encoder_nodes(recipe: Recipe) -> Iterator[Node]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from orchestrator.plan.extension import obstacle, relatives
-from orchestrator.plan.graph import Node, nodes_of
+from orchestrator.plan.graph import Node, Scope, nodes_of
 from orchestrator.plan.keys import KEY_DIGITS, key_of, nearest_changes
 from orchestrator.plan.stages import BY_NAME, Facts, inputs_of
 from orchestrator.spec.recipe import Recipe
@@ -119,6 +119,21 @@ class Plan:
     def chosen(self, name: str | None) -> tuple[Instance, ...]:
         """The instances of a stage's, a node's or an instance's name; all of them for None."""
         return tuple(i for i in self.instances if i.answers_to(name))
+
+    @property
+    def scope(self) -> Scope:
+        """How much of the recipe it does."""
+        return Scope(frozenset(i.stage for i in self.instances))
+
+    @property
+    def corpus(self) -> Instance:
+        """The corpus, the first of several."""
+        return next(i for i in self.instances if i.stage == "corpus")
+
+    @property
+    def units(self) -> tuple[Instance, ...]:
+        """The units, once for each codebook."""
+        return tuple(i for i in self.instances if i.stage == "tokenize")
 
     @property
     def names(self) -> tuple[str, ...]:

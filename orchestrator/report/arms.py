@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.report.record import Measure, Record, VariantRecord
+from orchestrator.spec.cluster import RETIRED
 
 ARMS = ("warm", "cold")
 _ARM_KEYS = ("model.init", "seed")
@@ -143,7 +144,8 @@ def _sentences(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> tu
 
 def _one_sided(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> str:
     if not arms:
-        return "No variant has test scores yet."
+        is_scored = any(v.instances.keys() & {"perplexity", RETIRED} for v in variants)
+        return f"No variant has test scores{' yet' if is_scored else ': the run makes none'}."
     (name, arm), other = next(iter(arms.items())), ARMS[1 - ARMS.index(next(iter(arms)))]
     asked = any(v.arm == other for v in variants)
     why = f"the {other} arm has no scores yet" if asked else f"the run has no {other} arm"

@@ -236,7 +236,7 @@ def _variant(
     stages: Mapping[str, StageRecord],
 ) -> VariantRecord:
     instances = row["instances"]
-    train = stages[instances["train"]]
+    train = stages.get(instances.get("train", ""))
     retired = instances.get(RETIRED, "")  # both scores, in runs of earlier versions
     perplexity, continuations = (
         stages.get(instances.get(name, retired)) for name in ("perplexity", "continuations")
@@ -272,8 +272,10 @@ def _finished(
     return reader.ask(f"{stage.instance.id}: {path}", read, default)
 
 
-def _curve(reader: Reader, train: StageRecord, name: str) -> tuple[Point, ...]:
+def _curve(reader: Reader, train: StageRecord | None, name: str) -> tuple[Point, ...]:
     """Losses by step: the finished sequence, or as far as the newest checkpoint."""
+    if train is None:
+        return ()
     out, whole = train.storage, [f"{name}.jsonl"] if train.is_complete else None
     return reader.ask(
         f"{train.instance.id}: {name}.jsonl",

@@ -11,6 +11,7 @@ WITHOUT_A_TEST: set[str] = {
     "orchestrator/cli/cancel.py",
     "orchestrator/cli/chaos.py",
     "orchestrator/cli/doctor.py",
+    "orchestrator/cli/export.py",
     "orchestrator/cli/plan.py",
     "orchestrator/cli/report.py",
     "orchestrator/cli/resume.py",

@@ -102,7 +102,7 @@ class LocalExecutor(Executor):
         for source in request.recipe.corpus.sources:
             if source.name in cluster.data and not (root := root_of(cluster, source)).is_dir():
                 yield f"{where}: data.{source.name}: {root} is not a folder; check the path"
-        for model in models_of(request.variants):
+        for model in models_of(request.variants, request.plan):
             if (folder := model.folder(cluster)) is None:
                 continue
             needed = ("config.json", *([WEIGHTS] if model.sha256 else []))
@@ -111,7 +111,7 @@ class LocalExecutor(Executor):
                 if name == WEIGHTS and any(folder.glob(f"{name}.index.json")):
                     remedy = f"{model.section}.sha256 pins one file; merge its parts into one"
                 yield f"{where}: models.{model.name}: {folder} has no {name}; {remedy}"
-        if cluster.resources_of("train").gpus_per_node == 0:
+        if request.plan.scope.trains and not cluster.resources_of("train").gpus_per_node:
             for variant in request.variants:
                 yield from _too_much_for_memory(variant.recipe, where)
         yield from _unfit_surroundings(cluster, where)

@@ -12,6 +12,7 @@ import pytest
 from jobs.enough_audio import require_enough, require_splits
 from jobs.lm.packing import SPLITS, split_of
 from orchestrator.errors import DataError
+from orchestrator.plan.graph import Scope
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Recipe, Split
 
@@ -102,6 +103,18 @@ def test_a_window_needs_a_context_and_the_token_after_it() -> None:
         f"train.context_length: the training split has at most {num_tokens} tokens (50 a second), "
         f"fewer than the {num_tokens + 1} of one window; shorten it or add recordings"
     )
+
+
+def test_a_run_is_asked_only_for_the_stages_that_it_has() -> None:
+    two = seconds(dict.fromkeys(names(2), 1.0))
+    require_enough([recipe()], two, Scope(frozenset({"corpus", "codebook"})))
+    require_enough([recipe(tokenizer={"num_clusters": 2000})], two, Scope(frozenset({"corpus"})))
+    with pytest.raises(DataError, match="num_clusters"):
+        require_enough(
+            [recipe(tokenizer={"num_clusters": 2000})],
+            two,
+            Scope(frozenset({"corpus", "codebook"})),
+        )
 
 
 def test_clusters_need_frames() -> None:

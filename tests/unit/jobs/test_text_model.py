@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from jobs import corpus, text_model, tokenize
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
+from orchestrator.plan.graph import Scope
 from tests.unit.jobs.lm.test_twist import CONFIGS
 from tests.unit.jobs.test_attempt import attempt_in
 from tests.unit.jobs.test_weights import UP, change, rename
@@ -48,6 +49,11 @@ def test_each_variant_has_its_say(lm: Path) -> None:
     long = attempt_with(lm, **size)
     with pytest.raises(SpecErrors, match=r"train\.context_length"):
         text_model.require_all(replace(cold, recipes=(cold.recipe, long.recipe)))
+
+
+def test_a_run_that_trains_nothing_asks_for_none(lm: Path) -> None:
+    attempt = attempt_with(change(lm, rename(UP, "model.layers.0.mlp.up.weight")))
+    text_model.require_all(replace(attempt, scope=Scope(frozenset({"corpus"}))))
 
 
 def test_its_place_is_where_the_cluster_says(lm: Path) -> None:

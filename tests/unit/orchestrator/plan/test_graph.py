@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 
-from orchestrator.plan.graph import Node, nodes_of
+from orchestrator.errors import RequestError
+from orchestrator.plan.graph import Node, nodes_of, nodes_until
 from orchestrator.plan.stages import BY_NAME, STAGES
 from orchestrator.spec.cluster import StageName
 from tests.unit.orchestrator.recipes import pretrained_recipe, recipe
@@ -39,6 +40,22 @@ def test_a_node_is_named_by_its_stage_and_part() -> None:
 def test_other_parts_and_roles_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="no such part or role"):
         Node(stage=BY_NAME["pack"], **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("until", "last", "num_nodes"),
+    [("corpus", "corpus", 1), ("tokenize", "tokenize", 6), ("pretrain.1", "pretrain.1", 3)],
+)
+def test_until_leaves_what_is_needed(until: str, last: str, num_nodes: int) -> None:
+    everything = nodes_of(pretrained_recipe())
+    nodes = nodes_until(pretrained_recipe(), until)
+    assert list(nodes) == [n for n in everything if n in nodes]
+    assert (nodes[-1].name, len(nodes)) == (last, num_nodes)
+
+
+def test_until_something_else_names_what_there_is() -> None:
+    with pytest.raises(RequestError, match=r"--until: tokenise: .*corpus, .*tokenize, pack"):
+        nodes_until(recipe(), "tokenise")
 
 
 def test_the_spec_knows_every_stage() -> None:

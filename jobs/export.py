@@ -1,0 +1,188 @@
+"""Units as files for other trainers: `orchestrator export` runs this where Parquet can be read.
+
+In: a finished tokenize artifact, whose digests are checked. Out: a new folder with the three splits
+in one of `unit_formats`, as the run's own training holds them out, and ``export.json``, which says
+where they come from. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from jobs.lm.packing import SPLITS, SplitName, split_of
+from jobs.unit_formats import FORMATS, SplitFiles, UtteranceUnits
+from orchestrator.errors import (
+    CorruptError,
+    ExitCode,
+    OrchestratorError,
+    RequestError,
+    os_words,
+)
+from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import sha256_of, to_json
+from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Instance
+from orchestrator.spec.recipe import Recipe
+
+_COLUMNS = ["id", "recording", "units", "durations", "num_samples"]
+ABOUT = "export.json"
+
+
+def export(run: RunFolder, store: Store, instance: Instance, form: str, to: Path) -> None:
+    """Write the folder ``to``.
+
+    Raises RequestError for what is not finished or a folder that is there, CorruptError for a shard
+    that is not what the artifact's manifest says.
+    """
+    units = store.artifact(instance.stage, instance.key)
+    if not units.is_complete():
+        raise RequestError(
+            f"{instance.id}: not finished; `orchestrator resume {run.name}` goes on with it"
+        )
+    recipe = _recipe_of(run, instance)
+    require_free(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as temporary:
+        folder = Path(temporary, "units")
+        folder.mkdir()
+        written = _write(units, recipe, form, folder)
+        about = {
+            "run": run.storage.url,
+            "artifact": units.storage.url,
+            "key": instance.key,
+            "format": form,
+            "num_units": recipe.tokenizer.num_clusters,
+            "deduplicated": recipe.tokenizer.deduplicate,
+            "encoder": recipe.encoder.model or "pretrained by the recipe",
+            "layer": recipe.encoder.layer,
+            **written,
+        }
+        (folder / ABOUT).write_bytes(to_json(about))
+        if to.exists():
+            to.rmdir()  # empty, as was seen; another process may have filled it since
+        folder.rename(to)
+
+
+def require_free(to: Path) -> None:
+    """Raises RequestError when something is there already."""
+    if to.is_symlink() or (to.exists() and not (to.is_dir() and not any(to.iterdir()))):
+        raise RequestError(f"--units: {to} is there already; name a new folder, or an empty one")
+
+
+def _recipe_of(run: RunFolder, instance: Instance) -> Recipe:
+    """The recipe of the variants that need the units. Raises RequestError when their splits differ.
+
+    A version of the tool that splits otherwise has another pack stage, not other units.
+    """
+    recipes = [v.recipe for v in run.variants() if v.name in instance.variants]
+    if any(recipe.split != recipes[0].split for recipe in recipes):
+        raise RequestError(
+            f"{instance.id}: its variants split the recordings differently; export from a run of "
+            "one of them: submit with `--until tokenize` and the `split` that you want"
+        )
+    return recipes[0]
+
+
+def _write(units: Artifact, recipe: Recipe, form: str, folder: Path) -> dict[str, Any]:
+    """Write all splits; how much there is of each."""
+    counts = {name: Counter(num_utterances=0, num_tokens=0, num_samples=0) for name in SPLITS}
+    num_empty = 0
+    with ExitStack() as stack:
+        files: dict[SplitName, SplitFiles] = {}
+        for name in SPLITS:
+            files[name] = FORMATS[form](folder, name, recipe.tokenizer.num_clusters)
+            stack.callback(files[name].close)
+        for utterance in utterances_of(units, folder.parent / "shards"):
+            if not len(utterance.units_L):
+                num_empty += 1
+                continue
+            split = split_of(utterance.recording, recipe.split)
+            files[split].add(utterance)
+            counts[split].update(
+                num_utterances=1,
+                num_tokens=len(utterance.units_L),
+                num_samples=utterance.num_samples,
+            )
+    return {"splits": counts, "num_empty_utterances": num_empty}
+
+
+def utterances_of(units: Artifact, cache: Path) -> Iterator[UtteranceUnits]:
+    """All utterances of a tokenize artifact, in shard order. Raises CorruptError.
+
+    Copies of what a remote store holds are kept in ``cache`` while they are read.
+    """
+    digests = {path: entry["sha256"] for path, entry in units.manifest()["files"].items()}
+    shards = sorted(path for path in digests if path.endswith(".parquet"))
+    for path in shards:
+        local = _fetched(units, path, cache)
+        if sha256_of(local) != digests[path]:
+            raise CorruptError(
+                f"{units.storage.url}/{path}: bytes differ from the manifest's sha256; "
+                "`orchestrator verify` names all that do"
+            )
+        yield from _rows(local)
+        if units.storage.local_root is None:
+            local.unlink()
+
+
+def _fetched(units: Artifact, path: str, cache: Path) -> Path:
+    try:
+        local = units.storage.fetch(path, cache)
+        local.stat()
+    except FileNotFoundError:
+        raise CorruptError(
+            f"{units.storage.url}/{path}: missing; `orchestrator verify` names all that are"
+        ) from None
+    return local
+
+
+def _rows(shard: Path) -> Iterator[UtteranceUnits]:
+    table = pq.read_table(shard, columns=_COLUMNS)
+    for batch in table.to_batches():
+        columns = [batch.column(name) for name in _COLUMNS]
+        for row in range(batch.num_rows):
+            name, recording, units, durations, num_samples = (c[row] for c in columns)
+            yield UtteranceUnits(
+                id=name.as_py(),
+                recording=recording.as_py(),
+                units_L=units.values.to_numpy(),
+                durations_L=durations.values.to_numpy(),
+                num_samples=num_samples.as_py(),
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export the units of one stage instance; says in one line why it cannot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--run", required=True, help="name of the run")
+    parser.add_argument("--instance", required=True, help="id of the stage instance")
+    parser.add_argument("--format", required=True, choices=sorted(FORMATS))
+    parser.add_argument("--to", required=True, type=Path, help="folder to be made")
+    options = parser.parse_args(argv)
+    try:
+        store = Store.open(options.store)
+        run = RunFolder(store.run_storage(options.run))
+        instance = run.plan().instance(options.instance)
+        export(run, store, instance, options.format, options.to)
+    except OrchestratorError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"{os_words(error)}\n")
+        return ExitCode.UNREACHABLE
+    return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

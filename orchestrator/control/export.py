@@ -1,0 +1,44 @@
+"""Units of a run as files for other trainers, written by ``jobs.export`` where jobs can run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.control.job import module_argv
+from orchestrator.errors import BackendError, ExitCode, RequestError, RunFailedError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Instance
+
+FORMATS = ("parquet", "slamkit", "fairseq", "npy")
+"""As ``jobs.unit_formats`` has them."""
+_ERRORS = {ExitCode.BAD_REQUEST: RequestError, ExitCode.UNREACHABLE: BackendError}
+
+
+def export_units(
+    run: RunFolder, store: Store, to: Path, form: str
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Export the units of each codebook of a run: where they are, and their ``export.json``.
+
+    Raises RequestError when the run has no units; what `jobs.export` raises.
+    """
+    instances = run.plan().units
+    if not instances:
+        raise RequestError(f"{run.name}: has no units: it was submitted to stop before them")
+    for instance in instances:
+        folder = (to if len(instances) == 1 else to / instance.id).absolute()
+        _export(run, store, instance, folder, form)
+        yield folder, json.loads((folder / "export.json").read_bytes())
+
+
+def _export(run: RunFolder, store: Store, instance: Instance, to: Path, form: str) -> None:
+    words = ("--store", store.storage.url, "--run", run.name, "--instance", instance.id)
+    argv = module_argv(run.cluster(), "jobs.export", *words, "--format", form, "--to", str(to))
+    done = subprocess.run(argv, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["ended without a word"]
+        raise _ERRORS.get(ExitCode(done.returncode), RunFailedError)(said[-1])
