@@ -73,9 +73,15 @@ class AttemptFolder:
 
     @property
     def end(self) -> dict[str, Any] | None:
-        """How it ended; None while that is not recorded, be it on this machine alone."""
+        """How it ended; None while that is not recorded, be it on this machine alone.
+
+        Raises CorruptError.
+        """
         recorded = find_record(self.storage, _END, _REMEDY)
-        return recorded or last_words.find(self.storage.url, _LAST_END)
+        if recorded is None:
+            return last_words.find(self.storage.url, _LAST_END)
+        with understood(f"{self.storage.url}/{_END}", _REMEDY):
+            return {**recorded, "ended_at": float(recorded["ended_at"])}
 
     @property
     def progress(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.errors import AlreadyExistsError, Cause
+from orchestrator.errors import AlreadyExistsError, Cause, CorruptError
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
 
@@ -32,3 +32,10 @@ def test_a_segment_is_never_overwritten(attempt: AttemptFolder) -> None:
     attempt.storage.create("events-0002.jsonl", b"")
     with pytest.raises(AlreadyExistsError):
         attempt.record_failure(Cause.ERROR, "x")
+
+
+@pytest.mark.parametrize("end", [b"", b"[]", b"{}", b'{"ended_at": "soon"}', b'{"ended_at": null}'])
+def test_a_damaged_end_is_named(attempt: AttemptFolder, end: bytes) -> None:
+    attempt.storage.create("end.json", end)
+    with pytest.raises(CorruptError, match=r"end\.json: .*(move the attempt's folder|remove it)"):
+        assert attempt.end
