@@ -224,7 +224,10 @@ def _probe_job(cluster: Cluster, folder: RunFolder, part: Part) -> Job:
     part_options = cluster.slurm.head if part == "head" else None
     options = options_of(context, stage, part_options)
     options = options.model_copy(update={"walltime_min": None})
-    argv = context.module(PROBE, gpus=shape.gpus)
+    folders = (*cluster.data.values(), *cluster.models.values())
+    words = [word for folder in folders for word in ("--folder", folder)]
+    words += ["--scratch", cluster.scratch] if cluster.scratch else []
+    argv = context.module(PROBE, *words, gpus=shape.gpus)
     job = job_of(context, "probe", argv, shape, options)
     return replace(job, options=replace(job_options(job), requeue=False))
 
@@ -242,6 +245,11 @@ def _findings(part: Part, gpus: int, found: dict[str, Any]) -> Iterator[Check]:
         packages = f"; {', '.join(absent)} missing: pip install '.[jobs]' there"
     yield Check(f"{part} node: python", not absent, found["python"] + packages)
     yield Check(f"{part} node: GPUs", found["gpus"] >= gpus, f"{found['gpus']} given, {gpus} asked")
+    if problem := found["scratch"]:
+        yield Check(f"{part} node: scratch", False, f"{problem}; name a folder on each node's disk")
+    for folder in found["unseen"]:  # matters only to the recipes that name it
+        unseen = f"does not see {folder}; mount it there, or name another folder"
+        yield Check(f"{part} node: folders", False, unseen, is_optional=True)
 
 
 def _await(folder: RunFolder, name: str, backend: SlurmBackend, ref: JobRef) -> dict[str, Any]:

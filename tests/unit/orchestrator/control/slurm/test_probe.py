@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.requirements import JOB_PACKAGES, num_gpus
-from orchestrator.control.slurm.probe import FOUND, HEARD, given_gpus
+from orchestrator.control.slurm.probe import FOUND, HEARD, given_gpus, unwritable
 from orchestrator.ledger.storage import Storage
 from tests.unit.orchestrator.backends.test_slurm_allocation import AROUND
 
 
 def test_a_probe_says_what_the_node_has_then_that_it_heard(tmp_path: Path) -> None:
     words = ["-m", "orchestrator.control.slurm.probe", "--store", str(tmp_path), "--run", "p1"]
+    words += ["--scratch", str(tmp_path / "scratch"), "--folder", str(tmp_path)]
+    words += ["--folder", "/nowhere/speech"]
     env = os.environ | AROUND
     probe = subprocess.Popen([sys.executable, *words], env=env)
     folder = Storage(str(tmp_path)).at("doctor", "p1")
@@ -30,6 +33,7 @@ def test_a_probe_says_what_the_node_has_then_that_it_heard(tmp_path: Path) -> No
     assert found["python"].endswith(f" at {sys.executable}")
     assert found["packages"].keys() == set(JOB_PACKAGES)
     assert all(found["packages"].values())
+    assert (found["scratch"], found["unseen"]) == ("", ["/nowhere/speech"])
     assert not folder.exists(HEARD)
     probe.send_signal(signal.SIGUSR2)
     assert probe.wait(60) == 0
@@ -47,3 +51,17 @@ def test_accelerators_are_those_that_slurm_shows(
 def test_without_slurms_word_all_of_the_node_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert given_gpus() == num_gpus()
+
+
+@pytest.mark.parametrize(
+    ("scratch", "problem"),
+    [
+        ("", ""),
+        ("/dev/null/scratch", "Not a directory|File exists"),
+        ("/proc/scratch", "No such file or directory"),
+        ("${env:NO_SUCH_VARIABLE}/x", "NO_SUCH_VARIABLE is not set"),
+    ],
+)
+def test_a_scratch_that_takes_nothing_is_found_before_training(scratch: str, problem: str) -> None:
+    assert re.search(problem, unwritable(scratch))
+    assert bool(unwritable(scratch)) == bool(problem)
