@@ -54,6 +54,11 @@ SMALL_BYTES, SMALL_TIMEOUT_S = 1 << 20, 20.0
 """The same of a request that carries no more: a heartbeat must not hang for as long as it may be
 late."""
 _MAX_RETRIES = 6
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+"""Variables that say where a store answers."""
 _REFUSALS = (
     exceptions.PermissionDeniedError,
     exceptions.UnauthenticatedError,
@@ -347,6 +352,7 @@ def _clients(bucket: str, timeout_s: float, deadline_s: float, endpoint: str) ->
     if bucket.startswith("memory://"):
         return _Clients(_memory(bucket), _memory(bucket))
     scheme = bucket.partition("://")[0]
+    _require_urls(bucket, scheme)
     client = {"allow_http": True, "timeout": timedelta(seconds=timeout_s)}
     options: dict[str, Any] = {"client_options": client}
     retries = {"max_retries": _MAX_RETRIES, "retry_timeout": timedelta(seconds=deadline_s)}
@@ -367,11 +373,21 @@ def _clients(bucket: str, timeout_s: float, deadline_s: float, endpoint: str) ->
         ) from None
 
 
+def _require_urls(bucket: str, scheme: str) -> None:
+    """Raise RequestError for an endpoint that is no URL, of which the library makes a panic."""
+    for name in _ENDPOINTS.get(scheme, ()):
+        value = os.environ.get(name)
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise RequestError(
+                f"store {bucket!r}: {name} is {value!r}, no URL; begin it with http:// or https://"
+            )
+
+
 def profile() -> Any:
     """What takes credentials from the user's AWS profile; None where the environment has them.
 
     A machine with a role of its own needs no profile: its ``config`` may hold but a region. Raises
-    ValueError when the profile has no credentials.
+    ValueError when there is no such profile, or it has no credentials.
     """
     if "AWS_ACCESS_KEY_ID" in os.environ:
         return None
@@ -381,9 +397,13 @@ def profile() -> Any:
     if not (is_named or Path(config).expanduser().exists()):
         return None
     if importlib.util.find_spec("boto3"):
+        from botocore.exceptions import BotoCoreError
         from obstore.auth.boto3 import Boto3CredentialProvider
 
-        return Boto3CredentialProvider()
+        try:
+            return Boto3CredentialProvider()
+        except BotoCoreError as error:  # no such profile, or a file that cannot be read
+            raise ValueError(str(error)) from None
     if is_named:
         raise BackendError(
             "an AWS profile needs boto3; pip install '.[s3]', or set AWS_ACCESS_KEY_ID"

@@ -162,6 +162,41 @@ def test_without_a_profile_nobody_asks_for_one(home: Path) -> None:
     assert profile() is None
 
 
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, r"The config profile \(nosuch\) could not be found"),
+        ({"credentials": "[other]\naws_access_key_id = x\n"}, r"\(nosuch\) could not be found"),
+        ({"config": "no section\n"}, "Unable to parse config file"),
+    ],
+)
+def test_a_profile_that_is_not_there_is_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], says: str
+) -> None:
+    for name, text in files.items():
+        (home / name).write_text(text)
+    monkeypatch.setenv("AWS_PROFILE", "nosuch")
+    with pytest.raises(RequestError, match=rf"^store 's3://profiled': .*{says}"):
+        ObjectStore("s3://profiled")
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "value"),
+    [
+        ("s3://b", "AWS_ENDPOINT_URL", "localhost:9000"),
+        ("s3://b", "AWS_ENDPOINT_URL_S3", "//host"),
+        ("az://b", "AZURE_STORAGE_ENDPOINT", "host/account"),
+        ("s3://b", "AWS_ENDPOINT", ""),
+    ],
+)
+def test_an_endpoint_that_is_no_url_is_named(
+    monkeypatch: pytest.MonkeyPatch, url: str, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match=f"{name} is '{value}', no URL; begin it with http://"):
+        ObjectStore(url)
+
+
 def test_a_profile_without_credentials_is_one_line(home: Path) -> None:
     (home / "config").write_text("[default]\nregion = us-east-1\n")
     with pytest.raises(RequestError, match=r"^store 's3://unprofiled': Received None"):
