@@ -21,7 +21,8 @@ def schema_text(path: str) -> str:
     schema: dict[str, Any] = FILES[path].model_json_schema()
     schema["properties"]["extends"] = {
         "type": "string",
-        "description": "Another file, relative to this one, whose values this one overrides.",
+        "description": "Another file, relative to this one, whose values this one overrides; "
+        "relative paths in it count from this one's folder.",
     }
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
 
