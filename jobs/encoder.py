@@ -19,9 +19,9 @@ from transformers import HubertConfig, HubertModel
 
 from jobs import hub
 from jobs.attempt import Attempt, run_stage
-from jobs.speech.hubert import Hubert, grid_of
-from jobs.weights import SAFETENSORS, load_whole
-from orchestrator.errors import Cause, CorruptError, SpecErrors
+from jobs.speech.hubert import Grid, Hubert, grid_of
+from jobs.weights import SAFETENSORS, first_line, load_whole
+from orchestrator.errors import Cause, CorruptError, RequestError, SpecErrors, cause_of
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.plan.model_config import encoder_problems
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -54,10 +54,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
     """What later stages need to know. Raises RequestError when the recipe means another model."""
-    require_fit(encoder, str(folder))
-    config = HubertConfig.from_pretrained(folder)
-    grid = grid_of(config.conv_kernel, config.conv_stride)
-    Hubert.load(folder, encoder.layer)  # refuses weights that are not the config's
+    grid = require_sound(encoder, folder)
     return {
         "layer": encoder.layer,
         "frame_rate_hz": SAMPLE_RATE_HZ / grid.hop,
@@ -65,6 +62,24 @@ def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
         "receptive_field": grid.field,
         "sha256": sha256_of(folder / WEIGHTS),
     }
+
+
+def require_sound(encoder: Encoder, folder: Path) -> Grid:
+    """How the model in a folder cuts audio into frames.
+
+    Raises SpecErrors when it is not what the recipe means, RequestError when no HuBERT can be made
+    of its config, or its weights are not those of it.
+    """
+    require_fit(encoder, str(folder))
+    try:
+        config = HubertConfig.from_pretrained(folder)
+    except Exception as error:  # of many types, by what is wrong with it
+        if cause_of(error) is not Cause.ERROR:
+            raise
+        said = f"no HuBERT can be made of it ({first_line(error)}); mend it"
+        raise RequestError(f"encoder.model: {folder}/{CONFIG}: {said}") from error
+    Hubert.load(folder, encoder.layer)
+    return grid_of(config.conv_kernel, config.conv_stride)
 
 
 def require_fit(encoder: Encoder, source: str, revision: str | None = None) -> None:
@@ -90,6 +105,7 @@ def copy_published(
     if not local.is_dir():
         local = hub.download(source, encoder.revision, where=where, check=check)
     if (local / WEIGHTS).is_file():
+        require_sound(encoder, local)  # here, where what is wrong can be mended, not in the copy
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(local / name, folder / name)
     else:

@@ -7,6 +7,7 @@ text LMs, encoders and trained models.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -45,9 +46,9 @@ def load_whole(
     """The model in a folder, every weight of it from its file; ``options`` are for transformers.
 
     ``where`` begins the message of ``refusal``, which names the file and each tensor that is
-    missing, misshapen, mistyped or unexpected. ``may_lack`` names weights that the caller replaces.
-    Passed over: layers beyond the config's, heads of other tasks, buffers that follow from the
-    config. Raises ``refusal``, OSError of a disk.
+    missing, misshapen, mistyped, unexpected or no number. ``may_lack`` names weights that the
+    caller replaces. Passed over: layers beyond the config's, heads of other tasks, buffers that
+    follow from the config. Raises ``refusal``, OSError of a disk.
     """
     try:
         model, report = model_class.from_pretrained(
@@ -63,7 +64,9 @@ def load_whole(
             raise
         problem = f"cannot be loaded ({first_line(error)})"
     else:
-        problem = _problem(report, types, may_lack(model), model.config.num_hidden_layers)
+        replaced = may_lack(model)
+        problem = _problem(report, types, replaced, model.config.num_hidden_layers)
+        problem = problem or _no_number(model, replaced)
     if problem:
         raise refusal(f"{where}: {_file(folder)}: {problem}; {_REMEDY}")
     return model
@@ -133,6 +136,20 @@ def _problems(
     for name in sorted(unexpected):
         if not _is_unused(name, num_layers):
             yield f"{name} is unexpected"
+
+
+def _no_number(model: Any, replaced: set[str]) -> str:
+    """The first weight with NaN or infinity in it; empty where there is none, or only shapes are.
+
+    One is enough to make every unit, or every loss, the same.
+    """
+    import torch
+
+    for name, weight in model.named_parameters():
+        total = 0.0 if weight.is_meta else weight.detach().sum(dtype=torch.float64).item()
+        if not math.isfinite(total) and name not in replaced:
+            return f"{name} holds NaN or infinity"
+    return ""
 
 
 def _is_unused(name: str, num_layers: int) -> bool:

@@ -9,6 +9,7 @@ Shapes: N frames, D features, K clusters, M subsampled frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -167,11 +168,19 @@ def fit(
     *,
     on_iteration: Callable[[int, float], None] = lambda _number, _inertia: None,
 ) -> Fit:
-    """Iterate until inertia settles. Raises DataError when there are too few frames."""
+    """Iterate until inertia settles.
+
+    Raises DataError when there are too few frames, or some are no numbers.
+    """
     num_frames, centroids_KD = _initial(blocks, num_clusters, seed)
     before: float | None = None
     for iteration in range(1, MAX_ITERATIONS + 1):
         total = _total(blocks, centroids_KD)
+        if not math.isfinite(total.inertia):
+            raise DataError(
+                "encoder: its features hold NaN or infinity; encode in fp32, and see that its "
+                "weights and the recordings are whole"
+            )
         on_iteration(iteration, total.inertia)
         empty_clusters = np.flatnonzero(total.counts == 0)
         settled = before is not None and abs(before - total.inertia) <= TOLERANCE * before

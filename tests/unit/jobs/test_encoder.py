@@ -105,6 +105,25 @@ def test_a_model_of_another_family_is_refused(published: tuple[Path, str]) -> No
             describe(encoder_of(digest), folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("conv_stride", [5, 2, 2, 2, 2, 2, 2], "config.json: no HuBERT can be made of it .*ValueE"),
+        ("conv_dim", "many", "config.json: no HuBERT can be made of it"),
+        ("hidden_act", "nonsense", "model.safetensors: cannot be loaded"),
+        ("intermediate_size", 33, "model.safetensors: encoder.layers.0.feed_forward.* has shape"),
+    ],
+)
+def test_a_config_of_no_encoder_is_a_wrong_request_that_names_the_users_file(
+    published: tuple[Path, str], into: Path, field: str, value: object, says: str
+) -> None:
+    folder, digest = published
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(RequestError, match=f"^encoder.model: {folder}/{says}"):
+        copy_published(encoder_of(digest), str(folder), into)
+
+
 def test_figures_count_only_for_the_weights_they_were_measured_on(
     published: tuple[Path, str], into: Path
 ) -> None:

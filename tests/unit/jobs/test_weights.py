@@ -89,6 +89,21 @@ def test_a_text_lm_with_other_weights_is_refused(
     assert cause_of(raised.value) is Cause.BAD_REQUEST
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_no_numbers_are_refused(
+    text_lm: Path, encoder: Path, value: float
+) -> None:
+    def spoil(name: str) -> Change:
+        return lambda state: state[name].view(-1)[3:4].fill_(value)
+
+    change(text_lm, spoil("model.embed_tokens.weight"))  # replaced by the units'
+    build(text_lm)
+    with pytest.raises(RequestError, match=f"model.safetensors: {UP} holds NaN or infinity; give"):
+        build(change(text_lm, spoil(UP)))
+    with pytest.raises(RequestError, match=f"^encoder.model: .*{KEY} holds NaN or infinity; give"):
+        Hubert.load(change(encoder, spoil(KEY)), 2)
+
+
 @pytest.mark.parametrize(
     "how",
     [

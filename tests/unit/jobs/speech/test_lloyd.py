@@ -83,3 +83,12 @@ def test_too_few_frames_are_the_datas_fault() -> None:
         DataError, match="num_clusters: 7 frames cannot fit 4 clusters, which need 8"
     ):
         fit(BlocksInMemory([torch.zeros(3, 2), torch.ones(4, 2)]), 4, seed=0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("num_frames", [1, 1_000])
+def test_frames_that_are_no_numbers_fit_nothing(value: float, num_frames: int) -> None:
+    feats_ND = _islands()
+    feats_ND[:num_frames, 2] = value
+    with pytest.raises(DataError, match=r"^encoder: its features hold NaN or infinity; "):
+        fit(BlocksInMemory([feats_ND[:500], feats_ND[500:]]), 10, seed=0)
