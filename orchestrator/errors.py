@@ -194,8 +194,9 @@ def cause_of(error: BaseException) -> Cause:
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, MemoryError) or code == errno.ENOMEM:
         return Cause.HOST_OOM
-    # `ledger.storage` raises a plain ConnectionError for whatever a store's library raises.
-    is_storage = code in _STORAGE_ERRNOS or type(error) is ConnectionError
+    # `ledger.storage` raises these, without a number, for whatever a bucket's library raises.
+    is_of_bucket = code is None and type(error) in (ConnectionError, PermissionError)
+    is_storage = code in _STORAGE_ERRNOS or is_of_bucket
     if code in _STORAGE_ERRNOS_OF_FILES:
         is_storage = getattr(error, "filename", None) is not None
     # Libraries have errors of their own for what the OS told them, and some keep only its words.

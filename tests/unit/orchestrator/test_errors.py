@@ -74,6 +74,7 @@ def foreign(module: str, name: str) -> Exception:
         (RuntimeError("PytorchStreamReader failed finding central directory"), Cause.ERROR),
         (OSError(errno.ENOENT, "No space left on device"), Cause.ERROR),
         (ConnectionError("the store did not do as asked"), Cause.STORAGE),
+        (PermissionError("the session of this profile has expired"), Cause.STORAGE),
         (ConnectionResetError(errno.ECONNRESET, "a peer"), Cause.ERROR),
         (FileNotFoundError(errno.ENOENT, "x"), Cause.ERROR),
         (KeyError("x"), Cause.ERROR),
