@@ -55,6 +55,7 @@ _OPEN = {
     "SBATCH_THREAD_SPEC": "thread-spec",
     "SBATCH_WAIT4SWITCH": "switches",
     "SBATCH_WCKEY": "wckey",
+    "SLURM_CLUSTERS": "clusters",  # for all commands, so that who lacks it finds no job
 }
 """Variables of sbatch(1) that may say what a cluster file leaves open, with their options. All
 others are about what every script says: size, time, output, signals, arrays, requeueing."""
