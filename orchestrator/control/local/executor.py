@@ -7,20 +7,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.backends.base import Job
 from orchestrator.backends.local import LocalBackend
-from orchestrator.control.cluster_choice import existing, open_store
+from orchestrator.control.cluster_choice import existing
 from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.executor import Check, Executor, Request, Started
 from orchestrator.control.job import cpus_of, python_of
 from orchestrator.control.models import WEIGHTS, models_of
 from orchestrator.control.requirements import JOB_PACKAGES, num_gpus, root_of, version_of
 from orchestrator.control.run_logs import RunLogs
-from orchestrator.errors import BackendError, RunFailedError
+from orchestrator.errors import BackendError, OrchestratorError, RunFailedError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState
+from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.estimate import STATE_BYTES_PER_PARAMETER, parameters_in_name
 from orchestrator.plan.planner import Plan, Variant
@@ -133,19 +135,34 @@ class LocalExecutor(Executor):
         for name in JOB_PACKAGES:
             found = version_of(name)
             yield Check(f"package {name}", bool(found), found or "missing; pip install '.[jobs]'")
-        cpus = os.cpu_count() or 1
-        used = cluster.cpus or cpus
-        too_many = "" if used <= cpus else f"; lower cpus in the cluster file to {cpus}"
-        yield Check("cpus", used <= cpus, f"{cpus} here, {used} used{too_many}")
-        gpus = max(cluster.resources_of(s.name).gpus_per_node for s in STAGES)
-        too_many = "" if gpus <= num_gpus() else "; lower gpus_per_node in resources"
-        yield Check("gpus", gpus <= num_gpus(), f"{num_gpus()} here, {gpus} used{too_many}")
-        folder = existing(open_store(cluster).storage.local_root or Path("/"))
+        yield from _processor_checks(cluster)
+        for problem in _unfit_surroundings(cluster, "cluster"):
+            name, _, what = problem.removeprefix("cluster: ").partition(": ")
+            yield Check(name, False, what)
+        folder = _disk_of_store(cluster)
         free = shutil.disk_usage(folder).free
         yield Check("disk", free > MIN_FREE_BYTES, f"{format_bytes(free)} free at {folder}")
         files = os.sysconf("SC_OPEN_MAX")
         remedy = f"{files}; ulimit -n {MIN_OPEN_FILES} or more"
         yield Check("open files", files >= MIN_OPEN_FILES, remedy)
+
+
+def _processor_checks(cluster: Cluster) -> Iterator[Check]:
+    cpus = os.cpu_count() or 1
+    used = cluster.cpus or cpus
+    too_many = "" if used <= cpus else f"; lower cpus in the cluster file to {cpus}"
+    yield Check("cpus", used <= cpus, f"{cpus} here, {used} used{too_many}")
+    gpus = max(cluster.resources_of(s.name).gpus_per_node for s in STAGES)
+    too_many = "" if gpus <= num_gpus() else "; lower gpus_per_node in resources"
+    yield Check("gpus", gpus <= num_gpus(), f"{num_gpus()} here, {gpus} used{too_many}")
+
+
+def _disk_of_store(cluster: Cluster) -> Path:
+    """A folder on the disk that the store is on; of this machine where it is on none."""
+    with suppress(OrchestratorError):  # what is wrong with the store was said
+        url = resolve_env(cluster.store, where="cluster: store")
+        return existing(Storage(url).local_root or Path("/"))
+    return Path("/")
 
 
 def _last_line(log: Path) -> str:

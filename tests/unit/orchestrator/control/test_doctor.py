@@ -34,8 +34,24 @@ def test_the_doctor_names_what_is_wrong(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["speech"], "nothing is left behind"
 
 
-def test_the_doctor_survives_a_store_that_cannot_be() -> None:
-    checks = {c.name: c for c in examine(cluster("${env:NO_SUCH_VARIABLE}/store"))}
+def test_what_jobs_on_this_machine_would_miss_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    where = cluster(
+        str(tmp_path / "store"),
+        backend="local",
+        scratch=str(tmp_path / "file" / "scratch"),
+        environment={"venv": str(tmp_path / "venv"), "container": "image.sif"},
+    )
+    failed = {c.name: c.detail for c in examine(where) if not c.passed}
+    assert failed["scratch"].startswith(f"{tmp_path}/file is no folder")
+    assert failed["environment.venv"].startswith(f"there is no {tmp_path}/venv/bin/python")
+    assert "run in none" in failed["environment.container"]
+
+
+@pytest.mark.parametrize("backend", ["fake", "local"])
+def test_the_doctor_survives_a_store_that_cannot_be(backend: str) -> None:
+    where = cluster("${env:NO_SUCH_VARIABLE}/store", backend=backend)
+    checks = {c.name: c for c in examine(where)}
     assert not checks["store"].passed
     assert "environment variable NO_SUCH_VARIABLE is not set" in checks["store"].detail
 
