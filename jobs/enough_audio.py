@@ -101,6 +101,11 @@ def _require_pretraining(recipe: Recipe, num_samples: Mapping[str, int]) -> None
     )
 
 
+def _require_codebook(recipe: Recipe, num_samples: Mapping[str, int]) -> None:
+    hours, most = recipe.tokenizer.fit_hours, recipe.tokenizer.num_clusters
+    _require_frames(recipe, num_samples, hours, most, "tokenizer", "tokenizer.fit_hours")
+
+
 def _require_frames(
     recipe: Recipe,
     num_samples: Mapping[str, int],

@@ -150,13 +150,15 @@ class RaySession(_RayProcess):
                 self._daemons = self._daemons or _children(self._process.pid)
                 return
             time.sleep(0.1)
-        lines = self._log.read_text(errors="replace").split("\n")
-        said = next(
-            (f" ({words[:200]})" for line in reversed(lines) if (words := line.strip())), ""
-        )
         raise BackendError(
-            f"ray: the session did not start{said}; see {self._log}", cause=Cause.RAY_LOST
+            f"ray: the session did not start{self._last_words()}; see {self._log}",
+            cause=Cause.RAY_LOST,
         )
+
+    def _last_words(self) -> str:
+        """What Ray said last, in brackets; empty for nothing."""
+        lines = self._log.read_text(errors="replace").split("\n")
+        return next((f" ({line.strip()[:200]})" for line in reversed(lines) if line.strip()), "")
 
     def stop(self) -> None:
         """End the session and remove its folder."""

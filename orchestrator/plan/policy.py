@@ -178,12 +178,17 @@ def _cause(ending: Ending) -> Cause:
         return _CAUSE_BY_EXIT_CODE[code]
     if code is not None and code < 0 and -code not in _CRASHES:
         return Cause.KILLED
-    for cause, pattern in _FOREIGN_WORDS:
-        if re.search(pattern, ending.log_tail, re.MULTILINE):
-            return cause
+    if said := _said(ending.log_tail):
+        return said
     if code is not None and code < 0:
         return Cause.STORAGE if -code == signal.SIGBUS else Cause.KILLED
     return ending.cause or (Cause.ERROR if code else Cause.UNKNOWN)
+
+
+def _said(log_tail: str) -> Cause | None:
+    """What words that are not ours tell; None for nothing."""
+    found = (c for c, pattern in _FOREIGN_WORDS if re.search(pattern, log_tail, re.MULTILINE))
+    return next(found, None)
 
 
 def _spent(ending: Ending, cause: Cause, past: Past) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -24,10 +25,7 @@ TIMEOUT_S = 120
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write what is found into the probe's folder of the store."""
-    parser = run_parser(__doc__)
-    parser.add_argument("--scratch", default="", help="where checkpoints are to be written")
-    parser.add_argument("--folder", action="append", default=[], help="what nodes are to see")
-    options = parser.parse_args(argv)
+    options = _parse(argv)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     folder = Storage(options.store).at("doctor", options.run)
     found = {
@@ -44,6 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     folder.replace(HEARD, to_json({"signal": signal.Signals(heard.si_signo).name}))
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = run_parser(__doc__)
+    parser.add_argument("--scratch", default="", help="where checkpoints are to be written")
+    parser.add_argument("--folder", action="append", default=[], help="what nodes are to see")
+    return parser.parse_args(argv)
 
 
 def unwritable(scratch: str) -> str:
