@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 
 from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.ledger.records import understood
 from orchestrator.ledger.run import RunFolder
 from orchestrator.plan.planner import Plan
 from orchestrator.spec.cluster import Cluster, Prices
@@ -68,12 +69,14 @@ def spending(run: RunFolder, plan: Plan, *, is_alive: bool) -> Spending:
 
     One without a recorded end counts until now while somebody is at work on the run, else, or once
     another has followed it, until its last sign of life. So does one that has been silent for
-    longer than any may be: its job was taken away, and may wait in the queue for days.
+    longer than any may be: its job was taken away, and may wait in the queue for days. Raises
+    CorruptError.
     """
     until = time.time() if is_alive else -math.inf
     silent_s = run.cluster().retry.hang_timeout_s
     found = (_holds(run, leader.id, until, silent_s) for leader in plan.leaders)
-    holds = list(chain.from_iterable(found))
+    with understood(f"{run.storage.url}/stages", "move the damaged attempt's folder away"):
+        holds = list(chain.from_iterable(found))
     return Spending(
         gpu_hours=math.fsum(gpus * hours for gpus, _, hours in holds),
         price=math.fsum(price_per_h * hours for _, price_per_h, hours in holds),

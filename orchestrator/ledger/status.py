@@ -322,8 +322,7 @@ def run_status(
             return goodput(attempts, submitted_at=run.submitted_at(), is_alive=observed.is_alive)
 
     def what_was_spent() -> dict[str, Any]:
-        with understood(run.storage.at("stages").url, "move the damaged attempt's folder away"):
-            spent = spending(run, run.plan(), is_alive=observed.is_alive)
+        spent = spending(run, run.plan(), is_alive=observed.is_alive)
         return spent.to_json(run.cluster())
 
     return replace(

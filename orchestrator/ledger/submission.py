@@ -27,7 +27,7 @@ JobKind = Literal["stage", "workers", "sentinel"]
 
 _WHOLE = "whole.json"
 _REFUSED = "refused.json"
-_SEEN = "jobs-seen.json"
+SEEN = "jobs-seen.json"
 _ENDED = "ended.json"
 _REMEDY = "cancel the jobs that `squeue` shows, then move the folder away"
 
@@ -143,11 +143,11 @@ class Submissions:
 
     def seen(self) -> dict[str, Any]:
         """The newest answer about every job, by id."""
-        return find_record(self._run, _SEEN, "remove it") or {}
+        return find_record(self._run, SEEN, "remove it") or {}
 
     def remember(self, seen: Mapping[str, Any]) -> None:
         """Keep the newest answers."""
-        self._run.replace(_SEEN, to_json(dict(seen)))
+        self._run.replace(SEEN, to_json(dict(seen)))
 
     @staticmethod
     def folder(number: int) -> str:

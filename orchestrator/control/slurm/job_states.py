@@ -16,10 +16,11 @@ from typing import Any
 from orchestrator.backends.base import JobRef
 from orchestrator.backends.slurm import NAME
 from orchestrator.errors import Cause
+from orchestrator.ledger.records import understood
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, JobStatus, Observed
 from orchestrator.ledger.store import Store
-from orchestrator.ledger.submission import JobKind, SubmittedJob
+from orchestrator.ledger.submission import SEEN, JobKind, SubmittedJob
 from orchestrator.plan.planner import Instance, Plan
 
 LOOK_EVERY_S = 15.0
@@ -142,7 +143,7 @@ def ref_of(job: SubmittedJob) -> JobRef:
 
 def open_jobs(run: RunFolder) -> dict[JobRef, SubmittedJob]:
     """A run's jobs that were not seen to end: about the others there is nothing to ask."""
-    known = {**run.submissions.seen(), **run.submissions.ended()}
+    known, _ = _known(run)
     ended = {job_id for job_id, row in known.items() if JobState(row["state"]).is_final}
     return {ref_of(job): job for job in run.submissions.newest_jobs() if job.id not in ended}
 
@@ -177,8 +178,7 @@ def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: 
     run lives while a sentinel looks on.
     """
     submissions, now = run.submissions, time.time()
-    jobs, ended = submissions.newest_jobs(), submissions.ended()
-    before = {**submissions.seen(), **ended}
+    jobs, (before, ended) = submissions.newest_jobs(), _known(run)
     rows = {job.id: _row(job, before.get(job.id), answers, now, problem) for job in jobs}
     if rows and not problem:
         with suppress(OSError):  # somebody else's run may be looked at, not written
@@ -188,11 +188,30 @@ def observed_from(run: RunFolder, answers: Mapping[JobRef, JobStatus], problem: 
 
 def last_known(run: RunFolder, running: str) -> Observed:
     """How a run stands while one of its jobs runs, by the ledger alone: nobody is asked."""
-    submissions = run.submissions
-    jobs, before = submissions.newest_jobs(), {**submissions.seen(), **submissions.ended()}
+    jobs, (before, _) = run.submissions.newest_jobs(), _known(run)
     rows = {job.id: {"state": JobState.QUEUED, **before.get(job.id, {})} for job in jobs}
     rows |= {running: {"state": JobState.RUNNING}} if running in rows else {}
     return _observed(run, jobs, rows, time.time())
+
+
+def _known(run: RunFolder) -> tuple[dict[str, Any], Collection[str]]:
+    """What was last known of each job, by id, and the ids of those whose end was written down.
+
+    Raises CorruptError.
+    """
+    with understood(f"{run.storage.url}/{SEEN}", "remove it"):
+        seen = _checked(run.submissions.seen())
+    with understood(f"{run.storage.url}/submissions", "remove the damaged ended.json below it"):
+        ended = _checked(run.submissions.ended())
+    return {**seen, **ended}, ended.keys()
+
+
+def _checked(rows: dict[str, Any]) -> dict[str, Any]:
+    """The same rows. Raises ValueError, KeyError or TypeError when one says nothing of a job."""
+    for row in rows.values():
+        JobState(row["state"]), Cause(row.get("cause") or Cause.UNKNOWN)
+        float(row.get("absent_since") or 0.0)
+    return rows
 
 
 def _observed(

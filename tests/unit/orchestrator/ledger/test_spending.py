@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import CorruptError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import Spending, held, spending, spending_figures
 from orchestrator.ledger.storage import Storage, to_json
@@ -126,3 +127,11 @@ def test_figures_say_what_is_spent_of_what_is_allowed() -> None:
     where = cluster("/store", prices=prices, limits=limits)
     assert spending_figures(spent.to_json(where)) == ["1,234 of 5,000 EUR"]
     assert spending_figures({}) == []
+
+
+@pytest.mark.parametrize("row", [{}, {"seen_at": "x"}, {**NOTED, "started_at": 0, "seen_at": None}])
+def test_a_damaged_note_of_a_worker_is_a_line(storage: Storage, row: Mapping[str, Any]) -> None:
+    run = run_of(storage)
+    run.storage.replace(f"stages/{TOKENIZE}/workers/12-0.json", to_json(row))
+    with pytest.raises(CorruptError, match="/stages: cannot be understood"):
+        spent(run)

@@ -12,6 +12,7 @@ from orchestrator.control.slurm.job_states import (
     last_known,
     note_own_end,
 )
+from orchestrator.errors import CorruptError
 from orchestrator.ledger.status import JobState, JobStatus
 from orchestrator.ledger.submission import Submissions
 from tests.unit.orchestrator.control.slurm.scene import STAGES, Scene
@@ -140,3 +141,20 @@ def test_how_a_run_stands_is_known_in_a_job_without_asking(scene: Scene) -> None
     note_own_end(scene.run, scene.job("train"), "failed")
     assert last_known(scene.run, "").jobs[scene.id("train")].state is JobState.FAILED
     assert len(scene.answers.asked) == asked
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"state": 5}, {"state": "gone"}, {"state": "failed", "cause": "weird"}]
+)
+@pytest.mark.parametrize("kind", ["seen", "ended"])
+def test_damaged_words_about_jobs_are_named_with_what_to_remove(
+    scene: Scene, row: dict[str, object], kind: str
+) -> None:
+    scene.start()
+    job_id = scene.job("corpus")
+    if kind == "seen":
+        scene.run.submissions.remember({job_id: row})
+    else:
+        scene.run.submissions.end({job_id: row})
+    with pytest.raises(CorruptError, match=r"cannot be understood .*; remove"):
+        scene.executor.observe([scene.run])
