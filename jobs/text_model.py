@@ -98,7 +98,13 @@ def _require_sound(recipe: Recipe, folder: str) -> None:
     from jobs.lm.twist import require_loadable
 
     require_fit(recipe, folder)
-    require_loadable(recipe.model, folder)
+    model, execution = require_loadable(recipe.model, folder), recipe.train.execution
+    is_asked = execution is not None and execution.activation_checkpointing
+    if is_asked and not model.supports_gradient_checkpointing:
+        raise RequestError(
+            f"train.execution.activation_checkpointing: {type(model).__name__} has none; leave it "
+            "out, or name a text model of another family"
+        )
 
 
 def _by_text_model(recipes: Iterable[Recipe]) -> Iterable[Recipe]:

@@ -105,17 +105,17 @@ def init_std(spec: Model, config: Any) -> float:
     return float(std)
 
 
-def require_loadable(spec: Model, source: str) -> None:
-    """Raise RequestError when `build_model` could not make a model of a folder.
+def require_loadable(spec: Model, source: str) -> Any:
+    """The model that `build_model` makes of a folder, without its weights.
 
-    Of its files only the headers are read.
+    Of the folder's files only the headers are read. Raises RequestError when it could make none.
     """
     from transformers import AutoModelForCausalLM
 
     config = unit_config(spec, source)
     init_std(spec, config)
     if spec.init == "twist":
-        load_whole(
+        return load_whole(
             AutoModelForCausalLM,
             Path(source),
             where=TEXT_MODEL,
@@ -123,12 +123,13 @@ def require_loadable(spec: Model, source: str) -> None:
             config=config,
             device_map="meta",
         )
-        return
     try:
         with torch.device("meta"):
-            tables(AutoModelForCausalLM.from_config(config))
+            model = AutoModelForCausalLM.from_config(config)
+        tables(model)
     except Exception as error:  # of many types, by what is wrong with it
         raise _unknown(error, source) from error
+    return model
 
 
 def _unknown(error: Exception, source: str) -> Exception:

@@ -47,6 +47,11 @@ def execution_of(train: Train, world_size: int, max_micro_batch: int | None = No
             "train.execution.zero_stage: 0 would keep the optimizer's state in bf16; "
             "give 1 or more, or precision fp32"
         )
+    if execution.offload and execution.zero_stage == 0:
+        raise RequestError(
+            "train.execution.offload: without ZeRO nothing is moved to the host; "
+            "give zero_stage 1 or more, or leave offload out"
+        )
     if max_micro_batch and execution.micro_batch > max_micro_batch:
         return execution.model_copy(update={"micro_batch": _divisor(share, max_micro_batch)})
     return execution

@@ -6,7 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CTRLConfig,
+    GPTNeoXJapaneseConfig,
+    OpenAIGPTConfig,
+    PreTrainedConfig,
+)
 
 from jobs import corpus, text_model, tokenize
 from orchestrator.errors import RequestError, SpecErrors
@@ -54,6 +60,32 @@ def test_each_variant_has_its_say(lm: Path) -> None:
 def test_a_run_that_trains_nothing_asks_for_none(lm: Path) -> None:
     attempt = attempt_with(change(lm, rename(UP, "model.layers.0.mlp.up.weight")))
     text_model.require_all(replace(attempt, scope=Scope(frozenset({"corpus"}))))
+
+
+@pytest.mark.parametrize("init", ["twist", "cold"])
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (OpenAIGPTConfig(vocab_size=9, n_embd=16, n_layer=1, n_head=2), "OpenAIGPTLMHeadModel"),
+        (CTRLConfig(vocab_size=9, n_embd=16, dff=16, n_layer=1, n_head=2), "CTRLLMHeadModel"),
+        (
+            GPTNeoXJapaneseConfig(
+                vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+            ),
+            "GPTNeoXJapaneseForCausalLM",
+        ),
+    ],
+    ids=["gpt", "ctrl", "neox"],
+)
+def test_a_family_without_activation_checkpointing(
+    tmp_path: Path, config: PreTrainedConfig, name: str, init: str
+) -> None:
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "lm")
+    execution = {"micro_batch": 1, "activation_checkpointing": True}
+    asked = {"train.execution": execution, "model.init": init, "model.init_std": 0.02}
+    attempt = attempt_with(tmp_path / "lm", **asked)
+    with pytest.raises(RequestError, match=f"activation_checkpointing: {name} has none; leave"):
+        text_model.require_all(attempt)
 
 
 def test_its_place_is_where_the_cluster_says(lm: Path) -> None:

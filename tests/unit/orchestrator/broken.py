@@ -1083,6 +1083,13 @@ UNFIT = (
         says=("r.yaml: model.num_layers: tiny-lm has 2 layers, not 3; give 1..2",),
     ),
     Broken(
+        id="offload without ZeRO",
+        overrides=("train.execution={micro_batch: 1, offload: true}",),
+        says=(
+            "c.yaml: resources.train: 1 ranks: train.execution.offload: without ZeRO nothing is moved to the host; give zero_stage 1 or more, or leave offload out",
+        ),
+    ),
+    Broken(
         id="flash attention in fp32",
         overrides=("train.execution={micro_batch: 1, attention: flash_attention_2}",),
         says=(
