@@ -160,9 +160,10 @@ def explained(target: Path, place: str = "store") -> Iterator[None]:
         yield
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "")
-        if not error.errno or (error.filename and not remedy):
+        is_told = not error.errno or error.strerror != os.strerror(error.errno)
+        if is_told or (error.filename and not remedy):
             raise
-        words = "; ".join(filter(None, (os.strerror(error.errno), remedy.format(place=place))))
+        words = "; ".join(filter(None, (error.strerror, remedy.format(place=place))))
         raise OSError(error.errno, words, str(error.filename or target)) from None
 
 

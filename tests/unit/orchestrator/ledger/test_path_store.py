@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import AlreadyExistsError
-from orchestrator.ledger.path_store import TEMPORARY, PathStore, publish
+from orchestrator.ledger.path_store import TEMPORARY, PathStore, explained, publish
 from orchestrator.ledger.storage import Storage
 from tests.unit.orchestrator.ledger.conftest import mounted
 
@@ -70,6 +70,14 @@ def test_a_disk_that_is_full_of_an_upload_is_left_as_it_was(small: Path, tmp_pat
 def test_a_read_only_disk_is_said_with_its_remedy(read_only: Path, verb: str) -> None:
     with pytest.raises(OSError, match="Read-only file system; mount it for writing"):
         getattr(PathStore(read_only), verb)("a", b"1")
+
+
+def test_what_was_said_with_its_remedy_is_not_said_again(tmp_path: Path) -> None:
+    """A file system without hard links refuses them by EPERM, as others do to strangers."""
+    words = "this file system has no hard links"
+    for said, expected in ((words, words), (os.strerror(errno.EPERM), "see who may write there")):
+        with pytest.raises(PermissionError, match=expected), explained(tmp_path):
+            raise OSError(errno.EPERM, said, str(tmp_path))
 
 
 def test_a_name_that_is_too_long_is_said_with_its_remedy(tmp_path: Path) -> None:
