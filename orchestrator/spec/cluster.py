@@ -402,6 +402,11 @@ class Cluster(Spec):
             raise ValueError(
                 f"store: {self.store} is no path; jobs on Slurm need a folder that all nodes share"
             )
+        if "%" in self.store:
+            raise ValueError(
+                f"store: {self.store}: % in a log's path means a number to Slurm; name a folder "
+                "without it"
+            )
         shortest_min = min(self._walltimes_min())
         if self.retry.notice_s > 30 * shortest_min:
             raise ValueError(

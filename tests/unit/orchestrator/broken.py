@@ -1387,6 +1387,17 @@ CLUSTERS = (
         ),
     ),
     Broken(
+        id="a pattern of Slurm's in the store",
+        cluster=edited(
+            "store: store",
+            "store: /scratch/50%j",
+            CLUSTER.replace("backend: local", "backend: slurm"),
+        ),
+        says=(
+            "c.yaml: store: /scratch/50%j: % in a log's path means a number to Slurm; name a folder without it",
+        ),
+    ),
+    Broken(
         id="a shell's variable in a path",
         cluster=edited("store: store", "store: $SCRATCH/x", CLUSTER),
         says=(
