@@ -56,9 +56,13 @@ def require_splits(recordings: Collection[str], shares: Split) -> None:
         remedy = (
             f"give split: {{valid: {enough.valid:g}, test: {enough.test:g}}}, or " if enough else ""
         )
+        thinned = ""
+        if shares.train_fraction < 1:
+            thinned = f", train_fraction: {shares.train_fraction:g}"
+            remedy += "raise split.train_fraction, or " if "train" in empty else ""
         raise DataError(
             f"split: none of {len(recordings)} recordings falls into {' or '.join(empty)} "
-            f"(valid: {shares.valid:g}, test: {shares.test:g}); {remedy}add recordings"
+            f"(valid: {shares.valid:g}, test: {shares.test:g}{thinned}); {remedy}add recordings"
         )
 
 
@@ -75,7 +79,7 @@ def _shares_that_do(recordings: Collection[str], shares: Split) -> Split | None:
     test = max(shares.test, _just_above(first - valid))
     if max(valid, test) >= 0.5:
         return None
-    enough = Split(valid=valid, test=test)
+    enough = shares.model_copy(update={"valid": valid, "test": test})
     return None if _empty_splits(recordings, enough) else enough
 
 

@@ -96,7 +96,7 @@ def _recipe_of(run: RunFolder, instance: Instance) -> Recipe:
 def _write(units: Artifact, recipe: Recipe, form: str, folder: Path) -> dict[str, Any]:
     """Write all splits; how much there is of each."""
     counts = {name: Counter(num_utterances=0, num_tokens=0, num_samples=0) for name in SPLITS}
-    num_empty = 0
+    num_empty = num_thinned = 0
     with ExitStack() as stack:
         files: dict[SplitName, SplitFiles] = {}
         for name in SPLITS:
@@ -107,13 +107,17 @@ def _write(units: Artifact, recipe: Recipe, form: str, folder: Path) -> dict[str
                 num_empty += 1
                 continue
             split = split_of(utterance.recording, recipe.split)
+            if split is None:
+                num_thinned += 1
+                continue
             files[split].add(utterance)
             counts[split].update(
                 num_utterances=1,
                 num_tokens=len(utterance.units_L),
                 num_samples=utterance.num_samples,
             )
-    return {"splits": counts, "num_empty_utterances": num_empty}
+    left_out = {"num_empty_utterances": num_empty, "num_thinned_utterances": num_thinned}
+    return {"splits": counts, **left_out}
 
 
 def utterances_of(units: Artifact, cache: Path) -> Iterator[UtteranceUnits]:

@@ -30,7 +30,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
                 attempt.out.upload(folder / path, path)
     if not attempt.out.exists("pack.json"):
         attempt.out.create_json("pack.json", packed)
-    return {"splits": packed["splits"], "num_empty_utterances": packed["num_empty_utterances"]}
+    counts = ("splits", "num_empty_utterances", "num_thinned_utterances")
+    return {name: packed[name] for name in counts if name in packed}
 
 
 def check_splits(packed: dict[str, Any]) -> None:
@@ -38,7 +39,8 @@ def check_splits(packed: dict[str, Any]) -> None:
     num_recordings = sum(counts["num_recordings"] for counts in packed["splits"].values())
     for name, counts in packed["splits"].items():
         if not counts["num_tokens"]:
-            share = f"raise split.{name}" if name != "train" else "lower split.valid and split.test"
+            of_train = "lower split.valid and split.test, raise split.train_fraction"
+            share = of_train if name == "train" else f"raise split.{name}"
             raise DataError(
                 f"pack: none of the {num_recordings} recordings fell into the {name} split; "
                 f"{share} or add recordings"

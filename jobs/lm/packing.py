@@ -51,12 +51,16 @@ def place_of(recording: str) -> float:
     return int.from_bytes(hashlib.sha256(recording.encode()).digest()[:8], "big") / 2**64
 
 
-def split_of(recording: str, shares: Split) -> SplitName:
-    """The split of a whole recording, by its place."""
+def split_of(recording: str, shares: Split) -> SplitName | None:
+    """The split of a whole recording, by its place; None for one that ``train_fraction`` leaves."""
     place = place_of(recording)
     if place < shares.valid:
         return "valid"
-    return "test" if place < shares.valid + shares.test else "train"
+    if place < shares.valid + shares.test:
+        return "test"
+    # Salted: the places of what is left for training begin where the other shares end.
+    is_in = shares.train_fraction == 1 or place_of(f"train/{recording}") < shares.train_fraction
+    return "train" if is_in else None
 
 
 @dataclass
@@ -110,12 +114,12 @@ def pack_shards(
 ) -> dict[str, Any]:
     """Write the three splits of the shards into ``folder``; returns the content of ``pack.json``.
 
-    Utterances without any unit are left out and counted. Raises CorruptError when a unit is outside
-    the codebook.
+    Utterances without any unit, and of recordings in no split, are left out and counted. Raises
+    CorruptError when a unit is outside the codebook.
     """
     writers = {name: SplitWriter(name, folder) for name in SPLITS}
     try:
-        num_empty = sum(_pack_shard(shard, writers, shares, num_units) for shard in shards)
+        left_out = sum((_pack_shard(s, writers, shares, num_units) for s in shards), Counter())
     finally:
         for writer in writers.values():
             writer.close()
@@ -124,14 +128,25 @@ def pack_shards(
         "num_units": num_units,
         "rule": RULE,
         "shares": {"valid": shares.valid, "test": shares.test},
-        "num_empty_utterances": num_empty,
+        **(_thinned(shares, left_out["thinned"]) if shares.train_fraction < 1 else {}),
+        "num_empty_utterances": left_out["empty"],
         "splits": {name: writer.counts() for name, writer in writers.items()},
+    }
+
+
+def _thinned(shares: Split, num_utterances: int) -> dict[str, Any]:
+    """What ``pack.json`` says besides where not all of the training split is used."""
+    return {
+        "train_fraction": shares.train_fraction,
+        "thinned_by": "of train, recordings whose place as `train/<recording>` is not below it",
+        "num_thinned_utterances": num_utterances,
     }
 
 
 def _pack_shard(
     shard: Path, writers: dict[SplitName, SplitWriter], shares: Split, num_units: int
-) -> int:
+) -> Counter[str]:
+    """Add a shard's utterances to their splits; how many were left out, and why."""
     table = pq.read_table(shard, columns=_COLUMNS).combine_chunks()
     lists = table["units"].combine_chunks()
     units, ends = lists.flatten().to_numpy(), np.cumsum(lists.value_lengths().to_numpy())
@@ -142,15 +157,18 @@ def _pack_shard(
         table["num_samples"].to_pylist(),
         strict=True,
     )
-    num_empty = 0
+    left_out: Counter[str] = Counter()
     for utterance, recording, own, num_samples in rows:
         if not len(own):
-            num_empty += 1
+            left_out["empty"] += 1
             continue
         if int(own.max()) >= num_units:
             raise CorruptError(
                 f"{shard}: {utterance} holds unit {own.max()} of a codebook of {num_units}; "
                 "tokenize again"
             )
-        writers[split_of(recording, shares)].add(utterance, recording, own, num_samples)
-    return num_empty
+        if split := split_of(recording, shares):
+            writers[split].add(utterance, recording, own, num_samples)
+        else:
+            left_out["thinned"] += 1
+    return left_out

@@ -348,6 +348,9 @@ class Split(Spec):
     """Share of recordings for validation: choosing between variants."""
     test: Annotated[Float, Field(gt=0, lt=0.5)] = 0.02
     """Share of recordings for the reported perplexity."""
+    train_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Share of the other recordings that is trained on, chosen by the hash of their ids: a smaller
+    share is a part of a larger one, and all have corpus, units, valid and test in common."""
 
 
 class Perplexity(Spec):

@@ -54,6 +54,15 @@ def test_a_share_that_takes_nothing_is_named_with_one_that_does() -> None:
     assert said.endswith(", or add recordings")
 
 
+def test_a_training_split_that_is_thinned_to_nothing_says_why() -> None:
+    with pytest.raises(DataError) as raised:
+        require_splits(names(200), Split(train_fraction=0.0001))
+    assert str(raised.value) == (
+        "split: none of 200 recordings falls into train (valid: 0.02, test: 0.02, train_fraction: "
+        "0.0001); raise split.train_fraction, or add recordings"
+    )
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_shares_that_are_offered_do(seed: int) -> None:
     """On any small corpus: what a message says is tried."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,34 @@ def test_growing_the_test_share_moves_nothing_into_valid() -> None:
     for n in range(500):
         if split_of(str(n), small) != "train":
             assert split_of(str(n), large) == split_of(str(n), small)
+
+
+def test_a_smaller_part_of_training_lies_within_a_larger_one() -> None:
+    """And what is held out stays, so that runs of 1, 10 and 100 % are compared on the same."""
+    names = [f"recording {n}" for n in range(4000)]
+    parts = [1.0, 0.5, 0.1, 0.01]
+    found = [[split_of(n, Split(valid=0.1, train_fraction=part)) for n in names] for part in parts]
+    sizes = [splits.count("train") / found[0].count("train") for splits in found]
+    assert sizes == pytest.approx(parts, abs=0.03)
+    for larger, smaller in itertools.pairwise(found):
+        for before, after in zip(larger, smaller, strict=True):
+            assert after == before or (before, after) == ("train", None)
+
+
+def test_a_part_of_training_leaves_the_other_splits_their_bytes(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path)
+    whole = pack(shards, tmp_path / "whole")
+    (tmp_path / "part").mkdir()
+    thin = SHARES.model_copy(update={"train_fraction": 0.5})
+    part = pack_shards(shards, tmp_path / "part", shares=thin, num_units=50)
+    for name in ("valid.bin", "valid.idx.parquet", "test.bin", "test.idx.parquet"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    kept = [row["id"] for row in pq.read_table(tmp_path / "part/train.idx.parquet").to_pylist()]
+    of_whole = [r["id"] for r in pq.read_table(tmp_path / "whole/train.idx.parquet").to_pylist()]
+    assert kept == [name for name in of_whole if name in kept]
+    assert part["num_thinned_utterances"] == len(of_whole) - len(kept)
+    assert 0 < len(kept) < len(of_whole)
+    assert "train_fraction" not in whole
 
 
 def test_a_unit_outside_the_codebook(tmp_path: Path) -> None:

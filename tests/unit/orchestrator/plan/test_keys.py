@@ -69,6 +69,7 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("tokenizer.deduplicate", False, "tokenize"),
     ("split.valid", 0.1, "pack"),
     ("split.test", 0.1, "pack"),
+    ("split.train_fraction", 0.1, "pack"),
     ("train.context_length", 64, "pack"),
     ("model.text_model", "the-same-weights-elsewhere", NEVER),
     ("model.revision", "abc", NEVER),
