@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -47,10 +48,13 @@ class TrackerProcess:
         """Tell it that nothing more will be committed."""
         self._tell(FINISH)
 
-    def end(self, timeout_s: float) -> str:
-        """What went wrong, once it has ended, or was made to; empty for nothing."""
+    def end(self, timeout_s: float, since: float) -> str:
+        """What went wrong, once it has ended, or was made to; empty for nothing.
+
+        It has ``timeout_s`` from ``since`` on, a monotonic time.
+        """
         try:
-            code = self._process.wait(timeout_s)
+            code = self._process.wait(max(since + timeout_s - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             code, late = 1, f"was not done within {timeout_s:g} s"
         else:
@@ -133,8 +137,9 @@ def _started(attempt: Attempt, jobs: Iterable[Job]) -> list[TrackerProcess]:
 
 def _end(attempt: Attempt, processes: list[TrackerProcess], timeout_s: float) -> None:
     """All of them at once, so that together they take no longer than one."""
+    since = time.monotonic()
     for process in processes:
         process.finish()
     for process in processes:
-        if problem := process.end(timeout_s):
+        if problem := process.end(timeout_s, since):
             attempt.event("tracking_failed", tracker=process.kind, reason=problem)

@@ -166,8 +166,11 @@ class WeightsAndBiases(Tracker):
 
     def close(self) -> None:
         """Wait for the server or the disk; then this run's earlier offline folders are in it."""
+        import wandb
+
         folder = Path(self._run.dir).parent
         self._run.finish()
+        wandb.teardown()  # its service writes the last of it after `finish`; it is ended with us
         if self._is_offline and self._has_rows:
             for other in folder.parent.glob(f"offline-run-*-{self._run.id}"):
                 if other != folder:
