@@ -183,10 +183,10 @@ def test_a_profile_that_is_not_there_is_one_line(
 @pytest.mark.parametrize(
     ("url", "name", "value"),
     [
-        ("s3://b", "AWS_ENDPOINT_URL", "localhost:9000"),
-        ("s3://b", "AWS_ENDPOINT_URL_S3", "//host"),
-        ("az://b", "AZURE_STORAGE_ENDPOINT", "host/account"),
-        ("s3://b", "AWS_ENDPOINT", ""),
+        ("s3://misnamed", "AWS_ENDPOINT_URL", "localhost:9000"),
+        ("s3://misnamed", "AWS_ENDPOINT_URL_S3", "//host"),
+        ("az://misnamed", "AZURE_STORAGE_ENDPOINT", "host/account"),
+        ("s3://misnamed", "AWS_ENDPOINT", ""),
     ],
 )
 def test_an_endpoint_that_is_no_url_is_named(
