@@ -69,6 +69,11 @@ class Cause(StrEnum):
     WALLTIME = "walltime"
     WORKER_LOST = "worker_lost"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Cause | None:
+        """A word of a later version, read from a file, is no reason to stop."""
+        return cls.UNKNOWN if isinstance(value, str) else None
+
 
 INTERRUPTIONS = frozenset(Cause) - {
     Cause.BAD_DATA,

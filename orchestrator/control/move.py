@@ -49,11 +49,12 @@ from orchestrator.ledger.moved import (
     record_arrival,
     record_moved,
 )
-from orchestrator.ledger.records import find_record
+from orchestrator.ledger.records import find_record, understood
 from orchestrator.ledger.run import PLAN, RunFolder
 from orchestrator.ledger.status import JobState
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import FOLDERS, MODELS, Store, require_usable
+from orchestrator.ledger.submission import SEEN
 from orchestrator.ledger.transfer import Transfer
 from orchestrator.plan.planner import Instance
 from orchestrator.spec.cluster import Cluster
@@ -417,9 +418,10 @@ class Mover:
             manifest = find_record(kept, MANIFEST, "remove the model's folder") or {}
             named = (manifest.get("name"), manifest.get("revision"))
             if named in wanted and not copy.exists(MANIFEST):
-                sizes = [entry["size"] for entry in manifest["files"].values()]
+                with understood(f"{kept.url}/{MANIFEST}", "remove the model's folder"):
+                    sizes = [int(entry["size"]) for entry in manifest["files"].values()]
+                    files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
                 self._begin(f"{MODELS}/{name}", sizes)
-                files = {path: entry["sha256"] for path, entry in manifest["files"].items()}
                 transfer.copy(kept, copy, files)
                 _create(copy, MANIFEST, kept)
 
@@ -442,7 +444,8 @@ class Mover:
         jobs = [j for j in run.submissions.newest_jobs() if j.id]
         seen = run.submissions.seen()
         gone = {"state": JobState.CANCELLED, "detail": "left behind", "absent_since": None}
-        left = {j.id for j in jobs if not _is_final(seen.get(j.id))}
+        with understood(f"{run.storage.url}/{SEEN}", "remove it"):
+            left = {j.id for j in jobs if not _is_final(seen.get(j.id))}
         if left:  # another scheduler gives the same numbers to other people's jobs
             run.submissions.remember({**seen, **dict.fromkeys(left, gone)})
         if run.cluster() != self._cluster:

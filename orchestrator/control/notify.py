@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 
 from orchestrator.control.hooks import Hook, hooks_of
-from orchestrator.errors import LeaseHeldError, OrchestratorError
+from orchestrator.errors import CorruptError, LeaseHeldError, OrchestratorError
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.notice import Notice, NoticeFolder, notices_of
 from orchestrator.ledger.run import RunFolder
@@ -138,7 +138,10 @@ class _Teller:
             if notice.event in self._events and notice.name not in self._recorded:
                 self._record(notice, observed)
         while self._to_tell:
-            self._tell(self._to_tell[0])
+            try:
+                self._tell(self._to_tell[0])
+            except CorruptError as error:  # those after it are still to be told
+                log.warning("notices: %s", error)
             del self._to_tell[0]
 
     def _begins_at(self, now: float) -> float:

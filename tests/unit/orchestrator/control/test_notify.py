@@ -230,3 +230,16 @@ def test_scores_and_page_are_part_of_the_end(tmp_path: Path, receiver: Receiver)
     assert list(done["scores"].values()) == [{"test": 14.1234}]
     assert done["text"].endswith(" 14.12")
     assert done["report"] == f"{world.run.storage.url}/report.html"
+
+
+def test_a_damaged_notice_keeps_no_other_from_being_told(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    world = World(tmp_path)
+    notices = NoticeFolder(world.run.storage)
+    notices.record("a-started", {"id": "x", "event": "started"})
+    notices.storage.replace("a-started/notice.json", b"{torn")
+    world.interrupt()
+    notifier = world.notifier()
+    wait_for(lambda: receiver.told == ["started", "interrupted"])
+    notifier.close(lambda: OVER)

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import Cause
 from orchestrator.ledger.notice import Notice, NoticeFolder, notices_of
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState, JobStatus, Observed, run_progress
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
+from orchestrator.plan.policy import remedy_of
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 PLAN = plan_of(recipe())
@@ -193,3 +195,9 @@ def test_what_is_kept_is_kept_once(storage: Storage) -> None:
     folder.close("started", "webhook", was_told=False)
     assert folder.untold("started", ["webhook", "command"]) == ["command"]
     assert storage.read_json("notices/started/webhook.json")["was_told"] is True
+
+
+def test_a_cause_that_only_later_versions_know_is_told_as_unknown(world: World) -> None:
+    world.attempt(10.0, {**STOPPED, "cause": "cosmic_rays"})
+    (failed,) = (n for n in world.told(OVER) if n.event == "failed")
+    assert failed.facts["remedy"] == remedy_of(Cause.UNKNOWN)
