@@ -9,6 +9,7 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -65,12 +66,30 @@ def _run(words: list[str]) -> int:
         parser.error("the verb comes first")
     verb = words[0]
     try:
-        module = importlib.import_module(f"orchestrator.cli.{verb}")
+        run, options = _understood(verb, verbs[verb], words[1:])
     except KeyboardInterrupt:
         raise KeyboardInterrupt("nothing was done") from None
-    module.add_arguments(verbs[verb])
-    # Intermixed: what comes after an option may still be the name of a stage.
-    return int(module.run(verbs[verb].parse_intermixed_args(words[1:])))
+    return int(run(options))
+
+
+def _understood(
+    verb: str, parser: argparse.ArgumentParser, words: list[str]
+) -> tuple[Callable[[argparse.Namespace], int], argparse.Namespace]:
+    """What a verb runs, and with what.
+
+    An interruption waits for it: libraries that are being imported make it an error of theirs.
+    """
+    interruptions: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: interruptions.append(number))
+    try:
+        module = importlib.import_module(f"orchestrator.cli.{verb}")
+        module.add_arguments(parser)
+        # Intermixed: what comes after an option may still be the name of a stage.
+        return module.run, parser.parse_intermixed_args(words)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if interruptions:
+            raise KeyboardInterrupt
 
 
 def exit_code_of(verb: Callable[[], int]) -> int:

@@ -144,7 +144,7 @@ def test_how_a_run_stands_is_known_in_a_job_without_asking(scene: Scene) -> None
 
 
 @pytest.mark.parametrize(
-    "row", [{}, {"state": 5}, {"state": "gone"}, {"state": "failed", "cause": "weird"}]
+    "row", [{}, {"state": 5}, {"state": "gone"}, {"state": "failed", "cause": 5}]
 )
 @pytest.mark.parametrize("kind", ["seen", "ended"])
 def test_damaged_words_about_jobs_are_named_with_what_to_remove(
