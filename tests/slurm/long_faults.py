@@ -5,6 +5,7 @@ Not collected by `make test`; run by its path: ``pytest tests/slurm/long_faults.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -245,6 +246,28 @@ def test_from_a_container_the_script_asks_to_come_back(
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
     assert smoke.causes(name, "train") == ["preempted", ""]
     assert smoke.job(name, "train") == job, "requeued, not resumed by the sentinel"
+
+
+def test_a_run_moves_to_another_store_in_the_middle_of_its_training(
+    slurm: SlurmCluster,
+    smoke: SlurmSmoke,
+    undisturbed: tuple[SlurmSmoke, str],
+    material: Path,
+    tmp_path: Path,
+) -> None:
+    name = smoke.submit()
+    smoke.await_step(name, 60)
+    there = SlurmSmoke.on(slurm, tmp_path / "there", material)
+    moved = there.orchestrator("resume", smoke.run(name).storage.url)
+    assert "is at work; it is asked to save and stop" in moved.stderr
+    assert there.await_end(name) == "succeeded", there.jobs_output(name)
+    first, second = there.attempts(name, "train")
+    assert first.end["state"] == "cancelled"
+    assert saved_step(second) >= 60
+    assert there.fingerprint() == undisturbed[0].fingerprint()
+    assert json.loads(there.orchestrator("verify", name, "--json").stdout)["ok"]
+    assert smoke.status(name)["moved_to"] == there.run(name).storage.url
+    assert [row for row in slurm.queue() if row.id == smoke.job(name, "train")] == []
 
 
 def test_chaos_strikes_runs_on_slurm_too(smoke: SlurmSmoke) -> None:
