@@ -155,14 +155,14 @@ def test_workers_do_not_wait_for_another_run(slurm: SlurmCluster, smoke: SlurmSm
     assert smoke.job(name, "tokenize", "workers") != workers
 
 
-@pytest.mark.usefixtures("same_bytes")
 def test_a_training_holds_no_nodes_while_another_run_does_it(
     slurm: SlurmCluster, smoke: SlurmSmoke
 ) -> None:
     """Its job comes back when that of the other run has ended, and goes on with what is there."""
-    first = smoke.submit("--name", "first")
+    longer = {"train.steps": "2000"}
+    first = smoke.submit("--name", "first", **longer)
     smoke.await_step(first, 60)
-    second = smoke.submit("--name", "second")
+    second = smoke.submit("--name", "second", **longer)
     theirs, ours = smoke.job(first, "train"), smoke.job(second, "train")
 
     def waits() -> bool:
@@ -174,6 +174,7 @@ def test_a_training_holds_no_nodes_while_another_run_does_it(
     assert smoke.await_end(second) == "succeeded", smoke.jobs_output(second)
     assert smoke.job(second, "train") == ours, "requeued, not submitted anew"
     assert set(smoke.causes(second, "train")) <= {"lease_held", ""}
+    assert json.loads(smoke.orchestrator("verify", second, "--json").stdout)["ok"]
 
 
 @pytest.mark.usefixtures("same_bytes")
