@@ -35,9 +35,7 @@ def require_enough(
         if scope.pretrains:
             _require_pretraining(recipe, num_samples)
         if scope.clusters:
-            tokenizer, where = recipe.tokenizer, "tokenizer"
-            hours, num_clusters = tokenizer.fit_hours, tokenizer.num_clusters
-            _require_frames(recipe, num_samples, hours, num_clusters, where, f"{where}.fit_hours")
+            _require_codebook(recipe, num_samples)
         if scope.splits:
             _require_tokens(recipe, num_samples)
 

@@ -8,8 +8,11 @@ where they come from. The folder appears whole or not at all.
 from __future__ import annotations
 
 import argparse
+import glob
+import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -36,6 +39,8 @@ from orchestrator.spec.recipe import Recipe
 
 _COLUMNS = ["id", "recording", "units", "durations", "num_samples"]
 ABOUT = "export.json"
+_LEFT_FOR_S = 3600.0
+"""An export writes more often than that."""
 
 
 def export(run: RunFolder, store: Store, instance: Instance, form: str, to: Path) -> None:
@@ -52,6 +57,7 @@ def export(run: RunFolder, store: Store, instance: Instance, form: str, to: Path
     recipe = _recipe_of(run, instance)
     require_free(to)
     to.parent.mkdir(parents=True, exist_ok=True)
+    sweep(to)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as temporary:
         folder = Path(temporary, "units")
         folder.mkdir()
@@ -71,6 +77,14 @@ def export(run: RunFolder, store: Store, instance: Instance, form: str, to: Path
         if to.exists():
             to.rmdir()  # empty, as was seen; another process may have filled it since
         folder.rename(to)
+
+
+def sweep(to: Path) -> None:
+    """Remove what exports to the same folder have left that were killed and wrote nothing since."""
+    for left in to.parent.glob(f".{glob.escape(to.name)}-*"):
+        written_at = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+        if time.time() - written_at > _LEFT_FOR_S:
+            shutil.rmtree(left, ignore_errors=True)  # another export may do the same
 
 
 def require_free(to: Path) -> None:

@@ -31,7 +31,7 @@ from orchestrator.errors import RequestError
 Units = npt.NDArray[np.uint16]
 
 _ROWS_PER_GROUP = 8192
-_SCHEMA = pa.schema(
+SHARD_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("recording", pa.string()),
@@ -40,6 +40,7 @@ _SCHEMA = pa.schema(
         ("num_samples", pa.int64()),
     ]
 )
+"""Of a unit shard in the store, and of a split that is exported as Parquet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +76,10 @@ def _as_line(name: str) -> str:
 class ParquetFiles:
     """One Parquet file a split."""
 
-    def __init__(self, folder: Path, split: str, num_units: int) -> None:  # noqa: ARG002
-        self._writer = pq.ParquetWriter(folder / f"{split}.parquet", _SCHEMA, compression="zstd")
+    def __init__(self, folder: Path, split: str, num_units: int) -> None:  # noqa: ARG002 (of all formats)
+        self._writer = pq.ParquetWriter(
+            folder / f"{split}.parquet", SHARD_SCHEMA, compression="zstd"
+        )
         self._rows: list[UtteranceUnits] = []
 
     def add(self, utterance: UtteranceUnits) -> None:
@@ -98,14 +101,14 @@ class ParquetFiles:
             "durations": [row.durations_L for row in self._rows],
             "num_samples": [row.num_samples for row in self._rows],
         }
-        self._writer.write_table(pa.table(columns, schema=_SCHEMA))
+        self._writer.write_table(pa.table(columns, schema=SHARD_SCHEMA))
         self._rows.clear()
 
 
 class SlamkitFiles:
     """One file of JSON lines a split."""
 
-    def __init__(self, folder: Path, split: str, num_units: int) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, split: str, num_units: int) -> None:  # noqa: ARG002 (of all formats)
         self._file = (folder / f"{split}.jsonl").open("w")
 
     def add(self, utterance: UtteranceUnits) -> None:
@@ -149,7 +152,7 @@ class FairseqFiles:
 class NpyFiles:
     """Two arrays and a list of names a split."""
 
-    def __init__(self, folder: Path, split: str, num_units: int) -> None:  # noqa: ARG002
+    def __init__(self, folder: Path, split: str, num_units: int) -> None:  # noqa: ARG002 (of all formats)
         self._units = _GrowingArray(folder / f"{split}.npy", np.dtype("<u2"))
         self._offsets = _GrowingArray(folder / f"{split}.offsets.npy", np.dtype("<i8"))
         self._offsets.append([0])

@@ -28,21 +28,11 @@ from torch import Tensor
 from jobs.speech.hubert import Hubert, Precision
 from jobs.speech.lloyd import Fit, nearest
 from jobs.speech.utterances import Root, Utterance, WaveReader, batches
+from jobs.unit_formats import SHARD_SCHEMA, Units
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
-Units = npt.NDArray[np.uint16]
-
-SHARD_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("recording", pa.string()),
-        ("units", pa.list_(pa.uint16())),
-        ("durations", pa.list_(pa.uint16())),
-        ("num_samples", pa.int64()),
-    ]
-)
 CODEBOOK, CODEBOOK_FACTS = "codebook.safetensors", "codebook.json"
 
 

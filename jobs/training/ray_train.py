@@ -114,7 +114,7 @@ def _address_of_first(rank: int) -> dict[str, str]:
     import ray
     from ray.train.collective import broadcast_from_rank_zero
 
-    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]  # Ray has no types for it
     here = {"MASTER_ADDR": address, "MASTER_PORT": str(free_port())}
     told: dict[str, str] = broadcast_from_rank_zero(here if rank == 0 else None)
     return told

@@ -78,7 +78,7 @@ class Standby:
                 if request:
                     break
             for key in tuple(selector.get_map().values()):
-                key.fileobj.close()  # type: ignore[union-attr]
+                key.fileobj.close()  # type: ignore[union-attr]  # all are sockets
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, *_WARNINGS):
             signal.signal(number, signal.SIG_DFL)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.control.code_snapshot import code_env
 from orchestrator.control.job import module_argv
-from orchestrator.errors import BackendError, ExitCode, RequestError, RunFailedError
+from orchestrator.errors import (
+    BackendError,
+    ExitCode,
+    OrchestratorError,
+    RequestError,
+    RunFailedError,
+)
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 
 FORMATS = ("parquet", "slamkit", "fairseq", "npy")
 """As ``jobs.unit_formats`` has them."""
-_ERRORS = {ExitCode.BAD_REQUEST: RequestError, ExitCode.UNREACHABLE: BackendError}
+_ERRORS: dict[int, type[OrchestratorError]] = {
+    ExitCode.BAD_REQUEST: RequestError,
+    ExitCode.UNREACHABLE: BackendError,
+}
 
 
 def export_units(
@@ -36,9 +47,15 @@ def export_units(
 
 
 def _export(run: RunFolder, store: Store, instance: Instance, to: Path, form: str) -> None:
+    cluster = run.cluster()
     words = ("--store", store.storage.url, "--run", run.name, "--instance", instance.id)
-    argv = module_argv(run.cluster(), "jobs.export", *words, "--format", form, "--to", str(to))
-    done = subprocess.run(argv, stderr=subprocess.PIPE, text=True, check=False)
+    argv = module_argv(cluster, "jobs.export", *words, "--format", form, "--to", str(to))
+    # Another environment need not have this package: jobs there import the run's own code.
+    own = code_env(run) if cluster.environment.venv else {}
+    done = subprocess.run(
+        argv, stderr=subprocess.PIPE, errors="replace", env={**os.environ, **own}, check=False
+    )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["ended without a word"]
-        raise _ERRORS.get(ExitCode(done.returncode), RunFailedError)(said[-1])
+        end = f"{' '.join(argv[:3])}: ended with code {done.returncode} and without a word"
+        said = done.stderr.strip().splitlines() or [end]
+        raise _ERRORS.get(done.returncode, RunFailedError)(said[-1])

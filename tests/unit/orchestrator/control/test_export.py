@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.export import export_units
-from orchestrator.errors import RequestError
+from orchestrator.errors import RequestError, RunFailedError
 from orchestrator.plan.graph import nodes_until
 from tests.unit.jobs.test_export import World
 from tests.unit.orchestrator.recipes import recipe
@@ -21,6 +21,13 @@ def test_what_was_written_and_how_much(tmp_path: Path) -> None:
     assert (to / "train.npy").is_file()
     assert about["format"] == "npy"
     with pytest.raises(RequestError, match="is there already"):
+        list(export_units(world.run, world.store, tmp_path / "out", "npy"))
+
+
+def test_an_export_that_is_killed_is_a_failure_with_a_place(tmp_path: Path) -> None:
+    world = World(tmp_path, setup=["kill -9 $$"])
+    world.tokenize()
+    with pytest.raises(RunFailedError, match="code -9 and without a word"):
         list(export_units(world.run, world.store, tmp_path / "out", "npy"))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -240,11 +242,19 @@ def test_what_is_not_ours_beside_folders_of_stages_is_left_alone(tmp_path: Path,
     require_usable(Storage(str(tmp_path)))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
+    """For root, too, once it may no longer write everywhere."""
     (tmp_path / "runs").mkdir(mode=0o555)
-    with pytest.raises(BackendError, match="runs: cannot be written by you; let its owner"):
-        require_usable(Storage(str(tmp_path)))
+    code = (
+        "import sys\n"
+        "from orchestrator.ledger.storage import Storage\n"
+        "from orchestrator.ledger.store import require_usable\n"
+        "require_usable(Storage(sys.argv[1]))"
+    )
+    bounded = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    argv = [*(bounded if os.geteuid() == 0 else []), sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert "runs: cannot be written by you; let its owner" in done.stderr
 
 
 def test_what_the_system_says_of_a_store_is_one_line(tmp_path: Path) -> None:
