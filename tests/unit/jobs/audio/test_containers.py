@@ -1,0 +1,193 @@
+"""Files that are joined, cut short or written to a pipe; the parts go by what containers say."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from jobs.audio.containers import CutShortError, Kind, parts_of
+from jobs.audio.decode import UnreadableAudioError, decode
+from orchestrator.quantities import SAMPLE_RATE_HZ
+
+SECONDS = 2
+
+
+def speech() -> np.ndarray:
+    t = np.arange(SECONDS * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    sweep = np.sin(2 * np.pi * (200 + 40 * np.sin(4 * np.pi * t)) * t)
+    return (0.3 * sweep + 0.02 * np.random.default_rng(0).normal(size=t.size)).astype(np.float32)
+
+
+def by_sndfile(suffix: str, **how: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, speech(), SAMPLE_RATE_HZ, **{"format": suffix.upper(), **how})
+    return file.getvalue()
+
+
+def by_ffmpeg(path: Path, codec: str, rate_hz: int = SAMPLE_RATE_HZ, form: str = "") -> bytes:
+    with av.open(str(path), "w", format=form or None) as container:
+        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
+        pcm = (speech() * 32_767).astype("<i2")[None]
+        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        encoder_format = av.AudioResampler(stream.format, "mono", rate_hz)
+        queue = av.AudioFifo()
+        for resampled in [*encoder_format.resample(frame), *encoder_format.resample(None)]:
+            resampled.pts = None
+            queue.write(resampled)
+        while piece := queue.read(stream.codec_context.frame_size or 1024, partial=True):
+            container.mux(stream.encode(piece))
+        container.mux([packet for packet in stream.encode(None) if packet.size])
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """One file of each container, by suffix and who wrote it."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {
+        "pcm.wav": by_sndfile("wav"),
+        "a.flac": by_sndfile("flac"),
+        "vorbis.ogg": by_sndfile("ogg", subtype="VORBIS"),
+        "opus.ogg": by_sndfile("ogg", subtype="OPUS"),
+        "lame.mp3": by_sndfile("mp3"),
+        "ffmpeg.mp3": by_ffmpeg(folder / "a.mp3", "libmp3lame"),
+        "ffmpeg.flac": by_ffmpeg(folder / "a.flac", "flac"),
+        "flac.oga": by_ffmpeg(folder / "a.oga", "flac", form="ogg"),
+        "ffmpeg.opus": by_ffmpeg(folder / "a.opus", "libopus", 48_000),
+        "aac.m4a": by_ffmpeg(folder / "a.m4a", "aac"),
+        "opus.webm": by_ffmpeg(folder / "a.webm", "libopus", 48_000),
+        "aac.mka": by_ffmpeg(folder / "a.mka", "aac"),
+        "adts.aac": by_ffmpeg(folder / "a.aac", "aac", form="adts"),
+    }
+
+
+NAMES = [
+    "pcm.wav",
+    "a.flac",
+    "vorbis.ogg",
+    "opus.ogg",
+    "lame.mp3",
+    "ffmpeg.mp3",
+    "ffmpeg.flac",
+    "flac.oga",
+    "ffmpeg.opus",
+    "aac.m4a",
+    "opus.webm",
+    "aac.mka",
+    "adts.aac",
+]
+JOINED = NAMES[:9]
+
+
+def seconds(folder: Path, name: str, data: bytes) -> float:
+    (folder / name).write_bytes(data)
+    return len(decode(folder / name)) / SAMPLE_RATE_HZ
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_file_is_read_to_its_end(whole, tmp_path: Path, name: str) -> None:
+    # An encoder may fill its last frame; AAC also has a delay before the first.
+    assert seconds(tmp_path, name, whole[name]) == pytest.approx(SECONDS, abs=0.13)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_what_is_cut_short_is_never_taken_for_whole(
+    whole, tmp_path: Path, name: str, share: float
+) -> None:
+    with pytest.raises(UnreadableAudioError) as error:
+        seconds(tmp_path, name, whole[name][: int(share * len(whole[name]))])
+    assert error.value.reason
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_files_joined_end_to_end_are_read_whole(whole, tmp_path: Path, name: str) -> None:
+    once = seconds(tmp_path, name, whole[name])
+    assert seconds(tmp_path, name, whole[name] * 3) == pytest.approx(3 * once, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_a_file_joined_with_half_of_one_is_cut_short(whole, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UnreadableAudioError):
+        seconds(tmp_path, name, whole[name] + whole[name][: len(whole[name]) // 2])
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_bytes_after_the_audio_are_no_audio(whole, tmp_path: Path, name: str) -> None:
+    trailing = np.random.default_rng(1).bytes(3_000)
+    once = seconds(tmp_path, name, whole[name])
+    assert seconds(tmp_path, name, whole[name] + trailing) == once
+
+
+@pytest.mark.parametrize("tag", ["before", "after", "between"])
+def test_tags_stand_anywhere_in_an_mp3(whole, tmp_path: Path, tag: str) -> None:
+    id3 = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)
+    id3v1 = b"TAG" + b"title".ljust(125, b"\0")
+    mp3 = whole["lame.mp3"]
+    once = seconds(tmp_path, "a.mp3", mp3)
+    data = {"before": id3 + mp3, "after": mp3 + id3v1, "between": mp3 + id3v1 + id3 + mp3}[tag]
+    assert seconds(tmp_path, "a.mp3", data) == (2 if tag == "between" else 1) * once
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF])
+def test_a_wav_that_went_through_a_pipe_does_not_know_its_size(whole, tmp_path, size: int) -> None:
+    wav = bytearray(whole["pcm.wav"])
+    wav[4:8] = wav[40:44] = struct.pack("<I", size)
+    (part,) = parts_of(io.BytesIO(wav))
+    assert not part.is_length_known
+    assert seconds(tmp_path, "a.wav", bytes(wav)) == SECONDS
+
+
+def test_a_flac_that_went_through_a_pipe_does_not_know_its_length(whole, tmp_path: Path) -> None:
+    flac = bytearray(whole["a.flac"])
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    assert seconds(tmp_path, "a.flac", bytes(flac)) == SECONDS
+
+
+def test_rf64_is_a_wav_with_a_large_size(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", speech(), SAMPLE_RATE_HZ, format="RF64")
+    data = (tmp_path / "a.wav").read_bytes()
+    assert data.startswith(b"RF64")
+    assert seconds(tmp_path, "a.wav", data) == SECONDS
+    with pytest.raises(UnreadableAudioError, match="cut short"):
+        seconds(tmp_path, "a.wav", data[:-4_000])
+
+
+def test_a_missing_page_is_a_hole(whole, tmp_path: Path) -> None:
+    ogg = whole["vorbis.ogg"]
+    third, fourth = [i for i in range(len(ogg)) if ogg.startswith(b"OggS", i)][2:4]
+    with pytest.raises(UnreadableAudioError, match="a page is missing before byte"):
+        seconds(tmp_path, "a.ogg", ogg[:third] + ogg[fourth:])
+
+
+def test_a_page_that_is_not_what_was_written_is_a_hole(whole, tmp_path: Path) -> None:
+    ogg = bytearray(whole["vorbis.ogg"])
+    ogg[len(ogg) // 2] ^= 1
+    with pytest.raises(UnreadableAudioError, match="is not what was written"):
+        seconds(tmp_path, "a.ogg", bytes(ogg))
+
+
+def test_parts_of_other_rates_are_no_recording(whole, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, speech(), 8_000, format="WAV")
+    with pytest.raises(UnreadableAudioError, match=r"its parts have 16,000 and 8,000 Hz"):
+        seconds(tmp_path, "a.wav", whole["pcm.wav"] + file.getvalue())
+
+
+def test_the_kind_goes_by_content(whole, tmp_path: Path) -> None:
+    assert seconds(tmp_path, "a.wav", whole["ffmpeg.opus"]) == SECONDS
+    assert parts_of(io.BytesIO(whole["a.flac"]))[0].kind == Kind.FLAC
+
+
+@pytest.mark.parametrize("name", ["pcm.wav", "a.flac", "vorbis.ogg", "lame.mp3"])
+def test_headers_alone_are_cut_short(whole, name: str) -> None:
+    with pytest.raises(CutShortError):
+        parts_of(io.BytesIO(whole[name][:30]))
