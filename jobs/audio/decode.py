@@ -32,8 +32,7 @@ Wave = npt.NDArray[np.float32]
 
 _RAW_FORMATS = {".g722": "g722"}
 AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".webm", ".mka")
-    + (".wma", ".amr", *_RAW_FORMATS)
+    ".wav .flac .ogg .oga .opus .mp3 .m4a .mp4 .aac .webm .mka .wma .amr .g722".split()
 )
 """File names that are taken for audio, lower case."""
 
@@ -43,7 +42,7 @@ _MARGIN_S = 0.1
 """What a block is resampled with on either side; kernels are shorter."""
 _READ_FRAMES = 1 << 16
 _BUFFER_BYTES = 1 << 20
-_OGG_PEEK_BYTES = 128
+_OGG_HEAD_BYTES = 128
 _LOWPASS_TAPS = 255
 _MAX_RESAMPLE_RATIO_TERM = 2_000
 
@@ -125,7 +124,7 @@ def _blocks(file: BinaryIO, raw_format: str | None, lowpass_hz: float | None) ->
 
 
 class _Grid:
-    """Brings a recording to 16 kHz block by block; a block depends on its own surroundings alone."""
+    """Brings a recording to 16 kHz in blocks, each from its own surroundings alone."""
 
     def __init__(self, rate_hz: int, lowpass_hz: float | None) -> None:
         self.rate_hz, self._lowpass_hz = rate_hz, lowpass_hz
@@ -179,15 +178,16 @@ def _pieces(file: BinaryIO, raw_format: str | None) -> Iterator[tuple[Wave, int]
         return
     for part in parts_of(file):
         stretch = io.BufferedReader(Slice(file, part.offset, part.size), _BUFFER_BYTES)
-        if _is_for_sndfile(part, stretch):
+        if _is_for_sndfile(part, stretch.peek(_OGG_HEAD_BYTES)):
             yield from _sndfile_pieces(stretch)
         else:
             yield from _ffmpeg_pieces(stretch)
 
 
-def _is_for_sndfile(part: Part, file: BinaryIO) -> bool:
+def _is_for_sndfile(part: Part, head: bytes) -> bool:
+    """Whether libsndfile reads it exactly: it reads on in MP3 and Opus with a seek each time."""
     if part.kind == Kind.OGG:
-        return b"\x01vorbis" in file.peek(_OGG_PEEK_BYTES)[:_OGG_PEEK_BYTES]
+        return b"\x01vorbis" in head[:_OGG_HEAD_BYTES]
     return part.kind in (Kind.WAV, Kind.FLAC) and part.is_length_known
 
 
@@ -202,7 +202,7 @@ def _sndfile_pieces(file: BinaryIO) -> Iterator[tuple[Wave, int]]:
 
 
 def _ffmpeg_pieces(file: BinaryIO, raw_format: str | None = None) -> Iterator[tuple[Wave, int]]:
-    with av.open(file, format=raw_format) as container:
+    with av.open(file, mode="r", format=raw_format) as container:
         if not container.streams.audio:
             raise ValueError("holds no audio stream")
         to_float = av.AudioResampler(format="fltp")
