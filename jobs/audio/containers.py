@@ -90,7 +90,7 @@ def _after_tags(file: BinaryIO, at: int) -> int:
     return at
 
 
-def _whole(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
+def _whole(_: BinaryIO, start: int, size: int) -> Iterator[Part]:
     yield Part(Kind.OTHER, start, size - start)
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import chain
 from math import ceil, gcd
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -32,8 +32,8 @@ Wave = npt.NDArray[np.float32]
 
 _RAW_FORMATS = {".g722": "g722"}
 AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .m4a .mp4 .aac .webm .mka .wma .amr .g722".split()
-)
+    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".webm", ".mka")
+) | frozenset((".wma", ".amr", *_RAW_FORMATS))
 """File names that are taken for audio, lower case."""
 
 BLOCK_S = 30
@@ -60,15 +60,17 @@ def decode(path: Path, *, lowpass_hz: float | None = None) -> Wave:
     return np.concatenate(list(blocks(path, lowpass_hz=lowpass_hz)))
 
 
-def blocks(path: Path, *, lowpass_hz: float | None = None) -> Iterator[Wave]:
-    """The recording in blocks of ``BLOCK_S``, of which the last is shorter: memory is bounded.
+def blocks(path: Path, *, lowpass_hz: float | None = None, first: int = 0) -> Iterator[Wave]:
+    """The recording from its block ``first`` on, in blocks of ``BLOCK_S``; the last is shorter.
 
-    Raises UnreadableAudioError, which is a verdict on its bytes; BackendError when those cannot be
-    had now.
+    Memory is bounded by a block. WAV, FLAC and Vorbis are entered there, others decoded from their
+    beginning; the bytes are the same. Raises UnreadableAudioError, which is a verdict on the file's
+    bytes; BackendError when those cannot be had now.
     """
     try:
         with path.open("rb", buffering=_BUFFER_BYTES) as file:
-            yield from _blocks(file, _RAW_FORMATS.get(path.suffix.lower()), lowpass_hz)
+            source = _open(file, _RAW_FORMATS.get(path.suffix.lower()), first)
+            yield from _blocks(source, lowpass_hz, first)
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
         _require_bytes(path)
         raise UnreadableAudioError(path, _reason(error)) from None
@@ -109,40 +111,74 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _blocks(file: BinaryIO, raw_format: str | None, lowpass_hz: float | None) -> Iterator[Wave]:
+class _Source(NamedTuple):
+    """A file being decoded."""
+
+    pieces: Iterator[tuple[Wave, int]]
+    """Consecutive stretches of the mono signal, each with its rate in Hz."""
+    is_entered: bool
+    """Whether they begin with what the block asked for needs, rather than with the file."""
+
+
+def _blocks(source: _Source, lowpass_hz: float | None, first: int) -> Iterator[Wave]:
     grid: _Grid | None = None
-    for wav_S, rate_hz in _pieces(file, raw_format):
+    for wav_S, rate_hz in source.pieces:
         if not np.isfinite(wav_S).all():
             raise ValueError("holds samples that are no numbers")
-        grid = grid or _Grid(rate_hz, lowpass_hz)
+        grid = grid or _Grid(rate_hz, lowpass_hz, first, is_entered=source.is_entered)
         if rate_hz != grid.rate_hz:
             raise ValueError(f"its parts have {grid.rate_hz:,} and {rate_hz:,} Hz")
         yield from grid.blocks_after(wav_S)
-    if grid is None:
+    if grid is not None:
+        yield from grid.rest()
+    elif not first:
         raise ValueError("holds no samples")
-    yield from grid.rest()
+
+
+class _Periods(NamedTuple):
+    """A block in samples at a file's own rate: whole periods of the resampler.
+
+    Its kernels lie on a block as they would on the whole file.
+    """
+
+    down: int
+    up: int
+    block: int
+    margin: int
+
+    @classmethod
+    def at(cls, rate_hz: int) -> _Periods:
+        from_hz = _resampled_rate(rate_hz)
+        common = gcd(from_hz, SAMPLE_RATE_HZ)
+        down, up = from_hz // common, SAMPLE_RATE_HZ // common
+        return cls(down, up, BLOCK_S * common * down, ceil(_MARGIN_S * common) * down)
+
+    def entry(self, block: int) -> int:
+        """From which sample on the file is needed for this block and those after it."""
+        return max(self.block * block - self.margin, 0)
 
 
 class _Grid:
     """Brings a recording to 16 kHz in blocks, each from its own surroundings alone."""
 
-    def __init__(self, rate_hz: int, lowpass_hz: float | None) -> None:
+    def __init__(
+        self, rate_hz: int, lowpass_hz: float | None, first: int, *, is_entered: bool
+    ) -> None:
         self.rate_hz, self._lowpass_hz = rate_hz, lowpass_hz
-        from_hz = _resampled_rate(rate_hz)
-        common = gcd(from_hz, SAMPLE_RATE_HZ)
-        self._down, self._up = from_hz // common, SAMPLE_RATE_HZ // common
-        self._resample = torchaudio.transforms.Resample(self._down, self._up)
-        # Whole periods of the resampler: its kernels lie on a block as they would on the file.
-        self._block = BLOCK_S * common * self._down
-        self._margin = ceil(_MARGIN_S * common) * self._down
+        self._periods = _Periods.at(rate_hz)
+        self._resample = torchaudio.transforms.Resample(self._periods.down, self._periods.up)
         self._held: Wave = np.zeros(0, np.float32)
-        self._before = 0
+        self._unneeded = 0 if is_entered else self._periods.entry(first)
+        """How many samples are still to come that no block needs."""
+        self._before = self._periods.block * first - self._periods.entry(first)
         """How many of the samples held lie before the next block."""
 
     def blocks_after(self, wav_S: Wave) -> Iterator[Wave]:
         """The blocks that are whole with these samples at the file's own rate."""
-        self._held = np.concatenate([self._held, wav_S])
-        while len(self._held) >= self._before + self._block + self._margin:
+        needed_S = wav_S[self._unneeded :]
+        self._unneeded -= len(wav_S) - len(needed_S)
+        self._held = np.concatenate([self._held, needed_S])
+        while len(self._held) >= self._before + self._periods.block + self._periods.margin:
             yield self._next()
 
     def rest(self) -> Iterator[Wave]:
@@ -151,14 +187,14 @@ class _Grid:
             yield self._next()
 
     def _next(self) -> Wave:
-        end = min(self._before + self._block, len(self._held))
-        around = torch.from_numpy(self._held[: end + self._margin])
-        wav_S: Wave = self._resample(around).numpy()
+        down, up, block, margin = self._periods
+        end = min(self._before + block, len(self._held))
+        wav_S: Wave = self._resample(torch.from_numpy(self._held[: end + margin])).numpy()
         if self._lowpass_hz is not None:
             wav_S = lowpass(wav_S, self._lowpass_hz)
-        start = self._before * self._up // self._down
-        length = ceil((end - self._before) * self._up / self._down)
-        self._before = min(self._margin, end)
+        start = self._before * up // down
+        length = ceil((end - self._before) * up / down)
+        self._before = min(margin, end)
         self._held = self._held[end - self._before :]
         return wav_S[start : start + length]
 
@@ -171,29 +207,33 @@ def _resampled_rate(rate_hz: int) -> int:
     return rate_hz
 
 
-def _pieces(file: BinaryIO, raw_format: str | None) -> Iterator[tuple[Wave, int]]:
-    """Consecutive stretches of the mono signal with its rate in Hz, part after part."""
+def _open(file: BinaryIO, raw_format: str | None, first: int) -> _Source:
+    """What the file holds; from block ``first`` on where libsndfile can enter it exactly."""
     if raw_format:
-        yield from _ffmpeg_pieces(file, raw_format)
-        return
-    for part in parts_of(file):
-        stretch = io.BufferedReader(Slice(file, part.offset, part.size), _BUFFER_BYTES)
-        if _is_for_sndfile(part, stretch.peek(_OGG_HEAD_BYTES)):
-            yield from _sndfile_pieces(stretch)
-        else:
-            yield from _ffmpeg_pieces(stretch)
+        return _Source(_ffmpeg_pieces(file, raw_format), is_entered=False)
+    parts = parts_of(file)
+    stretches = [io.BufferedReader(Slice(file, p.offset, p.size), _BUFFER_BYTES) for p in parts]
+    readers = [
+        _sndfile_pieces if _is_for_sndfile(part, stretch.peek(_OGG_HEAD_BYTES)) else _ffmpeg_pieces
+        for part, stretch in zip(parts, stretches, strict=True)
+    ]
+    if readers == [_sndfile_pieces]:
+        return _Source(_sndfile_pieces(stretches[0], first), is_entered=True)
+    pieces = (read(stretch) for read, stretch in zip(readers, stretches, strict=True))
+    return _Source(chain.from_iterable(pieces), is_entered=False)
 
 
 def _is_for_sndfile(part: Part, head: bytes) -> bool:
-    """Whether libsndfile reads it exactly: it reads on in MP3 and Opus with a seek each time."""
+    """Whether libsndfile reads it exactly: between two reads of MP3 and Opus it loses its place."""
     if part.kind == Kind.OGG:
         return b"\x01vorbis" in head[:_OGG_HEAD_BYTES]
     return part.kind in (Kind.WAV, Kind.FLAC) and part.is_length_known
 
 
-def _sndfile_pieces(file: BinaryIO) -> Iterator[tuple[Wave, int]]:
+def _sndfile_pieces(file: BinaryIO, first: int = 0) -> Iterator[tuple[Wave, int]]:
     with soundfile.SoundFile(file) as sound:
-        left = sound.frames
+        start = min(_Periods.at(sound.samplerate).entry(first), sound.frames)
+        left = sound.frames - sound.seek(start)
         for wav_SC in sound.blocks(_READ_FRAMES, dtype="float32", always_2d=True):
             left -= len(wav_SC)
             yield np.ascontiguousarray(wav_SC.mean(axis=1)), sound.samplerate

@@ -7,8 +7,10 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio
 
-from jobs.audio.decode import UnreadableAudioError, decode, lowpass
+from jobs.audio.decode import BLOCK_S, UnreadableAudioError, blocks, decode, lowpass
 from orchestrator.errors import BackendError, Cause
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -106,3 +108,40 @@ def test_samples_that_are_no_numbers_are_unreadable(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", wav_S, 16_000, subtype="FLOAT")
     with pytest.raises(UnreadableAudioError, match="no numbers"):
         decode(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("lowpass_hz", [None, 3_000.0])
+@pytest.mark.parametrize(
+    ("suffix", "rate_hz"),
+    [("wav", 16_000), ("flac", 44_100), ("ogg", 22_050), ("mp3", 48_000), ("opus", 48_000)],
+)
+def test_a_recording_is_entered_at_any_block_with_the_same_bytes(
+    tmp_path: Path, suffix: str, rate_hz: int, lowpass_hz: float | None
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).normal(0, 0.1, (int(2.5 * BLOCK_S * rate_hz), 2))
+    how = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
+    with soundfile.SoundFile(path, "w", rate_hz, 2, **how) as file:
+        for start in range(0, len(noise), rate_hz):
+            file.write(noise[start : start + rate_hz])
+    whole = list(blocks(path, lowpass_hz=lowpass_hz))
+    assert [len(b) for b in whole[:-1]] == [BLOCK_S * SAMPLE_RATE_HZ] * 2
+    for first in (1, 2):
+        entered = list(blocks(path, lowpass_hz=lowpass_hz, first=first))
+        assert [b.tobytes() for b in entered] == [b.tobytes() for b in whole[first:]]
+    assert list(blocks(path, first=9)) == []
+
+
+def test_blocks_are_resampled_as_the_whole_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    wav_S = np.random.default_rng(0).normal(0, 0.1, int(1.3 * BLOCK_S * 44_100)).astype(np.float32)
+    soundfile.write(path, wav_S, 44_100, subtype="FLOAT")
+    whole = torchaudio.functional.resample(torch.from_numpy(wav_S), 44_100, SAMPLE_RATE_HZ).numpy()
+    assert np.abs(decode(path) - whole).max() < 1e-5
+
+
+def test_a_mix_is_the_mean_of_its_channels_whoever_decodes(tmp_path: Path) -> None:
+    mono = tone(500, 1.0, 48_000)
+    for suffix in ("flac", "mp3", "ogg"):
+        soundfile.write(tmp_path / f"a.{suffix}", np.stack([mono, 0 * mono], axis=1), 48_000)
+        assert level(decode(tmp_path / f"a.{suffix}")) == pytest.approx(0.25 / np.sqrt(2), rel=0.05)
