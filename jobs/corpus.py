@@ -29,7 +29,7 @@ import torch
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
 from jobs.audio.corpora import Recording, list_recordings
-from jobs.audio.decode import UnreadableAudioError, Wave, decode
+from jobs.audio.decode import UnreadableAudioError, Wave, blocks
 from jobs.enough_audio import require_enough, require_splits
 from orchestrator.errors import AlreadyExistsError, DataError
 from orchestrator.ledger.storage import Storage
@@ -206,13 +206,16 @@ def share_out(num_samples: Sequence[int], shard_hours: float) -> list[int]:
 
 def probe(recording: Recording, root: Path, windows: Windows) -> Probe:
     """Decode a recording for its length and for whether it can be used."""
+    num_samples, is_heard = 0, False
     try:
-        wav_S = decode(root / recording.path)
+        for block_S in blocks(root / recording.path):
+            num_samples += len(block_S)
+            is_heard = is_heard or not is_silent(block_S)
     except UnreadableAudioError as error:
         return Probe(unreadable=error.reason)
-    if not cut(len(wav_S), windows):
-        return Probe(len(wav_S), left_out=f"shorter than {windows.min_s} s")
-    return Probe(len(wav_S), left_out="silent" if is_silent(wav_S) else "")
+    if not cut(num_samples, windows):
+        return Probe(num_samples, left_out=f"shorter than {windows.min_s} s")
+    return Probe(num_samples, left_out="" if is_heard else "silent")
 
 
 def _unwanted(recording: Recording, corpus: Corpus) -> str:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.attempt import Attempt
-from jobs.audio.decode import UnreadableAudioError, Wave, decode
+from jobs.audio.decode import BLOCK_S, UnreadableAudioError, Wave, blocks
 from jobs.enough_audio import require_enough
 from jobs.speech.hubert import plan_batches
 from orchestrator.ledger.storage import Storage
@@ -144,11 +144,18 @@ def pages(
 
 
 class WaveReader:
-    """Reads utterances; a recording is decoded once for all of its neighbouring utterances."""
+    """Reads utterances; neighbours in a recording are taken from one pass over it.
+
+    Memory is bounded by an utterance and a block, however long the recording is.
+    """
 
     def __init__(self, roots: Mapping[str, Root]) -> None:
         self._roots = roots
-        self._last: tuple[tuple[str, str], Wave] | None = None
+        self._of: tuple[str, str] | None = None
+        self._blocks: Iterator[Wave] = iter(())
+        self._held: Wave = np.zeros(0, np.float32)
+        self._start = 0
+        """Which sample of the recording, at 16 kHz, is the first held."""
 
     def read(self, utterance: Utterance) -> Wave:
         """``wav_S`` of an utterance.
@@ -156,19 +163,37 @@ class WaveReader:
         Raises UnreadableAudioError when its file is broken or shorter than the corpus stage found
         it, BackendError when it cannot be read.
         """
-        end = utterance.start_sample + utterance.num_samples
-        wav_S = self._recording(utterance)[utterance.start_sample : end]
-        if len(wav_S) != utterance.num_samples:
-            path = self._roots[utterance.source].path / utterance.path
-            raise UnreadableAudioError(path, f"ends before sample {end}, which the corpus lists")
-        return wav_S
+        start, end = utterance.start_sample, utterance.start_sample + utterance.num_samples
+        self._go_to(utterance, start)
+        while self._start + len(self._held) < end:
+            block = next(self._blocks, None)
+            if block is None:
+                path = self._path(utterance)
+                raise UnreadableAudioError(
+                    path, f"ends before sample {end}, which the corpus lists"
+                )
+            self._drop_before(start)
+            self._held = np.concatenate([self._held, block])
+        self._drop_before(start)
+        return self._held[: utterance.num_samples].copy()
 
-    def _recording(self, utterance: Utterance) -> Wave:
-        which = (utterance.source, utterance.path)
-        if self._last is None or self._last[0] != which:
-            root = self._roots[utterance.source]
-            self._last = which, decode(root.path / utterance.path, lowpass_hz=root.lowpass_hz)
-        return self._last[1]
+    def _go_to(self, utterance: Utterance, start: int) -> None:
+        """Begin where the utterance does, unless this pass over its recording is to come there."""
+        which, first = (utterance.source, utterance.path), start // (BLOCK_S * SAMPLE_RATE_HZ)
+        next_block = (self._start + len(self._held)) // (BLOCK_S * SAMPLE_RATE_HZ)
+        if which == self._of and self._start <= start and first <= next_block:
+            return
+        root = self._roots[utterance.source]
+        self._of, self._held = which, np.zeros(0, np.float32)
+        self._start = first * BLOCK_S * SAMPLE_RATE_HZ
+        self._blocks = blocks(self._path(utterance), lowpass_hz=root.lowpass_hz, first=first)
+
+    def _drop_before(self, start: int) -> None:
+        passed = min(max(start - self._start, 0), len(self._held))
+        self._held, self._start = self._held[passed:], self._start + passed
+
+    def _path(self, utterance: Utterance) -> Path:
+        return self._roots[utterance.source].path / utterance.path
 
 
 def batches(
