@@ -32,6 +32,7 @@ from jobs.audio.corpora import Recording, list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, blocks
 from jobs.enough_audio import require_enough, require_splits
 from orchestrator.errors import AlreadyExistsError, DataError
+from orchestrator.ledger.source_files import as_path
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Corpus, Windows
@@ -206,9 +207,11 @@ def share_out(num_samples: Sequence[int], shard_hours: float) -> list[int]:
 
 def probe(recording: Recording, root: Path, windows: Windows) -> Probe:
     """Decode a recording for its length and for whether it can be used."""
+    if recording.problem:
+        return Probe(unreadable=recording.problem)
     num_samples, is_heard = 0, False
     try:
-        for block_S in blocks(root / recording.path):
+        for block_S in blocks(root / as_path(recording.path)):
             num_samples += len(block_S)
             is_heard = is_heard or not is_silent(block_S)
     except UnreadableAudioError as error:

@@ -23,6 +23,7 @@ from jobs.attempt import Attempt
 from jobs.audio.decode import BLOCK_S, UnreadableAudioError, Wave, blocks
 from jobs.enough_audio import require_enough
 from jobs.speech.hubert import plan_batches
+from orchestrator.ledger.source_files import as_path
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -193,7 +194,7 @@ class WaveReader:
         self._held, self._start = self._held[passed:], self._start + passed
 
     def _path(self, utterance: Utterance) -> Path:
-        return self._roots[utterance.source].path / utterance.path
+        return self._roots[utterance.source].path / as_path(utterance.path)
 
 
 def batches(

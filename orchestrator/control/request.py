@@ -215,13 +215,13 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
 
 
 def listing_digest(root: Path) -> str:
-    """SHA-256 of all relative paths and sizes below a folder, hidden files left out.
+    """SHA-256 of all relative paths and sizes below a folder, hidden ones left out.
 
     Raises OSError when a part of it cannot be listed.
     """
     digest = hashlib.sha256()
-    for path, size in sorted(files_below(root)):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{size}\n".encode())
+    for path, size, problem in sorted(files_below(root), key=lambda file: Path(file.path)):
+        digest.update(f"{path}\0{problem or size}\n".encode())
     return digest.hexdigest()
 
 

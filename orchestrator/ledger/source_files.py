@@ -4,33 +4,73 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_ESCAPED = re.compile(r"\\(\\|x[0-9a-f]{2})")
 
 
-def files_below(root: Path, *, hidden_folders: bool = False) -> Iterator[tuple[Path, int]]:
-    """Path and size in bytes of every file below a folder, in no order; links are followed.
+class SourceFile(NamedTuple):
+    """One file of a source, as far as its folder tells."""
 
-    Hidden files are left out. Raises OSError, with the path, for a folder that cannot be listed, a
-    file or link whose target is out of reach, and a name that no table can hold.
+    path: str
+    """Relative to the root, with forward slashes, as text (`as_text`)."""
+    size: int
+    """In bytes; 0 where there is nothing to be read."""
+    problem: str = ""
+    """Why nobody should open it; empty for a file."""
+
+
+def files_below(root: Path) -> Iterator[SourceFile]:
+    """Every file below a folder, in no order; links are followed.
+
+    Hidden files and folders are left out, and a folder that a link finds within itself. Raises
+    OSError, with the path, for a folder that cannot be listed and a file that is out of reach.
     """
-    folders = [root]
+    folders: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        folder, around = folders.pop()
+        own = folder.stat()
+        if (identity := (own.st_dev, own.st_ino)) in around:
+            continue
+        with os.scandir(folder) as entries:
             for entry in entries:
-                is_hidden = entry.name.startswith(".")
-                if is_hidden and not (hidden_folders and entry.is_dir()):
+                if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    folders.append(Path(entry.path))
-                else:
-                    yield Path(entry.path), _size(entry)
+                found, problem = _look(entry)
+                if stat.S_ISDIR(found):
+                    folders.append((Path(entry.path), around | {identity}))
+                    continue
+                path = as_text(Path(entry.path).relative_to(root).as_posix())
+                yield SourceFile(path, 0 if problem else entry.stat().st_size, problem)
 
 
-def _size(entry: os.DirEntry[str]) -> int:
+def _look(entry: os.DirEntry[str]) -> tuple[int, str]:
+    """Its mode, and why nobody should open it."""
     try:
-        entry.name.encode()
-    except UnicodeEncodeError:
-        words = "its name is not UTF-8; rename it"
-        raise OSError(errno.EILSEQ, words, ascii(entry.path)) from None
-    return entry.stat().st_size
+        mode = entry.stat().st_mode
+    except OSError as error:
+        if not entry.is_symlink() or error.errno not in _LEADS_NOWHERE:
+            raise
+        return 0, "a link to itself" if error.errno == errno.ELOOP else "a dead link"
+    return mode, "" if stat.S_ISREG(mode) else "no regular file"
+
+
+def as_text(path: str) -> str:
+    r"""A path as tables hold it: bytes that are no UTF-8 as ``\xe9``, a backslash doubled."""
+    doubled = path.replace("\\", "\\\\")
+    return os.fsencode(doubled).decode(errors="backslashreplace")
+
+
+def as_path(text: str) -> Path:
+    """The path that `as_text` has written down."""
+
+    def unescaped(match: re.Match[str]) -> str:
+        word = match[1]
+        return "\\" if word == "\\" else os.fsdecode(bytes([int(word[1:], 16)]))
+
+    return Path(_ESCAPED.sub(unescaped, text))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from jobs.audio.corpora import list_recordings
-from orchestrator.errors import BackendError, Cause, DataError
+from orchestrator.errors import BackendError, Cause
 from orchestrator.spec.recipe import Source
+from tests.unit.orchestrator.ledger.test_source_files import deep_folder
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -53,19 +55,29 @@ def test_links_to_folders_are_followed(tmp_path: Path) -> None:
     ]
 
 
-def test_two_files_with_one_id_are_refused(tmp_path: Path) -> None:
-    touch(tmp_path, "en/a.wav", "en/a.mp3")
-    with pytest.raises(
-        DataError, match=r"en/a.mp3 and en/a.wav differ by suffix alone; remove one"
-    ):
-        list_recordings(Source(name="s"), tmp_path)
+def test_files_that_differ_by_suffix_alone_keep_it(tmp_path: Path) -> None:
+    touch(tmp_path, "en/a.wav", "en/a.mp3", "en/b.wav", "en/a.txt")
+    found = list_recordings(Source(name="s"), tmp_path)
+    assert [r.id for r in found] == ["s/en/a.mp3", "s/en/a.wav", "s/en/b"]
+
+
+def test_what_is_no_audio_file_for_now_has_a_problem(tmp_path: Path) -> None:
+    touch(tmp_path, "en/a.wav")
+    (tmp_path / "en/README").symlink_to("/nowhere/README")
+    (tmp_path / "en/b.wav").symlink_to("/nowhere/b.wav")
+    os.mkfifo(tmp_path / "en/c.wav")
+    found = list_recordings(Source(name="s"), tmp_path)
+    assert [(r.path, r.problem) for r in found] == [
+        ("en/a.wav", ""),
+        ("en/b.wav", "a dead link"),
+        ("en/c.wav", "no regular file"),
+    ]
 
 
 def test_a_part_that_is_out_of_reach_is_never_left_out(tmp_path: Path) -> None:
-    touch(tmp_path, "root/en/a.wav")
-    (tmp_path / "root/es").symlink_to(tmp_path / "not mounted")
-    with pytest.raises(BackendError, match=r"data\.mine: .*root/es: No such file") as error:
-        list_recordings(Source(name="mine"), tmp_path / "root")
+    deep_folder(tmp_path)
+    with pytest.raises(BackendError, match=r"data\.mine: .*File name too long") as error:
+        list_recordings(Source(name="mine"), tmp_path)
     assert error.value.cause == Cause.STORAGE
 
 

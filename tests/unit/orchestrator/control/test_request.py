@@ -20,6 +20,7 @@ from orchestrator.control.request import (
 )
 from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.ledger.run import RunFolder
+from tests.unit.orchestrator.ledger.test_source_files import deep_folder
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 
@@ -81,17 +82,23 @@ def test_a_listing_depends_on_names_and_sizes_alone(tmp_path: Path) -> None:
     assert listing_digest(tmp_path / "a") != listing_digest(tmp_path / "b")
 
 
-@pytest.mark.parametrize("name", ["gone", "itself", "caf\udce9"])
-def test_a_part_of_a_source_that_cannot_be_read_is_refused(project: Path, name: str) -> None:
-    link = project / "speech" / "itself"
-    if name == "gone":
-        link.symlink_to(project / "not mounted")
-    elif name == "itself":
-        link.symlink_to(link)
-    else:
-        (project / "speech" / name).touch()
+def test_a_part_of_a_source_that_cannot_be_listed_is_refused(project: Path) -> None:
+    deep_folder(project / "speech")
     with pytest.raises(SpecErrors, match=r"c.yaml: data.speech: .*speech/.+: .+; make all of it"):
         prepare(project / "r.yaml", project / "c.yaml")
+
+
+@pytest.mark.parametrize("name", ["dead.wav", "itself.wav", "caf\udce9.wav"])
+def test_what_is_left_out_later_is_listed_too(project: Path, name: str) -> None:
+    before = listing_digest(project / "speech")
+    path = project / "speech" / name
+    if name == "dead.wav":
+        path.symlink_to(project / "gone")
+    elif name == "itself.wav":
+        path.symlink_to(path)
+    else:
+        path.touch()
+    assert listing_digest(project / "speech") != before
 
 
 def test_a_plan_begins_nothing(project: Path) -> None:
