@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
@@ -30,6 +31,7 @@ from jobs import text_model
 from jobs.attempt import Attempt, run_stage
 from jobs.audio.corpora import Recording, list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, blocks
+from jobs.audio.decoders import Decode, Decoders
 from jobs.enough_audio import require_enough, require_splits
 from orchestrator.errors import AlreadyExistsError, DataError
 from orchestrator.ledger.source_files import as_path
@@ -205,13 +207,13 @@ def share_out(num_samples: Sequence[int], shard_hours: float) -> list[int]:
     return shards
 
 
-def probe(recording: Recording, root: Path, windows: Windows) -> Probe:
+def probe(recording: Recording, root: Path, windows: Windows, decode: Decode = blocks) -> Probe:
     """Decode a recording for its length and for whether it can be used."""
     if recording.problem:
         return Probe(unreadable=recording.problem)
     num_samples, is_heard = 0, False
     try:
-        for block_S in blocks(root / as_path(recording.path)):
+        for block_S in decode(root / as_path(recording.path)):
             num_samples += len(block_S)
             is_heard = is_heard or not is_silent(block_S)
     except UnreadableAudioError as error:
@@ -252,9 +254,10 @@ def _probe_all(
     """A probe per recording, taken from finished blocks where there are any."""
     found: list[Probe] = []
     threads = attempt.resources.cpus_per_worker * attempt.resources.max_workers
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, closing(Decoders(threads)) as decoders:
         for start in range(0, len(wanted), _BLOCK):
-            found += _probe_block(attempt, pool, wanted[start : start + _BLOCK], roots)
+            some = wanted[start : start + _BLOCK]
+            found += _probe_block(attempt, pool, some, roots, decoders.blocks)
             attempt.check()
             attempt.progress(len(found), len(wanted), "recordings")
     return found
@@ -265,6 +268,7 @@ def _probe_block(
     pool: ThreadPoolExecutor,
     block: Sequence[Recording],
     roots: Mapping[str, Path],
+    decode: Decode,
 ) -> list[Probe]:
     digest = hashlib.sha256("\n".join(r.id for r in block).encode()).hexdigest()[:16]
     path = f"probes/{digest}.parquet"
@@ -272,7 +276,7 @@ def _probe_block(
         table = pq.read_table(io.BytesIO(attempt.out.read_bytes(path)))
         return [Probe(**row) for row in table.to_pylist()]
     windows = attempt.recipe.corpus.windows
-    found = list(pool.map(lambda r: probe(r, roots[r.source], windows), block))
+    found = list(pool.map(lambda r: probe(r, roots[r.source], windows, decode), block))
     _create_table(attempt.out, path, [p._asdict() for p in found], _PROBE_SCHEMA)
     return found
 

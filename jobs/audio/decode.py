@@ -9,6 +9,7 @@ file that is cut short is unreadable, whatever its decoder makes of it.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
@@ -44,6 +45,7 @@ _READ_FRAMES = 1 << 16
 _BUFFER_BYTES = 1 << 20
 _OGG_HEAD_BYTES = 128
 _LOWPASS_TAPS = 255
+_OUT_OF_MEMORY = re.compile("Cannot allocate memory|malloc failed")
 _MAX_RESAMPLE_RATIO_TERM = 2_000
 
 
@@ -65,13 +67,15 @@ def blocks(path: Path, *, lowpass_hz: float | None = None, first: int = 0) -> It
 
     Memory is bounded by a block. WAV, FLAC and Vorbis are entered there, others decoded from their
     beginning; the bytes are the same. Raises UnreadableAudioError, which is a verdict on the file's
-    bytes; BackendError when those cannot be had now.
+    bytes; BackendError when those cannot be had now; MemoryError.
     """
     try:
         with path.open("rb", buffering=_BUFFER_BYTES) as file:
             source = _open(file, _RAW_FORMATS.get(path.suffix.lower()), first)
             yield from _blocks(source, lowpass_hz, first)
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
+        if _OUT_OF_MEMORY.search(str(error)):
+            raise MemoryError from None
         _require_bytes(path)
         raise UnreadableAudioError(path, _reason(error)) from None
 

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.attempt import Attempt
-from jobs.audio.decode import BLOCK_S, UnreadableAudioError, Wave, blocks
+from jobs.audio.decode import BLOCK_S, UnreadableAudioError, Wave
+from jobs.audio.decoders import Decoders
 from jobs.enough_audio import require_enough
 from jobs.speech.hubert import plan_batches
 from orchestrator.ledger.source_files import as_path
@@ -151,7 +152,7 @@ class WaveReader:
     """
 
     def __init__(self, roots: Mapping[str, Root]) -> None:
-        self._roots = roots
+        self._roots, self._decoders = roots, Decoders(1)
         self._of: tuple[str, str] | None = None
         self._blocks: Iterator[Wave] = iter(())
         self._held: Wave = np.zeros(0, np.float32)
@@ -187,7 +188,9 @@ class WaveReader:
         root = self._roots[utterance.source]
         self._of, self._held = which, np.zeros(0, np.float32)
         self._start = first * BLOCK_S * SAMPLE_RATE_HZ
-        self._blocks = blocks(self._path(utterance), lowpass_hz=root.lowpass_hz, first=first)
+        self._blocks = self._decoders.blocks(
+            self._path(utterance), lowpass_hz=root.lowpass_hz, first=first
+        )
 
     def _drop_before(self, start: int) -> None:
         passed = min(max(start - self._start, 0), len(self._held))

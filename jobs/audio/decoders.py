@@ -1,0 +1,257 @@
+"""Decoding in processes of its own: a damaged file may crash its decoder, or never let it end.
+
+In: a path. Out: what `decode.blocks` gives. What a file does to a decoding process by itself, and
+again with nothing else being decoded, is a verdict on the file; what happens to such a process from
+outside never is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from math import ceil
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from jobs.audio.decode import UnreadableAudioError, Wave, blocks
+from orchestrator.errors import BackendError, Cause, RunFailedError
+
+Decode = Callable[..., Iterator[Wave]]
+
+_BY_ITSELF = {
+    signal.SIGSEGV: "crashes",
+    signal.SIGABRT: "crashes",
+    signal.SIGBUS: "crashes",
+    signal.SIGILL: "crashes",
+    signal.SIGFPE: "crashes",
+    signal.SIGXCPU: "takes more CPU time than a sound file of its size could",
+}
+"""Signals that a process owes to what it does, in words."""
+_TOO_MUCH_MEMORY = "takes more memory than a sound file could"
+_MAX_KILLED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What decoding one file may take."""
+
+    cpu_s: float = 60.0
+    """Whatever its size."""
+    cpu_s_per_mb: float = 60.0
+    """For each 10^6 bytes more: ten times what the densest codecs take on a slow core."""
+    memory_bytes: int = 2 << 30
+    """Beyond what the process has at its beginning; a block takes some megabytes."""
+
+    def cpu_s_of(self, path: Path) -> float:
+        """Seconds of CPU time for a file."""
+        size = 0
+        with suppress(OSError):  # whoever reads it says so
+            size = path.stat().st_size
+        return self.cpu_s + self.cpu_s_per_mb * size / 1e6
+
+
+class _Order(NamedTuple):
+    """A file to be decoded."""
+
+    path: Path
+    lowpass_hz: float | None
+    first: int
+    cpu_s: float
+
+
+class _EndedByItself(Exception):  # noqa: N818 (nobody but this module sees it)
+    """The process of a decoder ended by what it did; the words say how."""
+
+
+class _Killed(Exception):  # noqa: N818
+    """The process of a decoder was ended by somebody else."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Decoders:
+    """Some decoding processes, each started when it is first needed; use it from any thread."""
+
+    def __init__(
+        self, count: int, *, limits: Limits | None = None, decode: Decode = blocks
+    ) -> None:
+        self._limits, self._decode = limits or Limits(), decode
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["jobs.audio.decode"])
+        self._slots = threading.Semaphore(count)
+        self._count = count
+        self._alone = threading.Lock()
+        self._idle: list[_Process] = []
+
+    def blocks(
+        self, path: Path, *, lowpass_hz: float | None = None, first: int = 0
+    ) -> Iterator[Wave]:
+        """What `decode.blocks` gives, and its errors.
+
+        Raises UnreadableAudioError, too, for a file that crashes its decoder or goes over a limit;
+        RunFailedError when decoding processes are killed again and again.
+        """
+        num_ended = num_killed = 0
+        while True:
+            try:
+                order = _Order(path, lowpass_hz, first, self._limits.cpu_s_of(path))
+                with self._process(alone=num_ended > 0) as process:
+                    for block in process.decode(order):
+                        yield block
+                        first += 1
+                return
+            except _EndedByItself as end:
+                num_ended += 1
+                if num_ended > 1:
+                    raise UnreadableAudioError(path, f"its decoder {end}") from None
+            except _Killed as end:
+                num_killed += 1
+                if num_killed == _MAX_KILLED:
+                    raise _given_up(path, end) from None
+
+    def close(self) -> None:
+        """End all processes that nobody uses."""
+        while self._idle:
+            self._idle.pop().end()
+
+    @contextmanager
+    def _process(self, *, alone: bool) -> Iterator[_Process]:
+        """A process; one with which nothing happened is used again."""
+        with ExitStack() as stack:
+            if alone:
+                stack.enter_context(self._alone)
+            for _ in range(self._count if alone else 1):
+                stack.enter_context(self._slots)
+            try:
+                process = self._idle.pop()
+            except IndexError:
+                process = _Process(self._context, self._decode, self._limits.memory_bytes)
+            try:
+                yield process
+            finally:
+                if process.is_idle:
+                    self._idle.append(process)
+                else:
+                    process.end()
+
+
+def _given_up(path: Path, end: _Killed) -> RunFailedError:
+    is_oom = end.code == -signal.SIGKILL
+    how = "was killed; give the job more memory" if is_oom else f"ended with code {end.code}"
+    return RunFailedError(
+        f"{path}: the process that decodes it {how} ({_MAX_KILLED} times)",
+        cause=Cause.HOST_OOM if is_oom else Cause.ERROR,
+    )
+
+
+class _Process:
+    """One decoding process, which decodes one file after the other."""
+
+    def __init__(self, context: Any, decode: Decode, memory_bytes: int) -> None:
+        self._connection, theirs = context.Pipe()
+        self._child: BaseProcess = context.Process(
+            target=_serve, args=(theirs, decode, memory_bytes), daemon=True
+        )
+        self._child.start()
+        theirs.close()
+        self.is_idle = True
+        """Whether it can be given another file."""
+
+    def decode(self, order: _Order) -> Iterator[Wave]:
+        """The blocks of a file. Raises what `decode.blocks` does, _EndedByItself, _Killed."""
+        self.is_idle = False
+        try:
+            self._connection.send(order)
+            while isinstance(said := self._connection.recv(), np.ndarray):
+                yield said
+        except (EOFError, ConnectionError):
+            raise self._end() from None
+        if said is not None and said.is_from_memory:
+            raise _EndedByItself(_TOO_MUCH_MEMORY)
+        self.is_idle = True
+        if said is not None:
+            raise said.error(order.path)
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self._child.kill()
+        self._child.join()
+        self._connection.close()
+
+    def _end(self) -> Exception:
+        self._child.join()
+        code = self._child.exitcode or 0
+        if code < 0 and -code in _BY_ITSELF:
+            return _EndedByItself(_BY_ITSELF[signal.Signals(-code)])
+        return _Killed(code)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a file was not decoded to its end, as the child says it."""
+
+    words: str
+    is_verdict: bool
+    is_from_memory: bool = False
+
+    def error(self, path: Path) -> Exception:
+        if self.is_verdict:
+            return UnreadableAudioError(path, self.words)
+        return BackendError(self.words)
+
+
+def _serve(connection: Connection, decode: Decode, memory_bytes: int) -> None:
+    """The child: decode what is asked for until nobody asks any more."""
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # it ends with its parent
+    _limit(resource.RLIMIT_AS, _address_space() + memory_bytes)
+    _limit(resource.RLIMIT_CORE, 0)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            order: _Order = connection.recv()
+            used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+            _limit(resource.RLIMIT_CPU, ceil(used_s + order.cpu_s))
+            connection.send(_answer(connection, decode, order))
+
+
+def _answer(connection: Connection, decode: Decode, order: _Order) -> _Refusal | None:
+    """Send a file's blocks; what ends them."""
+    try:
+        for block in decode(order.path, lowpass_hz=order.lowpass_hz, first=order.first):
+            connection.send(block)
+    except UnreadableAudioError as error:
+        return _Refusal(error.reason, is_verdict=True)
+    except BackendError as error:
+        return _Refusal(str(error), is_verdict=False)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise
+        return _Refusal("", is_verdict=True, is_from_memory=True)
+    return None
+
+
+def _address_space() -> int:
+    """Bytes of virtual memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _limit(which: int, value: int) -> None:
+    """Lower or raise a soft limit, as far as the hard one lets it."""
+    _, hard = resource.getrlimit(which)
+    soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(which, (soft, hard))

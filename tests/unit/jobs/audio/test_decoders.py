@@ -1,0 +1,204 @@
+"""What a file does to its decoder is a verdict on it; what is done to a decoder is none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from jobs.audio.decode import UnreadableAudioError, Wave, blocks
+from jobs.audio.decoders import Decoders, Limits
+from orchestrator.errors import BackendError, Cause, RunFailedError
+
+NO_TIME = Limits(cpu_s=0.5, cpu_s_per_mb=0.0)
+
+
+def acted(path: Path, *, lowpass_hz: float | None = None, first: int = 0) -> Iterator[Wave]:
+    """Two blocks that tell what was asked for, and between them what the file says."""
+    with path.with_suffix(".log").open("a") as log:
+        log.write(f"{os.getpid()} {first}\n")
+    for block in range(first, 2):
+        if block == 1:
+            _act(path, path.read_text())
+        yield np.full(3, 10 * block + (lowpass_hz or 0), np.float32)
+
+
+def _act(path: Path, what: str) -> None:
+    if what.endswith("once"):
+        path.write_text("fine")
+    for word, act in ACTS.items():
+        if what.startswith(word):
+            act(path)
+
+
+def _spin(_: Path) -> None:
+    while True:
+        pass
+
+
+def _raise(error: Callable[[Path], Exception]) -> Callable[[Path], None]:
+    def act(path: Path) -> None:
+        raise error(path)
+
+    return act
+
+
+ACTS: dict[str, Callable[[Path], object]] = {
+    "crash": lambda _: os.kill(os.getpid(), signal.SIGSEGV),
+    "abort": lambda _: os.kill(os.getpid(), signal.SIGABRT),
+    "killed": lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    "spin": _spin,
+    "memory": lambda _: np.ones(1 << 40),
+    "torch memory": _raise(lambda _: RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+    "unreadable": _raise(lambda path: UnreadableAudioError(path, "of no use")),
+    "away": _raise(lambda path: BackendError(f"{path}: away")),
+    "bug": _raise(lambda _: KeyError("no")),
+}
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    made = Decoders(2, limits=NO_TIME, decode=acted)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str], Path]:
+    def written(what: str) -> Path:
+        path = tmp_path / f"{what}.wav"
+        path.write_text(what)
+        return path
+
+    return written
+
+
+def trials(path: Path) -> list[list[int]]:
+    """Process and first block of each."""
+    lines = path.with_suffix(".log").read_text().splitlines()
+    return [[int(word) for word in line.split()] for line in lines]
+
+
+def test_blocks_come_as_from_the_decoder_itself(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "a.flac", rng.uniform(-0.5, 0.5, 70 * 8000), 8000)
+    decoders = Decoders(1)
+    for how in ({}, {"first": 1}, {"lowpass_hz": 1000.0}):
+        options: dict[str, Any] = dict(how)
+        expected = list(blocks(tmp_path / "a.flac", **options))
+        found = list(decoders.blocks(tmp_path / "a.flac", **options))
+        assert [block.tobytes() for block in found] == [block.tobytes() for block in expected]
+    decoders.close()
+
+
+def test_one_process_decodes_file_after_file(
+    decoders: Decoders, file: Callable[[str], Path]
+) -> None:
+    path = file("fine")
+    for _ in range(3):
+        list(decoders.blocks(path))
+    assert len({pid for pid, _ in trials(path)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("crash", "its decoder crashes"),
+        ("abort", "its decoder crashes"),
+        ("spin", "its decoder takes more CPU time"),
+        ("memory", "its decoder takes more memory"),
+        ("torch memory", "its decoder takes more memory"),
+    ],
+)
+def test_what_a_file_does_twice_is_a_verdict(
+    decoders: Decoders, file: Callable[[str], Path], what: str, reason: str
+) -> None:
+    path = file(what)
+    with pytest.raises(UnreadableAudioError, match=reason):
+        list(decoders.blocks(path))
+    (one, first), (other, again) = trials(path)
+    assert (first, again) == (0, 1)
+    assert one != other
+
+
+@pytest.mark.parametrize("what", ["crash once", "killed once"])
+def test_what_happens_once_changes_nothing(
+    decoders: Decoders, file: Callable[[str], Path], what: str
+) -> None:
+    found = list(decoders.blocks(file(what), lowpass_hz=2.0))
+    assert [block[0] for block in found] == [2.0, 12.0]
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "cause"),
+    [
+        ("killed", RunFailedError, Cause.HOST_OOM),
+        ("bug", RunFailedError, Cause.ERROR),
+        ("away", BackendError, Cause.STORAGE),
+    ],
+)
+def test_what_is_done_to_it_is_none(
+    decoders: Decoders, file: Callable[[str], Path], what: str, error: type[Any], cause: Cause
+) -> None:
+    with pytest.raises(error, match=f"{what}.wav") as raised:
+        list(decoders.blocks(file(what)))
+    assert raised.value.cause == cause
+
+
+def test_a_verdict_of_the_decoder_is_passed_on(
+    decoders: Decoders, file: Callable[[str], Path]
+) -> None:
+    path = file("unreadable")
+    with pytest.raises(UnreadableAudioError) as raised:
+        list(decoders.blocks(path))
+    assert raised.value.reason == "of no use"
+    assert len(trials(path)) == 1
+
+
+def test_who_stops_half_way_leaves_nothing_to_others(
+    decoders: Decoders, file: Callable[[str], Path]
+) -> None:
+    for _ in range(5):
+        half = decoders.blocks(file("fine"))
+        assert next(half)[0] == 0.0
+        half.close()  # type: ignore[attr-defined]
+    assert [block[0] for block in decoders.blocks(file("fine"))] == [0.0, 10.0]
+
+
+def test_a_second_trial_is_alone(decoders: Decoders, file: Callable[[str], Path]) -> None:
+    """While another decodes it waits; with many of both kinds nothing waits for ever."""
+    other = decoders.blocks(file("fine"))
+    next(other)
+    failed = threading.Event()
+
+    def crash() -> None:
+        with pytest.raises(UnreadableAudioError):
+            list(decoders.blocks(file("crash")))
+        failed.set()
+
+    thread = threading.Thread(target=crash)
+    thread.start()
+    time.sleep(1)
+    assert not failed.is_set()
+    list(other)
+    thread.join(60)
+    assert failed.is_set()
+
+    def one(number: int) -> str:
+        path = file(f"{'crash' if number % 3 == 0 else 'fine'}")
+        try:
+            return str(len(list(decoders.blocks(path))))
+        except UnreadableAudioError:
+            return "unreadable"
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(one, range(12))) == ["unreadable", "2", "2"] * 4
