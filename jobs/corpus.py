@@ -32,6 +32,7 @@ from jobs.attempt import Attempt, run_stage
 from jobs.audio.corpora import Recording, list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, blocks
 from jobs.audio.decoders import Decode, Decoders
+from jobs.audio.roots import RootWatch
 from jobs.enough_audio import require_enough, require_splits
 from orchestrator.errors import AlreadyExistsError, DataError
 from orchestrator.ledger.source_files import as_path
@@ -95,13 +96,14 @@ def work(attempt: Attempt) -> dict[str, Any]:
     text_model.require_all(attempt)
     corpus = attempt.recipe.corpus
     roots = {s.name: attempt.data_root(s.name) for s in corpus.sources}
+    watches = {name: RootWatch(name, root) for name, root in roots.items()}
     wanted, left_out = choose(corpus, roots)
     if not wanted:
         raise DataError(nothing_wanted(corpus, left_out))
     for shares in {r.split for r in attempt.all_recipes} if attempt.scope.splits else ():
         # Before hours of decoding, which leaves none but these.
         require_splits([recording.id for recording in wanted], shares)
-    probes = _probe_all(attempt, wanted, roots)
+    probes = _Prober(attempt, roots, watches).probes(wanted)
     usable = [(r, p) for r, p in zip(wanted, probes, strict=True) if p.is_usable]
     if usable:
         num_samples = {r.id: p.num_samples for r, p in usable}
@@ -248,37 +250,46 @@ def nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:
     )
 
 
-def _probe_all(
-    attempt: Attempt, wanted: Sequence[Recording], roots: Mapping[str, Path]
-) -> list[Probe]:
-    """A probe per recording, taken from finished blocks where there are any."""
-    found: list[Probe] = []
-    threads = attempt.resources.cpus_per_worker * attempt.resources.max_workers
-    with ThreadPoolExecutor(threads) as pool, closing(Decoders(threads)) as decoders:
-        for start in range(0, len(wanted), _BLOCK):
-            some = wanted[start : start + _BLOCK]
-            found += _probe_block(attempt, pool, some, roots, decoders.blocks)
-            attempt.check()
-            attempt.progress(len(found), len(wanted), "recordings")
-    return found
+class _Prober:
+    """Decodes recordings for what that says of them, in blocks that are kept."""
 
+    def __init__(
+        self, attempt: Attempt, roots: Mapping[str, Path], watches: Mapping[str, RootWatch]
+    ) -> None:
+        self._attempt, self._roots, self._watches = attempt, roots, watches
+        self._windows = attempt.recipe.corpus.windows
+        self._threads = attempt.resources.cpus_per_worker * attempt.resources.max_workers
 
-def _probe_block(
-    attempt: Attempt,
-    pool: ThreadPoolExecutor,
-    block: Sequence[Recording],
-    roots: Mapping[str, Path],
-    decode: Decode,
-) -> list[Probe]:
-    digest = hashlib.sha256("\n".join(r.id for r in block).encode()).hexdigest()[:16]
-    path = f"probes/{digest}.parquet"
-    if attempt.out.exists(path):
-        table = pq.read_table(io.BytesIO(attempt.out.read_bytes(path)))
-        return [Probe(**row) for row in table.to_pylist()]
-    windows = attempt.recipe.corpus.windows
-    found = list(pool.map(lambda r: probe(r, roots[r.source], windows, decode), block))
-    _create_table(attempt.out, path, [p._asdict() for p in found], _PROBE_SCHEMA)
-    return found
+    def probes(self, wanted: Sequence[Recording]) -> list[Probe]:
+        """A probe per recording, taken from finished blocks where there are any."""
+        found: list[Probe] = []
+        with closing(Decoders(self._threads)) as decoders:
+            for start in range(0, len(wanted), _BLOCK):
+                found += self._of_block(wanted[start : start + _BLOCK], decoders)
+                self._attempt.check()
+                self._attempt.progress(len(found), len(wanted), "recordings")
+        return found
+
+    def _of_block(self, block: Sequence[Recording], decoders: Decoders) -> list[Probe]:
+        out = self._attempt.out
+        digest = hashlib.sha256("\n".join(r.id for r in block).encode()).hexdigest()[:16]
+        path = f"probes/{digest}.parquet"
+        if out.exists(path):
+            table = pq.read_table(io.BytesIO(out.read_bytes(path)))
+            return [Probe(**row) for row in table.to_pylist()]
+        with ThreadPoolExecutor(self._threads) as pool:
+            found = list(pool.map(lambda r: self._probe(r, decoders), block))
+        for watch in self._watches.values():
+            watch.require()  # or what is missing may be so because all of it is
+        _create_table(out, path, [p._asdict() for p in found], _PROBE_SCHEMA)
+        return found
+
+    def _probe(self, recording: Recording, decoders: Decoders) -> Probe:
+        root = self._roots[recording.source]
+        found = probe(recording, root, self._windows, decoders.blocks)
+        if not found.unreadable:
+            self._watches[recording.source].has_read(root / as_path(recording.path))
+        return found
 
 
 def _create_table(out: Storage, path: str, rows: Sequence[Row], schema: pa.Schema) -> None:

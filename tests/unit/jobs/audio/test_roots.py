@@ -1,0 +1,46 @@
+"""A root that is no longer what it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.audio.roots import RootWatch
+from orchestrator.errors import BackendError, Cause
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> RootWatch:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/a.wav").touch()
+    return RootWatch("mine", tmp_path / "root")
+
+
+def test_a_root_that_stays_is_fine(watch: RootWatch, tmp_path: Path) -> None:
+    watch.require()
+    watch.has_read(tmp_path / "root/a.wav")
+    watch.require()
+
+
+def test_another_file_system_in_its_place_is_none(watch: RootWatch, tmp_path: Path) -> None:
+    (tmp_path / "root").rename(tmp_path / "before")
+    (tmp_path / "root").symlink_to("/proc")
+    with pytest.raises(BackendError, match=r"data\.mine: .*another file system") as error:
+        watch.require()
+    assert error.value.cause == Cause.STORAGE
+
+
+def test_a_root_without_what_was_read_there_is_none(watch: RootWatch, tmp_path: Path) -> None:
+    watch.has_read(tmp_path / "root/a.wav")
+    (tmp_path / "root/a.wav").unlink()
+    with pytest.raises(BackendError, match=r"data\.mine: .*a\.wav: No such file"):
+        watch.require()
+
+
+def test_a_root_that_is_gone_is_named(watch: RootWatch, tmp_path: Path) -> None:
+    (tmp_path / "root").rename(tmp_path / "before")
+    with pytest.raises(BackendError, match=r"data\.mine: .*root: No such file.*is mounted"):
+        watch.require()
+    with pytest.raises(BackendError, match=r"data\.mine: .*root: No such file"):
+        RootWatch("mine", tmp_path / "root")
