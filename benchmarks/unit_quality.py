@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from transformers import HubertModel
 
-from jobs.audio.corpora import list_recordings
+from jobs.audio.listing import list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
 from jobs.speech import targets
 from jobs.speech.hubert import Grid, grid_of

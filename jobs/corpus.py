@@ -29,9 +29,9 @@ import torch
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
-from jobs.audio.corpora import Recording, list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, blocks
 from jobs.audio.decoders import Decode, Decoders
+from jobs.audio.listing import Recording, list_recordings
 from jobs.audio.roots import RootWatch
 from jobs.enough_audio import require_enough, require_splits
 from orchestrator.errors import AlreadyExistsError, DataError

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from jobs.audio.corpora import list_recordings
+from jobs.audio.listing import list_recordings
 from jobs.corpus import probe, write_tables
 from jobs.speech import targets
 from jobs.speech.lloyd import BlocksInMemory, fit

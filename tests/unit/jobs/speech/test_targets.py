@@ -11,7 +11,7 @@ import soundfile
 import torch
 from transformers import HubertModel
 
-from jobs.audio.corpora import list_recordings
+from jobs.audio.listing import list_recordings
 from jobs.corpus import probe, write_tables
 from jobs.speech import targets
 from jobs.speech.hubert import Grid, grid_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.audio.corpora import list_recordings
+from jobs.audio.listing import list_recordings
 from orchestrator.errors import BackendError, Cause
 from orchestrator.spec.recipe import Source
 from tests.unit.orchestrator.ledger.test_source_files import deep_folder

@@ -1,0 +1,17 @@
+"""One's own folder: ``<language>/.../<speaker>/<file>``; the speaker is the folder of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from jobs.audio.corpora.recording import Recording, by_stem
+from jobs.audio.trees import Tree
+
+
+def recordings(tree: Tree) -> Iterator[Recording]:
+    """All audio files; the first folder names the language."""
+    for name, leaf in by_stem(tree.leaves()):
+        path = PurePosixPath(leaf.path)
+        language = path.parts[0] if len(path.parts) > 1 else ""
+        yield Recording(name, leaf, language=language, speaker=str(path.parent))

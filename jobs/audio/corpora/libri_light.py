@@ -1,0 +1,42 @@
+"""Libri-Light: whole chapters with voice activity (arXiv 1912.07875, facebookresearch/libri-light).
+
+``{small,medium,large,duplicate}/<speaker>/<book>/<stem>_64kb.flac`` and ``<stem>_64kb.json`` with
+``speaker`` and ``voice_activity``, stretches of speech in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from jobs.audio.corpora.recording import Recording, by_stem, json_of, stem, value
+from jobs.audio.trees import Tree
+from orchestrator.errors import DataError
+
+DUPLICATE = "duplicate"
+"""The part whose books may be in the others as well."""
+
+
+def recordings(tree: Tree) -> Iterator[Recording]:
+    """All chapters, in English, as their speech; a session is a book.
+
+    Raises DataError for a chapter without its JSON.
+    """
+    leaves = list(tree.leaves())
+    about = {stem(leaf.path): leaf for leaf in leaves if leaf.path.endswith(".json")}
+    for name, leaf in by_stem(leaves):
+        path = PurePosixPath(leaf.path)
+        beside = about.get(stem(leaf.path))
+        if beside is None:
+            raise DataError(f"{leaf.path}: has no .json beside it; fetch it again")
+        facts = json_of(tree, beside)
+        spans = value(facts, "voice_activity", beside.path)
+        yield Recording(
+            name,
+            leaf,
+            spans_s=tuple((float(start), float(end)) for start, end in spans),
+            language="en",
+            speaker=str(value(facts, "speaker", beside.path)),
+            session=str(path.parent),
+            left_out=DUPLICATE if DUPLICATE in path.parts[:-3] else "",
+        )

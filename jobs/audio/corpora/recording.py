@@ -1,0 +1,110 @@
+"""A recording as the adapters of corpora list it, and what they share."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any, Literal, NamedTuple, TextIO
+
+from jobs.audio.trees import Leaf, Tree
+from orchestrator.errors import DataError
+
+
+class Recording(NamedTuple):
+    """One recording of a source: bytes of a file, all of them or some stretches of time."""
+
+    id: str
+    """The corpus' own; unique within the source, the same in every container."""
+    leaf: Leaf
+    """Where its bytes are."""
+    spans_s: tuple[tuple[float, float], ...] = ()
+    """From when to when, in seconds of the file, what belongs together in order; empty for all."""
+    language: str = ""
+    """ISO 639 code; empty where the corpus says none."""
+    speaker: str = ""
+    session: str = ""
+    """What recordings have in common that should not be torn apart by a split: a book, a show."""
+    left_out: str = ""
+    """Why the corpus' own metadata says that it should not be used; empty when it may be."""
+
+
+def by_stem(leaves: Iterable[Leaf]) -> Iterator[tuple[str, Leaf]]:
+    """Each audio file with its path without the suffix, or with it where two differ in that."""
+    audio = [leaf for leaf in leaves if leaf.is_audio]
+    stems = Counter(stem(leaf.path) for leaf in audio)
+    for leaf in audio:
+        name = stem(leaf.path)
+        yield (name if stems[name] == 1 else leaf.path), leaf
+
+
+def stem(path: str) -> str:
+    """A path without its last suffix."""
+    return str(PurePosixPath(path).with_suffix(""))
+
+
+def json_of(tree: Tree, leaf: Leaf) -> dict[str, Any]:
+    """A file's JSON object. Raises DataError, OSError."""
+    with tree.open(leaf) as file:
+        return _object(file.read(), leaf.path)
+
+
+def json_lines(tree: Tree, leaf: Leaf) -> Iterator[dict[str, Any]]:
+    """A file's JSON objects, one a line. Raises DataError, OSError."""
+    for number, line in enumerate(lines(tree, leaf), 1):
+        yield _object(line, f"{leaf.path}: line {number}")
+
+
+def rows(
+    tree: Tree, leaf: Leaf, delimiter: str, needed: Iterable[str], *, quoted: bool = False
+) -> Iterator[dict[str, str]]:
+    """Rows of a table with a header, by column. Raises DataError when a column is missing."""
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    with _text(tree, leaf) as text:
+        reader = csv.DictReader(text, delimiter=delimiter, quoting=quoting)
+        absent = [name for name in needed if name not in (reader.fieldnames or ())]
+        if absent:
+            raise DataError(f"{leaf.path}: has no column {', '.join(absent)}; fetch it again")
+        yield from reader
+
+
+def lines(tree: Tree, leaf: Leaf) -> Iterator[str]:
+    """Lines of a text file that hold something."""
+    with _text(tree, leaf) as text:
+        for line in text:
+            if line.strip():
+                yield line.rstrip("\r\n")
+
+
+def value(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """A field that must be there. Raises DataError."""
+    try:
+        return row[name]
+    except (KeyError, TypeError):
+        raise DataError(f"{where}: has no {name!r}; fetch it again") from None
+
+
+@contextmanager
+def _text(tree: Tree, leaf: Leaf) -> Iterator[TextIO]:
+    """A file's text, unpacked where its name says that it is packed."""
+    with tree.open(leaf) as file:
+        if leaf.path.endswith(".gz"):
+            with gzip.open(file, "rt", encoding="utf-8", newline="") as unpacked:
+                yield unpacked
+        else:
+            yield io.TextIOWrapper(file, encoding="utf-8", newline="")
+
+
+def _object(data: bytes | str, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise DataError(f"{where}: is no JSON ({error}); fetch it again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: is no JSON object; fetch it again")
+    return found

@@ -1,0 +1,58 @@
+"""Spotify Podcasts: episodes in Ogg with one table of metadata (Clifton et al., COLING 2020).
+
+``<P5>/<P6>/<show_filename_prefix>/<episode_filename_prefix>.ogg`` below any folder, P5 and P6 being
+characters 5 and 6 of the show's prefix in capitals; ``metadata.tsv``, whose language is what the
+show's makers said, written like a list: ``['en-US']``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from jobs.audio.corpora.recording import Recording, by_stem, rows
+from jobs.audio.trees import Leaf, Tree
+from orchestrator.errors import DataError
+
+METADATA = "metadata.tsv"
+_COLUMNS = ("show_filename_prefix", "episode_filename_prefix", "language", "publisher")
+
+
+def recordings(tree: Tree) -> Iterator[Recording]:
+    """All episodes; a session is a show, its publisher stands for the speaker.
+
+    Raises DataError without the table.
+    """
+    leaves = list(tree.leaves())
+    said = _metadata(tree, leaves)
+    for name, leaf in by_stem(leaves):
+        path = PurePosixPath(leaf.path)
+        row = said.get((path.parent.name, path.stem))
+        if row is None:
+            yield Recording(name, leaf, session=path.parent.name, left_out="not in metadata.tsv")
+            continue
+        yield Recording(
+            name,
+            leaf,
+            language=language_of(row["language"]),
+            speaker=row["publisher"],
+            session=path.parent.name,
+        )
+
+
+def language_of(said: str) -> str:
+    """The language of a tag such as ``['en-US']``."""
+    found = re.search("[a-zA-Z]+", said)
+    return found[0].lower() if found else ""
+
+
+def _metadata(tree: Tree, leaves: list[Leaf]) -> dict[tuple[str, str], dict[str, str]]:
+    tables = [leaf for leaf in leaves if PurePosixPath(leaf.path).name == METADATA]
+    if not tables:
+        raise DataError(f"has no {METADATA}; put it below the root")
+    return {
+        (row["show_filename_prefix"], row["episode_filename_prefix"]): row
+        for table in tables
+        for row in rows(tree, table, "\t", _COLUMNS, quoted=True)
+    }

@@ -1,0 +1,41 @@
+"""WebDataset: members of tars, those of one sample named alike up to their first dot.
+
+github.com/webdataset/webdataset. A ``.json`` beside the audio may name ``language``, ``speaker``
+and ``id``. The tree has to be read as tars, or the same files unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from jobs.audio.corpora.recording import Recording, json_of
+from jobs.audio.trees import Leaf, Tree
+from orchestrator.errors import DataError
+
+
+def recordings(tree: Tree) -> Iterator[Recording]:
+    """One recording a sample. Raises DataError when a sample has two audio files."""
+    samples: dict[tuple[str, str], list[Leaf]] = {}
+    for leaf in tree.leaves():
+        samples.setdefault((leaf.archive, key_of(leaf.path)), []).append(leaf)
+    for (_, key), leaves in samples.items():
+        audio = [leaf for leaf in leaves if leaf.is_audio]
+        if len(audio) > 1:
+            names = " and ".join(leaf.path for leaf in audio)
+            raise DataError(f"{key}: {names} are one sample; name them apart")
+        about = [leaf for leaf in leaves if leaf.path == f"{key}.json"]
+        facts = json_of(tree, about[0]) if audio and about else {}
+        for leaf in audio:
+            yield Recording(
+                key,
+                leaf,
+                language=str(facts.get("language") or "").lower(),
+                speaker=str(facts.get("speaker") or ""),
+            )
+
+
+def key_of(path: str) -> str:
+    """The name of a sample: up to the first dot of the last part."""
+    whole = PurePosixPath(path)
+    return str(whole.with_name(whole.name.partition(".")[0]))

@@ -1,0 +1,220 @@
+"""Each corpus in the layout in which it is published, in folders and in tars alike."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from jobs.audio import corpora
+from jobs.audio.corpora.recording import Recording
+from tests.unit.jobs.audio.corpora.layouts import (
+    AUDIO,
+    as_tars,
+    gzipped,
+    json_lines,
+    listed,
+    listed_in_tars,
+    write,
+)
+
+NOT_ADAPTERS = {"recording"}
+
+LIBRI_LIGHT_JSON = (
+    '{"speaker": "960", "book_meta": {"id": "1"}, "snr": 5.391, '
+    '"voice_activity": [[0.4, 12.32], [13.0, 20.08]], "file_length_sec": 21.0}'
+)
+SPOTIFY_HEADER = (
+    "show_uri\tshow_name\tshow_description\tpublisher\tlanguage\trss_link\tepisode_uri\t"
+    "episode_name\tepisode_description\tduration\tshow_filename_prefix\tepisode_filename_prefix\n"
+)
+SPOTIFY_ROWS = (
+    'spotify:show:7goz\tA show\t"Two\nlines, and a ""quote"""\tJane\t[\'en-US\']\thttp://x\t'
+    "spotify:episode:4vYO\tFirst\tWords\t31.680000\tshow_7gozmLqbcbr6PScMjc0Zl4\t4vYO\n"
+    "spotify:show:7goz\tA show\tText\tJoão\t['pt']\thttp://x\t"
+    "spotify:episode:5abc\tSecond\tWords\t1.5\tshow_7gozmLqbcbr6PScMjc0Zl4\t5abc\n"
+)
+ASR_HEADER = (
+    "id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\tis_gold_transcript\taccent\n"
+)
+
+LAYOUTS: dict[str, tuple[Mapping[str, bytes | str], list[tuple[object, ...]]]] = {
+    "folder": (
+        {"en/bob/a.wav": AUDIO, "en/bob/a.mp3": AUDIO, "es/ana/b.FLAC": AUDIO, "en/notes.txt": ""},
+        [
+            ("en/bob/a.mp3", (), "en", "en/bob", "", ""),
+            ("en/bob/a.wav", (), "en", "en/bob", "", ""),
+            ("es/ana/b", (), "es", "es/ana", "", ""),
+        ],
+    ),
+    "librispeech": (
+        {
+            "dev-clean/121/121726/121-121726-0000.flac": AUDIO,
+            "dev-clean/121/121726/121-121726.trans.txt": "121-121726-0000 ALSO A POPULAR\n",
+        },
+        [("dev-clean/121/121726/121-121726-0000", (), "en", "121", "121-121726", "")],
+    ),
+    "libri_light": (
+        {
+            "small/960/a_book/one_64kb.flac": AUDIO,
+            "small/960/a_book/one_64kb.json": LIBRI_LIGHT_JSON,
+            "duplicate/960/flac_book/two_64kb.flac": AUDIO,
+            "duplicate/960/flac_book/two_64kb.json": LIBRI_LIGHT_JSON,
+        },
+        [
+            ("duplicate/960/flac_book/two_64kb", ((0.4, 12.32), (13.0, 20.08)), "en", "960",
+             "duplicate/960/flac_book", "duplicate"),
+            ("small/960/a_book/one_64kb", ((0.4, 12.32), (13.0, 20.08)), "en", "960",
+             "small/960/a_book", ""),
+        ],
+    ),
+    "mls": (
+        {
+            "mls_german_opus/train/audio/10087/10388/10087_10388_000000.opus": AUDIO,
+            "mls_german_opus/train/transcripts.txt": "10087_10388_000000\tworte\n",
+            "mls_german_opus/metainfo.txt": "SPEAKER | GENDER\n",
+        },
+        [("mls_german_opus/train/audio/10087/10388/10087_10388_000000", (), "de", "10087",
+          "10087_10388", "")],
+    ),
+    "spotify": (
+        {
+            "metadata.tsv": SPOTIFY_HEADER + SPOTIFY_ROWS,
+            "podcasts-audio/7/G/show_7gozmLqbcbr6PScMjc0Zl4/4vYO.ogg": AUDIO,
+            "podcasts-audio/7/G/show_7gozmLqbcbr6PScMjc0Zl4/5abc.ogg": AUDIO,
+            "podcasts-audio/7/G/show_7gozmLqbcbr6PScMjc0Zl4/unknown.ogg": AUDIO,
+        },
+        [
+            ("podcasts-audio/7/G/show_7gozmLqbcbr6PScMjc0Zl4/4vYO", (), "en", "Jane",
+             "show_7gozmLqbcbr6PScMjc0Zl4", ""),
+            ("podcasts-audio/7/G/show_7gozmLqbcbr6PScMjc0Zl4/5abc", (), "pt", "João",
+             "show_7gozmLqbcbr6PScMjc0Zl4", ""),
+            ("podcasts-audio/7/G/show_7gozmLqbcbr6PScMjc0Zl4/unknown", (), "", "",
+             "show_7gozmLqbcbr6PScMjc0Zl4", "not in metadata.tsv"),
+        ],
+    ),
+    "voxpopuli": (
+        {
+            "raw_audios/en/2009/20090914-0900-PLENARY-3_en.ogg": AUDIO,
+            "raw_audios/original/2009/20090914-0900-PLENARY_original.ogg": AUDIO,
+            "annotations/unlabelled_v2.tsv.gz": gzipped(
+                "event_id\tsegment_no\tstart\tend\n"
+                "20090914-0900-PLENARY-3_en\t1\t30.5\t60.0\n"
+                "20090914-0900-PLENARY-3_en\t0\t0.5\t30.5\n"
+            ),
+            "unlabelled_data/en/2009/20090914-0900-PLENARY-3_en_0.ogg": AUDIO,
+            "transcribed_data/en/2009/20090914-0900-PLENARY-3-en_20090914-09:05:19_3.ogg": AUDIO,
+            "transcribed_data/en/asr_train.tsv": ASR_HEADER
+            + "20090914-0900-PLENARY-3-en_20090914-09:05:19_3\t\"A\tb\t4556\ttrain\tmale\tTrue\t\n",
+        },
+        [
+            ("raw_audios/en/2009/20090914-0900-PLENARY-3_en", ((0.5, 30.5), (30.5, 60.0)), "en",
+             "", "20090914-0900-PLENARY", ""),
+            ("raw_audios/original/2009/20090914-0900-PLENARY_original", (), "", "",
+             "20090914-0900-PLENARY", ""),
+            ("transcribed_data/en/2009/20090914-0900-PLENARY-3-en_20090914-09:05:19_3", (), "en",
+             "4556", "20090914-0900-PLENARY", ""),
+            ("unlabelled_data/en/2009/20090914-0900-PLENARY-3_en_0", (), "en", "",
+             "20090914-0900-PLENARY", ""),
+        ],
+    ),
+    "peoples_speech": (
+        {
+            "train/clean/gov_DOT_uscourts_SLASH_19-161/gov_DOT_uscourts_00002.flac": AUDIO,
+            "train/clean.json": json_lines({"identifier": "x", "training_data": {"name": []}}),
+        },
+        [("train/clean/gov_DOT_uscourts_SLASH_19-161/gov_DOT_uscourts_00002", (), "en",
+          "gov_DOT_uscourts_SLASH_19-161", "gov_DOT_uscourts_SLASH_19-161", "")],
+    ),
+    "fairseq_tsv": (
+        {
+            "train.tsv": "/data/LibriSpeech\n121/a.flac\t16000\n121/b.flac\t32000\n",
+            "valid.tsv": "/data/LibriSpeech\n121/b.flac\t32000\n",
+            "121/a.flac": AUDIO,
+            "121/b.flac": AUDIO,
+            "121/not listed.flac": AUDIO,
+        },
+        [("121/a", (), "", "121", "", ""), ("121/b", (), "", "121", "", "")],
+    ),
+    "kaldi": (
+        {
+            "wav.scp": "rec1 audio/one.wav\nrec2 audio/two.wav\n",
+            "segments": "utt1 rec1 0.5 2.25\nutt2 rec1 3 -1\n",
+            "utt2spk": "utt1 bob\nutt2 ana\n",
+            "utt2lang": "utt1 en\nutt2 es\n",
+            "audio/one.wav": AUDIO,
+            "audio/two.wav": AUDIO,
+        },
+        [
+            ("utt1", ((0.5, 2.25),), "en", "bob", "rec1", ""),
+            ("utt2", ((3.0, float("inf")),), "es", "ana", "rec1", ""),
+        ],
+    ),
+    "webdataset": (
+        {
+            "EN/EN_B00000_S00000_W000000.mp3": AUDIO,
+            "EN/EN_B00000_S00000_W000000.json": '{"id": "x", "language": "EN", "speaker": "S0"}',
+            "EN/EN_B00000_S00000_W000001.mp3": AUDIO,
+        },
+        [
+            ("EN/EN_B00000_S00000_W000000", (), "en", "S0", "", ""),
+            ("EN/EN_B00000_S00000_W000001", (), "", "", "", ""),
+        ],
+    ),
+    "manifest": (
+        {
+            "manifest.jsonl": json_lines(
+                {"audio_filepath": "./a/one.wav", "duration": 3.0, "text": "", "lang": "en"},
+                {"audio_filepath": "a/one.wav", "offset": 1.5, "duration": 1, "speaker_id": "7"},
+                {"path": "a/two.wav", "fileid": "the second", "session": "s"},
+            ),
+            "a/one.wav": AUDIO,
+            "a/two.wav": AUDIO,
+        },
+        [
+            ("a/one", (), "en", "", "", ""),
+            ("a/one@1.5", ((1.5, 2.5),), "", "7", "", ""),
+            ("the second", (), "", "", "s", ""),
+        ],
+    ),
+}  # fmt: skip
+
+
+def fields(recording: Recording) -> tuple[object, ...]:
+    return (
+        recording.id,
+        recording.spans_s,
+        recording.language,
+        recording.speaker,
+        recording.session,
+        recording.left_out,
+    )
+
+
+def test_each_corpus_has_a_layout_here() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(corpora.__path__)}
+    assert modules - NOT_ADAPTERS == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_corpus_is_listed_as_it_is_published(tmp_path: Path, name: str) -> None:
+    files, expected = LAYOUTS[name]
+    found = listed(name, write(tmp_path, files))
+    assert [fields(recording) for recording in found] == expected
+    assert all(r.leaf.size == len(AUDIO) and not r.leaf.archive for r in found)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_in_tars_the_same_is_listed(tmp_path: Path, name: str) -> None:
+    """Folders of audio each as a tar; what lies at the top stays beside them."""
+    files, expected = LAYOUTS[name]
+    write(tmp_path / "folders", files)
+    root = as_tars(tmp_path / "folders", tmp_path / "tars", lambda path: "/" in path)
+    found = listed_in_tars(name, root)
+    assert [fields(recording) for recording in found] == expected
+    for recording in found:
+        leaf = recording.leaf
+        data = (root / leaf.archive).read_bytes()
+        assert data[leaf.offset : leaf.offset + leaf.size] == AUDIO
