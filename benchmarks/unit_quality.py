@@ -29,8 +29,8 @@ import numpy.typing as npt
 import torch
 from transformers import HubertModel
 
-from jobs.audio.listing import list_recordings
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
+from jobs.audio.listing import list_recordings
 from jobs.speech import targets
 from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit, nearest

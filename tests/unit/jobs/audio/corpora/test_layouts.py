@@ -20,7 +20,7 @@ from tests.unit.jobs.audio.corpora.layouts import (
     write,
 )
 
-NOT_ADAPTERS = {"recording"}
+NOT_ADAPTERS = {"recording", "hf_parquet"}
 
 LIBRI_LIGHT_JSON = (
     '{"speaker": "960", "book_meta": {"id": "1"}, "snr": 5.391, '

@@ -1,0 +1,34 @@
+"""A hub's data set in Parquet: one recording a row, with its language and speaker in columns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jobs.audio.corpora.recording import Recording, stem
+from jobs.audio.parquet_tree import ParquetTree
+from jobs.audio.trees import Tree
+from orchestrator.errors import RequestError
+
+_LANGUAGE, _SPEAKER = ("language", "lang", "locale"), ("speaker", "speaker_id", "client_id")
+
+
+def recordings(tree: Tree) -> Iterator[Recording]:
+    """All rows. Raises RequestError for what is read as folders or tars."""
+    if not isinstance(tree, ParquetTree):
+        raise RequestError("hf_parquet: give the source the container parquet")
+    rows = list(tree.rows())
+    stems = Counter(stem(leaf.path) for leaf, _ in rows)
+    for leaf, about in rows:
+        name = stem(leaf.path)
+        yield Recording(
+            name if stems[name] == 1 else leaf.path,
+            leaf,
+            language=_first(about, _LANGUAGE).partition("-")[0].lower(),
+            speaker=_first(about, _SPEAKER),
+        )
+
+
+def _first(about: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    return str(next((about[name] for name in names if about.get(name)), ""))

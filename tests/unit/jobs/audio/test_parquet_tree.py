@@ -1,0 +1,61 @@
+"""Rows of Parquet files as files of a tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.audio.corpora import adapter
+from jobs.audio.parquet_tree import ParquetTree
+from jobs.audio.trees import FolderTree
+from orchestrator.errors import DataError, RequestError
+
+AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write(path: Path, num_rows: int = 5, **columns: list[str]) -> Path:
+    """A data set in row groups of two; row n holds n + 1 bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    audio = [{"bytes": bytes([n]) * (n + 1), "path": f"{n}.flac"} for n in range(num_rows)]
+    table = pa.table({"audio": pa.array(audio, AUDIO), "n": list(range(num_rows)), **columns})
+    pq.write_table(table, path, row_group_size=2)
+    return path
+
+
+def test_each_row_has_its_bytes_in_whatever_order_they_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "clean/train-00000-of-00002.parquet")
+    write(tmp_path / "clean/train-00001-of-00002.parquet", id=[f"s/{n}x.flac" for n in range(5)])
+    tree = ParquetTree(tmp_path)
+    leaves = list(tree.leaves())
+    assert [leaf.path for leaf in leaves] == [
+        *(f"{n}.flac" for n in range(5)),
+        *(f"s/{n}x.flac" for n in range(5)),
+    ]
+    for order in (leaves, leaves[::-1], leaves[::3]):
+        for leaf in order:
+            with tree.open(leaf) as file:
+                assert file.read() == bytes([leaf.offset]) * (leaf.offset + 1)
+
+
+def test_a_data_set_of_a_hub(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", 2, locale=["en-US", "pt"], client_id=["bob", "ana"])
+    found = list(adapter("hf_parquet")(ParquetTree(tmp_path)))
+    assert [(r.id, r.language, r.speaker) for r in found] == [
+        ("0", "en", "bob"),
+        ("1", "pt", "ana"),
+    ]
+    with pytest.raises(RequestError, match="container parquet"):
+        list(adapter("hf_parquet")(FolderTree(tmp_path)))
+
+
+def test_what_is_none_is_named(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[:-50])
+    with pytest.raises(DataError, match=r"a\.parquet: .*fetch it again"):
+        list(ParquetTree(tmp_path).leaves())
+    pq.write_table(pa.table({"text": ["no audio"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="needs one column of struct<bytes, path>, and has none"):
+        list(ParquetTree(tmp_path).leaves())
