@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pkgutil
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from jobs.audio import corpora
 from jobs.audio.corpora.recording import Recording
+from jobs.audio.trees import TarTree
 from tests.unit.jobs.audio.corpora.layouts import (
     AUDIO,
     as_tars,
@@ -39,6 +42,19 @@ SPOTIFY_ROWS = (
 ASR_HEADER = (
     "id\traw_text\tnormalized_text\tspeaker_id\tsplit\tgender\tis_gold_transcript\taccent\n"
 )
+
+
+def recording_of(name: str, kind: str, source: str, duration: float) -> dict[str, object]:
+    """As Lhotse writes it down."""
+    return {
+        "id": name,
+        "sources": [{"type": kind, "channels": [0], "source": source}],
+        "sampling_rate": 16000,
+        "num_samples": round(duration * 16000),
+        "duration": duration,
+        "channel_ids": [0],
+    }
+
 
 LAYOUTS: dict[str, tuple[Mapping[str, bytes | str], list[tuple[object, ...]]]] = {
     "folder": (
@@ -179,6 +195,40 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes | str], list[tuple[object, ...]]]] =
             ("the second", (), "", "", "s", ""),
         ],
     ),
+    "gigaspeech": (
+        {
+            "GigaSpeech.json": json.dumps({"dataset": "GigaSpeech", "audios": [
+                {"aid": "POD1", "path": "audio/podcast/P0001/POD1.opus", "sample_rate": 16000,
+                 "segments": [
+                     {"sid": "POD1_S0", "speaker": "N/A", "begin_time": 1.5, "end_time": 4,
+                      "text_tn": "HELLO <COMMA> THERE", "subsets": ["{XL}"]},
+                     {"sid": "POD1_S1", "speaker": "N/A", "begin_time": 4, "end_time": 9.25,
+                      "text_tn": "<MUSIC>", "subsets": ["{XL}"]},
+                 ]},
+            ]}),
+            "audio/podcast/P0001/POD1.opus": AUDIO,
+        },
+        [
+            ("POD1_S0", ((1.5, 4.0),), "en", "N/A", "POD1", ""),
+            ("POD1_S1", ((4.0, 9.25),), "en", "N/A", "POD1", "no speech"),
+        ],
+    ),
+    "lhotse": (
+        {
+            "cuts.jsonl.gz": gzipped(json_lines(
+                {"id": "c1", "start": 0.5, "duration": 2.0, "channel": 0, "type": "MonoCut",
+                 "supervisions": [{"id": "s", "language": "English", "speaker": "bob"}],
+                 "recording": recording_of("r1", "file", "audio/r1.flac", 10.0)},
+                {"id": "c2", "start": 0, "duration": 10.0, "channel": 0, "type": "MonoCut",
+                 "recording": recording_of("r1", "file", "audio/r1.flac", 10.0)},
+            )),
+            "audio/r1.flac": AUDIO,
+        },
+        [
+            ("c1", ((0.5, 2.5),), "english", "bob", "r1", ""),
+            ("c2", (), "", "", "r1", ""),
+        ],
+    ),
 }  # fmt: skip
 
 
@@ -218,3 +268,27 @@ def test_in_tars_the_same_is_listed(tmp_path: Path, name: str) -> None:
         leaf = recording.leaf
         data = (root / leaf.archive).read_bytes()
         assert data[leaf.offset : leaf.offset + leaf.size] == AUDIO
+
+
+def test_shar_of_lhotse(tmp_path: Path) -> None:
+    """Cuts beside tars, whose members are named by cuts; one shard each."""
+    for shard, cuts in enumerate((["a-1", "a-2"], ["b.1"])):
+        members = {f"{cut}.flac": AUDIO + cut.encode() for cut in cuts}
+        members |= {f"{cut}.json": "{}" for cut in cuts}
+        folder = write(tmp_path / str(shard), members)
+        (tmp_path / "shar").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "shar" / f"recording.{shard:06d}.tar", "w") as tar:
+            for name in members:
+                tar.add(folder / name, name)
+        rows = [
+            {"id": cut, "start": 3.0, "duration": 1.0, "channel": 0, "type": "MonoCut",
+             "supervisions": [], "recording": recording_of("r", "shar", "", 1.0)}
+            for cut in cuts
+        ]  # fmt: skip
+        write(tmp_path / "shar", {f"cuts.{shard:06d}.jsonl.gz": gzipped(json_lines(*rows))})
+    tree = TarTree(tmp_path / "shar")
+    found = list(corpora.adapter("lhotse")(tree))
+    assert [(r.id, r.spans_s) for r in found] == [("a-1", ()), ("a-2", ()), ("b.1", ())]
+    for recording in found:
+        with tree.open(recording.leaf) as file:
+            assert file.read() == AUDIO + recording.id.encode()

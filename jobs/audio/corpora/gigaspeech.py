@@ -1,0 +1,62 @@
+"""GigaSpeech: long Opus files, and one large JSON with their segments (arXiv 2106.06909).
+
+``GigaSpeech.json``: ``{"audios": [{"aid", "path", "segments": [{"sid", "speaker", "begin_time",
+"end_time", "text_tn"}]}]}``. Segments that are no speech say so in place of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import ijson
+
+from jobs.audio.corpora.recording import Recording, value
+from jobs.audio.trees import Leaf, Tree
+from orchestrator.errors import DataError
+
+ANNOTATIONS = "GigaSpeech.json"
+_NO_SPEECH = {"<SIL>", "<MUSIC>", "<NOISE>", "<OTHER>"}
+
+
+def recordings(tree: Tree) -> Iterator[Recording]:
+    """All segments, in English; a session is a file.
+
+    The JSON is read piece by piece: it takes more than a gigabyte. Raises DataError when it is not
+    there, or names a file that is not.
+    """
+    leaves = {leaf.path: leaf for leaf in tree.leaves()}
+    found = [leaf for path, leaf in leaves.items() if PurePosixPath(path).name == ANNOTATIONS]
+    if len(found) != 1:
+        raise DataError(f"needs one {ANNOTATIONS} below its root, and has {len(found)}")
+    (annotations,) = found
+    folder = PurePosixPath(annotations.path).parent
+    for audio in _audios(tree, annotations):
+        path = str(folder / value(audio, "path", annotations.path))
+        if path not in leaves:
+            raise DataError(f"{annotations.path}: {path} is not below the root; fetch it")
+        yield from (_recording(segment, audio, leaves[path]) for segment in audio["segments"])
+
+
+def _recording(segment: Mapping[str, Any], audio: Mapping[str, Any], leaf: Leaf) -> Recording:
+    words = set(str(segment.get("text_tn") or "").split())
+    return Recording(
+        str(segment["sid"]),
+        leaf,
+        spans_s=((float(segment["begin_time"]), float(segment["end_time"])),),
+        language="en",
+        speaker=str(segment.get("speaker") or ""),
+        session=str(audio["aid"]),
+        left_out="no speech" if words and words <= _NO_SPEECH else "",
+    )
+
+
+def _audios(tree: Tree, annotations: Leaf) -> Iterator[Mapping[str, Any]]:
+    with tree.open(annotations) as file:
+        try:
+            yield from ijson.items(file, "audios.item", use_float=True)
+        except ijson.JSONError as error:
+            raise DataError(
+                f"{annotations.path}: is no JSON ({str(error).splitlines()[0]}); fetch it again"
+            ) from None

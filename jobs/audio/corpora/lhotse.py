@@ -1,0 +1,85 @@
+"""Lhotse: cuts with their recordings in files, or in the tars of Shar (github.com/lhotse-speech).
+
+``cuts*.jsonl.gz`` in any folder; without any, ``recordings*.jsonl.gz``. In Shar the audio of cut
+``x`` is the member ``x.flac`` of ``recording.000000.tar`` beside ``cuts.000000.jsonl.gz``, cut
+already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from jobs.audio.corpora.recording import Recording, json_lines, stem, value
+from jobs.audio.trees import Leaf, Tree
+from orchestrator.errors import DataError
+
+_CUTS, _RECORDINGS = (re.compile(rf"{name}[^/]*\.jsonl(\.gz)?") for name in ("cuts", "recordings"))
+
+
+def recordings(tree: Tree) -> Iterator[Recording]:
+    """All cuts, or all recordings where there are none.
+
+    Raises DataError for a cut of several pieces, and for audio that is not below the root.
+    """
+    leaves = list(tree.leaves())
+    audio = _Audio(leaves)
+    manifests = [leaf for leaf in leaves if _CUTS.fullmatch(PurePosixPath(leaf.path).name)]
+    for manifest in manifests:
+        for number, cut in enumerate(json_lines(tree, manifest), 1):
+            yield _of_cut(cut, audio, manifest, f"{manifest.path}: line {number}")
+    if manifests:
+        return
+    for manifest in leaves:
+        if _RECORDINGS.fullmatch(PurePosixPath(manifest.path).name):
+            for number, row in enumerate(json_lines(tree, manifest), 1):
+                where = f"{manifest.path}: line {number}"
+                name = str(value(row, "id", where))
+                yield Recording(name, audio.of(row, name, manifest, where))
+
+
+class _Audio:
+    """Finds the file of a recording's source."""
+
+    def __init__(self, leaves: list[Leaf]) -> None:
+        self._by_path = {leaf.path: leaf for leaf in leaves if leaf.is_audio}
+        self._by_stem = {stem(path): leaf for path, leaf in self._by_path.items()}
+
+    def of(self, recording: Mapping[str, Any], name: str, manifest: Leaf, where: str) -> Leaf:
+        """The file, by its path or, in Shar, by the cut's name. Raises DataError."""
+        sources = value(recording, "sources", where)
+        if len(sources) != 1:
+            raise DataError(f"{where}: its recording has {len(sources)} sources; one is understood")
+        folder = PurePosixPath(manifest.path).parent
+        if sources[0].get("type") == "shar":
+            found = self._by_stem.get(str(folder / name))
+        else:
+            path = str(sources[0].get("source") or "")
+            found = self._by_path.get(path) or self._by_path.get(str(folder / path))
+            name = path
+        if found is None:
+            raise DataError(f"{where}: {name} is not below the root")
+        return found
+
+
+def _of_cut(cut: Mapping[str, Any], audio: _Audio, manifest: Leaf, where: str) -> Recording:
+    if "recording" not in cut:
+        raise DataError(f"{where}: a cut without one recording ({cut.get('type')}); write others")
+    name, recording = str(value(cut, "id", where)), cut["recording"]
+    said = (cut.get("supervisions") or [{}])[0]
+    start, length = float(cut.get("start") or 0), float(value(cut, "duration", where))
+    is_whole = start == 0 and length >= float(recording.get("duration") or length)
+    return Recording(
+        name,
+        audio.of(recording, name, manifest, where),
+        spans_s=() if is_whole or _is_shar(recording) else ((start, start + length),),
+        language=str(said.get("language") or "").partition("-")[0].lower(),
+        speaker=str(said.get("speaker") or ""),
+        session=str(recording.get("id") or ""),
+    )
+
+
+def _is_shar(recording: Mapping[str, Any]) -> bool:
+    return any(source.get("type") == "shar" for source in recording.get("sources") or ())
