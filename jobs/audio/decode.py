@@ -1,6 +1,6 @@
 """Reads audio files as what every encoder of the HuBERT family reads: mono float32 at 16 kHz.
 
-In: a path. Out: ``wav_S`` in [-1, 1], S samples at 16 kHz, whole or in blocks. libsndfile reads
+In: a place. Out: ``wav_S`` in [-1, 1], S samples at 16 kHz, whole or in blocks. libsndfile reads
 what it reads exactly from any place (WAV, FLAC, Vorbis), FFmpeg's libraries (PyAV) the rest; raw
 G.722 has no header, so its file name alone says what it is. Every part of a file is read, and a
 file that is cut short is unreadable, whatever its decoder makes of it.
@@ -25,6 +25,7 @@ import torch
 import torchaudio
 
 from jobs.audio.containers import Kind, Part, parts_of
+from jobs.audio.place import Place
 from jobs.audio.slices import Slice
 from orchestrator.errors import BackendError, OrchestratorError, os_words
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -52,32 +53,35 @@ _MAX_RESAMPLE_RATIO_TERM = 2_000
 class UnreadableAudioError(OrchestratorError):
     """A recording that cannot be decoded; ``reason`` says why, without the path."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; repair the file or remove it")
+    def __init__(self, where: Path | Place, reason: str) -> None:
+        super().__init__(f"{where}: {reason}; repair the file or remove it")
         self.reason = reason
 
 
-def decode(path: Path, *, lowpass_hz: float | None = None) -> Wave:
+def decode(where: Path | Place, *, lowpass_hz: float | None = None) -> Wave:
     """The whole recording as ``wav_S``. Raises what ``blocks`` does."""
-    return np.concatenate(list(blocks(path, lowpass_hz=lowpass_hz)))
+    return np.concatenate(list(blocks(where, lowpass_hz=lowpass_hz)))
 
 
-def blocks(path: Path, *, lowpass_hz: float | None = None, first: int = 0) -> Iterator[Wave]:
+def blocks(
+    where: Path | Place, *, lowpass_hz: float | None = None, first: int = 0
+) -> Iterator[Wave]:
     """The recording from its block ``first`` on, in blocks of ``BLOCK_S``; the last is shorter.
 
     Memory is bounded by a block. WAV, FLAC and Vorbis are entered there, others decoded from their
     beginning; the bytes are the same. Raises UnreadableAudioError, which is a verdict on the file's
     bytes; BackendError when those cannot be had now; MemoryError.
     """
+    place = where if isinstance(where, Place) else Place.of(where)
     try:
-        with path.open("rb", buffering=_BUFFER_BYTES) as file:
-            source = _open(file, _RAW_FORMATS.get(path.suffix.lower()), first)
+        with place.open(_BUFFER_BYTES) as file:
+            source = _open(file, _RAW_FORMATS.get(place.suffix), first)
             yield from _blocks(source, lowpass_hz, first)
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
         if _OUT_OF_MEMORY.search(str(error)):
             raise MemoryError from None
-        _require_bytes(path)
-        raise UnreadableAudioError(path, _reason(error)) from None
+        _require_bytes(place)
+        raise UnreadableAudioError(place, _reason(error)) from None
 
 
 def lowpass(wav_S: Wave, cutoff_hz: float) -> Wave:
@@ -98,10 +102,10 @@ def _lowpass_kernel(cutoff_hz: float) -> Wave:
     return unit_gain
 
 
-def _require_bytes(path: Path) -> None:
-    """Raises BackendError when the file's bytes cannot be read, whatever they are."""
+def _require_bytes(place: Place) -> None:
+    """Raises BackendError when the bytes cannot be read, whatever they are."""
     try:
-        with path.open("rb") as file:
+        with place.open() as file:
             while file.read(_BUFFER_BYTES):
                 pass
     except OSError as error:

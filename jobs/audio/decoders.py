@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from jobs.audio.decode import UnreadableAudioError, Wave, blocks
+from jobs.audio.place import Place
 from orchestrator.errors import BackendError, Cause, RunFailedError
 
 Decode = Callable[..., Iterator[Wave]]
@@ -53,18 +54,18 @@ class Limits:
     memory_bytes: int = 2 << 30
     """Beyond what the process has at its beginning; a block takes some megabytes."""
 
-    def cpu_s_of(self, path: Path) -> float:
+    def cpu_s_of(self, where: Path | Place) -> float:
         """Seconds of CPU time for a file."""
-        size = 0
+        place, size = where if isinstance(where, Place) else Place.of(where), 0
         with suppress(OSError):  # whoever reads it says so
-            size = path.stat().st_size
+            size = place.num_bytes()
         return self.cpu_s + self.cpu_s_per_mb * size / 1e6
 
 
 class _Order(NamedTuple):
     """A file to be decoded."""
 
-    path: Path
+    where: Path | Place
     lowpass_hz: float | None
     first: int
     cpu_s: float
@@ -97,7 +98,7 @@ class Decoders:
         self._idle: list[_Process] = []
 
     def blocks(
-        self, path: Path, *, lowpass_hz: float | None = None, first: int = 0
+        self, where: Path | Place, *, lowpass_hz: float | None = None, first: int = 0
     ) -> Iterator[Wave]:
         """What `decode.blocks` gives, and its errors.
 
@@ -107,7 +108,7 @@ class Decoders:
         num_ended = num_killed = 0
         while True:
             try:
-                order = _Order(path, lowpass_hz, first, self._limits.cpu_s_of(path))
+                order = _Order(where, lowpass_hz, first, self._limits.cpu_s_of(where))
                 with self._process(alone=num_ended > 0) as process:
                     for block in process.decode(order):
                         yield block
@@ -116,11 +117,11 @@ class Decoders:
             except _EndedByItself as end:
                 num_ended += 1
                 if num_ended > 1:
-                    raise UnreadableAudioError(path, f"its decoder {end}") from None
+                    raise UnreadableAudioError(where, f"its decoder {end}") from None
             except _Killed as end:
                 num_killed += 1
                 if num_killed == _MAX_KILLED:
-                    raise _given_up(path, end) from None
+                    raise _given_up(where, end) from None
 
     def close(self) -> None:
         """End all processes that nobody uses."""
@@ -148,11 +149,11 @@ class Decoders:
                     process.end()
 
 
-def _given_up(path: Path, end: _Killed) -> RunFailedError:
+def _given_up(where: Path | Place, end: _Killed) -> RunFailedError:
     is_oom = end.code == -signal.SIGKILL
     how = "was killed; give the job more memory" if is_oom else f"ended with code {end.code}"
     return RunFailedError(
-        f"{path}: the process that decodes it {how} ({_MAX_KILLED} times)",
+        f"{where}: the process that decodes it {how} ({_MAX_KILLED} times)",
         cause=Cause.HOST_OOM if is_oom else Cause.ERROR,
     )
 
@@ -183,7 +184,7 @@ class _Process:
             raise _EndedByItself(_TOO_MUCH_MEMORY)
         self.is_idle = True
         if said is not None:
-            raise said.error(order.path)
+            raise said.error(order.where)
 
     def end(self) -> None:
         """End it, whatever it does."""
@@ -207,9 +208,9 @@ class _Refusal:
     is_verdict: bool
     is_from_memory: bool = False
 
-    def error(self, path: Path) -> Exception:
+    def error(self, where: Path | Place) -> Exception:
         if self.is_verdict:
-            return UnreadableAudioError(path, self.words)
+            return UnreadableAudioError(where, self.words)
         return BackendError(self.words)
 
 
@@ -231,7 +232,7 @@ def _serve(connection: Connection, decode: Decode, memory_bytes: int) -> None:
 def _answer(connection: Connection, decode: Decode, order: _Order) -> _Refusal | None:
     """Send a file's blocks; what ends them."""
     try:
-        for block in decode(order.path, lowpass_hz=order.lowpass_hz, first=order.first):
+        for block in decode(order.where, lowpass_hz=order.lowpass_hz, first=order.first):
             connection.send(block)
     except UnreadableAudioError as error:
         return _Refusal(error.reason, is_verdict=True)

@@ -6,14 +6,13 @@ bytes of each are. Nothing is unpacked.
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from jobs.audio.decode import AUDIO_SUFFIXES
-from jobs.audio.slices import Slice
+from jobs.audio.place import Place
 from orchestrator.errors import DataError
 from orchestrator.ledger.source_files import as_path, as_text, files_below
 
@@ -44,8 +43,8 @@ class Tree(Protocol):
     def leaves(self) -> Iterator[Leaf]:
         """All files in the order of their paths as text. Raises OSError for what cannot be read."""
 
-    def open(self, leaf: Leaf) -> BinaryIO:
-        """The bytes of one of them. Raises OSError."""
+    def place(self, leaf: Leaf) -> Place:
+        """Where the bytes of one of them are."""
 
 
 class FolderTree:
@@ -58,9 +57,9 @@ class FolderTree:
         """All files, sorted, so that no file system's own order shows."""
         yield from (Leaf(*file) for file in sorted(files_below(self._root)))
 
-    def open(self, leaf: Leaf) -> BinaryIO:
-        """The bytes of a file."""
-        return (self._root / as_path(leaf.path)).open("rb")
+    def place(self, leaf: Leaf) -> Place:
+        """The file."""
+        return Place(self._root / as_path(leaf.path), leaf.path)
 
 
 class TarTree:
@@ -76,12 +75,11 @@ class TarTree:
         """All members, sorted. Raises DataError for a tar that is compressed, cut or damaged."""
         yield from sorted(self._unsorted())
 
-    def open(self, leaf: Leaf) -> BinaryIO:
-        """The bytes of a member, or of a file beside the tars."""
+    def place(self, leaf: Leaf) -> Place:
+        """The member, or the file beside the tars."""
         if not leaf.archive:
-            return (self._root / as_path(leaf.path)).open("rb")
-        file = (self._root / as_path(leaf.archive)).open("rb")
-        return io.BufferedReader(_Member(file, leaf.offset, leaf.size))
+            return Place(self._root / as_path(leaf.path), leaf.path)
+        return Place(self._root / as_path(leaf.archive), leaf.path, leaf.offset, leaf.size)
 
     def _unsorted(self) -> Iterator[Leaf]:
         for file in files_below(self._root):
@@ -105,15 +103,6 @@ class TarTree:
                 f"{self._root}/{archive}: no whole uncompressed tar ({error}); fetch it again, or "
                 "unpack it"
             ) from None
-
-
-class _Member(Slice):
-    """A stretch of a file that is closed with it."""
-
-    def close(self) -> None:
-        """Close both."""
-        self._file.close()
-        super().close()
 
 
 TREES: dict[str, type[FolderTree | TarTree]] = {"folder": FolderTree, "tar": TarTree}

@@ -53,7 +53,7 @@ def _recording(segment: Mapping[str, Any], audio: Mapping[str, Any], leaf: Leaf)
 
 
 def _audios(tree: Tree, annotations: Leaf) -> Iterator[Mapping[str, Any]]:
-    with tree.open(annotations) as file:
+    with tree.place(annotations).open() as file:
         try:
             yield from ijson.items(file, "audios.item", use_float=True)
         except ijson.JSONError as error:

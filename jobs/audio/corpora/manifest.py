@@ -73,7 +73,7 @@ def _rows(tree: Tree, manifest: Leaf) -> Iterator[Mapping[str, Any]]:
     if manifest.path.endswith((".json", ".jsonl")):
         yield from json_lines(tree, manifest)
         return
-    with tree.open(manifest) as file:
+    with tree.place(manifest).open() as file:
         if manifest.path.endswith(".csv"):
             yield from csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
             return

@@ -50,7 +50,7 @@ def stem(path: str) -> str:
 
 def json_of(tree: Tree, leaf: Leaf) -> dict[str, Any]:
     """A file's JSON object. Raises DataError, OSError."""
-    with tree.open(leaf) as file:
+    with tree.place(leaf).open() as file:
         return _object(file.read(), leaf.path)
 
 
@@ -92,7 +92,7 @@ def value(row: Mapping[str, Any], name: str, where: str) -> Any:
 @contextmanager
 def _text(tree: Tree, leaf: Leaf) -> Iterator[TextIO]:
     """A file's text, unpacked where its name says that it is packed."""
-    with tree.open(leaf) as file:
+    with tree.place(leaf).open() as file:
         if leaf.path.endswith(".gz"):
             with gzip.open(file, "rt", encoding="utf-8", newline="") as unpacked:
                 yield unpacked

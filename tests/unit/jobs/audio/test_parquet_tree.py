@@ -36,7 +36,7 @@ def test_each_row_has_its_bytes_in_whatever_order_they_are_read(tmp_path: Path) 
     ]
     for order in (leaves, leaves[::-1], leaves[::3]):
         for leaf in order:
-            with tree.open(leaf) as file:
+            with tree.place(leaf).open() as file:
                 assert file.read() == bytes([leaf.offset]) * (leaf.offset + 1)
 
 

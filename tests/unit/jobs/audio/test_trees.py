@@ -25,7 +25,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def read(tree: Tree, leaf: Leaf) -> bytes:
-    with tree.open(leaf) as file:
+    with tree.place(leaf).open() as file:
         return file.read()
 
 

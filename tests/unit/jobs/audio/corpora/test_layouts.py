@@ -290,5 +290,5 @@ def test_shar_of_lhotse(tmp_path: Path) -> None:
     found = list(corpora.adapter("lhotse")(tree))
     assert [(r.id, r.spans_s) for r in found] == [("a-1", ()), ("a-2", ()), ("b.1", ())]
     for recording in found:
-        with tree.open(recording.leaf) as file:
+        with tree.place(recording.leaf).open() as file:
             assert file.read() == AUDIO + recording.id.encode()
