@@ -5,7 +5,10 @@ Imports no torch: a driver that only starts ranks is up seconds sooner.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jobs.training.rank import TrainingSettings
+from orchestrator.plan.mixture import Stream
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Model, Schedule, Train
 
@@ -31,7 +34,8 @@ class LanguageModelSpec(Spec):
     """Folder of the packed tokens."""
 
 
-def settings_of(train: Train, *, seed: int) -> TrainingSettings:
+def settings_of(train: Train, *, seed: int, mixture: Sequence[Stream] = ()) -> TrainingSettings:
     """The part of the recipe's ``train`` section that every training has."""
-    shared = TrainingSettings.model_fields.keys() - {"seed"}
-    return TrainingSettings(seed=seed, **{name: getattr(train, name) for name in shared})
+    shared = TrainingSettings.model_fields.keys() - {"seed", "mixture"}
+    own = {name: getattr(train, name) for name in shared}
+    return TrainingSettings(seed=seed, mixture=tuple(mixture), **own)

@@ -30,7 +30,7 @@ def batches(
 ) -> Iterator[Batch]:
     """The next ``count`` global batches from a cursor on."""
     settings = config.settings
-    order = TokenOrder(task.num_samples, seed=settings.seed, skips=skips)
+    order = TokenOrder(task.num_samples, seed=settings.seed, skips=skips, mixture=settings.mixture)
 
     def read(cursor: int) -> Batch:
         draw = order.draw(cursor, settings.global_batch)

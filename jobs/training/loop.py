@@ -311,6 +311,7 @@ class Rank:
             "epochs": progress.step * settings.global_batch / self._task.num_samples,
             "global_batch": settings.global_batch,
             "seed": settings.seed,
+            **({"mixture": [s.model_dump() for s in settings.mixture]} if settings.mixture else {}),
             "skips": sorted(self._checkpointer.skips),
             "sample_hash": progress.sample_hash,
             "history": [span.model_dump() for span in progress.history],

@@ -33,6 +33,7 @@ from orchestrator.ledger import last_words
 from orchestrator.ledger.attempt import LAST_RANK
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import Storage, to_json
+from orchestrator.plan.mixture import Stream
 from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Checkpoint, Execution, Optimizer
 
@@ -53,6 +54,8 @@ class TrainingSettings(Spec):
     """Samples of one optimizer step, over all ranks."""
     seed: int
     """Seed of weights and of the order of samples."""
+    mixture: tuple[Stream, ...] = ()
+    """The streams that the task's samples lie in, one after the other; empty for no mixture."""
     optimizer: Optimizer = Optimizer()
     """AdamW's settings."""
     precision: Literal["fp32", "bf16"] = "bf16"
