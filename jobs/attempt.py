@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.disk import disk_sentence
 from orchestrator.errors import (
@@ -67,6 +67,14 @@ class StopRequestedError(BaseException):
 
     Not an Exception, so that no handler swallows it.
     """
+
+
+class DataSource(NamedTuple):
+    """Where a source's recordings lie on this cluster."""
+
+    root: Path
+    container: str
+    """What its files are in: a key of `jobs.audio.trees.TREES`."""
 
 
 @dataclass
@@ -132,14 +140,19 @@ class Attempt:
         """The resolved recipes of all variants that need what this attempt produces."""
         return self.recipes or (self.recipe,)
 
-    def data_root(self, source: str) -> Path:
-        """Where a source's recordings lie here.
+    def data_source(self, source: str) -> DataSource:
+        """Where a source's recordings lie here, and in what.
 
         Raises RequestError when the cluster does not say, or it is no folder.
         """
+        return DataSource(self.data_root(source), self.cluster.data_roots[source].container)
+
+    def data_root(self, source: str) -> Path:
+        """Where a source's recordings lie here. Raises what `data_source` does."""
         if source not in self.cluster.data:
             raise RequestError(f"cluster: data.{source}: missing; map the source to its folder")
-        root = Path(resolve_env(self.cluster.data[source], where=f"cluster: data.{source}"))
+        given = self.cluster.data_roots[source].root
+        root = Path(resolve_env(given, where=f"cluster: data.{source}"))
         if not root.is_dir():
             raise RequestError(
                 f"cluster: data.{source}: {root} is not a folder; check the path or mount it"

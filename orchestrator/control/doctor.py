@@ -28,9 +28,9 @@ def examine(cluster: Cluster) -> Iterator[Check]:
     )
     yield _guarded("store", partial(_store, cluster))
     # A root or model that is not here matters only to the recipes that name it.
-    for name, root in cluster.data.items():
+    for name, data in cluster.data_roots.items():
         where = f"data.{name}"
-        yield _guarded(where, partial(_folder, root, where, None), is_optional=True)
+        yield _guarded(where, partial(_folder, data.root, where, None), is_optional=True)
     for name, folder in cluster.models.items():
         where = f"models.{name}"
         yield _guarded(where, partial(_folder, folder, where, "config.json"), is_optional=True)

@@ -191,4 +191,5 @@ def num_gpus() -> int:
 
 def root_of(cluster: Cluster, source: Source) -> Path:
     """Where a source lies on the cluster."""
-    return Path(resolve_env(cluster.data[source.name], where=f"cluster: data.{source.name}"))
+    root = cluster.data_roots[source.name].root
+    return Path(resolve_env(root, where=f"cluster: data.{source.name}"))

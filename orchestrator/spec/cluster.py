@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from orchestrator.spec.model import (
     Argument,
@@ -331,6 +331,30 @@ class Limits(Spec):
         return self.max_gpu_hours is not None or self.max_price is not None
 
 
+Container = Literal["folder", "tar", "parquet"]
+
+
+class DataRoot(Spec):
+    """Where a source lies."""
+
+    root: Location
+    """Its root here (a path, relative to this file)."""
+    container: Container = "folder"
+    """What its files are in: ``folder``; ``tar``, all uncompressed tars below the root, which are
+    read where they are; ``parquet``, a recording in each row."""
+
+
+def _is_section(value: Any) -> str:
+    return "constrained-section" if isinstance(value, dict | DataRoot) else "constrained-root"
+
+
+DataPlace = Annotated[
+    Annotated[Location, Tag("constrained-root")] | Annotated[DataRoot, Tag("constrained-section")],
+    Discriminator(_is_section),
+]
+"""A root alone, or a section; what is wrong with one is not said of the other."""
+
+
 class Cluster(Spec):
     """Where a recipe runs. All but ``backend`` and ``store`` have defaults."""
 
@@ -338,8 +362,8 @@ class Cluster(Spec):
     """What starts processes."""
     store: Location
     """URL of the store: a path (relative to this file), ``s3://`` or ``gs://``."""
-    data: dict[Name, Location] = Field(default_factory=dict)
-    """Source name to its root here (a path, relative to this file)."""
+    data: dict[Name, DataPlace] = Field(default_factory=dict)
+    """Source name to its root here (a path, relative to this file), or to root and container."""
     models: dict[str, Location] = Field(default_factory=dict)
     """Model name to a local folder in Hugging Face format (relative to this file), for clusters
     without a hub."""
@@ -421,6 +445,17 @@ class Cluster(Spec):
         slurm = self.slurm
         options: tuple[SlurmOptions, ...] = (slurm, slurm.head, slurm.workers)
         yield from (o.walltime_min for o in (*options, *slurm.stages.values()) if o.walltime_min)
+
+    @property
+    def data_roots(self) -> dict[str, DataRoot]:
+        """Source name to where it lies, written out."""
+        given = self.data.items()
+        return {n: r if isinstance(r, DataRoot) else DataRoot(root=r) for n, r in given}
+
+    @property
+    def data_locations(self) -> tuple[str, ...]:
+        """The roots of all sources."""
+        return tuple(source.root for source in self.data_roots.values())
 
     @property
     def rank_launcher(self) -> Literal["ray_train", "submitit"]:

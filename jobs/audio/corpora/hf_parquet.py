@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jobs.audio.corpora.recording import Recording, stem
-from jobs.audio.parquet_tree import ParquetTree
-from jobs.audio.trees import Tree
+from jobs.audio.trees import ParquetTree, Tree
 from orchestrator.errors import RequestError
 
 _LANGUAGE, _SPEAKER = ("language", "lang", "locale"), ("speaker", "speaker_id", "client_id")

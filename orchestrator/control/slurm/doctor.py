@@ -224,7 +224,7 @@ def _probe_job(cluster: Cluster, folder: RunFolder, part: Part) -> Job:
     part_options = cluster.slurm.head if part == "head" else None
     options = options_of(context, stage, part_options)
     options = options.model_copy(update={"walltime_min": None})
-    folders = (*cluster.data.values(), *cluster.models.values())
+    folders = (*cluster.data_locations, *cluster.models.values())
     words = [word for folder in folders for word in ("--folder", folder)]
     words += ["--scratch", cluster.scratch] if cluster.scratch else []
     argv = context.module(PROBE, *words, gpus=shape.gpus)

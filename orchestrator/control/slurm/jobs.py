@@ -85,7 +85,7 @@ class SubmissionContext:
     @property
     def mounts(self) -> tuple[str, ...]:
         """Folders that a container must see."""
-        roots = [self.store_url, *self.cluster.data.values(), *self.cluster.models.values()]
+        roots = [self.store_url, *self.cluster.data_locations, *self.cluster.models.values()]
         scratch = [self.cluster.scratch] if self.cluster.scratch else []
         paths = (resolve_env(path, where="cluster") for path in [*roots, *scratch])
         return tuple(dict.fromkeys(path for path in paths if path.startswith("/")))

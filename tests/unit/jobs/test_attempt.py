@@ -315,10 +315,16 @@ def test_recordings_and_models_are_where_the_cluster_says(
     monkeypatch.setenv("SPEECH", str(tmp_path))
     attempt = attempt_in(
         tmp_path,
-        data={"speech": "${env:SPEECH}", "gone": str(tmp_path / "gone")},
+        data={
+            "speech": "${env:SPEECH}",
+            "tars": {"root": "${env:SPEECH}", "container": "tar"},
+            "gone": str(tmp_path / "gone"),
+        },
         models={"lm": "${env:SPEECH}/lm"},
     )
     assert attempt.data_root("speech") == tmp_path
+    assert attempt.data_source("speech") == (tmp_path, "folder")
+    assert attempt.data_source("tars") == (tmp_path, "tar")
     assert attempt.model_source("lm") == f"{tmp_path}/lm"
     assert attempt.model_source("facebook/opt-125m") == "facebook/opt-125m"
     with pytest.raises(RequestError, match=r"data\.other: missing; map the source to its folder"):

@@ -1222,6 +1222,22 @@ CLUSTERS = (
         )
         for url in ("memory://", "memory://x", "memory://x/store")
     ),
+    *(
+        Broken(
+            id=f"data: {problem}",
+            cluster=edited("{speech: speech}", f"{{speech: {written}}}", CLUSTER),
+            says=(f"c.yaml: data.speech{problem}",),
+        )
+        for written, problem in (
+            (
+                "{root: speech, container: zip}",
+                ".container: must be 'folder', 'tar' or 'parquet', not 'zip'",
+            ),
+            ("{container: tar}", ".root: missing; give it a value"),
+            ("{root: speech, contaner: tar}", ".contaner: unknown key; did you mean 'container'?"),
+            ("7", ": must be text, not 7; quote it"),
+        )
+    ),
     Broken(
         id="cluster missing file",
         cluster=None,

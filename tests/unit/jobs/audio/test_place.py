@@ -16,9 +16,8 @@ import soundfile
 from jobs.audio.corpora import adapter
 from jobs.audio.decode import UnreadableAudioError, blocks
 from jobs.audio.decoders import Decoders
-from jobs.audio.parquet_tree import ParquetTree
 from jobs.audio.place import Place
-from jobs.audio.trees import FolderTree, TarTree, Tree
+from jobs.audio.trees import FolderTree, ParquetTree, TarTree, Tree
 from tests.unit.jobs.audio.corpora.layouts import as_tars, gzipped, json_lines
 from tests.unit.jobs.audio.corpora.test_layouts import recording_of
 

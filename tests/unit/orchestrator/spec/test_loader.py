@@ -185,6 +185,20 @@ def test_paths_of_a_cluster_are_relative_to_its_file(write: Write, tmp_path: Pat
     assert loaded.scratch == str(tmp_path / "conf/tmp")
 
 
+def test_a_source_may_have_its_container(write: Write, tmp_path: Path) -> None:
+    """What is written plainly stays so where runs record it."""
+    data = "data: {a: x, b: {root: x}, c: {root: 's3://x/y', container: tar}}\n"
+    loaded = load_cluster(write("c.yaml", f"backend: local\nstore: store\n{data}"))
+    root = str(tmp_path / "x")
+    assert loaded.data_locations == (root, root, "s3://x/y")
+    assert [d.container for d in loaded.data_roots.values()] == ["folder", "folder", "tar"]
+    assert loaded.model_dump(mode="json", exclude_unset=True)["data"] == {
+        "a": root,
+        "b": {"root": root},
+        "c": {"root": "s3://x/y", "container": "tar"},
+    }
+
+
 @pytest.mark.parametrize(
     ("image", "loaded"),
     [("./x.sif", "{folder}/x.sif"), ("ubuntu:24.04", "ubuntu:24.04"), ("docker://x", "docker://x")],

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.audio.corpora import adapter
-from jobs.audio.parquet_tree import ParquetTree
-from jobs.audio.trees import FolderTree
+from jobs.audio.trees import FolderTree, ParquetTree
 from orchestrator.errors import DataError, RequestError
 
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
