@@ -36,7 +36,9 @@ def main() -> None:
     ratios, differing = [], 0
     for _ in range(options.rounds):
         alone_s, alone = _timed(encoder, waves, [[i] for i in range(len(waves))])
-        batched_s, batched = _timed(encoder, waves, plan_batches([len(w) for w in waves]))
+        batched_s, batched = _timed(
+            encoder, waves, plan_batches([len(w) for w in waves], encoder.max_padded_samples)
+        )
         ratios.append(alone_s / batched_s)
         differing = sum(
             _num_different(a, b, codebook_KD) for a, b in zip(alone, batched, strict=True)

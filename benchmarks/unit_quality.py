@@ -30,13 +30,15 @@ import torch
 from transformers import HubertModel
 
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
-from jobs.audio.listing import list_recordings
+from jobs.audio.listing import list_corpus
+from jobs.audio.roots import Root
+from jobs.audio.trees import Leaf
 from jobs.speech import targets
 from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit, nearest
 from orchestrator.errors import BackendError, OrchestratorError, RequestError
 from orchestrator.quantities import SAMPLE_RATE_HZ
-from orchestrator.spec.recipe import Source
+from orchestrator.spec.recipe import Corpus, Source
 
 VOICES = ("kal_diphone", "ked_diphone")
 PAUSES = frozenset(("pau", "h#", "sil"))
@@ -213,10 +215,11 @@ def load_spoken(folder: Path, lowpass_hz: float | None) -> list[Spoken]:
 def load_train(root: Path, hours: float, lowpass_hz: float | None) -> list[Wave]:
     """Recordings below the root by the hash of their names, up to ``hours``; no unreadable ones."""
     found, budget = [], hours * 3600 * SAMPLE_RATE_HZ
-    recordings = list_recordings(Source(name="train", language="en"), root)
-    for recording in sorted(recordings, key=lambda r: hashlib.sha256(r.id.encode()).digest()):
+    source, tree = Source(name="train", language="en"), Root(root).tree()
+    wanted = list_corpus(Corpus(sources=(source,)), {source.name: Root(root)}).wanted.to_pylist()
+    for row in sorted(wanted, key=lambda row: hashlib.sha256(row["id"].encode()).digest()):
         try:
-            wav_S = decode(root / recording.path, lowpass_hz=lowpass_hz)
+            wav_S = decode(tree.place(Leaf(row["path"], row["size"])), lowpass_hz=lowpass_hz)
         except UnreadableAudioError:
             continue
         found.append(wav_S)

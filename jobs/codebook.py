@@ -1,8 +1,8 @@
 """The codebook stage: k-means over encoder features of a sample of the corpus.
 
 In: the corpus and the encoder. Out: ``codebook.safetensors`` (``centroids``, KxD fp32) and
-``codebook.json``. Features are fp32 whatever precision tokenizing uses, so one codebook serves
-every precision.
+``codebook.json``, and ``sample.parquet``, what it is fitted on. Features are fp32 whatever
+precision tokenizing uses, so one codebook serves every precision.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from jobs.attempt import Attempt, run_stage
+from jobs.speech import sample
 from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker
 from jobs.speech.lloyd import MAX_ITERATIONS, Fit, fit
 from jobs.speech.pool import stage_pool
@@ -29,9 +30,9 @@ def work(attempt: Attempt) -> dict[str, Any]:
     encoder = EncoderSpec(
         url=attempt.upstream["encoder"].storage.url, layer=attempt.recipe.encoder.layer
     )
-    rows = read_corpus(attempt)
-    utterances = rows.sample(tokenizer.fit_hours, tokenizer.seed)
+    tables = read_corpus(attempt)
     with stage_pool(attempt, BlockWorker, encoder, source_roots(attempt)) as pool:
+        utterances = sample.drawn(attempt, tables, pool, tokenizer.fit_hours, tokenizer.seed)
         fitted = fit(
             BlocksOnPool(pool, utterances, tick=attempt.check),
             tokenizer.num_clusters,

@@ -1,248 +1,102 @@
-"""The corpus stage: which utterances there are, and which shard each belongs to.
+"""The corpus stage: which recordings there are, and which shard each belongs to.
 
-In: the recipe's sources below the cluster's roots. Out: ``manifest.parquet`` (a row per utterance),
-``shards.parquet``, ``left_out.parquet`` (what the recipe does not want) and ``quarantine.parquet``
-(what cannot be read), all in the order of sources and paths, so that the same audio gives the same
-bytes. Every kept recording is decoded once: only that gives its exact length and says whether
-anything can be heard. Findings are stored block by block on the way, which is where a killed
-attempt goes on.
+In: the recipe's sources below the cluster's roots. Out: `jobs.audio.corpus_tables`, in the order
+of sources and ids, so that the same audio gives the same bytes. Only headers are read: lengths are
+what shards are balanced by, and whoever decodes a recording knows its own. Lengths are stored block
+by block on the way, which is where a killed attempt goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import pairwise
-from math import ceil
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
-from jobs.audio.decode import UnreadableAudioError, Wave, blocks
-from jobs.audio.decoders import Decode, Decoders
-from jobs.audio.listing import Recording, list_recordings
-from jobs.audio.roots import RootWatch
+from jobs.audio import headers, places
+from jobs.audio.corpus_tables import (
+    RECORDINGS_SCHEMA,
+    create_table,
+    expected_samples,
+    piece_path,
+    pieces_of,
+    read_table,
+    share_out,
+)
+from jobs.audio.decode import UnreadableAudioError
+from jobs.audio.decoders import Decoders
+from jobs.audio.listing import Listing, list_corpus
+from jobs.audio.place import Place
+from jobs.audio.roots import Root, RootWatch
+from jobs.audio.trees import Leaf
 from jobs.enough_audio import require_enough, require_splits
-from orchestrator.errors import AlreadyExistsError, DataError
-from orchestrator.ledger.source_files import as_path
+from jobs.speech.account import require_readable
+from jobs.speech.pool import stage_pool
+from jobs.speech.utterances import source_roots
+from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
-from orchestrator.spec.recipe import Corpus, Windows
+from orchestrator.spec.recipe import Corpus
 
-_BLOCK = 1_000
-"""Recordings probed between two writes."""
-
-SILENCE_PEAK = 10 ** (-50 / 20)
-"""A recording that never exceeds this amplitude (-50 dB of full scale) holds no speech."""
-
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("path", pa.string()),
-        ("start_sample", pa.int64()),
-        ("num_samples", pa.int64()),
-        ("language", pa.string()),
-        ("speaker", pa.string()),
-        ("recording", pa.string()),
-    ]
-)
-_SHARDS_SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int64())])
-_LEFT_OUT_SCHEMA = pa.schema([(n, pa.string()) for n in ("path", "source", "language", "reason")])
-_QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("path", "source", "reason")])
-_PROBE_SCHEMA = pa.schema(
-    [("num_samples", pa.int64()), ("left_out", pa.string()), ("unreadable", pa.string())]
-)
-
-Row = dict[str, Any]
-
-
-class Span(NamedTuple):
-    """A stretch of a recording, in samples at 16 kHz."""
-
-    start_sample: int
-    num_samples: int
-
-
-class Probe(NamedTuple):
-    """What decoding a recording says about it."""
-
-    num_samples: int = 0
-    left_out: str = ""
-    """Why it is not used; empty when it is."""
-    unreadable: str = ""
-    """Why it cannot be decoded; empty when it can."""
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it has utterances."""
-        return not (self.left_out or self.unreadable)
+_BLOCK = 4_096
+"""Recordings whose headers are read between two writes."""
+_LENGTHS_SCHEMA = pa.schema([("header_samples", pa.int64())])
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
-    """List, probe, cut and share out; the corpus' facts."""
-    torch.set_num_threads(1)
+    """List, measure and share out; the corpus' facts."""
     text_model.require_all(attempt)
-    corpus = attempt.recipe.corpus
-    roots = {s.name: attempt.data_root(s.name) for s in corpus.sources}
-    watches = {name: RootWatch(name, root) for name, root in roots.items()}
-    wanted, left_out = choose(corpus, roots)
-    if not wanted:
-        raise DataError(nothing_wanted(corpus, left_out))
+    corpus, roots = attempt.recipe.corpus, source_roots(attempt)
+    watches = [RootWatch(name, root.path) for name, root in roots.items()]
+    listing = list_corpus(corpus, roots)
+    for watch in watches:
+        watch.require()  # or what is missing may be so because all of it is
+    require_usable(corpus, listing)
+    names = listing.wanted["id"].to_pylist()
     for shares in {r.split for r in attempt.all_recipes} if attempt.scope.splits else ():
-        # Before hours of decoding, which leaves none but these.
-        require_splits([recording.id for recording in wanted], shares)
-    probes = _Prober(attempt, roots, watches).probes(wanted)
-    usable = [(r, p) for r, p in zip(wanted, probes, strict=True) if p.is_usable]
-    if usable:
-        num_samples = {r.id: p.num_samples for r, p in usable}
-        require_enough(attempt.all_recipes, num_samples, attempt.scope)
-    return write_tables(attempt.out, corpus, wanted, probes, left_out)
+        # Before the headers of millions of files are read.
+        require_splits(names, shares)
+    lengths = Scan(attempt, roots).lengths(listing.wanted)
+    samples, num_windows = expected(corpus, listing.wanted, lengths)
+    require_enough(
+        attempt.all_recipes, dict(zip(names, samples.tolist(), strict=True)), attempt.scope
+    )
+    places.create(attempt.out, roots, listing.wanted)
+    shards = share_out(samples, num_windows, corpus.shard_hours)
+    write_tables(attempt.out, listing, lengths, shards)
+    return facts(listing, samples, num_shards=shards.num_rows - 1)
 
 
-def choose(corpus: Corpus, roots: Mapping[str, Path]) -> tuple[list[Recording], list[Row]]:
-    """The recordings to probe, and rows for those left out by language or data fraction."""
-    wanted: list[Recording] = []
-    left_out: list[Row] = []
-    for source in corpus.sources:
-        for recording in list_recordings(source, roots[source.name]):
-            if reason := _unwanted(recording, corpus):
-                left_out.append({**recording._asdict(), "reason": reason})
-            else:
-                wanted.append(recording)
-    return wanted, left_out
+def require_usable(corpus: Corpus, listing: Listing) -> None:
+    """Raise DataError when nothing is wanted, or too much cannot be opened."""
+    num_listed = sum(table.num_rows for table in listing)
+    bad = listing.quarantine.to_pylist()
+    reasons = {row["id"]: row["reason"] for row in bad}
+    require_readable(reasons, num_listed, corpus.max_quarantine_percent)
+    if not listing.wanted.num_rows:
+        raise DataError(nothing_wanted(corpus, listing))
 
 
-def write_tables(
-    out: Storage,
-    corpus: Corpus,
-    wanted: Sequence[Recording],
-    probes: Sequence[Probe],
-    left_out: Sequence[Row],
-) -> dict[str, Any]:
-    """Write the four tables and return the facts. Raises DataError when no utterance remains."""
-    pairs = list(zip(wanted, probes, strict=True))
-    rows = [row for r, p in pairs if p.is_usable for row in utterances(r, p, corpus.windows)]
-    silent = [{**r._asdict(), "reason": p.left_out} for r, p in pairs if p.left_out]
-    dropped = [*left_out, *silent]
-    bad = [{**r._asdict(), "reason": p.unreadable} for r, p in pairs if p.unreadable]
-    if not rows:
-        reasons = Counter(row["reason"] for row in silent) + Counter(unreadable=len(bad))
-        counts = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-        raise DataError(
-            f"corpus: none of {len(wanted)} recordings can be used ({counts}); check the data, and "
-            "corpus.windows"
-        )
-    shards = share_out([row["num_samples"] for row in rows], corpus.shard_hours)
-    shard_rows = [{"shard": shard, "row": row} for row, shard in enumerate(shards)]
-    _create_table(out, "manifest.parquet", rows, MANIFEST_SCHEMA)
-    _create_table(out, "shards.parquet", shard_rows, _SHARDS_SCHEMA)
-    _create_table(out, "left_out.parquet", dropped, _LEFT_OUT_SCHEMA)
-    _create_table(out, "quarantine.parquet", bad, _QUARANTINE_SCHEMA)
-    return {
-        "kept_hours": sum(row["num_samples"] for row in rows) / SAMPLE_RATE_HZ / 3600,
-        "num_recordings": len({row["recording"] for row in rows}),
-        "num_utterances": len(rows),
-        "num_shards": shards[-1] + 1,
-        "num_left_out": len(dropped),
-        "num_quarantined": len(bad),
-    }
-
-
-def utterances(recording: Recording, probe: Probe, windows: Windows) -> list[Row]:
-    """Manifest rows of one recording."""
-    spans = cut(probe.num_samples, windows)
-    return [
-        {
-            **recording._asdict(),
-            **span._asdict(),
-            "id": recording.id if len(spans) == 1 else f"{recording.id}@{span.start_sample}",
-            "recording": recording.id,
-        }
-        for span in spans
-    ]
-
-
-def cut(num_samples: int, windows: Windows) -> list[Span]:
-    """The utterances of a recording in order; none when it is shorter than ``min_s``.
-
-    Whole where it fits, equal windows where it is too long: the length of an utterance changes its
-    features.
-    """
-    if num_samples < windows.min_s * SAMPLE_RATE_HZ:
-        return []
-    count = ceil(num_samples / (windows.max_s * SAMPLE_RATE_HZ))
-    edges = [num_samples * i // count for i in range(count + 1)]
-    return [Span(a, b - a) for a, b in pairwise(edges)]
-
-
-def is_silent(wav_S: Wave) -> bool:
-    """Whether nothing can be heard in the wave."""
-    return bool(np.abs(wav_S).max(initial=0.0) < SILENCE_PEAK)
-
-
-def share_out(num_samples: Sequence[int], shard_hours: float) -> list[int]:
-    """The shard of each row: runs of neighbours with equal audio, to within an utterance.
-
-    Neighbours stay together so that the windows of one long file are decoded together.
-    """
-    total = sum(num_samples)
-    count = min(len(num_samples), ceil(total / (shard_hours * 3600 * SAMPLE_RATE_HZ)))
-    shards, before, last = [], 0, -1
-    for row, size in enumerate(num_samples):
-        middle = (2 * before + size) * count // (2 * total)
-        # No shard may stay empty: go at most one further, and leave a row for each that is to come.
-        last = max(min(middle, last + 1), count - (len(num_samples) - row), 0, last)
-        shards.append(last)
-        before += size
-    return shards
-
-
-def probe(recording: Recording, root: Path, windows: Windows, decode: Decode = blocks) -> Probe:
-    """Decode a recording for its length and for whether it can be used."""
-    if recording.problem:
-        return Probe(unreadable=recording.problem)
-    num_samples, is_heard = 0, False
-    try:
-        for block_S in decode(root / as_path(recording.path)):
-            num_samples += len(block_S)
-            is_heard = is_heard or not is_silent(block_S)
-    except UnreadableAudioError as error:
-        return Probe(unreadable=error.reason)
-    if not cut(num_samples, windows):
-        return Probe(num_samples, left_out=f"shorter than {windows.min_s} s")
-    return Probe(num_samples, left_out="" if is_heard else "silent")
-
-
-def _unwanted(recording: Recording, corpus: Corpus) -> str:
-    """Why the recipe does not want the recording; empty when it does."""
-    if recording.language not in corpus.languages:
-        return "language"
-    # Salted, because the split into train, valid and test hashes the same ids.
-    digest = hashlib.sha256(f"data_fraction/{recording.id}".encode()).digest()
-    is_in = int.from_bytes(digest[:6], "big") / 2**48 < corpus.data_fraction
-    return "" if is_in else "data_fraction"
-
-
-def nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:
-    """Why there is nothing to probe."""
-    if in_language := sum(row["reason"] == "data_fraction" for row in left_out):
+def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
+    """Why there is nothing to be used."""
+    reasons = Counter(listing.left_out["reason"].to_pylist())
+    if in_language := reasons["data_fraction"]:
         return (
             f"corpus.data_fraction: {corpus.data_fraction:g} of {in_language} recordings is none "
             "of them; raise it or add recordings"
         )
-    languages = sorted({row["language"] or "none" for row in left_out})
+    languages = sorted(
+        {language or "none" for language in listing.left_out["language"].to_pylist()}
+    )
     found = ", ".join(languages) or "no audio files at all"
     return (
         f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
@@ -250,56 +104,131 @@ def nothing_wanted(corpus: Corpus, left_out: Sequence[Row]) -> str:
     )
 
 
-class _Prober:
-    """Decodes recordings for what that says of them, in blocks that are kept."""
-
-    def __init__(
-        self, attempt: Attempt, roots: Mapping[str, Path], watches: Mapping[str, RootWatch]
-    ) -> None:
-        self._attempt, self._roots, self._watches = attempt, roots, watches
-        self._windows = attempt.recipe.corpus.windows
-        self._threads = attempt.resources.cpus_per_worker * attempt.resources.max_workers
-
-    def probes(self, wanted: Sequence[Recording]) -> list[Probe]:
-        """A probe per recording, taken from finished blocks where there are any."""
-        found: list[Probe] = []
-        with closing(Decoders(self._threads)) as decoders:
-            for start in range(0, len(wanted), _BLOCK):
-                found += self._of_block(wanted[start : start + _BLOCK], decoders)
-                self._attempt.check()
-                self._attempt.progress(len(found), len(wanted), "recordings")
-        return found
-
-    def _of_block(self, block: Sequence[Recording], decoders: Decoders) -> list[Probe]:
-        out = self._attempt.out
-        digest = hashlib.sha256("\n".join(r.id for r in block).encode()).hexdigest()[:16]
-        path = f"probes/{digest}.parquet"
-        if out.exists(path):
-            table = pq.read_table(io.BytesIO(out.read_bytes(path)))
-            return [Probe(**row) for row in table.to_pylist()]
-        with ThreadPoolExecutor(self._threads) as pool:
-            found = list(pool.map(lambda r: self._probe(r, decoders), block))
-        for watch in self._watches.values():
-            watch.require()  # or what is missing may be so because all of it is
-        _create_table(out, path, [p._asdict() for p in found], _PROBE_SCHEMA)
-        return found
-
-    def _probe(self, recording: Recording, decoders: Decoders) -> Probe:
-        root = self._roots[recording.source]
-        found = probe(recording, root, self._windows, decoders.blocks)
-        if not found.unreadable:
-            self._watches[recording.source].has_read(root / as_path(recording.path))
-        return found
+def expected(
+    corpus: Corpus, wanted: pa.Table, lengths: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Samples and windows of each recording, as far as headers tell."""
+    spans_s = wanted["spans_s"].to_pylist()
+    found = [
+        expected_samples(own, in_file, corpus.windows)
+        for own, in_file in zip(spans_s, lengths.tolist(), strict=True)
+    ]
+    samples, num_windows = np.array(found, np.int64).T
+    return samples, num_windows
 
 
-def _create_table(out: Storage, path: str, rows: Sequence[Row], schema: pa.Schema) -> None:
-    """Create a table; one already there was written from the same audio by an earlier attempt."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer, compression="zstd")
+def write_tables(
+    out: Storage, listing: Listing, lengths: npt.NDArray[np.int64], shards: pa.Table
+) -> None:
+    """Write the artifact's tables."""
+    wanted = listing.wanted.append_column("header_samples", pa.array(lengths))
+    for number, piece in enumerate(pieces_of(wanted.select(RECORDINGS_SCHEMA.names))):
+        create_table(out, piece_path("recordings", number), piece)
+    create_table(out, "shards.parquet", shards)
+    create_table(out, "left_out.parquet", listing.left_out)
+    create_table(out, "quarantine.parquet", listing.quarantine)
+
+
+def facts(listing: Listing, samples: npt.NDArray[np.int64], *, num_shards: int) -> dict[str, Any]:
+    """What the manifest says; hours are those that headers promise."""
+    tables = zip(("num_recordings", "num_left_out", "num_quarantined"), listing, strict=True)
+    counts = {name: Counter(table["source"].to_pylist()) for name, table in tables}
+    of_source = np.array(listing.wanted["source"].to_pylist())
+    hours = {
+        source: float(samples[of_source == source].sum()) / SAMPLE_RATE_HZ / 3600
+        for source in counts["num_recordings"]
+    }
+    sources = sorted(set().union(*counts.values()))
+    return {
+        "kept_hours": float(samples.sum()) / SAMPLE_RATE_HZ / 3600,
+        "num_shards": num_shards,
+        **{name: sum(found.values()) for name, found in counts.items()},
+        "sources": {
+            source: {
+                "kept_hours": hours.get(source, 0.0),
+                **{name: found[source] for name, found in counts.items()},
+            }
+            for source in sources
+        },
+    }
+
+
+class HeadersTask(NamedTuple):
+    """Recordings whose headers are to be read."""
+
+    sources: Sequence[str]
+    leaves: Sequence[Leaf]
+
+
+class HeaderReader:
+    """The corpus stage's worker: reads headers, in processes that files may crash."""
+
+    def __init__(self, roots: Mapping[str, Root], num_threads: int) -> None:
+        self._roots, self._num_threads = roots, num_threads
+
+    def __call__(self, task: HeadersTask) -> npt.NDArray[np.int64]:
+        """Samples at 16 kHz of each, as far as its header tells. Raises BackendError."""
+        trees = {name: root.tree() for name, root in self._roots.items()}
+        where = [
+            trees[source].place(leaf)
+            for source, leaf in zip(task.sources, task.leaves, strict=True)
+        ]
+        decoders = Decoders(self._num_threads, decode=headers.as_blocks)
+        with closing(decoders), ThreadPoolExecutor(self._num_threads) as threads:
+            found = threads.map(lambda place: _length(decoders, place), where)
+            return np.array(list(found), np.int64)
+
+
+def _length(decoders: Decoders, place: Place) -> int:
     try:
-        out.create(path, buffer.getvalue())
-    except AlreadyExistsError:
-        return
+        (length,) = decoders.blocks(place)
+    except UnreadableAudioError:  # it is decoded in its turn, and gets its verdict there
+        return headers.by_size(place)
+    return int(length[0])
+
+
+class Scan:
+    """Reads the headers of a listing, in blocks that are kept."""
+
+    def __init__(self, attempt: Attempt, roots: Mapping[str, Root]) -> None:
+        self._attempt, self._roots = attempt, roots
+        self._num_threads = attempt.resources.cpus_per_worker
+
+    def lengths(self, wanted: pa.Table) -> npt.NDArray[np.int64]:
+        """The length of each recording by its header, in samples at 16 kHz."""
+        blocks = [wanted.slice(start, _BLOCK) for start in range(0, wanted.num_rows, _BLOCK)]
+        paths = [f"scan/{_digest(block['id'].to_pylist())}.parquet" for block in blocks]
+        there = self._attempt.out.list("scan")
+        missing = [n for n, path in enumerate(paths) if path not in there]
+        for done, (number, found) in enumerate(self._found(blocks, missing), start=1):
+            table = pa.table([found], schema=_LENGTHS_SCHEMA)
+            create_table(self._attempt.out, paths[number], table)
+            num_left = len(missing) - done
+            self._attempt.progress(len(blocks) - num_left, len(blocks), "blocks of headers")
+        tables = [read_table(self._attempt.out, path) for path in paths]
+        lengths: npt.NDArray[np.int64] = pa.concat_tables(tables)["header_samples"].to_numpy()
+        return lengths
+
+    def _found(
+        self, blocks: Sequence[pa.Table], missing: Sequence[int]
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """The lengths of some blocks: by the pool, unless that takes longer to start."""
+
+        def task(number: int) -> HeadersTask:
+            rows = blocks[number].to_pylist()
+            leaves = [Leaf(r["path"], r["size"], "", r["archive"], r["offset"]) for r in rows]
+            return HeadersTask([row["source"] for row in rows], leaves)
+
+        if len(missing) <= 1:
+            read = HeaderReader(self._roots, self._num_threads)
+            yield from ((number, read(task(number))) for number in missing)
+            return
+        with stage_pool(self._attempt, HeaderReader, self._roots, self._num_threads) as pool:
+            yield from pool.run(missing, task, tick=self._attempt.check)
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

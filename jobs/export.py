@@ -19,10 +19,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from jobs.lm.packing import SPLITS, SplitName, split_of
 from jobs.unit_formats import FORMATS, SplitFiles, UtteranceUnits
+from jobs.unit_shards import UsedRows, shard_paths
 from orchestrator.errors import (
     CorruptError,
     ExitCode,
@@ -140,15 +141,15 @@ def utterances_of(units: Artifact, cache: Path) -> Iterator[UtteranceUnits]:
     Copies of what a remote store holds are kept in ``cache`` while they are read.
     """
     digests = {path: entry["sha256"] for path, entry in units.manifest()["files"].items()}
-    shards = sorted(path for path in digests if path.endswith(".parquet"))
-    for path in shards:
+    rows = UsedRows.of(units.storage)
+    for path in shard_paths(digests):
         local = _fetched(units, path, cache)
         if sha256_of(local) != digests[path]:
             raise CorruptError(
                 f"{units.storage.url}/{path}: bytes differ from the manifest's sha256; "
                 "`orchestrator verify` names all that do"
             )
-        yield from _rows(local)
+        yield from _rows(rows.read(local, _COLUMNS))
         if units.storage.local_root is None:
             local.unlink()
 
@@ -164,8 +165,7 @@ def _fetched(units: Artifact, path: str, cache: Path) -> Path:
     return local
 
 
-def _rows(shard: Path) -> Iterator[UtteranceUnits]:
-    table = pq.read_table(shard, columns=_COLUMNS)
+def _rows(table: pa.Table) -> Iterator[UtteranceUnits]:
     for batch in table.to_batches():
         columns = [batch.column(name) for name in _COLUMNS]
         for row in range(batch.num_rows):

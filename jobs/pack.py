@@ -11,6 +11,7 @@ from typing import Any
 from jobs.attempt import Attempt, run_stage
 from jobs.lm.packing import SPLITS, pack_shards
 from jobs.lm.token_stream import bin_name, index_name
+from jobs.unit_shards import UsedRows, shard_paths
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 
@@ -22,7 +23,11 @@ def work(attempt: Attempt) -> dict[str, Any]:
         folder = Path(temporary)
         shards = _shards(attempt, units, folder / "shards")
         packed = pack_shards(
-            shards, folder, shares=recipe.split, num_units=recipe.tokenizer.num_clusters
+            shards,
+            UsedRows.of(units),
+            folder,
+            shares=recipe.split,
+            num_units=recipe.tokenizer.num_clusters,
         )
         check_splits(packed)
         for name in SPLITS:
@@ -49,7 +54,7 @@ def check_splits(packed: dict[str, Any]) -> None:
 
 def _shards(attempt: Attempt, units: Storage, cache: Path) -> Iterator[Path]:
     """Local files of all unit shards in order, each removed after its use when it is a copy."""
-    paths = [path for path in sorted(units.list("shards")) if path.endswith(".parquet")]
+    paths = shard_paths(units.list("shards"))
     for n, path in enumerate(paths, start=1):
         local = units.fetch(path, cache)
         yield local

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from jobs.attempt import Attempt, run_stage
+from jobs.audio import places
 from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
 from jobs.speech.utterances import source_roots
 from jobs.training import driver
@@ -31,12 +32,14 @@ def work(attempt: Attempt) -> dict[str, Any]:
 def rank_config(attempt: Attempt) -> RankConfig:
     """What the ranks are told. Raises RequestError when they cannot share the batch."""
     pretrain, iteration = pretraining(attempt.recipe, attempt.part)
+    corpus, roots = attempt.upstream["corpus"].storage, source_roots(attempt)
     spec = MaskedPredictionSpec(
         pretrain=pretrain,
         number=int(attempt.part),
-        corpus_url=attempt.upstream["corpus"].storage.url,
+        corpus_url=corpus.url,
         targets_url=attempt.upstream["targets"].storage.url,
-        roots=source_roots(attempt),
+        places=places.ensured(corpus, attempt.recipe.corpus, roots),
+        roots=roots,
     )
     settings = TrainingSettings(
         steps=iteration.steps,

@@ -2,7 +2,8 @@
 
 In: the corpus and, for targets that are a layer, the model of the iteration before (role
 ``model``). Out: ``codebook.safetensors`` (centroids, and how features are scaled before them),
-``codebook.json`` and a file of labels per block of audio, ``shards/000/000017.npy``. Labels that
+``codebook.json`` a file of labels per block of audio, ``shards/000/000017.npy``, and
+``sample.parquet``, that audio. Labels that
 are there are done: a later attempt makes what is missing.
 """
 
@@ -16,12 +17,14 @@ import torch
 
 from jobs.attempt import Attempt, run_stage
 from jobs.codebook import report_iteration
-from jobs.speech import targets
+from jobs.speech import sample, targets
 from jobs.speech.feature_blocks import in_order
+from jobs.speech.hubert import grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pool import Pool, stage_pool
-from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, shard_path, write_codebook
+from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, write_codebook
 from jobs.speech.utterances import read_corpus, source_roots
+from jobs.unit_shards import shard_path
 from orchestrator.errors import DataError
 from orchestrator.plan.stages import pretraining
 
@@ -30,10 +33,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     """Fit the clusters where no attempt has yet, and write every missing block's labels."""
     torch.set_num_threads(1)  # k-means runs here: one fixed thread count, one rounding
     spec, iteration = pretraining(attempt.recipe, attempt.part)
-    rows = read_corpus(attempt)
-    blocks = targets.AudioBlocks.of(rows, spec)
-    if not blocks.num_frames.sum():
-        raise DataError("encoder.pretrain: the audio holds no whole frame; add longer recordings")
+    tables, grid = read_corpus(attempt), grid_of(spec.conv_kernel, spec.conv_stride)
     encoder = None
     if iteration.targets != "mfcc":
         encoder = EncoderSpec(url=attempt.upstream["model"].storage.url, layer=iteration.targets)
@@ -41,10 +41,14 @@ def work(attempt: Attempt) -> dict[str, Any]:
         attempt,
         targets.TargetWorker,
         encoder,
-        blocks.grid,
+        grid,
         source_roots(attempt),
         attempt.out.url,
     ) as pool:
+        utterances = sample.drawn(attempt, tables, pool, spec.max_hours, spec.seed)
+        blocks = targets.AudioBlocks.of(utterances, spec)
+        if not blocks.num_frames.sum():
+            raise DataError("encoder.pretrain: no audio holds a whole frame; add longer recordings")
         make_targets(attempt, pool, blocks)
     facts: dict[str, Any] = attempt.out.read_json(CODEBOOK_FACTS)
     return {**facts, "hours": round(blocks.hours, 3), "num_frames": int(blocks.num_frames.sum())}

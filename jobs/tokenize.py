@@ -1,44 +1,107 @@
 """The tokenize stage: every shard of the corpus becomes a shard of units, for each codebook.
 
-In: corpus, encoder and one codebook per key. Out: ``shards/000/000017.parquet`` per key. A shard
-that is there is done: a later attempt does what is missing. HuBERT runs once per shard, however
-many codebooks want it.
+In: corpus, encoder and one codebook per key. Out, per key: ``shards/000/000017.parquet``, the table
+of utterances with their units; ``left_out.parquet`` and ``quarantine.parquet``, the recordings of
+which nothing is used, and why. A shard that is there is done: a later attempt does what is missing.
+HuBERT runs once per shard, however many codebooks want it.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
+from jobs.audio.corpus_tables import QUARANTINE_SCHEMA, CorpusTables, create_table
+from jobs.speech.account import Account, Books, Fate
 from jobs.speech.pool import stage_pool
-from jobs.speech.units import (
-    EncoderSpec,
-    ShardStats,
-    ShardTask,
-    Tokenizer,
-    shard_path,
-)
-from jobs.speech.utterances import CorpusRows, read_corpus, source_roots
+from jobs.speech.units import EncoderSpec, ShardResult, ShardStats, ShardTask, Tokenizer
+from jobs.speech.utterances import read_corpus, source_roots
+from jobs.unit_shards import QUARANTINE, shard_path
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 _READERS = 8
+LEFT_OUT = "left_out.parquet"
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Write every missing shard; returns what the units are like, per key."""
     text_model.require_all(attempt)
-    rows = read_corpus(attempt)
-    num_clusters = [u["codebook"].facts["num_clusters"] for u in attempt.upstreams]
-    missing = missing_shards(rows.shards, attempt.outs)
-    made = _tokenized(attempt, rows, missing) if missing else ()
-    totals = total_stats(attempt.outs, rows.shards, missing, made, num_clusters)
-    return facts(attempt.keys, totals, num_shards=len(rows.shards))
+    tables, shards = read_corpus(attempt), Shards.of(attempt)
+    num_listed = tables.num_rows + attempt.upstream["corpus"].facts["num_quarantined"]
+    most_percent = attempt.recipe.corpus.max_quarantine_percent
+    for result in _tokenized(attempt, tables, shards) if shards.missing else ():
+        shards.add(result)
+        shards.books.require_readable(num_listed, most_percent)
+    shards.add_earlier()
+    shards.books.require_readable(num_listed, most_percent)
+    for out in attempt.outs:
+        write_fates(out, shards.books)
+    return facts(attempt.keys, shards, num_shards=tables.num_shards)
+
+
+class Shards:
+    """The shards of some outputs: which are missing, and what they hold."""
+
+    def __init__(
+        self, num_shards: int, outs: Sequence[Storage], num_clusters: Sequence[int]
+    ) -> None:
+        """``num_clusters``: of the codebook of each output."""
+        self._num_shards, self._outs, self._num_clusters = num_shards, outs, num_clusters
+        self.missing = missing_shards(range(num_shards), outs)
+        """For each shard that some output misses, the positions of those outputs."""
+        self.books = Books()
+        self._stats: list[list[ShardStats]] = [[] for _ in outs]
+        self._booked: set[int] = set()
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> Shards:
+        """Those of an attempt."""
+        num_clusters = [u["codebook"].facts["num_clusters"] for u in attempt.upstreams]
+        num_shards = attempt.upstream["corpus"].facts["num_shards"]
+        return cls(num_shards, attempt.outs, num_clusters)
+
+    def add(self, result: ShardResult) -> None:
+        """Count what this attempt has made of a shard."""
+        self._book(result.shard, result.account)
+        for which, stats in result.stats.items():
+            self._stats[which].append(stats)
+
+    def add_earlier(self) -> None:
+        """Count what earlier attempts have made; after the rest, since a killed one has read it."""
+        earlier = [
+            (which, shard)
+            for which in range(len(self._outs))
+            for shard in range(self._num_shards)
+            if which not in self.missing.get(shard, ())
+        ]
+        with ThreadPoolExecutor(_READERS) as threads:
+            for which, shard, table in threads.map(self._read, earlier):
+                self._book(shard, Account.of(table))
+                self._stats[which].append(ShardStats.of(table, self._num_clusters[which]))
+
+    def totals(self) -> list[ShardStats]:
+        """What each output holds."""
+        return [ShardStats.sum(parts) for parts in self._stats]
+
+    def _read(self, which_shard: tuple[int, int]) -> tuple[int, int, pa.Table]:
+        which, shard = which_shard
+        data = self._outs[which].read_bytes(shard_path(shard))
+        return which, shard, pq.read_table(io.BytesIO(data))
+
+    def _book(self, shard: int, account: Account) -> None:
+        if shard not in self._booked:  # the audio is the same for all outputs
+            self._booked.add(shard)
+            self.books.add(account)
 
 
 def missing_shards(shards: Iterable[int], outs: Sequence[Storage]) -> dict[int, tuple[int, ...]]:
@@ -51,9 +114,17 @@ def missing_shards(shards: Iterable[int], outs: Sequence[Storage]) -> dict[int, 
     return {shard: which for shard, which in missing.items() if which}
 
 
-def facts(keys: Sequence[str], totals: Sequence[ShardStats], *, num_shards: int) -> dict[str, Any]:
+def write_fates(out: Storage, books: Books) -> None:
+    """Write the tables of recordings of which nothing is used."""
+    for path, fate in ((LEFT_OUT, Fate.LEFT_OUT), (QUARANTINE, Fate.UNREADABLE)):
+        rows = [{"id": o.id, "source": o.source, "reason": o.reason} for o in books.of_fate(fate)]
+        create_table(out, path, pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
+
+
+def facts(keys: Sequence[str], shards: Shards, *, num_shards: int) -> dict[str, Any]:
     """What the manifests say: the audio is the same for all keys, the units are each key's own."""
-    per_key = {
+    totals = shards.totals()
+    per_key: Mapping[str, Any] = {
         key: {"num_tokens": total.num_tokens, "unit_entropy_bits": total.entropy_bits}
         for key, total in zip(keys, totals, strict=True)
     }
@@ -61,68 +132,38 @@ def facts(keys: Sequence[str], totals: Sequence[ShardStats], *, num_shards: int)
         "num_shards": num_shards,
         "num_utterances": totals[0].num_utterances,
         "audio_s": totals[0].audio_s,
+        **shards.books.facts(),
         "per_key": per_key,
     }
 
 
-def total_stats(
-    outs: Sequence[Storage],
-    shards: Sequence[int],
-    missing: Mapping[int, tuple[int, ...]],
-    made: Iterable[dict[int, ShardStats]],
-    num_clusters: Sequence[int],
-) -> list[ShardStats]:
-    """What each output holds in all, once ``made`` has given what this attempt adds.
-
-    Shards of earlier attempts are read after that: an attempt that is killed has read none.
-    """
-    stats: list[list[ShardStats]] = [[] for _ in outs]
-    for by_output in made:
-        for which, part in by_output.items():
-            stats[which].append(part)
-    for which, out in enumerate(outs):
-        earlier = [s for s in shards if which not in missing.get(s, ())]
-        stats[which] += _read_stats(out, earlier, num_clusters[which])
-    return [ShardStats.sum(parts) for parts in stats]
-
-
-def _read_stats(out: Storage, shards: Sequence[int], num_clusters: int) -> list[ShardStats]:
-    def read(shard: int) -> ShardStats:
-        return ShardStats.of(out.read_bytes(shard_path(shard)), num_clusters)
-
-    with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(read, shards))
-
-
-def _tokenized(
-    attempt: Attempt, rows: CorpusRows, missing: dict[int, tuple[int, ...]]
-) -> Iterable[dict[int, ShardStats]]:
-    """Let the pool make the missing shards; what each holds, by output, as they are completed."""
-    total, samples, encoder = len(rows.shards), 0, attempt.recipe.encoder
-    before = total - len(missing)
+def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterable[ShardResult]:
+    """Let the pool make the missing shards; what each holds, as they are completed."""
+    total, samples, recipe = tables.num_shards, 0, attempt.recipe
+    before = total - len(shards.missing)
     attempt.progress(before, total, "shards")
     spec = EncoderSpec(
         url=attempt.upstream["encoder"].storage.url,
-        layer=encoder.layer,
-        precision=encoder.precision,
+        layer=recipe.encoder.layer,
+        precision=recipe.encoder.precision,
     )
     codebooks = [upstream["codebook"].storage.url for upstream in attempt.upstreams]
     outs = [out.url for out in attempt.outs]
-    dedup = attempt.recipe.tokenizer.deduplicate
+    where = (source_roots(attempt), recipe.corpus.windows)
 
     def task(shard: int) -> ShardTask:
-        return ShardTask(shard=shard, utterances=rows.of_shard(shard), missing=missing[shard])
+        return ShardTask(shard=shard, parts=tables.parts(shard), missing=shards.missing[shard])
 
     with stage_pool(
-        attempt, Tokenizer, spec, source_roots(attempt), codebooks, outs, dedup
+        attempt, Tokenizer, spec, *where, codebooks, outs, recipe.tokenizer.deduplicate
     ) as pool:
         started_at = time.monotonic()
-        results = pool.run(missing, task, tick=attempt.check)
-        for done, (_, by_output) in enumerate(results, start=before + 1):
-            samples += next(iter(by_output.values())).num_samples
+        results = pool.run(shards.missing, task, tick=attempt.check)
+        for done, (_, result) in enumerate(results, start=before + 1):
+            samples += next(iter(result.stats.values())).num_samples
             rate = samples / SAMPLE_RATE_HZ / (time.monotonic() - started_at)
             attempt.progress(done, total, "shards", audio_s_per_s=round(rate, 1))
-            yield by_output
+            yield result
 
 
 if __name__ == "__main__":

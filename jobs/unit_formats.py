@@ -22,25 +22,14 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.unit_shards import SCHEMA, Units
 from orchestrator.errors import RequestError
 
-Units = npt.NDArray[np.uint16]
-
 _ROWS_PER_GROUP = 8192
-SHARD_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("recording", pa.string()),
-        ("units", pa.list_(pa.uint16())),
-        ("durations", pa.list_(pa.uint16())),
-        ("num_samples", pa.int64()),
-    ]
-)
-"""Of a unit shard in the store, and of a split that is exported as Parquet."""
+_SCHEMA = pa.schema([*SCHEMA][:5])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +66,7 @@ class ParquetFiles:
     """One Parquet file a split."""
 
     def __init__(self, folder: Path, split: str, num_units: int) -> None:  # noqa: ARG002 (of all formats)
-        self._writer = pq.ParquetWriter(
-            folder / f"{split}.parquet", SHARD_SCHEMA, compression="zstd"
-        )
+        self._writer = pq.ParquetWriter(folder / f"{split}.parquet", _SCHEMA, compression="zstd")
         self._rows: list[UtteranceUnits] = []
 
     def add(self, utterance: UtteranceUnits) -> None:
@@ -101,7 +88,7 @@ class ParquetFiles:
             "durations": [row.durations_L for row in self._rows],
             "num_samples": [row.num_samples for row in self._rows],
         }
-        self._writer.write_table(pa.table(columns, schema=SHARD_SCHEMA))
+        self._writer.write_table(pa.table(columns, schema=_SCHEMA))
         self._rows.clear()
 
 

@@ -32,10 +32,11 @@ from orchestrator.quantities import SAMPLE_RATE_HZ
 
 Wave = npt.NDArray[np.float32]
 
-_RAW_FORMATS = {".g722": "g722"}
+RAW_FORMATS = {".g722": "g722"}
+"""Suffix of what has no header to FFmpeg's name of it."""
 AUDIO_SUFFIXES = frozenset(
     (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".webm", ".mka")
-) | frozenset((".wma", ".amr", *_RAW_FORMATS))
+) | frozenset((".wma", ".amr", *RAW_FORMATS))
 """File names that are taken for audio, lower case."""
 
 BLOCK_S = 30
@@ -75,12 +76,12 @@ def blocks(
     place = where if isinstance(where, Place) else Place.of(where)
     try:
         with place.open(_BUFFER_BYTES) as file:
-            source = _open(file, _RAW_FORMATS.get(place.suffix), first)
+            source = _open(file, RAW_FORMATS.get(place.suffix), first)
             yield from _blocks(source, lowpass_hz, first)
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
         if _OUT_OF_MEMORY.search(str(error)):
             raise MemoryError from None
-        _require_bytes(place)
+        require_bytes(place)
         raise UnreadableAudioError(place, _reason(error)) from None
 
 
@@ -102,7 +103,7 @@ def _lowpass_kernel(cutoff_hz: float) -> Wave:
     return unit_gain
 
 
-def _require_bytes(place: Place) -> None:
+def require_bytes(place: Place) -> None:
     """Raises BackendError when the bytes cannot be read, whatever they are."""
     try:
         with place.open() as file:

@@ -1,89 +1,147 @@
-"""Finds the recordings below a source's root: one adapter per way that corpora lay out their files.
+"""Lists the recordings of a corpus: which are wanted, which are not, which cannot be opened.
 
-In: a source and its root. Out: recordings in a fixed order, each with its language and speaker,
-nothing decoded.
+In: the recipe's sources and where they lie. Out: tables in the order of sources and ids, the same
+in any container, and where the bytes of each recording are. Nothing is decoded.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from jobs.audio.decode import AUDIO_SUFFIXES
-from orchestrator.errors import BackendError, os_words
-from orchestrator.ledger.source_files import files_below
-from orchestrator.spec.recipe import Source
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from jobs.audio.corpora import adapter
+from jobs.audio.corpora.recording import Recording
+from jobs.audio.corpus_tables import (
+    LEFT_OUT_SCHEMA,
+    PLACES_SCHEMA,
+    QUARANTINE_SCHEMA,
+    RECORDINGS_SCHEMA,
+    chunked,
+)
+from jobs.audio.roots import Root
+from orchestrator.errors import BackendError, DataError, OrchestratorError, os_words
+from orchestrator.spec.recipe import Corpus, Source
 
-class Recording(NamedTuple):
-    """One audio file of a source."""
-
-    source: str
-    path: str
-    """Relative to the source's root, with forward slashes, as text (`source_files.as_text`)."""
-    language: str
-    """ISO 639 code; empty when the folder names none."""
-    speaker: str
-    name: str
-    """Path without the suffix, or with it where another differs in that alone."""
-    problem: str = ""
-    """Why it must not be opened; empty for a file."""
-
-    @property
-    def id(self) -> str:
-        """Source and name: unique over the corpus, the same on every cluster."""
-        return f"{self.source}/{self.name}"
+LISTED_SCHEMA = pa.schema([*list(RECORDINGS_SCHEMA)[:-1], *PLACES_SCHEMA])
+"""A row of ``recordings`` before its header is read, and its place."""
 
 
-def list_recordings(source: Source, root: Path) -> list[Recording]:
-    """The source's recordings, sorted by path as text, so that no file system's order shows.
+class Listing(NamedTuple):
+    """All that lies below the roots."""
 
-    Raises BackendError when a part of the root cannot be listed: nothing is left out without a row.
+    wanted: pa.Table
+    """`LISTED_SCHEMA`."""
+    left_out: pa.Table
+    quarantine: pa.Table
+
+
+def list_corpus(corpus: Corpus, roots: Mapping[str, Root]) -> Listing:
+    """All recordings of all sources.
+
+    Raises BackendError when a part of a root cannot be listed: nothing is left out without a row;
+    DataError for a corpus that is not laid out as its adapter expects, and for ids given twice.
     """
+    listings = [_of_source(corpus, source, roots[source.name]) for source in corpus.sources]
+    return Listing(*(pa.concat_tables(tables) for tables in zip(*listings, strict=True)))
+
+
+def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> str:
+    """Why the recipe does not want a recording of this full name; empty when it does."""
+    if recording.left_out:
+        return recording.left_out
+    if language not in corpus.languages:
+        return "language"
+    # Salted, because the split into train, valid and test hashes the same ids.
+    digest = hashlib.sha256(f"data_fraction/{name}".encode()).digest()
+    is_in = int.from_bytes(digest[:6], "big") / 2**48 < corpus.data_fraction
+    return "" if is_in else "data_fraction"
+
+
+def _of_source(corpus: Corpus, source: Source, root: Root) -> Listing:
+    tables = _Tables()
+    for chunk in chunked(_recordings(source, root)):
+        tables.add(corpus, source, chunk)
+    found = tables.listing()
+    _require_ids_once(source, found)
+    return found
+
+
+def _recordings(source: Source, root: Root) -> Iterator[Recording]:
+    """What the source's adapter finds, its errors with the source's name."""
+    where = f"data.{source.name}"
     try:
-        files = sorted(f for f in files_below(root) if _suffix(f.path) in AUDIO_SUFFIXES)
+        yield from adapter(source.adapter)(root.tree())
     except OSError as error:
-        raise BackendError(
-            f"data.{source.name}: {os_words(error)}; make it readable on every node"
-        ) from None
-    told_apart = _ADAPTERS[source.adapter]
-    stems = Counter(_stem(file.path) for file in files)
-    recordings = []
-    for file in files:
-        language, speaker = told_apart(source, PurePosixPath(file.path))
-        stem = _stem(file.path)
-        name = stem if stems[stem] == 1 else file.path
-        recordings.append(Recording(source.name, file.path, language, speaker, name, file.problem))
-    return recordings
+        raise BackendError(f"{where}: {os_words(error)}; make it readable on every node") from None
+    except OrchestratorError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
-def _stem(path: str) -> str:
-    return str(PurePosixPath(path).with_suffix(""))
+@dataclass
+class _Tables:
+    """The tables of one source while they are gathered."""
+
+    _wanted: list[pa.RecordBatch] = field(default_factory=list)
+    _left_out: list[pa.RecordBatch] = field(default_factory=list)
+    _quarantine: list[pa.RecordBatch] = field(default_factory=list)
+
+    def add(self, corpus: Corpus, source: Source, recordings: list[Recording]) -> None:
+        """Put each recording into its table."""
+        wanted: list[dict[str, Any]] = []
+        left_out: list[dict[str, Any]] = []
+        quarantine: list[dict[str, Any]] = []
+        for recording in recordings:
+            row = {"id": f"{source.name}/{recording.id}", "source": source.name}
+            row["language"] = _language(source, recording)
+            if reason := unwanted(recording, row["id"], row["language"], corpus):
+                left_out.append({**row, "reason": reason})
+            elif recording.leaf.problem:
+                quarantine.append({**row, "reason": recording.leaf.problem})
+            else:
+                wanted.append({**row, **_facts(recording)})
+        self._wanted.append(pa.RecordBatch.from_pylist(wanted, LISTED_SCHEMA))
+        self._left_out.append(pa.RecordBatch.from_pylist(left_out, LEFT_OUT_SCHEMA))
+        self._quarantine.append(pa.RecordBatch.from_pylist(quarantine, QUARANTINE_SCHEMA))
+
+    def listing(self) -> Listing:
+        """All of it, by id."""
+        return Listing(
+            pa.Table.from_batches(self._wanted, LISTED_SCHEMA).sort_by("id"),
+            pa.Table.from_batches(self._left_out, LEFT_OUT_SCHEMA).sort_by("id"),
+            pa.Table.from_batches(self._quarantine, QUARANTINE_SCHEMA).sort_by("id"),
+        )
 
 
-def _suffix(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
+def _language(source: Source, recording: Recording) -> str:
+    return recording.language if source.language == "from_folder" else source.language
 
 
-def _folder(source: Source, path: PurePosixPath) -> tuple[str, str]:
-    """``<language>/.../<speaker>/<file>``; the speaker is the folder that holds the file."""
-    language = path.parts[0] if len(path.parts) > 1 else ""
-    if source.language != "from_folder":
-        language = source.language
-    return language, str(path.parent)
+def _facts(recording: Recording) -> dict[str, Any]:
+    leaf = recording.leaf
+    return {
+        "spans_s": recording.spans_s,
+        "speaker": recording.speaker,
+        "session": recording.session,
+        "path": leaf.path,
+        "size": leaf.size,
+        "archive": leaf.archive,
+        "offset": leaf.offset,
+    }
 
 
-def _librispeech(source: Source, path: PurePosixPath) -> tuple[str, str]:
-    """``<subset>/<speaker>/<chapter>/<file>.flac``, all of it English."""
-    language = "en" if source.language == "from_folder" else source.language
-    speaker = path.parts[-3] if len(path.parts) >= 3 else ""
-    return language, speaker
-
-
-_ADAPTERS: dict[str, Callable[[Source, PurePosixPath], tuple[str, str]]] = {
-    "folder": _folder,
-    "librispeech": _librispeech,
-}
-"""Each tells a recording's language and speaker by its path."""
+def _require_ids_once(source: Source, found: Listing) -> None:
+    """Raise DataError for recordings that have one id, whatever becomes of them."""
+    ids = pa.chunked_array([c for table in found for c in table["id"].chunks], pa.string())
+    ids = ids.combine_chunks().sort()
+    twice = ids[1:].filter(pc.equal(ids[1:], ids[:-1])) if len(ids) > 1 else ids[:0]
+    if len(twice):
+        name = twice[0].as_py().removeprefix(f"{source.name}/")
+        raise DataError(
+            f"data.{source.name}: {len(twice)} recordings have the id of another, {name!r} first; "
+            "give each its own"
+        )

@@ -1,10 +1,33 @@
-"""Whether a source's root is the one that was listed: a lost mount looks like missing files."""
+"""Where sources lie on this cluster, and whether a root is the one that was listed.
+
+A lost mount looks like missing files.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.audio.place import Place
+from jobs.audio.trees import TREES, Leaf, Tree
 from orchestrator.errors import BackendError, os_words
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where a source lies on the nodes, in what, and how its recordings are filtered."""
+
+    path: Path
+    container: str = "folder"
+    lowpass_hz: float | None = None
+
+    def tree(self) -> Tree:
+        """Its files."""
+        return TREES[self.container](self.path)
+
+    def place(self, leaf: Leaf) -> Place:
+        """Where the bytes of one of them are."""
+        return self.tree().place(leaf)
 
 
 class RootWatch:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.lm.token_stream import bin_name, index_name
+from jobs.unit_shards import UsedRows
 from orchestrator.errors import CorruptError
 from orchestrator.spec.recipe import Split
 
@@ -110,7 +111,7 @@ class SplitWriter:
 
 
 def pack_shards(
-    shards: Iterable[Path], folder: Path, *, shares: Split, num_units: int
+    shards: Iterable[Path], rows: UsedRows, folder: Path, *, shares: Split, num_units: int
 ) -> dict[str, Any]:
     """Write the three splits of the shards into ``folder``; returns the content of ``pack.json``.
 
@@ -119,7 +120,9 @@ def pack_shards(
     """
     writers = {name: SplitWriter(name, folder) for name in SPLITS}
     try:
-        left_out = sum((_pack_shard(s, writers, shares, num_units) for s in shards), Counter())
+        left_out = sum(
+            (_pack_shard(s, rows, writers, shares, num_units) for s in shards), Counter()
+        )
     finally:
         for writer in writers.values():
             writer.close()
@@ -144,13 +147,17 @@ def _thinned(shares: Split, num_utterances: int) -> dict[str, Any]:
 
 
 def _pack_shard(
-    shard: Path, writers: dict[SplitName, SplitWriter], shares: Split, num_units: int
+    shard: Path,
+    rows: UsedRows,
+    writers: dict[SplitName, SplitWriter],
+    shares: Split,
+    num_units: int,
 ) -> Counter[str]:
     """Add a shard's utterances to their splits; how many were left out, and why."""
-    table = pq.read_table(shard, columns=_COLUMNS).combine_chunks()
+    table = rows.read(shard, _COLUMNS).combine_chunks()
     lists = table["units"].combine_chunks()
     units, ends = lists.flatten().to_numpy(), np.cumsum(lists.value_lengths().to_numpy())
-    rows = zip(
+    utterances = zip(
         table["id"].to_pylist(),
         table["recording"].to_pylist(),
         np.split(units, ends[:-1]),
@@ -158,7 +165,7 @@ def _pack_shard(
         strict=True,
     )
     left_out: Counter[str] = Counter()
-    for utterance, recording, own, num_samples in rows:
+    for utterance, recording, own, num_samples in utterances:
         if not len(own):
             left_out["empty"] += 1
             continue

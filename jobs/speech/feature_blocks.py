@@ -16,10 +16,12 @@ import ray
 import torch
 from torch import Tensor
 
+from jobs.audio.roots import Root
 from jobs.speech.lloyd import Answer, Question
 from jobs.speech.pool import Pool
+from jobs.speech.sample import MeasureTask
 from jobs.speech.units import EncoderSpec
-from jobs.speech.utterances import Root, Utterance, WaveReader, batches, pages
+from jobs.speech.utterances import Utterance, WaveReader, batches, pages
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 BLOCK_SAMPLES = 240 * SAMPLE_RATE_HZ
@@ -44,8 +46,10 @@ class BlockWorker:
         self._reader = WaveReader(roots)
         self._blocks: dict[int, Tensor] = {}
 
-    def __call__(self, task: BlockTask) -> Any:
-        """The block's answer."""
+    def __call__(self, task: BlockTask | MeasureTask) -> Any:
+        """The block's answer, or the windows that were to be found."""
+        if isinstance(task, MeasureTask):
+            return task(self._reader)
         if task.block not in self._blocks:
             self._blocks[task.block] = self._features(task.utterances)
         question: Question[Any] = ray.get(task.question)
@@ -54,8 +58,9 @@ class BlockWorker:
     def _features(self, utterances: Sequence[Utterance]) -> Tensor:
         """``feats_ND`` of a block, utterances in their order."""
         feats: list[Tensor] = [torch.empty(0)] * len(utterances)
-        for positions, waves in batches(utterances, self._reader):
-            for position, feats_TD in zip(positions, self._hubert.features(waves), strict=True):
+        waves = (self._reader.read(utterance) for utterance in utterances)
+        for positions, batch in batches(waves, self._hubert.max_padded_samples):
+            for position, feats_TD in zip(positions, self._hubert.features(batch), strict=True):
                 feats[position] = feats_TD.cpu()
         return torch.cat(feats)
 
@@ -67,7 +72,7 @@ class BlocksOnPool:
         self, pool: Pool, utterances: Sequence[Utterance], *, tick: Callable[[], None]
     ) -> None:
         self._pool, self._tick = pool, tick
-        self._blocks = list(pages(utterances, BLOCK_SAMPLES))
+        self._blocks = list(pages(utterances, lambda u: u.num_samples, BLOCK_SAMPLES))
 
     def __len__(self) -> int:
         return len(self._blocks)

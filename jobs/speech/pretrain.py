@@ -27,8 +27,10 @@ import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
-from jobs.speech import targets
-from jobs.speech.utterances import CorpusRows, Root, WaveReader
+from jobs.audio.corpus_tables import CorpusTables
+from jobs.audio.roots import Root
+from jobs.speech import sample, targets
+from jobs.speech.utterances import WaveReader
 from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig
 from jobs.training.task import LossOf, MicroBatch, Samples, Tick
@@ -57,6 +59,8 @@ class MaskedPredictionSpec(Spec):
     """Folder of the corpus artifact."""
     targets_url: str
     """Folder of the iteration's targets."""
+    places: str
+    """The corpus' table of where recordings are."""
     roots: dict[str, Root]
     """Where each source lies here."""
 
@@ -186,8 +190,9 @@ class MaskedPrediction:
     def __init__(self, config: RankConfig, group: RankGroup) -> None:
         self._config = config
         self._spec = spec = MaskedPredictionSpec.model_validate(config.spec)
-        rows = CorpusRows.read(Storage(spec.corpus_url))
-        self._blocks = targets.AudioBlocks.of(rows, spec.pretrain)
+        tables = CorpusTables(Storage(spec.corpus_url), spec.places)
+        utterances = sample.read(Storage(spec.targets_url), tables)
+        self._blocks = targets.AudioBlocks.of(utterances, spec.pretrain)
         stream_S, labels_T = node_copy(spec, self._blocks, group, Path(config.scratch) / "audio")
         self._crops = Crops(spec.pretrain, spec.number, self._blocks, stream_S, labels_T)
 

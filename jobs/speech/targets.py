@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,14 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from jobs.audio.roots import Root
 from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.lloyd import nearest, subsample
-from jobs.speech.units import EncoderSpec, create_same, read_codebook, shard_path
-from jobs.speech.utterances import CorpusRows, Root, Utterance, WaveReader, pages
+from jobs.speech.sample import MeasureTask
+from jobs.speech.units import EncoderSpec, create_same, read_codebook
+from jobs.speech.utterances import Utterance, WaveReader, pages
+from jobs.unit_shards import shard_path
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Pretrain
@@ -45,17 +49,16 @@ _MIN_STD = 1e-6
 
 @dataclass(frozen=True)
 class AudioBlocks:
-    """The audio to train on, in blocks that are a pure function of the corpus and the recipe."""
+    """The audio to train on, in blocks that are a pure function of the sample and the recipe."""
 
     blocks: Sequence[Sequence[Utterance]]
     grid: Grid
 
     @classmethod
-    def of(cls, rows: CorpusRows, spec: Pretrain) -> AudioBlocks:
-        """Utterances by their ids' hashes until they hold ``max_hours``, neighbours together."""
-        utterances = rows.sample(spec.max_hours, spec.seed)
+    def of(cls, utterances: Sequence[Utterance], spec: Pretrain) -> AudioBlocks:
+        """The blocks of a sample, neighbours together."""
         grid = grid_of(spec.conv_kernel, spec.conv_stride)
-        return cls(list(pages(utterances, BLOCK_SAMPLES)), grid)
+        return cls(list(pages(utterances, lambda u: u.num_samples, BLOCK_SAMPLES)), grid)
 
     @cached_property
     def num_samples(self) -> npt.NDArray[np.int64]:
@@ -152,8 +155,13 @@ class TargetWorker:
             self._features = lambda wav_S: hubert.features([wav_S.numpy()])[0]
         self._grid, self._reader, self._out = grid, WaveReader(roots), Storage(out_url)
 
-    def __call__(self, task: TargetTask) -> Tensor | None:
-        """The frames of a sample; None for labels, which are in the artifact then."""
+    def __call__(self, task: TargetTask | MeasureTask) -> Any:
+        """The frames of a sample; None for labels, which are in the artifact then.
+
+        The windows that were to be found.
+        """
+        if isinstance(task, MeasureTask):
+            return task(self._reader)
         wave_S = read_block(task.utterances, self._reader, self._grid)
         feats_TD = frames_of(wave_S, self._grid, self._features)
         if task.count:

@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,19 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from jobs.audio.corpus_tables import Part
+from jobs.audio.roots import Root
+from jobs.speech.account import Account
 from jobs.speech.hubert import Hubert, Precision
 from jobs.speech.lloyd import Fit, nearest
-from jobs.speech.utterances import Root, Utterance, WaveReader, batches
-from jobs.unit_formats import SHARD_SCHEMA, Units
+from jobs.speech.utterances import ShardAudio, Utterance, WaveReader, batches
+from jobs.unit_shards import SCHEMA, Units, shard_path, used
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import Windows
 
+_NO_UNITS: Units = np.zeros(0, np.uint16)
 CODEBOOK, CODEBOOK_FACTS = "codebook.safetensors", "codebook.json"
 
 
@@ -48,32 +54,51 @@ def deduplicated(units_T: Units) -> tuple[Units, Units]:
     return units_T[starts], durations.astype(np.uint16)
 
 
-def shard_path(shard: int, suffix: str = "parquet") -> str:
-    """Where a shard lies below its artifact."""
-    return f"shards/{shard // 1000:03d}/{shard:06d}.{suffix}"
+def shard_bytes(audio: ShardAudio, units: Mapping[int, Units], *, dedup: bool) -> bytes:
+    """The Parquet file of one shard; ``units`` by the number of the wave.
 
-
-def shard_bytes(utterances: Sequence[Utterance], units: Sequence[Units], *, dedup: bool) -> bytes:
-    """The Parquet file of one shard; equal arguments give equal bytes."""
-    tokens = [deduplicated(u) if dedup else (u, np.ones_like(u)) for u in units]
-    table = pa.table(
-        {
-            "id": [u.id for u in utterances],
-            "recording": [u.recording for u in utterances],
-            "units": [units_L for units_L, _ in tokens],
-            "durations": [durations_L for _, durations_L in tokens],
-            "num_samples": [u.num_samples for u in utterances],
-        },
-        schema=SHARD_SCHEMA,
-    )
+    Equal arguments give equal bytes.
+    """
+    rows, numbers = [], count()
+    for utterance, left_out in audio.heard:
+        units_T = _NO_UNITS if left_out else units[next(numbers)]
+        if utterance.row.id not in audio.unreadable:
+            units_L, durations_L = _tokens(units_T, dedup=dedup)
+            about = {"units": units_L, "durations": durations_L, "left_out": left_out or None}
+            rows.append({**_facts_of(utterance), **about})
+    for part in audio.parts:
+        if reason := audio.unreadable.get(part.row.id):
+            nothing = Utterance(part.row.id, part.row, 0, 0)
+            about = {"units": _NO_UNITS, "durations": _NO_UNITS, "unreadable": reason}
+            rows.append({**_facts_of(nothing), **about})
+    columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
     buffer = io.BytesIO()
+    table = pa.table(columns, schema=SCHEMA)
     pq.write_table(table, buffer, compression="zstd", version="2.6", row_group_size=1 << 20)
     return buffer.getvalue()
 
 
+def _tokens(units_T: Units, *, dedup: bool) -> tuple[Units, Units]:
+    return deduplicated(units_T) if dedup else (units_T, np.ones_like(units_T))
+
+
+def _facts_of(utterance: Utterance) -> dict[str, Any]:
+    row = utterance.row
+    return {
+        "id": utterance.id,
+        "recording": row.id,
+        "start_sample": utterance.start_sample,
+        "num_samples": utterance.num_samples,
+        "source": row.source,
+        "language": row.language,
+        "speaker": row.speaker,
+        "session": row.session,
+    }
+
+
 @dataclass(frozen=True)
 class ShardStats:
-    """What one shard, or several together, hold."""
+    """What is used of one shard, or of several together."""
 
     num_utterances: int
     num_samples: int
@@ -81,9 +106,9 @@ class ShardStats:
     """K: how often each unit occurs."""
 
     @classmethod
-    def of(cls, data: bytes, num_clusters: int) -> ShardStats:
-        """Counted from the bytes of a shard."""
-        table = pq.read_table(io.BytesIO(data), columns=["units", "num_samples"])
+    def of(cls, table: pa.Table, num_clusters: int) -> ShardStats:
+        """Counted from the rows of a shard."""
+        table = used(table)
         units = table["units"].combine_chunks().flatten().to_numpy()
         return cls(
             num_utterances=table.num_rows,
@@ -190,10 +215,20 @@ class ShardTask:
 
     shard: int
     """Its number."""
-    utterances: Sequence[Utterance]
-    """Its rows."""
+    parts: Sequence[Part]
+    """Its recordings, or what it has of them."""
     missing: Sequence[int]
     """Positions of the codebooks whose shard is not there yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What a shard turned out to hold."""
+
+    shard: int
+    account: Account
+    stats: Mapping[int, ShardStats]
+    """By position of the codebook."""
 
 
 class Tokenizer:
@@ -203,13 +238,14 @@ class Tokenizer:
         self,
         encoder: EncoderSpec,
         roots: Mapping[str, Root],
+        windows: Windows,
         codebook_urls: Sequence[str],
         out_urls: Sequence[str],
         dedup: bool,
     ) -> None:
         """``codebook_urls`` and ``out_urls``: each codebook, and where its units go."""
         self._hubert = encoder.load()
-        self._reader = WaveReader(roots)
+        self._reader, self._windows = WaveReader(roots), windows
         self._dedup = dedup
         self._outs = [Storage(url) for url in out_urls]
         self._codebooks = [
@@ -217,25 +253,26 @@ class Tokenizer:
             for url in codebook_urls
         ]
 
-    def __call__(self, task: ShardTask) -> dict[int, ShardStats]:
-        """Write the shard for every codebook that misses it; what each shard holds."""
-        units = self._units(task)
+    def __call__(self, task: ShardTask) -> ShardResult:
+        """Write the shard for every codebook that misses it."""
+        audio = ShardAudio(task.parts, self._windows)
+        units = self._units(audio, task.missing)
         stats = {}
         for which in task.missing:
-            data = shard_bytes(task.utterances, units[which], dedup=self._dedup)
+            data = shard_bytes(audio, units[which], dedup=self._dedup)
             create_same(self._outs[which], shard_path(task.shard), data)
-            stats[which] = ShardStats.of(data, len(self._codebooks[which]))
-        return stats
+            table = pq.read_table(io.BytesIO(data))
+            stats[which] = ShardStats.of(table, len(self._codebooks[which]))
+        return ShardResult(shard=task.shard, account=Account.of(table), stats=stats)
 
-    def _units(self, task: ShardTask) -> dict[int, list[Units]]:
-        empty = np.zeros(0, np.uint16)
-        units = {which: [empty] * len(task.utterances) for which in task.missing}
-        for positions, waves in batches(task.utterances, self._reader):
-            feats = self._hubert.features(waves)
+    def _units(self, audio: ShardAudio, missing: Sequence[int]) -> dict[int, dict[int, Units]]:
+        units: dict[int, dict[int, Units]] = {which: {} for which in missing}
+        waves = audio.waves(self._reader)
+        for numbers, batch in batches(waves, self._hubert.max_padded_samples):
+            feats = self._hubert.features(batch)
             lengths = [len(feats_TD) for feats_TD in feats]
             for which, found in units.items():
                 units_N = nearest(torch.cat(feats), self._codebooks[which])[0].cpu().numpy()
                 parts = np.split(units_N.astype(np.uint16), np.cumsum(lengths)[:-1])
-                for position, units_T in zip(positions, parts, strict=True):
-                    found[position] = units_T
+                found.update(zip(numbers, parts, strict=True))
         return units

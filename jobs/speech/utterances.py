@@ -1,224 +1,254 @@
-"""The corpus artifact as its readers see it: which utterances a shard has, and their waves.
+"""Utterances of a corpus and their waves, cut while recordings are decoded.
 
-In: ``manifest.parquet`` and ``shards.parquet`` of a corpus artifact, and the roots of its sources
-on this node. Out: utterances in shard order; ``wav_S`` per utterance, S samples at 16 kHz.
+In: rows of a corpus artifact and the roots of its sources on this node. Out: utterances with their
+``wav_S``, S samples at 16 kHz, and batches of them for the encoder. Memory is bounded by some
+utterances, however long a recording is.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from hashlib import sha256
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from jobs.attempt import Attempt
+from jobs.audio import places, windows
+from jobs.audio.activity import is_silent
+from jobs.audio.corpus_tables import CorpusTables, Part, Row
 from jobs.audio.decode import BLOCK_S, UnreadableAudioError, Wave
 from jobs.audio.decoders import Decoders
+from jobs.audio.roots import Root
 from jobs.enough_audio import require_enough
 from jobs.speech.hubert import plan_batches
-from orchestrator.ledger.source_files import as_path
-from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import Windows
+
+Item = TypeVar("Item")
 
 PAGE_SAMPLES = 240 * SAMPLE_RATE_HZ
 """Audio decoded ahead and planned into batches: a constant, since batches decide rounding."""
+SILENT = "silent"
+_BLOCK_SAMPLES = BLOCK_S * SAMPLE_RATE_HZ
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One row of the manifest, as far as features need it."""
+class Utterance(NamedTuple):
+    """A stretch of a recording, in samples at 16 kHz."""
 
     id: str
-    source: str
-    path: str
-    """Of the recording's file, relative to its source's root."""
+    row: Row
+    """The recording."""
     start_sample: int
     num_samples: int
-    recording: str
-
-
-@dataclass(frozen=True)
-class Root:
-    """Where a source lies on the nodes, and how its recordings are filtered."""
-
-    path: Path
-    lowpass_hz: float | None = None
 
 
 def source_roots(attempt: Attempt) -> dict[str, Root]:
-    """Where each source of the attempt's corpus lies here, and its band limit."""
+    """Where each source of the attempt's corpus lies here."""
     return {
-        source.name: Root(attempt.data_root(source.name), source.lowpass_hz)
+        source.name: Root(attempt.data_root(source.name), lowpass_hz=source.lowpass_hz)
         for source in attempt.recipe.corpus.sources
     }
 
 
-def read_corpus(attempt: Attempt) -> CorpusRows:
-    """The rows of the corpus that a stage reads.
+def read_corpus(attempt: Attempt) -> CorpusTables:
+    """The tables of the corpus that a stage reads.
 
     Raises DataError when they are too few for a variant that needs the stage: an earlier run may
     have made the corpus for another split.
     """
-    rows = CorpusRows.read(attempt.upstream["corpus"].storage)
-    require_enough(attempt.all_recipes, rows.samples_by_recording(), attempt.scope)
-    return rows
+    artifact = attempt.upstream["corpus"].storage
+    folder = places.ensured(artifact, attempt.recipe.corpus, source_roots(attempt))
+    tables = CorpusTables(artifact, folder)
+    samples = tables.samples_by_recording(attempt.recipe.corpus.windows)
+    require_enough(attempt.all_recipes, samples, attempt.scope)
+    return tables
 
 
-class CorpusRows:
-    """The rows of a corpus artifact: columns in memory, objects only for the rows asked for."""
+class _Pass:
+    """One pass over a recording, from somewhere on; holds what is between two marks of it."""
 
-    def __init__(self, manifest: pa.Table, shards: pa.Table) -> None:
-        self._manifest = manifest
-        # Sorted by shard, rows of a shard in their order: a shard is a slice.
-        order = pc.sort_indices(shards, sort_keys=[("shard", "ascending"), ("row", "ascending")])
-        self._shard_of: npt.NDArray[np.int64] = shards["shard"].take(order).to_numpy()
-        self._row_of: npt.NDArray[np.int64] = shards["row"].take(order).to_numpy()
-
-    @classmethod
-    def read(cls, corpus: Storage) -> CorpusRows:
-        """The rows of the artifact in ``corpus``."""
-        columns = [f.name for f in fields(Utterance)]
-        manifest = pq.read_table(io.BytesIO(corpus.read_bytes("manifest.parquet")), columns=columns)
-        shards = pq.read_table(io.BytesIO(corpus.read_bytes("shards.parquet")))
-        return cls(manifest, shards)
+    def __init__(self, blocks: Iterator[Wave], first_block: int) -> None:
+        self._blocks = blocks
+        self._held: Wave = np.zeros(0, np.float32)
+        self._start = first_block * _BLOCK_SAMPLES
+        self.is_over = False
+        """Whether the recording ends with what is held."""
 
     @property
-    def shards(self) -> list[int]:
-        """Numbers of all shards, ascending."""
-        return [int(shard) for shard in np.unique(self._shard_of)]
+    def start(self) -> int:
+        """Which sample of the recording is the first held."""
+        return self._start
 
-    def samples_by_recording(self) -> dict[str, int]:
-        """How many samples at 16 kHz are used of each recording."""
-        sums = self._manifest.group_by("recording").aggregate([("num_samples", "sum")])
-        names, counts = sums["recording"].to_pylist(), sums["num_samples_sum"].to_pylist()
-        return dict(zip(names, counts, strict=True))
+    @property
+    def end(self) -> int:
+        """Which would be the next one."""
+        return self._start + len(self._held)
 
-    def of_shard(self, shard: int) -> list[Utterance]:
-        """The utterances of one shard, in order."""
-        start, end = np.searchsorted(self._shard_of, (shard, shard + 1))
-        return self.at(self._row_of[start:end].tolist())
-
-    def sample(self, hours: float, seed: int) -> list[Utterance]:
-        """A random sample of at least so many hours, or all utterances, in manifest order.
-
-        The order of choice is that of the ids' hashes: another corpus with the same utterance
-        treats it alike.
-        """
-        ids: list[str] = self._manifest["id"].to_pylist()
-        num_samples: list[int] = self._manifest["num_samples"].to_pylist()
-        wanted = hours * 3600 * SAMPLE_RATE_HZ
-        chosen: list[int] = []
-        ranks = [sha256(f"{seed}:{name}".encode()).digest() for name in ids]
-        for row in sorted(range(len(ids)), key=ranks.__getitem__):
-            if wanted <= 0:
-                break
-            chosen.append(row)
-            wanted -= num_samples[row]
-        return self.at(sorted(chosen))
-
-    def at(self, rows: Sequence[int]) -> list[Utterance]:
-        """The utterances at these rows of the manifest."""
-        return [Utterance(**row) for row in self._manifest.take(rows).to_pylist()]
-
-
-def pages(
-    utterances: Sequence[Utterance], max_samples: int = PAGE_SAMPLES
-) -> Iterator[list[Utterance]]:
-    """Consecutive runs of utterances, at most ``max_samples`` together; a longer one is alone."""
-    page: list[Utterance] = []
-    filled = 0
-    for utterance in utterances:
-        if page and filled + utterance.num_samples > max_samples:
-            yield page
-            page, filled = [], 0
-        page.append(utterance)
-        filled += utterance.num_samples
-    if page:
-        yield page
-
-
-class WaveReader:
-    """Reads utterances; neighbours in a recording are taken from one pass over it.
-
-    Memory is bounded by an utterance and a block, however long the recording is.
-    """
-
-    def __init__(self, roots: Mapping[str, Root]) -> None:
-        self._roots, self._decoders = roots, Decoders(1)
-        self._of: tuple[str, str] | None = None
-        self._blocks: Iterator[Wave] = iter(())
-        self._held: Wave = np.zeros(0, np.float32)
-        self._start = 0
-        """Which sample of the recording, at 16 kHz, is the first held."""
-
-    def read(self, utterance: Utterance) -> Wave:
-        """``wav_S`` of an utterance.
-
-        Raises UnreadableAudioError when its file is broken or shorter than the corpus stage found
-        it, BackendError when it cannot be read.
-        """
-        start, end = utterance.start_sample, utterance.start_sample + utterance.num_samples
-        self._go_to(utterance, start)
-        while self._start + len(self._held) < end:
-            block = next(self._blocks, None)
-            if block is None:
-                path = self._path(utterance)
-                raise UnreadableAudioError(
-                    path, f"ends before sample {end}, which the corpus lists"
-                )
-            self._drop_before(start)
-            self._held = np.concatenate([self._held, block])
+    def go_to(self, start: int, end: int) -> None:
+        """Hold what is between two samples, or what there is of it."""
         self._drop_before(start)
-        return self._held[: utterance.num_samples].copy()
+        while self.end < end and not self.is_over:
+            block = next(self._blocks, None)
+            self.is_over = block is None
+            if block is not None:
+                self._held = np.concatenate([self._held, block])
+                self._drop_before(start)
 
-    def _go_to(self, utterance: Utterance, start: int) -> None:
-        """Begin where the utterance does, unless this pass over its recording is to come there."""
-        which, first = (utterance.source, utterance.path), start // (BLOCK_S * SAMPLE_RATE_HZ)
-        next_block = (self._start + len(self._held)) // (BLOCK_S * SAMPLE_RATE_HZ)
-        if which == self._of and self._start <= start and first <= next_block:
-            return
-        root = self._roots[utterance.source]
-        self._of, self._held = which, np.zeros(0, np.float32)
-        self._start = first * BLOCK_S * SAMPLE_RATE_HZ
-        self._blocks = self._decoders.blocks(
-            self._path(utterance), lowpass_hz=root.lowpass_hz, first=first
-        )
+    def wave(self, start: int, end: int) -> Wave:
+        """A copy of what is held between two samples."""
+        return self._held[start - self._start : end - self._start].copy()
 
     def _drop_before(self, start: int) -> None:
         passed = min(max(start - self._start, 0), len(self._held))
         self._held, self._start = self._held[passed:], self._start + passed
 
-    def _path(self, utterance: Utterance) -> Path:
-        return self._roots[utterance.source].path / as_path(utterance.path)
+
+class Window(NamedTuple):
+    """An utterance as it was decoded."""
+
+    utterance: Utterance
+    wav_S: Wave
+    is_whole: bool
+    """Whether it is a whole stretch of its recording."""
+
+    def left_out(self, of: Windows) -> str:
+        """Why it is not used; empty when it is."""
+        if self.is_whole and len(self.wav_S) < of.min_s * SAMPLE_RATE_HZ:
+            return f"shorter than {of.min_s} s"
+        return SILENT if is_silent(self.wav_S) else ""
+
+
+class WaveReader:
+    """Reads utterances; neighbours in a recording are taken from one pass over it."""
+
+    def __init__(self, roots: Mapping[str, Root]) -> None:
+        self._roots, self._decoders = roots, Decoders(1)
+        self._of = ""
+        self._pass = _Pass(iter(()), 0)
+
+    def read(self, utterance: Utterance) -> Wave:
+        """``wav_S`` of an utterance.
+
+        Raises UnreadableAudioError when its file is broken or shorter than it was, BackendError
+        when it cannot be read.
+        """
+        start, end = utterance.start_sample, utterance.start_sample + utterance.num_samples
+        over = self._at(utterance.row, start)
+        over.go_to(start, end)
+        if over.end < end:
+            place = self._roots[utterance.row.source].place(utterance.row.leaf)
+            raise UnreadableAudioError(place, f"ends before sample {end}, which it had earlier")
+        return over.wave(start, end)
+
+    def windows(self, part: Part, of: Windows) -> Iterator[Window]:
+        """The windows of a part of a recording, as it turns out to be.
+
+        Raises what `read` does.
+        """
+        row, stretches, most = part.row, part.row.stretches(of), windows.max_samples(of)
+        is_alone = len(stretches) == 1
+        for to_read in windows.to_be_read(stretches, part.first, part.end, row.header_samples, of):
+            number, start = to_read.number, to_read.start
+            over = self._at(row, start)
+            while part.end is None or number < part.end:
+                end = start + 2 * most + 1
+                end = end if to_read.end is None else min(end, to_read.end)
+                over.go_to(start, end)
+                left = min(over.end, end) - start
+                if left <= 0:
+                    break
+                length = windows.next_window(left, most)
+                is_whole = length == left and start == to_read.start and not to_read.skipped
+                if number >= part.first:
+                    name = row.id if is_alone and is_whole else f"{row.id}@{start}"
+                    utterance = Utterance(name, row, start, length)
+                    yield Window(utterance, over.wave(start, start + length), is_whole)
+                number, start = number + 1, start + length
+
+    def _at(self, row: Row, start: int) -> _Pass:
+        """A pass that has not gone by ``start``: the last one, where it is to come there soon."""
+        first = start // _BLOCK_SAMPLES
+        is_ahead = self._pass.start <= start and first <= self._pass.end // _BLOCK_SAMPLES
+        if row.id != self._of or not is_ahead:
+            root = self._roots[row.source]
+            blocks = self._decoders.blocks(
+                root.place(row.leaf), lowpass_hz=root.lowpass_hz, first=first
+            )
+            self._of, self._pass = row.id, _Pass(blocks, first)
+        return self._pass
+
+
+class Heard(NamedTuple):
+    """A window of a shard, and why it is not used, where it is not."""
+
+    utterance: Utterance
+    left_out: str = ""
+
+
+@dataclass
+class ShardAudio:
+    """What the parts of a shard turn out to hold while they are decoded."""
+
+    parts: Sequence[Part]
+    windows: Windows
+    heard: list[Heard] = field(default_factory=list)
+    """All windows, in order."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Recordings that cannot be decoded to their end, and why; none of their windows is used."""
+
+    def waves(self, reader: WaveReader) -> Iterator[Wave]:
+        """The waves of all windows that may be used."""
+        for part in self.parts:
+            num_before = len(self.heard)
+            try:
+                yield from self._waves_of(part, reader)
+            except UnreadableAudioError as error:
+                self.unreadable[part.row.id] = error.reason
+                continue
+            if part.first == 0 and len(self.heard) == num_before:
+                nothing = Utterance(part.row.id, part.row, 0, 0)
+                self.heard.append(Heard(nothing, "ends before the speech that its corpus lists"))
+
+    def _waves_of(self, part: Part, reader: WaveReader) -> Iterator[Wave]:
+        for window in reader.windows(part, self.windows):
+            reason = window.left_out(self.windows)
+            self.heard.append(Heard(window.utterance, reason))
+            if not reason:
+                yield window.wav_S
+
+
+def pages(
+    items: Iterable[Item], num_samples: Callable[[Item], int], max_samples: int = PAGE_SAMPLES
+) -> Iterator[list[Item]]:
+    """Consecutive runs of items, at most ``max_samples`` together; a longer one is alone."""
+    page: list[Item] = []
+    filled = 0
+    for item in items:
+        size = num_samples(item)
+        if page and filled + size > max_samples:
+            yield page
+            page, filled = [], 0
+        page.append(item)
+        filled += size
+    if page:
+        yield page
 
 
 def batches(
-    utterances: Sequence[Utterance], reader: WaveReader
+    waves: Iterable[Wave], max_padded_samples: int
 ) -> Iterator[tuple[list[int], list[Wave]]]:
-    """Batches for the encoder: positions in ``utterances`` and their waves.
+    """Batches for the encoder: which waves they are of all, and those.
 
-    A pure function of the utterances. The next page is decoded in a thread while the caller
+    A pure function of the waves' lengths. The next page is decoded in a thread while the caller
     computes.
     """
-    first = 0
+    first, upcoming = 0, pages(waves, len)
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as thread:
-        queue = iter([*pages(utterances), []])
-        decoding = thread.submit(_decoded, next(queue), reader)
-        for upcoming in queue:
-            waves = decoding.result()
-            decoding = thread.submit(_decoded, upcoming, reader)
-            for batch in plan_batches([len(w) for w in waves]):
-                yield [first + i for i in batch], [waves[i] for i in batch]
-            first += len(waves)
-
-
-def _decoded(page: Sequence[Utterance], reader: WaveReader) -> list[Wave]:
-    return [reader.read(utterance) for utterance in page]
+        decoding = thread.submit(next, upcoming, None)
+        while page := decoding.result():
+            decoding = thread.submit(next, upcoming, None)
+            for batch in plan_batches([len(w) for w in page], max_padded_samples):
+                yield [first + i for i in batch], [page[i] for i in batch]
+            first += len(page)

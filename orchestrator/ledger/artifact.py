@@ -21,8 +21,9 @@ from orchestrator.ledger.storage import Storage
 
 MANIFEST = "MANIFEST.json"
 INPUTS = "inputs.json"
-UNLISTED = (INPUTS, "lease/", "pretrain/", *checkpoints.WORK_IN_PROGRESS)
-"""What the manifest holds, and work in progress that carries its own digests, or none."""
+UNLISTED = (INPUTS, "lease/", "pretrain/", "scan/", "places/", *checkpoints.WORK_IN_PROGRESS)
+"""What the manifest holds, work in progress that carries its own digests, or none, and what each
+cluster finds out for itself."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ _ALWAYS_SPELLED = {
 """Fields that are in keys even at their default, because they were before others were left out.
 Never add to these: a field that is not here re-keys nothing where it is not used."""
 
+_NEVER = {"Corpus": "max_quarantine_percent"}
+"""Fields that change no result."""
+
 
 def canonical_json(value: Any) -> bytes:
     """The one spelling of a JSON value: sorted keys, no spaces, no NaN.
@@ -43,14 +46,18 @@ def keyed(section: Spec) -> dict[str, Any]:
 
     The fields of `_ALWAYS_SPELLED` stay.
     """
-    spelled = _ALWAYS_SPELLED.get(type(section).__name__, "").split()
+    kind = type(section).__name__
+    spelled, never = (fields.get(kind, "").split() for fields in (_ALWAYS_SPELLED, _NEVER))
     fields = type(section).model_fields
     return {
         name: _keyed(value)
         for name, value in section
-        if name in spelled
-        or fields[name].is_required()
-        or value != fields[name].get_default(call_default_factory=True)
+        if name not in never
+        and (
+            name in spelled
+            or fields[name].is_required()
+            or value != fields[name].get_default(call_default_factory=True)
+        )
     }
 
 

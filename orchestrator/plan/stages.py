@@ -156,7 +156,7 @@ def _score(name: str) -> Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(name="corpus", version=2, fields=_corpus),
+    Stage(name="corpus", version=3, fields=_corpus, runs_as="workers"),
     Stage(name="targets", version=1, fields=_targets, roles=("corpus", "model"), runs_as="workers"),
     Stage(
         name="pretrain",

@@ -60,9 +60,12 @@ class Windows(Spec):
     """How recordings become utterances: long ones are cut, short ones are left out."""
 
     min_s: PositiveFloat = 0.4
-    """Utterances shorter than this many seconds are left out."""
+    """Stretches of speech shorter than this many seconds are left out."""
     max_s: PositiveFloat = 30.0
-    """Recordings longer than this many seconds are cut into equal windows no longer than it."""
+    """Recordings longer than this many seconds are cut into windows of it, the last two alike."""
+    max_pause_s: NonNegativeFloat = 1.0
+    """Where a corpus says when there is speech: stretches with at most this many seconds between
+    them are one utterance as long as they fit into ``max_s``."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -87,6 +90,9 @@ class Corpus(Spec):
     """Bounds on the length of an utterance."""
     shard_hours: PositiveFloat = 0.5
     """Hours of audio in one shard, the unit of work that is done or not done."""
+    max_quarantine_percent: Annotated[Float, Field(ge=0, le=100)] = 1.0
+    """Recordings that may be unreadable, in percent of all; at least 5 may. More end the run, as a
+    decoder or a copy that is broken looks like many broken files. It changes no result."""
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:

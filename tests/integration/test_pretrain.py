@@ -12,17 +12,18 @@ import pytest
 import soundfile
 import torch
 
-from jobs.audio.listing import list_recordings
-from jobs.corpus import probe, write_tables
-from jobs.speech import targets
+from jobs.audio import places
+from jobs.audio.corpus_tables import CorpusTables
+from jobs.audio.roots import Root
+from jobs.speech import sample, targets
 from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
 from jobs.speech.units import write_codebook
-from jobs.speech.utterances import CorpusRows, Root
 from jobs.training.rank import TrainingSettings
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Checkpoint, Corpus, Pretrain, Source
 from tests.chaos.points import RANK_POINTS
+from tests.corpora import make_corpus, sampled
 from tests.training import Training
 
 pytestmark = pytest.mark.slow
@@ -53,12 +54,14 @@ class Pretraining(Training):
 
     def trained(self) -> dict[str, Any]:
         """Masked prediction in place of the language model."""
+        roots = {"s": Root(self.inputs / "speech")}
         spec = MaskedPredictionSpec(
             pretrain=SMALL,
             number=1,
             corpus_url=str(self.inputs / "corpus"),
             targets_url=str(self.inputs / "targets"),
-            roots={"s": Root(self.inputs / "speech")},
+            places=places.folder_of(roots),
+            roots=roots,
         )
         settings = TrainingSettings(
             steps=STEPS,
@@ -88,19 +91,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         wave = np.concatenate([tones[i] for i in rng.integers(5, size=25)])
         noise = 0.001 * rng.normal(size=len(wave))
         soundfile.write(folder / f"speech/en/{number}.wav", wave / 2 + noise, 16_000)
-    source = Source(name="s")
-    corpus = Corpus(sources=(source,))
-    wanted = list_recordings(source, folder / "speech")
-    probes = [probe(r, folder / "speech", corpus.windows) for r in wanted]
-    write_tables(Storage(str(folder / "corpus")), corpus, wanted, probes, [])
-    make_targets(folder)
+    roots = {"s": Root(folder / "speech")}
+    corpus = Corpus(sources=(Source(name="s"),))
+    make_targets(folder, make_corpus(Storage(str(folder / "corpus")), corpus, roots), roots)
     return folder
 
 
-def make_targets(folder: Path) -> None:
+def make_targets(folder: Path, tables: CorpusTables, roots: dict[str, Root]) -> None:
     out = Storage(str(folder / "targets"))
-    blocks = targets.AudioBlocks.of(CorpusRows.read(Storage(str(folder / "corpus"))), SMALL)
-    worker = targets.TargetWorker(None, blocks.grid, {"s": Root(folder / "speech")}, out.url)
+    found = sampled(tables, roots, hours=SMALL.max_hours, seed=SMALL.seed)
+    sample.keep(out, found)
+    blocks = targets.AudioBlocks.of(sample.read(out, tables), SMALL)
+    worker = targets.TargetWorker(None, blocks.grid, roots, out.url)
     (block,) = blocks.blocks
     sample_MD = worker(targets.TargetTask(block=0, utterances=block, count=10_000))
     assert sample_MD is not None

@@ -21,21 +21,21 @@ from transformers import HubertConfig, HubertModel
 from jobs import codebook, tokenize
 from jobs.attempt import Attempt
 from jobs.ray_session import session
-from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.units import read_codebook
-from jobs.speech.utterances import CorpusRows, pages
+from jobs.speech.utterances import source_roots
+from jobs.unit_shards import shard_paths
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import load_recipe
 from recipes.smoke_material import babble, make_text_lm
+from tests.corpora import make_corpus
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 NUM_RECORDINGS, NUM_SHARDS = 24, 6
-NUM_BLOCKS = 3
-"""What k-means keeps the corpus in: about 500 s in blocks of at most 240 s."""
+SHARD_HOURS = 0.026
 
 
 @dataclass
@@ -109,32 +109,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def _make_corpus(world: World) -> None:
-    rows = []
-    (world.folder / "speech").mkdir()
     for number in range(NUM_RECORDINGS):
         wave = babble(np.random.default_rng(number), syllables=90 + number % 7)
-        soundfile.write(world.folder / "speech" / f"{number}.wav", wave, 16_000, subtype="PCM_16")
-        for start, end in ((0, len(wave) // 3), (len(wave) // 3, len(wave))):
-            rows.append(_row(number, start, end - start))
-    storage = world.artifact("corpus").storage
-    shards = {
-        "shard": [r * NUM_SHARDS // len(rows) for r in range(len(rows))],
-        "row": range(len(rows)),
-    }
-    for name, table in (("manifest", pa.Table.from_pylist(rows)), ("shards", pa.table(shards))):
-        Path(storage.url).mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, Path(storage.url) / f"{name}.parquet")
-
-
-def _row(number: int, start: int, num_samples: int) -> dict[str, Any]:
-    return {
-        "id": f"{number}@{start}",
-        "source": "smoke",
-        "path": f"{number}.wav",
-        "start_sample": start,
-        "num_samples": num_samples,
-        "recording": str(number),
-    }
+        path = world.folder / "speech" / "en" / f"{number}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, wave, 16_000, subtype="PCM_16")
+    artifact, attempt = world.artifact("corpus"), world.attempt("corpus", "upstream", workers=1)
+    corpus = attempt.recipe.corpus.model_copy(update={"shard_hours": SHARD_HOURS})
+    make_corpus(artifact.storage, corpus, source_roots(attempt))
+    facts = {"num_shards": NUM_SHARDS, "num_quarantined": 0}
+    artifact.publish(inputs={}, facts=facts, producer={})
 
 
 def _make_encoder(world: World) -> None:
@@ -176,9 +160,6 @@ def test_a_codebook_is_the_same_with_two_workers_that_die(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     attempt = world.attempt("codebook", "two", workers=2)
-    rows, tokenizer = CorpusRows.read(attempt.upstream["corpus"].storage), attempt.recipe.tokenizer
-    sampled = rows.sample(tokenizer.fit_hours, tokenizer.seed)
-    assert len(list(pages(sampled, BLOCK_SAMPLES))) == NUM_BLOCKS
     attempt.on_progress = lambda done: _kill_all_actors() if done == 2 else None
     with caplog.at_level(logging.WARNING):
         facts = world.fit("two", attempt)
@@ -198,17 +179,18 @@ def test_shards_are_the_same_with_two_workers_of_which_one_dies(
         both = tokenize.work(attempt)
     assert "a worker died" in caplog.text
     expected = world.bytes_of("tokenize", "alone")
-    assert len(expected) == NUM_SHARDS
+    assert len(shard_paths(expected)) == NUM_SHARDS
     assert world.bytes_of("tokenize", "a") == world.bytes_of("tokenize", "b") == expected
     assert list(both["per_key"].values()) == 2 * list(alone["per_key"].values())
-    assert alone["num_utterances"] == 2 * NUM_RECORDINGS
+    assert alone["num_recordings"] == NUM_RECORDINGS
+    assert alone["num_utterances"] > 2 * NUM_RECORDINGS
 
 
 def test_a_later_attempt_makes_what_is_missing_and_nothing_else(world: World) -> None:
     first = tokenize.work(world.attempt("tokenize", "again", workers=1, codebooks=("one",)))
     expected = world.bytes_of("tokenize", "again")
     storage = world.artifact("tokenize", "again").storage
-    paths = sorted(expected)
+    paths = shard_paths(expected)
     written = {p: (Path(storage.url) / p).stat().st_ctime_ns for p in paths}
     storage.delete(paths[2])
     second = tokenize.work(world.attempt("tokenize", "again", workers=1, codebooks=("one",)))
@@ -223,12 +205,12 @@ def test_units_are_those_of_each_utterance_alone(world: World) -> None:
     tokenize.work(world.attempt("tokenize", "exact", workers=2, codebooks=("one",)))
     model = HubertModel.from_pretrained(world.artifact("encoder").storage.url).eval()
     centroids_KD = read_codebook(world.artifact("codebook", "one").storage)["centroids"]
-    for data in world.bytes_of("tokenize", "exact").values():
+    shards = world.bytes_of("tokenize", "exact")
+    for data in (shards[path] for path in shard_paths(shards)):
         for row in pq.read_table(pa.BufferReader(data)).to_pylist():
-            wave, _ = soundfile.read(
-                world.folder / "speech" / f"{row['recording']}.wav", dtype="float32"
-            )
-            start = int(row["id"].split("@")[1])
+            path = world.folder / "speech" / row["recording"].removeprefix("smoke/")
+            wave, _ = soundfile.read(f"{path}.wav", dtype="float32")
+            start = row["start_sample"]
             wav_BS = torch.from_numpy(wave[start : start + row["num_samples"]])[None]
             with torch.inference_mode():
                 feats_TD = model(wav_BS, output_hidden_states=True).hidden_states[2][0]

@@ -15,12 +15,14 @@ import pytest
 
 from jobs.export import main
 from jobs.lm.packing import SPLITS, split_of
-from jobs.speech.units import shard_bytes, shard_path
-from jobs.speech.utterances import Utterance
+from jobs.speech.units import shard_bytes
+from jobs.speech.utterances import Heard, ShardAudio, Utterance
+from jobs.unit_shards import shard_path
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.graph import nodes_until
-from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.recipe import Recipe, Windows
+from tests.corpora import row_of
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept
 
 RECIPE = recipe()
@@ -51,10 +53,11 @@ class World:
         rng = np.random.default_rng(0)
         for shard in range(NUM_SHARDS):
             names = [f"r{shard}-{row}" for row in range(ROWS)]
-            utterances = [Utterance(n, "speech", n, 0, 320 * 9, n) for n in names]
+            heard = [Heard(Utterance(n, row_of(n), 0, 320 * 9)) for n in names]
+            audio = ShardAudio([], Windows(), heard)
             units = [rng.integers(0, 8, 9 * (row > 0)).astype(np.uint16) for row in range(ROWS)]
             self.units.storage.create(
-                shard_path(shard), shard_bytes(utterances, units, dedup=False)
+                shard_path(shard), shard_bytes(audio, dict(enumerate(units)), dedup=False)
             )
             self.rows |= {n: u.tolist() for n, u in zip(names, units, strict=True) if len(u)}
         self.units.publish(inputs=self.instance.inputs, facts={}, producer={})

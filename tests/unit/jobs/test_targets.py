@@ -19,7 +19,7 @@ from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.recipe import Recipe
-from tests.unit.jobs.speech.test_targets import corpus_of
+from tests.unit.jobs.speech.test_targets import blocks_of, corpus_of
 from tests.unit.orchestrator.recipes import pretrained_recipe
 
 
@@ -58,10 +58,10 @@ def attempt_of(folder: Path, recipe: Recipe, resources: Resources | None = None)
 
 
 def pool_of(attempt: Attempt, folder: Path) -> tuple[Pool, PoolHere, targets.AudioBlocks]:
-    rows, roots = corpus_of(folder, [16_000, 12_345])
+    tables, roots = corpus_of(folder, [16_000, 12_345])
     spec = attempt.recipe.encoder.pretrain
     assert spec
-    whole = targets.AudioBlocks.of(rows, spec)
+    whole = blocks_of(tables, roots, spec)
     blocks = targets.AudioBlocks([[u] for u in whole.blocks[0]], whole.grid)
     pool = PoolHere(targets.TargetWorker(None, blocks.grid, roots, attempt.out.url))
     return cast(Pool, pool), pool, blocks

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from jobs.speech.units import ShardStats, shard_bytes, shard_path
-from jobs.speech.utterances import Utterance
-from jobs.tokenize import missing_shards, total_stats
+from jobs.audio.corpus_tables import read_table
+from jobs.speech.account import Account, Books
+from jobs.speech.units import ShardResult, ShardStats, shard_bytes
+from jobs.speech.utterances import Heard, ShardAudio, Utterance
+from jobs.tokenize import LEFT_OUT, Shards, facts, write_fates
+from jobs.unit_shards import QUARANTINE, shard_path
 from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Windows
+from tests.corpora import row_of
 
 NUM_SHARDS, NUM_CLUSTERS = 40, 3
 
@@ -25,22 +31,63 @@ class CountedStorage(Storage):
         return super().read_bytes(path)
 
 
-def test_no_finished_shard_is_read_before_the_missing_ones_are_made(tmp_path: Path) -> None:
+def shard(number: int) -> bytes:
+    """A shard of one recording."""
+    heard = [Heard(Utterance("u", row_of(f"r{number}"), 0, 1600))]
+    audio = ShardAudio([], Windows(), heard)
+    return shard_bytes(audio, {0: np.array([0, 1, 1], np.uint16)}, dedup=True)
+
+
+def result(number: int, which: int = 0) -> ShardResult:
+    table = pq.read_table(io.BytesIO(shard(number)))
+    stats = {which: ShardStats.of(table, NUM_CLUSTERS)}
+    return ShardResult(shard=number, account=Account.of(table), stats=stats)
+
+
+def test_finished_shards_are_read_once_and_after_the_missing_ones(tmp_path: Path) -> None:
     out = CountedStorage(str(tmp_path))
-    shard = shard_bytes(
-        [Utterance("u", "s", "u.wav", 0, 1600, "u")], [np.array([0, 1, 1], np.uint16)], dedup=True
-    )
     for number in range(NUM_SHARDS - 2):
-        out.create(shard_path(number), shard)
-    missing = missing_shards(range(NUM_SHARDS), [out])
-    assert missing == {NUM_SHARDS - 2: (0,), NUM_SHARDS - 1: (0,)}
-
-    def made() -> Iterator[dict[int, ShardStats]]:
-        for _ in missing:
-            assert out.reads == 0
-            yield {0: ShardStats.of(shard, NUM_CLUSTERS)}
-
-    (total,) = total_stats([out], range(NUM_SHARDS), missing, made(), [NUM_CLUSTERS])
+        out.create(shard_path(number), shard(number))
+    shards = Shards(NUM_SHARDS, [out], [NUM_CLUSTERS])
+    assert shards.missing == {NUM_SHARDS - 2: (0,), NUM_SHARDS - 1: (0,)}
+    for number in shards.missing:
+        shards.add(result(number))
+    assert out.reads == 0
+    shards.add_earlier()
     assert out.reads == NUM_SHARDS - 2
+    (total,) = shards.totals()
     assert total.num_utterances == NUM_SHARDS
     assert total.unit_counts.tolist() == [NUM_SHARDS, NUM_SHARDS, 0]
+    assert shards.books.facts()["num_recordings"] == NUM_SHARDS
+
+
+def test_recordings_are_counted_once_for_several_codebooks(tmp_path: Path) -> None:
+    outs = [Storage(str(tmp_path / name)) for name in ("a", "b")]
+    outs[1].create(shard_path(0), shard(0))
+    shards = Shards(2, outs, [NUM_CLUSTERS] * 2)
+    shards.add(result(0))
+    for which in (0, 1):
+        shards.add(result(1, which))
+    shards.add_earlier()
+    about = facts(["k", "l"], shards, num_shards=2)
+    assert (
+        about["per_key"]["k"]
+        == about["per_key"]["l"]
+        == {
+            "num_tokens": 4,
+            "unit_entropy_bits": 1.0,
+        }
+    )
+    assert (about["num_utterances"], about["audio_s"], about["num_recordings"]) == (2, 0.2, 2)
+
+
+def test_what_is_not_used_is_listed(tmp_path: Path) -> None:
+    names = ("still", "broken")
+    heard = [Heard(Utterance(n, row_of(n), 0, 1600), "silent") for n in names]
+    audio = ShardAudio([], Windows(), heard)
+    books, out = Books(), Storage(str(tmp_path))
+    books.add(Account.of(pq.read_table(io.BytesIO(shard_bytes(audio, {}, dedup=True)))))
+    for _ in range(2):  # a later attempt finds them there
+        write_fates(out, books)
+    assert [row["id"] for row in read_table(out, LEFT_OUT).to_pylist()] == ["broken", "still"]
+    assert read_table(out, QUARANTINE).num_rows == 0

@@ -1,86 +1,81 @@
+"""Which recordings a corpus has, by its sources, languages and ids."""
+
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs.audio.listing import list_recordings
-from orchestrator.errors import BackendError, Cause
-from orchestrator.spec.recipe import Source
-from tests.unit.orchestrator.ledger.test_source_files import deep_folder
+from jobs.audio.listing import list_corpus
+from jobs.audio.roots import Root
+from orchestrator.errors import BackendError, DataError
+from orchestrator.spec.recipe import Corpus, Source
 
 
-def touch(root: Path, *paths: str) -> None:
+def listed(root: Path, languages: tuple[str, ...] = ("en",), **source: Any) -> dict[str, list[str]]:
+    """The ids of each table."""
+    corpus = Corpus(sources=(Source(name="s", **source),), languages=languages)
+    found = list_corpus(corpus, {"s": Root(root)})
+    return {name: table["id"].to_pylist() for name, table in found._asdict().items()}
+
+
+def touch(folder: Path, *paths: str) -> None:
     for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
 
 
-def test_a_folder_names_language_and_speaker(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        "es/ana/b.wav",
-        "en/bob/a.WAV",
-        "en/bob/notes.txt",
-        "en/bob/.hidden.wav",
-        "top.flac",
-    )
-    found = list_recordings(Source(name="mine"), tmp_path)
-    assert [(r.path, r.language, r.speaker) for r in found] == [
-        ("en/bob/a.WAV", "en", "en/bob"),
-        ("es/ana/b.wav", "es", "es/ana"),
-        ("top.flac", "", "."),
-    ]
-    assert found[0].id == "mine/en/bob/a"
+def test_a_language_that_is_not_wanted_is_listed(tmp_path: Path) -> None:
+    touch(tmp_path, "en/1/a.wav", "es/2/b.FLAC", "c.mp3", "en/notes.txt")
+    assert listed(tmp_path) == {
+        "wanted": ["s/en/1/a"],
+        "left_out": ["s/c", "s/es/2/b"],
+        "quarantine": [],
+    }
 
 
-def test_a_language_of_the_whole_source_wins(tmp_path: Path) -> None:
-    touch(tmp_path, "anything/a.wav")
-    assert list_recordings(Source(name="mine", language="fr"), tmp_path)[0].language == "fr"
+def test_a_source_may_say_its_language(tmp_path: Path) -> None:
+    touch(tmp_path, "x/b.wav", "a.wav")
+    assert listed(tmp_path, ("fr",), language="fr")["wanted"] == ["s/a", "s/x/b"]
 
 
-def test_librispeech_names_the_speaker(tmp_path: Path) -> None:
-    touch(tmp_path, "train-clean-100/103/1240/103-1240-0000.flac")
-    (recording,) = list_recordings(Source(name="ls", adapter="librispeech"), tmp_path)
-    assert (recording.language, recording.speaker) == ("en", "103")
+def test_what_the_adapter_says_is_kept(tmp_path: Path) -> None:
+    touch(tmp_path, "dev/84/121/84-121-0000.flac")
+    corpus = Corpus(sources=(Source(name="ls", adapter="librispeech"),))
+    (row,) = list_corpus(corpus, {"ls": Root(tmp_path)}).wanted.to_pylist()
+    assert (row["id"], row["speaker"]) == ("ls/dev/84/121/84-121-0000", "84")
 
 
-def test_links_to_folders_are_followed(tmp_path: Path) -> None:
-    touch(tmp_path, "real/en/a.wav")
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root/own").symlink_to(tmp_path / "real")
-    assert [r.path for r in list_recordings(Source(name="s"), tmp_path / "root")] == [
-        "own/en/a.wav"
-    ]
+def test_sources_are_in_the_recipes_order_and_ids_in_theirs(tmp_path: Path) -> None:
+    touch(tmp_path, "z/en/b.wav", "z/en/a.wav", "a/en/c.wav")
+    corpus = Corpus(sources=(Source(name="z"), Source(name="a")))
+    roots = {name: Root(tmp_path / name) for name in "za"}
+    found = list_corpus(corpus, roots).wanted["id"].to_pylist()
+    assert found == ["z/en/a", "z/en/b", "a/en/c"]
 
 
-def test_files_that_differ_by_suffix_alone_keep_it(tmp_path: Path) -> None:
-    touch(tmp_path, "en/a.wav", "en/a.mp3", "en/b.wav", "en/a.txt")
-    found = list_recordings(Source(name="s"), tmp_path)
-    assert [r.id for r in found] == ["s/en/a.mp3", "s/en/a.wav", "s/en/b"]
+def test_files_that_differ_in_their_suffix_alone_are_two_recordings(tmp_path: Path) -> None:
+    touch(tmp_path, "en/a.wav", "en/a.flac", "en/b.wav")
+    assert listed(tmp_path)["wanted"] == ["s/en/a.flac", "s/en/a.wav", "s/en/b"]
 
 
-def test_what_is_no_audio_file_for_now_has_a_problem(tmp_path: Path) -> None:
+def test_what_cannot_be_opened_is_told_apart(tmp_path: Path) -> None:
     touch(tmp_path, "en/a.wav")
-    (tmp_path / "en/README").symlink_to("/nowhere/README")
-    (tmp_path / "en/b.wav").symlink_to("/nowhere/b.wav")
-    os.mkfifo(tmp_path / "en/c.wav")
-    found = list_recordings(Source(name="s"), tmp_path)
-    assert [(r.path, r.problem) for r in found] == [
-        ("en/a.wav", ""),
-        ("en/b.wav", "a dead link"),
-        ("en/c.wav", "no regular file"),
-    ]
+    (tmp_path / "en/dead.wav").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "en/pipe.wav")
+    assert listed(tmp_path)["quarantine"] == ["s/en/dead", "s/en/pipe"]
 
 
-def test_a_part_that_is_out_of_reach_is_never_left_out(tmp_path: Path) -> None:
-    deep_folder(tmp_path)
-    with pytest.raises(BackendError, match=r"data\.mine: .*File name too long") as error:
-        list_recordings(Source(name="mine"), tmp_path)
-    assert error.value.cause == Cause.STORAGE
+def test_a_root_that_is_not_there_is_the_stores_fault(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"data\.s: .*nowhere"):
+        listed(tmp_path / "nowhere")
 
 
-def test_a_root_that_is_gone_is_no_empty_one(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=f"data.mine: {tmp_path}/root: No such file"):
-        list_recordings(Source(name="mine"), tmp_path / "root")
+def test_one_id_for_two_recordings_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "en/a.wav", "en/b.wav")
+    lines = ['{"path": "en/a.wav", "id": "x"}', '{"path": "en/b.wav", "id": "x"}']
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"data\.s: 1 recordings have the id of another, 'x' first"):
+        listed(tmp_path, adapter="manifest", language="en")

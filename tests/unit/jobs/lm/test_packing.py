@@ -10,6 +10,7 @@ import pytest
 
 from jobs.lm.packing import SPLITS, pack_shards, split_of
 from jobs.pack import check_splits
+from jobs.unit_shards import UsedRows
 from orchestrator.errors import CorruptError, DataError
 from orchestrator.spec.recipe import Split
 
@@ -39,7 +40,7 @@ def write_shards(
 
 def pack(shards: list[Path], folder: Path) -> dict[str, object]:
     folder.mkdir()
-    return pack_shards(shards, folder, shares=SHARES, num_units=50)
+    return pack_shards(shards, UsedRows(), folder, shares=SHARES, num_units=50)
 
 
 def test_nothing_is_lost_and_the_index_finds_it(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_a_part_of_training_leaves_the_other_splits_their_bytes(tmp_path: Path) 
     whole = pack(shards, tmp_path / "whole")
     (tmp_path / "part").mkdir()
     thin = SHARES.model_copy(update={"train_fraction": 0.5})
-    part = pack_shards(shards, tmp_path / "part", shares=thin, num_units=50)
+    part = pack_shards(shards, UsedRows(), tmp_path / "part", shares=thin, num_units=50)
     for name in ("valid.bin", "valid.idx.parquet", "test.bin", "test.idx.parquet"):
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     kept = [row["id"] for row in pq.read_table(tmp_path / "part/train.idx.parquet").to_pylist()]

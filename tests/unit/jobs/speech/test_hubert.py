@@ -49,7 +49,7 @@ def test_batches_hold_similar_lengths_within_the_limit() -> None:
 
 
 def test_batches_of_nothing() -> None:
-    assert plan_batches([]) == []
+    assert plan_batches([], 80) == []
 
 
 @pytest.mark.parametrize(

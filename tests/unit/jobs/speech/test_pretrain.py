@@ -15,6 +15,7 @@ from jobs.speech.hubert import grid_of
 from jobs.speech.utterances import Utterance
 from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Pretrain
+from tests.corpora import row_of
 
 SMALL: dict[str, Any] = {
     "conv_dim": (8, 16),
@@ -44,7 +45,7 @@ def spec_of(**over: Any) -> Pretrain:
 def crops_of(spec: Pretrain, lengths: list[int], number: int = 1) -> pretrain.Crops:
     """Crops of blocks in which every sample and label tells the block and the frame it is of."""
     blocks = targets.AudioBlocks(
-        [[Utterance(str(n), "s", "", 0, length, "")] for n, length in enumerate(lengths)], GRID
+        [[Utterance(str(n), row_of(str(n)), 0, length)] for n, length in enumerate(lengths)], GRID
     )
     stream, labels = [], []
     for n, (num_samples, num_frames) in enumerate(

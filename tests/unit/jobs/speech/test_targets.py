@@ -11,16 +11,17 @@ import soundfile
 import torch
 from transformers import HubertModel
 
-from jobs.audio.listing import list_recordings
-from jobs.corpus import probe, write_tables
+from jobs.audio.corpus_tables import CorpusTables
+from jobs.audio.roots import Root
 from jobs.speech import targets
 from jobs.speech.hubert import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pretrain import hubert_config
 from jobs.speech.units import write_codebook
-from jobs.speech.utterances import CorpusRows, Root, WaveReader
+from jobs.speech.utterances import WaveReader
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Pretrain, Source
+from tests.corpora import make_corpus, sampled, utterances_of
 
 SMALL = Pretrain.model_validate(
     {
@@ -107,39 +108,43 @@ def test_the_features_of_a_layer_stay_as_they_are() -> None:
     assert torch.equal(targets.scaled(feats_TD, scaling), feats_TD)
 
 
-def corpus_of(folder: Path, lengths: list[int]) -> tuple[CorpusRows, dict[str, Root]]:
-    """Constant waves: the values of a block then tell which utterances it holds, in what order."""
+def corpus_of(folder: Path, lengths: list[int]) -> tuple[CorpusTables, dict[str, Root]]:
+    """Square waves: the levels of a block then tell which utterances it holds, in what order."""
     root = folder / "root"
     (root / "en").mkdir(parents=True)
     for i, length in enumerate(lengths):
-        wave = np.full(length, (i + 1) / 10)
+        wave = np.where(np.arange(length) // 8 % 2, 1, -1) * (i + 1) / 10
         soundfile.write(root / f"en/{i}.wav", wave, 16_000, subtype="FLOAT")
-    source = Source(name="s")
-    corpus = Corpus(sources=(source,))
-    wanted = list_recordings(source, root)
-    out = Storage(str(folder / "corpus"))
-    write_tables(out, corpus, wanted, [probe(r, root, corpus.windows) for r in wanted], [])
-    return CorpusRows.read(out), {"s": Root(root)}
+    roots = {"s": Root(root)}
+    corpus = Corpus(sources=(Source(name="s"),))
+    return make_corpus(Storage(str(folder / "corpus")), corpus, roots), roots
+
+
+def blocks_of(
+    tables: CorpusTables, roots: dict[str, Root], spec: Pretrain = SMALL
+) -> targets.AudioBlocks:
+    found = sampled(tables, roots, hours=spec.max_hours, seed=spec.seed)
+    return targets.AudioBlocks.of(utterances_of(tables, found), spec)
 
 
 def test_blocks_are_max_hours_of_whole_hops_in_corpus_order(tmp_path: Path) -> None:
-    rows, roots = corpus_of(tmp_path, [8_100] * 8)
+    tables, roots = corpus_of(tmp_path, [8_100] * 8)
     spec = SMALL.model_copy(update={"max_hours": 5 * 8_100 / 16_000 / 3600})
-    blocks = targets.AudioBlocks.of(rows, spec)
+    blocks = blocks_of(tables, roots, spec)
     (block,) = blocks.blocks
     wave_S = targets.read_block(block, WaveReader(roots), blocks.grid)
     assert len(wave_S) == blocks.num_samples[0] == 5 * 8_000
     assert blocks.num_frames.tolist() == [GRID.num_frames(5 * 8_000)]
-    values = [round(float(v) / 32_767 * 10) for v in wave_S[::8_000]]
+    values = [round(abs(float(v)) / 32_767 * 10) for v in wave_S[::8_000]]
     assert values == sorted(values)
     assert len(set(values)) == 5
-    other = targets.AudioBlocks.of(rows, spec.model_copy(update={"seed": 1}))
+    other = blocks_of(tables, roots, spec.model_copy(update={"seed": 1}))
     assert other.blocks != blocks.blocks
 
 
 def test_a_worker_samples_a_block_and_writes_its_labels(tmp_path: Path) -> None:
-    rows, roots = corpus_of(tmp_path, [16_000, 12_345])
-    blocks = targets.AudioBlocks.of(rows, SMALL)
+    tables, roots = corpus_of(tmp_path, [16_000, 12_345])
+    blocks = blocks_of(tables, roots)
     out = Storage(str(tmp_path / "out"))
     worker = targets.TargetWorker(None, blocks.grid, roots, out.url)
     task: dict[str, Any] = {"block": 0, "utterances": blocks.blocks[0]}

@@ -6,37 +6,40 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from jobs.audio.corpus_tables import Part
 from jobs.speech.lloyd import Fit
 from jobs.speech.units import (
-    SHARD_SCHEMA,
     ShardStats,
     create_same,
     deduplicated,
     nearest,
     read_codebook,
     shard_bytes,
-    shard_path,
     write_codebook,
 )
-from jobs.speech.utterances import Utterance
-from jobs.tokenize import facts, missing_shards
+from jobs.speech.utterances import Heard, ShardAudio, Utterance
+from jobs.tokenize import missing_shards
+from jobs.unit_shards import SCHEMA, shard_path
 from orchestrator.errors import CorruptError
 from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Windows
+from tests.corpora import row_of
 
 
-def _utterance(name: str, num_samples: int) -> Utterance:
-    return Utterance(
-        id=name,
-        source="s",
-        path=f"{name}.wav",
-        start_sample=0,
-        num_samples=num_samples,
-        recording=name,
-    )
+def _shard(samples: dict[str, int], *units: np.ndarray, dedup: bool = True) -> bytes:
+    """The shard of recordings that are used as a whole."""
+    heard = [Heard(Utterance(name, row_of(name), 0, size)) for name, size in samples.items()]
+    audio = ShardAudio([], Windows(), heard)
+    return shard_bytes(audio, dict(enumerate(units)), dedup=dedup)
+
+
+def _table(data: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(data))
 
 
 def _units(*units: int) -> np.ndarray:
@@ -71,43 +74,48 @@ def test_deduplication_of_nothing_and_of_too_much() -> None:
 
 
 def test_shards_have_equal_bytes_and_the_promised_columns() -> None:
-    utterances = [_utterance("a", 960), _utterance("empty", 10), _utterance("b", 640)]
-    units = [_units(3, 3, 4), _units(), _units(4, 4)]
-    data = shard_bytes(utterances, units, dedup=True)
-    assert data == shard_bytes(utterances, units, dedup=True)
-    table = pq.read_table(io.BytesIO(data))
-    assert table.schema.equals(SHARD_SCHEMA)
+    samples, units = {"a": 960, "empty": 10, "b": 640}, (_units(3, 3, 4), _units(), _units(4, 4))
+    data = _shard(samples, *units)
+    assert data == _shard(samples, *units)
+    table = _table(data)
+    assert table.schema.equals(SCHEMA)
     assert table["units"].to_pylist() == [[3, 4], [], [4]]
     assert table["durations"].to_pylist() == [[2, 1], [], [2]]
     assert table["num_samples"].to_pylist() == [960, 10, 640]
 
 
+def test_a_shard_has_a_row_for_what_is_not_used() -> None:
+    names, reasons = ("a", "still", "broken", "b"), ("", "silent", "", "")
+    heard = [
+        Heard(Utterance(f"{name}@0", row_of(name), 0, 960), reason)
+        for name, reason in zip(names, reasons, strict=True)
+    ]
+    parts = [Part(row_of(name), 0, None) for name in names]
+    audio = ShardAudio(parts, Windows(), heard, {"broken": "damaged"})
+    units = {0: _units(1), 1: _units(2), 2: _units(3)}
+    rows = _table(shard_bytes(audio, units, dedup=True)).to_pylist()
+    about = [(r["id"], r["units"], r["left_out"], r["unreadable"]) for r in rows]
+    assert about == [
+        ("a@0", [1], None, None),
+        ("still@0", [], "silent", None),
+        ("b@0", [3], None, None),
+        ("broken", [], None, "damaged"),
+    ]
+    assert ShardStats.of(_table(shard_bytes(audio, units, dedup=True)), 4).num_utterances == 2
+
+
 def test_without_deduplication_every_frame_is_a_token() -> None:
-    table = pq.read_table(
-        io.BytesIO(shard_bytes([_utterance("a", 960)], [_units(3, 3, 4)], dedup=False))
-    )
+    table = _table(_shard({"a": 960}, _units(3, 3, 4), dedup=False))
     assert table["units"].to_pylist() == [[3, 3, 4]]
     assert table["durations"].to_pylist() == [[1, 1, 1]]
 
 
-def test_shards_lie_a_thousand_in_a_folder() -> None:
-    assert [shard_path(n) for n in (17, 1000, 1_234_567)] == [
-        "shards/000/000017.parquet",
-        "shards/001/001000.parquet",
-        "shards/1234/1234567.parquet",
-    ]
-
-
-def test_stats_and_facts() -> None:
-    one = ShardStats.of(shard_bytes([_utterance("a", 16_000)], [_units(0, 1, 1)], dedup=True), 4)
-    two = ShardStats.of(shard_bytes([_utterance("b", 8_000)], [_units(2, 3)], dedup=True), 4)
+def test_stats_of_several_shards() -> None:
+    one = ShardStats.of(_table(_shard({"a": 16_000}, _units(0, 1, 1))), 4)
+    two = ShardStats.of(_table(_shard({"b": 8_000}, _units(2, 3))), 4)
     total = ShardStats.sum([one, two])
-    assert facts(["k"], [total], num_shards=2) == {
-        "num_shards": 2,
-        "num_utterances": 2,
-        "audio_s": 1.5,
-        "per_key": {"k": {"num_tokens": 4, "unit_entropy_bits": 2.0}},
-    }
+    assert (total.num_utterances, total.audio_s, total.num_tokens) == (2, 1.5, 4)
+    assert total.entropy_bits == 2.0
 
 
 def test_only_absent_shards_are_missing(tmp_path: Path) -> None:

@@ -1,85 +1,49 @@
-"""Rows of the corpus, pages of them, and their waves."""
+"""Windows of recordings, pages of them, and their waves."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import soundfile
 
+from jobs.audio.corpus_tables import Part
 from jobs.audio.decode import UnreadableAudioError
-from jobs.speech.utterances import CorpusRows, Root, Utterance, WaveReader, batches, pages
+from jobs.audio.roots import Root
+from jobs.speech.utterances import (
+    SILENT,
+    ShardAudio,
+    Utterance,
+    WaveReader,
+    batches,
+    pages,
+)
+from orchestrator.spec.recipe import Windows
+from tests.corpora import row_of, write_wave
+
+WINDOWS = Windows(min_s=0.2, max_s=1.0)
 
 
 def _utterance(start_sample: int, num_samples: int, path: str = "a.wav") -> Utterance:
-    name = f"{path}@{start_sample}"
-    return Utterance(name, "s", path, start_sample, num_samples, recording=path)
+    return Utterance(f"{path}@{start_sample}", row_of(path), start_sample, num_samples)
 
 
-def _write(folder: Path, name: str, num_samples: int) -> np.ndarray:
-    wave = np.random.default_rng(num_samples).normal(0, 0.1, num_samples).astype(np.float32)
-    soundfile.write(folder / name, wave, 16_000, subtype="FLOAT")
-    return wave
-
-
-def test_a_shard_is_its_rows_in_order() -> None:
-    listed = [_utterance(n, 10) for n in range(5)]
-    manifest = pa.Table.from_pylist([vars(u) for u in listed])
-    shards = pa.table({"shard": [1, 0, 1, 2, 1], "row": [4, 1, 0, 2, 3]})
-    rows = CorpusRows(manifest, shards)
-    assert rows.shards == [0, 1, 2]
-    assert [u.start_sample for u in rows.of_shard(1)] == [0, 3, 4]
-    assert rows.of_shard(2) == [listed[2]]
-
-
-def test_a_recording_has_the_samples_of_its_utterances() -> None:
-    listed = [_utterance(0, 10), _utterance(10, 11), _utterance(0, 5, path="b.wav")]
-    rows = CorpusRows(
-        pa.Table.from_pylist([vars(u) for u in listed]),
-        pa.table({"shard": [0, 0, 1], "row": [0, 1, 2]}),
-    )
-    assert rows.samples_by_recording() == {"a.wav": 21, "b.wav": 5}
-
-
-def _sample(hours: float, seed: int) -> list[int]:
-    """Numbers of the utterances drawn from 200 that last a minute each."""
-    listed = [_utterance(n, 60 * 16_000) for n in range(200)]
-    rows = CorpusRows(
-        pa.Table.from_pylist([vars(u) for u in listed]),
-        pa.table({"shard": [0] * 200, "row": list(range(200))}),
-    )
-    return [u.start_sample for u in rows.sample(hours, seed)]
-
-
-def test_the_sample_has_the_hours_asked_for_in_manifest_order() -> None:
-    drawn = _sample(0.5, seed=0)
-    assert len(drawn) == 30
-    assert drawn == sorted(drawn)
-    assert drawn != list(range(30))
-    assert len(_sample(0.501, seed=0)) == 31, "the last one may end beyond them"
-
-
-def test_the_sample_grows_and_depends_on_the_seed() -> None:
-    small = set(_sample(0.5, seed=0))
-    assert small < set(_sample(1.0, seed=0))
-    assert small != set(_sample(0.5, seed=1))
-    assert _sample(99, seed=0) == list(range(200))
+def _cut(reader: WaveReader, part: Part, windows: Windows = WINDOWS) -> list[tuple[str, int, int]]:
+    found = [window.utterance for window in reader.windows(part, windows)]
+    return [(u.id, u.start_sample, u.num_samples) for u in found]
 
 
 def test_pages_are_runs_within_the_limit() -> None:
-    sizes = [3, 4, 9, 1, 1]
-    cut = pages([_utterance(n, size) for n, size in enumerate(sizes)], max_samples=8)
-    assert [[u.num_samples for u in page] for page in cut] == [[3, 4], [9], [1, 1]]
-    assert list(pages([])) == []
+    assert list(pages([3, 4, 9, 1, 1], int, max_samples=8)) == [[3, 4], [9], [1, 1]]
+    assert list(pages([], int)) == []
 
 
 def test_batches_give_every_utterance_its_own_samples(tmp_path: Path) -> None:
-    waves = {name: _write(tmp_path, name, n) for name, n in (("a.wav", 9_000), ("b.wav", 4_000))}
-    utterances = [_utterance(0, 4_500), _utterance(4_500, 4_500), _utterance(0, 4_000, "b.wav")]
-    seen = {}
-    for positions, batch in batches(utterances, WaveReader({"s": Root(tmp_path)})):
+    waves = {name: write_wave(tmp_path / name, n) for name, n in (("a.wav", 9_000), ("b.wav", 40))}
+    utterances = [_utterance(0, 4_500), _utterance(4_500, 4_500), _utterance(0, 40, "b.wav")]
+    reader, seen = WaveReader({"s": Root(tmp_path)}), {}
+    for positions, batch in batches((reader.read(u) for u in utterances), 16_000):
         seen.update(zip(positions, batch, strict=True))
     np.testing.assert_array_equal(seen[0], waves["a.wav"][:4_500])
     np.testing.assert_array_equal(seen[1], waves["a.wav"][4_500:])
@@ -87,7 +51,7 @@ def test_batches_give_every_utterance_its_own_samples(tmp_path: Path) -> None:
 
 
 def test_neighbours_of_one_recording_are_decoded_once(tmp_path: Path) -> None:
-    _write(tmp_path, "a.wav", 2_000)
+    write_wave(tmp_path / "a.wav", 2_000)
     reader = WaveReader({"s": Root(tmp_path)})
     reader.read(_utterance(0, 1_000))
     (tmp_path / "a.wav").unlink()
@@ -95,14 +59,81 @@ def test_neighbours_of_one_recording_are_decoded_once(tmp_path: Path) -> None:
 
 
 def test_the_band_limit_of_the_source_applies(tmp_path: Path) -> None:
-    wave = _write(tmp_path, "a.wav", 8_000)
-    filtered = WaveReader({"s": Root(tmp_path, lowpass_hz=1_000)}).read(_utterance(0, 8_000))
-    assert filtered.std() < 0.5 * wave.std()
+    wave = write_wave(tmp_path / "a.wav", 8_000)
+    reader = WaveReader({"s": Root(tmp_path, lowpass_hz=1_000)})
+    assert reader.read(_utterance(0, 8_000)).std() < 0.5 * wave.std()
 
 
 def test_a_recording_that_shrank_is_named(tmp_path: Path) -> None:
-    _write(tmp_path, "a.wav", 1_000)
-    with pytest.raises(
-        UnreadableAudioError, match=r"a\.wav: ends before sample 1500, which the corpus"
-    ):
+    write_wave(tmp_path / "a.wav", 1_000)
+    with pytest.raises(UnreadableAudioError, match=r"a\.wav: ends before sample 1500, which it"):
         WaveReader({"s": Root(tmp_path)}).read(_utterance(500, 1_000))
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3"])
+def test_parts_of_a_long_recording_are_the_windows_of_all_of_it(tmp_path: Path, name: str) -> None:
+    write_wave(tmp_path / name, 95 * 16_000)
+    root, windows = {"s": Root(tmp_path)}, Windows(max_s=7.0)
+    row = row_of(name, header_samples=95 * 16_000)
+    whole = list(WaveReader(root).windows(Part(row, 0, None), windows))
+    assert len(whole) == 14
+    assert whole[0].utterance.id == f"{name}@0"
+    reader = WaveReader(root)
+    bounds = [(0, 3), (3, 9), (9, 13), (13, None)]
+    parts = [w for first, end in bounds for w in reader.windows(Part(row, first, end), windows)]
+    assert [w.utterance for w in parts] == [w.utterance for w in whole]
+    for one, other in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(one.wav_S, other.wav_S)
+
+
+def test_what_is_one_window_has_the_recordings_name(tmp_path: Path) -> None:
+    write_wave(tmp_path / "a.wav", 16_000)
+    reader = WaveReader({"s": Root(tmp_path)})
+    assert _cut(reader, Part(row_of("a.wav"), 0, None)) == [("a.wav", 0, 16_000)]
+    said = row_of("a.wav")._replace(spans_s=((0.25, 0.75),))
+    assert _cut(reader, Part(said, 0, None)) == [("a.wav", 4_000, 8_000)]
+
+
+def test_a_header_that_lies_changes_no_window(tmp_path: Path) -> None:
+    write_wave(tmp_path / "a.wav", 3 * 16_000)
+    reader = WaveReader({"s": Root(tmp_path)})
+    for promised in (0, 100, 3 * 16_000, 10**9):
+        row = row_of("a.wav", header_samples=promised)
+        found = _cut(reader, Part(row, 0, None))
+        assert [start for _, start, _ in found] == [0, 16_000, 32_000]
+
+
+def _heard(folder: Path, *parts: Part) -> tuple[list[tuple[str, str]], dict[str, str], int]:
+    audio = ShardAudio(parts, WINDOWS)
+    num_waves = len(list(audio.waves(WaveReader({"s": Root(folder)}))))
+    return [(u.id, reason) for u, reason in audio.heard], audio.unreadable, num_waves
+
+
+def test_a_shard_says_what_it_does_not_use_and_why(tmp_path: Path) -> None:
+    write_wave(tmp_path / "a.wav", 16_000)
+    write_wave(tmp_path / "short.wav", 3_000)
+    write_wave(tmp_path / "still.wav", 16_000)
+    soundfile.write(tmp_path / "still.wav", np.zeros(32_000), 16_000)
+    (tmp_path / "broken.wav").write_bytes(b"no")
+    names = ("a.wav", "short.wav", "still.wav", "broken.wav")
+    late = row_of("a.wav")._replace(id="late", spans_s=((5.0, 6.0),))
+    heard, unreadable, num_waves = _heard(
+        tmp_path, *(Part(row_of(name), 0, None) for name in names), Part(late, 0, None)
+    )
+    assert heard == [
+        ("a.wav", ""),
+        ("short.wav", "shorter than 0.2 s"),
+        ("still.wav@0", SILENT),
+        ("still.wav@16000", SILENT),
+        ("late", "ends before the speech that its corpus lists"),
+    ]
+    assert list(unreadable) == ["broken.wav"]
+    assert num_waves == 1
+
+
+def test_of_what_breaks_off_the_windows_before_are_known_as_well(tmp_path: Path) -> None:
+    write_wave(tmp_path / "a.flac", 16_000 * 40)
+    data = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(data[: len(data) * 9 // 10])
+    _, unreadable, _ = _heard(tmp_path, Part(row_of("a.flac"), 0, None))
+    assert list(unreadable) == ["a.flac"]

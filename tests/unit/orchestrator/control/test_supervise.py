@@ -709,7 +709,7 @@ def test_an_attempt_notes_what_it_holds(tmp_path: Path) -> None:
         stage: [scene.run.attempts(scene.id(stage))[0].started[n] for n in ("gpus", "price_per_h")]
         for stage in ("corpus", "train")
     }
-    assert noted == {"corpus": [0, 0.5], "train": [16, 2 * 16 + 0.5 * 48]}
+    assert noted == {"corpus": [0, 2 * 0.5], "train": [16, 2 * 16 + 0.5 * 48]}
 
 
 class Beat:

@@ -56,6 +56,8 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("corpus.data_fraction", 0.5, "corpus"),
     ("corpus.windows.min_s", 0.5, "corpus"),
     ("corpus.windows.max_s", 9, "corpus"),
+    ("corpus.windows.max_pause_s", 0.5, "corpus"),
+    ("corpus.max_quarantine_percent", 5, NEVER),
     ("corpus.shard_hours", 0.1, "corpus"),
     ("encoder.model", "the-same-weights-elsewhere", NEVER),
     ("encoder.revision", "abc", NEVER),

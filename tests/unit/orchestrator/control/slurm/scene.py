@@ -13,7 +13,7 @@ from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 from tests.unit.orchestrator.scheduler import Answers
 
 STAGES = ("corpus", "encoder", "codebook", "tokenize", "pack", "train", "perplexity")
-NUM_JOBS = len(STAGES) + 2 + 1
+NUM_JOBS = len(STAGES) + 3 + 1
 """Workers of codebook and tokenize, and the sentinel."""
 COUNTING = """#!/bin/sh
 echo "sbatch $*" >> {folder}/asked

@@ -46,7 +46,7 @@ def test_a_cluster_that_cannot_do_it(answers: Answers, tmp_path) -> None:
     )
     assert found["partition cpu"].detail == "does not exist; this cluster has gpu"
     assert found["asked in resources.train"].detail.startswith("4 nodes asked, partition gpu gives")
-    workers = found["asked in resources.targets"].detail
+    workers = found["asked in resources.corpus"].detail
     assert "walltime_min: 240 asked, partition gpu allows 60; lower walltime_min" in workers
     assert "no" in found["head node"].detail
     assert not (tmp_path / "store").exists(), "what it made is gone"

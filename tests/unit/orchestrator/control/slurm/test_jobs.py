@@ -92,7 +92,7 @@ def test_a_null_takes_back_what_holds_for_all_jobs_in_the_runs_record_too() -> N
     kept = parse_cluster(yaml.safe_load(to_yaml(spec)), where="cluster.yaml")
     for known in (spec, kept):
         by_stage = {p.instance.split("-")[0]: script(p.job) for p in planned(known)}
-        assert "--constraint" not in by_stage["corpus"]
+        assert "--constraint" not in by_stage["pack"]
         assert "#SBATCH --constraint=a100" in by_stage["train"]
     assert scripts(planned(spec)) == scripts(planned(kept))
 
@@ -184,7 +184,7 @@ def test_data_stages_have_workers_and_others_have_none() -> None:
     assert [(p.after, p.job.start) for p in workers] == [
         ((p.instance,), "started") for p in workers
     ]
-    assert {p.instance.split("-")[0] for p in workers} == {"codebook", "tokenize"}
+    assert {p.instance.split("-")[0] for p in workers} == {"corpus", "codebook", "tokenize"}
     sizes = {p.instance.split("-")[0]: p.job.shape for p in workers}
     assert (sizes["tokenize"].array, sizes["tokenize"].cpus, sizes["tokenize"].gpus) == (3, 24, 4)
 

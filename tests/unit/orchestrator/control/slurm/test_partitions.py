@@ -145,7 +145,7 @@ def test_the_sentinels_job_is_looked_at_too(tmp_path: Path, site: Answers) -> No
 def test_what_the_cluster_file_says_of_cores_is_named(tmp_path: Path, site: Answers) -> None:
     del site
     lines = too_large(tmp_path, {}, workers={"cpus": 5}, partition="cpu")
-    assert len(lines) == 2, "codebook and tokenize"
+    assert len(lines) == 3, "corpus, codebook and tokenize"
     assert all("has the 5 CPUs, 4 GB" in line and "lower cpus in slurm" in line for line in lines)
 
 

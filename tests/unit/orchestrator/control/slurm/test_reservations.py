@@ -18,7 +18,7 @@ SITE = """\
 low*|8|8000|(null)|infinite|1-infinite|2|up|NO|OFF|n[1-2]
 spare|8|8000|(null)|infinite|1-infinite|1|up|NO|OFF|n3
 """
-HEADLESS = ["codebook", "tokenize", "train"]
+HEADLESS = ["corpus", "codebook", "tokenize", "train"]
 """What has jobs besides those of one node without accelerators."""
 ALL = [i.node for i in plan_of(recipe()).leaders]
 SCONTROL = """\

@@ -1,0 +1,237 @@
+"""The tables of a corpus artifact: recordings, where their bytes are, and what a shard is.
+
+``recordings/000017.parquet``
+    A row per recording that is wanted, in the order of sources and ids; the same in any container.
+``shards.parquet``
+    Where each shard begins: the number of a row and of a window of it; last, where they end.
+``left_out.parquet``, ``quarantine.parquet``
+    Recordings that are not wanted, and that cannot be opened, with the reason.
+``places/<digest>/000017.parquet``
+    Where the bytes of the rows are below the roots of one cluster. Another cluster, to which the
+    artifact comes with its store, makes its own: these are in no manifest.
+
+Tables have pieces of ``PIECE_ROWS``, written and read one by one: 150,000 hours have millions of
+recordings.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from math import ceil
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.audio import windows
+from jobs.audio.trees import Leaf
+from orchestrator.errors import AlreadyExistsError
+from orchestrator.ledger.storage import Storage
+from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import Windows
+
+PIECE_ROWS = 1 << 16
+RECORDINGS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("spans_s", pa.list_(pa.list_(pa.float64(), 2))),
+        ("language", pa.string()),
+        ("speaker", pa.string()),
+        ("session", pa.string()),
+        ("header_samples", pa.int64()),
+    ]
+)
+"""``header_samples``: at 16 kHz, as the file's header says, or what its size lets expect."""
+PLACES_SCHEMA = pa.schema(
+    [("path", pa.string()), ("size", pa.int64()), ("archive", pa.string()), ("offset", pa.int64())]
+)
+SHARDS_SCHEMA = pa.schema([("row", pa.int64()), ("window", pa.int64())])
+LEFT_OUT_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "source", "language", "reason")])
+QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "source", "reason")])
+PLACES = "places"
+
+
+class Row(NamedTuple):
+    """One recording."""
+
+    number: int
+    """Of its row."""
+    id: str
+    """Source and the corpus' own id: unique, the same on every cluster."""
+    source: str
+    spans_s: tuple[tuple[float, float], ...]
+    language: str
+    speaker: str
+    session: str
+    header_samples: int
+    leaf: Leaf
+    """Where its bytes are, below the source's root."""
+
+    def stretches(self, of: Windows) -> list[windows.Stretch]:
+        """What it is cut from."""
+        return windows.stretches(self.spans_s, of)
+
+
+class Part(NamedTuple):
+    """The windows of a recording that are in one shard."""
+
+    row: Row
+    first: int
+    end: int | None
+    """None for all windows from the first on, however many there are."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether they are all there are."""
+        return self.first == 0 and self.end is None
+
+
+def piece_path(table: str, number: int) -> str:
+    """Where a piece of a table is."""
+    return f"{table}/{number:06d}.parquet"
+
+
+def pieces_of(table: pa.Table) -> Iterator[pa.Table]:
+    """The pieces of a table, in order; at least one."""
+    for start in range(0, max(table.num_rows, 1), PIECE_ROWS):
+        yield table.slice(start, PIECE_ROWS)
+
+
+def create_table(out: Storage, path: str, table: pa.Table) -> None:
+    """Create a table; one already there was written from the same audio by an earlier attempt."""
+    buffer = io.BytesIO()
+    pq.write_table(table.combine_chunks(), buffer, compression="zstd")
+    try:
+        out.create(path, buffer.getvalue())
+    except AlreadyExistsError:
+        return
+
+
+def read_table(storage: Storage, path: str) -> pa.Table:
+    """A table. Raises FileNotFoundError."""
+    return pq.read_table(io.BytesIO(storage.read_bytes(path)))
+
+
+def expected_samples(
+    spans_s: Sequence[tuple[float, float]], in_file: int, of: Windows
+) -> tuple[int, int]:
+    """How many samples of a recording are expected to be used, and how many windows they are."""
+    stretches = windows.stretches(spans_s, of)
+    used = sum((in_file if s.end is None else s.end) - s.start for s in stretches)
+    return used, windows.count(stretches, in_file, of)
+
+
+def share_out(
+    samples: npt.NDArray[np.int64], num_windows: npt.NDArray[np.int64], shard_hours: float
+) -> pa.Table:
+    """Where shards begin: neighbours with equal audio, to within a window; none is empty.
+
+    Neighbours stay together so that the windows of one long file are decoded together.
+    """
+    ends, windows_end = np.cumsum(samples), np.cumsum(num_windows)
+    total, most = int(ends[-1]), int(windows_end[-1])
+    count = min(most, max(ceil(total / (shard_hours * 3600 * SAMPLE_RATE_HZ)), 1))
+    starts = np.arange(count) * total // count
+    row = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1)
+    passed = (starts - (ends[row] - samples[row])) / np.maximum(samples[row], 1)
+    window = windows_end[row] - num_windows[row] + np.rint(passed * num_windows[row])
+    # Over all windows, where each shard begins; those that would be empty fall together.
+    first = np.unique(np.concatenate([[0], window.astype(np.int64)]))
+    first = np.append(first[first < most], most)
+    row = np.searchsorted(windows_end, first, side="right")
+    before = np.where(row > 0, windows_end[np.maximum(row - 1, 0)], 0)
+    return pa.table([row, first - before], schema=SHARDS_SCHEMA)
+
+
+class CorpusTables:
+    """The tables of a corpus, for whoever reads its audio; two pieces are in memory at a time."""
+
+    def __init__(self, corpus: Storage, places: str) -> None:
+        """``places``: the table of places that holds on this cluster."""
+        self._corpus, self._places = corpus, places
+        shards = read_table(corpus, "shards.parquet")
+        self._first_row = shards["row"].to_numpy()
+        self._first_window = shards["window"].to_numpy()
+        self._piece = lru_cache(maxsize=2)(self._read_piece)
+
+    @property
+    def num_rows(self) -> int:
+        """How many recordings there are."""
+        return int(self._first_row[-1])
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards they are shared out to."""
+        return len(self._first_row) - 1
+
+    def parts(self, shard: int) -> list[Part]:
+        """What a shard holds, in order."""
+        first, end = (int(n) for n in self._first_row[shard : shard + 2])
+        first_window, end_window = (int(n) for n in self._first_window[shard : shard + 2])
+        rows = self.rows(first, end + (end_window > 0))
+        return [
+            Part(
+                row,
+                first_window if row.number == first else 0,
+                end_window if row.number == end else None,
+            )
+            for row in rows
+        ]
+
+    def rows(self, first: int, end: int) -> Iterator[Row]:
+        """The rows of these numbers."""
+        while first < end:
+            piece, start = divmod(first, PIECE_ROWS)
+            upto = min(end - piece * PIECE_ROWS, PIECE_ROWS)
+            table = self._piece(piece).slice(start, upto - start).to_pylist()
+            yield from (_row(n, about) for n, about in enumerate(table, start=first))
+            first += len(table)
+
+    def samples_by_recording(self, of: Windows) -> dict[str, int]:
+        """How many samples at 16 kHz are expected to be used of each recording."""
+        found: dict[str, int] = {}
+        for piece in self.recordings(("id", "spans_s", "header_samples")):
+            for name, spans_s, in_file in zip(*piece.values(), strict=True):
+                found[name], _ = expected_samples(spans_s, in_file, of)
+        return found
+
+    def at(self, numbers: Sequence[int]) -> Iterator[Row]:
+        """The rows of these numbers, which ascend."""
+        for piece, own in itertools.groupby(numbers, lambda number: number // PIECE_ROWS):
+            wanted = sorted(set(own))
+            table = self._piece(piece).take([n % PIECE_ROWS for n in wanted])
+            yield from map(_row, wanted, table.to_pylist())
+
+    def recordings(self, columns: Iterable[str]) -> Iterator[dict[str, list[Any]]]:
+        """Some columns of all rows, piece by piece."""
+        wanted = list(columns)
+        for piece in range(ceil(self.num_rows / PIECE_ROWS)):
+            table = read_table(self._corpus, piece_path("recordings", piece))
+            yield table.select(wanted).to_pydict()
+
+    def _read_piece(self, piece: int) -> pa.Table:
+        table = read_table(self._corpus, piece_path("recordings", piece))
+        places = read_table(self._corpus, piece_path(self._places, piece))
+        for name in PLACES_SCHEMA.names:
+            table = table.append_column(name, places[name])
+        return table
+
+
+def _row(number: int, about: dict[str, Any]) -> Row:
+    leaf = Leaf(about["path"], about["size"], "", about["archive"], about["offset"])
+    names = ("id", "source", "language", "speaker", "session", "header_samples")
+    spans_s = tuple((start, end) for start, end in about["spans_s"])
+    return Row(number=number, spans_s=spans_s, leaf=leaf, **{name: about[name] for name in names})
+
+
+def chunked(rows: Iterable[Any], size: int = PIECE_ROWS) -> Iterator[list[Any]]:
+    """Runs of at most ``size``."""
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,59 @@
+"""Where the recordings of a corpus artifact are on this cluster: found once, kept beside it.
+
+The same artifact serves clusters that keep the audio elsewhere, or in other containers; each has a
+table of places of its own there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from jobs.audio import corpus_tables
+from jobs.audio.corpus_tables import PLACES, PLACES_SCHEMA, create_table, piece_path, pieces_of
+from jobs.audio.listing import list_corpus
+from jobs.audio.roots import Root
+from orchestrator.errors import DataError
+from orchestrator.ledger.storage import Storage
+from orchestrator.plan.keys import canonical_json
+from orchestrator.spec.recipe import Corpus
+
+
+def folder_of(roots: Mapping[str, Root]) -> str:
+    """The folder of the table that holds for these roots."""
+    where = {name: [str(root.path), root.container] for name, root in roots.items()}
+    return f"{PLACES}/{hashlib.sha256(canonical_json(where)).hexdigest()[:12]}"
+
+
+def create(artifact: Storage, roots: Mapping[str, Root], wanted: pa.Table) -> None:
+    """Keep the places of all rows, `listing.LISTED_SCHEMA`."""
+    folder = folder_of(roots)
+    for number, piece in enumerate(pieces_of(wanted.select(PLACES_SCHEMA.names))):
+        create_table(artifact, piece_path(folder, number), piece)
+
+
+def ensured(artifact: Storage, corpus: Corpus, roots: Mapping[str, Root]) -> str:
+    """The folder of the table, made where this cluster has none yet.
+
+    Raises DataError when other recordings lie below these roots than the artifact lists.
+    """
+    folder = folder_of(roots)
+    num_pieces = len(artifact.list("recordings"))
+    if len(artifact.list(folder)) < num_pieces:
+        wanted = list_corpus(corpus, roots).wanted
+        _require_the_same(artifact, wanted)
+        create(artifact, roots, wanted)
+    return folder
+
+
+def _require_the_same(artifact: Storage, wanted: pa.Table) -> None:
+    paths = sorted(artifact.list("recordings"))
+    listed = pa.concat_tables(corpus_tables.read_table(artifact, path) for path in paths)
+    if not wanted["id"].equals(listed["id"]):
+        other = min(set(wanted["id"].to_pylist()) ^ set(listed["id"].to_pylist()))
+        raise DataError(
+            f"data: {other} is not both here and in the corpus that was made of this snapshot; "
+            "give corpus.snapshot another label, or the source its root"
+        )
