@@ -47,7 +47,7 @@ class Utterance(NamedTuple):
 def source_roots(attempt: Attempt) -> dict[str, Root]:
     """Where each source of the attempt's corpus lies here."""
     return {
-        source.name: Root(attempt.data_root(source.name), lowpass_hz=source.lowpass_hz)
+        source.name: Root(*attempt.data_source(source.name), lowpass_hz=source.lowpass_hz)
         for source in attempt.recipe.corpus.sources
     }
 
