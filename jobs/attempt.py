@@ -40,8 +40,10 @@ from orchestrator.errors import (
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import FAULT_ORDER, LOCAL_FOLDER, AttemptFolder
+from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.source_files import root_at
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.graph import Scope
@@ -72,7 +74,7 @@ class StopRequestedError(BaseException):
 class DataSource(NamedTuple):
     """Where a source's recordings lie on this cluster."""
 
-    root: Path
+    root: Path | BucketPath
     container: str
     """What its files are in: a key of `jobs.audio.trees.TREES`."""
 
@@ -143,20 +145,23 @@ class Attempt:
     def data_source(self, source: str) -> DataSource:
         """Where a source's recordings lie here, and in what.
 
-        Raises RequestError when the cluster does not say, or it is no folder.
+        Raises RequestError when the cluster does not say, or it is no folder; a bucket is asked
+        when it is read.
         """
-        return DataSource(self.data_root(source), self.cluster.data_roots[source].container)
+        where = f"cluster: data.{source}"
+        if source not in self.cluster.data:
+            raise RequestError(f"{where}: missing; map the source to its folder")
+        given = self.cluster.data_roots[source]
+        root = root_at(resolve_env(given.root, where=where), where=where)
+        if isinstance(root, Path) and not root.is_dir():
+            raise RequestError(f"{where}: {root} is not a folder; check the path or mount it")
+        return DataSource(root, given.container)
 
     def data_root(self, source: str) -> Path:
-        """Where a source's recordings lie here. Raises what `data_source` does."""
-        if source not in self.cluster.data:
-            raise RequestError(f"cluster: data.{source}: missing; map the source to its folder")
-        given = self.cluster.data_roots[source].root
-        root = Path(resolve_env(given, where=f"cluster: data.{source}"))
-        if not root.is_dir():
-            raise RequestError(
-                f"cluster: data.{source}: {root} is not a folder; check the path or mount it"
-            )
+        """Where a source's recordings lie here, in files. Raises what `data_source` does."""
+        root = self.data_source(source).root
+        if not isinstance(root, Path):
+            raise RequestError(f"cluster: data.{source}: {root} is no folder; copy it to one")
         return root
 
     def model_source(self, name: str) -> str:

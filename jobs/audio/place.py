@@ -1,4 +1,7 @@
-"""Where the bytes of a recording are: a file, a member of a tar, a row of a Parquet file."""
+"""Where the bytes of a recording are: a file, a member of a tar, a row of a Parquet file.
+
+The file may lie in a bucket.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import pyarrow.parquet as pq
 
 from jobs.audio.slices import Slice
 from orchestrator.errors import DataError
+from orchestrator.ledger.bucket_path import BucketPath
 
 BYTES, PATH = "bytes", "path"
 """Fields of a column of audio, as a hub's data sets have them."""
@@ -21,7 +25,7 @@ BYTES, PATH = "bytes", "path"
 class Place(NamedTuple):
     """Bytes that any process of a node can open."""
 
-    file: Path
+    file: Path | BucketPath
     name: str
     """What the corpus calls it; its suffix says what it is where the bytes do not."""
     offset: int = 0
@@ -32,9 +36,9 @@ class Place(NamedTuple):
     """Which row of a Parquet file it is."""
 
     @classmethod
-    def of(cls, path: Path) -> Place:
+    def of(cls, path: Path | BucketPath) -> Place:
         """A whole file."""
-        return cls(path, path.name)
+        return cls(path, PurePosixPath(str(path)).name)
 
     @property
     def suffix(self) -> str:
@@ -50,12 +54,16 @@ class Place(NamedTuple):
         if self.row is not None:
             with self.open() as file:
                 return file.seek(0, io.SEEK_END)
-        return self.file.stat().st_size if self.size is None else self.size
+        if self.size is not None:
+            return self.size
+        return self.file.stat().st_size if isinstance(self.file, Path) else self.file.size()
 
     def open(self, buffering: int = -1) -> BinaryIO:
         """Its bytes. Raises OSError, DataError for a Parquet file that is none."""
         if self.row is not None:
             return io.BytesIO(_row(self.file, self.row))
+        if isinstance(self.file, BucketPath):
+            return self.file.stretch(self.offset, self.size, buffering)
         file = self.file.open("rb", buffering)
         if self.size is None:
             return file
@@ -72,10 +80,10 @@ class _Member(Slice):
         super().close()
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path | BucketPath) -> pq.ParquetFile:
     """A Parquet file. Raises OSError, DataError when it is none."""
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path if isinstance(path, Path) else path.open())
     except pa.ArrowInvalid as error:
         raise DataError(f"{path}: {error}; fetch it again") from None
 
@@ -93,7 +101,7 @@ def audio_column(file: pq.ParquetFile) -> str:
     return found[0]
 
 
-def _row(path: Path, row: int) -> bytes:
+def _row(path: Path | BucketPath, row: int) -> bytes:
     ends = _row_group_ends(path)
     group = int(np.searchsorted(ends, row, side="right"))
     first = int(ends[group - 1]) if group else 0
@@ -101,7 +109,7 @@ def _row(path: Path, row: int) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def _row_group_ends(path: Path) -> tuple[int, ...]:
+def _row_group_ends(path: Path | BucketPath) -> tuple[int, ...]:
     """The number of rows up to the end of each row group."""
     with open_parquet(path) as file:
         sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
@@ -109,7 +117,7 @@ def _row_group_ends(path: Path) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1)
-def _row_group(path: Path, group: int) -> pa.Array:
+def _row_group(path: Path | BucketPath, group: int) -> pa.Array:
     """The bytes of a row group's recordings, as its neighbours are mostly read together."""
     with open_parquet(path) as file:
         table = file.read_row_group(group, [f"{audio_column(file)}.{BYTES}"])

@@ -17,6 +17,7 @@ import pyarrow as pa
 from jobs.audio.decode import AUDIO_SUFFIXES
 from jobs.audio.place import PATH, Place, audio_column, open_parquet
 from orchestrator.errors import DataError
+from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.source_files import as_path, as_text, files_below
 
 _ID = ("id", "ID", "utt_id", "fileid", "file", "path")
@@ -56,7 +57,7 @@ class Tree(Protocol):
 class FolderTree:
     """Files in folders."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | BucketPath) -> None:
         self._root = root
 
     def leaves(self) -> Iterator[Leaf]:
@@ -74,7 +75,7 @@ class TarTree:
     Files beside the tars are in the tree too: annotations are often.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | BucketPath) -> None:
         self._root = root
 
     def leaves(self) -> Iterator[Leaf]:
@@ -97,9 +98,9 @@ class TarTree:
                 yield from self._members(file.path)
 
     def _members(self, archive: str) -> Iterator[Leaf]:
-        folder = PurePosixPath(archive).parent
+        folder, file_at = PurePosixPath(archive).parent, self._root / as_path(archive)
         try:
-            with tarfile.open(self._root / as_path(archive), "r:") as tar:
+            with file_at.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     if member.isfile():
                         path = (folder / as_text(member.name.removeprefix("./"))).as_posix()
@@ -117,7 +118,7 @@ class ParquetTree:
     A row's path is its id where that names an audio file, else the path beside its bytes.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path | BucketPath) -> None:
         self._root = root
 
     def leaves(self) -> Iterator[Leaf]:

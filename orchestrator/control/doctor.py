@@ -15,6 +15,7 @@ from orchestrator.control.cluster_choice import existing, open_store
 from orchestrator.control.executor import Check, executor_of
 from orchestrator.control.hooks import address_of
 from orchestrator.errors import OrchestratorError, os_words
+from orchestrator.ledger.source_files import root_at
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import require_usable
 from orchestrator.spec.cluster import Cluster, Notify
@@ -30,7 +31,7 @@ def examine(cluster: Cluster) -> Iterator[Check]:
     # A root or model that is not here matters only to the recipes that name it.
     for name, data in cluster.data_roots.items():
         where = f"data.{name}"
-        yield _guarded(where, partial(_folder, data.root, where, None), is_optional=True)
+        yield _guarded(where, partial(_root, data.root, where), is_optional=True)
     for name, folder in cluster.models.items():
         where = f"models.{name}"
         yield _guarded(where, partial(_folder, folder, where, "config.json"), is_optional=True)
@@ -80,6 +81,14 @@ def _program(name: str) -> str:
     if not (found := shutil.which(name)):
         raise OSError(f"{name}: no such program here; check its path")
     return found
+
+
+def _root(value: str, where: str) -> str:
+    root = root_at(resolve_env(value, where=where), where=where)
+    if isinstance(root, Path):
+        return _folder(str(root), where, None)
+    root.require()
+    return str(root)
 
 
 def _folder(value: str, where: str, needed: str | None) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from orchestrator.control.executor import (
     observe,
     require_submittable,
 )
+from orchestrator.control.fingerprint import fingerprint
 from orchestrator.control.models import moving_revisions, wrong_digests
 from orchestrator.control.requirements import (
     impossible_splits,
@@ -30,9 +30,9 @@ from orchestrator.control.requirements import (
     unfit_variables,
     unmapped_sources,
 )
-from orchestrator.errors import RequestError, SpecErrors, os_words
+from orchestrator.errors import BackendError, RequestError, SpecErrors, os_words
+from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.source_files import files_below
 from orchestrator.ledger.spending import spending
 from orchestrator.ledger.store import Store, require_usable
 from orchestrator.plan.graph import nodes_of, nodes_until
@@ -196,36 +196,32 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
     """A fingerprint of each source's listing; a snapshot label stands for all of them.
 
     Raises SpecErrors for sources that cannot be listed here: their keys would be other ones than
-    where they can.
+    where they can; BackendError for a bucket that does not answer.
     """
     if recipe.corpus.snapshot:
         return Facts()
     problems = list(unmapped_sources(recipe, cluster, where, chosen))
     mapped = [source for source in recipe.corpus.sources if source.name in cluster.data]
-    roots = {source.name: root_of(cluster, source) for source in mapped}
     listings: dict[str, str] = {}
-    for name, root in roots.items():
+    for source in mapped:
+        root = root_of(cluster, source)
         try:
-            listings[name] = listing_digest(root)
+            container = cluster.data_roots[source.name].container
+            listings[source.name] = fingerprint(source, root, container)
+        except RequestError as error:
+            problems.append(f"{where}: data.{source.name}: {error}")
+        except ConnectionError as error:
+            raise BackendError(f"{where}: data.{source.name}: {error}") from None
         except OSError as error:
-            problems.append(f"{where}: data.{name}: {_unlisted(root, error)}")
+            problems.append(f"{where}: data.{source.name}: {_unlisted(root, error)}")
     if problems:
         raise SpecErrors(problems)
     return Facts(listings=listings)
 
 
-def listing_digest(root: Path) -> str:
-    """SHA-256 of all relative paths and sizes below a folder, hidden ones left out.
-
-    Raises OSError when a part of it cannot be listed.
-    """
-    digest = hashlib.sha256()
-    for path, size, problem in sorted(files_below(root), key=lambda file: Path(file.path)):
-        digest.update(f"{path}\0{problem or size}\n".encode())
-    return digest.hexdigest()
-
-
-def _unlisted(root: Path, error: OSError) -> str:
+def _unlisted(root: Path | BucketPath, error: OSError) -> str:
+    if isinstance(root, BucketPath):
+        return str(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError) and str(root) == error.filename:
         return f"{root} is not a folder here; submit where it is mounted, or give corpus.snapshot"
     return f"{os_words(error)}; make all of it readable here, or name another folder"

@@ -17,6 +17,8 @@ from orchestrator.control.executor import Request, executor_of
 from orchestrator.control.hooks import address_of
 from orchestrator.control.models import models_of, unfit_models
 from orchestrator.errors import RequestError
+from orchestrator.ledger.bucket_path import BucketPath
+from orchestrator.ledger.source_files import root_at
 from orchestrator.plan.execution import execution_of, pretrain_execution
 from orchestrator.plan.planner import Plan, Variant
 from orchestrator.plan.stages import BY_NAME
@@ -189,7 +191,7 @@ def num_gpus() -> int:
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
-def root_of(cluster: Cluster, source: Source) -> Path:
-    """Where a source lies on the cluster."""
-    root = cluster.data_roots[source.name].root
-    return Path(resolve_env(root, where=f"cluster: data.{source.name}"))
+def root_of(cluster: Cluster, source: Source) -> Path | BucketPath:
+    """Where a source lies on the cluster. Raises RequestError when that is no place."""
+    where = f"cluster: data.{source.name}"
+    return root_at(resolve_env(cluster.data_roots[source.name].root, where=where), where=where)

@@ -161,6 +161,53 @@ class ObjectStore:
         listed = {p: s for p, s in sizes.items() if not _name(p).startswith(TEMPORARY)}
         return {path: size for path, size in listed.items() if size or self.exists(path)}
 
+    def walk(self) -> Iterator[tuple[str, int]]:
+        """Relative path and size of every object, in the order of their bytes, page by page.
+
+        Whatever their number, a page is in memory. A page that fails is asked for again.
+        """
+        start = len(self._prefix) + 1 if self._prefix else 0
+        last: str | None = None
+        pages: Iterator[Any] | None = None
+
+        def next_page() -> Any:
+            nonlocal pages
+            prefix, store = self._prefix or None, self._small.patient
+            pages = pages or iter(obstore.list(store, prefix=prefix, offset=last, chunk_size=1000))
+            try:
+                return next(pages, ())
+            except exceptions.BaseError as error:
+                pages = None
+                if "404 Not Found" in str(error):  # no folder is missing, only a bucket
+                    raise FileNotFoundError from None
+                raise
+
+        while page := self._ask("", next_page):
+            for entry in page:
+                path, last = entry["path"][start:], entry["path"]
+                if path and (entry["size"] or self.exists(path)):  # `list` says why
+                    yield path, entry["size"]
+
+    def read_range(self, path: str, begin: int, length: int) -> bytes:
+        """Bytes of an object. Raises FileNotFoundError."""
+        return self._range(path, begin, length)
+
+    def read_head(self, path: str, length: int) -> tuple[bytes, int]:
+        """The first bytes of an object, and its size. Raises FileNotFoundError."""
+        store, whole = self._for(length).patient, self._full(path)
+        asked: Any = {"range": (0, length)}
+
+        def get() -> tuple[bytes, int]:
+            try:
+                answer = obstore.get(store, whole, options=asked)
+                return bytes(answer.bytes()), int(answer.meta["size"])
+            except exceptions.BaseError:
+                if self._size(path) == 0:  # no range of nothing can be had
+                    return b"", 0
+                raise
+
+        return self._ask(path, get)
+
     def children(self, prefix: str) -> set[str]:
         """Names directly below ``prefix``: one listing, not a walk."""
         full, store = self._full(prefix), self._small.patient

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestrator.errors import RequestError
+from orchestrator.ledger.bucket_path import BucketPath
+
 _LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_BUCKETS = ("s3", "gs", "az")
 _ESCAPED = re.compile(r"\\(\\|x[0-9a-f]{2})")
 
 
@@ -25,12 +29,32 @@ class SourceFile(NamedTuple):
     """Why nobody should open it; empty for a file."""
 
 
-def files_below(root: Path) -> Iterator[SourceFile]:
+def root_at(location: str, *, where: str) -> Path | BucketPath:
+    """A source's root by its path or URL. Raises RequestError, ``where`` being who names it."""
+    scheme, is_url, rest = location.rpartition("://")
+    if not is_url or scheme == "file":
+        return Path(rest)
+    if scheme not in _BUCKETS:
+        raise RequestError(f"{where}: {location}: is no path and none of s3://, gs:// and az://")
+    return BucketPath(location.rstrip("/"))
+
+
+def files_below(root: Path | BucketPath) -> Iterator[SourceFile]:
     """Every file below a folder, in no order; links are followed.
 
     Hidden files and folders are left out, and a folder that a link finds within itself. Raises
     OSError, with the path, for a folder that cannot be listed and a file that is out of reach.
     """
+    return _files_on_disk(root) if isinstance(root, Path) else _objects(root)
+
+
+def _objects(root: BucketPath) -> Iterator[SourceFile]:
+    for path, size in root.walk():
+        if not any(part.startswith(".") for part in path.split("/")):
+            yield SourceFile(as_text(path), size)
+
+
+def _files_on_disk(root: Path) -> Iterator[SourceFile]:
     folders: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while folders:
         folder, around = folders.pop()

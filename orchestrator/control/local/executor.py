@@ -102,7 +102,8 @@ class LocalExecutor(Executor):
         """Folders, accelerators, cores, memory and packages that this machine lacks."""
         cluster, where = request.cluster, request.cluster_file.name
         for source in request.recipe.corpus.sources:
-            if source.name in cluster.data and not (root := root_of(cluster, source)).is_dir():
+            root = root_of(cluster, source) if source.name in cluster.data else None
+            if isinstance(root, Path) and not root.is_dir():
                 yield f"{where}: data.{source.name}: {root} is not a folder; check the path"
         for model in models_of(request.variants, request.plan):
             if (folder := model.folder(cluster)) is None:

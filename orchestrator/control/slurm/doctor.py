@@ -225,7 +225,7 @@ def _probe_job(cluster: Cluster, folder: RunFolder, part: Part) -> Job:
     options = options_of(context, stage, part_options)
     options = options.model_copy(update={"walltime_min": None})
     folders = (*cluster.data_locations, *cluster.models.values())
-    words = [word for folder in folders for word in ("--folder", folder)]
+    words = [word for folder in folders if "://" not in folder for word in ("--folder", folder)]
     words += ["--scratch", cluster.scratch] if cluster.scratch else []
     argv = context.module(PROBE, *words, gpus=shape.gpus)
     job = job_of(context, "probe", argv, shape, options)

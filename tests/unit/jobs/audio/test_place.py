@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +43,8 @@ def in_tars(folders: Path, to: Path) -> tuple[str, Tree]:
     return "folder", TarTree(as_tars(folders, to / "tars", lambda _: True))
 
 
-def in_parquet(folders: Path, to: Path) -> tuple[str, Tree]:
-    audio = [{"bytes": (folders / name).read_bytes(), "path": name} for name in NAMES]
+def in_parquet(folders: Path, to: Path, names: Sequence[str] = NAMES) -> tuple[str, Tree]:
+    audio = [{"bytes": (folders / name).read_bytes(), "path": name} for name in names]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(pa.table({"audio": pa.array(audio, kind)}), to / "a.parquet", row_group_size=3)
     return "hf_parquet", ParquetTree(to)

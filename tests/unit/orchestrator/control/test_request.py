@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import yaml
 from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.code_snapshot import FORMAT
 from orchestrator.control.request import (
-    listing_digest,
     move,
     prepare,
     start,
@@ -71,34 +69,10 @@ def test_the_listing_is_part_of_the_corpus_key(project: Path) -> None:
     assert with_label.plan.instances[0].inputs["fields"]["listing"] == {}
 
 
-def test_a_listing_depends_on_names_and_sizes_alone(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name / "x").mkdir(parents=True)
-        (tmp_path / name / "x" / "1.wav").write_bytes(b"12")
-        (tmp_path / name / "2.wav").write_bytes(b"1")
-    os.utime(tmp_path / "b" / "2.wav", (0, 0))
-    assert listing_digest(tmp_path / "a") == listing_digest(tmp_path / "b")
-    (tmp_path / "b" / "2.wav").write_bytes(b"12")
-    assert listing_digest(tmp_path / "a") != listing_digest(tmp_path / "b")
-
-
 def test_a_part_of_a_source_that_cannot_be_listed_is_refused(project: Path) -> None:
     deep_folder(project / "speech")
     with pytest.raises(SpecErrors, match=r"c.yaml: data.speech: .*speech/.+: .+; make all of it"):
         prepare(project / "r.yaml", project / "c.yaml")
-
-
-@pytest.mark.parametrize("name", ["dead.wav", "itself.wav", "caf\udce9.wav"])
-def test_what_is_left_out_later_is_listed_too(project: Path, name: str) -> None:
-    before = listing_digest(project / "speech")
-    path = project / "speech" / name
-    if name == "dead.wav":
-        path.symlink_to(project / "gone")
-    elif name == "itself.wav":
-        path.symlink_to(path)
-    else:
-        path.touch()
-    assert listing_digest(project / "speech") != before
 
 
 def test_a_plan_begins_nothing(project: Path) -> None:

@@ -1,0 +1,75 @@
+"""What tells a state of a source's data from another, without a label: names, sizes and lists.
+
+In: a source and where it lies. Out: a digest, which stands in the corpus' key. Recordings count by
+name and size; the files that say which recordings there are, by their bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from itertools import islice
+from pathlib import Path
+
+from orchestrator.errors import RequestError
+from orchestrator.ledger.bucket_path import BucketPath
+from orchestrator.ledger.source_files import SourceFile, as_path, files_below
+from orchestrator.spec.cluster import Container
+from orchestrator.spec.recipe import Source
+
+MAX_FILES = 100_000
+"""Names and sizes of more take minutes on a shared file system."""
+MAX_LIST_BYTES = 4 << 30
+_LISTS = {
+    "fairseq_tsv": re.compile(r"[^/]*\.tsv"),
+    "kaldi": re.compile(r"wav\.scp|segments|utt2spk|utt2lang"),
+    "manifest": re.compile(r"manifest\.(csv|jsonl|json|parquet)"),
+    "lhotse": re.compile(r"(.*/)?(cuts|recordings)[^/]*\.jsonl(\.gz)?"),
+    "gigaspeech": re.compile(r"(.*/)?GigaSpeech\.json"),
+    "spotify": re.compile(r"(.*/)?metadata\.tsv"),
+}
+"""Adapter to the paths of its lists."""
+
+
+def fingerprint(
+    source: Source, root: Path | BucketPath, container: Container, *, max_files: int = MAX_FILES
+) -> str:
+    """SHA-256 of the names and sizes of a source's files, and of the bytes of its lists.
+
+    Raises RequestError where that would take long, OSError when a part cannot be listed or read.
+    """
+    files = list(islice(files_below(root), max_files + 1))
+    if len(files) > max_files:
+        raise RequestError(
+            f"{root} has more than {max_files:,} files; give corpus.snapshot, a label for the "
+            "state of the data, in place of their names and sizes"
+        )
+    if container == "parquet":
+        files = [file for file in files if file.path.endswith(".parquet")]
+    files.sort(key=lambda file: Path(file.path))
+    digest = hashlib.sha256()
+    for path, size, problem in files:
+        digest.update(f"{path}\0{problem or size}\n".encode())
+    for file in _lists(source, root, files):
+        digest.update(f"{file.path}\0{_digest(root / as_path(file.path))}\n".encode())
+    return digest.hexdigest()
+
+
+def _lists(source: Source, root: Path | BucketPath, files: list[SourceFile]) -> list[SourceFile]:
+    """The files whose bytes count."""
+    pattern = _LISTS.get(source.adapter)
+    found = [f for f in files if pattern and not f.problem and pattern.fullmatch(f.path)]
+    if sum(file.size for file in found) > MAX_LIST_BYTES:
+        raise RequestError(
+            f"{root} has lists of more than {MAX_LIST_BYTES >> 30} GiB; give corpus.snapshot, a "
+            "label for the state of the data, in place of what they say"
+        )
+    return found
+
+
+def _digest(path: Path | BucketPath) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,137 @@
+"""A source's files in a bucket: listed page by page, read whole where small, in ranges where large.
+
+What goes wrong is an OSError, after the store was asked again for as long as `object_store` does.
+An object that is missing from a bucket that answers is told from a bucket that does not.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import PurePath
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.object_store import ObjectStore
+
+WHOLE_BYTES = 8 << 20
+"""What is not larger is read in one request."""
+_AHEAD_BYTES = 256 << 10, 8 << 20
+"""How much is read at once: after a jump, and at most, doubling while it goes on in order."""
+
+
+class BucketPath(NamedTuple):
+    """A folder or an object of a bucket, which any process can open."""
+
+    url: str
+    """Of a source's root: ``s3://bucket/prefix``, ``gs://``, ``az://``."""
+    path: str = ""
+    """Below it; empty for the root."""
+
+    def __truediv__(self, part: str | PurePath) -> BucketPath:
+        """What lies below."""
+        return BucketPath(self.url, "/".join(filter(None, (self.path, str(part)))))
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.url, self.path)))
+
+    def walk(self) -> Iterator[tuple[str, int]]:
+        """Relative path and size of all objects. Raises OSError, FileNotFoundError for none."""
+        found = False
+        for path, size in _store(str(self)).walk():
+            found = True
+            yield path, size
+        if not found:
+            raise FileNotFoundError(f"{self}: holds nothing")
+
+    def require(self) -> None:
+        """Raises OSError when the bucket does not answer, or holds nothing here."""
+        next(self.walk())
+
+    def size(self) -> int:
+        """In bytes. Raises OSError."""
+        return self._read(0, 1)[1]
+
+    def open(self, _mode: str = "rb", buffering: int = -1) -> BinaryIO:
+        """Its bytes. Raises OSError."""
+        return self.stretch(0, None, buffering)
+
+    def stretch(self, offset: int, size: int | None, buffering: int = -1) -> BinaryIO:
+        """Some of its bytes; all where ``size`` is None. Raises OSError."""
+        head = b""
+        if size is None:
+            head, size = self._read(0, WHOLE_BYTES)
+        elif 0 < size <= WHOLE_BYTES:
+            head = self._read(offset, size)[0]
+        if len(head) == size:
+            return io.BytesIO(head)
+        ranges = _Ranges(self, offset, size, head)
+        return io.BufferedReader(ranges, max(buffering, io.DEFAULT_BUFFER_SIZE))
+
+    def _read(self, begin: int, length: int) -> tuple[bytes, int]:
+        """Some bytes, and the size of the object where they are its first."""
+        store = _store(self.url)
+        try:
+            if begin == 0:
+                return store.read_head(self.path, length)
+            return store.read_range(self.path, begin, length), -1
+        except FileNotFoundError:
+            BucketPath(self.url).require()
+            raise FileNotFoundError(f"{self}: is not in its bucket (any more)") from None
+
+
+class _Ranges(io.RawIOBase):
+    """A stretch of a large object, read ahead while it is read in order."""
+
+    def __init__(self, path: BucketPath, offset: int, size: int, head: bytes) -> None:
+        super().__init__()
+        self._path, self._offset, self._size = path, offset, size
+        self._held, self._held_at = head, 0
+        self._at = 0
+        self._ahead = _AHEAD_BYTES[0]
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a byte of the stretch."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer as far as what is held goes. Raises OSError."""
+        if self._at >= self._size:
+            return 0
+        if not 0 <= self._at - self._held_at < len(self._held):
+            self._fetch(len(buffer))
+        begin = self._at - self._held_at
+        found = self._held[begin : begin + len(buffer)]
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+    def _fetch(self, wanted: int) -> None:
+        smallest, largest = _AHEAD_BYTES
+        is_next = self._at == self._held_at + len(self._held)
+        self._ahead = min(2 * self._ahead, largest) if is_next else smallest
+        length = min(max(self._ahead, wanted), self._size - self._at)
+        self._held = self._path._read(self._offset + self._at, length)[0]
+        self._held_at = self._at
+        if len(self._held) != length:
+            raise OSError(f"{self._path}: is shorter than when it was listed")
+
+
+@cache
+def _store(url: str) -> ObjectStore:
+    """One of this process; its library is imported where a source lies in a bucket."""
+    from orchestrator.ledger.object_store import ObjectStore
+
+    return ObjectStore(url)

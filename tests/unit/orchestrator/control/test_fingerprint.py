@@ -1,0 +1,94 @@
+"""What tells a state of a source's data from another."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.control.fingerprint import fingerprint
+from orchestrator.errors import RequestError
+from orchestrator.spec.cluster import Container
+from orchestrator.spec.recipe import Source
+
+
+def of(root: Path, adapter: str = "folder", container: Container = "folder") -> str:
+    return fingerprint(Source.model_construct(name="s", adapter=adapter), root, container)
+
+
+def write(root: Path, **files: bytes) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (root / name.replace("_", ".")).write_bytes(data)
+    return root
+
+
+def test_it_depends_on_names_and_sizes_alone(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name / "x", **{"1_wav": b"12"})
+        write(tmp_path / name, **{"2_wav": b"1"})
+    os.utime(tmp_path / "b" / "2.wav", (0, 0))
+    write(tmp_path / "b", **{"2_wav": b"2"})
+    assert of(tmp_path / "a") == of(tmp_path / "b")
+    write(tmp_path / "b", **{"2_wav": b"12"})
+    assert of(tmp_path / "a") != of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", ["dead.wav", "itself.wav", "caf\udce9.wav"])
+def test_what_is_left_out_later_is_listed_too(tmp_path: Path, name: str) -> None:
+    write(tmp_path, a_wav=b"1")
+    before = of(tmp_path)
+    path = tmp_path / name
+    if name == "dead.wav":
+        path.symlink_to(tmp_path / "gone")
+    elif name == "itself.wav":
+        path.symlink_to(path)
+    else:
+        path.touch()
+    assert of(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name"),
+    [
+        ("manifest", "manifest.csv"),
+        ("manifest", "manifest.parquet"),
+        ("fairseq_tsv", "train.tsv"),
+        ("kaldi", "wav.scp"),
+        ("kaldi", "segments"),
+        ("lhotse", "cuts.jsonl.gz"),
+        ("lhotse", "shar/cuts.000000.jsonl.gz"),
+        ("gigaspeech", "GigaSpeech.json"),
+        ("spotify", "metadata.tsv"),
+    ],
+)
+def test_a_list_counts_by_its_bytes(tmp_path: Path, adapter: str, name: str) -> None:
+    """One that is edited to the same size names other recordings."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write(tmp_path, a_wav=b"1")
+    (tmp_path / name).write_bytes(b"a.wav 1")
+    before, as_folder = of(tmp_path, adapter), of(tmp_path)
+    (tmp_path / name).write_bytes(b"a.wav 2")
+    assert of(tmp_path, adapter) != before
+    assert of(tmp_path) == as_folder
+    write(tmp_path, a_wav=b"2")
+    assert of(tmp_path) == as_folder
+
+
+def test_of_parquet_only_its_files_count(tmp_path: Path) -> None:
+    write(tmp_path, a_parquet=b"1")
+    before = of(tmp_path, container="parquet")
+    write(tmp_path, README_md=b"words")
+    assert of(tmp_path, container="parquet") == before
+    write(tmp_path, a_parquet=b"12")
+    assert of(tmp_path, container="parquet") != before
+
+
+def test_of_very_many_files_a_label_is_asked_for(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path, **{f"{number}_wav": b"1"})
+    source = Source(name="s")
+    fingerprint(source, tmp_path, "folder", max_files=4)
+    with pytest.raises(RequestError, match=r"has more than 3 files; give corpus\.snapshot"):
+        fingerprint(source, tmp_path, "folder", max_files=3)
