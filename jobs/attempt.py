@@ -157,13 +157,6 @@ class Attempt:
             raise RequestError(f"{where}: {root} is not a folder; check the path or mount it")
         return DataSource(root, given.container)
 
-    def data_root(self, source: str) -> Path:
-        """Where a source's recordings lie here, in files. Raises what `data_source` does."""
-        root = self.data_source(source).root
-        if not isinstance(root, Path):
-            raise RequestError(f"cluster: data.{source}: {root} is no folder; copy it to one")
-        return root
-
     def model_source(self, name: str) -> str:
         """The local folder of a model, or its Hugging Face id when the cluster names no folder."""
         if name not in self.cluster.models:

@@ -11,13 +11,14 @@ from pathlib import Path
 from jobs.audio.place import Place
 from jobs.audio.trees import TREES, Leaf, Tree
 from orchestrator.errors import BackendError, os_words
+from orchestrator.ledger.bucket_path import BucketPath
 
 
 @dataclass(frozen=True)
 class Root:
     """Where a source lies on the nodes, in what, and how its recordings are filtered."""
 
-    path: Path
+    path: Path | BucketPath
     container: str = "folder"
     lowpass_hz: float | None = None
 
@@ -33,13 +34,13 @@ class Root:
 class RootWatch:
     """Remembers a root's file system, and a file that was read there."""
 
-    def __init__(self, name: str, root: Path) -> None:
+    def __init__(self, name: str, root: Path | BucketPath) -> None:
         """``name``: of the source. Raises BackendError when the root is not there."""
         self._name, self._root = name, root
         self._device = self._device_now()
-        self._witness: Path | None = None
+        self._witness: Path | BucketPath | None = None
 
-    def has_read(self, path: Path) -> None:
+    def has_read(self, path: Path | BucketPath) -> None:
         """Say that a file below the root could be read."""
         self._witness = path
 
@@ -54,10 +55,14 @@ class RootWatch:
                 raise self._lost(os_words(error)) from None
 
     def _device_now(self) -> int:
+        """The number of its file system; a bucket has none, and is there or not."""
         try:
-            return self._root.stat().st_dev
+            if isinstance(self._root, Path):
+                return self._root.stat().st_dev
+            self._root.require()
+            return 0
         except OSError as error:
             raise self._lost(os_words(error)) from None
 
     def _lost(self, words: str) -> BackendError:
-        return BackendError(f"data.{self._name}: {words}; see whether it is mounted")
+        return BackendError(f"data.{self._name}: {words}; see whether it is there")

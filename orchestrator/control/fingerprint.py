@@ -1,7 +1,7 @@
 """What tells a state of a source's data from another, without a label: names, sizes and lists.
 
 In: a source and where it lies. Out: a digest, which stands in the corpus' key. Recordings count by
-name and size; the files that say which recordings there are, by their bytes.
+name and size; lists of them, by their bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from orchestrator.spec.recipe import Source
 MAX_FILES = 100_000
 """Names and sizes of more take minutes on a shared file system."""
 MAX_LIST_BYTES = 4 << 30
-_LISTS = {
+LISTS = {
     "fairseq_tsv": re.compile(r"[^/]*\.tsv"),
     "kaldi": re.compile(r"wav\.scp|segments|utt2spk|utt2lang"),
     "manifest": re.compile(r"manifest\.(csv|jsonl|json|parquet)"),
     "lhotse": re.compile(r"(.*/)?(cuts|recordings)[^/]*\.jsonl(\.gz)?"),
     "gigaspeech": re.compile(r"(.*/)?GigaSpeech\.json"),
+    "voxpopuli": re.compile(r"(.*/)?(unlabelled_v2|asr_[^/]*)\.tsv(\.gz)?"),
     "spotify": re.compile(r"(.*/)?metadata\.tsv"),
 }
-"""Adapter to the paths of its lists."""
+"""Adapter to the paths of the files that say which recordings there are, or what they are."""
 
 
 def fingerprint(
@@ -57,7 +58,7 @@ def fingerprint(
 
 def _lists(source: Source, root: Path | BucketPath, files: list[SourceFile]) -> list[SourceFile]:
     """The files whose bytes count."""
-    pattern = _LISTS.get(source.adapter)
+    pattern = LISTS.get(source.adapter)
     found = [f for f in files if pattern and not f.problem and pattern.fullmatch(f.path)]
     if sum(file.size for file in found) > MAX_LIST_BYTES:
         raise RequestError(

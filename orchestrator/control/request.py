@@ -27,6 +27,7 @@ from orchestrator.control.requirements import (
     missing,
     missing_hook,
     root_of,
+    unfit_containers,
     unfit_variables,
     unmapped_sources,
 )
@@ -201,6 +202,7 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
     if recipe.corpus.snapshot:
         return Facts()
     problems = list(unmapped_sources(recipe, cluster, where, chosen))
+    problems += unfit_containers(recipe, cluster, where)
     mapped = [source for source in recipe.corpus.sources if source.name in cluster.data]
     listings: dict[str, str] = {}
     for source in mapped:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.control.executor import Request, executor_of
+from orchestrator.control.fingerprint import LISTS
 from orchestrator.control.hooks import address_of
 from orchestrator.control.models import models_of, unfit_models
 from orchestrator.errors import RequestError
@@ -55,6 +56,7 @@ def missing(request: Request) -> list[str]:
     cluster, where = request.cluster, request.cluster_file.name
     return [
         *unmapped_sources(request.recipe, cluster, where, request.chosen),
+        *unfit_containers(request.recipe, cluster, where),
         *_missing_models(request, where),
         *_missing_accelerators(request, where),
         *impossible_splits(request.variants, request.plan, cluster, where),
@@ -117,6 +119,18 @@ def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str, chosen: str) 
                 f"{where}: data.{source.name}: missing; map the source to its folder in {chosen}, "
                 "or give another file by --cluster"
             )
+
+
+def unfit_containers(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[str]:
+    """Sources in a container in which their adapter finds nothing."""
+    roots = cluster.data_roots
+    for source in (source for source in recipe.corpus.sources if source.name in roots):
+        container, adapter = roots[source.name].container, source.adapter
+        named = f"{where}: data.{source.name}.container: {container}, but {adapter}"
+        if adapter == "hf_parquet" and container != "parquet":
+            yield f"{named} has a recording in each row; say parquet"
+        elif adapter in LISTS and container == "parquet":
+            yield f"{named} finds its lists in files; say folder or tar"
 
 
 def _missing_models(request: Request, where: str) -> Iterator[str]:

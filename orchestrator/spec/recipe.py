@@ -42,16 +42,36 @@ MAX_VARIANTS = 1000
 """Most points of one sweep; more is a slip of the pen."""
 
 
+Adapter = Literal[
+    "folder",
+    "librispeech",
+    "libri_light",
+    "mls",
+    "spotify",
+    "voxpopuli",
+    "peoples_speech",
+    "gigaspeech",
+    "fairseq_tsv",
+    "kaldi",
+    "webdataset",
+    "manifest",
+    "hf_parquet",
+    "lhotse",
+]
+"""The modules of `jobs.audio.corpora`, by name."""
+
+
 class Source(Spec):
     """One body of recordings, by name; where it lies is the cluster's ``data`` section."""
 
     name: Name
     """Name of the source; the cluster's ``data`` maps it to a folder."""
-    adapter: Literal["folder", "librispeech"] = "folder"
-    """How files, speakers and languages are found below the root."""
+    adapter: Adapter = "folder"
+    """How its recordings, their speakers and languages are found below the root: the corpus in the
+    layout in which it is published, or a form of list."""
     language: Language | Literal["from_folder"] = "from_folder"
-    """ISO 639 code of the whole source, or ``from_folder``: the first folder below the root names
-    it."""
+    """ISO 639 code of the whole source, or ``from_folder``: what the corpus says of each recording;
+    of one's own ``folder``, the first folder below the root names it."""
     lowpass_hz: PositiveFloat | None = None
     """Band limit in Hz, so that sources recorded at other rates sound alike; none when absent."""
 

@@ -19,6 +19,7 @@ from jobs.attempt import Attempt, _heartbeat, _parse, _run
 from orchestrator.errors import ExitCode, LeaseHeldError, RequestError
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import FAULT_ORDER, LOCAL_FOLDER, AttemptFolder
+from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.lease import acquire, current
 from orchestrator.ledger.path_store import TEMPORARY
 from orchestrator.ledger.run import RunFolder
@@ -318,19 +319,20 @@ def test_recordings_and_models_are_where_the_cluster_says(
         data={
             "speech": "${env:SPEECH}",
             "tars": {"root": "${env:SPEECH}", "container": "tar"},
+            "bucket": "s3://bucket/corpus/",
             "gone": str(tmp_path / "gone"),
         },
         models={"lm": "${env:SPEECH}/lm"},
     )
-    assert attempt.data_root("speech") == tmp_path
     assert attempt.data_source("speech") == (tmp_path, "folder")
     assert attempt.data_source("tars") == (tmp_path, "tar")
+    assert attempt.data_source("bucket") == (BucketPath("s3://bucket/corpus"), "folder")
     assert attempt.model_source("lm") == f"{tmp_path}/lm"
     assert attempt.model_source("facebook/opt-125m") == "facebook/opt-125m"
     with pytest.raises(RequestError, match=r"data\.other: missing; map the source to its folder"):
-        attempt.data_root("other")
+        attempt.data_source("other")
     with pytest.raises(RequestError, match=r"data\.gone: .*/gone is not a folder; check the path"):
-        attempt.data_root("gone")
+        attempt.data_source("gone")
 
 
 def test_the_manifest_names_the_versions_that_made_it(scene: Scene) -> None:

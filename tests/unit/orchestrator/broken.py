@@ -371,7 +371,11 @@ RECIPES = (
     Broken(
         id="unknown adapter",
         recipe=edited("language: en}]", "adapter: libri}]"),
-        says=("r.yaml: corpus.sources.0.adapter: must be 'folder' or 'librispeech', not 'libri'",),
+        says=(
+            "r.yaml: corpus.sources.0.adapter: must be 'folder', 'librispeech', 'libri_light', "
+            "'mls', 'spotify', 'voxpopuli', 'peoples_speech', 'gigaspeech', 'fairseq_tsv', "
+            "'kaldi', 'webdataset', 'manifest', 'hf_parquet' or 'lhotse', not 'libri'",
+        ),
     ),
     Broken(
         id="no languages",
@@ -1236,6 +1240,22 @@ CLUSTERS = (
             ("{container: tar}", ".root: missing; give it a value"),
             ("{root: speech, contaner: tar}", ".contaner: unknown key; did you mean 'container'?"),
             ("7", ": must be text, not 7; quote it"),
+        )
+    ),
+    *(
+        Broken(
+            id=f"{adapter} in a {container}",
+            recipe=edited("language: en}]", f"language: en, adapter: {adapter}}}]"),
+            cluster=edited(
+                "{speech: speech}", f"{{speech: {{root: speech, container: {container}}}}}", CLUSTER
+            ),
+            says=(f"c.yaml: data.speech.container: {container}, but {problem}",),
+        )
+        for adapter, container, problem in (
+            ("hf_parquet", "folder", "hf_parquet has a recording in each row; say parquet"),
+            ("hf_parquet", "tar", "hf_parquet has a recording in each row; say parquet"),
+            ("kaldi", "parquet", "kaldi finds its lists in files; say folder or tar"),
+            ("manifest", "parquet", "manifest finds its lists in files; say folder or tar"),
         )
     ),
     Broken(

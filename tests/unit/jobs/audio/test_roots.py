@@ -8,6 +8,8 @@ import pytest
 
 from jobs.audio.roots import RootWatch
 from orchestrator.errors import BackendError, Cause
+from orchestrator.ledger.bucket_path import BucketPath
+from orchestrator.ledger.object_store import ObjectStore
 
 
 @pytest.fixture
@@ -40,7 +42,24 @@ def test_a_root_without_what_was_read_there_is_none(watch: RootWatch, tmp_path: 
 
 def test_a_root_that_is_gone_is_named(watch: RootWatch, tmp_path: Path) -> None:
     (tmp_path / "root").rename(tmp_path / "before")
-    with pytest.raises(BackendError, match=r"data\.mine: .*root: No such file.*is mounted"):
+    with pytest.raises(
+        BackendError, match=r"data\.mine: .*root: No such file.*see whether it is there"
+    ):
         watch.require()
     with pytest.raises(BackendError, match=r"data\.mine: .*root: No such file"):
         RootWatch("mine", tmp_path / "root")
+
+
+def test_a_bucket_is_there_as_long_as_it_holds_something() -> None:
+    store = ObjectStore("memory://test-roots/corpus")
+    root = BucketPath("memory://test-roots/corpus")
+    with pytest.raises(BackendError, match=r"data\.mine: .*corpus: holds nothing"):
+        RootWatch("mine", root)
+    store.create("a.wav", b"x")
+    watch = RootWatch("mine", root)
+    watch.has_read(root / "a.wav")
+    watch.require()
+    store.create("b.wav", b"x")
+    store.delete("a.wav")
+    with pytest.raises(BackendError, match=r"data\.mine: .*a\.wav: is not in its bucket"):
+        watch.require()

@@ -7,12 +7,14 @@ import pkgutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from jobs.audio import corpora
 from jobs.audio.corpora.recording import Recording
 from jobs.audio.trees import TarTree
+from orchestrator.spec.recipe import Adapter
 from tests.unit.jobs.audio.corpora.layouts import (
     AUDIO,
     as_tars,
@@ -243,9 +245,10 @@ def fields(recording: Recording) -> tuple[object, ...]:
     )
 
 
-def test_each_corpus_has_a_layout_here() -> None:
+def test_each_corpus_has_a_layout_here_and_a_recipe_may_name_it() -> None:
     modules = {module.name for module in pkgutil.iter_modules(corpora.__path__)}
     assert modules - NOT_ADAPTERS == set(LAYOUTS)
+    assert modules - {"recording"} == set(get_args(Adapter))
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
