@@ -11,11 +11,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
 from math import ceil, gcd
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import av
 import numpy as np
@@ -26,7 +27,7 @@ import torchaudio
 
 from jobs.audio.containers import Kind, Part, parts_of
 from jobs.audio.place import Place
-from jobs.audio.slices import Slice
+from jobs.audio.slices import Slice, Watched
 from orchestrator.errors import BackendError, OrchestratorError, os_words
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -75,7 +76,7 @@ def blocks(
     """
     place = where if isinstance(where, Place) else Place.of(where)
     try:
-        with place.open(_BUFFER_BYTES) as file:
+        with reading(place, _BUFFER_BYTES) as file:
             source = _open(file, RAW_FORMATS.get(place.suffix), first)
             yield from _blocks(source, lowpass_hz, first)
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
@@ -103,6 +104,18 @@ def _lowpass_kernel(cutoff_hz: float) -> Wave:
     return unit_gain
 
 
+@contextmanager
+def reading(place: Place, buffering: int = -1) -> Iterator[BinaryIO]:
+    """Its bytes. Raises BackendError where a read failed, whatever a library made of that."""
+    with place.open(buffering) as file:
+        watched = Watched(file)
+        try:
+            yield cast(BinaryIO, watched)
+        finally:
+            if watched.error:
+                raise _unread(watched.error) from None
+
+
 def require_bytes(place: Place) -> None:
     """Raises BackendError when the bytes cannot be read, whatever they are."""
     try:
@@ -110,7 +123,11 @@ def require_bytes(place: Place) -> None:
             while file.read(_BUFFER_BYTES):
                 pass
     except OSError as error:
-        raise BackendError(f"{os_words(error)}; see whether its folder is mounted") from None
+        raise _unread(error) from None
+
+
+def _unread(error: OSError) -> BackendError:
+    return BackendError(f"{os_words(error)}; see whether its folder is mounted")
 
 
 def _reason(error: Exception) -> str:

@@ -219,6 +219,7 @@ def _serve(connection: Connection, decode: Decode, memory_bytes: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # it ends with its parent
+    os.environ["TOKIO_WORKER_THREADS"] = "1"  # else 66 MB a core, where its files are in a bucket
     _limit(resource.RLIMIT_AS, _address_space() + memory_bytes)
     _limit(resource.RLIMIT_CORE, 0)
     with suppress(EOFError, ConnectionError):

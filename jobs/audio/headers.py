@@ -13,7 +13,7 @@ import av
 import numpy as np
 import soundfile
 
-from jobs.audio.decode import RAW_FORMATS, Wave, require_bytes
+from jobs.audio.decode import RAW_FORMATS, Wave, reading, require_bytes
 from jobs.audio.place import Place
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -31,7 +31,7 @@ def length(where: Place) -> int:
     """
     seconds = 0.0
     try:
-        with where.open() as file:
+        with reading(where) as file:
             head = file.read(4)
             file.seek(0)
             by_header = _sndfile_s if head in _FOR_SNDFILE else _ffmpeg_s

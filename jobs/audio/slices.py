@@ -1,4 +1,7 @@
-"""A stretch of a file as a file of its own: a part of an audio file, a member of a tar."""
+"""A stretch of a file as a file of its own: a part of an audio file, a member of a tar.
+
+And a file that remembers what kept it from being read, as not every library passes that on.
+"""
 
 from __future__ import annotations
 
@@ -36,4 +39,35 @@ class Slice(io.RawIOBase):
         found = self._file.read(length)
         buffer[: len(found)] = found
         self._at += len(found)
+        return len(found)
+
+
+class Watched(io.RawIOBase):
+    """A file that remembers the error of a read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self.error: OSError | None = None
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a byte of the file."""
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Fill the buffer as far as the file goes."""
+        try:
+            found = self._file.read(len(buffer))
+        except OSError as error:
+            self.error = error
+            raise
+        buffer[: len(found)] = found
         return len(found)

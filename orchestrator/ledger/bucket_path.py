@@ -59,11 +59,15 @@ class BucketPath(NamedTuple):
         return self.stretch(0, None, buffering)
 
     def stretch(self, offset: int, size: int | None, buffering: int = -1) -> BinaryIO:
-        """Some of its bytes; all where ``size`` is None. Raises OSError."""
-        head = b""
+        """Some of its bytes; all where ``size`` is None.
+
+        ``buffering``: of what size reads will be; who asks for large ones wants all of it. Raises
+        OSError.
+        """
+        head, first = b"", WHOLE_BYTES if buffering > _AHEAD_BYTES[0] else _AHEAD_BYTES[0]
         if size is None:
-            head, size = self._read(0, WHOLE_BYTES)
-        elif 0 < size <= WHOLE_BYTES:
+            head, size = self._read(0, first)
+        elif 0 < size <= first:
             head = self._read(offset, size)[0]
         if len(head) == size:
             return io.BytesIO(head)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
+import io
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 import torchaudio
 
 from jobs.audio.decode import BLOCK_S, UnreadableAudioError, blocks, decode, lowpass
+from jobs.audio.place import Place
 from orchestrator.errors import BackendError, Cause
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -145,3 +149,40 @@ def test_a_mix_is_the_mean_of_its_channels_whoever_decodes(tmp_path: Path) -> No
     for suffix in ("flac", "mp3", "ogg"):
         soundfile.write(tmp_path / f"a.{suffix}", np.stack([mono, 0 * mono], axis=1), 48_000)
         assert level(decode(tmp_path / f"a.{suffix}")) == pytest.approx(0.25 / np.sqrt(2), rel=0.05)
+
+
+class FailsOnce(Place):
+    """A file of which one read fails; whoever tries again finds nothing wrong."""
+
+    def open(self, buffering: int = -1) -> BinaryIO:
+        path = Path(str(self.file))
+        raw = FailingReads(path, path.with_suffix(".tried"))
+        return cast(BinaryIO, io.BufferedReader(raw, min(max(buffering, 512), 4096)))
+
+
+class FailingReads(io.FileIO):
+    """Fails where a third of the file has been read, unless it has done so before."""
+
+    def __init__(self, path: Path, tried: Path) -> None:
+        super().__init__(path)
+        self._size, self._tried = path.stat().st_size, tried
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.tell() > self._size // 3 and not self._tried.exists():
+            self._tried.touch()
+            raise OSError(errno.EIO, "Input/output error", str(self.name))
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "g722"])
+def test_a_read_that_fails_once_is_no_verdict(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    wav_S = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE_HZ)
+    if suffix == "g722":
+        write_g722(path, wav_S)
+    else:
+        soundfile.write(path, wav_S, SAMPLE_RATE_HZ)
+    place = FailsOnce(path, path.name)
+    with pytest.raises(BackendError, match=rf"a\.{suffix}: Input/output error; see whether"):
+        list(blocks(place))
+    assert sum(map(len, blocks(place))) >= 5 * SAMPLE_RATE_HZ
