@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import Recording, lines, stem
+from jobs.audio.corpora.recording import Recording, lines, listed, stem
 from jobs.audio.trees import Tree
 from orchestrator.errors import DataError
 
@@ -17,7 +17,7 @@ from orchestrator.errors import DataError
 def recordings(tree: Tree) -> Iterator[Recording]:
     """All files that the manifests list, each once.
 
-    Raises DataError for a line that is none, and for a file that is not in the tree.
+    Raises DataError for a line that is none.
     """
     leaves = {leaf.path: leaf for leaf in tree.leaves()}
     seen: set[str] = set()
@@ -27,12 +27,10 @@ def recordings(tree: Tree) -> Iterator[Recording]:
             name, tab, num_samples = line.partition("\t")
             if not tab or not num_samples.strip().isdecimal():
                 raise DataError(f"{manifest.path}: line {number}: no path and number of samples")
-            found = next((p for p in (str(PurePosixPath(root, name)), name) if p in leaves), None)
-            if found is None:
-                raise DataError(f"{manifest.path}: line {number}: {name} is not below the root")
-            if found not in seen:
-                seen.add(found)
-                yield Recording(stem(found), leaves[found], speaker=str(PurePosixPath(name).parent))
+            leaf = listed(leaves, str(PurePosixPath(root, name)), name)
+            if leaf.path not in seen:
+                seen.add(leaf.path)
+                yield Recording(stem(leaf.path), leaf, speaker=str(PurePosixPath(name).parent))
 
 
 def _is_manifest(path: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import ijson
 
-from jobs.audio.corpora.recording import Recording, value
+from jobs.audio.corpora.recording import Recording, listed, value
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
@@ -24,7 +24,7 @@ def recordings(tree: Tree) -> Iterator[Recording]:
     """All segments, in English; a session is a file.
 
     The JSON is read piece by piece: it takes more than a gigabyte. Raises DataError when it is not
-    there, or names a file that is not.
+    there.
     """
     leaves = {leaf.path: leaf for leaf in tree.leaves()}
     found = [leaf for path, leaf in leaves.items() if PurePosixPath(path).name == ANNOTATIONS]
@@ -33,10 +33,8 @@ def recordings(tree: Tree) -> Iterator[Recording]:
     (annotations,) = found
     folder = PurePosixPath(annotations.path).parent
     for audio in _audios(tree, annotations):
-        path = str(folder / value(audio, "path", annotations.path))
-        if path not in leaves:
-            raise DataError(f"{annotations.path}: {path} is not below the root; fetch it")
-        yield from (_recording(segment, audio, leaves[path]) for segment in audio["segments"])
+        leaf = listed(leaves, str(folder / value(audio, "path", annotations.path)))
+        yield from (_recording(segment, audio, leaf) for segment in audio["segments"])
 
 
 def _recording(segment: Mapping[str, Any], audio: Mapping[str, Any], leaf: Leaf) -> Recording:

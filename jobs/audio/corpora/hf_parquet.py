@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jobs.audio.corpora.recording import Recording, stem
+from jobs.audio.corpora.recording import Recording, language_code, stem
 from jobs.audio.trees import ParquetTree, Tree
 from orchestrator.errors import RequestError
 
@@ -24,7 +24,7 @@ def recordings(tree: Tree) -> Iterator[Recording]:
         yield Recording(
             name if stems[name] == 1 else leaf.path,
             leaf,
-            language=_first(about, _LANGUAGE).partition("-")[0].lower(),
+            language=language_code(_first(about, _LANGUAGE)),
             speaker=_first(about, _SPEAKER),
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from jobs.audio.corpora.recording import Recording, lines
+from jobs.audio.corpora.recording import Recording, language_code, lines, listed
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError, RequestError
 
@@ -15,7 +15,7 @@ from orchestrator.errors import DataError, RequestError
 def recordings(tree: Tree) -> Iterator[Recording]:
     """All utterances, or whole recordings where there are no ``segments``.
 
-    Raises RequestError for a pipe, DataError for what is not below the root.
+    Raises RequestError for a pipe, DataError for what is no such folder.
     """
     leaves = {leaf.path: leaf for leaf in tree.leaves()}
     files = _files(tree, leaves)
@@ -25,7 +25,7 @@ def recordings(tree: Tree) -> Iterator[Recording]:
             name,
             files[recording],
             spans_s=spans,
-            language=languages.get(name, ""),
+            language=language_code(languages.get(name, "")),
             speaker=speakers.get(name, ""),
             session=recording,
         )
@@ -39,9 +39,7 @@ def _files(tree: Tree, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
             raise RequestError(
                 f"wav.scp: {name}: {path!r} is a command for a shell; write the files that it makes"
             )
-        if path not in leaves:
-            raise DataError(f"wav.scp: {name}: {path} is not below the root")
-        found[name] = leaves[path]
+        found[name] = listed(leaves, path)
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from jobs.audio.corpora.recording import Recording, json_lines, stem, value
+from jobs.audio.corpora.recording import Recording, json_lines, language_code, listed, stem, value
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
@@ -22,7 +22,7 @@ _CUTS, _RECORDINGS = (re.compile(rf"{name}[^/]*\.jsonl(\.gz)?") for name in ("cu
 def recordings(tree: Tree) -> Iterator[Recording]:
     """All cuts, or all recordings where there are none.
 
-    Raises DataError for a cut of several pieces, and for audio that is not below the root.
+    Raises DataError for a cut of several pieces.
     """
     leaves = list(tree.leaves())
     audio = _Audio(leaves)
@@ -48,20 +48,15 @@ class _Audio:
         self._by_stem = {stem(path): leaf for path, leaf in self._by_path.items()}
 
     def of(self, recording: Mapping[str, Any], name: str, manifest: Leaf, where: str) -> Leaf:
-        """The file, by its path or, in Shar, by the cut's name. Raises DataError."""
+        """The file, by its path or, in Shar, by the cut's name. Raises DataError for several."""
         sources = value(recording, "sources", where)
         if len(sources) != 1:
             raise DataError(f"{where}: its recording has {len(sources)} sources; one is understood")
         folder = PurePosixPath(manifest.path).parent
         if sources[0].get("type") == "shar":
-            found = self._by_stem.get(str(folder / name))
-        else:
-            path = str(sources[0].get("source") or "")
-            found = self._by_path.get(path) or self._by_path.get(str(folder / path))
-            name = path
-        if found is None:
-            raise DataError(f"{where}: {name} is not below the root")
-        return found
+            return listed(self._by_stem, str(folder / name))
+        path = str(sources[0].get("source") or "")
+        return listed(self._by_path, path, str(folder / path))
 
 
 def _of_cut(cut: Mapping[str, Any], audio: _Audio, manifest: Leaf, where: str) -> Recording:
@@ -75,7 +70,7 @@ def _of_cut(cut: Mapping[str, Any], audio: _Audio, manifest: Leaf, where: str) -
         name,
         audio.of(recording, name, manifest, where),
         spans_s=() if is_whole or _is_shar(recording) else ((start, start + length),),
-        language=str(said.get("language") or "").partition("-")[0].lower(),
+        language=language_code(str(said.get("language") or "")),
         speaker=str(said.get("speaker") or ""),
         session=str(recording.get("id") or ""),
     )

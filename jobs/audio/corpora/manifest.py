@@ -7,15 +7,14 @@ seconds, ``id`` (``fileid``), ``language`` (``lang``), ``speaker`` (``speaker_id
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.audio.corpora.recording import Recording, json_lines, stem
+from jobs.audio.corpora.recording import Recording, json_lines, language_code, listed, rows, stem
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
@@ -25,7 +24,7 @@ _ID, _LANGUAGE, _SPEAKER = ("id", "fileid"), ("language", "lang"), ("speaker", "
 
 
 def recordings(tree: Tree) -> Iterator[Recording]:
-    """All rows in order. Raises DataError for one without a path, or whose file is not there."""
+    """All rows in order. Raises DataError for one without a path."""
     leaves = {leaf.path: leaf for leaf in tree.leaves()}
     found = [leaves[name] for name in NAMES if name in leaves]
     if len(found) != 1:
@@ -35,10 +34,9 @@ def recordings(tree: Tree) -> Iterator[Recording]:
     for number, row in enumerate(_rows(tree, manifest), 1):
         where = f"{manifest.path}: row {number}"
         path = str(_first(row, _PATH) or "").removeprefix("./")
-        if path not in leaves:
-            what = f"{path} is not below the root" if path else f"has none of {', '.join(_PATH)}"
-            raise DataError(f"{where}: {what}")
-        yield _recording(row, leaves[path], where)
+        if not path:
+            raise DataError(f"{where}: has none of {', '.join(_PATH)}")
+        yield _recording(row, listed(leaves, path), where)
 
 
 def _recording(row: Mapping[str, Any], leaf: Leaf, where: str) -> Recording:
@@ -50,7 +48,7 @@ def _recording(row: Mapping[str, Any], leaf: Leaf, where: str) -> Recording:
         str(_first(row, _ID) or default),
         leaf,
         spans_s=spans,
-        language=str(_first(row, _LANGUAGE) or ""),
+        language=language_code(str(_first(row, _LANGUAGE) or "")),
         speaker=str(_first(row, _SPEAKER) or ""),
         session=str(row.get("session") or ""),
     )
@@ -72,13 +70,16 @@ def _spans(row: Mapping[str, Any], where: str) -> tuple[tuple[float, float], ...
 def _rows(tree: Tree, manifest: Leaf) -> Iterator[Mapping[str, Any]]:
     if manifest.path.endswith((".json", ".jsonl")):
         yield from json_lines(tree, manifest)
-        return
-    with tree.place(manifest).open() as file:
-        if manifest.path.endswith(".csv"):
-            yield from csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""))
-            return
-        for batch in pq.ParquetFile(file).iter_batches():
-            yield from batch.to_pylist()
+    elif manifest.path.endswith(".csv"):
+        yield from rows(tree, manifest, ",", (), quoted=True)
+    else:
+        with tree.place(manifest).open() as file:
+            try:
+                table = pq.ParquetFile(file)
+            except pa.ArrowInvalid as error:
+                raise DataError(f"{manifest.path}: {error}; fetch it again") from None
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:

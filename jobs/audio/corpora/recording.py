@@ -6,9 +6,12 @@ import csv
 import gzip
 import io
 import json
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple, TextIO
 
@@ -46,6 +49,29 @@ def by_stem(leaves: Iterable[Leaf]) -> Iterator[tuple[str, Leaf]]:
 def stem(path: str) -> str:
     """A path without its last suffix."""
     return str(PurePosixPath(path).with_suffix(""))
+
+
+def listed(leaves: Mapping[str, Leaf], *paths: str) -> Leaf:
+    """The file that a list names, by the first of its paths that is there.
+
+    Where none is, it has that as its problem: such a row is quarantined by its name, not forgotten.
+    """
+    found = next((leaves[path] for path in paths if path in leaves), None)
+    return found or Leaf(paths[-1], 0, problem="is listed, and not below the root")
+
+
+def language_code(said: str) -> str:
+    """The ISO 639 code of ``en``, ``EN``, ``en-US``, ``English``; another word in small letters."""
+    word = re.split("[-_]", said.strip().lower())[0]
+    return word if len(word) <= 3 else _codes_of_names().get(said.strip().lower(), word)
+
+
+@cache
+def _codes_of_names() -> Mapping[str, str]:
+    """By English name; slow to import, and asked for only where there are names."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    return TO_LANGUAGE_CODE
 
 
 def json_of(tree: Tree, leaf: Leaf) -> dict[str, Any]:
@@ -91,13 +117,21 @@ def value(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 @contextmanager
 def _text(tree: Tree, leaf: Leaf) -> Iterator[TextIO]:
-    """A file's text, unpacked where its name says that it is packed."""
+    """A file's text, unpacked where its name says that it is packed.
+
+    Raises DataError for what is none, OSError for what cannot be read.
+    """
     with tree.place(leaf).open() as file:
-        if leaf.path.endswith(".gz"):
-            with gzip.open(file, "rt", encoding="utf-8", newline="") as unpacked:
-                yield unpacked
-        else:
-            yield io.TextIOWrapper(file, encoding="utf-8", newline="")
+        try:
+            if leaf.path.endswith(".gz"):
+                with gzip.open(file, "rt", encoding="utf-8", newline="") as unpacked:
+                    yield unpacked
+            else:
+                yield io.TextIOWrapper(file, encoding="utf-8", newline="")
+        except UnicodeDecodeError:
+            raise DataError(f"{leaf.path}: is no UTF-8; save it as such") from None
+        except (gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
+            raise DataError(f"{leaf.path}: {error}; fetch it again") from None
 
 
 def _object(data: bytes | str, where: str) -> dict[str, Any]:

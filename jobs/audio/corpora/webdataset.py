@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import Recording, json_of
+from jobs.audio.corpora.recording import Recording, json_of, language_code
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
@@ -30,7 +30,7 @@ def recordings(tree: Tree) -> Iterator[Recording]:
             yield Recording(
                 key,
                 leaf,
-                language=str(facts.get("language") or "").lower(),
+                language=language_code(str(facts.get("language") or "")),
                 speaker=str(facts.get("speaker") or ""),
             )
 

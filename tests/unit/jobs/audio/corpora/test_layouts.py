@@ -12,8 +12,9 @@ from typing import get_args
 import pytest
 
 from jobs.audio import corpora
-from jobs.audio.corpora.recording import Recording
+from jobs.audio.corpora.recording import Recording, language_code
 from jobs.audio.trees import TarTree
+from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Adapter
 from tests.unit.jobs.audio.corpora.layouts import (
     AUDIO,
@@ -227,7 +228,7 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes | str], list[tuple[object, ...]]]] =
             "audio/r1.flac": AUDIO,
         },
         [
-            ("c1", ((0.5, 2.5),), "english", "bob", "r1", ""),
+            ("c1", ((0.5, 2.5),), "en", "bob", "r1", ""),
             ("c2", (), "", "", "r1", ""),
         ],
     ),
@@ -295,3 +296,98 @@ def test_shar_of_lhotse(tmp_path: Path) -> None:
     for recording in found:
         with tree.place(recording.leaf).open() as file:
             assert file.read() == AUDIO + recording.id.encode()
+
+
+LISTED, GONE = "a/there.wav", "a/gone.wav"
+LISTS: dict[str, tuple[str, bytes | str]] = {
+    "manifest": ("manifest.jsonl", json_lines({"path": LISTED}, {"path": GONE})),
+    "manifest csv": ("manifest.csv", f"path,lang\n{LISTED},en\n{GONE},en\n"),
+    "fairseq_tsv": ("all.tsv", f"/elsewhere\n{LISTED}\t16000\n{GONE}\t16000\n"),
+    "kaldi": ("wav.scp", f"one {LISTED}\ntwo {GONE}\n"),
+    "lhotse": (
+        "recordings.jsonl.gz",
+        gzipped(json_lines(*(recording_of(p, "file", p, 1.0) for p in (LISTED, GONE)))),
+    ),
+    "lhotse cuts": (
+        "cuts.jsonl.gz",
+        gzipped(
+            json_lines(
+                *(
+                    {"id": p, "duration": 1.0, "recording": recording_of(p, "file", p, 1.0)}
+                    for p in (LISTED, GONE)
+                )
+            )
+        ),
+    ),
+    "gigaspeech": (
+        "GigaSpeech.json",
+        json.dumps(
+            {
+                "audios": [
+                    {
+                        "aid": p,
+                        "path": p,
+                        "segments": [{"sid": p, "begin_time": 0, "end_time": 1, "text_tn": "A"}],
+                    }
+                    for p in (LISTED, GONE)
+                ]
+            }
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_what_a_list_names_and_is_not_there_has_a_row_that_says_so(
+    tmp_path: Path, name: str
+) -> None:
+    path, content = LISTS[name]
+    root = write(tmp_path, {path: content, LISTED: AUDIO})
+    there, gone = listed(name.split()[0], root)
+    assert (there.leaf.path, there.leaf.problem) == (LISTED, "")
+    assert (gone.leaf.path, gone.leaf.problem) == (GONE, "is listed, and not below the root")
+
+
+def test_a_member_that_shar_names_and_is_not_there_has_one_too(tmp_path: Path) -> None:
+    cut = {"id": "c", "duration": 1.0, "recording": recording_of("r", "shar", "", 1.0)}
+    write(tmp_path, {"x/cuts.000000.jsonl.gz": gzipped(json_lines(cut))})
+    (gone,) = listed("lhotse", tmp_path)
+    assert (gone.id, gone.leaf.path, bool(gone.leaf.problem)) == ("c", "x/c", True)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("en", "en"),
+        ("EN", "en"),
+        ("en-US", "en"),
+        ("pt_BR", "pt"),
+        ("yue", "yue"),
+        ("English", "en"),
+        (" german ", "de"),
+        ("Mandarin", "zh"),
+        ("Haitian Creole", "ht"),
+        ("Klingon", "klingon"),
+        ("", ""),
+    ],
+)
+def test_languages_are_codes_however_a_corpus_writes_them(said: str, code: str) -> None:
+    assert language_code(said) == code
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name", "content", "problem"),
+    [
+        ("manifest", "manifest.csv", b"path,lang\na\xe9.wav,en\n", "is no UTF-8; save it as such"),
+        ("manifest", "manifest.csv", b"path,lang\n" + b"x" * 200_000, "field larger than"),
+        ("manifest", "manifest.parquet", b"PAR1", "fetch it again"),
+        ("lhotse", "cuts.jsonl.gz", b"{}", "Not a gzipped file"),
+        ("lhotse", "cuts.jsonl.gz", gzipped("x" * 100)[:-9], "ended before"),
+        ("lhotse", "cuts.jsonl.gz", gzipped("x" * 100)[:10] + b"\xff" * 90, "fetch it again"),
+    ],
+)
+def test_a_list_that_is_damaged_is_named(
+    tmp_path: Path, adapter: str, name: str, content: bytes, problem: str
+) -> None:
+    with pytest.raises(DataError, match=rf"{name}: .*{problem}"):
+        listed(adapter, write(tmp_path, {name: content}))
