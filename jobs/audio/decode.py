@@ -1,16 +1,17 @@
 """Reads audio files as what every encoder of the HuBERT family reads: mono float32 at 16 kHz.
 
-In: a place. Out: ``wav_S`` in [-1, 1], S samples at 16 kHz, whole or in blocks. libsndfile reads
-what it reads exactly from any place (WAV, FLAC, Vorbis), FFmpeg's libraries (PyAV) the rest; raw
-G.722 has no header, so its file name alone says what it is. Every part of a file is read, and a
-file that is cut short is unreadable, whatever its decoder makes of it.
+In: a place, and which of its channels. Out: ``wav_S`` in [-1, 1], S samples at 16 kHz, whole or in
+blocks. libsndfile reads what it reads exactly from any place (WAV, FLAC, Vorbis), FFmpeg's
+libraries (PyAV) the rest; raw G.722 has no header, so its file name alone says what it is. Every
+part of a file is read, and a file that is cut short is unreadable, whatever its decoder makes of
+it.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
@@ -25,6 +26,7 @@ import soundfile
 import torch
 import torchaudio
 
+from jobs.audio.channels import Channels, Mono, mono, widened
 from jobs.audio.containers import Kind, Part, parts_of
 from jobs.audio.place import Place
 from jobs.audio.slices import Slice, Watched
@@ -60,15 +62,25 @@ class UnreadableAudioError(OrchestratorError):
         self.reason = reason
 
 
-def decode(where: Path | Place, *, lowpass_hz: float | None = None) -> Wave:
+def decode(
+    where: Path | Place, *, lowpass_hz: float | None = None, channels: Channels | int = "mix"
+) -> Wave:
     """The whole recording as ``wav_S``. Raises what ``blocks`` does."""
-    return np.concatenate(list(blocks(where, lowpass_hz=lowpass_hz)))
+    return np.concatenate(list(blocks(where, lowpass_hz=lowpass_hz, channels=channels)))
 
 
 def blocks(
-    where: Path | Place, *, lowpass_hz: float | None = None, first: int = 0
+    where: Path | Place,
+    *,
+    lowpass_hz: float | None = None,
+    channels: Channels | int = "mix",
+    first: int = 0,
+    on_cancelled: Callable[[int], object] = int,
 ) -> Iterator[Wave]:
     """The recording from its block ``first`` on, in blocks of ``BLOCK_S``; the last is shorter.
+
+    One signal is made of its channels as `channels.mono` says, block by block; ``on_cancelled``
+    gets the number of each block whose mix cancels itself, before the block comes.
 
     Memory is bounded by a block. WAV, FLAC and Vorbis are entered there, others decoded from their
     beginning; the bytes are the same. Raises UnreadableAudioError, which is a verdict on the file's
@@ -78,7 +90,11 @@ def blocks(
     try:
         with reading(place, _BUFFER_BYTES) as file:
             source = _open(file, RAW_FORMATS.get(place.suffix), first)
-            yield from _blocks(source, lowpass_hz, first)
+            wanted = _Wanted(lowpass_hz, channels, first)
+            for number, (wav_S, is_cancelled) in enumerate(_blocks(source, wanted), first):
+                if is_cancelled:
+                    on_cancelled(number)
+                yield wav_S
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
         if _OUT_OF_MEMORY.search(str(error)):
             raise MemoryError from None
@@ -137,27 +153,36 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+class _Wanted(NamedTuple):
+    """What of a recording is asked for."""
+
+    lowpass_hz: float | None
+    channels: Channels | int
+    first: int
+    """Block."""
+
+
 class _Source(NamedTuple):
     """A file being decoded."""
 
     pieces: Iterator[tuple[Wave, int]]
-    """Consecutive stretches of the mono signal, each with its rate in Hz."""
+    """Consecutive stretches of all channels, ``wav_CS``, each with its rate in Hz."""
     is_entered: bool
     """Whether they begin with what the block asked for needs, rather than with the file."""
 
 
-def _blocks(source: _Source, lowpass_hz: float | None, first: int) -> Iterator[Wave]:
+def _blocks(source: _Source, wanted: _Wanted) -> Iterator[Mono]:
     grid: _Grid | None = None
-    for wav_S, rate_hz in source.pieces:
-        if not np.isfinite(wav_S).all():
+    for wav_CS, rate_hz in source.pieces:
+        if not np.isfinite(wav_CS).all():
             raise ValueError("holds samples that are no numbers")
-        grid = grid or _Grid(rate_hz, lowpass_hz, first, is_entered=source.is_entered)
+        grid = grid or _Grid(rate_hz, wanted, is_entered=source.is_entered)
         if rate_hz != grid.rate_hz:
             raise ValueError(f"its parts have {grid.rate_hz:,} and {rate_hz:,} Hz")
-        yield from grid.blocks_after(wav_S)
+        yield from grid.blocks_after(wav_CS)
     if grid is not None:
         yield from grid.rest()
-    elif not first:
+    elif not wanted.first:
         raise ValueError("holds no samples")
 
 
@@ -187,42 +212,52 @@ class _Periods(NamedTuple):
 class _Grid:
     """Brings a recording to 16 kHz in blocks, each from its own surroundings alone."""
 
-    def __init__(
-        self, rate_hz: int, lowpass_hz: float | None, first: int, *, is_entered: bool
-    ) -> None:
-        self.rate_hz, self._lowpass_hz = rate_hz, lowpass_hz
+    def __init__(self, rate_hz: int, wanted: _Wanted, *, is_entered: bool) -> None:
+        self.rate_hz, self._wanted = rate_hz, wanted
         self._periods = _Periods.at(rate_hz)
         self._resample = torchaudio.transforms.Resample(self._periods.down, self._periods.up)
-        self._held: Wave = np.zeros(0, np.float32)
-        self._unneeded = 0 if is_entered else self._periods.entry(first)
+        self._held_CS: Wave = np.zeros((0, 0), np.float32)
+        self._unneeded = 0 if is_entered else self._periods.entry(wanted.first)
         """How many samples are still to come that no block needs."""
-        self._before = self._periods.block * first - self._periods.entry(first)
+        self._before = self._periods.block * wanted.first - self._periods.entry(wanted.first)
         """How many of the samples held lie before the next block."""
 
-    def blocks_after(self, wav_S: Wave) -> Iterator[Wave]:
+    @property
+    def _num_held(self) -> int:
+        return int(self._held_CS.shape[1])
+
+    def blocks_after(self, wav_CS: Wave) -> Iterator[Mono]:
         """The blocks that are whole with these samples at the file's own rate."""
-        needed_S = wav_S[self._unneeded :]
-        self._unneeded -= len(wav_S) - len(needed_S)
-        self._held = np.concatenate([self._held, needed_S])
-        while len(self._held) >= self._before + self._periods.block + self._periods.margin:
+        needed_CS = wav_CS[:, self._unneeded :]
+        self._unneeded -= wav_CS.shape[1] - needed_CS.shape[1]
+        self._hold(needed_CS)
+        while self._num_held >= self._before + self._periods.block + self._periods.margin:
             yield self._next()
 
-    def rest(self) -> Iterator[Wave]:
+    def rest(self) -> Iterator[Mono]:
         """The blocks before the file's end."""
-        while len(self._held) > self._before:
+        while self._num_held > self._before:
             yield self._next()
 
-    def _next(self) -> Wave:
+    def _hold(self, wav_CS: Wave) -> None:
+        """Samples after those held; parts of a file may differ in their channels."""
+        if self._num_held:
+            most = max(len(self._held_CS), len(wav_CS))
+            wav_CS = np.concatenate([widened(self._held_CS, most), widened(wav_CS, most)], axis=1)
+        self._held_CS = wav_CS
+
+    def _next(self) -> Mono:
         down, up, block, margin = self._periods
-        end = min(self._before + block, len(self._held))
-        wav_S: Wave = self._resample(torch.from_numpy(self._held[: end + margin])).numpy()
-        if self._lowpass_hz is not None:
-            wav_S = lowpass(wav_S, self._lowpass_hz)
+        end = min(self._before + block, self._num_held)
+        made = mono(self._held_CS[:, : end + margin], self._wanted.channels)
+        wav_S: Wave = self._resample(torch.from_numpy(made.wav_S)).numpy()
+        if self._wanted.lowpass_hz is not None:
+            wav_S = lowpass(wav_S, self._wanted.lowpass_hz)
         start = self._before * up // down
         length = ceil((end - self._before) * up / down)
         self._before = min(margin, end)
-        self._held = self._held[end - self._before :]
-        return wav_S[start : start + length]
+        self._held_CS = self._held_CS[:, end - self._before :]
+        return Mono(wav_S[start : start + length], made.cancelled)
 
 
 def _resampled_rate(rate_hz: int) -> int:
@@ -262,7 +297,7 @@ def _sndfile_pieces(file: BinaryIO, first: int = 0) -> Iterator[tuple[Wave, int]
         left = sound.frames - sound.seek(start)
         for wav_SC in sound.blocks(_READ_FRAMES, dtype="float32", always_2d=True):
             left -= len(wav_SC)
-            yield np.ascontiguousarray(wav_SC.mean(axis=1)), sound.samplerate
+            yield np.ascontiguousarray(wav_SC.T), sound.samplerate
         if left:
             raise ValueError(f"damaged: {left:,} of its {sound.frames:,} samples are missing")
 
@@ -274,4 +309,4 @@ def _ffmpeg_pieces(file: BinaryIO, raw_format: str | None = None) -> Iterator[tu
         to_float = av.AudioResampler(format="fltp")
         for frame in chain(container.decode(container.streams.audio[0]), [None]):
             for piece in to_float.resample(frame):
-                yield piece.to_ndarray().mean(axis=0), piece.sample_rate
+                yield piece.to_ndarray().astype(np.float32, copy=False), piece.sample_rate

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from jobs.audio.channels import Channels
 from jobs.audio.decode import UnreadableAudioError, Wave, blocks
 from jobs.audio.place import Place
 from orchestrator.errors import BackendError, Cause, RunFailedError
@@ -67,8 +68,15 @@ class _Order(NamedTuple):
 
     where: Path | Place
     lowpass_hz: float | None
+    channels: Channels | int
     first: int
     cpu_s: float
+
+
+class _Cancelled(NamedTuple):
+    """The mix of a block cancels itself."""
+
+    block: int
 
 
 class _EndedByItself(Exception):  # noqa: N818 (nobody but this module sees it)
@@ -98,9 +106,15 @@ class Decoders:
         self._idle: list[_Process] = []
 
     def blocks(
-        self, where: Path | Place, *, lowpass_hz: float | None = None, first: int = 0
+        self,
+        where: Path | Place,
+        *,
+        lowpass_hz: float | None = None,
+        channels: Channels | int = "mix",
+        first: int = 0,
+        on_cancelled: Callable[[int], object] = int,
     ) -> Iterator[Wave]:
-        """What `decode.blocks` gives, and its errors.
+        """What `decode.blocks` gives, and its errors; ``on_cancelled`` may be told a block twice.
 
         Raises UnreadableAudioError, too, for a file that crashes its decoder or goes over a limit;
         RunFailedError when decoding processes are killed again and again.
@@ -108,9 +122,9 @@ class Decoders:
         num_ended = num_killed = 0
         while True:
             try:
-                order = _Order(where, lowpass_hz, first, self._limits.cpu_s_of(where))
+                order = _Order(where, lowpass_hz, channels, first, self._limits.cpu_s_of(where))
                 with self._process(alone=num_ended > 0) as process:
-                    for block in process.decode(order):
+                    for block in process.decode(order, on_cancelled):
                         yield block
                         first += 1
                 return
@@ -171,13 +185,16 @@ class _Process:
         self.is_idle = True
         """Whether it can be given another file."""
 
-    def decode(self, order: _Order) -> Iterator[Wave]:
+    def decode(self, order: _Order, on_cancelled: Callable[[int], object]) -> Iterator[Wave]:
         """The blocks of a file. Raises what `decode.blocks` does, _EndedByItself, _Killed."""
         self.is_idle = False
         try:
             self._connection.send(order)
-            while isinstance(said := self._connection.recv(), np.ndarray):
-                yield said
+            while isinstance(said := self._connection.recv(), np.ndarray | _Cancelled):
+                if isinstance(said, _Cancelled):
+                    on_cancelled(said.block)
+                else:
+                    yield said
         except (EOFError, ConnectionError):
             raise self._end() from None
         if said is not None and said.is_from_memory:
@@ -233,7 +250,13 @@ def _serve(connection: Connection, decode: Decode, memory_bytes: int) -> None:
 def _answer(connection: Connection, decode: Decode, order: _Order) -> _Refusal | None:
     """Send a file's blocks; what ends them."""
     try:
-        for block in decode(order.where, lowpass_hz=order.lowpass_hz, first=order.first):
+        for block in decode(
+            order.where,
+            lowpass_hz=order.lowpass_hz,
+            channels=order.channels,
+            first=order.first,
+            on_cancelled=lambda number: connection.send(_Cancelled(number)),
+        ):
             connection.send(block)
     except UnreadableAudioError as error:
         return _Refusal(error.reason, is_verdict=True)

@@ -144,6 +144,50 @@ def test_blocks_are_resampled_as_the_whole_is(tmp_path: Path) -> None:
     assert np.abs(decode(path) - whole).max() < 1e-5
 
 
+def in_channels(path: Path, *channels: np.ndarray) -> Path:
+    soundfile.write(path, np.stack(channels, axis=1), 8_000, subtype="FLOAT")
+    return path
+
+
+def test_a_block_whose_mix_cancels_itself_is_its_loudest_channel_wherever_one_enters(
+    tmp_path: Path,
+) -> None:
+    left = np.random.default_rng(0).normal(0, 0.1, int(2.5 * BLOCK_S * 8_000))
+    sign = np.where(np.arange(len(left)) // (BLOCK_S * 8_000) == 1, -1.1, 1.0)
+    path = in_channels(tmp_path / "a.wav", left, sign * left)
+    told: list[int] = []
+    whole = list(blocks(path, on_cancelled=told.append))
+    assert told == [1]
+    for channel in (1, "loudest"):
+        loudest = list(blocks(path, channels=channel))  # type: ignore[arg-type]
+        assert whole[1].tobytes() == loudest[1].tobytes()
+    alone = decode(in_channels(tmp_path / "b.wav", left))[-len(whole[2]) :]
+    assert np.abs(whole[2] - alone)[1_000:].max() < 1e-6
+    entered = list(blocks(path, first=1, on_cancelled=told.append))
+    assert told == [1, 1]
+    assert [b.tobytes() for b in entered] == [b.tobytes() for b in whole[1:]]
+
+
+def test_a_channel_that_is_not_there_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    path = in_channels(tmp_path / "a.wav", tone(500, 1.0, 8_000), tone(700, 1.0, 8_000))
+    assert loudest_hz(decode(path, channels=1)) == pytest.approx(700, abs=1)
+    with pytest.raises(UnreadableAudioError, match="has no channel 2, only 2"):
+        decode(path, channels=2)
+
+
+def test_parts_that_differ_in_their_channels_are_mixed_part_by_part(tmp_path: Path) -> None:
+    chained = b""
+    for number, channels in enumerate(([1.0], [1.0, 0.0], [1.0])):
+        part = tmp_path / f"{number}.ogg"
+        mono = tone(500, 2.0, SAMPLE_RATE_HZ)
+        soundfile.write(part, np.stack([mono * c for c in channels], axis=1), SAMPLE_RATE_HZ)
+        chained += part.read_bytes()
+    (tmp_path / "a.ogg").write_bytes(chained)
+    wav_S = decode(tmp_path / "a.ogg")
+    found = [level(wav_S[2 * n * SAMPLE_RATE_HZ : 2 * (n + 1) * SAMPLE_RATE_HZ]) for n in range(3)]
+    assert found == pytest.approx([0.354, 0.177, 0.354], rel=0.05)
+
+
 def test_a_mix_is_the_mean_of_its_channels_whoever_decodes(tmp_path: Path) -> None:
     mono = tone(500, 1.0, 48_000)
     for suffix in ("flac", "mp3", "ogg"):

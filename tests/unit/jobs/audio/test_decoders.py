@@ -22,7 +22,7 @@ from orchestrator.errors import BackendError, Cause, RunFailedError
 NO_TIME = Limits(cpu_s=0.5, cpu_s_per_mb=0.0)
 
 
-def acted(path: Path, *, lowpass_hz: float | None = None, first: int = 0) -> Iterator[Wave]:
+def acted(path: Path, *, lowpass_hz: float | None, first: int, **_: Any) -> Iterator[Wave]:
     """Two blocks that tell what was asked for, and between them what the file says."""
     with path.with_suffix(".log").open("a") as log:
         log.write(f"{os.getpid()} {first}\n")
@@ -97,6 +97,20 @@ def test_blocks_come_as_from_the_decoder_itself(tmp_path: Path) -> None:
         expected = list(blocks(tmp_path / "a.flac", **options))
         found = list(decoders.blocks(tmp_path / "a.flac", **options))
         assert [block.tobytes() for block in found] == [block.tobytes() for block in expected]
+    decoders.close()
+
+
+def test_channels_are_chosen_in_the_process_and_cancelling_mixes_told(tmp_path: Path) -> None:
+    left = np.random.default_rng(0).uniform(-0.5, 0.5, 70 * 8000)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, -0.9 * left], axis=1), 8000)
+    decoders = Decoders(1)
+    cancelled: list[int] = []
+    mix = list(decoders.blocks(tmp_path / "a.wav", on_cancelled=cancelled.append))
+    assert cancelled == [0, 1, 2]
+    first = list(decoders.blocks(tmp_path / "a.wav", channels="first"))
+    assert [block.tobytes() for block in mix] == [block.tobytes() for block in first]
+    second = list(decoders.blocks(tmp_path / "a.wav", channels=1))
+    assert np.abs(second[0] + 0.9 * first[0]).max() < 1e-3
     decoders.close()
 
 
