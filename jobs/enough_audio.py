@@ -1,96 +1,94 @@
 """Whether a corpus can give what recipes make of it, as far as its list of recordings tells.
 
-A split is a pure function of a recording's name, and no utterance gives more tokens than frames: a
-corpus that is too small is known as soon as its recordings are, before any is encoded.
+A split is a pure function of what recordings are called, and no utterance gives more tokens than
+frames: a corpus that is too small is known as soon as its recordings are, before any is encoded.
+
+In: a table with a row a recording: ``id``, ``source``, ``speaker``, ``session`` and, where lengths
+are known, ``num_samples`` at 16 kHz.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
-from jobs.lm.packing import SPLITS, SplitName, place_of, split_of
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.lm.splits import SPLITS, Deal, deal_out, groups_of, sources_of
 from jobs.speech.lloyd import MIN_FRAMES_PER_CLUSTER
 from orchestrator.errors import DataError
 from orchestrator.plan.graph import Scope
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Recipe, Split
 
+Samples = npt.NDArray[np.int64]
 _EVERYTHING = Scope()
 
 
 def require_enough(
     recipes: Iterable[Recipe],
-    num_samples: Mapping[str, int],
+    recordings: pa.Table | Mapping[str, int],
     scope: Scope = _EVERYTHING,
 ) -> None:
-    """Raise DataError when recordings, by name with their samples at 16 kHz, are too few.
-
-    ``scope``: what will be done with them.
-    """
+    """Raise DataError when recordings are too few. ``scope``: what will be done with them."""
+    if isinstance(recordings, Mapping):
+        lengths = pa.array(recordings.values(), pa.int64())
+        recordings = _unnamed(recordings).append_column("num_samples", lengths)
+    num_samples = recordings["num_samples"].to_numpy()
     # Most variants of a sweep ask for the same, and a corpus may have millions of recordings.
     for recipe in {_demand(recipe): recipe for recipe in recipes}.values():
-        if scope.splits:
-            require_splits(num_samples, recipe.split)
+        deal = require_splits(recordings, recipe.split) if scope.splits else None
         if scope.pretrains:
             _require_pretraining(recipe, num_samples)
         if scope.clusters:
             _require_codebook(recipe, num_samples)
-        if scope.splits:
-            _require_tokens(recipe, num_samples)
+        if deal:
+            _require_tokens(recipe, recordings, deal)
 
 
 def _demand(recipe: Recipe) -> Hashable:
     """All that decides whether a corpus is enough."""
     windows, length = recipe.corpus.windows, recipe.train.context_length
-    return (recipe.split, recipe.encoder, recipe.tokenizer, windows, length)
+    mixed = tuple(recipe.mixture_ratio)
+    return (recipe.split, recipe.encoder, recipe.tokenizer, windows, length, mixed)
 
 
-def require_splits(recordings: Collection[str], shares: Split) -> None:
-    """Raise DataError when a split gets no recording: its share, and shares that would do."""
-    empty = _empty_splits(recordings, shares)
-    if empty:
-        enough = _shares_that_do(recordings, shares)
-        remedy = (
-            f"give split: {{valid: {enough.valid:g}, test: {enough.test:g}}}, or " if enough else ""
-        )
-        thinned = ""
-        if shares.train_fraction < 1:
-            thinned = f", train_fraction: {shares.train_fraction:g}"
-            remedy += "raise split.train_fraction, or " if "train" in empty else ""
+def require_splits(recordings: pa.Table | Collection[str], shares: Split) -> Deal:
+    """Which split each recording is in.
+
+    Raises DataError when there are fewer groups than splits, or recordings in none where all need
+    one.
+    """
+    if not isinstance(recordings, pa.Table):
+        recordings = _unnamed(recordings)
+    return deal_out(shares, [groups_of(recordings, shares.by, named="id")])
+
+
+def _unnamed(recordings: Collection[str]) -> pa.Table:
+    """Recordings of which no more than the id is known."""
+    nothing = pa.nulls(len(recordings), pa.string())
+    ids = pa.array(recordings, pa.string())
+    return pa.table({"id": ids, "source": nothing, "speaker": nothing, "session": nothing})
+
+
+def require_window(num_tokens: int, length: int, *, source: str = "", rate: str = "") -> None:
+    """Raise DataError when the training split, or its part of a source, is not one window."""
+    if num_tokens <= length:
+        has = f"at most {num_tokens} tokens" if rate else f"{num_tokens} tokens"
+        of, at = f" of {source}" if source else "", f" ({rate})" if rate else ""
         raise DataError(
-            f"split: none of {len(recordings)} recordings falls into {' or '.join(empty)} "
-            f"(valid: {shares.valid:g}, test: {shares.test:g}{thinned}); {remedy}add recordings"
+            f"train.context_length: the training split has {has}{of}{at}, fewer than the "
+            f"{length + 1} of one window; shorten it or add recordings"
         )
 
 
-def _empty_splits(recordings: Iterable[str], shares: Split) -> list[SplitName]:
-    found = {split_of(recording, shares) for recording in recordings}
-    return [name for name in SPLITS if name not in found]
-
-
-def _shares_that_do(recordings: Collection[str], shares: Split) -> Split | None:
-    """The smallest shares, not below those asked for, that leave no split empty; None for none."""
-    places = sorted(place_of(recording) for recording in recordings)
-    valid = max(shares.valid, _just_above(places[0])) if places else 1.0
-    first = next((place for place in places if place >= valid), 1.0)
-    test = max(shares.test, _just_above(first - valid))
-    if max(valid, test) >= 0.5:
-        return None
-    enough = shares.model_copy(update={"valid": valid, "test": test})
-    return None if _empty_splits(recordings, enough) else enough
-
-
-def _just_above(share: float) -> float:
-    """The next thousandth."""
-    return (math.floor(share * 1000) + 1) / 1000
-
-
-def _require_pretraining(recipe: Recipe, num_samples: Mapping[str, int]) -> None:
+def _require_pretraining(recipe: Recipe, num_samples: Samples) -> None:
     pretrain = recipe.encoder.pretrain
     if pretrain is None:
         return
-    total_s = sum(num_samples.values()) / SAMPLE_RATE_HZ
+    total_s = int(num_samples.sum()) / SAMPLE_RATE_HZ
     if total_s < pretrain.crop_s:
         raise DataError(
             f"encoder.pretrain.crop_s: all recordings last {total_s:.1f} s, and a crop "
@@ -103,14 +101,14 @@ def _require_pretraining(recipe: Recipe, num_samples: Mapping[str, int]) -> None
     )
 
 
-def _require_codebook(recipe: Recipe, num_samples: Mapping[str, int]) -> None:
+def _require_codebook(recipe: Recipe, num_samples: Samples) -> None:
     hours, most = recipe.tokenizer.fit_hours, recipe.tokenizer.num_clusters
     _require_frames(recipe, num_samples, hours, most, "tokenizer", "tokenizer.fit_hours")
 
 
 def _require_frames(
     recipe: Recipe,
-    num_samples: Mapping[str, int],
+    num_samples: Samples,
     hours: float,
     num_clusters: int,
     where: str,
@@ -118,7 +116,7 @@ def _require_frames(
 ) -> None:
     """Raise DataError when k-means has too few frames: in all, or in the hours it is fitted on."""
     rate_hz, needed = recipe.encoder.frame_rate_hz, MIN_FRAMES_PER_CLUSTER * num_clusters
-    frames = sum(int(n * rate_hz / SAMPLE_RATE_HZ) for n in num_samples.values())
+    frames = int(_frames(num_samples, rate_hz).sum())
     if frames < needed:
         raise DataError(
             f"{where}.num_clusters: all recordings have {frames} frames, and "
@@ -133,13 +131,19 @@ def _require_frames(
         )
 
 
-def _require_tokens(recipe: Recipe, num_samples: Mapping[str, int]) -> None:
+def _require_tokens(recipe: Recipe, recordings: pa.Table, deal: Deal) -> None:
+    """Raise DataError when training has no window, or none of a source that is mixed."""
     rate_hz, length = recipe.encoder.frame_rate_hz, recipe.train.context_length
-    frames = {r: int(n * rate_hz / SAMPLE_RATE_HZ) for r, n in num_samples.items()}
-    num_tokens = sum(n for r, n in frames.items() if split_of(r, recipe.split) == "train")
-    if num_tokens <= length:
-        raise DataError(
-            f"train.context_length: the training split has at most {num_tokens} tokens "
-            f"({rate_hz:g} a second), fewer than the {length + 1} of one window; "
-            "shorten it or add recordings"
-        )
+    rate = f"{rate_hz:g} a second"
+    frames = _frames(recordings["num_samples"].to_numpy(), rate_hz)
+    codes = deal.codes(groups_of(recordings, recipe.split.by, named="id"))
+    is_trained = codes == SPLITS.index("train")
+    require_window(int(frames[is_trained].sum()), length, rate=rate)
+    for source in recipe.mixture_ratio:
+        is_its_own = pc.equal(sources_of(recordings, named="id"), source).to_numpy()
+        num_tokens = int(frames[is_trained & is_its_own].sum())
+        require_window(num_tokens, length, source=source, rate=rate)
+
+
+def _frames(num_samples: Samples, rate_hz: float) -> Samples:
+    return (num_samples * rate_hz / SAMPLE_RATE_HZ).astype(np.int64)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.lm.packing import SPLITS, SplitName, split_of
+from jobs.lm.splits import GROUP_COLUMNS, SPLITS, SplitName, deal_out, groups_of, used_groups
 from jobs.unit_formats import FORMATS, SplitFiles, UtteranceUnits
 from jobs.unit_shards import UsedRows, shard_paths
 from orchestrator.errors import (
@@ -36,7 +36,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import sha256_of, to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
-from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.recipe import Recipe, Split
 
 _COLUMNS = ["id", "recording", "units", "durations", "num_samples"]
 ABOUT = "export.json"
@@ -117,14 +117,14 @@ def _write(units: Artifact, recipe: Recipe, form: str, folder: Path) -> dict[str
         for name in SPLITS:
             files[name] = FORMATS[form](folder, name, recipe.tokenizer.num_clusters)
             stack.callback(files[name].close)
-        for utterance in utterances_of(units, folder.parent / "shards"):
+        for utterance, code in _dealt(units, recipe.split, folder.parent):
             if not len(utterance.units_L):
                 num_empty += 1
                 continue
-            split = split_of(utterance.recording, recipe.split)
-            if split is None:
+            if code < 0:
                 num_thinned += 1
                 continue
+            split = SPLITS[code]
             files[split].add(utterance)
             counts[split].update(
                 num_utterances=1,
@@ -135,8 +135,16 @@ def _write(units: Artifact, recipe: Recipe, form: str, folder: Path) -> dict[str
     return {"splits": counts, **left_out}
 
 
-def utterances_of(units: Artifact, cache: Path) -> Iterator[UtteranceUnits]:
-    """All utterances of a tokenize artifact, in shard order. Raises CorruptError.
+def _dealt(units: Artifact, shares: Split, cache: Path) -> Iterator[tuple[UtteranceUnits, int]]:
+    """All utterances, in shard order, with the number of their split; -1 for none."""
+    deal = deal_out(shares, used_groups(tables_of(units, cache / "dealt"), shares.by))
+    for table in tables_of(units, cache / "shards"):
+        codes = deal.codes(groups_of(table, shares.by))
+        yield from zip(_rows(table), codes.tolist(), strict=True)
+
+
+def tables_of(units: Artifact, cache: Path) -> Iterator[pa.Table]:
+    """The used rows of a tokenize artifact, shard by shard. Raises CorruptError.
 
     Copies of what a remote store holds are kept in ``cache`` while they are read.
     """
@@ -149,7 +157,7 @@ def utterances_of(units: Artifact, cache: Path) -> Iterator[UtteranceUnits]:
                 f"{units.storage.url}/{path}: bytes differ from the manifest's sha256; "
                 "`orchestrator verify` names all that do"
             )
-        yield from _rows(rows.read(local, _COLUMNS))
+        yield rows.read(local, [*_COLUMNS, *GROUP_COLUMNS])
         if units.storage.local_root is None:
             local.unlink()
 

@@ -9,47 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt import Attempt, run_stage
-from jobs.lm.packing import SPLITS, pack_shards
+from jobs.enough_audio import require_window
+from jobs.lm.packing import deal_out, pack_shards
+from jobs.lm.splits import SPLITS
 from jobs.lm.token_stream import bin_name, index_name
 from jobs.unit_shards import UsedRows, shard_paths
-from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Write ``{split}.bin``, ``{split}.idx.parquet`` and ``pack.json``; returns the counts."""
     recipe, units = attempt.recipe, attempt.upstream["tokenize"].storage
+    rows = UsedRows.of(units)
     with tempfile.TemporaryDirectory(dir=attempt.folder) as temporary:
         folder = Path(temporary)
-        shards = _shards(attempt, units, folder / "shards")
         packed = pack_shards(
-            shards,
-            UsedRows.of(units),
+            _shards(attempt, units, folder / "shards"),
+            rows,
             folder,
             shares=recipe.split,
+            deal=deal_out(_shards(attempt, units, folder / "dealt"), rows, recipe.split),
             num_units=recipe.tokenizer.num_clusters,
+            sources=tuple(recipe.mixture_ratio),
         )
-        check_splits(packed)
+        for stream in packed.get("streams", ()):
+            require_window(
+                stream["num_tokens"], recipe.train.context_length, source=stream["source"]
+            )
         for name in SPLITS:
             for path in (bin_name(name), index_name(name)):
                 attempt.out.upload(folder / path, path)
     if not attempt.out.exists("pack.json"):
         attempt.out.create_json("pack.json", packed)
-    counts = ("splits", "num_empty_utterances", "num_thinned_utterances")
+    counts = ("splits", "streams", "num_empty_utterances", "num_thinned_utterances")
     return {name: packed[name] for name in counts if name in packed}
-
-
-def check_splits(packed: dict[str, Any]) -> None:
-    """Raise DataError when a split has no tokens, naming the share that decides it."""
-    num_recordings = sum(counts["num_recordings"] for counts in packed["splits"].values())
-    for name, counts in packed["splits"].items():
-        if not counts["num_tokens"]:
-            of_train = "lower split.valid and split.test, raise split.train_fraction"
-            share = of_train if name == "train" else f"raise split.{name}"
-            raise DataError(
-                f"pack: none of the {num_recordings} recordings fell into the {name} split; "
-                f"{share} or add recordings"
-            )
 
 
 def _shards(attempt: Attempt, units: Storage, cache: Path) -> Iterator[Path]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
 from jobs.lm.spec import TASK, LanguageModelSpec, settings_of
+from jobs.lm.token_stream import num_windows
 from jobs.training import driver
 from jobs.training.rank import RankConfig
 from orchestrator.plan.execution import execution_of
+from orchestrator.plan.mixture import Stream
+from orchestrator.spec.recipe import Recipe
 
 TOO_LARGE = (
     ".execution.micro_batch: one sequence does not fit the device's memory; raise zero_stage, set "
@@ -26,6 +30,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
 def rank_config(attempt: Attempt) -> RankConfig:
     """What the ranks are told. Raises as `text_model.place`, and if they cannot share a batch."""
     recipe, world_size = attempt.recipe, attempt.resources.world_size
+    pack_facts = attempt.upstream["pack"].facts
     execution = execution_of(recipe.train, world_size, driver.max_micro_batch(attempt))
     spec = LanguageModelSpec(
         model=recipe.model,
@@ -34,15 +39,33 @@ def rank_config(attempt: Attempt) -> RankConfig:
         num_units=recipe.tokenizer.num_clusters,
         source=text_model.place(attempt, recipe),
         pack_url=attempt.upstream["pack"].storage.url,
+        stream_tokens=tuple(stream_tokens(recipe, pack_facts).values()),
     )
     return driver.rank_config(
         attempt,
         task=TASK,
         spec=spec,
-        settings=settings_of(recipe.train, seed=recipe.seed),
+        settings=settings_of(
+            recipe.train, seed=recipe.seed, mixture=mixture_of(recipe, pack_facts)
+        ),
         execution=execution,
         section="train",
     )
+
+
+def stream_tokens(recipe: Recipe, pack_facts: Mapping[str, Any]) -> dict[str, int]:
+    """Tokens of each source, in the order of the packed streams; empty without a mixture."""
+    found = {stream["source"]: stream["num_tokens"] for stream in pack_facts.get("streams", ())}
+    return {source: found[source] for source in recipe.mixture_ratio}
+
+
+def mixture_of(recipe: Recipe, pack_facts: Mapping[str, Any]) -> list[Stream]:
+    """What the order of windows is mixed from; nothing without a mixture."""
+    length, ratio = recipe.train.context_length, recipe.mixture_ratio
+    return [
+        Stream(name=source, num_windows=num_windows(tokens, length), weight=ratio[source])
+        for source, tokens in stream_tokens(recipe, pack_facts).items()
+    ]
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ class LanguageModelSpec(Spec):
     """URL of the folder with the text model."""
     pack_url: str
     """Folder of the packed tokens."""
+    stream_tokens: tuple[int, ...] = ()
+    """Tokens of each source, where training mixes them; empty for one stream."""
 
 
 def settings_of(train: Train, *, seed: int, mixture: Sequence[Stream] = ()) -> TrainingSettings:

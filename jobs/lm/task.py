@@ -64,7 +64,11 @@ class LanguageModel:
         self._source = local_folder(
             Storage(spec.source), group, Path(config.scratch) / "text_model"
         )
-        self._stream = TokenStream(open_tokens(train_bin), context_length=spec.context_length)
+        self._stream = TokenStream(
+            open_tokens(train_bin),
+            context_length=spec.context_length,
+            stream_tokens=spec.stream_tokens,
+        )
         self._valid_BL1 = validation_windows(open_tokens(valid_bin), spec.context_length)
 
     @property

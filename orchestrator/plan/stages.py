@@ -127,6 +127,15 @@ def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     return {"encoder": {"model": encoder.model, "revision": encoder.revision}}
 
 
+_PACKING = _of("train.context_length", "split")
+
+
+def _pack(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
+    # How much of each source is wanted is a matter of training.
+    streams = {"mixture": "by source"} if recipe.mixture else {}
+    return {**_PACKING(recipe, facts, part), **streams}
+
+
 _TRAINING = _of(
     *("model", "seed", "train.global_batch_tokens", "train.steps", "train.optimizer"),
     *("train.schedule", "train.precision", "train.validate_every_steps"),
@@ -135,6 +144,8 @@ _TRAINING = _of(
 
 def _train(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
     fields = _TRAINING(recipe, facts, part)
+    if recipe.mixture:
+        fields["mixture"] = recipe.mixture_ratio
     if recipe.model.sha256:  # says which weights; the name is only where they are found
         del fields["model"]["text_model"], fields["model"]["revision"]
     return fields
@@ -188,7 +199,7 @@ STAGES: tuple[Stage, ...] = (
         runs_as="workers",
         counts="shards",
     ),
-    Stage(name="pack", version=1, fields=_of("train.context_length", "split"), roles=("tokenize",)),
+    Stage(name="pack", version=1, fields=_pack, roles=("tokenize",)),
     Stage(
         name="train",
         version=2,

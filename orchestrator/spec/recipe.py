@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction as Rational
 from itertools import accumulate
 from operator import mul
 from typing import Annotated, Any, Literal, Self
@@ -40,6 +41,8 @@ a run was submitted with it before."""
 Commit = Annotated[str, Field(json_schema_extra={"pattern": rf"^{COMMIT.pattern}$"})]
 MAX_VARIANTS = 1000
 """Most points of one sweep; more is a slip of the pen."""
+MAX_MIXTURE_TERMS = 100_000
+"""Most windows after which a mixture repeats which source each is of."""
 
 
 Adapter = Literal[
@@ -368,15 +371,18 @@ class Train(Spec):
 
 
 class Split(Spec):
-    """Which recordings are held out; whole recordings, by the hash of their ids."""
+    """Which recordings are held out: by hashes, or their rank where a share of those takes none."""
 
+    by: Literal["session", "speaker", "recording"] = "session"
+    """What is never torn apart: a corpus' session (a book, a show), or the recording where it names
+    none; all that a speaker says, so that no voice is in two splits; or a recording."""
     valid: Annotated[Float, Field(gt=0, lt=0.5)] = 0.02
-    """Share of recordings for validation: choosing between variants."""
+    """Share of them for validation: choosing between variants."""
     test: Annotated[Float, Field(gt=0, lt=0.5)] = 0.02
-    """Share of recordings for the reported perplexity."""
+    """Share of them for the reported perplexity."""
     train_fraction: Annotated[Float, Field(gt=0, le=1)] = 1.0
-    """Share of the other recordings that is trained on, chosen by the hash of their ids: a smaller
-    share is a part of a larger one, and all have corpus, units, valid and test in common."""
+    """Share of the others that is trained on: a smaller share is a part of a larger one, and all
+    have corpus, units, valid and test in common."""
 
 
 class Perplexity(Spec):
@@ -538,6 +544,9 @@ class Recipe(Spec):
     """Which units."""
     split: Split = Split()
     """Which recordings are held out."""
+    mixture: dict[Name, PositiveFloat] = Field(default_factory=dict)
+    """Source to its share of the training's windows, as a weight: {books: 1, talks: 3}; all sources
+    of the corpus, or none for every window alike. A source begins anew when it is used up."""
     model: Model
     """Which language model."""
     train: Train
@@ -552,6 +561,32 @@ class Recipe(Spec):
     """Dotted key to values; the product of all lists gives the variants."""
     seed: Count = 0
     """Seed of the training: weights, data order and dropout."""
+
+    @model_validator(mode="after")
+    def _mixes_its_sources(self) -> Self:
+        names = [source.name for source in self.corpus.sources]
+        if other := next((name for name in self.mixture if name not in names), None):
+            raise ValueError(f"mixture: {other!r} is no source; they are {', '.join(names)}")
+        if self.mixture and (left := [name for name in names if name not in self.mixture]):
+            raise ValueError(f"mixture: {', '.join(left)} has no weight; give every source one")
+        if sum(self.mixture_ratio.values()) > MAX_MIXTURE_TERMS:
+            raise ValueError(
+                "mixture: the weights are in no ratio of whole numbers that add up to at most "
+                f"{MAX_MIXTURE_TERMS}; round them"
+            )
+        return self
+
+    @property
+    def mixture_ratio(self) -> dict[str, int]:
+        """The weights in lowest whole numbers, in the order of the sources."""
+        exact = {
+            s.name: Rational(repr(self.mixture[s.name]))
+            for s in self.corpus.sources
+            if self.mixture
+        }
+        common = math.lcm(*(weight.denominator for weight in exact.values()))
+        whole = {name: int(weight * common) for name, weight in exact.items()}
+        return {name: weight // math.gcd(*whole.values()) for name, weight in whole.items()}
 
     @model_validator(mode="after")
     def _distinct_variants(self) -> Self:

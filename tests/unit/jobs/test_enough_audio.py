@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from jobs.enough_audio import require_enough, require_splits
-from jobs.lm.packing import SPLITS, split_of
+from jobs.lm.splits import Deal
 from orchestrator.errors import DataError
 from orchestrator.plan.graph import Scope
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Recipe, Split
 
-SHARES = re.compile(r"give split: {valid: ([0-9.]+), test: ([0-9.]+)}, or")
+TEXTS = ("id", "source", "speaker", "session")
 
 
 def names(count: int, seed: int = 0) -> list[str]:
@@ -36,71 +35,85 @@ def recipe(**over: Any) -> Recipe:
     return Recipe.model_validate({**raw, **over})
 
 
-def seconds(lengths_s: Mapping[str, float]) -> dict[str, int]:
-    return {name: round(length_s * SAMPLE_RATE_HZ) for name, length_s in lengths_s.items()}
+def seconds(lengths_s: Mapping[str, float], speakers: Mapping[str, str] | None = None) -> pa.Table:
+    """Recordings of these lengths; their source is what their names begin with."""
+    rows = [
+        {
+            "id": name,
+            "source": name.partition("/")[0],
+            "speaker": (speakers or {}).get(name, ""),
+            "session": "",
+            "num_samples": round(length_s * SAMPLE_RATE_HZ),
+        }
+        for name, length_s in lengths_s.items()
+    ]
+    schema = pa.schema([*((n, pa.string()) for n in TEXTS), ("num_samples", pa.int64())])
+    return pa.Table.from_pylist(rows, schema)
+
+
+def in_train(of: Recipe, recordings: pa.Table, source: str = "s") -> int:
+    codes = Deal.by_share(of.split).codes(recordings["id"]).tolist()
+    return list(zip(codes, recordings["source"].to_pylist(), strict=True)).count((0, source))
 
 
 def test_enough_is_enough() -> None:
-    require_splits(names(200), Split())
+    require_splits(seconds(dict.fromkeys(names(200), 1.0)), Split())
     require_enough([recipe()], seconds(dict.fromkeys(names(50), 2.0)))
 
 
-def test_a_share_that_takes_nothing_is_named_with_one_that_does() -> None:
-    with pytest.raises(DataError) as raised:
-        require_splits(names(20), Split(valid=0.02, test=0.02))
-    said = str(raised.value)
-    assert said.startswith("split: none of 20 recordings falls into ")
-    assert "(valid: 0.02, test: 0.02); give split: {valid: " in said
-    assert said.endswith(", or add recordings")
-
-
-def test_a_training_split_that_is_thinned_to_nothing_says_why() -> None:
-    with pytest.raises(DataError) as raised:
-        require_splits(names(200), Split(train_fraction=0.0001))
-    assert str(raised.value) == (
-        "split: none of 200 recordings falls into train (valid: 0.02, test: 0.02, train_fraction: "
-        "0.0001); raise split.train_fraction, or add recordings"
-    )
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_the_shares_that_are_offered_do(seed: int) -> None:
-    """On any small corpus: what a message says is tried."""
-    some = random.Random(seed)
-    recordings = names(some.randint(3, 60), seed)
-    shares = Split(valid=some.choice([0.01, 0.02, 0.1]), test=some.choice([0.01, 0.05]))
-    if {split_of(r, shares) for r in recordings} == set(SPLITS):
-        require_splits(recordings, shares)
-        return
-    with pytest.raises(DataError, match=r"add recordings$") as raised:
-        require_splits(recordings, shares)
-    if found := SHARES.search(str(raised.value)):
-        offered = Split(valid=float(found[1]), test=float(found[2]))
-        assert offered.valid >= shares.valid
-        assert offered.test >= shares.test
-        assert {split_of(r, offered) for r in recordings} == set(SPLITS)
-    else:
-        assert len(recordings) < 10
+@pytest.mark.parametrize("count", [3, 4, 5, 20])
+def test_a_few_recordings_are_enough_for_any_shares(count: int) -> None:
+    """One's own five: they are dealt out by rank."""
+    deal = require_splits(seconds(dict.fromkeys(names(count), 2.0)), Split(train_fraction=0.01))
+    assert deal.by_rank
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_three_splits_need_three_recordings(count: int) -> None:
-    with pytest.raises(DataError, match=rf"none of {count} recordings .*; add recordings$"):
-        require_splits(names(count), Split())
+    with pytest.raises(DataError, match=rf"^split: train, valid and test .* {count} of them"):
+        require_splits(seconds(dict.fromkeys(names(count), 2.0)), Split())
+
+
+def test_speakers_are_needed_where_they_are_kept_apart() -> None:
+    recordings = names(20)
+    speakers = {name: f"v{n % 5}" for n, name in enumerate(recordings)}
+    audio, apart = dict.fromkeys(recordings, 2.0), {"by": "speaker", "valid": 0.2, "test": 0.2}
+    require_enough([recipe(split=apart)], seconds(audio, speakers))
+    with pytest.raises(DataError, match="20 of 20 recordings name no speaker, the first is s/0/0;"):
+        require_enough([recipe(split=apart)], seconds(audio))
+    two = {name: f"v{n % 2}" for n, name in enumerate(recordings)}
+    with pytest.raises(DataError, match="need a speaker each, and there are 2 of them"):
+        require_enough([recipe(split=apart)], seconds(audio, two))
+
+
+def test_each_source_of_a_mixture_has_a_window() -> None:
+    """Known before anything is encoded, for the source that has too little."""
+    sources = {"sources": [{"name": "s"}, {"name": "t"}]}
+    mixed = recipe(corpus=sources, mixture={"s": 1, "t": 2})
+    talks = [f"t/{n}" for n in range(9)]
+    audio = dict.fromkeys(names(50), 2.0)
+    require_enough([mixed], seconds({**audio, **dict.fromkeys(talks, 2.0)}))
+    short = seconds({**audio, **dict.fromkeys(talks, 0.06)})
+    require_enough([recipe(corpus=sources)], short)
+    with pytest.raises(DataError) as raised:
+        require_enough([mixed], short)
+    assert str(raised.value) == (
+        f"train.context_length: the training split has at most {3 * in_train(mixed, short, 't')} "
+        "tokens of t (50 a second), fewer than the 33 of one window; shorten it or add recordings"
+    )
 
 
 def test_every_variant_is_asked_for() -> None:
     audio = seconds(dict.fromkeys(names(20), 2.0))
     require_enough([recipe()], audio)
-    with pytest.raises(DataError, match="falls into valid"):
-        require_enough([recipe(), recipe(split={"valid": 0.0001, "test": 0.2})], audio)
+    with pytest.raises(DataError, match="name no speaker"):
+        require_enough([recipe(), recipe(split={"by": "speaker"})], audio)
 
 
 def test_a_window_needs_a_context_and_the_token_after_it() -> None:
     recordings = names(20)
-    train = [r for r in recordings if split_of(r, recipe().split) == "train"]
     audio = seconds(dict.fromkeys(recordings, 1.0))
-    num_tokens = 50 * len(train)
+    num_tokens = 50 * in_train(recipe(), audio)
     fits, exceeds = (
         recipe(train={"context_length": n, "global_batch_tokens": n, "steps": 1})
         for n in (num_tokens - 1, num_tokens)

@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.export import main
-from jobs.lm.packing import SPLITS, split_of
+from jobs.lm.splits import SPLITS, deal_out
 from jobs.speech.units import shard_bytes
 from jobs.speech.utterances import Heard, ShardAudio, Utterance
 from jobs.unit_shards import shard_path
@@ -80,11 +81,12 @@ def test_every_utterance_is_in_the_split_of_the_runs_own_training(world: World) 
     world.tokenize()
     to = world.folder / "out"
     assert world.export(to) == 0
-    found = {}
+    found, deal = {}, deal_out(RECIPE.split, [pa.chunked_array([list(world.rows)])])
     for split in SPLITS:
         for row in pq.read_table(to / f"{split}.parquet").to_pylist():
             found[row["id"]] = row["units"]
-            assert split_of(row["recording"], RECIPE.split) == split
+            (code,) = deal.codes(pa.chunked_array([[row["recording"]]])).tolist()
+            assert SPLITS[code] == split
     assert found == world.rows
     about = json.loads((to / "export.json").read_text())
     assert about["num_empty_utterances"] == NUM_SHARDS

@@ -186,7 +186,7 @@ RECIPES = (
         id="unknown section",
         recipe=added("zzz: 1"),
         says=(
-            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, mixture, model, train, evaluate, tracking, sweep, seed",
         ),
     ),
     Broken(
@@ -549,6 +549,40 @@ RECIPES = (
         ),
     ),
     Broken(
+        id="mixture of an unknown source",
+        recipe=added("mixture: {speach: 1}"),
+        says=("r.yaml: mixture: 'speach' is no source; they are speech",),
+    ),
+    Broken(
+        id="mixture of some sources",
+        recipe=edited(
+            "{name: speech, language: en}",
+            "{name: speech}, {name: talks}",
+            added("mixture: {talks: 2}"),
+        ),
+        says=("r.yaml: mixture: speech has no weight; give every source one",),
+    ),
+    Broken(
+        id="mixture without a weight",
+        recipe=added("mixture: {speech: 0}"),
+        says=("r.yaml: mixture.speech: must be above 0, not 0",),
+    ),
+    Broken(
+        id="mixture of words",
+        recipe=added("mixture: {speech: much}"),
+        says=("r.yaml: mixture.speech: must be a number, not 'much'",),
+    ),
+    Broken(
+        id="mixture list",
+        recipe=added("mixture: [speech]"),
+        says=("r.yaml: mixture: must be a section, not a list",),
+    ),
+    Broken(
+        id="split by what is no group",
+        recipe=added("split: {by: chapter}"),
+        says=("r.yaml: split.by: must be 'session', 'speaker' or 'recording', not 'chapter'",),
+    ),
+    Broken(
         id="execution without micro batch",
         recipe=edited("steps: 12", "steps: 12, execution: {zero_stage: 1}"),
         says=("r.yaml: train.execution.micro_batch: missing; give it a value",),
@@ -627,7 +661,7 @@ SYNTAX = (
         id="bom",
         recipe=b"\xef\xbb\xbf" + RECIPE.encode() + b"zzz: 1\n",
         says=(
-            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, mixture, model, train, evaluate, tracking, sweep, seed",
         ),
     ),
     Broken(
@@ -773,14 +807,14 @@ SYNTAX = (
         recipe="extends: s.yaml\n" + RECIPE,
         more={"s.yaml": "zzz: 1\n"},
         says=(
-            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, mixture, model, train, evaluate, tracking, sweep, seed",
         ),
     ),
     Broken(
         id="extends null",
         recipe="extends:\n" + RECIPE + "zzz: 1\n",
         says=(
-            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+            "r.yaml: zzz: unknown key; known here: name, corpus, encoder, tokenizer, split, mixture, model, train, evaluate, tracking, sweep, seed",
         ),
     ),
 )
@@ -877,7 +911,7 @@ SETS = (
         id="set extends",
         overrides=("extends=x.yaml",),
         says=(
-            "r.yaml: extends: unknown key; known here: name, corpus, encoder, tokenizer, split, model, train, evaluate, tracking, sweep, seed",
+            "r.yaml: extends: unknown key; known here: name, corpus, encoder, tokenizer, split, mixture, model, train, evaluate, tracking, sweep, seed",
         ),
     ),
 )

@@ -69,9 +69,11 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("tokenizer.fit_hours", 1, "codebook"),
     ("tokenizer.seed", 1, "codebook"),
     ("tokenizer.deduplicate", False, "tokenize"),
+    ("split.by", "speaker", "pack"),
     ("split.valid", 0.1, "pack"),
     ("split.test", 0.1, "pack"),
     ("split.train_fraction", 0.1, "pack"),
+    ("mixture", {"speech": 1}, "pack"),
     ("train.context_length", 64, "pack"),
     ("model.text_model", "the-same-weights-elsewhere", NEVER),
     ("model.revision", "abc", NEVER),
@@ -223,6 +225,28 @@ def test_a_whole_number_and_its_float_are_the_same_value() -> None:
         changed(recipe(**{"tokenizer.fit_hours": 3}), recipe(**{"tokenizer.fit_hours": 3.0})) == []
     )
     assert changed(recipe(**{"train.steps": 100}), recipe(**{"train.steps": 1e2})) == []
+
+
+TWO = {"corpus.sources": [{"name": "talks"}, {"name": "books"}]}
+
+
+@pytest.mark.parametrize(
+    ("mixture", "ratio"),
+    [
+        ({"books": 1, "talks": 3}, {"talks": 3, "books": 1}),
+        ({"books": 0.25, "talks": 0.75}, {"talks": 3, "books": 1}),
+        ({"books": 2e-3, "talks": 6e-3}, {"talks": 3, "books": 1}),
+        ({"books": 0.1, "talks": 0.7}, {"talks": 7, "books": 1}),
+        ({"books": 960.5, "talks": 1921}, {"talks": 2, "books": 1}),
+    ],
+)
+def test_the_ratio_of_a_mixture_decides(mixture: dict[str, float], ratio: dict[str, int]) -> None:
+    """In the order of the sources; what packs them asks for no ratio."""
+    mixed, alike = recipe(**TWO, mixture=mixture), recipe(**TWO, mixture={"books": 5, "talks": 5})
+    assert list(mixed.mixture_ratio.items()) == list(ratio.items())
+    assert changed(mixed, recipe(**TWO, mixture=ratio)) == []
+    assert changed(mixed, alike) == after("train")
+    assert changed(recipe(**TWO), alike) == after("pack")
 
 
 def test_a_default_written_out_is_the_same_as_left_out() -> None:
