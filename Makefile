@@ -46,6 +46,7 @@ drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 
 bench: setup ## ratios, interleaved
 	$(RUN)/python -m benchmarks.batching
+	$(RUN)/python -m benchmarks.corpus_scale
 	$(RUN)/python -m benchmarks.step_time
 	$(RUN)/python -m benchmarks.checkpoint_stall
 

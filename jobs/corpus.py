@@ -25,8 +25,8 @@ from jobs.attempt import Attempt, run_stage
 from jobs.audio import headers, places
 from jobs.audio.corpus_tables import (
     RECORDINGS_SCHEMA,
+    Expected,
     create_table,
-    expected_samples,
     piece_path,
     pieces_of,
     read_table,
@@ -66,12 +66,13 @@ def work(attempt: Attempt) -> dict[str, Any]:
         # Before the headers of millions of files are read.
         require_splits(names, shares)
     lengths = Scan(attempt, roots).lengths(listing.wanted)
-    samples, num_windows = expected(corpus, listing.wanted, lengths)
+    expected = Expected.of(listing.wanted["spans_s"], lengths, corpus.windows)
+    samples = expected.samples
     require_enough(
         attempt.all_recipes, dict(zip(names, samples.tolist(), strict=True)), attempt.scope
     )
     places.create(attempt.out, roots, listing.wanted)
-    shards = share_out(samples, num_windows, corpus.shard_hours)
+    shards = share_out(*expected, corpus.shard_hours)
     write_tables(attempt.out, listing, lengths, shards)
     return facts(listing, samples, num_shards=shards.num_rows - 1)
 
@@ -104,19 +105,6 @@ def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
     )
 
 
-def expected(
-    corpus: Corpus, wanted: pa.Table, lengths: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Samples and windows of each recording, as far as headers tell."""
-    spans_s = wanted["spans_s"].to_pylist()
-    found = [
-        expected_samples(own, in_file, corpus.windows)
-        for own, in_file in zip(spans_s, lengths.tolist(), strict=True)
-    ]
-    samples, num_windows = np.array(found, np.int64).T
-    return samples, num_windows
-
-
 def write_tables(
     out: Storage, listing: Listing, lengths: npt.NDArray[np.int64], shards: pa.Table
 ) -> None:
@@ -132,25 +120,31 @@ def write_tables(
 def facts(listing: Listing, samples: npt.NDArray[np.int64], *, num_shards: int) -> dict[str, Any]:
     """What the manifest says; hours are those that headers promise."""
     tables = zip(("num_recordings", "num_left_out", "num_quarantined"), listing, strict=True)
-    counts = {name: Counter(table["source"].to_pylist()) for name, table in tables}
-    of_source = np.array(listing.wanted["source"].to_pylist())
-    hours = {
-        source: float(samples[of_source == source].sum()) / SAMPLE_RATE_HZ / 3600
-        for source in counts["num_recordings"]
-    }
+    counts = {name: _by_source(table) for name, table in tables}
+    kept = listing.wanted.select(["source"]).append_column("samples", pa.array(samples))
+    hours = {s: n / SAMPLE_RATE_HZ / 3600 for s, n in _by_source(kept, "sum").items()}
     sources = sorted(set().union(*counts.values()))
     return {
-        "kept_hours": float(samples.sum()) / SAMPLE_RATE_HZ / 3600,
+        "kept_hours": sum(hours.values()),
         "num_shards": num_shards,
         **{name: sum(found.values()) for name, found in counts.items()},
         "sources": {
             source: {
                 "kept_hours": hours.get(source, 0.0),
-                **{name: found[source] for name, found in counts.items()},
+                **{name: found.get(source, 0) for name, found in counts.items()},
             }
             for source in sources
         },
     }
+
+
+def _by_source(table: pa.Table, what: str = "count") -> dict[str, int]:
+    """The number of rows of each source, or the sum of their samples."""
+    column = "samples" if what == "sum" else "source"
+    found = table.group_by("source").aggregate([(column, what)])
+    return dict(
+        zip(found["source"].to_pylist(), found[f"{column}_{what}"].to_pylist(), strict=True)
+    )
 
 
 class HeadersTask(NamedTuple):

@@ -8,7 +8,6 @@ HuBERT runs once per shard, however many codebooks want it.
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
@@ -25,7 +23,7 @@ from jobs.speech.account import Account, Books, Fate
 from jobs.speech.pool import stage_pool
 from jobs.speech.units import EncoderSpec, ShardResult, ShardStats, ShardTask, Tokenizer
 from jobs.speech.utterances import read_corpus, source_roots
-from jobs.unit_shards import QUARANTINE, shard_path
+from jobs.unit_shards import QUARANTINE, read_shard, shard_path
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -95,8 +93,7 @@ class Shards:
 
     def _read(self, which_shard: tuple[int, int]) -> tuple[int, int, pa.Table]:
         which, shard = which_shard
-        data = self._outs[which].read_bytes(shard_path(shard))
-        return which, shard, pq.read_table(io.BytesIO(data))
+        return which, shard, read_shard(self._outs[which].read_bytes(shard_path(shard)))
 
     def _book(self, shard: int, account: Account) -> None:
         if shard not in self._booked:  # the audio is the same for all outputs
@@ -152,7 +149,7 @@ def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterab
     where = (source_roots(attempt), recipe.corpus.windows)
 
     def task(shard: int) -> ShardTask:
-        return ShardTask(shard=shard, parts=tables.parts(shard), missing=shards.missing[shard])
+        return ShardTask(shard=shard, rows=tables.shard(shard), missing=shards.missing[shard])
 
     with stage_pool(
         attempt, Tokenizer, spec, *where, codebooks, outs, recipe.tokenizer.deduplicate

@@ -52,6 +52,11 @@ def shard_paths(units: Iterable[str]) -> list[str]:
     return sorted(path for path in units if path.startswith("shards/"))
 
 
+def read_shard(data: bytes) -> pa.Table:
+    """All rows of a shard."""
+    return pq.read_table(io.BytesIO(data))
+
+
 def used(table: pa.Table) -> pa.Table:
     """The rows whose units are used."""
     for reason in ("left_out", "unreadable"):

@@ -10,11 +10,11 @@ import pyarrow as pa
 import soundfile
 
 from jobs.audio import places
-from jobs.audio.corpus_tables import CorpusTables, Row, share_out
+from jobs.audio.corpus_tables import CorpusTables, Expected, Row, share_out
 from jobs.audio.listing import Listing, list_corpus
 from jobs.audio.roots import Root
 from jobs.audio.trees import Leaf
-from jobs.corpus import HeaderReader, HeadersTask, expected, write_tables
+from jobs.corpus import HeaderReader, HeadersTask, write_tables
 from jobs.speech import sample
 from jobs.speech.utterances import Utterance, WaveReader
 from orchestrator.ledger.storage import Storage
@@ -25,9 +25,9 @@ def make_corpus(out: Storage, corpus: Corpus, roots: Mapping[str, Root]) -> Corp
     """The corpus' artifact, without a run around it."""
     listing = list_corpus(corpus, roots)
     lengths = lengths_of(listing, roots)
-    samples, num_windows = expected(corpus, listing.wanted, lengths)
+    expected = Expected.of(listing.wanted["spans_s"], lengths, corpus.windows)
     places.create(out, roots, listing.wanted)
-    write_tables(out, listing, lengths, share_out(samples, num_windows, corpus.shard_hours))
+    write_tables(out, listing, lengths, share_out(*expected, corpus.shard_hours))
     return CorpusTables(out, places.folder_of(roots))
 
 

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.audio import windows
@@ -92,6 +93,36 @@ class Part(NamedTuple):
         return self.first == 0 and self.end is None
 
 
+class ShardRows(NamedTuple):
+    """What a shard holds, as it is sent to whoever reads it: quickly packed, unpacked there."""
+
+    rows: bytes
+    first_row: int
+    first_window: int
+    end_window: int
+    """Up to which window of the last row; 0 for all of it."""
+
+    def parts(self) -> list[Part]:
+        """Its parts, in order."""
+        rows = list(_rows(self.first_row, pa.ipc.open_stream(self.rows).read_all()))
+        firsts = [self.first_window, *[0] * (len(rows) - 1)]
+        ends = [*[None] * (len(rows) - 1), self.end_window or None]
+        return [Part(*part) for part in zip(rows, firsts, ends, strict=True)]
+
+
+def packed(table: pa.Table) -> bytes:
+    """A table, or a slice of one, as Arrow streams it."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _rows(first: int, table: pa.Table) -> Iterator[Row]:
+    return (_row(number, about) for number, about in enumerate(table.to_pylist(), start=first))
+
+
 def piece_path(table: str, number: int) -> str:
     """Where a piece of a table is."""
     return f"{table}/{number:06d}.parquet"
@@ -118,13 +149,26 @@ def read_table(storage: Storage, path: str) -> pa.Table:
     return pq.read_table(io.BytesIO(storage.read_bytes(path)))
 
 
-def expected_samples(
-    spans_s: Sequence[tuple[float, float]], in_file: int, of: Windows
-) -> tuple[int, int]:
-    """How many samples of a recording are expected to be used, and how many windows they are."""
-    stretches = windows.stretches(spans_s, of)
-    used = sum((in_file if s.end is None else s.end) - s.start for s in stretches)
-    return used, windows.count(stretches, in_file, of)
+class Expected(NamedTuple):
+    """What recordings have by their headers."""
+
+    samples: npt.NDArray[np.int64]
+    """That are used of each, at 16 kHz."""
+    num_windows: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls, spans_s: pa.ChunkedArray, lengths: npt.NDArray[np.int64], windows_: Windows
+    ) -> Expected:
+        """``lengths``: of the files. Those without spans, mostly all, take no loop."""
+        most = windows.max_samples(windows_)
+        samples, num_windows = lengths.copy(), np.maximum(-(-lengths // most), 1)
+        cut_already = np.flatnonzero(pc.list_value_length(spans_s).to_numpy())
+        for row in cut_already.tolist():
+            stretches = windows.stretches(spans_s[row].as_py(), windows_)
+            samples[row] = sum((s.end or s.start) - s.start for s in stretches)
+            num_windows[row] = windows.count(stretches, int(lengths[row]), windows_)
+        return cls(samples, num_windows)
 
 
 def share_out(
@@ -170,36 +214,37 @@ class CorpusTables:
         """How many shards they are shared out to."""
         return len(self._first_row) - 1
 
-    def parts(self, shard: int) -> list[Part]:
-        """What a shard holds, in order."""
-        first, end = (int(n) for n in self._first_row[shard : shard + 2])
-        first_window, end_window = (int(n) for n in self._first_window[shard : shard + 2])
-        rows = self.rows(first, end + (end_window > 0))
-        return [
-            Part(
-                row,
-                first_window if row.number == first else 0,
-                end_window if row.number == end else None,
-            )
-            for row in rows
-        ]
+    def shard(self, number: int) -> ShardRows:
+        """What a shard holds."""
+        first, end = (int(n) for n in self._first_row[number : number + 2])
+        first_window, end_window = (int(n) for n in self._first_window[number : number + 2])
+        rows = self._slice(first, end + (end_window > 0))
+        return ShardRows(packed(rows), first, first_window, end_window)
 
     def rows(self, first: int, end: int) -> Iterator[Row]:
         """The rows of these numbers."""
-        while first < end:
-            piece, start = divmod(first, PIECE_ROWS)
-            upto = min(end - piece * PIECE_ROWS, PIECE_ROWS)
-            table = self._piece(piece).slice(start, upto - start).to_pylist()
-            yield from (_row(n, about) for n, about in enumerate(table, start=first))
-            first += len(table)
+        yield from _rows(first, self._slice(first, end))
+
+    def _slice(self, first: int, end: int) -> pa.Table:
+        pieces = []
+        for piece in range(first // PIECE_ROWS, ceil(end / PIECE_ROWS)):
+            start = max(first - piece * PIECE_ROWS, 0)
+            pieces.append(self._piece(piece).slice(start, end - piece * PIECE_ROWS - start))
+        return pa.concat_tables(pieces)
 
     def samples_by_recording(self, of: Windows) -> dict[str, int]:
         """How many samples at 16 kHz are expected to be used of each recording."""
         found: dict[str, int] = {}
-        for piece in self.recordings(("id", "spans_s", "header_samples")):
-            for name, spans_s, in_file in zip(*piece.values(), strict=True):
-                found[name], _ = expected_samples(spans_s, in_file, of)
+        for piece, expected in self.expected(of):
+            found.update(zip(piece["id"].to_pylist(), expected.samples.tolist(), strict=True))
         return found
+
+    def expected(self, of: Windows) -> Iterator[tuple[pa.Table, Expected]]:
+        """Each piece of the recordings, and what it has by headers."""
+        for piece in range(ceil(self.num_rows / PIECE_ROWS)):
+            table = read_table(self._corpus, piece_path("recordings", piece))
+            lengths = table["header_samples"].to_numpy()
+            yield table, Expected.of(table["spans_s"], lengths, of)
 
     def at(self, numbers: Sequence[int]) -> Iterator[Row]:
         """The rows of these numbers, which ascend."""
@@ -207,13 +252,6 @@ class CorpusTables:
             wanted = sorted(set(own))
             table = self._piece(piece).take([n % PIECE_ROWS for n in wanted])
             yield from map(_row, wanted, table.to_pylist())
-
-    def recordings(self, columns: Iterable[str]) -> Iterator[dict[str, list[Any]]]:
-        """Some columns of all rows, piece by piece."""
-        wanted = list(columns)
-        for piece in range(ceil(self.num_rows / PIECE_ROWS)):
-            table = read_table(self._corpus, piece_path("recordings", piece))
-            yield table.select(wanted).to_pydict()
 
     def _read_piece(self, piece: int) -> pa.Table:
         table = read_table(self._corpus, piece_path("recordings", piece))

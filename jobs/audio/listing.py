@@ -63,7 +63,7 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
 
 
 def _of_source(corpus: Corpus, source: Source, root: Root) -> Listing:
-    tables = _Tables()
+    tables = ListingTables()
     for chunk in chunked(_recordings(source, root)):
         tables.add(corpus, source, chunk)
     found = tables.listing()
@@ -83,7 +83,7 @@ def _recordings(source: Source, root: Root) -> Iterator[Recording]:
 
 
 @dataclass
-class _Tables:
+class ListingTables:
     """The tables of one source while they are gathered."""
 
     _wanted: list[pa.RecordBatch] = field(default_factory=list)

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.audio import corpus_tables
 from jobs.audio.corpus_tables import CorpusTables, Part, create_table, read_table
 from jobs.audio.decode import UnreadableAudioError
 from jobs.speech.utterances import Utterance, WaveReader
@@ -86,21 +85,17 @@ class _Candidates(NamedTuple):
     @classmethod
     def of(cls, tables: CorpusTables, seed: int, windows: Windows) -> _Candidates:
         """All windows of a corpus."""
-        expected, ranks, number = [], [], 0
-        for piece in tables.recordings(("id", "spans_s", "header_samples")):
-            for name, spans_s, in_file in zip(*piece.values(), strict=True):
-                used, count = corpus_tables.expected_samples(spans_s, in_file, windows)
-                expected.append((number, count, used / count))
-                ranks += [_rank(f"{seed}:{name}#{window}") for window in range(count)]
-                number += 1
-        rows, counts, sizes = (np.array(column) for column in zip(*expected, strict=True))
-        order = np.argsort(np.array(ranks, np.uint64), kind="stable")
-        first = np.repeat(np.cumsum(counts) - counts, counts)
-        return cls(
-            np.repeat(rows, counts)[order],
-            (np.arange(len(first)) - first)[order],
-            np.repeat(sizes, counts)[order],
-        )
+        row, window, samples, rank, first = [], [], [], [], 0
+        for piece, (used, counts) in tables.expected(windows):
+            numbers = np.repeat(np.arange(piece.num_rows), counts)
+            row.append(first + numbers)
+            window.append(np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts))
+            samples.append(np.repeat(used / counts, counts))
+            names = zip(np.repeat(piece["id"].to_pylist(), counts), window[-1], strict=True)
+            rank.append(np.array([_rank(f"{seed}:{name}#{n}") for name, n in names], np.uint64))
+            first += piece.num_rows
+        order = np.argsort(np.concatenate(rank), kind="stable")
+        return cls(*(np.concatenate(parts)[order] for parts in (row, window, samples)))
 
 
 def _rank(name: str) -> int:

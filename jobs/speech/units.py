@@ -26,13 +26,13 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from jobs.audio.corpus_tables import Part
+from jobs.audio.corpus_tables import ShardRows
 from jobs.audio.roots import Root
 from jobs.speech.account import Account
 from jobs.speech.hubert import Hubert, Precision
 from jobs.speech.lloyd import Fit, nearest
 from jobs.speech.utterances import ShardAudio, Utterance, WaveReader, batches
-from jobs.unit_shards import SCHEMA, Units, shard_path, used
+from jobs.unit_shards import SCHEMA, Units, read_shard, shard_path, used
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -215,7 +215,7 @@ class ShardTask:
 
     shard: int
     """Its number."""
-    parts: Sequence[Part]
+    rows: ShardRows
     """Its recordings, or what it has of them."""
     missing: Sequence[int]
     """Positions of the codebooks whose shard is not there yet."""
@@ -255,13 +255,13 @@ class Tokenizer:
 
     def __call__(self, task: ShardTask) -> ShardResult:
         """Write the shard for every codebook that misses it."""
-        audio = ShardAudio(task.parts, self._windows)
+        audio = ShardAudio(task.rows.parts(), self._windows)
         units = self._units(audio, task.missing)
         stats = {}
         for which in task.missing:
             data = shard_bytes(audio, units[which], dedup=self._dedup)
             create_same(self._outs[which], shard_path(task.shard), data)
-            table = pq.read_table(io.BytesIO(data))
+            table = read_shard(data)
             stats[which] = ShardStats.of(table, len(self._codebooks[which]))
         return ShardResult(shard=task.shard, account=Account.of(table), stats=stats)
 

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from jobs.audio.corpus_tables import Expected
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
-from jobs.corpus import expected, facts, nothing_wanted, require_usable
+from jobs.corpus import facts, nothing_wanted, require_usable
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Source
@@ -77,9 +78,10 @@ def test_the_same_audio_gives_the_same_bytes(tmp_path: Path, roots: dict[str, Ro
 def test_facts_are_those_of_every_source(roots: dict[str, Root]) -> None:
     corpus = corpus_of()
     listing = list_corpus(corpus, roots)
-    samples, num_windows = expected(corpus, listing.wanted, lengths_of(listing, roots))
-    assert num_windows.tolist() == [3, 1, 1, 1, 1]
-    assert facts(listing, samples, num_shards=3) == {
+    lengths = lengths_of(listing, roots)
+    expected = Expected.of(listing.wanted["spans_s"], lengths, corpus.windows)
+    assert expected.num_windows.tolist() == [3, 1, 1, 1, 1]
+    assert facts(listing, expected.samples, num_shards=3) == {
         "kept_hours": pytest.approx((96_000 + 1_608) / RATE_HZ / 3600),
         "num_shards": 3,
         "num_recordings": 5,

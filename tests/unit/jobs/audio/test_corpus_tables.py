@@ -33,7 +33,7 @@ def held(parts: list[Part]) -> list[tuple[int, int, int | None]]:
 def test_shards_hold_equal_audio_and_divide_long_recordings(tmp_path: Path) -> None:
     tables = tables_of(tmp_path, [16_000, 8_000, 5 * 16_000, 8_000, 16_000], 2.5 / 3600)
     assert tables.num_rows == 5
-    assert [held(tables.parts(n)) for n in range(tables.num_shards)] == [
+    assert [held(tables.shard(n).parts()) for n in range(tables.num_shards)] == [
         [(0, 0, None), (1, 0, None)],
         [(2, 0, 2)],
         [(2, 2, 4)],
@@ -78,7 +78,7 @@ def test_a_table_of_several_pieces_is_read_piece_by_piece(tmp_path: Path) -> Non
     assert [row.id for row in tables.rows(over.start, over.stop)] == [f"s/{n:06d}" for n in over]
     assert [row.leaf.offset for row in tables.rows(over.start, over.stop)] == list(over)
     assert [row.number for row in tables.at([1, PIECE_ROWS, PIECE_ROWS])] == [1, PIECE_ROWS]
-    shards = [tables.parts(shard) for shard in range(tables.num_shards)]
+    shards = [tables.shard(shard).parts() for shard in range(tables.num_shards)]
     assert [part.row.number for parts in shards for part in parts] == list(range(num_rows))
     assert len(tables.samples_by_recording(Windows())) == num_rows
 
