@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.corpus_scale --hours 150000 --shards 20000``. Recordings are made up, 30 s
 each; everything else is what the stages do: listed rows sorted and written in pieces, shared out,
-a sample drawn, shards handed to real Ray actors that return an account each, which is booked. Times are of one process on this machine; memory is
-its peak.
+a sample drawn, shards handed to real Ray actors that return an account each, which is booked. Times
+are of one process on this machine; memory is its peak.
 """
 
 from __future__ import annotations
