@@ -5,22 +5,32 @@ A lost mount looks like missing files.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.audio.channels import Channels
+from jobs.audio.decode import BLOCK_S, Wave
+from jobs.audio.decoders import Decoders
 from jobs.audio.place import Place
 from jobs.audio.trees import TREES, Leaf, Tree
 from orchestrator.errors import BackendError, os_words
 from orchestrator.ledger.bucket_path import BucketPath
 
+_CANCELS = "the mean of its channels cancels itself; the loudest is taken in its place"
+
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Root:
-    """Where a source lies on the nodes, in what, and how its recordings are filtered."""
+    """Where a source lies on the nodes, in what, and what of its recordings is heard."""
 
     path: Path | BucketPath
     container: str = "folder"
     lowpass_hz: float | None = None
+    channels: Channels = "mix"
 
     def tree(self) -> Tree:
         """Its files."""
@@ -29,6 +39,24 @@ class Root:
     def place(self, leaf: Leaf) -> Place:
         """Where the bytes of one of them are."""
         return self.tree().place(leaf)
+
+    def blocks(self, decoders: Decoders, leaf: Leaf, *, first: int = 0) -> Iterator[Wave]:
+        """One of them, as `Decoders.blocks` gives it; a mix that cancels itself is told of once."""
+        place, is_told = self.place(leaf), False
+
+        def tell(block: int) -> None:
+            nonlocal is_told
+            if not is_told:
+                log.warning("%s: %s (from %d s on)", place, _CANCELS, block * BLOCK_S)
+            is_told = True
+
+        return decoders.blocks(
+            place,
+            lowpass_hz=self.lowpass_hz,
+            channels=self.channels,
+            first=first,
+            on_cancelled=tell,
+        )
 
 
 class RootWatch:

@@ -47,7 +47,11 @@ class Utterance(NamedTuple):
 def source_roots(attempt: Attempt) -> dict[str, Root]:
     """Where each source of the attempt's corpus lies here."""
     return {
-        source.name: Root(*attempt.data_source(source.name), lowpass_hz=source.lowpass_hz)
+        source.name: Root(
+            *attempt.data_source(source.name),
+            lowpass_hz=source.lowpass_hz,
+            channels=source.channels,
+        )
         for source in attempt.recipe.corpus.sources
     }
 
@@ -172,10 +176,7 @@ class WaveReader:
         first = start // _BLOCK_SAMPLES
         is_ahead = self._pass.start <= start and first <= self._pass.end // _BLOCK_SAMPLES
         if row.id != self._of or not is_ahead:
-            root = self._roots[row.source]
-            blocks = self._decoders.blocks(
-                root.place(row.leaf), lowpass_hz=root.lowpass_hz, first=first
-            )
+            blocks = self._roots[row.source].blocks(self._decoders, row.leaf, first=first)
             self._of, self._pass = row.id, _Pass(blocks, first)
         return self._pass
 

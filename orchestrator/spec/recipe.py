@@ -77,6 +77,9 @@ class Source(Spec):
     of one's own ``folder``, the first folder below the root names it."""
     lowpass_hz: PositiveFloat | None = None
     """Band limit in Hz, so that sources recorded at other rates sound alike; none when absent."""
+    channels: Literal["mix", "loudest", "first"] = "mix"
+    """What is made of several channels, 30 s by 30 s: their mean, the loudest or the first. Where a
+    mean cancels itself, as channels in opposite phase do, it is the loudest, and a log says so."""
 
 
 class Windows(Spec):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
-from jobs.audio.roots import RootWatch
+from jobs.audio.decoders import Decoders
+from jobs.audio.roots import Root, RootWatch
+from jobs.audio.trees import Leaf
 from orchestrator.errors import BackendError, Cause
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.object_store import ObjectStore
@@ -48,6 +53,26 @@ def test_a_root_that_is_gone_is_named(watch: RootWatch, tmp_path: Path) -> None:
         watch.require()
     with pytest.raises(BackendError, match=r"data\.mine: .*root: No such file"):
         RootWatch("mine", tmp_path / "root")
+
+
+def test_recordings_are_decoded_as_the_source_asks_and_cancelling_channels_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = np.random.default_rng(0).uniform(-0.5, 0.5, 70 * 8_000)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, -0.9 * left], axis=1), 8_000)
+    leaf = Leaf("a.wav", 1)
+    with closing(Decoders(1)) as decoders:
+        whole = list(Root(tmp_path).blocks(decoders, leaf))
+        assert len(whole) == 3
+        assert len(caplog.records) == 1
+        message = caplog.records[0].getMessage()
+        assert message.endswith(
+            "a.wav: the mean of its channels cancels itself; the loudest is taken "
+            "in its place (from 0 s on)"
+        )
+        first = list(Root(tmp_path, channels="first").blocks(decoders, leaf, first=1))
+        assert [b.tobytes() for b in first] == [b.tobytes() for b in whole[1:]]
+        assert len(caplog.records) == 1
 
 
 def test_a_bucket_is_there_as_long_as_it_holds_something() -> None:
