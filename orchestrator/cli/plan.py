@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -20,8 +21,10 @@ from orchestrator.ledger.spending import Spending, spending, spending_figures
 from orchestrator.ledger.storage import to_json
 from orchestrator.plan.estimate import (
     Estimate,
+    SourceEstimate,
     checkpoint_storage,
     estimate,
+    estimate_sources,
     gpu_hours,
     walltimes,
 )
@@ -46,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
     request = prepared(options)
     if options.json:
         where = {"cluster": str(request.cluster_file), "store": request.store.storage.url}
-        sys.stdout.write(to_json({**request.plan.to_json(), **where}).decode())
+        sources = [asdict(source) for source in _sources(request)]
+        document = {**request.plan.to_json(), **where, "sources": sources}
+        sys.stdout.write(to_json(document).decode())
         return 0
     if options.scripts:
         print(scripts(request), end="")
@@ -89,6 +94,8 @@ def show(request: Request, console: Console) -> None:
     if jobs := executor_of(request.cluster).preview(request):
         console.print(jobs_table(request, jobs, cost))
     _show_estimate(request, cost, console)
+    if sources := _sources(request):
+        console.print(sources_table(sources))
     if line := _limits_line(request, cost):
         console.print(line)
 
@@ -167,6 +174,34 @@ def _estimate(request: Request) -> Estimate:
     corpus = request.plan.corpus
     facts = request.store.find({corpus.id: f"corpus/{corpus.key}"})[corpus.id].facts
     return estimate(request.variants[0].recipe, facts)
+
+
+def _sources(request: Request) -> tuple[SourceEstimate, ...]:
+    """What each source of the first variant gives, where its corpus is there."""
+    units = [i for i in request.plan.units if not i.part]
+    wanted = {i.id: f"{i.stage}/{i.key}" for i in (request.plan.corpus, *units[:1])}
+    facts = [found.facts for found in request.store.find(wanted).values()]
+    unit_facts = facts[1] if units else {}
+    recipe, prices = request.variants[0].recipe, request.cluster.prices
+    return estimate_sources(recipe, facts[0], unit_facts, prices)
+
+
+def sources_table(sources: Sequence[SourceEstimate]) -> Table:
+    """One row a source."""
+    numbers = ("recordings", "left out", "quarantined", "hours", "tokens", "GPU hours")
+    columns = [Column(name, justify="right") for name in numbers]
+    table = Table(Column("source", no_wrap=True), *columns, box=None, pad_edge=False)
+    for source in sources:
+        counts = (source.num_recordings, source.num_left_out, source.num_quarantined)
+        tokens = "" if source.tokens is None else format_count(source.tokens)
+        table.add_row(
+            source.name,
+            *("" if count is None else f"{count:,}" for count in counts),
+            "" if source.hours is None else f"{source.hours:,.2f}",
+            tokens if source.are_tokens_counted or not tokens else f"<={tokens}",
+            "" if source.gpu_hours is None else f"{source.gpu_hours:,.1f}",
+        )
+    return table
 
 
 def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:

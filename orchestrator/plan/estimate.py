@@ -46,6 +46,63 @@ def estimate(recipe: Recipe, corpus_facts: Mapping[str, Any]) -> Estimate:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceEstimate:
+    """What one source of a corpus gives, and takes; None for what is not known."""
+
+    name: str
+    num_recordings: int | None
+    num_left_out: int | None
+    num_quarantined: int | None
+    hours: float | None
+    """Of audio: used, once there are units; until then what headers say of recordings kept."""
+    tokens: int | None
+    """Of units, rounded."""
+    are_tokens_counted: bool
+    """Whether the units are there; of them, each source has the share of its hours. Otherwise there
+    is one a frame, or fewer where repeated ones are dropped."""
+    gpu_hours: float | None
+    """Accelerator hours that making the units takes; 0 once they are there."""
+
+
+def estimate_sources(
+    recipe: Recipe,
+    corpus_facts: Mapping[str, Any],
+    unit_facts: Mapping[str, Any],
+    prices: Prices,
+) -> tuple[SourceEstimate, ...]:
+    """What each source gives by the facts of corpus and units; none where there is no corpus."""
+    counted = unit_facts.get("sources") or {}
+    found = counted or corpus_facts.get("sources") or {}
+    hours = {
+        name: facts.get("used_hours", facts.get("kept_hours")) for name, facts in found.items()
+    }
+    tokens_per_hour = 3600 * recipe.encoder.frame_rate_hz
+    num_tokens, total = unit_facts.get("num_tokens"), sum(filter(None, hours.values()))
+    if counted and num_tokens is not None and total:
+        tokens_per_hour = num_tokens / total
+
+    def gpu_hours_of(source: str) -> float | None:
+        if counted:
+            return 0.0
+        known = hours[source] is not None and prices.encode_speed is not None
+        return hours[source] / prices.encode_speed if known else None
+
+    return tuple(
+        SourceEstimate(
+            name=name,
+            num_recordings=facts.get("num_recordings"),
+            num_left_out=facts.get("num_left_out"),
+            num_quarantined=facts.get("num_quarantined"),
+            hours=hours[name],
+            tokens=None if hours[name] is None else round(hours[name] * tokens_per_hour),
+            are_tokens_counted=bool(counted),
+            gpu_hours=gpu_hours_of(name),
+        )
+        for name, facts in found.items()
+    )
+
+
 def gpu_hours(flop: float | None, prices: Prices) -> float | None:
     """Accelerator hours for so much arithmetic; None where nobody says how fast they are."""
     if flop is None or prices.gpu_tflops is None:

@@ -146,6 +146,37 @@ def test_a_source_without_a_folder_names_the_file_that_was_chosen(
     )
 
 
+def test_plan_says_what_each_source_gives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", *broken.SOUND.write(tmp_path)]
+    prepared = prepare(tmp_path / "r.yaml", tmp_path / "c.yaml")
+    assert main(words) == 0
+    assert "recordings" not in capsys.readouterr().out
+    facts = {"kept_hours": 1234.5, "num_recordings": 5678, "num_left_out": 9, "num_quarantined": 0}
+    corpus = prepared.plan.corpus
+    prepared.store.artifact("corpus", corpus.key).publish(
+        inputs=corpus.inputs, facts={**facts, "sources": {"speech": facts}}, producer={}
+    )
+    assert main(words) == 0
+    head, row = capsys.readouterr().out.splitlines()[-2:]
+    assert head.split() == [
+        "source",
+        "recordings",
+        "left",
+        "out",
+        "quarantined",
+        "hours",
+        "tokens",
+        "GPU",
+        "hours",
+    ]
+    assert row.split() == ["speech", "5,678", "9", "0", "1,234.50", "<=222.2", "M"]
+    assert main([*words, "--json"]) == 0
+    (source,) = json.loads(capsys.readouterr().out)["sources"]
+    assert (source["name"], source["hours"], source["gpu_hours"]) == ("speech", 1234.5, None)
+
+
 def test_scripts_of_what_is_done_already_are_none(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from orchestrator.plan.estimate import (
     checkpoint_storage,
     estimate,
+    estimate_sources,
     gpu_hours,
     parameters_in_name,
     walltimes,
@@ -62,3 +63,39 @@ def test_hours_and_the_walltimes_they_stretch_over() -> None:
 def test_checkpoints_in_the_store() -> None:
     kept = recipe(**{"train.steps": 100, "train.checkpoint.keep_every_steps": 40})
     assert checkpoint_storage(kept, 10.0) == 10.0 * (2 + 2 + 1)
+
+
+CORPUS_FACTS = {
+    "sources": {
+        "a": {"kept_hours": 3.0, "num_recordings": 30, "num_left_out": 1, "num_quarantined": 0},
+        "b": {"kept_hours": 1.0, "num_recordings": 10, "num_left_out": 0, "num_quarantined": 2},
+    }
+}
+
+
+def test_what_each_source_gives_before_there_are_units() -> None:
+    a, b = estimate_sources(recipe(), CORPUS_FACTS, {}, Prices(encode_speed=2.0))
+    assert (a.name, a.num_recordings, a.num_left_out, a.num_quarantined) == ("a", 30, 1, 0)
+    assert (a.hours, a.tokens, a.are_tokens_counted, a.gpu_hours) == (3.0, 540_000, False, 1.5)
+    assert (b.hours, b.tokens, b.gpu_hours) == (1.0, 180_000, 0.5)
+    assert estimate_sources(recipe(), CORPUS_FACTS, {}, Prices())[0].gpu_hours is None
+
+
+def test_what_each_source_has_given() -> None:
+    units = {
+        "num_tokens": 1_000,
+        "sources": {"a": {"used_hours": 2.5, "num_recordings": 29}, "b": {"used_hours": 2.5}},
+    }
+    a, b = estimate_sources(recipe(), CORPUS_FACTS, units, Prices(encode_speed=2.0))
+    assert (a.hours, a.tokens, a.are_tokens_counted, a.gpu_hours) == (2.5, 500, True, 0.0)
+    assert (a.num_recordings, b.num_recordings, b.num_quarantined) == (29, None, None)
+
+
+@pytest.mark.parametrize("facts", [{}, {"kept_hours": 2.0}, {"sources": {}}, {"sources": None}])
+def test_facts_of_earlier_versions_say_nothing_of_sources(facts: dict[str, object]) -> None:
+    assert estimate_sources(recipe(), facts, {}, Prices()) == ()
+
+
+def test_a_source_of_which_all_is_left_out() -> None:
+    (none,) = estimate_sources(recipe(), {"sources": {"a": {"num_left_out": 5}}}, {}, Prices())
+    assert (none.hours, none.tokens, none.gpu_hours) == (None, None, None)
