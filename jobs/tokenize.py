@@ -8,6 +8,7 @@ HuBERT runs once per shard, however many codebooks want it.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,8 @@ from jobs.speech.utterances import read_corpus, source_roots
 from jobs.unit_shards import QUARANTINE, read_shard, shard_path
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
+
+log = logging.getLogger(__name__)
 
 _READERS = 8
 LEFT_OUT = "left_out.parquet"
@@ -154,13 +157,18 @@ def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterab
     with stage_pool(
         attempt, Tokenizer, spec, *where, codebooks, outs, recipe.tokenizer.deduplicate
     ) as pool:
-        started_at = time.monotonic()
+        started_at, decoded = time.monotonic(), 0
         results = pool.run(shards.missing, task, tick=attempt.check)
         for done, (_, result) in enumerate(results, start=before + 1):
             samples += next(iter(result.stats.values())).num_samples
+            decoded += result.decoded_samples
             rate = samples / SAMPLE_RATE_HZ / (time.monotonic() - started_at)
             attempt.progress(done, total, "shards", audio_s_per_s=round(rate, 1))
             yield result
+        samples_of = {"used": samples, "decoded": decoded}
+        hours = {name: round(n / SAMPLE_RATE_HZ / 3600, 3) for name, n in samples_of.items()}
+        attempt.event("heard", hours=hours)
+        log.info("hours of audio: %s", hours)
 
 
 if __name__ == "__main__":

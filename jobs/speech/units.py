@@ -229,6 +229,8 @@ class ShardResult:
     account: Account
     stats: Mapping[int, ShardStats]
     """By position of the codebook."""
+    decoded_samples: int = 0
+    """That were decoded for it: windows at its edges are met twice."""
 
 
 class Tokenizer:
@@ -255,7 +257,7 @@ class Tokenizer:
 
     def __call__(self, task: ShardTask) -> ShardResult:
         """Write the shard for every codebook that misses it."""
-        audio = ShardAudio(task.rows.parts(), self._windows)
+        audio, before = ShardAudio(task.rows.parts(), self._windows), self._reader.decoded_samples
         units = self._units(audio, task.missing)
         stats = {}
         for which in task.missing:
@@ -263,7 +265,12 @@ class Tokenizer:
             create_same(self._outs[which], shard_path(task.shard), data)
             table = read_shard(data)
             stats[which] = ShardStats.of(table, len(self._codebooks[which]))
-        return ShardResult(shard=task.shard, account=Account.of(table), stats=stats)
+        return ShardResult(
+            shard=task.shard,
+            account=Account.of(table),
+            stats=stats,
+            decoded_samples=self._reader.decoded_samples - before,
+        )
 
     def _units(self, audio: ShardAudio, missing: Sequence[int]) -> dict[int, dict[int, Units]]:
         units: dict[int, dict[int, Units]] = {which: {} for which in missing}

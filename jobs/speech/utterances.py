@@ -130,6 +130,8 @@ class WaveReader:
     def __init__(self, roots: Mapping[str, Root]) -> None:
         self._roots, self._decoders = roots, Decoders(1)
         self._of = ""
+        self.decoded_samples = 0
+        """Of all passes, what they only went by included."""
         self._pass = _Pass(iter(()), 0)
 
     def read(self, utterance: Utterance) -> Wave:
@@ -177,8 +179,13 @@ class WaveReader:
         is_ahead = self._pass.start <= start and first <= self._pass.end // _BLOCK_SAMPLES
         if row.id != self._of or not is_ahead:
             blocks = self._roots[row.source].blocks(self._decoders, row.leaf, first=first)
-            self._of, self._pass = row.id, _Pass(blocks, first)
+            self._of, self._pass = row.id, _Pass(self._counted(blocks), first)
         return self._pass
+
+    def _counted(self, blocks: Iterator[Wave]) -> Iterator[Wave]:
+        for block in blocks:
+            self.decoded_samples += len(block)
+            yield block
 
 
 class Heard(NamedTuple):
