@@ -79,6 +79,7 @@ class _Pass:
         self._start = first_block * _BLOCK_SAMPLES
         self.is_over = False
         """Whether the recording ends with what is held."""
+        self.decoded_samples = 0
 
     @property
     def start(self) -> int:
@@ -97,6 +98,7 @@ class _Pass:
             block = next(self._blocks, None)
             self.is_over = block is None
             if block is not None:
+                self.decoded_samples += len(block)
                 self._held = np.concatenate([self._held, block])
                 self._drop_before(start)
 
@@ -130,9 +132,13 @@ class WaveReader:
     def __init__(self, roots: Mapping[str, Root]) -> None:
         self._roots, self._decoders = roots, Decoders(1)
         self._of = ""
-        self.decoded_samples = 0
-        """Of all passes, what they only went by included."""
+        self._decoded_before = 0
         self._pass = _Pass(iter(()), 0)
+
+    @property
+    def decoded_samples(self) -> int:
+        """Of all passes, what they only went by included."""
+        return self._decoded_before + self._pass.decoded_samples
 
     def read(self, utterance: Utterance) -> Wave:
         """``wav_S`` of an utterance.
@@ -179,13 +185,9 @@ class WaveReader:
         is_ahead = self._pass.start <= start and first <= self._pass.end // _BLOCK_SAMPLES
         if row.id != self._of or not is_ahead:
             blocks = self._roots[row.source].blocks(self._decoders, row.leaf, first=first)
-            self._of, self._pass = row.id, _Pass(self._counted(blocks), first)
+            self._decoded_before = self.decoded_samples
+            self._of, self._pass = row.id, _Pass(blocks, first)
         return self._pass
-
-    def _counted(self, blocks: Iterator[Wave]) -> Iterator[Wave]:
-        for block in blocks:
-            self.decoded_samples += len(block)
-            yield block
 
 
 class Heard(NamedTuple):
