@@ -188,20 +188,29 @@ def _sources(request: Request) -> tuple[SourceEstimate, ...]:
 
 def sources_table(sources: Sequence[SourceEstimate]) -> Table:
     """One row a source."""
-    numbers = ("recordings", "left out", "quarantined", "hours", "tokens", "GPU hours")
-    columns = [Column(name, justify="right") for name in numbers]
+    is_mixed = any(source.epochs is not None for source in sources)
+    numbers = ["recordings", "left out", "quarantined", "hours", "tokens", "GPU hours"]
+    names = [*numbers, *(["epochs"] if is_mixed else [])]
+    columns = [Column(name, justify="right") for name in names]
     table = Table(Column("source", no_wrap=True), *columns, box=None, pad_edge=False)
     for source in sources:
-        counts = (source.num_recordings, source.num_left_out, source.num_quarantined)
-        tokens = "" if source.tokens is None else format_count(source.tokens)
-        table.add_row(
-            source.name,
-            *("" if count is None else f"{count:,}" for count in counts),
-            "" if source.hours is None else f"{source.hours:,.2f}",
-            tokens if source.are_tokens_counted or not tokens else f"<={tokens}",
-            "" if source.gpu_hours is None else f"{source.gpu_hours:,.1f}",
-        )
+        table.add_row(*_source_cells(source)[: len(names) + 1])
     return table
+
+
+def _source_cells(source: SourceEstimate) -> tuple[str, ...]:
+    counts = (source.num_recordings, source.num_left_out, source.num_quarantined)
+    tokens = "" if source.tokens is None else format_count(source.tokens)
+    epochs = "" if source.epochs is None else f"{source.epochs:.3g}"
+    is_counted = source.are_tokens_counted
+    return (
+        source.name,
+        *("" if count is None else f"{count:,}" for count in counts),
+        "" if source.hours is None else f"{source.hours:,.2f}",
+        tokens if is_counted or not tokens else f"<={tokens}",
+        "" if source.gpu_hours is None else f"{source.gpu_hours:,.1f}",
+        epochs if is_counted or not epochs else f">={epochs}",
+    )
 
 
 def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.errors import CorruptError, LedgerError
 from orchestrator.ledger import checkpoints
@@ -66,6 +67,14 @@ def _notes(instance: Instance, artifact: Artifact) -> tuple[str, ...]:
         return ()  # what is missing is among the artifact's problems
     lines = artifact.storage.read_bytes("metrics.jsonl").splitlines()
     try:
+        _require_weights(instance, artifact.facts)
         return (replay(artifact.facts, [json.loads(line) for line in lines], instance.steps),)
     except CorruptError as error:
         raise CorruptError(f"{artifact.storage.url}/metrics.jsonl: {error}") from None
+
+
+def _require_weights(instance: Instance, facts: Mapping[str, Any]) -> None:
+    """Raise CorruptError when sources were mixed by other weights than those of the key."""
+    used = {stream["name"]: stream["weight"] for stream in facts.get("mixture", ())}
+    if used != (wanted := instance.inputs["fields"].get("mixture", {})):
+        raise CorruptError(f"mixed by {used}, and the key says {wanted}")

@@ -63,6 +63,8 @@ class SourceEstimate:
     is one a frame, or fewer where repeated ones are dropped."""
     gpu_hours: float | None
     """Accelerator hours that making the units takes; 0 once they are there."""
+    epochs: float | None = None
+    """How often a mixture's training uses each of its windows, at least; None without a mixture."""
 
 
 def estimate_sources(
@@ -98,9 +100,19 @@ def estimate_sources(
             tokens=None if hours[name] is None else round(hours[name] * tokens_per_hour),
             are_tokens_counted=bool(counted),
             gpu_hours=gpu_hours_of(name),
+            epochs=_epochs(recipe, name, (hours[name] or 0.0) * tokens_per_hour),
         )
         for name, facts in found.items()
     )
+
+
+def _epochs(recipe: Recipe, source: str, tokens: float) -> float | None:
+    if source not in recipe.mixture_ratio or not tokens:
+        return None
+    share = recipe.mixture_ratio[source] / sum(recipe.mixture_ratio.values())
+    drawn = recipe.train.global_batch_tokens * recipe.train.steps * share
+    split = recipe.split
+    return drawn / (tokens * (1 - split.valid - split.test) * split.train_fraction)
 
 
 def gpu_hours(flop: float | None, prices: Prices) -> float | None:

@@ -10,9 +10,11 @@ from jobs.audio.trees import Tree
 
 
 def recordings(tree: Tree) -> Iterator[Recording]:
-    """All utterances, in English; a session is a chapter."""
+    """All utterances, in English; `split.by: speaker` keeps readers apart.
+
+    A chapter is no session, so that recipes of before sessions keep their split.
+    """
     for name, leaf in by_stem(tree.leaves()):
         parts = PurePosixPath(leaf.path).parts
-        speaker, chapter = (parts[-3], parts[-2]) if len(parts) >= 3 else ("", "")
-        session = f"{speaker}-{chapter}" if speaker else ""
-        yield Recording(name, leaf, language="en", speaker=speaker, session=session)
+        speaker = parts[-3] if len(parts) >= 3 else ""
+        yield Recording(name, leaf, language="en", speaker=speaker)

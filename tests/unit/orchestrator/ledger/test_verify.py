@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import to_json
 from orchestrator.ledger.store import Store
 from orchestrator.ledger.verify import verify
 from tests.unit.orchestrator.before import unpack
@@ -46,6 +47,19 @@ def test_a_step_that_is_missing_is_found(before: tuple[Store, RunFolder]) -> Non
     storage.replace("metrics.jsonl", b"".join(lines[:-1]))
     (problems,) = [v.problems for v in verify(run, store) if v.problems]
     assert any("steps are not 1..12" in problem for problem in problems)
+
+
+def test_other_weights_than_those_of_the_key_are_found(before: tuple[Store, RunFolder]) -> None:
+    store, run = before
+    train = run.plan().chosen("train")[0]
+    storage = store.artifact(train.stage, train.key).storage
+    manifest = storage.read_json("MANIFEST.json")
+    num_windows = manifest["facts"]["num_windows"]
+    stream = {"name": "speech", "num_windows": num_windows, "weight": 1}
+    manifest["facts"]["mixture"] = [stream]
+    storage.replace("MANIFEST.json", to_json(manifest))
+    (problems,) = [v.problems for v in verify(run, store) if v.problems]
+    assert "mixed by {'speech': 1}, and the key says {}" in problems[0]
 
 
 def test_a_checkpoint_without_a_readable_manifest_hides_nothing_else(

@@ -91,6 +91,23 @@ def test_what_each_source_has_given() -> None:
     assert (a.num_recordings, b.num_recordings, b.num_quarantined) == (29, None, None)
 
 
+@pytest.mark.parametrize(("weights", "shares"), [((1, 3), (0.25, 0.75)), ((2, 2), (0.5, 0.5))])
+def test_a_mixture_uses_sources_for_epochs_of_their_own(
+    weights: tuple[int, int], shares: tuple[float, float]
+) -> None:
+    """12 steps of 128 tokens, of 6,000 and 2,000 that are there, or of all frames at most."""
+    two = {"corpus.sources": [{"name": "a"}, {"name": "b"}]}
+    mixed = recipe(**two, mixture=dict(zip("ab", weights, strict=True)))
+    units = {"num_tokens": 8_000, "sources": {"a": {"used_hours": 3}, "b": {"used_hours": 1}}}
+    trained = 1 - mixed.split.valid - mixed.split.test
+    a, b = estimate_sources(mixed, CORPUS_FACTS, units, Prices())
+    assert a.epochs == pytest.approx(1536 * shares[0] / (6_000 * trained))
+    assert b.epochs == pytest.approx(1536 * shares[1] / (2_000 * trained))
+    before, _ = estimate_sources(mixed, CORPUS_FACTS, {}, Prices())
+    assert before.epochs == pytest.approx(1536 * shares[0] / (540_000 * trained))
+    assert estimate_sources(recipe(**two), CORPUS_FACTS, units, Prices())[0].epochs is None
+
+
 @pytest.mark.parametrize("facts", [{}, {"kept_hours": 2.0}, {"sources": {}}, {"sources": None}])
 def test_facts_of_earlier_versions_say_nothing_of_sources(facts: dict[str, object]) -> None:
     assert estimate_sources(recipe(), facts, {}, Prices()) == ()

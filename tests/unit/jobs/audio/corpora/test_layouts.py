@@ -73,7 +73,7 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes | str], list[tuple[object, ...]]]] =
             "dev-clean/121/121726/121-121726-0000.flac": AUDIO,
             "dev-clean/121/121726/121-121726.trans.txt": "121-121726-0000 ALSO A POPULAR\n",
         },
-        [("dev-clean/121/121726/121-121726-0000", (), "en", "121", "121-121726", "")],
+        [("dev-clean/121/121726/121-121726-0000", (), "en", "121", "", "")],
     ),
     "libri_light": (
         {
