@@ -61,16 +61,14 @@ def work(attempt: Attempt) -> dict[str, Any]:
     for watch in watches:
         watch.require()  # or what is missing may be so because all of it is
     require_usable(corpus, listing)
-    names = listing.wanted["id"].to_pylist()
     for shares in {r.split for r in attempt.all_recipes} if attempt.scope.splits else ():
         # Before the headers of millions of files are read.
-        require_splits(names, shares)
+        require_splits(listing.wanted, shares)
     lengths = Scan(attempt, roots).lengths(listing.wanted)
     expected = Expected.of(listing.wanted["spans_s"], lengths, corpus.windows)
     samples = expected.samples
-    require_enough(
-        attempt.all_recipes, dict(zip(names, samples.tolist(), strict=True)), attempt.scope
-    )
+    with_samples = listing.wanted.append_column("num_samples", pa.array(samples))
+    require_enough(attempt.all_recipes, with_samples, attempt.scope)
     places.create(attempt.out, roots, listing.wanted)
     shards = share_out(*expected, corpus.shard_hours)
     write_tables(attempt.out, listing, lengths, shards)

@@ -9,7 +9,7 @@ are known, ``num_samples`` at 16 kHz.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +28,9 @@ _EVERYTHING = Scope()
 
 
 def require_enough(
-    recipes: Iterable[Recipe],
-    recordings: pa.Table | Mapping[str, int],
-    scope: Scope = _EVERYTHING,
+    recipes: Iterable[Recipe], recordings: pa.Table, scope: Scope = _EVERYTHING
 ) -> None:
     """Raise DataError when recordings are too few. ``scope``: what will be done with them."""
-    if isinstance(recordings, Mapping):
-        lengths = pa.array(recordings.values(), pa.int64())
-        recordings = _unnamed(recordings).append_column("num_samples", lengths)
     num_samples = recordings["num_samples"].to_numpy()
     # Most variants of a sweep ask for the same, and a corpus may have millions of recordings.
     for recipe in {_demand(recipe): recipe for recipe in recipes}.values():
@@ -55,22 +50,13 @@ def _demand(recipe: Recipe) -> Hashable:
     return (recipe.split, recipe.encoder, recipe.tokenizer, windows, length, mixed)
 
 
-def require_splits(recordings: pa.Table | Collection[str], shares: Split) -> Deal:
+def require_splits(recordings: pa.Table, shares: Split) -> Deal:
     """Which split each recording is in.
 
     Raises DataError when there are fewer groups than splits, or recordings in none where all need
     one.
     """
-    if not isinstance(recordings, pa.Table):
-        recordings = _unnamed(recordings)
     return deal_out(shares, [groups_of(recordings, shares.by, named="id")])
-
-
-def _unnamed(recordings: Collection[str]) -> pa.Table:
-    """Recordings of which no more than the id is known."""
-    nothing = pa.nulls(len(recordings), pa.string())
-    ids = pa.array(recordings, pa.string())
-    return pa.table({"id": ids, "source": nothing, "speaker": nothing, "session": nothing})
 
 
 def require_window(num_tokens: int, length: int, *, source: str = "", rate: str = "") -> None:

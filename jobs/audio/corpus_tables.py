@@ -232,12 +232,14 @@ class CorpusTables:
             pieces.append(self._piece(piece).slice(start, end - piece * PIECE_ROWS - start))
         return pa.concat_tables(pieces)
 
-    def samples_by_recording(self, of: Windows) -> dict[str, int]:
-        """How many samples at 16 kHz are expected to be used of each recording."""
-        found: dict[str, int] = {}
-        for piece, expected in self.expected(of):
-            found.update(zip(piece["id"].to_pylist(), expected.samples.tolist(), strict=True))
-        return found
+    def samples_by_recording(self, of: Windows) -> pa.Table:
+        """All recordings, with the ``num_samples`` at 16 kHz that are expected to be used."""
+        return pa.concat_tables(
+            piece.select(["id", "source", "speaker", "session"]).append_column(
+                "num_samples", pa.array(expected.samples)
+            )
+            for piece, expected in self.expected(of)
+        )
 
     def expected(self, of: Windows) -> Iterator[tuple[pa.Table, Expected]]:
         """Each piece of the recordings, and what it has by headers."""
