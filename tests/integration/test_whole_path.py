@@ -36,10 +36,14 @@ def test_every_stage_succeeds_and_verifies(calm: tuple[Smoke, str]) -> None:
 
 def test_the_filter_and_the_quarantine_worked(calm: tuple[Smoke, str]) -> None:
     smoke, _ = calm
-    (manifest,) = (smoke.folder / "store" / "artifacts" / "corpus").glob("*/MANIFEST.json")
-    facts = json.loads(manifest.read_text())["facts"]
-    assert facts["num_left_out"] == 3  # the Spanish ones
-    assert facts["num_quarantined"] == 1  # broken.wav
+    facts = {}
+    for stage in ("corpus", "tokenize"):
+        (manifest,) = (smoke.folder / "store" / "artifacts" / stage).glob("*/MANIFEST.json")
+        facts[stage] = json.loads(manifest.read_text())["facts"]
+    assert facts["corpus"]["num_left_out"] == 3  # the Spanish ones
+    assert facts["tokenize"]["num_quarantined"] == 1  # broken.wav
+    fates = ("num_recordings", "num_left_out", "num_quarantined")
+    assert facts["corpus"]["num_recordings"] == sum(facts["tokenize"][fate] for fate in fates)
 
 
 def test_submitting_again_reuses_everything(calm: tuple[Smoke, str]) -> None:
