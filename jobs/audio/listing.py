@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.audio.corpora import adapter
 from jobs.audio.corpora.recording import Recording
@@ -24,6 +23,7 @@ from jobs.audio.corpus_tables import (
     chunked,
 )
 from jobs.audio.roots import Root
+from jobs.audio.same_ids import SameIds
 from orchestrator.errors import BackendError, DataError, OrchestratorError, os_words
 from orchestrator.spec.recipe import Corpus, Source
 
@@ -63,12 +63,13 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
 
 
 def _of_source(corpus: Corpus, source: Source, root: Root) -> Listing:
-    tables = ListingTables()
+    tables, ids = ListingTables(), SameIds()
     for chunk in chunked(_recordings(source, root)):
         tables.add(corpus, source, chunk)
-    found = tables.listing()
-    _require_ids_once(source, found)
-    return found
+        ids.add(chunk)
+    if problem := ids.problem(_recordings(source, root)):
+        raise DataError(f"data.{source.name}: {problem}")
+    return tables.listing()
 
 
 def _recordings(source: Source, root: Root) -> Iterator[Recording]:
@@ -132,16 +133,3 @@ def _facts(recording: Recording) -> dict[str, Any]:
         "archive": leaf.archive,
         "offset": leaf.offset,
     }
-
-
-def _require_ids_once(source: Source, found: Listing) -> None:
-    """Raise DataError for recordings that have one id, whatever becomes of them."""
-    ids = pa.chunked_array([c for table in found for c in table["id"].chunks], pa.string())
-    ids = ids.combine_chunks().sort()
-    twice = ids[1:].filter(pc.equal(ids[1:], ids[:-1])) if len(ids) > 1 else ids[:0]
-    if len(twice):
-        name = twice[0].as_py().removeprefix(f"{source.name}/")
-        raise DataError(
-            f"data.{source.name}: {len(twice)} recordings have the id of another, {name!r} first; "
-            "give each its own"
-        )

@@ -77,5 +77,7 @@ def test_one_id_for_two_recordings_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "en/a.wav", "en/b.wav")
     lines = ['{"path": "en/a.wav", "id": "x"}', '{"path": "en/b.wav", "id": "x"}']
     (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
-    with pytest.raises(DataError, match=r"data\.s: 1 recordings have the id of another, 'x' first"):
+    with pytest.raises(
+        DataError, match=r"data\.s: 1 recordings .*: en/a\.wav and en/b\.wav are both 'x'"
+    ):
         listed(tmp_path, adapter="manifest", language="en")
