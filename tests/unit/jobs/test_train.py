@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from jobs.lm.spec import settings_of
+from jobs.lm.token_stream import TokenStream
+from jobs.train import mixture_of, stream_tokens
 from orchestrator.spec.recipe import Train
+from tests.unit.orchestrator.recipes import recipe
 
 
 def test_settings_are_those_of_the_recipe() -> None:
@@ -13,3 +18,22 @@ def test_settings_are_those_of_the_recipe() -> None:
     shared = set(type(settings).model_fields) & set(Train.model_fields)
     assert {"optimizer", "precision", "checkpoint", "validate_every_steps"} <= shared
     assert all(getattr(settings, name) == getattr(train, name) for name in shared)
+
+
+def test_a_mixture_is_made_of_the_packed_streams() -> None:
+    """In the order of the sources, whatever order facts and weights are in."""
+    two = {"corpus.sources": [{"name": "talks"}, {"name": "books"}], "train.context_length": 16}
+    mixed = recipe(**two, mixture={"books": 0.5, "talks": 1.5})
+    sizes = {"books": 33, "talks": 49}
+    facts = {"streams": [{"source": name, "num_tokens": n} for name, n in sizes.items()]}
+    assert list(stream_tokens(mixed, facts).items()) == [("talks", 49), ("books", 33)]
+    streams = mixture_of(mixed, facts)
+    assert [(s.name, s.num_windows, s.weight) for s in streams] == [
+        ("talks", 3, 3),
+        ("books", 2, 1),
+    ]
+    assert settings_of(mixed.train, seed=0, mixture=streams).mixture == tuple(streams)
+    assert mixture_of(recipe(**two), facts) == []
+    tokens = np.arange(82, dtype="<u2")
+    packed = TokenStream(tokens, context_length=16, stream_tokens=(49, 33))
+    assert packed.num_windows == sum(stream.num_windows for stream in streams)
