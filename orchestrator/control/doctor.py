@@ -18,6 +18,7 @@ from orchestrator.errors import OrchestratorError, os_words
 from orchestrator.ledger.source_files import root_at
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import require_usable
+from orchestrator.ledger.stuck_files import answer_within_s
 from orchestrator.spec.cluster import Cluster, Notify
 from orchestrator.spec.loader import resolve_env
 
@@ -87,7 +88,7 @@ def _root(value: str, where: str) -> str:
     root = root_at(resolve_env(value, where=where), where=where)
     if isinstance(root, Path):
         return _folder(str(root), where, None)
-    root.require()
+    root.require(answer_within_s())
     return str(root)
 
 

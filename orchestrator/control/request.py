@@ -36,6 +36,7 @@ from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import spending
 from orchestrator.ledger.store import Store, require_usable
+from orchestrator.ledger.stuck_files import answer_within_s
 from orchestrator.plan.graph import nodes_of, nodes_until
 from orchestrator.plan.planner import Variant, make_plan
 from orchestrator.plan.stages import Facts
@@ -208,6 +209,8 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
     for source in mapped:
         root = root_of(cluster, source)
         try:
+            if isinstance(root, BucketPath):
+                root.require(answer_within_s())
             container = cluster.data_roots[source.name].container
             listings[source.name] = fingerprint(source, root, container)
         except RequestError as error:

@@ -46,9 +46,15 @@ class BucketPath(NamedTuple):
         if not found:
             raise FileNotFoundError(f"{self}: holds nothing")
 
-    def require(self) -> None:
-        """Raises OSError when the bucket does not answer, or holds nothing here."""
-        next(self.walk())
+    def require(self, within_s: float | None = None) -> None:
+        """Raises OSError when the bucket does not answer, or holds nothing here.
+
+        ``within_s``: how long somebody waits for it, in seconds; jobs ask for longer.
+        """
+        url = str(self)
+        store = _store(url) if within_s is None else _impatient_store(url, within_s / 3)
+        if next(store.walk(), None) is None:
+            raise FileNotFoundError(f"{self}: holds nothing")
 
     def size(self) -> int:
         """In bytes. Raises OSError."""
@@ -131,6 +137,13 @@ class _Ranges(io.RawIOBase):
         self._held_at = self._at
         if len(self._held) != length:
             raise OSError(f"{self._path}: is shorter than when it was listed")
+
+
+def _impatient_store(url: str, part_s: float) -> ObjectStore:
+    """One that gives up a request after so long, and asks again for as long."""
+    from orchestrator.ledger.object_store import ObjectStore
+
+    return ObjectStore(url, timeout_s=part_s, deadline_s=part_s)
 
 
 @cache

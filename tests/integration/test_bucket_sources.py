@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import boto3
@@ -30,6 +32,7 @@ from tests.faulty_store import FaultyStore
 from tests.integration.conftest import BUCKET
 from tests.unit.jobs.audio.corpora.layouts import as_tars
 from tests.unit.jobs.audio.test_place import in_parquet
+from tests.unit.orchestrator import broken
 
 LONG = "en/bob/hour long.flac"
 
@@ -54,12 +57,10 @@ def upload(folder: Path, prefix: str) -> BucketPath:
     return BucketPath(f"s3://{BUCKET}/{prefix}")
 
 
-def blocks_with(
-    environment: dict[str, str], where: Path | Place, *, lowpass_hz: float | None, first: int
-) -> Iterator[Wave]:
+def blocks_with(environment: dict[str, str], where: Path | Place, **how: Any) -> Iterator[Wave]:
     """What `blocks` gives in a process that was started before the variables were set."""
     os.environ.update(environment)
-    return blocks(where, lowpass_hz=lowpass_hz, first=first)
+    return blocks(where, **how)
 
 
 def in_container(container: Container, folders: Path, to: Path) -> Path:
@@ -129,3 +130,22 @@ def test_what_is_gone_is_no_verdict_and_told_from_a_bucket_that_is(
     for url in (f"s3://{BUCKET}/none", "s3://no-such-bucket/x"):
         with pytest.raises(BackendError, match=rf"{url}.*(holds nothing|not there, or its bucket)"):
             list(blocks(Place.of(BucketPath(url) / "gone.wav")))
+
+
+def test_a_plan_waits_for_a_bucket_no_longer_than_for_a_store(
+    s3: dict[str, str], tmp_path: Path
+) -> None:
+    """3: it does not answer; 2: it does, and nothing is there."""
+    words = ["plan", *broken.SOUND.write(tmp_path)]
+    cluster, away = (tmp_path / "c.yaml").read_text(), {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    for folder, environment, code, said in (
+        ("planned", away, 3, "the store did not do as asked"),
+        ("nothing", {}, 2, "nothing: holds nothing"),
+    ):
+        root = f"speech: s3://{BUCKET}/{folder}"
+        (tmp_path / "c.yaml").write_text(cluster.replace("speech: speech", root))
+        env = {**os.environ, **environment, "ORCHESTRATOR_ANSWER_WITHIN_S": "3"}
+        program = [sys.executable, "-m", "orchestrator.cli.main", *words]
+        done = subprocess.run(program, capture_output=True, text=True, env=env, timeout=20)
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+        assert f"c.yaml: data.speech: s3://{BUCKET}/{folder}" in done.stderr
