@@ -14,7 +14,6 @@ from collections.abc import Hashable, Iterable
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.lm.splits import SPLITS, Deal, deal_out, groups_of, sources_of
 from jobs.speech.lloyd import MIN_FRAMES_PER_CLUSTER
@@ -25,6 +24,8 @@ from orchestrator.spec.recipe import Recipe, Split
 
 Samples = npt.NDArray[np.int64]
 _EVERYTHING = Scope()
+_SOME = 1 << 16
+"""Recordings that are looked at between two looks at whether they are enough already."""
 
 
 def require_enough(
@@ -56,7 +57,9 @@ def require_splits(recordings: pa.Table, shares: Split) -> Deal:
     Raises DataError when there are fewer groups than splits, or recordings in none where all need
     one.
     """
-    return deal_out(shares, [groups_of(recordings, shares.by, named="id")])
+    groups = groups_of(recordings, shares.by, named="id")
+    starts = range(0, len(groups), _SOME)
+    return deal_out(shares, (groups.slice(start, _SOME) for start in starts))
 
 
 def require_window(num_tokens: int, length: int, *, source: str = "", rate: str = "") -> None:
@@ -120,15 +123,25 @@ def _require_frames(
 def _require_tokens(recipe: Recipe, recordings: pa.Table, deal: Deal) -> None:
     """Raise DataError when training has no window, or none of a source that is mixed."""
     rate_hz, length = recipe.encoder.frame_rate_hz, recipe.train.context_length
-    rate = f"{rate_hz:g} a second"
-    frames = _frames(recordings["num_samples"].to_numpy(), rate_hz)
+    wanted = list(recipe.mixture_ratio) or [""]
+    num_tokens = dict.fromkeys(wanted, 0)
+    for start in range(0, recordings.num_rows, _SOME):
+        for source, found in _trained(recordings.slice(start, _SOME), recipe, deal).items():
+            num_tokens[source if recipe.mixture else ""] += found
+        if min(num_tokens.values()) > length:
+            return
+    for source, found in num_tokens.items():
+        require_window(found, length, source=source, rate=f"{rate_hz:g} a second")
+
+
+def _trained(recordings: pa.Table, recipe: Recipe, deal: Deal) -> dict[str, int]:
+    """Tokens at most that recordings of each source give to training."""
     codes = deal.codes(groups_of(recordings, recipe.split.by, named="id"))
-    is_trained = codes == SPLITS.index("train")
-    require_window(int(frames[is_trained].sum()), length, rate=rate)
-    for source in recipe.mixture_ratio:
-        is_its_own = pc.equal(sources_of(recordings, named="id"), source).to_numpy()
-        num_tokens = int(frames[is_trained & is_its_own].sum())
-        require_window(num_tokens, length, source=source, rate=rate)
+    frames = _frames(recordings["num_samples"].to_numpy(), recipe.encoder.frame_rate_hz)
+    frames[codes != SPLITS.index("train")] = 0
+    table = pa.table({"source": sources_of(recordings, named="id"), "frames": frames})
+    sums = table.group_by("source").aggregate([("frames", "sum")])
+    return dict(zip(sums["source"].to_pylist(), sums["frames_sum"].to_pylist(), strict=True))
 
 
 def _frames(num_samples: Samples, rate_hz: float) -> Samples:
