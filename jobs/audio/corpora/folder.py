@@ -1,4 +1,7 @@
-"""One's own folder: ``<language>/.../<speaker>/<file>``; the speaker is the folder of the file."""
+"""One's own folder: ``<language>/.../<speaker>/<file>``; the speaker is the folder of the file.
+
+Files beside each other at the root name none.
+"""
 
 from __future__ import annotations
 
@@ -13,5 +16,5 @@ def recordings(tree: Tree) -> Iterator[Recording]:
     """All audio files; the first folder names the language."""
     for name, leaf in by_stem(tree.leaves()):
         path = PurePosixPath(leaf.path)
-        language = path.parts[0] if len(path.parts) > 1 else ""
-        yield Recording(name, leaf, language=language, speaker=str(path.parent))
+        language, speaker = (path.parts[0], str(path.parent)) if len(path.parts) > 1 else ("", "")
+        yield Recording(name, leaf, language=language, speaker=speaker)

@@ -260,6 +260,12 @@ def test_a_corpus_is_listed_as_it_is_published(tmp_path: Path, name: str) -> Non
     assert all(r.leaf.size == len(AUDIO) and not r.leaf.archive for r in found)
 
 
+def test_files_beside_each_other_are_of_nobody(tmp_path: Path) -> None:
+    """One's own folder without folders: who speaks in it is not known."""
+    root = write(tmp_path, {"a.wav": AUDIO, "b.wav": AUDIO, "en/c.wav": AUDIO})
+    assert [r.speaker for r in listed("folder", root)] == ["", "", "en"]
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_in_tars_the_same_is_listed(tmp_path: Path, name: str) -> None:
     """Folders of audio each as a tar; what lies at the top stays beside them."""
