@@ -20,8 +20,9 @@ import torch
 
 from jobs.audio.decode import AUDIO_SUFFIXES, BLOCK_S, UnreadableAudioError, Wave, blocks
 from jobs.audio.language_id import Identified, LanguageId, Spread, identify, whisper
-from jobs.audio.voice_activity import Detector, Rule, Silero, speech
+from jobs.audio.voice_activity import Detector, Silero, speech
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import VoiceActivity
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _SHOWN = 8
@@ -81,7 +82,7 @@ def hear(root: Path, model: LanguageId, wanted: str, min_s: float, every: int) -
 
 
 def _windows(waves: Sequence[Wave], detector: Detector) -> list[Wave]:
-    spread, stretches = Spread(), list(speech(waves, detector, Rule()))
+    spread, stretches = Spread(), list(speech(waves, detector, VoiceActivity()))
     for number, wav_S in enumerate(waves):
         start_s, end_s = number * BLOCK_S, (number + 1) * BLOCK_S
         inside = (min(s.end_s, end_s) - max(s.start_s, start_s) for s in stretches)

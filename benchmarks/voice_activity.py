@@ -23,8 +23,9 @@ import torch
 
 from benchmarks.unit_quality import PAUSES, Spoken, load_spoken, speak
 from jobs.audio.decode import BLOCK_S, Wave
-from jobs.audio.voice_activity import Detector, Rule, Silero, Stretch, speech
+from jobs.audio.voice_activity import Detector, Silero, Stretch, speech
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import VoiceActivity
 
 FRAME_S = 0.01
 COLLAR_S = 0.2
@@ -124,7 +125,7 @@ def _within(these_T: Frames, those_T: Frames) -> float:
     return float(near_T[these_T].mean()) if these_T.any() else 1.0
 
 
-def detect(wav_S: Wave, detector: Detector, rule: Rule) -> tuple[list[Stretch], float]:
+def detect(wav_S: Wave, detector: Detector, rule: VoiceActivity) -> tuple[list[Stretch], float]:
     """What is found, and seconds of audio for a second of the processor."""
     size = BLOCK_S * SAMPLE_RATE_HZ
     blocks = (wav_S[start : start + size] for start in range(0, len(wav_S), size))
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    detector, rule = Silero(), Rule()
+    detector, rule = Silero(), VoiceActivity()
     with tempfile.TemporaryDirectory() as scratch:
         speak(Path(scratch))
         spoken = load_spoken(Path(scratch), None)

@@ -225,6 +225,10 @@ class CorpusTables:
         """The rows of these numbers."""
         yield from _rows(first, self._slice(first, end))
 
+    def table(self) -> pa.Table:
+        """All rows, with their places."""
+        return self._slice(0, self.num_rows)
+
     def _slice(self, first: int, end: int) -> pa.Table:
         pieces = []
         for piece in range(first // PIECE_ROWS, ceil(end / PIECE_ROWS)):

@@ -16,7 +16,8 @@ import numpy as np
 
 from jobs.audio.decode import BLOCK_S, Wave
 from jobs.audio.language_id import Identified, LanguageId, Spread, identify
-from jobs.audio.voice_activity import Detector, Probabilities, Rule, Stretch, speech
+from jobs.audio.voice_activity import Detector, Probabilities, Stretch, speech
+from orchestrator.spec.recipe import VoiceActivity
 
 Spans = Sequence[tuple[float, float]]
 
@@ -42,7 +43,7 @@ class Listener:
 
     detector: Detector | None = None
     """None where only lengths and digests are wanted."""
-    rule: Rule = field(default_factory=Rule)
+    rule: VoiceActivity = field(default_factory=VoiceActivity)
     language_id: LanguageId | None = None
     num_windows: int = 3
     """How many blocks of a recording are heard for its language, at most."""

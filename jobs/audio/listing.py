@@ -54,7 +54,8 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
     """Why the recipe does not want a recording of this full name; empty when it does."""
     if recording.left_out:
         return recording.left_out
-    if language not in corpus.languages:
+    is_told_later = corpus.keeps_unknown_languages and not language
+    if language not in corpus.languages and not is_told_later:
         return "language"
     # Salted, because the split into train, valid and test hashes the same ids.
     digest = hashlib.sha256(f"data_fraction/{name}".encode()).digest()

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.audio import corpus_tables
 from jobs.audio.corpus_tables import PLACES, PLACES_SCHEMA, create_table, piece_path, pieces_of
@@ -43,17 +44,20 @@ def ensured(artifact: Storage, corpus: Corpus, roots: Mapping[str, Root]) -> str
     num_pieces = len(artifact.list("recordings"))
     if len(artifact.list(folder)) < num_pieces:
         wanted = list_corpus(corpus, roots).wanted
-        _require_the_same(artifact, wanted)
-        create(artifact, roots, wanted)
+        create(artifact, roots, _listed(artifact, wanted, is_filtered=corpus.filter is not None))
     return folder
 
 
-def _require_the_same(artifact: Storage, wanted: pa.Table) -> None:
+def _listed(artifact: Storage, wanted: pa.Table, *, is_filtered: bool) -> pa.Table:
+    """The rows that the artifact lists: all, or those that its filter has left."""
     paths = sorted(artifact.list("recordings"))
-    listed = pa.concat_tables(corpus_tables.read_table(artifact, path) for path in paths)
-    if not wanted["id"].equals(listed["id"]):
-        other = min(set(wanted["id"].to_pylist()) ^ set(listed["id"].to_pylist()))
+    ids = pa.concat_tables(corpus_tables.read_table(artifact, path) for path in paths)["id"]
+    places = pc.index_in(ids, wanted["id"])
+    is_same = wanted["id"].equals(ids) or (is_filtered and not places.null_count)
+    if not is_same:
+        other = min(set(wanted["id"].to_pylist()) ^ set(ids.to_pylist()))
         raise DataError(
             f"data: {other} is not both here and in the corpus that was made of this snapshot; "
             "give corpus.snapshot another label, or the source its root"
         )
+    return wanted.take(places)

@@ -14,7 +14,6 @@ import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch.nn import functional
 
 from orchestrator.errors import RequestError
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import VoiceActivity
 
 Wave = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float32]
@@ -49,22 +49,6 @@ class Detector(Protocol):
         """``p_T``, some frames at a time, from the first sample to the last."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What of the probabilities is a stretch of speech."""
-
-    threshold: float = 0.5
-    """Probability with which one begins."""
-    release: float = 0.35
-    """It goes on until the probability is below this for ``min_pause_s``."""
-    min_pause_s: float = 0.3
-    """Pauses that are shorter, in seconds, are part of it."""
-    min_speech_s: float = 0.25
-    """What is shorter, in seconds, is none."""
-    pad_s: float = 0.1
-    """Added on either side, in seconds, up to the middle of a pause: speech begins faintly."""
-
-
 class Stretch(NamedTuple):
     """From when to when somebody speaks."""
 
@@ -72,7 +56,7 @@ class Stretch(NamedTuple):
     end_s: float
 
 
-def speech(blocks: Iterable[Wave], detector: Detector, rule: Rule) -> Iterator[Stretch]:
+def speech(blocks: Iterable[Wave], detector: Detector, rule: VoiceActivity) -> Iterator[Stretch]:
     """The stretches of speech of a recording in order, each as soon as it is known."""
     counted = _Counted(blocks)
     runs = _runs(detector.probabilities(counted), detector.frame_s, rule)
@@ -85,7 +69,9 @@ def speech(blocks: Iterable[Wave], detector: Detector, rule: Rule) -> Iterator[S
         earliest_s = latest_s
 
 
-def _runs(chunks: Iterable[Probabilities], frame_s: float, rule: Rule) -> Iterator[Stretch]:
+def _runs(
+    chunks: Iterable[Probabilities], frame_s: float, rule: VoiceActivity
+) -> Iterator[Stretch]:
     """Runs of frames with speech, in order, none shorter than the rule has it."""
     for start, end in _frame_runs(chunks, rule, ceil(rule.min_pause_s / frame_s)):
         if (end - start) * frame_s >= rule.min_speech_s:
@@ -93,7 +79,7 @@ def _runs(chunks: Iterable[Probabilities], frame_s: float, rule: Rule) -> Iterat
 
 
 def _frame_runs(
-    chunks: Iterable[Probabilities], rule: Rule, min_pause: int
+    chunks: Iterable[Probabilities], rule: VoiceActivity, min_pause: int
 ) -> Iterator[tuple[int, int]]:
     """First and one past the last frame of each run; ``min_pause`` frames end one."""
     start = pause = None

@@ -67,11 +67,14 @@ class Scope:
 
 def nodes_of(recipe: Recipe) -> tuple[Node, ...]:
     """The nodes of one variant, each after those that it reads."""
+    is_filtered = recipe.corpus.filter is not None
+    corpus = "filter" if is_filtered else "corpus"
     return (
         _node("corpus"),
-        *_encoder_nodes(recipe),
-        _node("codebook", corpus="corpus", encoder="encoder"),
-        _node("tokenize", corpus="corpus", encoder="encoder", codebook="codebook"),
+        *([_node("filter", corpus="corpus")] if is_filtered else []),
+        *_encoder_nodes(recipe, corpus),
+        _node("codebook", corpus=corpus, encoder="encoder"),
+        _node("tokenize", corpus=corpus, encoder="encoder", codebook="codebook"),
         _node("pack", tokenize="tokenize"),
         _node("train", pack="pack", codebook="codebook"),
         *(_node(name, pack="pack", train="train") for name, section in recipe.evaluate if section),
@@ -94,15 +97,18 @@ def nodes_until(recipe: Recipe, until: str) -> tuple[Node, ...]:
     return tuple(node for node in nodes if node.name in needed)
 
 
-def _encoder_nodes(recipe: Recipe) -> Iterator[Node]:
-    """Targets and training of each iteration of pretraining, and the encoder that comes of it."""
+def _encoder_nodes(recipe: Recipe, corpus: str) -> Iterator[Node]:
+    """Targets and training of each iteration of pretraining, and the encoder that comes of it.
+
+    ``corpus``: the node whose recordings they are of.
+    """
     model: dict[str, str] = {}
     for number, iteration in (
         enumerate(recipe.encoder.pretrain.iterations, start=1) if recipe.encoder.pretrain else ()
     ):
         earlier = {} if iteration.targets == "mfcc" else model
-        yield _node(f"targets.{number}", corpus="corpus", **earlier)
-        yield _node(f"pretrain.{number}", corpus="corpus", targets=f"targets.{number}")
+        yield _node(f"targets.{number}", corpus=corpus, **earlier)
+        yield _node(f"pretrain.{number}", corpus=corpus, targets=f"targets.{number}")
         model = {"model": f"pretrain.{number}"}
     yield _node("encoder", **model)
 

@@ -23,8 +23,8 @@ _ALWAYS_SPELLED = {
 """Fields that are in keys even at their default, because they were before others were left out.
 Never add to these: a field that is not here re-keys nothing where it is not used."""
 
-_NEVER = {"Corpus": "max_quarantine_percent"}
-"""Fields that change no result."""
+_NEVER = {"Corpus": "max_quarantine_percent filter", "LanguageId": "model"}
+"""Fields that change no result, or that of another stage."""
 
 
 def canonical_json(value: Any) -> bytes:

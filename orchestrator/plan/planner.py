@@ -251,7 +251,7 @@ def _decided(
     known_inputs: Callable[[str], Sequence[Mapping[str, Any]]],
     checkpoint_steps: Callable[[str, str], Sequence[int]],
 ) -> tuple[Instance, ...]:
-    corpora = {i.id: there[i.id].facts for i in instances if i.stage == "corpus" and i.id in there}
+    corpora = {i.id: there[i.id].facts for i in instances if i.id in there}
     decided: list[Instance] = []
     causes: dict[str, tuple[str, ...]] = {}
     for instance in instances:

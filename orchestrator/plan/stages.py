@@ -93,7 +93,15 @@ def _of(*names: str) -> Fields:
 def _corpus(recipe: Recipe, facts: Facts, _part: str) -> dict[str, Any]:
     names = [source.name for source in recipe.corpus.sources]
     listings = {name: facts.listings[name] for name in names if name in facts.listings}
-    return {"corpus": keyed(recipe.corpus), "listing": listings}
+    corpus = keyed(recipe.corpus)
+    if recipe.corpus.keeps_unknown_languages:
+        corpus["keeps_unknown_languages"] = True
+    return {"corpus": corpus, "listing": listings}
+
+
+def _filter(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
+    assert recipe.corpus.filter, "only recipes that filter have such a node"
+    return {"corpus": {"filter": keyed(recipe.corpus.filter)}}
 
 
 def pretraining(recipe: Recipe, part: str) -> tuple[Pretrain, PretrainIteration]:
@@ -168,6 +176,7 @@ def _score(name: str) -> Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage(name="corpus", version=3, fields=_corpus, runs_as="workers"),
+    Stage(name="filter", version=1, fields=_filter, roles=("corpus",), runs_as="workers"),
     Stage(name="targets", version=1, fields=_targets, roles=("corpus", "model"), runs_as="workers"),
     Stage(
         name="pretrain",

@@ -31,6 +31,7 @@ from orchestrator.spec.model import (
 
 StageName = Literal[
     "corpus",
+    "filter",
     "targets",
     "pretrain",
     "encoder",

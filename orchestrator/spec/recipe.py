@@ -100,6 +100,56 @@ class Windows(Spec):
         return self
 
 
+class LanguageId(Spec):
+    """Which language is spoken, where the corpus does not say: a Whisper listens."""
+
+    model: str
+    """Name in the cluster's ``models``: a folder that all nodes see, with a multilingual Whisper in
+    the format of transformers or of CTranslate2."""
+    sha256: Sha256
+    """SHA-256 of its ``model.safetensors`` or ``model.bin``; pins the model."""
+    hears: Literal["unknown", "all"] = "unknown"
+    """Whose language is told: of recordings for which the corpus says none, or of all."""
+    threshold: Annotated[Float, Field(gt=0, le=1)] = 0.5
+    """Recordings are kept whose probability of ``corpus.languages`` is at least this; in (0, 1]."""
+    windows: PositiveInt = 3
+    """How many stretches of 30 s with speech are heard of a recording, at most."""
+
+
+class VoiceActivity(Spec):
+    """When somebody speaks: two thresholds of the probability of speech, and what a pause is."""
+
+    threshold: Annotated[Float, Field(gt=0, lt=1)] = 0.5
+    """Probability with which a stretch of speech begins; in (0, 1)."""
+    release: Annotated[Float, Field(gt=0, lt=1)] = 0.35
+    """It goes on until the probability is below this for ``min_pause_s``; in (0, 1)."""
+    min_pause_s: PositiveFloat = 0.3
+    """Pauses that are shorter, in seconds, are part of it."""
+    min_speech_s: NonNegativeFloat = 0.25
+    """What is shorter, in seconds, is none."""
+    pad_s: NonNegativeFloat = 0.1
+    """Added on either side, in seconds, up to the middle of a pause: speech begins faintly."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.release > self.threshold:
+            raise ValueError(
+                f"release ({self.release}) must be at most threshold ({self.threshold})"
+            )
+        return self
+
+
+class Filter(Spec):
+    """What is left out for what it sounds like: all recordings are decoded once more for it."""
+
+    language_id: LanguageId | None = None
+    """Leave out what is not in ``corpus.languages`` by its sound; not done when absent."""
+    voice_activity: VoiceActivity | None = None
+    """Cut recordings for which the corpus gives no times at their pauses; not done when absent."""
+    duplicates: Literal["report", "drop"] = "report"
+    """Recordings with the same samples as an earlier one: list them, or leave them out too."""
+
+
 class Corpus(Spec):
     """Which speech is used."""
 
@@ -114,11 +164,18 @@ class Corpus(Spec):
     """Share of the kept recordings that is used, chosen by the hash of their ids; in (0, 1]."""
     windows: Windows = Windows()
     """Bounds on the length of an utterance."""
+    filter: Filter | None = None
+    """What is left out for what it sounds like; when absent, nothing is."""
     shard_hours: PositiveFloat = 0.5
     """Hours of audio in one shard, the unit of work that is done or not done."""
     max_quarantine_percent: Annotated[Float, Field(ge=0, le=100)] = 1.0
     """Recordings that may be unreadable, in percent of all; at least 5 may. More end the run, as a
     decoder or a copy that is broken looks like many broken files. It changes no result."""
+
+    @property
+    def keeps_unknown_languages(self) -> bool:
+        """Whether recordings of unknown languages are listed, as they will be heard."""
+        return self.filter is not None and self.filter.language_id is not None
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:

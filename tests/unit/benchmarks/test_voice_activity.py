@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.unit_quality import SENTENCES, VOICES, Spoken, load_spoken, speak
 from benchmarks.voice_activity import FRAME_S, Known, as_frames, assemble, detect, noisy, score
-from jobs.audio.voice_activity import Rule, Silero, Stretch
+from jobs.audio.voice_activity import Silero, Stretch
+from orchestrator.spec.recipe import VoiceActivity
 
 SECOND = np.ones(16_000, np.float32)
 
@@ -36,7 +37,7 @@ def test_a_recording_says_when_its_speech_is() -> None:
 @pytest.mark.parametrize("ratio_db", [40.0, 10.0])
 def test_speech_of_known_times_is_found(tmp_path: Path, ratio_db: float) -> None:
     speak(tmp_path, VOICES, SENTENCES[:3])
-    rule = Rule()
+    rule = VoiceActivity()
     known = assemble(load_spoken(tmp_path, None), 180.0, rule.min_pause_s, seed=0)
     found = score(detect(noisy(known, ratio_db, seed=0), Silero(), rule)[0], known)
     assert found.precision > 0.9

@@ -8,11 +8,11 @@ import pytest
 
 from jobs.audio.decode import BLOCK_S
 from jobs.audio.hearing import Listener
-from jobs.audio.voice_activity import Rule
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import VoiceActivity
 
 BLOCK = BLOCK_S * SAMPLE_RATE_HZ
-RULE = Rule(pad_s=0.0)
+RULE = VoiceActivity(pad_s=0.0)
 
 
 class Loud:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.audio.voice_activity import Rule, Silero, Stretch, silero_weights, speech
+from jobs.audio.voice_activity import Silero, Stretch, silero_weights, speech
 from orchestrator.errors import RequestError
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.recipe import VoiceActivity
 
 RNG = np.random.default_rng(0)
-NO_PADDING = Rule(pad_s=0.0, min_pause_s=0.3, min_speech_s=0.2)
+NO_PADDING = VoiceActivity(pad_s=0.0, min_pause_s=0.3, min_speech_s=0.2)
 
 
 class Written:
@@ -27,7 +28,7 @@ class Written:
             yield wav_S[:: int(self.frame_s * SAMPLE_RATE_HZ)]
 
 
-def found(probabilities: list[float], rule: Rule, block: int = 4) -> list[Stretch]:
+def found(probabilities: list[float], rule: VoiceActivity, block: int = 4) -> list[Stretch]:
     wav_S = np.repeat(np.array(probabilities, np.float32), int(0.1 * SAMPLE_RATE_HZ))
     size = block * int(0.1 * SAMPLE_RATE_HZ)
     blocks = [wav_S[start : start + size] for start in range(0, len(wav_S), size)]
@@ -61,7 +62,7 @@ def test_speech_is_what_goes_on(
 
 
 def test_padding_ends_in_the_middle_of_a_pause_and_at_the_ends() -> None:
-    rule = Rule(pad_s=0.25, min_pause_s=0.3, min_speech_s=0.2)
+    rule = VoiceActivity(pad_s=0.25, min_pause_s=0.3, min_speech_s=0.2)
     probabilities = [0, 0.9, 0.9, 0, 0, 0, 0.9, 0.9, 0, 0, 0, 0, 0, 0.9, 0.9, 0]
     expected = [(0.0, 0.45), (0.45, 1.05), (1.05, 1.6)]
     assert rounded(found(probabilities, rule)) == expected

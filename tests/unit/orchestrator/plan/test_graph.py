@@ -29,6 +29,14 @@ def test_only_an_encoder_that_is_trained_here_reads_a_model() -> None:
     assert inputs == [{}, {"model": "pretrain.1"}]
 
 
+def test_what_a_filter_leaves_is_the_corpus_of_all_that_read_one() -> None:
+    filtered = {"corpus.filter": {}}
+    for one in (recipe(**filtered), pretrained_recipe(**filtered)):
+        nodes = {node.name: node.inputs for node in nodes_of(one)}
+        assert nodes.pop("filter") == {"corpus": "corpus"}
+        assert {inputs["corpus"] for inputs in nodes.values() if "corpus" in inputs} == {"filter"}
+
+
 def test_a_node_is_named_by_its_stage_and_part() -> None:
     assert Node(stage=BY_NAME["tokenize"]).name == "tokenize"
     assert Node(stage=BY_NAME["tokenize"], part="sblimp_1").name == "tokenize.sblimp_1"

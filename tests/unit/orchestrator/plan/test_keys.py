@@ -58,6 +58,7 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("corpus.windows.max_s", 9, "corpus"),
     ("corpus.windows.max_pause_s", 0.5, "corpus"),
     ("corpus.max_quarantine_percent", 5, NEVER),
+    ("corpus.filter", {"duplicates": "drop"}, "codebook"),
     ("corpus.shard_hours", 0.1, "corpus"),
     ("encoder.model", "the-same-weights-elsewhere", NEVER),
     ("encoder.revision", "abc", NEVER),
@@ -168,6 +169,30 @@ def test_a_field_of_pretraining_changes_its_node_and_the_later_ones(
     base = pretrained_recipe()
     other = pretrained_recipe(**{f"encoder.pretrain.{field}": value})
     assert changed(base, other) == after(first, base)
+
+
+WHISPER = {"model": "w", "sha256": LM}
+
+
+@pytest.mark.parametrize(
+    ("filter_", "other", "first"),
+    [
+        ({}, {"duplicates": "report"}, NEVER),
+        ({}, {"duplicates": "drop"}, "filter"),
+        ({}, {"voice_activity": {}}, "filter"),
+        ({"voice_activity": {}}, {"voice_activity": {"threshold": 0.6}}, "filter"),
+        ({"voice_activity": {}}, {"voice_activity": {"threshold": 0.5}}, NEVER),
+        ({}, {"language_id": WHISPER}, "corpus"),  # which lists unknown languages for it
+        ({"language_id": WHISPER}, {"language_id": {**WHISPER, "model": "v"}}, NEVER),
+        ({"language_id": WHISPER}, {"language_id": {**WHISPER, "threshold": 0.6}}, "filter"),
+        ({"language_id": WHISPER}, {"language_id": {**WHISPER, "sha256": "1" * 64}}, "filter"),
+    ],
+)
+def test_a_filter_changes_its_node_and_the_later_ones(
+    filter_: dict[str, Any], other: dict[str, Any], first: str | None
+) -> None:
+    base, changed_one = recipe(**{"corpus.filter": filter_}), recipe(**{"corpus.filter": other})
+    assert changed(base, changed_one) == after(first, base, without=("encoder",))
 
 
 def test_a_later_iteration_changes_nothing_of_those_before() -> None:
