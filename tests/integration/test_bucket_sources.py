@@ -21,13 +21,15 @@ from jobs.audio.corpora import adapter
 from jobs.audio.corpora.recording import stem
 from jobs.audio.decode import Wave, blocks
 from jobs.audio.decoders import Decoders
+from jobs.audio.listing import list_corpus
 from jobs.audio.place import Place
+from jobs.audio.roots import Root
 from jobs.audio.trees import TREES
 from orchestrator.control.fingerprint import fingerprint
 from orchestrator.errors import BackendError
 from orchestrator.ledger.bucket_path import WHOLE_BYTES, BucketPath
 from orchestrator.spec.cluster import Container
-from orchestrator.spec.recipe import Source
+from orchestrator.spec.recipe import Corpus, Source
 from tests.faulty_store import FaultyStore
 from tests.integration.conftest import BUCKET
 from tests.unit.jobs.audio.corpora.layouts import as_tars
@@ -94,11 +96,13 @@ def test_the_same_in_every_container(
 ) -> None:
     root = in_container(container, folders, tmp_path)
     bucket = upload(root, container)
-    source = Source(name="s")
+    source = Source(name="s", adapter="hf_parquet" if container == "parquet" else "folder")
     assert fingerprint(source, bucket, container) == fingerprint(source, root, container)
+    corpus = Corpus(sources=(source,))
+    listings = [list_corpus(corpus, {"s": Root(where, container)}) for where in (root, bucket)]
+    assert listings[0] == listings[1]
     tree = TREES[container](bucket)
-    name = "hf_parquet" if container == "parquet" else "folder"
-    found = {recording.id: tree.place(recording.leaf) for recording in adapter(name)(tree)}
+    found = {r.id: tree.place(r.leaf) for r in adapter(source.adapter)(tree)}
     assert found.keys() == expected.keys()
     with closing(Decoders(1, decode=partial(blocks_with, s3))) as decoders:
         for recording, place in found.items():
