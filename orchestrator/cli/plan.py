@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -171,19 +172,26 @@ def _limits_line(request: Request, cost: Estimate) -> str:
 
 
 def _estimate(request: Request) -> Estimate:
-    corpus = request.plan.corpus
-    facts = request.store.find({corpus.id: f"corpus/{corpus.key}"})[corpus.id].facts
-    return estimate(request.variants[0].recipe, facts)
+    return estimate(request.variants[0].recipe, _corpus_facts(request))
+
+
+def _corpus_facts(request: Request) -> Mapping[str, Any]:
+    """Of what the first variant's filter has left of its corpus, or of all of it; none yet."""
+    facts = _facts(request, request.plan.corpora)
+    return next((found for found in reversed(facts) if found), {})
+
+
+def _facts(request: Request, instances: Sequence[Instance]) -> list[Mapping[str, Any]]:
+    wanted = {i.id: f"{i.stage}/{i.key}" for i in instances}
+    return [found.facts for found in request.store.find(wanted).values()]
 
 
 def _sources(request: Request) -> tuple[SourceEstimate, ...]:
     """What each source of the first variant gives, where its corpus is there."""
     units = [i for i in request.plan.units if not i.part]
-    wanted = {i.id: f"{i.stage}/{i.key}" for i in (request.plan.corpus, *units[:1])}
-    facts = [found.facts for found in request.store.find(wanted).values()]
-    unit_facts = facts[1] if units else {}
+    unit_facts = _facts(request, units)[0] if units else {}
     recipe, prices = request.variants[0].recipe, request.cluster.prices
-    return estimate_sources(recipe, facts[0], unit_facts, prices)
+    return estimate_sources(recipe, _corpus_facts(request), unit_facts, prices)
 
 
 def sources_table(sources: Sequence[SourceEstimate]) -> Table:

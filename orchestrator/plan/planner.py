@@ -126,9 +126,10 @@ class Plan:
         return Scope(frozenset(i.stage for i in self.instances))
 
     @property
-    def corpus(self) -> Instance:
-        """The corpus, the first of several."""
-        return next(i for i in self.instances if i.stage == "corpus")
+    def corpora(self) -> tuple[Instance, ...]:
+        """The corpus and what its filter leaves of it, the first of several."""
+        first = {i.stage: i for i in reversed(self.instances) if i.stage in ("corpus", "filter")}
+        return tuple(sorted(first.values(), key=self.instances.index))
 
     @property
     def units(self) -> tuple[Instance, ...]:

@@ -146,6 +146,20 @@ def test_a_source_without_a_folder_names_the_file_that_was_chosen(
     )
 
 
+def test_plan_counts_what_a_filter_has_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = "corpus.filter.duplicates=drop"
+    words = ["plan", *broken.SOUND.write(tmp_path), "--set", given]
+    prepared = prepare(tmp_path / "r.yaml", tmp_path / "c.yaml", [given])
+    for instance, hours in zip(prepared.plan.corpora, (20.0, 10.0), strict=True):
+        facts = {"kept_hours": hours, "sources": {"speech": {"kept_hours": hours}}}
+        artifact = prepared.store.artifact(instance.stage, instance.key)
+        artifact.publish(inputs=instance.inputs, facts=facts, producer={})
+        assert main(words) == 0
+        assert f"{hours:.2f}" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_plan_says_what_each_source_gives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,7 +168,7 @@ def test_plan_says_what_each_source_gives(
     assert main(words) == 0
     assert "recordings" not in capsys.readouterr().out
     facts = {"kept_hours": 1234.5, "num_recordings": 5678, "num_left_out": 9, "num_quarantined": 0}
-    corpus = prepared.plan.corpus
+    (corpus,) = prepared.plan.corpora
     prepared.store.artifact("corpus", corpus.key).publish(
         inputs=corpus.inputs, facts={**facts, "sources": {"speech": facts}}, producer={}
     )
