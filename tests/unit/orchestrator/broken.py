@@ -383,6 +383,25 @@ RECIPES = (
         says=("r.yaml: corpus.languages: must be a list of at least 1, not an empty list",),
     ),
     Broken(
+        id="speech that ends before it begins",
+        recipe=edited("sources:", "filter: {voice_activity: {threshold: 0.3}}\n  sources:"),
+        says=(
+            "r.yaml: corpus.filter.voice_activity: release (0.35) must be at most threshold (0.3)",
+        ),
+    ),
+    Broken(
+        id="a filter by language without its model's digest",
+        recipe=edited("sources:", "filter: {language_id: {model: whisper}}\n  sources:"),
+        says=("r.yaml: corpus.filter.language_id.sha256: missing; give it a value",),
+    ),
+    Broken(
+        id="channels that nobody knows",
+        recipe=edited("language: en", "language: en, channels: left"),
+        says=(
+            "r.yaml: corpus.sources.0.channels: must be 'mix', 'loudest' or 'first', not 'left'",
+        ),
+    ),
+    Broken(
         id="windows reversed",
         recipe=edited("sources:", "windows: {min_s: 9, max_s: 3}\n  sources:"),
         says=("r.yaml: corpus.windows: min_s (9.0) must be below max_s (3.0)",),
