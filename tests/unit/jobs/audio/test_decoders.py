@@ -207,10 +207,11 @@ def test_a_second_trial_is_alone(decoders: Decoders, file: Callable[[str], Path]
     thread.join(60)
     assert failed.is_set()
 
+    fine, crashes = file("fine"), file("crash")
+
     def one(number: int) -> str:
-        path = file(f"{'crash' if number % 3 == 0 else 'fine'}")
         try:
-            return str(len(list(decoders.blocks(path))))
+            return str(len(list(decoders.blocks(fine if number % 3 else crashes))))
         except UnreadableAudioError:
             return "unreadable"
 
