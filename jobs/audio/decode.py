@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain
@@ -216,21 +216,21 @@ class _Grid:
         self.rate_hz, self._wanted = rate_hz, wanted
         self._periods = _Periods.at(rate_hz)
         self._resample = torchaudio.transforms.Resample(self._periods.down, self._periods.up)
-        self._held_CS: Wave = np.zeros((0, 0), np.float32)
+        self._held: list[Wave] = []
+        """Pieces of all channels, put together when a block is whole: a codec gives many."""
+        self._num_held = 0
         self._unneeded = 0 if is_entered else self._periods.entry(wanted.first)
         """How many samples are still to come that no block needs."""
         self._before = self._periods.block * wanted.first - self._periods.entry(wanted.first)
         """How many of the samples held lie before the next block."""
 
-    @property
-    def _num_held(self) -> int:
-        return int(self._held_CS.shape[1])
-
     def blocks_after(self, wav_CS: Wave) -> Iterator[Mono]:
         """The blocks that are whole with these samples at the file's own rate."""
         needed_CS = wav_CS[:, self._unneeded :]
         self._unneeded -= wav_CS.shape[1] - needed_CS.shape[1]
-        self._hold(needed_CS)
+        if num_needed := needed_CS.shape[1]:
+            self._held.append(needed_CS)
+            self._num_held += num_needed
         while self._num_held >= self._before + self._periods.block + self._periods.margin:
             yield self._next()
 
@@ -239,25 +239,26 @@ class _Grid:
         while self._num_held > self._before:
             yield self._next()
 
-    def _hold(self, wav_CS: Wave) -> None:
-        """Samples after those held; parts of a file may differ in their channels."""
-        if self._num_held:
-            most = max(len(self._held_CS), len(wav_CS))
-            wav_CS = np.concatenate([widened(self._held_CS, most), widened(wav_CS, most)], axis=1)
-        self._held_CS = wav_CS
-
     def _next(self) -> Mono:
         down, up, block, margin = self._periods
         end = min(self._before + block, self._num_held)
-        made = mono(self._held_CS[:, : end + margin], self._wanted.channels)
+        held_CS = _joined(self._held)
+        made = mono(held_CS[:, : end + margin], self._wanted.channels)
         wav_S: Wave = self._resample(torch.from_numpy(made.wav_S)).numpy()
         if self._wanted.lowpass_hz is not None:
             wav_S = lowpass(wav_S, self._wanted.lowpass_hz)
         start = self._before * up // down
         length = ceil((end - self._before) * up / down)
         self._before = min(margin, end)
-        self._held_CS = self._held_CS[:, end - self._before :]
+        self._held = [held_CS[:, end - self._before :]]
+        self._num_held -= end - self._before
         return Mono(wav_S[start : start + length], made.cancelled)
+
+
+def _joined(pieces: Sequence[Wave]) -> Wave:
+    """Consecutive stretches as one; parts of a file may differ in their channels."""
+    most = max(len(wav_CS) for wav_CS in pieces)
+    return np.concatenate([widened(wav_CS, most) for wav_CS in pieces], axis=1)
 
 
 def _resampled_rate(rate_hz: int) -> int:
@@ -294,12 +295,28 @@ def _is_for_sndfile(part: Part, head: bytes) -> bool:
 def _sndfile_pieces(file: BinaryIO, first: int = 0) -> Iterator[tuple[Wave, int]]:
     with soundfile.SoundFile(file) as sound:
         start = min(_Periods.at(sound.samplerate).entry(first), sound.frames)
-        left = sound.frames - sound.seek(start)
-        for wav_SC in sound.blocks(_READ_FRAMES, dtype="float32", always_2d=True):
+        _pass_over(sound, start)
+        left = sound.frames - start
+        # Not in the library's own blocks: they are as long as they should be, whatever was read.
+        while len(wav_SC := _read(sound, min(left, _READ_FRAMES))):
             left -= len(wav_SC)
             yield np.ascontiguousarray(wav_SC.T), sound.samplerate
         if left:
             raise ValueError(f"damaged: {left:,} of its {sound.frames:,} samples are missing")
+
+
+def _read(sound: soundfile.SoundFile, num_frames: int) -> Wave:
+    wav_SC: Wave = sound.read(num_frames, dtype="float32", always_2d=True)
+    return wav_SC
+
+
+def _pass_over(sound: soundfile.SoundFile, num_frames: int) -> None:
+    """Go to a sample; GSM and G.721 in a WAV are read up to there."""
+    if sound.seekable():
+        sound.seek(num_frames)
+        return
+    for start in range(0, num_frames, _READ_FRAMES):
+        _read(sound, min(_READ_FRAMES, num_frames - start))
 
 
 def _ffmpeg_pieces(file: BinaryIO, raw_format: str | None = None) -> Iterator[tuple[Wave, int]]:

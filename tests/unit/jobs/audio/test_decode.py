@@ -230,3 +230,12 @@ def test_a_read_that_fails_once_is_no_verdict(tmp_path: Path, suffix: str) -> No
     with pytest.raises(BackendError, match=rf"a\.{suffix}: Input/output error; see whether"):
         list(blocks(place))
     assert sum(map(len, blocks(place))) >= 5 * SAMPLE_RATE_HZ
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "NMS_ADPCM_32"])
+def test_codecs_that_cannot_be_entered_are_read_all_the_same(tmp_path: Path, subtype: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(500, 1.5 * BLOCK_S, 8_000), 8_000, subtype=subtype)
+    whole = list(blocks(path))
+    assert len(whole) == 2
+    assert [b.tobytes() for b in blocks(path, first=1)] == [whole[1].tobytes()]
