@@ -71,6 +71,8 @@ def shard_bytes(audio: ShardAudio, units: Mapping[int, Units], *, dedup: bool) -
             nothing = Utterance(part.row.id, part.row, 0, 0)
             about = {"units": _NO_UNITS, "durations": _NO_UNITS, "unreadable": reason}
             rows.append({**_facts_of(nothing), **about})
+    # In the order of the corpus: the first and the last recording may go on in another shard.
+    rows.sort(key=lambda row: row["number"])
     columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
     buffer = io.BytesIO()
     table = pa.table(columns, schema=SCHEMA)
@@ -85,6 +87,7 @@ def _tokens(units_T: Units, *, dedup: bool) -> tuple[Units, Units]:
 def _facts_of(utterance: Utterance) -> dict[str, Any]:
     row = utterance.row
     return {
+        "number": row.number,
         "id": utterance.id,
         "recording": row.id,
         "start_sample": utterance.start_sample,
