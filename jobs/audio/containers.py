@@ -28,6 +28,7 @@ class Kind(StrEnum):
     MP3 = "MP3"
     MATROSKA = "Matroska"
     MP4 = "MP4"
+    ASF = "ASF"
     OTHER = "other"
 
 
@@ -74,6 +75,8 @@ def _kind(head: bytes) -> Kind:
         return Kind.MATROSKA
     if head[4:8] == b"ftyp":
         return Kind.MP4
+    if head.startswith(_ASF[:_HEAD_BYTES]):
+        return Kind.ASF
     return Kind.MP3 if _frame_bytes(head) else Kind.OTHER
 
 
@@ -242,8 +245,8 @@ _DIVISORS = {3: 1, 2: 2, 0: 4}
 """MPEG 1, 2 and 2.5 by the header's two bits."""
 _SYNC = re.compile(rb"\xff[\xe0-\xff]")
 _MP3_HEAD_BYTES = 64
-_LENGTH_TAGS = (b"Xing", b"Info", b"VBRI")
-"""A first frame with one of them counts the frames of its file."""
+_LENGTH_TAGS = {b"Xing": 8, b"Info": 8, b"VBRI": 14}
+"""A first frame with one of them counts the frames of its file, in four bytes so far behind."""
 
 
 def _frame_bytes(head: bytes) -> int:
@@ -266,6 +269,7 @@ def _mp3_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     """A part begins with a tag, or with a frame that counts those which follow."""
     begin = end = at = start
     form = _format(_read(file, start, _MP3_HEAD_BYTES))
+    num_left = 0
     while at < size:
         head = _read(file, at, _MP3_HEAD_BYTES)
         # Frames of one part agree in all but bitrate and padding.
@@ -273,12 +277,17 @@ def _mp3_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
         following = at + length if length else _next_frame(file, at, size)
         if following > size:
             raise CutShortError("its last frame is incomplete")
-        if length and at > begin and (at > end or _counts_frames(head[:length])):
+        counted = _num_frames(head[:length])
+        if length and at > begin and (at > end or counted is not None):
             yield Part(Kind.MP3, begin, end - begin)
             begin = at
-        form = _format(head) if length else form
+        if length:
+            # Of the whole file: what was spliced into another may have a count of its own.
+            num_left += -1 if counted is None else counted
+            form, end = _format(head), following
         at = following
-        end = at if length else end
+    if num_left > 1:  # encoders differ in whether the first frame counts itself
+        raise CutShortError(f"{num_left:,} of its frames are not there")
     yield Part(Kind.MP3, begin, end - begin)
 
 
@@ -287,8 +296,13 @@ def _format(head: bytes) -> tuple[int, int]:
     return head[1] & 0x1E, head[2] & 0x0C
 
 
-def _counts_frames(head: bytes) -> bool:
-    return any(tag in head for tag in _LENGTH_TAGS)
+def _num_frames(head: bytes) -> int | None:
+    """How many frames follow by what a first frame says, 0 where it does not; None for others."""
+    for tag, offset in _LENGTH_TAGS.items():
+        if (at := head.find(tag)) >= 0:
+            is_said = tag == b"VBRI" or int.from_bytes(head[at + 4 : at + 8]) & 1
+            return int.from_bytes(head[at + offset : at + offset + 4]) if is_said else 0
+    return None
 
 
 def _next_frame(file: BinaryIO, at: int, size: int) -> int:
@@ -347,6 +361,22 @@ def _mp4_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     yield from _whole(file, start, size)
 
 
+# ASF, as WMA is in it: objects, each with a name of 16 bytes and its size.
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+
+
+def _asf_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
+    at = start
+    while at + 24 <= size:
+        (claimed,) = struct.unpack("<Q", _read(file, at + 16, 8))
+        if claimed < 24:  # of a broadcast, which did not know
+            break
+        at += claimed
+        if at > size:
+            raise CutShortError("its data are incomplete")
+    yield from _whole(file, start, size)
+
+
 _WALKERS: dict[Kind, Callable[[BinaryIO, int, int], Iterator[Part]]] = {
     Kind.WAV: _wav_parts,
     Kind.FLAC: _flac_parts,
@@ -354,5 +384,6 @@ _WALKERS: dict[Kind, Callable[[BinaryIO, int, int], Iterator[Part]]] = {
     Kind.MP3: _mp3_parts,
     Kind.MATROSKA: _matroska_parts,
     Kind.MP4: _mp4_parts,
+    Kind.ASF: _asf_parts,
     Kind.OTHER: _whole,
 }

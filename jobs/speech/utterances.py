@@ -7,6 +7,7 @@ utterances, however long a recording is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ Item = TypeVar("Item")
 PAGE_SAMPLES = 240 * SAMPLE_RATE_HZ
 """Audio decoded ahead and planned into batches: a constant, since batches decide rounding."""
 SILENT = "silent"
+_LIKE_A_WINDOW = re.compile(r"@\d+$")
+"""A recording that is called as a window of another would be."""
 _BLOCK_SAMPLES = BLOCK_S * SAMPLE_RATE_HZ
 
 
@@ -174,7 +177,8 @@ class WaveReader:
                 length = windows.next_window(left, most)
                 is_whole = length == left and start == to_read.start and not to_read.skipped
                 if number >= part.first:
-                    name = row.id if is_alone and is_whole else f"{row.id}@{start}"
+                    is_bare = is_alone and is_whole and not _LIKE_A_WINDOW.search(row.id)
+                    name = row.id if is_bare else f"{row.id}@{start}"
                     utterance = Utterance(name, row, start, length)
                     yield Window(utterance, over.wave(start, start + length), is_whole)
                 number, start = number + 1, start + length

@@ -38,12 +38,15 @@ class Recording(NamedTuple):
 
 
 def by_stem(leaves: Iterable[Leaf]) -> Iterator[tuple[str, Leaf]]:
-    """Each audio file with its path without the suffix, or with it where two differ in that."""
-    audio = [leaf for leaf in leaves if leaf.is_audio]
-    stems = Counter(stem(leaf.path) for leaf in audio)
-    for leaf in audio:
-        name = stem(leaf.path)
-        yield (name if stems[name] == 1 else leaf.path), leaf
+    """Each audio file with its path without the suffix.
+
+    With it where two differ in that, and where another is called so: ``a.wav.flac`` by ``a.wav``.
+    """
+    audio = {leaf.path: leaf for leaf in leaves if leaf.is_audio}
+    stems = Counter(map(stem, audio))
+    for path, leaf in audio.items():
+        name = stem(path)
+        yield (name if stems[name] == 1 and name not in audio else path), leaf
 
 
 def stem(path: str) -> str:

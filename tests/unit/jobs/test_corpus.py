@@ -135,3 +135,13 @@ def test_too_much_that_cannot_be_opened_ends_the_stage(roots: dict[str, Root]) -
     with pytest.raises(DataError, match=r"percent: 6 of 12 recordings cannot be read.*b/en/dead: "):
         require_usable(corpus_of(), list_corpus(corpus_of(), roots))
     require_usable(corpus_of(max_quarantine_percent=50), list_corpus(corpus_of(), roots))
+
+
+def test_a_file_that_is_called_by_another_has_an_id_of_its_own(roots: dict[str, Root]) -> None:
+    for name in ("same.wav", "same.flac", "same.wav.flac", "x.wav.mp3", "y.mp3"):
+        (roots["a"].path / "en" / name).touch()
+    found = list_corpus(corpus_of(), roots).wanted["id"].to_pylist()
+    assert [name for name in found if name.startswith(("a/en/same", "a/en/x", "a/en/y"))] == [
+        *("a/en/same.flac", "a/en/same.wav", "a/en/same.wav.flac"),
+        *("a/en/x", "a/en/x.wav.mp3", "a/en/y"),
+    ]

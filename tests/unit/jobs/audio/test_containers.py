@@ -14,6 +14,7 @@ import soundfile
 from jobs.audio.containers import CutShortError, Kind, parts_of
 from jobs.audio.decode import UnreadableAudioError, decode
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from tests import sounds
 
 SECONDS = 2
 
@@ -191,3 +192,18 @@ def test_the_kind_goes_by_content(whole, tmp_path: Path) -> None:
 def test_headers_alone_are_cut_short(whole, name: str) -> None:
     with pytest.raises(CutShortError):
         parts_of(io.BytesIO(whole[name][:30]))
+
+
+def test_frames_that_a_tag_counts_and_that_are_not_there_are_missed(whole, tmp_path: Path) -> None:
+    for name in ("lame.mp3", "ffmpeg.mp3"):
+        mp3 = whole[name]
+        middle = len(mp3) // 2
+        with pytest.raises(UnreadableAudioError, match="of its frames are not there"):
+            seconds(tmp_path, "a.mp3", mp3[:middle] + bytes(2_000) + mp3[middle + 2_000 :])
+
+
+def test_a_wma_cut_short_by_some_bytes_is_not_whole(tmp_path: Path) -> None:
+    wma = sounds.by_ffmpeg("asf", "wmav2", 16_000, 24_000)
+    assert seconds(tmp_path, "a.wma", wma) == pytest.approx(SECONDS, abs=0.13)
+    with pytest.raises(UnreadableAudioError, match="cut short"):
+        seconds(tmp_path, "a.wma", wma[:-6])

@@ -1,0 +1,75 @@
+"""Audio files made in this process: the bytes of one sound in any format."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+import soundfile
+
+from orchestrator.quantities import SAMPLE_RATE_HZ
+
+
+def speech(seconds: float = 2, rate_hz: int = SAMPLE_RATE_HZ) -> np.ndarray:
+    """A voice-like sweep, mono."""
+    t = np.arange(round(seconds * rate_hz)) / rate_hz
+    sweep = np.sin(2 * np.pi * (200 + 40 * np.sin(4 * np.pi * t)) * t)
+    return (0.3 * sweep + 0.02 * np.random.default_rng(0).normal(size=t.size)).astype(np.float32)
+
+
+def by_sndfile(
+    form: str, wave: np.ndarray | None = None, rate_hz: int = SAMPLE_RATE_HZ, **how: str
+) -> bytes:
+    """As libsndfile writes it; ``wave`` as S or SxC."""
+    file = io.BytesIO()
+    given = speech() if wave is None else wave
+    soundfile.write(file, given, rate_hz, **{"format": form.upper(), **how})
+    return file.getvalue()
+
+
+def by_ffmpeg(
+    form: str, codec: str, rate_hz: int = SAMPLE_RATE_HZ, bits_per_s: int | None = None
+) -> bytes:
+    """As FFmpeg's libraries write it; ``form``: their name of the container."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
+        if bits_per_s:
+            stream.bit_rate = bits_per_s
+        pcm = (speech() * 32_767).astype("<i2")[None]
+        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        encoder_format = av.AudioResampler(stream.format, "mono", rate_hz)
+        queue = av.AudioFifo()
+        for resampled in [*encoder_format.resample(frame), *encoder_format.resample(None)]:
+            resampled.pts = None
+            queue.write(resampled)
+        while piece := queue.read(stream.codec_context.frame_size or 1024, partial=True):
+            container.mux(stream.encode(piece))
+        container.mux([packet for packet in stream.encode(None) if packet.size])
+    return file.getvalue()
+
+
+def video(*, sound: bool) -> bytes:
+    """Two seconds of a grey picture, with or without the sound."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        picture = container.add_stream("mpeg4", rate=25, width=32, height=32, pix_fmt="yuv420p")
+        if sound:
+            voice = container.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono")
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 128, np.uint8))
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+        if sound:
+            frame = av.AudioFrame.from_ndarray(speech()[None], format="fltp", layout="mono")
+            frame.sample_rate = SAMPLE_RATE_HZ
+            queue = av.AudioFifo()
+            queue.write(frame)
+            while piece := queue.read(voice.codec_context.frame_size or 1024, partial=True):
+                container.mux(voice.encode(piece))
+            container.mux(voice.encode(None))
+    return file.getvalue()
