@@ -72,7 +72,7 @@ def _of_cut(cut: Mapping[str, Any], audio: _Audio, manifest: Leaf, where: str) -
         spans_s=() if is_whole or _is_shar(recording) else ((start, start + length),),
         language=language_code(str(said.get("language") or "")),
         speaker=str(said.get("speaker") or ""),
-        session=str(recording.get("id") or ""),
+        session="" if recording.get("id") == name else str(recording.get("id") or ""),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from jobs.audio.corpora import adapter
+from jobs.audio.corpora.recording import stem
 from jobs.audio.decode import UnreadableAudioError, blocks
 from jobs.audio.decoders import Decoders
 from jobs.audio.place import Place
@@ -35,6 +36,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def speaker_of(name: str) -> str:
+    """As the folder of a file names it."""
+    return str(PurePosixPath(name).parent)
+
+
 def in_folders(folders: Path, _: Path) -> tuple[str, Tree]:
     return "folder", FolderTree(folders)
 
@@ -46,13 +52,17 @@ def in_tars(folders: Path, to: Path) -> tuple[str, Tree]:
 def in_parquet(folders: Path, to: Path, names: Sequence[str] = NAMES) -> tuple[str, Tree]:
     audio = [{"bytes": (folders / name).read_bytes(), "path": name} for name in names]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    pq.write_table(pa.table({"audio": pa.array(audio, kind)}), to / "a.parquet", row_group_size=3)
+    table = pa.table({"audio": pa.array(audio, kind), "speaker": [speaker_of(n) for n in names]})
+    pq.write_table(table, to / "a.parquet", row_group_size=3)
     return "hf_parquet", ParquetTree(to)
 
 
 def in_a_manifest(folders: Path, to: Path) -> tuple[str, Tree]:
     (to / "audio").symlink_to(folders)
-    rows = [{"audio_filepath": f"audio/{name}", "id": name.partition(".")[0]} for name in NAMES]
+    rows = [
+        {"audio_filepath": f"audio/{name}", "id": stem(name), "speaker": speaker_of(name)}
+        for name in NAMES
+    ]
     (to / "manifest.jsonl").write_text(json_lines(*rows))
     return "manifest", FolderTree(to)
 
@@ -62,7 +72,8 @@ def in_shar(folders: Path, to: Path) -> tuple[str, Tree]:
         for name in NAMES:
             tar.add(folders / name, name)
     cuts = [
-        {"id": (cut := name.partition(".")[0]), "start": 0, "duration": 1.0, "supervisions": [],
+        {"id": (cut := stem(name)), "start": 0, "duration": 1.0,
+         "supervisions": [{"speaker": speaker_of(name)}],
          "recording": recording_of(cut, "shar", "", 1.0)}
         for name in NAMES
     ]  # fmt: skip

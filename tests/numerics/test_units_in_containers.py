@@ -1,0 +1,102 @@
+"""One corpus in five containers gives the same shards of units, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from transformers import HubertConfig, HubertModel
+
+from jobs.audio.roots import Root
+from jobs.speech.lloyd import Fit
+from jobs.speech.units import EncoderSpec, ShardTask, Tokenizer, write_codebook
+from jobs.unit_shards import read_shard, shard_path
+from orchestrator.ledger.storage import Storage
+from orchestrator.spec.recipe import Corpus, Source, Windows
+from tests.corpora import make_corpus
+from tests.unit.jobs.audio.test_place import (
+    NAMES,
+    in_a_manifest,
+    in_folders,
+    in_parquet,
+    in_shar,
+    in_tars,
+)
+
+WINDOWS = Windows(max_s=4.0)
+WAYS = {
+    "folder": in_folders,
+    "tar": in_tars,
+    "parquet": in_parquet,
+    "manifest": in_a_manifest,
+    "shar": in_shar,
+}
+CONTAINERS = {"tar": "tar", "parquet": "parquet", "shar": "tar"}
+"""Of those that are not folders."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Lossless audio at several rates, one of it in several windows; names of test_place."""
+    root = tmp_path_factory.mktemp("corpus") / "folders"
+    for number, name in enumerate(NAMES):
+        generator = torch.Generator().manual_seed(number)
+        rate_hz, seconds = (8_000, 44_100, 16_000, 22_050)[number], (11, 2, 3, 5)[number]
+        wave = 0.1 * torch.randn(seconds * rate_hz, generator=generator)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / name, wave.numpy(), rate_hz, format="FLAC")
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder and a codebook."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    config = HubertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        conv_dim=(16,) * 7,
+    )
+    HubertModel(config).save_pretrained(folder / "encoder")
+    centroids = torch.randn(20, 32)
+    fit = Fit(centroids=centroids, inertia=1.0, iterations=1, num_frames=100)
+    write_codebook(Storage(str(folder / "codebook")), fit)
+    return folder
+
+
+def shards_of(way: str, folders: Path, models: Path, folder: Path) -> list[bytes]:
+    """The unit shards of the corpus in one container."""
+    torch.set_num_threads(1)
+    (folder / "audio").mkdir()
+    adapter, _ = WAYS[way](folders, folder / "audio")
+    root = {"folder": folders, "tar": folder / "audio" / "tars"}.get(way, folder / "audio")
+    roots = {"s": Root(root, CONTAINERS.get(way, "folder"))}
+    source = Source.model_validate({"name": "s", "adapter": adapter, "language": "en"})
+    corpus = Corpus(sources=(source,), windows=WINDOWS, shard_hours=8 / 3600)
+    tables = make_corpus(Storage(str(folder / "corpus")), corpus, roots)
+    out, spec = Storage(str(folder / "units")), EncoderSpec(url=str(models / "encoder"), layer=2)
+    tokenizer = Tokenizer(spec, roots, WINDOWS, [str(models / "codebook")], [out.url], True)
+    for shard in range(tables.num_shards):
+        tokenizer(ShardTask(shard=shard, rows=tables.shard(shard), missing=[0]))
+    return [out.read_bytes(shard_path(shard)) for shard in range(tables.num_shards)]
+
+
+def test_units_do_not_depend_on_the_container(folders: Path, models: Path, tmp_path: Path) -> None:
+    found = {}
+    for way in WAYS:
+        (tmp_path / way).mkdir()
+        found[way] = shards_of(way, folders, models, tmp_path / way)
+    rows = [row for data in found["folder"] for row in read_shard(data).to_pylist()]
+    assert len({row["recording"] for row in rows}) == 4
+    assert len(rows) > 4, "one is in several windows"
+    assert all(row["units"] and not row["unreadable"] for row in rows)
+    assert len(found["folder"]) > 1
+    for way, shards in found.items():
+        assert shards == found["folder"], way
