@@ -30,7 +30,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
 def rank_config(attempt: Attempt) -> RankConfig:
     """What the ranks are told. Raises as `text_model.place`, and if they cannot share a batch."""
     recipe, world_size = attempt.recipe, attempt.resources.world_size
-    pack_facts = attempt.upstream["pack"].facts
+    pack_facts = attempt.upstream["pack"].facts if recipe.mixture else {}
     execution = execution_of(recipe.train, world_size, driver.max_micro_batch(attempt))
     spec = LanguageModelSpec(
         model=recipe.model,

@@ -160,6 +160,7 @@ class Smoke:
 
 STANDBY = "jobs.training.standby"
 KINDS = (
+    ("multiprocessing.forkserver", "decoder"),
     ("orchestrator.control.local.supervisor", "supervisor"),
     ("jobs.", "driver"),
     ("RayTrainWorker", "training rank"),
@@ -169,7 +170,7 @@ KINDS = (
 
 
 def kind_of(process: psutil.Process) -> str:
-    """Supervisor, standby, driver of a stage, training rank, actor, or one of Ray's."""
+    """Supervisor, standby, driver of a stage, decoder, training rank, actor, or one of Ray's."""
     command = " ".join(process.cmdline())
     if STANDBY in command:  # of which ranks are forks
         parent = process.parent()
