@@ -383,16 +383,12 @@ def test_a_training_killed_twice_on_s3_equals_one_on_a_path(
 def test_a_run_on_s3_from_submit_to_succeeded(
     tmp_path: Path, s3: dict[str, str], calm: tuple[Smoke, str], material: Path
 ) -> None:
-    """The local backend needs no path for store or data: code, logs and page are in the bucket.
+    """The local backend needs no path for its store: code, logs and page are in the bucket.
 
-    The recordings are, too; as they are those of a folder, so are the keys. One request in fifty is
-    refused, cut off or loses its answer; the bytes are those on a path.
+    One request in fifty is refused, cut off or loses its answer; the bytes are those on a path.
     """
     server = urlsplit(s3["AWS_ENDPOINT_URL"])
     faulty = FaultyStore((server.hostname or "", server.port or 0), share=0.02, seed=9)
-    for path in (p for p in (material / "speech").rglob("*") if p.is_file()):
-        name = path.relative_to(material).as_posix()
-        Storage(f"s3://{BUCKET}/material").create(name, path.read_bytes())
     with faulty.serving() as endpoint:
         env = {**s3, "AWS_ENDPOINT_URL": endpoint}
         run_through(tmp_path, env, calm[0], material, f"s3://{BUCKET}/whole")
@@ -407,8 +403,7 @@ def run_through(
     temporary = tmp_path / "s-tmp"  # begins like the folder by which processes are found
     temporary.mkdir()
     env = {**os.environ, **environment, "TMPDIR": str(temporary)}
-    data = {"smoke": f"s3://{BUCKET}/material/speech"}
-    smoke = Smoke.create(tmp_path / "s", material, env, store=url, data=data)
+    smoke = Smoke.create(tmp_path / "s", material, env, store=url)
     run = smoke.submit("--set", "sweep={}")
     folder, artifacts = RunFolder(Storage(f"{url}/runs/{run}")), Storage(f"{url}/artifacts")
     (supervisor,) = folder.supervisors()
