@@ -14,11 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
@@ -27,6 +29,7 @@ from jobs.audio.corpus_tables import (
     RECORDINGS_SCHEMA,
     Expected,
     create_table,
+    leaf_of,
     piece_path,
     pieces_of,
     read_table,
@@ -49,6 +52,7 @@ from orchestrator.spec.recipe import Corpus
 
 _BLOCK = 4_096
 """Recordings whose headers are read between two writes."""
+_READERS, _NAMED = 8, 4
 _LENGTHS_SCHEMA = pa.schema([("header_samples", pa.int64())])
 
 
@@ -56,15 +60,15 @@ def work(attempt: Attempt) -> dict[str, Any]:
     """List, measure and share out; the corpus' facts."""
     text_model.require_all(attempt)
     corpus, roots = attempt.recipe.corpus, source_roots(attempt)
-    watches = [RootWatch(name, root.path) for name, root in roots.items()]
+    watches = {name: RootWatch(name, root.path) for name, root in roots.items()}
     listing = list_corpus(corpus, roots)
-    for watch in watches:
-        watch.require()  # or what is missing may be so because all of it is
+    require_roots(watches, roots)  # or what is missing may be so because all of it is
     require_usable(corpus, listing)
     for shares in {r.split for r in attempt.all_recipes} if attempt.scope.splits else ():
         # Before the headers of millions of files are read.
         require_splits(listing.wanted, shares)
     lengths = Scan(attempt, roots).lengths(listing.wanted)
+    require_roots(watches, roots, listing.wanted)
     expected = Expected.of(listing.wanted["spans_s"], lengths, corpus.windows)
     samples = expected.samples
     with_samples = listing.wanted.append_column("num_samples", pa.array(samples))
@@ -73,6 +77,19 @@ def work(attempt: Attempt) -> dict[str, Any]:
     shards = share_out(*expected, corpus.shard_hours)
     write_tables(attempt.out, listing, lengths, shards)
     return facts(listing, samples, num_shards=shards.num_rows - 1)
+
+
+def require_roots(
+    watches: Mapping[str, RootWatch], roots: Mapping[str, Root], read: pa.Table | None = None
+) -> None:
+    """Raises BackendError when a root is another one than at the start, or is not there any more.
+
+    ``read``: rows whose files have been read; the first of each source must still open.
+    """
+    for name, watch in watches.items():
+        if read is not None and (first := pc.index(read["source"], name).as_py()) >= 0:
+            watch.has_read(roots[name].place(leaf_of(read.slice(first, 1).to_pylist()[0])).file)
+        watch.require()
 
 
 def require_usable(corpus: Corpus, listing: Listing) -> None:
@@ -93,9 +110,10 @@ def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
             f"corpus.data_fraction: {corpus.data_fraction:g} of {in_language} recordings is none "
             "of them; raise it or add recordings"
         )
-    languages = sorted(
-        {language or "none" for language in listing.left_out["language"].to_pylist()}
-    )
+    if reasons and not reasons["language"]:
+        said = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
+        return f"corpus: every recording is left out ({said}); see whether the data are complete"
+    languages = sorted({name or "none" for name in listing.left_out["language"].to_pylist()})
     found = ", ".join(languages) or "no audio files at all"
     return (
         f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
@@ -192,13 +210,15 @@ class Scan:
         paths = [f"scan/{_digest(block['id'].to_pylist())}.parquet" for block in blocks]
         there = self._attempt.out.list("scan")
         missing = [n for n, path in enumerate(paths) if path not in there]
-        for done, (number, found) in enumerate(self._found(blocks, missing), start=1):
-            table = pa.table([found], schema=_LENGTHS_SCHEMA)
+        for done, (number, read) in enumerate(self._found(blocks, missing), start=1):
+            table = pa.table([read], schema=_LENGTHS_SCHEMA)
             create_table(self._attempt.out, paths[number], table)
             num_left = len(missing) - done
             self._attempt.progress(len(blocks) - num_left, len(blocks), "blocks of headers")
-        tables = [read_table(self._attempt.out, path) for path in paths]
-        lengths: npt.NDArray[np.int64] = pa.concat_tables(tables)["header_samples"].to_numpy()
+        with ThreadPoolExecutor(_READERS) as threads:
+            tables = threads.map(partial(read_table, self._attempt.out), paths)
+            found = pa.concat_tables(tables)
+        lengths: npt.NDArray[np.int64] = found["header_samples"].to_numpy()
         return lengths
 
     def _found(
@@ -208,8 +228,7 @@ class Scan:
 
         def task(number: int) -> HeadersTask:
             rows = blocks[number].to_pylist()
-            leaves = [Leaf(r["path"], r["size"], "", r["archive"], r["offset"]) for r in rows]
-            return HeadersTask([row["source"] for row in rows], leaves)
+            return HeadersTask([row["source"] for row in rows], [leaf_of(row) for row in rows])
 
         if len(missing) <= 1:
             read = HeaderReader(self._roots, self._num_threads)

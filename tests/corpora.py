@@ -10,7 +10,7 @@ import pyarrow as pa
 import soundfile
 
 from jobs.audio import places
-from jobs.audio.corpus_tables import CorpusTables, Expected, Row, share_out
+from jobs.audio.corpus_tables import CorpusTables, Expected, Row, leaf_of, share_out
 from jobs.audio.listing import Listing, list_corpus
 from jobs.audio.roots import Root
 from jobs.audio.trees import Leaf
@@ -39,8 +39,7 @@ def lengths_of(listing: Listing, roots: Mapping[str, Root]) -> np.ndarray:
 def task_of(wanted: pa.Table) -> HeadersTask:
     """The headers of rows."""
     rows = wanted.to_pylist()
-    leaves = [Leaf(r["path"], r["size"], "", r["archive"], r["offset"]) for r in rows]
-    return HeadersTask([row["source"] for row in rows], leaves)
+    return HeadersTask([row["source"] for row in rows], [leaf_of(row) for row in rows])
 
 
 def sampled(

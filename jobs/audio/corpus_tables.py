@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import ceil
 from typing import Any, NamedTuple
@@ -86,11 +86,6 @@ class Part(NamedTuple):
     first: int
     end: int | None
     """None for all windows from the first on, however many there are."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether they are all there are."""
-        return self.first == 0 and self.end is None
 
 
 class ShardRows(NamedTuple):
@@ -166,8 +161,11 @@ class Expected(NamedTuple):
         cut_already = np.flatnonzero(pc.list_value_length(spans_s).to_numpy())
         for row in cut_already.tolist():
             stretches = windows.stretches(spans_s[row].as_py(), windows_)
-            samples[row] = sum((s.end or s.start) - s.start for s in stretches)
-            num_windows[row] = windows.count(stretches, int(lengths[row]), windows_)
+            in_file = int(lengths[row])
+            ends = (in_file if s.end is None else s.end for s in stretches)
+            used = (max(end - s.start, 0) for s, end in zip(stretches, ends, strict=True))
+            samples[row] = sum(used)
+            num_windows[row] = windows.count(stretches, in_file, windows_)
         return cls(samples, num_windows)
 
 
@@ -181,7 +179,7 @@ def share_out(
     ends, windows_end = np.cumsum(samples), np.cumsum(num_windows)
     total, most = int(ends[-1]), int(windows_end[-1])
     count = min(most, max(ceil(total / (shard_hours * 3600 * SAMPLE_RATE_HZ)), 1))
-    starts = np.arange(count) * total // count
+    starts = np.array([n * total // count for n in range(count)])  # exact beyond 64 bits
     row = np.minimum(np.searchsorted(ends, starts, side="right"), len(ends) - 1)
     passed = (starts - (ends[row] - samples[row])) / np.maximum(samples[row], 1)
     window = windows_end[row] - num_windows[row] + np.rint(passed * num_windows[row])
@@ -267,11 +265,17 @@ class CorpusTables:
         return table
 
 
+def leaf_of(row: Mapping[str, Any]) -> Leaf:
+    """Where the bytes of a recording are, by its columns of ``places``."""
+    return Leaf(row["path"], row["size"], "", row["archive"], row["offset"])
+
+
 def _row(number: int, about: dict[str, Any]) -> Row:
-    leaf = Leaf(about["path"], about["size"], "", about["archive"], about["offset"])
     names = ("id", "source", "language", "speaker", "session", "header_samples")
     spans_s = tuple((start, end) for start, end in about["spans_s"])
-    return Row(number=number, spans_s=spans_s, leaf=leaf, **{name: about[name] for name in names})
+    return Row(
+        number=number, spans_s=spans_s, leaf=leaf_of(about), **{name: about[name] for name in names}
+    )
 
 
 def chunked(rows: Iterable[Any], size: int = PIECE_ROWS) -> Iterator[list[Any]]:

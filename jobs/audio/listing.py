@@ -7,6 +7,7 @@ in any container, and where the bytes of each recording are. Nothing is decoded.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -105,6 +106,7 @@ class ListingTables:
             elif recording.leaf.problem:
                 quarantine.append({**row, "reason": recording.leaf.problem})
             else:
+                _require_times(source, recording)
                 wanted.append({**row, **_facts(recording)})
         self._wanted.append(pa.RecordBatch.from_pylist(wanted, LISTED_SCHEMA))
         self._left_out.append(pa.RecordBatch.from_pylist(left_out, LEFT_OUT_SCHEMA))
@@ -121,6 +123,16 @@ class ListingTables:
 
 def _language(source: Source, recording: Recording) -> str:
     return recording.language if source.language == "from_folder" else source.language
+
+
+def _require_times(source: Source, recording: Recording) -> None:
+    """Raise DataError for a stretch that is none."""
+    for start_s, end_s in recording.spans_s:
+        if not 0 <= start_s < math.inf or not start_s <= end_s:
+            raise DataError(
+                f"data.{source.name}: {recording.id}: from {start_s:g} to {end_s:g} s is no "
+                "stretch of time; repair what lists it"
+            )
 
 
 def _facts(recording: Recording) -> dict[str, Any]:

@@ -10,7 +10,7 @@ for readers who begin anywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import ceil
+from math import ceil, isinf
 from typing import NamedTuple
 
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -28,18 +28,27 @@ class Stretch(NamedTuple):
 def stretches(spans_s: Sequence[tuple[float, float]], windows: Windows) -> list[Stretch]:
     """What a recording is cut from: ``spans_s`` in seconds, or all of it where there are none.
 
-    Neighbours are joined as long as they fit into ``max_s`` and pauses are at most ``max_pause_s``.
+    Neighbours are joined as long as they fit into ``max_s`` and pauses are at most ``max_pause_s``;
+    what overlaps is one stretch, or its audio would be used twice. An infinite end is the file's.
     """
     if not spans_s:
         return [Stretch(0, None)]
-    max_s, max_pause_s = windows.max_s, windows.max_pause_s
     joined: list[tuple[float, float]] = []
-    for start_s, end_s in sorted(spans_s):
-        if joined and start_s - joined[-1][1] <= max_pause_s and end_s - joined[-1][0] <= max_s:
+    for start_s, end_s in sorted(span for span in spans_s if span[1] > span[0]):
+        if joined and _belongs(joined[-1], (start_s, end_s), windows):
             joined[-1] = (joined[-1][0], max(end_s, joined[-1][1]))
         else:
             joined.append((start_s, end_s))
-    return [Stretch(_samples(start_s), _samples(end_s)) for start_s, end_s in joined]
+    return [
+        Stretch(_samples(start_s), None if isinf(end_s) else _samples(end_s))
+        for start_s, end_s in joined
+    ]
+
+
+def _belongs(before: tuple[float, float], span: tuple[float, float], windows: Windows) -> bool:
+    overlaps = span[0] < before[1]
+    is_near = span[0] - before[1] <= windows.max_pause_s
+    return overlaps or (is_near and span[1] - before[0] <= windows.max_s)
 
 
 def count(of: Sequence[Stretch], num_samples: int, windows: Windows) -> int:

@@ -90,7 +90,7 @@ class _Candidates(NamedTuple):
             numbers = np.repeat(np.arange(piece.num_rows), counts)
             row.append(first + numbers)
             window.append(np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts))
-            samples.append(np.repeat(used / counts, counts))
+            samples.append(np.repeat(used / np.maximum(counts, 1), counts))
             names = zip(np.repeat(piece["id"].to_pylist(), counts), window[-1], strict=True)
             rank.append(np.array([_rank(f"{seed}:{name}#{n}") for name, n in names], np.uint64))
             first += piece.num_rows

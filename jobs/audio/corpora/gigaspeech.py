@@ -12,7 +12,7 @@ from typing import Any
 
 import ijson
 
-from jobs.audio.corpora.recording import Recording, listed, value
+from jobs.audio.corpora.recording import NO_SPEECH, Recording, listed, value
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
@@ -34,20 +34,26 @@ def recordings(tree: Tree) -> Iterator[Recording]:
     folder = PurePosixPath(annotations.path).parent
     for audio in _audios(tree, annotations):
         leaf = listed(leaves, str(folder / value(audio, "path", annotations.path)))
-        yield from (_recording(segment, audio, leaf) for segment in audio["segments"])
+        segments = value(audio, "segments", annotations.path)
+        yield from (_recording(segment, audio, leaf) for segment in segments)
 
 
 def _recording(segment: Mapping[str, Any], audio: Mapping[str, Any], leaf: Leaf) -> Recording:
     words = set(str(segment.get("text_tn") or "").split())
     return Recording(
-        str(segment["sid"]),
+        str(value(segment, "sid", ANNOTATIONS)),
         leaf,
-        spans_s=((float(segment["begin_time"]), float(segment["end_time"])),),
+        spans_s=(_span(segment),),
         language="en",
         speaker=str(segment.get("speaker") or ""),
         session=str(audio["aid"]),
-        left_out="no speech" if words and words <= _NO_SPEECH else "",
+        left_out=NO_SPEECH if words and words <= _NO_SPEECH else "",
     )
+
+
+def _span(segment: Mapping[str, Any]) -> tuple[float, float]:
+    start, end = (value(segment, name, ANNOTATIONS) for name in ("begin_time", "end_time"))
+    return float(start), float(end)
 
 
 def _audios(tree: Tree, annotations: Leaf) -> Iterator[Mapping[str, Any]]:

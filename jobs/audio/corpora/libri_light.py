@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import Recording, by_stem, json_of, stem, value
+from jobs.audio.corpora.recording import NO_SPEECH, Recording, by_stem, json_of, stem, value
 from jobs.audio.trees import Tree
 from orchestrator.errors import DataError
 
@@ -38,5 +38,11 @@ def recordings(tree: Tree) -> Iterator[Recording]:
             language="en",
             speaker=str(value(facts, "speaker", beside.path)),
             session=str(path.parent),
-            left_out=DUPLICATE if DUPLICATE in path.parts[:-3] else "",
+            left_out=_left_out(path, spans),
         )
+
+
+def _left_out(path: PurePosixPath, spans: Sequence[object]) -> str:
+    if DUPLICATE in path.parts[:-3]:
+        return DUPLICATE
+    return "" if spans else NO_SPEECH

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, TextIO
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
+NO_SPEECH = "no speech"
+
 
 class Recording(NamedTuple):
     """One recording of a source: bytes of a file, all of them or some stretches of time."""

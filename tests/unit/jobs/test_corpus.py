@@ -13,9 +13,9 @@ import soundfile
 
 from jobs.audio.corpus_tables import Expected
 from jobs.audio.listing import list_corpus
-from jobs.audio.roots import Root
-from jobs.corpus import facts, nothing_wanted, require_usable
-from orchestrator.errors import DataError
+from jobs.audio.roots import Root, RootWatch
+from jobs.corpus import facts, nothing_wanted, require_roots, require_usable
+from orchestrator.errors import BackendError, DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Source
 from tests.corpora import lengths_of, make_corpus, write_wave
@@ -145,3 +145,26 @@ def test_a_file_that_is_called_by_another_has_an_id_of_its_own(roots: dict[str, 
         *("a/en/same.flac", "a/en/same.wav", "a/en/same.wav.flac"),
         *("a/en/x", "a/en/x.wav.mp3", "a/en/y"),
     ]
+
+
+def test_what_the_corpus_itself_warns_of_is_said_where_nothing_is_left(tmp_path: Path) -> None:
+    for part, spans in (("duplicate", "[[0, 1]]"), ("small", "[]")):
+        stem = tmp_path / "root" / part / "1/book/a_64kb"
+        write_wave(stem.with_suffix(".flac"), 9_000)
+        about = f'{{"speaker": "1", "voice_activity": {spans}}}'
+        stem.with_suffix(".json").write_text(about)
+    corpus = Corpus(sources=(Source(name="a", adapter="libri_light"),))
+    said = r"every recording is left out \(duplicate: 1, no speech: 1\)"
+    with pytest.raises(DataError, match=said):
+        require_usable(corpus, list_corpus(corpus, {"a": Root(tmp_path / "root")}))
+
+
+def test_what_cannot_be_opened_is_no_verdict_where_nothing_else_can(
+    roots: dict[str, Root],
+) -> None:
+    watches = {name: RootWatch(name, root.path) for name, root in roots.items()}
+    wanted = list_corpus(corpus_of(), roots).wanted
+    require_roots(watches, roots, wanted)
+    (roots["b"].path / "en/broken.wav").unlink()
+    with pytest.raises(BackendError, match=r"data\.b: .*broken\.wav: No such file"):
+        require_roots(watches, roots, wanted)

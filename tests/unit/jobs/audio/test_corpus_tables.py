@@ -85,3 +85,10 @@ def test_a_table_of_several_pieces_is_read_piece_by_piece(tmp_path: Path) -> Non
 
 def test_there_is_a_piece_even_of_nothing() -> None:
     assert [piece.num_rows for piece in pieces_of(pa.table({"a": []}))] == [0]
+
+
+def test_millions_of_hours_are_shared_out_exactly() -> None:
+    samples = np.full(1000, 5_000 * HOUR)
+    shards = share_out(samples, samples // (30 * 16_000), 0.5)
+    assert shards.num_rows == 10_000_000 + 1
+    assert np.diff(shards["row"].to_numpy()).max() == 1

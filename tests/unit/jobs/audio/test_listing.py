@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from jobs.audio.corpus_tables import Expected
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
 from orchestrator.errors import BackendError, DataError
@@ -81,3 +83,22 @@ def test_one_id_for_two_recordings_is_refused(tmp_path: Path) -> None:
         DataError, match=r"data\.s: 1 recordings .*: en/a\.wav and en/b\.wav are both 'x'"
     ):
         listed(tmp_path, adapter="manifest", language="en")
+
+
+@pytest.mark.parametrize(("offset", "duration"), [("NaN", 1), (2, "NaN"), (-1, 1), ("Infinity", 1)])
+def test_times_that_are_none_are_named(tmp_path: Path, offset: Any, duration: Any) -> None:
+    touch(tmp_path, "en/a.wav")
+    row = f'{{"path": "en/a.wav", "id": "x", "offset": {offset}, "duration": {duration}}}'
+    (tmp_path / "manifest.jsonl").write_text(row)
+    with pytest.raises(DataError, match=r"data\.s: .*(no stretch|are no stretch)"):
+        listed(tmp_path, adapter="manifest", language="en")
+
+
+def test_a_segment_may_end_with_its_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a.wav")
+    (tmp_path / "wav.scp").write_text("r a.wav\n")
+    (tmp_path / "segments").write_text("u r 2.0 -1\n")
+    corpus = Corpus(sources=(Source(name="s", adapter="kaldi", language="en"),))
+    wanted = list_corpus(corpus, {"s": Root(tmp_path)}).wanted
+    expected = Expected.of(wanted["spans_s"], np.array([48_000]), corpus.windows)
+    assert (expected.samples.tolist(), expected.num_windows.tolist()) == ([16_000], [1])

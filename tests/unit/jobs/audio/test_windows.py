@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import chain, pairwise
 
 import numpy as np
@@ -88,3 +89,15 @@ def test_what_is_joined_fits_into_a_window() -> None:
 
 def test_no_spans_are_all_of_it() -> None:
     assert stretches((), WINDOWS) == [Stretch(0, None)]
+
+
+def test_what_overlaps_is_heard_once() -> None:
+    spans_s = ((0.0, 0.9), (0.8, 1.7), (1.0, 1.2), (2.5, 2.5))
+    assert stretches(spans_s, WINDOWS) == [Stretch(0, 27_200)]
+
+
+def test_an_infinite_end_is_the_files() -> None:
+    of = stretches(((2.0, math.inf),), WINDOWS)
+    assert of == [Stretch(32_000, None)]
+    assert cut(of, 56_000, 0, None, 0) == [(0, 32_000, 12_000), (1, 44_000, 12_000)]
+    assert stretches(((1.0, 1.0),), WINDOWS) == [], "which is not all of it"
