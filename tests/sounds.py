@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 
 import av
 import numpy as np
@@ -73,3 +75,30 @@ def video(*, sound: bool) -> bytes:
                 container.mux(voice.encode(piece))
             container.mux(voice.encode(None))
     return file.getvalue()
+
+
+@cache
+def whole(name: str) -> bytes:
+    """A good file of each container, by its suffix and who wrote it."""
+    return WHOLE[name]()
+
+
+WHOLE: dict[str, Callable[[], bytes]] = {
+    "pcm.wav": lambda: by_sndfile("wav"),
+    "rf64.wav": lambda: by_sndfile("rf64"),
+    "a.flac": lambda: by_sndfile("flac"),
+    "ffmpeg.flac": lambda: by_ffmpeg("flac", "flac"),
+    "vorbis.ogg": lambda: by_sndfile("ogg", subtype="VORBIS"),
+    "opus.ogg": lambda: by_sndfile("ogg", subtype="OPUS"),
+    "flac.oga": lambda: by_ffmpeg("ogg", "flac"),
+    "ffmpeg.opus": lambda: by_ffmpeg("opus", "libopus", 48_000),
+    "lame.mp3": lambda: by_sndfile("mp3"),
+    "ffmpeg.mp3": lambda: by_ffmpeg("mp3", "libmp3lame"),
+    "aac.m4a": lambda: by_ffmpeg("ipod", "aac"),
+    "alac.m4a": lambda: by_ffmpeg("ipod", "alac"),
+    "opus.webm": lambda: by_ffmpeg("webm", "libopus", 48_000),
+    "aac.mka": lambda: by_ffmpeg("matroska", "aac"),
+    "adts.aac": lambda: by_ffmpeg("adts", "aac"),
+    "narrow.amr": lambda: by_ffmpeg("amr", "libopencore_amrnb", 8_000),
+    "windows.wma": lambda: by_ffmpeg("asf", "wmav2", 16_000, 24_000),
+}

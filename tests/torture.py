@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.sounds import by_ffmpeg, by_sndfile, speech, video
+from tests.sounds import WHOLE, by_sndfile, speech, video, whole
 
 RATE_HZ = 16_000
 
@@ -76,33 +76,6 @@ def not_listed(path: str, make: Callable[[], bytes] | None) -> Case:
 def wav() -> bytes:
     """The plain file of which others are made; 44 bytes of header."""
     return by_sndfile("wav", subtype="PCM_16")
-
-
-@cache
-def whole(name: str) -> bytes:
-    """A good file of each container."""
-    return _WHOLE[name]()
-
-
-_WHOLE: dict[str, Callable[[], bytes]] = {
-    "pcm.wav": wav,
-    "rf64.wav": lambda: by_sndfile("rf64"),
-    "a.flac": lambda: by_sndfile("flac"),
-    "ffmpeg.flac": lambda: by_ffmpeg("flac", "flac"),
-    "vorbis.ogg": lambda: by_sndfile("ogg", subtype="VORBIS"),
-    "opus.ogg": lambda: by_sndfile("ogg", subtype="OPUS"),
-    "flac.oga": lambda: by_ffmpeg("ogg", "flac"),
-    "ffmpeg.opus": lambda: by_ffmpeg("opus", "libopus", 48_000),
-    "lame.mp3": lambda: by_sndfile("mp3"),
-    "ffmpeg.mp3": lambda: by_ffmpeg("mp3", "libmp3lame"),
-    "aac.m4a": lambda: by_ffmpeg("ipod", "aac"),
-    "alac.m4a": lambda: by_ffmpeg("ipod", "alac"),
-    "opus.webm": lambda: by_ffmpeg("webm", "libopus", 48_000),
-    "aac.mka": lambda: by_ffmpeg("matroska", "aac"),
-    "adts.aac": lambda: by_ffmpeg("adts", "aac"),
-    "narrow.amr": lambda: by_ffmpeg("amr", "libopencore_amrnb", 8_000),
-    "windows.wma": lambda: by_ffmpeg("asf", "wmav2", 16_000, 24_000),
-}
 
 
 def pcm(wave: np.ndarray, rate_hz: int = RATE_HZ, subtype: str = "PCM_16") -> bytes:
@@ -197,11 +170,10 @@ def _formats() -> Iterator[Case]:
     for subtype in subtypes:
         yield used(f"formats/{subtype}.wav", lambda s=subtype: pcm(speech(), subtype=s), 2)
     for subtype in ("IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32"):
-        make = lambda s=subtype: pcm(speech(), subtype=s)  # noqa: E731
-        yield used(f"formats/{subtype}.wav", make, 2, CODEC_S)
+        yield used(f"formats/{subtype}.wav", lambda s=subtype: pcm(speech(), subtype=s), 2, CODEC_S)
     for form in ("wavex", "w64", "aiff", "au", "caf", "nist"):
         yield used(f"formats/{form} by another name.wav", lambda f=form: by_sndfile(f), 2)
-    for name in _WHOLE:
+    for name in WHOLE:
         yield used(f"formats/{name}", lambda n=name: whole(n), 2, CODEC_S)
     yield used("formats/video with sound.mp4", lambda: video(sound=True), 2, CODEC_S)
     yield quarantined("formats/video alone.mp4", lambda: video(sound=False), "no audio stream")
@@ -217,17 +189,18 @@ def _rates() -> Iterator[Case]:
     yield quarantined("rates/4294967295.wav", lambda: with_rate(0xFFFF_FFFF), ".")
     yield quarantined("rates/2147483647.wav", lambda: with_rate(0x7FFF_FFFF), ".")
     yield left_out("rates/655350.wav", lambda: with_rate(655_350), "shorter")
-    six = lambda: pcm(np.stack([speech()] * 6, 1))  # noqa: E731
-    yield used("rates/six channels.wav", six, 2)
-    against = lambda: pcm(np.stack([speech(), -speech()], 1))  # noqa: E731
-    yield used("rates/opposite phase.wav", against, 2)
+    yield used("rates/six channels.wav", lambda: pcm(np.stack([speech()] * 6, 1)), 2)
+    yield used("rates/opposite phase.wav", lambda: pcm(np.stack([speech(), -speech()], 1)), 2)
 
 
 def _cut_short() -> Iterator[Case]:
-    for name in _WHOLE:
+    for name in WHOLE:
         for share in (0.03, 0.5, 0.999):
-            make = lambda n=name, s=share: whole(n)[: int(s * len(whole(n)))]  # noqa: E731
-            yield quarantined(f"cut/{share} {name}", make, ".")
+            yield quarantined(
+                f"cut/{share} {name}",
+                lambda n=name, s=share: whole(n)[: int(s * len(whole(n)))],
+                ".",
+            )
     yield quarantined("cut/none.wav", lambda: b"", ".")
     yield quarantined("cut/one byte.wav", lambda: b"R", ".")
     yield quarantined("cut/header.wav", lambda: wav()[:43], "ends before its samples")
@@ -271,36 +244,47 @@ def _joined() -> Iterator[Case]:
     for name in ("pcm.wav", "a.flac", "vorbis.ogg", "opus.ogg", "ffmpeg.opus", "lame.mp3"):
         yield used(f"joined/twice {name}", lambda n=name: whole(n) * 2, 4, 2 * CODEC_S)
     for name in ("pcm.wav", "a.flac", "vorbis.ogg", "ffmpeg.opus", "lame.mp3", "aac.m4a"):
-        make = lambda n=name: whole(n) + seeded(3_000)  # noqa: E731
-        yield used(f"joined/garbage after {name}", make, 2, CODEC_S)
+        yield used(
+            f"joined/garbage after {name}", lambda n=name: whole(n) + seeded(3_000), 2, CODEC_S
+        )
     yield used("joined/tag before.mp3", lambda: ID3V2 + whole("lame.mp3"), 2, CODEC_S)
     yield used("joined/tag after.mp3", lambda: whole("lame.mp3") + ID3V1, 2, CODEC_S)
-    between = lambda: whole("lame.mp3") + ID3V1 + ID3V2 + whole("lame.mp3")  # noqa: E731
-    yield used("joined/tags between.mp3", between, 4, 2 * CODEC_S)
-    garbage = lambda: whole("lame.mp3") + seeded(999) + whole("lame.mp3")  # noqa: E731
-    yield used("joined/garbage between.mp3", garbage, 4, 2 * CODEC_S)
+    yield used(
+        "joined/tags between.mp3",
+        lambda: whole("lame.mp3") + ID3V1 + ID3V2 + whole("lame.mp3"),
+        4,
+        2 * CODEC_S,
+    )
+    yield used(
+        "joined/garbage between.mp3",
+        lambda: whole("lame.mp3") + seeded(999) + whole("lame.mp3"),
+        4,
+        2 * CODEC_S,
+    )
     yield quarantined("joined/garbage before.mp3", lambda: seeded(999) + whole("lame.mp3"), ".")
     yield used("joined/tag before.flac", lambda: ID3V2 + whole("a.flac"), 2)
-    beyond = lambda: ID3V2_BEYOND + whole("lame.mp3")  # noqa: E731
-    yield quarantined("joined/tag beyond.mp3", beyond, ".")
-    other = lambda: wav() + at_rate(8_000)  # noqa: E731
-    yield quarantined("joined/other rate.wav", other, "its parts have 16,000 and 8,000 Hz")
+    yield quarantined("joined/tag beyond.mp3", lambda: ID3V2_BEYOND + whole("lame.mp3"), ".")
+    yield quarantined(
+        "joined/other rate.wav",
+        lambda: wav() + at_rate(8_000),
+        "its parts have 16,000 and 8,000 Hz",
+    )
 
 
 def _contents() -> Iterator[Case]:
     yield left_out("contents/silence.wav", lambda: pcm(np.zeros(5 * RATE_HZ)), "silent")
     yield left_out("contents/offset.wav", lambda: pcm(np.full(5 * RATE_HZ, 0.4)), "silent")
     yield left_out("contents/clicks.wav", clicks, "silent")
-    faint = lambda: pcm(speech() * 1e-30, subtype="FLOAT")  # noqa: E731
-    yield left_out("contents/below any level.wav", faint, "silent")
+    yield left_out(
+        "contents/below any level.wav", lambda: pcm(speech() * 1e-30, subtype="FLOAT"), "silent"
+    )
     yield left_out("contents/one sample.wav", lambda: pcm(speech()[:1]), "shorter")
     yield left_out("contents/a tenth.flac", lambda: by_sndfile("flac", speech(0.1)), "shorter")
     yield quarantined("contents/no sample.wav", lambda: pcm(speech()[:0]), "no samples")
     yield quarantined("contents/no sample.flac", lambda: by_sndfile("flac", speech()[:0]), ".")
     yield used("contents/clipped.wav", lambda: pcm(np.clip(speech() * 100, -1, 1)), 2)
     yield used("contents/windows.flac", lambda: by_sndfile("flac", speech(61.5)), 61.5)
-    huge = lambda: pcm(speech() * 1e30, subtype="FLOAT")  # noqa: E731
-    yield used("contents/loud beyond measure.wav", huge, 2)
+    yield used("contents/loud beyond measure.wav", lambda: pcm(speech() * 1e30, subtype="FLOAT"), 2)
 
 
 def _names() -> Iterator[Case]:

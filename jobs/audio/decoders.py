@@ -79,11 +79,11 @@ class _Cancelled(NamedTuple):
     block: int
 
 
-class _EndedByItself(Exception):  # noqa: N818 (nobody but this module sees it)
+class _EndedByItselfError(Exception):
     """The process of a decoder ended by what it did; the words say how."""
 
 
-class _Killed(Exception):  # noqa: N818
+class _KilledError(Exception):
     """The process of a decoder was ended by somebody else."""
 
     def __init__(self, code: int) -> None:
@@ -128,11 +128,11 @@ class Decoders:
                         yield block
                         first += 1
                 return
-            except _EndedByItself as end:
+            except _EndedByItselfError as end:
                 num_ended += 1
                 if num_ended > 1:
                     raise UnreadableAudioError(where, f"its decoder {end}") from None
-            except _Killed as end:
+            except _KilledError as end:
                 num_killed += 1
                 if num_killed == _MAX_KILLED:
                     raise _given_up(where, end) from None
@@ -163,7 +163,7 @@ class Decoders:
                     process.end()
 
 
-def _given_up(where: Path | Place, end: _Killed) -> RunFailedError:
+def _given_up(where: Path | Place, end: _KilledError) -> RunFailedError:
     is_oom = end.code == -signal.SIGKILL
     how = "was killed; give the job more memory" if is_oom else f"ended with code {end.code}"
     return RunFailedError(
@@ -186,7 +186,7 @@ class _Process:
         """Whether it can be given another file."""
 
     def decode(self, order: _Order, on_cancelled: Callable[[int], object]) -> Iterator[Wave]:
-        """The blocks of a file. Raises what `decode.blocks` does, _EndedByItself, _Killed."""
+        """The blocks of a file. Raises `decode.blocks`' errors, _EndedByItselfError, _KilledError."""
         self.is_idle = False
         try:
             self._connection.send(order)
@@ -198,7 +198,7 @@ class _Process:
         except (EOFError, ConnectionError):
             raise self._end() from None
         if said is not None and said.is_from_memory:
-            raise _EndedByItself(_TOO_MUCH_MEMORY)
+            raise _EndedByItselfError(_TOO_MUCH_MEMORY)
         self.is_idle = True
         if said is not None:
             raise said.error(order.where)
@@ -213,8 +213,8 @@ class _Process:
         self._child.join()
         code = self._child.exitcode or 0
         if code < 0 and -code in _BY_ITSELF:
-            return _EndedByItself(_BY_ITSELF[signal.Signals(-code)])
-        return _Killed(code)
+            return _EndedByItselfError(_BY_ITSELF[signal.Signals(-code)])
+        return _KilledError(code)
 
 
 @dataclass(frozen=True)

@@ -7,39 +7,25 @@ from __future__ import annotations
 
 import io
 import os
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+from orchestrator.ledger.stretches import Stretch
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
-class Slice(io.RawIOBase):
-    """``size`` bytes of ``file`` from ``offset`` on; wrap it in io.BufferedReader."""
+class Slice(Stretch):
+    """``size`` bytes of ``file`` from ``offset`` on."""
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
-        super().__init__()
-        self._file, self._offset, self._size = file, offset, size
-        self._at = 0
+        super().__init__(size)
+        self._file, self._offset = file, offset
 
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a byte of the stretch."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer as far as the stretch goes."""
-        length = min(len(buffer), max(self._size - self._at, 0))
-        self._file.seek(self._offset + self._at)
-        found = self._file.read(length)
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
+    def read_at(self, at: int, length: int) -> bytes:
+        """Those bytes of the file."""
+        self._file.seek(self._offset + at)
+        return self._file.read(length)
 
 
 class Watched(io.RawIOBase):
@@ -62,12 +48,13 @@ class Watched(io.RawIOBase):
         """Move to a byte of the file."""
         return self._file.seek(offset, whence)
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: WriteableBuffer) -> int:
         """Fill the buffer as far as the file goes."""
+        view = memoryview(buffer).cast("B")
         try:
-            found = self._file.read(len(buffer))
+            found = self._file.read(len(view))
         except OSError as error:
             self.error = error
             raise
-        buffer[: len(found)] = found
+        view[: len(found)] = found
         return len(found)

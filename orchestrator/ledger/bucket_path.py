@@ -7,11 +7,12 @@ An object that is missing from a bucket that answers is told from a bucket that 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from orchestrator.ledger.stretches import Stretch
 
 if TYPE_CHECKING:
     from orchestrator.ledger.object_store import ObjectStore
@@ -92,49 +93,29 @@ class BucketPath(NamedTuple):
             raise FileNotFoundError(f"{self}: is not in its bucket (any more)") from None
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(Stretch):
     """A stretch of a large object, read ahead while it is read in order."""
 
     def __init__(self, path: BucketPath, offset: int, size: int, head: bytes) -> None:
-        super().__init__()
-        self._path, self._offset, self._size = path, offset, size
+        super().__init__(size)
+        self._path, self._offset = path, offset
         self._held, self._held_at = head, 0
-        self._at = 0
         self._ahead = _AHEAD_BYTES[0]
 
-    def readable(self) -> bool:
-        """Always."""
-        return True
+    def read_at(self, at: int, length: int) -> bytes:
+        """As far as what is held goes. Raises OSError."""
+        if not 0 <= at - self._held_at < len(self._held):
+            self._fetch(at, length)
+        begin = at - self._held_at
+        return self._held[begin : begin + length]
 
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a byte of the stretch."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill the buffer as far as what is held goes. Raises OSError."""
-        if self._at >= self._size:
-            return 0
-        if not 0 <= self._at - self._held_at < len(self._held):
-            self._fetch(len(buffer))
-        begin = self._at - self._held_at
-        found = self._held[begin : begin + len(buffer)]
-        buffer[: len(found)] = found
-        self._at += len(found)
-        return len(found)
-
-    def _fetch(self, wanted: int) -> None:
+    def _fetch(self, at: int, wanted: int) -> None:
         smallest, largest = _AHEAD_BYTES
-        is_next = self._at == self._held_at + len(self._held)
+        is_next = at == self._held_at + len(self._held)
         self._ahead = min(2 * self._ahead, largest) if is_next else smallest
-        length = min(max(self._ahead, wanted), self._size - self._at)
-        self._held = self._path._read(self._offset + self._at, length)[0]
-        self._held_at = self._at
+        length = min(max(self._ahead, wanted), self._size - at)
+        self._held = self._path._read(self._offset + at, length)[0]
+        self._held_at = at
         if len(self._held) != length:
             raise OSError(f"{self._path}: is shorter than when it was listed")
 

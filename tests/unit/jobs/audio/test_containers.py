@@ -6,7 +6,6 @@ import io
 import struct
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soundfile
@@ -17,56 +16,6 @@ from orchestrator.quantities import SAMPLE_RATE_HZ
 from tests import sounds
 
 SECONDS = 2
-
-
-def speech() -> np.ndarray:
-    t = np.arange(SECONDS * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
-    sweep = np.sin(2 * np.pi * (200 + 40 * np.sin(4 * np.pi * t)) * t)
-    return (0.3 * sweep + 0.02 * np.random.default_rng(0).normal(size=t.size)).astype(np.float32)
-
-
-def by_sndfile(suffix: str, **how: str) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, speech(), SAMPLE_RATE_HZ, **{"format": suffix.upper(), **how})
-    return file.getvalue()
-
-
-def by_ffmpeg(path: Path, codec: str, rate_hz: int = SAMPLE_RATE_HZ, form: str = "") -> bytes:
-    with av.open(str(path), "w", format=form or None) as container:
-        stream = container.add_stream(codec, rate=rate_hz, layout="mono")
-        pcm = (speech() * 32_767).astype("<i2")[None]
-        frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
-        frame.sample_rate = SAMPLE_RATE_HZ
-        encoder_format = av.AudioResampler(stream.format, "mono", rate_hz)
-        queue = av.AudioFifo()
-        for resampled in [*encoder_format.resample(frame), *encoder_format.resample(None)]:
-            resampled.pts = None
-            queue.write(resampled)
-        while piece := queue.read(stream.codec_context.frame_size or 1024, partial=True):
-            container.mux(stream.encode(piece))
-        container.mux([packet for packet in stream.encode(None) if packet.size])
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """One file of each container, by suffix and who wrote it."""
-    folder = tmp_path_factory.mktemp("whole")
-    return {
-        "pcm.wav": by_sndfile("wav"),
-        "a.flac": by_sndfile("flac"),
-        "vorbis.ogg": by_sndfile("ogg", subtype="VORBIS"),
-        "opus.ogg": by_sndfile("ogg", subtype="OPUS"),
-        "lame.mp3": by_sndfile("mp3"),
-        "ffmpeg.mp3": by_ffmpeg(folder / "a.mp3", "libmp3lame"),
-        "ffmpeg.flac": by_ffmpeg(folder / "a.flac", "flac"),
-        "flac.oga": by_ffmpeg(folder / "a.oga", "flac", form="ogg"),
-        "ffmpeg.opus": by_ffmpeg(folder / "a.opus", "libopus", 48_000),
-        "aac.m4a": by_ffmpeg(folder / "a.m4a", "aac"),
-        "opus.webm": by_ffmpeg(folder / "a.webm", "libopus", 48_000),
-        "aac.mka": by_ffmpeg(folder / "a.mka", "aac"),
-        "adts.aac": by_ffmpeg(folder / "a.aac", "aac", form="adts"),
-    }
 
 
 NAMES = [
@@ -85,6 +34,12 @@ NAMES = [
     "adts.aac",
 ]
 JOINED = NAMES[:9]
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, bytes]:
+    """One file of each container, by suffix and who wrote it."""
+    return {name: sounds.whole(name) for name in NAMES}
 
 
 def seconds(folder: Path, name: str, data: bytes) -> float:
@@ -154,7 +109,7 @@ def test_a_flac_that_went_through_a_pipe_does_not_know_its_length(whole, tmp_pat
 
 
 def test_rf64_is_a_wav_with_a_large_size(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", speech(), SAMPLE_RATE_HZ, format="RF64")
+    soundfile.write(tmp_path / "a.wav", sounds.speech(), SAMPLE_RATE_HZ, format="RF64")
     data = (tmp_path / "a.wav").read_bytes()
     assert data.startswith(b"RF64")
     assert seconds(tmp_path, "a.wav", data) == SECONDS
@@ -178,7 +133,7 @@ def test_a_page_that_is_not_what_was_written_is_a_hole(whole, tmp_path: Path) ->
 
 def test_parts_of_other_rates_are_no_recording(whole, tmp_path: Path) -> None:
     file = io.BytesIO()
-    soundfile.write(file, speech(), 8_000, format="WAV")
+    soundfile.write(file, sounds.speech(), 8_000, format="WAV")
     with pytest.raises(UnreadableAudioError, match=r"its parts have 16,000 and 8,000 Hz"):
         seconds(tmp_path, "a.wav", whole["pcm.wav"] + file.getvalue())
 
