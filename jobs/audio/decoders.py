@@ -186,7 +186,7 @@ class _Process:
         """Whether it can be given another file."""
 
     def decode(self, order: _Order, on_cancelled: Callable[[int], object]) -> Iterator[Wave]:
-        """The blocks of a file. Raises `decode.blocks`' errors, _EndedByItselfError, _KilledError."""
+        """The blocks. Raises what `decode.blocks` does, _EndedByItselfError, _KilledError."""
         self.is_idle = False
         try:
             self._connection.send(order)
