@@ -52,7 +52,9 @@ def fingerprint(
     for path, size, problem in files:
         digest.update(f"{path}\0{problem or size}\n".encode())
     for file in _lists(source, root, files):
-        digest.update(f"{file.path}\0{_digest(root / as_path(file.path))}\n".encode())
+        with (root / as_path(file.path)).open("rb") as content:
+            of_list = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.path}\0{of_list}\n".encode())
     return digest.hexdigest()
 
 
@@ -66,11 +68,3 @@ def _lists(source: Source, root: Path | BucketPath, files: list[SourceFile]) -> 
             "label for the state of the data, in place of what they say"
         )
     return found
-
-
-def _digest(path: Path | BucketPath) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -10,12 +10,14 @@ import io
 from collections.abc import Iterator
 from functools import cache
 from pathlib import PurePath
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.ledger.stretches import Stretch
 
 if TYPE_CHECKING:
     from orchestrator.ledger.object_store import ObjectStore
+
+Opened = io.BytesIO | io.BufferedReader
 
 WHOLE_BYTES = 8 << 20
 """What is not larger is read in one request."""
@@ -61,11 +63,11 @@ class BucketPath(NamedTuple):
         """In bytes. Raises OSError."""
         return self._read(0, 1)[1]
 
-    def open(self, _mode: str = "rb", buffering: int = -1) -> BinaryIO:
+    def open(self, _mode: str = "rb", buffering: int = -1) -> Opened:
         """Its bytes. Raises OSError."""
         return self.stretch(0, None, buffering)
 
-    def stretch(self, offset: int, size: int | None, buffering: int = -1) -> BinaryIO:
+    def stretch(self, offset: int, size: int | None, buffering: int = -1) -> Opened:
         """Some of its bytes; all where ``size`` is None.
 
         ``buffering``: of what size reads will be; who asks for large ones wants all of it. Raises
