@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import resource
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -42,6 +44,9 @@ _BY_ITSELF = {
 """Signals that a process owes to what it does, in words."""
 _TOO_MUCH_MEMORY = "takes more memory than a sound file could"
 _MAX_KILLED = 3
+_MAX_TEMPORARY = 107 - len("/pymp-12345678/listener-12345678")
+"""Characters of a folder where a Unix socket's path still fits."""
+_STARTING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +158,7 @@ class Decoders:
             try:
                 process = self._idle.pop()
             except IndexError:
+                _run_forkserver()
                 process = _Process(self._context, self._decode, self._limits.memory_bytes)
             try:
                 yield process
@@ -161,6 +167,21 @@ class Decoders:
                     self._idle.append(process)
                 else:
                     process.end()
+
+
+def _run_forkserver(short: str = "/tmp") -> None:
+    """Start what forks the processes; its socket lies in ``short`` where TMPDIR is too long.
+
+    Python does so itself from 3.14 on.
+    """
+    with _STARTING:
+        usual = tempfile.gettempdir()
+        if len(os.fsencode(usual)) > _MAX_TEMPORARY:
+            tempfile.tempdir = short
+        try:
+            forkserver.ensure_running()
+        finally:
+            tempfile.tempdir = usual
 
 
 def _given_up(where: Path | Place, end: _KilledError) -> RunFailedError:

@@ -98,8 +98,8 @@ def test_a_thousand_workers_cost_what_one_does_and_more_are_split(
         "".join(Path(c.split()[1]).read_text() for c in arrays),
     )
     assert sum(int(last) + 1 for last in sizes) == 2300
-    assert len(slurm.queue()) == 2300 + 13, (
-        "ten stages, a worker each of the targets' and the codebook's, the sentinel"
+    assert len(slurm.queue()) == 2300 + 14, (
+        "ten stages, a worker each of the corpus', the targets' and the codebook's, the sentinel"
     )
     slurm.forget()
     assert smoke.status(name)["state"] == "queued"

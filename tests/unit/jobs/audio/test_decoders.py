@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,6 +100,31 @@ def test_blocks_come_as_from_the_decoder_itself(tmp_path: Path) -> None:
         found = list(decoders.blocks(tmp_path / "a.flac", **options))
         assert [block.tobytes() for block in found] == [block.tobytes() for block in expected]
     decoders.close()
+
+
+LONG_TMPDIR = """
+import sys, tempfile
+from pathlib import Path
+from jobs.audio.decoders import Decoders
+
+if __name__ == "__main__":
+    decoders = Decoders(1)
+    print(sum(len(block) for block in decoders.blocks(Path(sys.argv[1]))))
+    decoders.close()
+    print(tempfile.gettempdir())
+"""
+
+
+def test_a_temporary_folder_may_have_a_long_path(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 16_000)
+    (tmp_path / "decode.py").write_text(LONG_TMPDIR)
+    far = tmp_path / ("far" * 40)
+    far.mkdir()
+    argv = [sys.executable, str(tmp_path / "decode.py"), str(tmp_path / "a.wav")]
+    env = {**os.environ, "TMPDIR": str(far), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["800", str(far)], done.stderr
+    assert not list(far.iterdir())
 
 
 def test_channels_are_chosen_in_the_process_and_cancelling_mixes_told(tmp_path: Path) -> None:
