@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
-from jobs.audio import headers, places
+from jobs.audio import each_channel, headers, places
 from jobs.audio.corpus_tables import (
     RECORDINGS_SCHEMA,
     Expected,
@@ -37,6 +37,7 @@ from jobs.audio.corpus_tables import (
 )
 from jobs.audio.decode import UnreadableAudioError
 from jobs.audio.decoders import Decoders
+from jobs.audio.headers import Header, Headers
 from jobs.audio.listing import Listing, list_corpus
 from jobs.audio.place import Place
 from jobs.audio.roots import Root, RootWatch
@@ -53,7 +54,7 @@ from orchestrator.spec.recipe import Corpus
 _BLOCK = 4_096
 """Recordings whose headers are read between two writes."""
 _READERS, _NAMED = 8, 4
-_LENGTHS_SCHEMA = pa.schema([("header_samples", pa.int64())])
+_HEADERS_SCHEMA = pa.schema([(name, pa.int64()) for name in Headers._fields])
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
@@ -67,8 +68,9 @@ def work(attempt: Attempt) -> dict[str, Any]:
     for shares in {r.split for r in attempt.all_recipes} if attempt.scope.splits else ():
         # Before the headers of millions of files are read.
         require_splits(listing.wanted, shares)
-    lengths = Scan(attempt, roots).lengths(listing.wanted)
+    read = Scan(attempt, roots).headers(listing.wanted)
     require_roots(watches, roots, listing.wanted)
+    listing, lengths = told_apart(corpus, listing, read)
     expected = Expected.of(listing.wanted["spans_s"], lengths, corpus.windows)
     samples = expected.samples
     with_samples = listing.wanted.append_column("num_samples", pa.array(samples))
@@ -119,6 +121,15 @@ def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
         f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
         "check corpus.languages and the cluster's data"
     )
+
+
+def told_apart(
+    corpus: Corpus, listing: Listing, read: Headers
+) -> tuple[Listing, npt.NDArray[np.int64]]:
+    """With a recording of each channel where the recipe says so, and the lengths of all."""
+    each = [source.name for source in corpus.sources if source.channels == "each"]
+    wanted, lengths = each_channel.split(listing.wanted, read, each)
+    return listing._replace(wanted=wanted), lengths
 
 
 def write_tables(
@@ -176,8 +187,8 @@ class HeaderReader:
     def __init__(self, roots: Mapping[str, Root], num_threads: int) -> None:
         self._roots, self._num_threads = roots, num_threads
 
-    def __call__(self, task: HeadersTask) -> npt.NDArray[np.int64]:
-        """Samples at 16 kHz of each, as far as its header tells. Raises BackendError."""
+    def __call__(self, task: HeadersTask) -> Headers:
+        """What the headers say, as far as they do. Raises BackendError."""
         trees = {name: root.tree() for name, root in self._roots.items()}
         where = [
             trees[source].place(leaf)
@@ -185,16 +196,16 @@ class HeaderReader:
         ]
         decoders = Decoders(self._num_threads, decode=headers.as_blocks)
         with closing(decoders), ThreadPoolExecutor(self._num_threads) as threads:
-            found = threads.map(lambda place: _length(decoders, place), where)
-            return np.array(list(found), np.int64)
+            found = threads.map(lambda place: _header(decoders, place), where)
+            return Headers.of(found)
 
 
-def _length(decoders: Decoders, place: Place) -> int:
+def _header(decoders: Decoders, place: Place) -> Header:
     try:
-        (length,) = decoders.blocks(place)
+        (found,) = decoders.blocks(place)
     except UnreadableAudioError:  # it is decoded in its turn, and gets its verdict there
         return headers.by_size(place)
-    return int(length[0])
+    return Header(*(int(number) for number in found))
 
 
 class Scan:
@@ -204,27 +215,26 @@ class Scan:
         self._attempt, self._roots = attempt, roots
         self._num_threads = attempt.resources.cpus_per_worker
 
-    def lengths(self, wanted: pa.Table) -> npt.NDArray[np.int64]:
-        """The length of each recording by its header, in samples at 16 kHz."""
+    def headers(self, wanted: pa.Table) -> Headers:
+        """What the header of each recording says."""
         blocks = [wanted.slice(start, _BLOCK) for start in range(0, wanted.num_rows, _BLOCK)]
         paths = [f"scan/{_digest(block['id'].to_pylist())}.parquet" for block in blocks]
         there = self._attempt.out.list("scan")
         missing = [n for n, path in enumerate(paths) if path not in there]
         for done, (number, read) in enumerate(self._found(blocks, missing), start=1):
-            table = pa.table([read], schema=_LENGTHS_SCHEMA)
+            table = pa.table(list(read), schema=_HEADERS_SCHEMA)
             create_table(self._attempt.out, paths[number], table)
             num_left = len(missing) - done
             self._attempt.progress(len(blocks) - num_left, len(blocks), "blocks of headers")
         with ThreadPoolExecutor(_READERS) as threads:
             tables = threads.map(partial(read_table, self._attempt.out), paths)
             found = pa.concat_tables(tables)
-        lengths: npt.NDArray[np.int64] = found["header_samples"].to_numpy()
-        return lengths
+        return Headers(*(found[name].to_numpy() for name in Headers._fields))
 
     def _found(
         self, blocks: Sequence[pa.Table], missing: Sequence[int]
-    ) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        """The lengths of some blocks: by the pool, unless that takes longer to start."""
+    ) -> Iterator[tuple[int, Headers]]:
+        """The headers of some blocks: by the pool, unless that takes longer to start."""
 
         def task(number: int) -> HeadersTask:
             rows = blocks[number].to_pylist()

@@ -207,7 +207,7 @@ class FilterWorker:
         language_id = self._filter.language_id
         identifies = language_id is not None and (language_id.hears == "all" or not row.language)
         try:
-            blocks = self._roots[row.source].blocks(decoders, row.leaf)
+            blocks = self._roots[row.source].blocks(decoders, row.leaf, channel=row.channel)
             heard = self._listener.hear(blocks, row.spans_s, identifies=identifies)
         except UnreadableAudioError as error:
             return {"id": row.id, "num_samples": 0, "unreadable": error.reason}

@@ -14,7 +14,7 @@ from jobs.audio.corpus_tables import CorpusTables, Expected, Row, leaf_of, share
 from jobs.audio.listing import Listing, list_corpus
 from jobs.audio.roots import Root
 from jobs.audio.trees import Leaf
-from jobs.corpus import HeaderReader, HeadersTask, write_tables
+from jobs.corpus import HeaderReader, HeadersTask, told_apart, write_tables
 from jobs.speech import sample
 from jobs.speech.utterances import Utterance, WaveReader
 from orchestrator.ledger.storage import Storage
@@ -24,7 +24,8 @@ from orchestrator.spec.recipe import Corpus, Windows
 def make_corpus(out: Storage, corpus: Corpus, roots: Mapping[str, Root]) -> CorpusTables:
     """The corpus' artifact, without a run around it."""
     listing = list_corpus(corpus, roots)
-    lengths = lengths_of(listing, roots)
+    read = HeaderReader(roots, 1)(task_of(listing.wanted))
+    listing, lengths = told_apart(corpus, listing, read)
     expected = Expected.of(listing.wanted["spans_s"], lengths, corpus.windows)
     places.create(out, roots, listing.wanted)
     write_tables(out, listing, lengths, share_out(*expected, corpus.shard_hours))
@@ -33,7 +34,7 @@ def make_corpus(out: Storage, corpus: Corpus, roots: Mapping[str, Root]) -> Corp
 
 def lengths_of(listing: Listing, roots: Mapping[str, Root]) -> np.ndarray:
     """What the headers of a listing say."""
-    return HeaderReader(roots, 1)(task_of(listing.wanted))
+    return HeaderReader(roots, 1)(task_of(listing.wanted)).num_samples
 
 
 def task_of(wanted: pa.Table) -> HeadersTask:
@@ -68,7 +69,7 @@ def utterances_of(tables: CorpusTables, found: Sequence[sample.Measured]) -> lis
 def row_of(name: str, *, number: int = 0, source: str = "s", header_samples: int = 0) -> Row:
     """A recording that is a file of its name."""
     leaf = Leaf(name, 0)
-    return Row(number, name, source, (), "en", "", "", header_samples, leaf)
+    return Row(number, name, source, None, (), "en", "", "", header_samples, leaf)
 
 
 def write_wave(path: Path, num_samples: int, seed: int = 0) -> np.ndarray:

@@ -41,6 +41,7 @@ RECORDINGS_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
+        ("channel", pa.int64()),
         ("spans_s", pa.list_(pa.list_(pa.float64(), 2))),
         ("language", pa.string()),
         ("speaker", pa.string()),
@@ -48,7 +49,9 @@ RECORDINGS_SCHEMA = pa.schema(
         ("header_samples", pa.int64()),
     ]
 )
-"""``header_samples``: at 16 kHz, as the file's header says, or what its size lets expect."""
+"""``channel``: the one that is heard, counted from 0; null where `Root.channels` says which.
+
+``header_samples``: at 16 kHz, as the file's header says, or what its size lets expect."""
 PLACES_SCHEMA = pa.schema(
     [("path", pa.string()), ("size", pa.int64()), ("archive", pa.string()), ("offset", pa.int64())]
 )
@@ -66,6 +69,8 @@ class Row(NamedTuple):
     id: str
     """Source and the corpus' own id: unique, the same on every cluster."""
     source: str
+    channel: int | None
+    """The one that is heard, counted from 0; None where its `Root.channels` says which."""
     spans_s: tuple[tuple[float, float], ...]
     language: str
     speaker: str
@@ -271,7 +276,7 @@ def leaf_of(row: Mapping[str, Any]) -> Leaf:
 
 
 def _row(number: int, about: dict[str, Any]) -> Row:
-    names = ("id", "source", "language", "speaker", "session", "header_samples")
+    names = ("id", "source", "channel", "language", "speaker", "session", "header_samples")
     spans_s = tuple((start, end) for start, end in about["spans_s"])
     return Row(
         number=number, spans_s=spans_s, leaf=leaf_of(about), **{name: about[name] for name in names}

@@ -1,16 +1,18 @@
-"""How long recordings are by their headers: what shards are balanced by, and nothing else.
+"""What headers say of recordings: their length, for balanced shards, and their channels.
 
-In: a place. Out: samples at 16 kHz. A header may be wrong, and some formats have no length there:
-what a recording holds is known when it is decoded.
+In: a place. Out: samples at 16 kHz, channels. A header may be wrong, and some formats have no
+length there: what a recording holds is known when it is decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from jobs.audio.decode import RAW_FORMATS, Wave, reading, require_bytes
@@ -24,41 +26,64 @@ _LARGEST_HOURS = 10_000
 """A length beyond this is not to be believed."""
 
 
-def length(where: Place) -> int:
-    """The samples at 16 kHz that the header promises, or its size lets expect.
+class Header(NamedTuple):
+    """What a header says."""
+
+    num_samples: int
+    """At 16 kHz, of each channel."""
+    num_channels: int
+
+
+class Headers(NamedTuple):
+    """Those of some recordings, as columns."""
+
+    num_samples: npt.NDArray[np.int64]
+    num_channels: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, found: Iterable[Header]) -> Headers:
+        """Columns of one header after the other."""
+        return cls(*np.array(list(found), np.int64).reshape(-1, len(cls._fields)).T)
+
+
+def header(where: Place) -> Header:
+    """What the header promises, or the file's size lets expect.
 
     Raises BackendError when the bytes cannot be had now.
     """
-    seconds = 0.0
+    seconds, num_channels = 0.0, 1
     try:
         with reading(where) as file:
             head = file.read(4)
             file.seek(0)
-            by_header = _sndfile_s if head in _FOR_SNDFILE else _ffmpeg_s
-            seconds = by_header(file, RAW_FORMATS.get(where.suffix))
+            read = _by_sndfile if head in _FOR_SNDFILE else _by_ffmpeg
+            seconds, num_channels = read(file, RAW_FORMATS.get(where.suffix))
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError):
         require_bytes(where)  # or it may say something else tomorrow
     if not 0 < seconds < _LARGEST_HOURS * 3600:
-        return by_size(where)
-    return round(seconds * SAMPLE_RATE_HZ)
+        return by_size(where)._replace(num_channels=num_channels)
+    return Header(round(seconds * SAMPLE_RATE_HZ), num_channels)
 
 
-def by_size(where: Place) -> int:
+def by_size(where: Place) -> Header:
     """What a file without a header may hold. Raises OSError."""
-    return round(where.num_bytes() / _BYTES_PER_S * SAMPLE_RATE_HZ)
+    return Header(round(where.num_bytes() / _BYTES_PER_S * SAMPLE_RATE_HZ), 1)
 
 
 def as_blocks(where: Path | Place, **_: object) -> Iterator[Wave]:
-    """The length in place of a wave: what `decoders.Decoders` can be given to do."""
+    """A header in place of a wave: what `decoders.Decoders` can be given to do."""
     place = where if isinstance(where, Place) else Place.of(where)
-    yield np.array([length(place)])
+    yield np.array(header(place))
 
 
-def _sndfile_s(file: object, _raw_format: str | None) -> float:
+def _by_sndfile(file: object, _raw_format: str | None) -> tuple[float, int]:
+    """Seconds and channels."""
     with soundfile.SoundFile(file) as sound:
-        return float(sound.frames / sound.samplerate)
+        return float(sound.frames / sound.samplerate), sound.channels
 
 
-def _ffmpeg_s(file: object, raw_format: str | None) -> float:
+def _by_ffmpeg(file: object, raw_format: str | None) -> tuple[float, int]:
     with av.open(file, mode="r", format=raw_format) as container:
-        return float(container.duration or 0) / av.time_base
+        streams = container.streams.audio
+        num_channels = streams[0].codec_context.channels if streams else 1
+        return float(container.duration or 0) / av.time_base, max(num_channels, 1)

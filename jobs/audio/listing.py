@@ -138,6 +138,7 @@ def _require_times(source: Source, recording: Recording) -> None:
 def _facts(recording: Recording) -> dict[str, Any]:
     leaf = recording.leaf
     return {
+        "channel": recording.channel,
         "spans_s": recording.spans_s,
         "speaker": recording.speaker,
         "session": recording.session,

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from jobs.audio import corpus_tables
 from jobs.audio.corpus_tables import PLACES, PLACES_SCHEMA, create_table, piece_path, pieces_of
+from jobs.audio.each_channel import file_ids
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
 from orchestrator.errors import DataError
@@ -52,12 +53,14 @@ def _listed(artifact: Storage, wanted: pa.Table, *, is_filtered: bool) -> pa.Tab
     """The rows that the artifact lists: all, or those that its filter has left."""
     paths = sorted(artifact.list("recordings"))
     ids = pa.concat_tables(corpus_tables.read_table(artifact, path) for path in paths)["id"]
-    places = pc.index_in(ids, wanted["id"])
-    is_same = wanted["id"].equals(ids) or (is_filtered and not places.null_count)
-    if not is_same:
-        other = min(set(wanted["id"].to_pylist()) ^ set(ids.to_pylist()))
+    files = pc.coalesce(pc.index_in(ids, wanted["id"]), pc.index_in(file_ids(ids), wanted["id"]))
+    are_all = is_filtered or pc.count_distinct(files).as_py() == wanted.num_rows
+    if files.null_count or not are_all:
+        missing = ids.filter(pc.is_null(files)).to_pylist()
+        others = pc.is_in(pa.array(range(wanted.num_rows)), files)
+        other = min(missing or wanted["id"].filter(pc.invert(others)).to_pylist())
         raise DataError(
             f"data: {other} is not both here and in the corpus that was made of this snapshot; "
             "give corpus.snapshot another label, or the source its root"
         )
-    return wanted.take(places)
+    return wanted.take(files)

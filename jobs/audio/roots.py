@@ -40,8 +40,13 @@ class Root:
         """Where the bytes of one of them are."""
         return self.tree().place(leaf)
 
-    def blocks(self, decoders: Decoders, leaf: Leaf, *, first: int = 0) -> Iterator[Wave]:
-        """One of them, as `Decoders.blocks` gives it; a mix that cancels itself is told of once."""
+    def blocks(
+        self, decoders: Decoders, leaf: Leaf, *, channel: int | None = None, first: int = 0
+    ) -> Iterator[Wave]:
+        """One of them, as `Decoders.blocks` gives it; a mix that cancels itself is told of once.
+
+        ``channel``: the one to be heard, where that is known better than by ``channels``.
+        """
         place, is_told = self.place(leaf), False
 
         def tell(block: int) -> None:
@@ -53,7 +58,7 @@ class Root:
         return decoders.blocks(
             place,
             lowpass_hz=self.lowpass_hz,
-            channels=self.channels,
+            channels=self.channels if channel is None else channel,
             first=first,
             on_cancelled=tell,
         )

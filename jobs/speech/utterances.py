@@ -53,7 +53,8 @@ def source_roots(attempt: Attempt) -> dict[str, Root]:
         source.name: Root(
             *attempt.data_source(source.name),
             lowpass_hz=source.lowpass_hz,
-            channels=source.channels,
+            # What has several channels then, though its header says one, is mixed.
+            channels="mix" if source.channels == "each" else source.channels,
         )
         for source in attempt.recipe.corpus.sources
     }
@@ -188,7 +189,9 @@ class WaveReader:
         first = start // _BLOCK_SAMPLES
         is_ahead = self._pass.start <= start and first <= self._pass.end // _BLOCK_SAMPLES
         if row.id != self._of or not is_ahead:
-            blocks = self._roots[row.source].blocks(self._decoders, row.leaf, first=first)
+            blocks = self._roots[row.source].blocks(
+                self._decoders, row.leaf, channel=row.channel, first=first
+            )
             self._decoded_before = self.decoded_samples
             self._of, self._pass = row.id, _Pass(blocks, first)
         return self._pass

@@ -77,9 +77,10 @@ class Source(Spec):
     of one's own ``folder``, the first folder below the root names it."""
     lowpass_hz: PositiveFloat | None = None
     """Band limit in Hz, so that sources recorded at other rates sound alike; none when absent."""
-    channels: Literal["mix", "loudest", "first"] = "mix"
-    """What is made of several channels, 30 s by 30 s: their mean, the loudest or the first. Where a
-    mean cancels itself, as channels in opposite phase do, it is the loudest, and a log says so."""
+    channels: Literal["mix", "loudest", "first", "each"] = "mix"
+    """What is made of several channels, 30 s by 30 s: their mean, the loudest, the first, or each
+    of them a recording of its own, of the file's session. Where a mean cancels itself, as channels
+    in opposite phase do, it is the loudest, and a log says so."""
 
 
 class Windows(Spec):

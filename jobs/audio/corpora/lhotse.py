@@ -69,11 +69,21 @@ def _of_cut(cut: Mapping[str, Any], audio: _Audio, manifest: Leaf, where: str) -
     return Recording(
         name,
         audio.of(recording, name, manifest, where),
+        channel=_channel(cut, recording),
         spans_s=() if is_whole or _is_shar(recording) else ((start, start + length),),
         language=language_code(str(said.get("language") or "")),
         speaker=str(said.get("speaker") or ""),
         session="" if recording.get("id") == name else str(recording.get("id") or ""),
     )
+
+
+def _channel(cut: Mapping[str, Any], recording: Mapping[str, Any]) -> int | None:
+    """The one of the recording's channels that a cut is of; Shar holds no other."""
+    there = [c for source in recording.get("sources") or () for c in source.get("channels") or ()]
+    is_one_of_several = isinstance(cut.get("channel"), int) and len(there) > 1
+    if not is_one_of_several or _is_shar(recording):
+        return None
+    return there.index(cut["channel"]) if cut["channel"] in there else cut["channel"]
 
 
 def _is_shar(recording: Mapping[str, Any]) -> bool:

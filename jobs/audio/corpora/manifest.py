@@ -2,7 +2,8 @@
 
 A row is a recording, or a stretch of one. Known columns, by the names of NeMo, slm_scaling and
 minimal_hubert: the path (``audio_filepath``, ``path``, ``audio``), ``offset`` and ``duration`` in
-seconds, ``id`` (``fileid``), ``language`` (``lang``), ``speaker`` (``speaker_id``), ``session``.
+seconds, ``channel`` from 0 on, ``id`` (``fileid``), ``language`` (``lang``), ``speaker``
+(``speaker_id``), ``session``.
 """
 
 from __future__ import annotations
@@ -40,18 +41,33 @@ def recordings(tree: Tree) -> Iterator[Recording]:
 
 
 def _recording(row: Mapping[str, Any], leaf: Leaf, where: str) -> Recording:
-    spans = _spans(row, where)
-    default = stem(leaf.path)
+    spans, channel = _spans(row, where), _channel(row, where)
+    default = stem(leaf.path) if channel is None else f"{stem(leaf.path)}#{channel}"
     if spans and spans[0][0] > 0:
         default = f"{default}@{spans[0][0]:g}"
     return Recording(
         str(_first(row, _ID) or default),
         leaf,
+        channel=channel,
         spans_s=spans,
         language=language_code(str(_first(row, _LANGUAGE) or "")),
         speaker=str(_first(row, _SPEAKER) or ""),
         session=str(row.get("session") or ""),
     )
+
+
+def _channel(row: Mapping[str, Any], where: str) -> int | None:
+    """The channel that a row names."""
+    said = _first(row, ("channel",))
+    if said is None:
+        return None
+    try:
+        channel = float(said)
+        if not (channel >= 0 and channel.is_integer()):
+            raise ValueError
+    except ValueError:
+        raise DataError(f"{where}: channel {said!r}; channels are 0, 1 and so on") from None
+    return int(channel)
 
 
 def _spans(row: Mapping[str, Any], where: str) -> tuple[tuple[float, float], ...]:

@@ -30,6 +30,8 @@ class Recording(NamedTuple):
     """Where its bytes are."""
     spans_s: tuple[tuple[float, float], ...] = ()
     """From when to when, in seconds of the file, what belongs together in order; empty for all."""
+    channel: int | None = None
+    """Which one the corpus means, counted from 0; None where it means all of them."""
     language: str = ""
     """ISO 639 code; empty where the corpus says none."""
     speaker: str = ""

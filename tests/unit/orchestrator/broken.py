@@ -398,7 +398,7 @@ RECIPES = (
         id="channels that nobody knows",
         recipe=edited("language: en", "language: en, channels: left"),
         says=(
-            "r.yaml: corpus.sources.0.channels: must be 'mix', 'loudest' or 'first', not 'left'",
+            "r.yaml: corpus.sources.0.channels: must be 'mix', 'loudest', 'first' or 'each', not 'left'",
         ),
     ),
     Broken(

@@ -1,4 +1,4 @@
-"""Lengths by headers alone."""
+"""Lengths and channels by headers alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jobs.audio.headers import as_blocks, by_size, length
+from jobs.audio.headers import as_blocks, by_size, header
 from jobs.audio.place import Place
 from orchestrator.errors import BackendError
 
@@ -21,16 +21,20 @@ def test_the_header_says_how_long(tmp_path: Path, name: str, rate_hz: int) -> No
     wave = np.random.default_rng(0).normal(0, 0.1, SECONDS * rate_hz)
     about = {"format": "OGG", "subtype": "OPUS"} if name.endswith("opus") else {}
     soundfile.write(tmp_path / name, wave, rate_hz, **about)
-    assert length(Place.of(tmp_path / name)) == pytest.approx(SECONDS * 16_000, rel=0.03)
+    found = header(Place.of(tmp_path / name))
+    assert found.num_samples == pytest.approx(SECONDS * 16_000, rel=0.03)
+    assert found.num_channels == 1
+    soundfile.write(tmp_path / name, np.stack([wave, wave], axis=1), rate_hz, **about)
+    assert header(Place.of(tmp_path / name)) == (found.num_samples, 2)
 
 
 def test_what_has_no_header_is_judged_by_its_size(tmp_path: Path) -> None:
     for name, data in (("a.wav", b"no"), ("b.mp3", b""), ("c.ogg", b"OggS" + bytes(3_996))):
         (tmp_path / name).write_bytes(data)
         where = Place.of(tmp_path / name)
-        assert length(where) == by_size(where) == len(data) * 4
+        assert header(where) == by_size(where) == (len(data) * 4, 1)
     (tmp_path / "d.g722").write_bytes(bytes(8_000))
-    assert length(Place.of(tmp_path / "d.g722")) == 16_000
+    assert header(Place.of(tmp_path / "d.g722")) == (16_000, 1)
 
 
 def test_what_cannot_be_had_now_is_no_length(tmp_path: Path) -> None:

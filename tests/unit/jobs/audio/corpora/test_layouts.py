@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -47,15 +47,17 @@ ASR_HEADER = (
 )
 
 
-def recording_of(name: str, kind: str, source: str, duration: float) -> dict[str, object]:
+def recording_of(
+    name: str, kind: str, source: str, duration: float, channels: Sequence[int] = (0,)
+) -> dict[str, object]:
     """As Lhotse writes it down."""
     return {
         "id": name,
-        "sources": [{"type": kind, "channels": [0], "source": source}],
+        "sources": [{"type": kind, "channels": list(channels), "source": source}],
         "sampling_rate": 16000,
         "num_samples": round(duration * 16000),
         "duration": duration,
-        "channel_ids": [0],
+        "channel_ids": list(channels),
     }
 
 
@@ -278,6 +280,19 @@ def test_in_tars_the_same_is_listed(tmp_path: Path, name: str) -> None:
         leaf = recording.leaf
         data = (root / leaf.archive).read_bytes()
         assert data[leaf.offset : leaf.offset + leaf.size] == AUDIO
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("file", [None, 0, 1]), ("shar", [None] * 3)])
+def test_a_cut_of_lhotse_is_of_one_channel(
+    tmp_path: Path, kind: str, expected: list[int | None]
+) -> None:
+    cuts = [
+        {"id": f"c{n}", "duration": 9.0, "channel": channel, "type": "MonoCut",
+         "recording": recording_of("r", kind, "r.flac", 9.0, channels)}
+        for n, (channel, channels) in enumerate([(0, [0]), (2, [2, 5]), (5, [2, 5])])
+    ]  # fmt: skip
+    write(tmp_path, {"cuts.jsonl.gz": gzipped(json_lines(*cuts)), "r.flac": AUDIO})
+    assert [recording.channel for recording in listed("lhotse", tmp_path)] == expected
 
 
 def test_shar_of_lhotse(tmp_path: Path) -> None:
