@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import chain
 from math import ceil, gcd
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 import av
 import numpy as np
@@ -62,6 +62,14 @@ class UnreadableAudioError(OrchestratorError):
         self.reason = reason
 
 
+class Notice(NamedTuple):
+    """What happens while a recording is decoded, besides its blocks."""
+
+    what: Literal["cancels", "passed over"]
+    """The mix of a block cancels itself; or all before it had to be decoded, to get there."""
+    block: int
+
+
 def decode(
     where: Path | Place, *, lowpass_hz: float | None = None, channels: Channels | int = "mix"
 ) -> Wave:
@@ -75,25 +83,27 @@ def blocks(
     lowpass_hz: float | None = None,
     channels: Channels | int = "mix",
     first: int = 0,
-    on_cancelled: Callable[[int], object] = int,
+    on_notice: Callable[[Notice], object] = bool,
 ) -> Iterator[Wave]:
     """The recording from its block ``first`` on, in blocks of ``BLOCK_S``; the last is shorter.
 
-    One signal is made of its channels as `channels.mono` says, block by block; ``on_cancelled``
-    gets the number of each block whose mix cancels itself, before the block comes.
+    One signal is made of its channels as `channels.mono` says, block by block; ``on_notice`` is
+    told of each block whose mix cancels itself, before the block comes.
 
     Memory is bounded by a block. WAV, FLAC and Vorbis are entered there, others decoded from their
-    beginning; the bytes are the same. Raises UnreadableAudioError, which is a verdict on the file's
-    bytes; BackendError when those cannot be had now; MemoryError.
+    beginning, which ``on_notice`` is told; the bytes are the same. Raises UnreadableAudioError,
+    which is a verdict on the file's bytes; BackendError when those cannot be had now; MemoryError.
     """
     place = where if isinstance(where, Place) else Place.of(where)
     try:
         with reading(place, _BUFFER_BYTES) as file:
             source = _open(file, RAW_FORMATS.get(place.suffix), first)
+            if first and not source.is_entered:
+                on_notice(Notice("passed over", first))
             wanted = _Wanted(lowpass_hz, channels, first)
             for number, (wav_S, is_cancelled) in enumerate(_blocks(source, wanted), first):
                 if is_cancelled:
-                    on_cancelled(number)
+                    on_notice(Notice("cancels", number))
                 yield wav_S
     except (soundfile.LibsndfileError, av.FFmpegError, OSError, ValueError) as error:
         if _OUT_OF_MEMORY.search(str(error)):

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from jobs.audio.channels import Channels
-from jobs.audio.decode import UnreadableAudioError, Wave, blocks
+from jobs.audio.decode import Notice, UnreadableAudioError, Wave, blocks
 from jobs.audio.place import Place
 from orchestrator.errors import BackendError, Cause, RunFailedError
 
@@ -78,12 +78,6 @@ class _Order(NamedTuple):
     cpu_s: float
 
 
-class _Cancelled(NamedTuple):
-    """The mix of a block cancels itself."""
-
-    block: int
-
-
 class _EndedByItselfError(Exception):
     """The process of a decoder ended by what it did; the words say how."""
 
@@ -117,9 +111,9 @@ class Decoders:
         lowpass_hz: float | None = None,
         channels: Channels | int = "mix",
         first: int = 0,
-        on_cancelled: Callable[[int], object] = int,
+        on_notice: Callable[[Notice], object] = bool,
     ) -> Iterator[Wave]:
-        """What `decode.blocks` gives, and its errors; ``on_cancelled`` may be told a block twice.
+        """What `decode.blocks` gives, and its errors; ``on_notice`` may be told a thing twice.
 
         Raises UnreadableAudioError, too, for a file that crashes its decoder or goes over a limit;
         RunFailedError when decoding processes are killed again and again.
@@ -129,7 +123,7 @@ class Decoders:
             try:
                 order = _Order(where, lowpass_hz, channels, first, self._limits.cpu_s_of(where))
                 with self._process(alone=num_ended > 0) as process:
-                    for block in process.decode(order, on_cancelled):
+                    for block in process.decode(order, on_notice):
                         yield block
                         first += 1
                 return
@@ -206,14 +200,14 @@ class _Process:
         self.is_idle = True
         """Whether it can be given another file."""
 
-    def decode(self, order: _Order, on_cancelled: Callable[[int], object]) -> Iterator[Wave]:
+    def decode(self, order: _Order, on_notice: Callable[[Notice], object]) -> Iterator[Wave]:
         """The blocks. Raises what `decode.blocks` does, _EndedByItselfError, _KilledError."""
         self.is_idle = False
         try:
             self._connection.send(order)
-            while isinstance(said := self._connection.recv(), np.ndarray | _Cancelled):
-                if isinstance(said, _Cancelled):
-                    on_cancelled(said.block)
+            while isinstance(said := self._connection.recv(), np.ndarray | Notice):
+                if isinstance(said, Notice):
+                    on_notice(said)
                 else:
                     yield said
         except (EOFError, ConnectionError):
@@ -276,7 +270,7 @@ def _answer(connection: Connection, decode: Decode, order: _Order) -> _Refusal |
             lowpass_hz=order.lowpass_hz,
             channels=order.channels,
             first=order.first,
-            on_cancelled=lambda number: connection.send(_Cancelled(number)),
+            on_notice=connection.send,
         ):
             connection.send(block)
     except UnreadableAudioError as error:

@@ -6,12 +6,12 @@ A lost mount looks like missing files.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.audio.channels import Channels
-from jobs.audio.decode import BLOCK_S, Wave
+from jobs.audio.decode import BLOCK_S, Notice, Wave
 from jobs.audio.decoders import Decoders
 from jobs.audio.place import Place
 from jobs.audio.trees import TREES, Leaf, Tree
@@ -41,26 +41,35 @@ class Root:
         return self.tree().place(leaf)
 
     def blocks(
-        self, decoders: Decoders, leaf: Leaf, *, channel: int | None = None, first: int = 0
+        self,
+        decoders: Decoders,
+        leaf: Leaf,
+        *,
+        channel: int | None = None,
+        first: int = 0,
+        on_passed_over: Callable[[int], object] = int,
     ) -> Iterator[Wave]:
         """One of them, as `Decoders.blocks` gives it; a mix that cancels itself is told of once.
 
         ``channel``: the one to be heard, where that is known better than by ``channels``.
+        ``on_passed_over`` gets the number of blocks that were decoded to get to the first.
         """
         place, is_told = self.place(leaf), False
 
-        def tell(block: int) -> None:
+        def tell(notice: Notice) -> None:
             nonlocal is_told
-            if not is_told:
-                log.warning("%s: %s (from %d s on)", place, _CANCELS, block * BLOCK_S)
-            is_told = True
+            if notice.what == "passed over":
+                on_passed_over(notice.block)
+            elif not is_told:
+                log.warning("%s: %s (from %d s on)", place, _CANCELS, notice.block * BLOCK_S)
+                is_told = True
 
         return decoders.blocks(
             place,
             lowpass_hz=self.lowpass_hz,
             channels=self.channels if channel is None else channel,
             first=first,
-            on_cancelled=tell,
+            on_notice=tell,
         )
 
 

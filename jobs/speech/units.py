@@ -234,6 +234,8 @@ class ShardResult:
     """By position of the codebook."""
     decoded_samples: int = 0
     """That were decoded for it: windows at its edges are met twice."""
+    passed_over_samples: int = 0
+    """Of these, to get into files that have no other way."""
 
 
 class Tokenizer:
@@ -260,7 +262,8 @@ class Tokenizer:
 
     def __call__(self, task: ShardTask) -> ShardResult:
         """Write the shard for every codebook that misses it."""
-        audio, before = ShardAudio(task.rows.parts(), self._windows), self._reader.decoded_samples
+        audio, reader = ShardAudio(task.rows.parts(), self._windows), self._reader
+        decoded, passed_over = reader.decoded_samples, reader.passed_over_samples
         units = self._units(audio, task.missing)
         stats = {}
         for which in task.missing:
@@ -272,7 +275,8 @@ class Tokenizer:
             shard=task.shard,
             account=Account.of(table),
             stats=stats,
-            decoded_samples=self._reader.decoded_samples - before,
+            decoded_samples=reader.decoded_samples - decoded,
+            passed_over_samples=reader.passed_over_samples - passed_over,
         )
 
     def _units(self, audio: ShardAudio, missing: Sequence[int]) -> dict[int, dict[int, Units]]:

@@ -137,12 +137,18 @@ class WaveReader:
         self._roots, self._decoders = roots, Decoders(1)
         self._of = ""
         self._decoded_before = 0
+        self._passed_over: list[int] = []
         self._pass = _Pass(iter(()), 0)
 
     @property
     def decoded_samples(self) -> int:
         """Of all passes, what they only went by included."""
-        return self._decoded_before + self._pass.decoded_samples
+        return self._decoded_before + self._pass.decoded_samples + self.passed_over_samples
+
+    @property
+    def passed_over_samples(self) -> int:
+        """Of these, those of files that cannot be entered, up to where they were wanted."""
+        return sum(self._passed_over) * _BLOCK_SAMPLES
 
     def read(self, utterance: Utterance) -> Wave:
         """``wav_S`` of an utterance.
@@ -190,9 +196,13 @@ class WaveReader:
         is_ahead = self._pass.start <= start and first <= self._pass.end // _BLOCK_SAMPLES
         if row.id != self._of or not is_ahead:
             blocks = self._roots[row.source].blocks(
-                self._decoders, row.leaf, channel=row.channel, first=first
+                self._decoders,
+                row.leaf,
+                channel=row.channel,
+                first=first,
+                on_passed_over=self._passed_over.append,
             )
-            self._decoded_before = self.decoded_samples
+            self._decoded_before += self._pass.decoded_samples
             self._of, self._pass = row.id, _Pass(blocks, first)
         return self._pass
 

@@ -13,7 +13,7 @@ import soundfile
 import torch
 import torchaudio
 
-from jobs.audio.decode import BLOCK_S, UnreadableAudioError, blocks, decode, lowpass
+from jobs.audio.decode import BLOCK_S, Notice, UnreadableAudioError, blocks, decode, lowpass
 from jobs.audio.place import Place
 from orchestrator.errors import BackendError, Cause
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -155,17 +155,29 @@ def test_a_block_whose_mix_cancels_itself_is_its_loudest_channel_wherever_one_en
     left = np.random.default_rng(0).normal(0, 0.1, int(2.5 * BLOCK_S * 8_000))
     sign = np.where(np.arange(len(left)) // (BLOCK_S * 8_000) == 1, -1.1, 1.0)
     path = in_channels(tmp_path / "a.wav", left, sign * left)
-    told: list[int] = []
-    whole = list(blocks(path, on_cancelled=told.append))
-    assert told == [1]
+    told: list[Notice] = []
+    whole = list(blocks(path, on_notice=told.append))
+    assert told == [("cancels", 1)]
     for channel in (1, "loudest"):
         loudest = list(blocks(path, channels=channel))  # type: ignore[arg-type]
         assert whole[1].tobytes() == loudest[1].tobytes()
     alone = decode(in_channels(tmp_path / "b.wav", left))[-len(whole[2]) :]
     assert np.abs(whole[2] - alone)[1_000:].max() < 1e-6
-    entered = list(blocks(path, first=1, on_cancelled=told.append))
-    assert told == [1, 1]
+    entered = list(blocks(path, first=1, on_notice=told.append))
+    assert told == [("cancels", 1)] * 2
     assert [b.tobytes() for b in entered] == [b.tobytes() for b in whole[1:]]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a.flac", []), ("a.mp3", [("passed over", 2)])])
+def test_what_must_be_decoded_to_get_somewhere_is_told(
+    tmp_path: Path, name: str, expected: list[tuple[str, int]]
+) -> None:
+    soundfile.write(tmp_path / name, tone(500, 2.5 * BLOCK_S, 8_000), 8_000)
+    told: list[Notice] = []
+    assert len(list(blocks(tmp_path / name, first=2, on_notice=told.append))) == 1
+    assert told == expected
+    list(blocks(tmp_path / name, on_notice=told.append))
+    assert told == expected
 
 
 def test_a_channel_that_is_not_there_is_a_fault_of_the_file(tmp_path: Path) -> None:

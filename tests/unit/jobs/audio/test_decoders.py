@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jobs.audio.decode import UnreadableAudioError, Wave, blocks
+from jobs.audio.decode import Notice, UnreadableAudioError, Wave, blocks
 from jobs.audio.decoders import Decoders, Limits
 from orchestrator.errors import BackendError, Cause, RunFailedError
 
@@ -131,9 +131,9 @@ def test_channels_are_chosen_in_the_process_and_cancelling_mixes_told(tmp_path: 
     left = np.random.default_rng(0).uniform(-0.5, 0.5, 70 * 8000)
     soundfile.write(tmp_path / "a.wav", np.stack([left, -0.9 * left], axis=1), 8000)
     decoders = Decoders(1)
-    cancelled: list[int] = []
-    mix = list(decoders.blocks(tmp_path / "a.wav", on_cancelled=cancelled.append))
-    assert cancelled == [0, 1, 2]
+    told: list[Notice] = []
+    mix = list(decoders.blocks(tmp_path / "a.wav", on_notice=told.append))
+    assert told == [("cancels", block) for block in range(3)]
     first = list(decoders.blocks(tmp_path / "a.wav", channels="first"))
     assert [block.tobytes() for block in mix] == [block.tobytes() for block in first]
     second = list(decoders.blocks(tmp_path / "a.wav", channels=1))

@@ -86,6 +86,17 @@ def test_parts_of_a_long_recording_are_the_windows_of_all_of_it(tmp_path: Path, 
         np.testing.assert_array_equal(one.wav_S, other.wav_S)
 
 
+def test_what_is_decoded_to_get_into_a_file_is_counted(tmp_path: Path) -> None:
+    write_wave(tmp_path / "a.wav", 95 * 16_000)
+    write_wave(tmp_path / "a.mp3", 95 * 16_000)
+    for name, passed_over in (("a.wav", 0), ("a.mp3", 60 * 16_000)):
+        reader = WaveReader({"s": Root(tmp_path)})
+        last = Part(row_of(name, header_samples=95 * 16_000), 13, None)
+        assert len(list(reader.windows(last, Windows(max_s=7.0)))) == 1
+        assert reader.passed_over_samples == passed_over
+        assert reader.decoded_samples == pytest.approx(passed_over + 35 * 16_000, abs=3_000)
+
+
 def test_what_is_one_window_has_the_recordings_name(tmp_path: Path) -> None:
     write_wave(tmp_path / "a.wav", 16_000)
     reader = WaveReader({"s": Root(tmp_path)})
