@@ -14,7 +14,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 import psutil
@@ -43,12 +44,12 @@ def heard(smoke: Smoke) -> dict[str, str]:
     }
 
 
-def kill_one(smoke: Smoke, rng: random.Random) -> str | None:
-    """SIGKILL one process that works with audio, each kind as likely as any other."""
+def kill_one(smoke: Smoke, rng: random.Random, kinds: Collection[str]) -> str | None:
+    """SIGKILL one process of these kinds, each as likely as any other."""
     found: dict[str, list[psutil.Process]] = {}
     for process in smoke.processes():
         try:
-            if (kind := kind_of(process)) in KINDS:
+            if (kind := kind_of(process)) in kinds:
                 found.setdefault(kind, []).append(process)
         except psutil.Error:
             continue
@@ -62,15 +63,16 @@ def kill_one(smoke: Smoke, rng: random.Random) -> str | None:
     return kind
 
 
-def once(made: Smoke, folder: Path, rng: random.Random, most: int) -> Counter[str]:
-    """One run, in which as many are killed as time allows; how many of each kind."""
+def once(made: Smoke, folder: Path, rng: random.Random, left: Mapping[str, int]) -> Counter[str]:
+    """One run, in which as many of each kind are killed as time allows; how many it were."""
     smoke = Smoke.create(folder, made.folder.parent / "material", retry={"max_attempts": 100})
     smoke.take_artifacts(made, *{p.name for p in artifacts_of(made)} - set(MADE_BEFORE))
     killed: Counter[str] = Counter()
     run = smoke.submit(*SETTINGS)
     while smoke.status(run)["state"] != "succeeded":
         time.sleep(rng.uniform(0.5, LATEST_S))
-        if killed.total() < most and (kind := kill_one(smoke, rng)):
+        wanted = [kind for kind, most in left.items() if killed[kind] < most]
+        if kind := kill_one(smoke, rng, wanted):
             killed[kind] += 1
         if smoke.status(run)["state"] in ("failed", "cancelled"):
             smoke.orchestrator("resume", run, check=False)
@@ -94,10 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = Smoke.create(folder / "made", folder / "material")
     made.finish(made.submit(*SETTINGS))
     killed: Counter[str] = Counter()
+    of_each = ceil(options.kills / len(KINDS))
     for number in range(options.kills):
-        if killed.total() >= options.kills:
+        left = {kind: of_each - killed[kind] for kind in KINDS}
+        if not any(left.values()):
             break
-        here = once(made, folder / str(number), rng, options.kills - killed.total())
+        here = once(made, folder / str(number), rng, left)
         print(f"run {number}: {dict(here)} killed, the same {len(heard(made))} files", flush=True)
         killed += here
     print(f"{killed.total()} kills ({dict(killed)}), all files as undisturbed")
