@@ -7,6 +7,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -32,10 +34,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """An S3 server, and the variables that lead to it: one for all, as processes keep clients."""
-    port, log = free_port(), tmp_path_factory.mktemp("s3") / "server.log"
+@contextmanager
+def serving(log: Path) -> Iterator[dict[str, str]]:
+    """An S3 server, and the variables that lead to it."""
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as out:
         server = subprocess.Popen(
@@ -56,6 +58,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
         finally:
             server.kill()
             server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """One server for all, as processes keep clients."""
+    with serving(tmp_path_factory.mktemp("s3") / "server.log") as variables:
+        yield variables
 
 
 @pytest.fixture(scope="module")

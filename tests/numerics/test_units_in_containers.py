@@ -1,9 +1,15 @@
-"""One corpus in five containers gives the same shards of units, byte for byte."""
+"""One corpus in five containers, on a path and in a bucket: the same shards of units, in bytes."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import boto3
 import pytest
 import soundfile
 import torch
@@ -13,9 +19,11 @@ from jobs.audio.roots import Root
 from jobs.speech.lloyd import Fit
 from jobs.speech.units import EncoderSpec, ShardTask, Tokenizer, write_codebook
 from jobs.unit_shards import read_shard, shard_path
+from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Source, Windows
 from tests.corpora import make_corpus
+from tests.integration.conftest import BUCKET, serving
 from tests.unit.jobs.audio.test_place import (
     NAMES,
     in_a_manifest,
@@ -71,13 +79,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shards_of(way: str, folders: Path, models: Path, folder: Path) -> list[bytes]:
-    """The unit shards of the corpus in one container."""
+def contained(way: str, folders: Path, folder: Path) -> tuple[str, Path]:
+    """The adapter that finds the corpus in one container, and the root of that."""
+    folder.mkdir(parents=True)
+    adapter, _ = WAYS[way](folders, folder)
+    return adapter, {"folder": folders, "tar": folder / "tars"}.get(way, folder)
+
+
+def shards_of(
+    way: str, adapter: str, where: Path | BucketPath, models: Path, folder: Path
+) -> list[bytes]:
+    """The unit shards of the corpus in one container; ``folder``: where artifacts may go."""
     torch.set_num_threads(1)
-    (folder / "audio").mkdir()
-    adapter, _ = WAYS[way](folders, folder / "audio")
-    root = {"folder": folders, "tar": folder / "audio" / "tars"}.get(way, folder / "audio")
-    roots = {"s": Root(root, CONTAINERS.get(way, "folder"))}
+    roots = {"s": Root(where, CONTAINERS.get(way, "folder"))}
     source = Source.model_validate({"name": "s", "adapter": adapter, "language": "en"})
     corpus = Corpus(sources=(source,), windows=WINDOWS, shard_hours=8 / 3600)
     tables = make_corpus(Storage(str(folder / "corpus")), corpus, roots)
@@ -88,15 +102,48 @@ def shards_of(way: str, folders: Path, models: Path, folder: Path) -> list[bytes
     return [out.read_bytes(shard_path(shard)) for shard in range(tables.num_shards)]
 
 
-def test_units_do_not_depend_on_the_container(folders: Path, models: Path, tmp_path: Path) -> None:
-    found = {}
+def shards_in_a_bucket(
+    variables: Mapping[str, str], folders: Path, models: Path, folder: Path
+) -> dict[str, list[bytes]]:
+    """Of each container; in a process of its own, whose decoders get the variables."""
+    os.environ.update(variables)
+    client, found = boto3.client("s3"), {}
+    client.create_bucket(Bucket=BUCKET)
     for way in WAYS:
-        (tmp_path / way).mkdir()
-        found[way] = shards_of(way, folders, models, tmp_path / way)
-    rows = [row for data in found["folder"] for row in read_shard(data).to_pylist()]
+        adapter, root = contained(way, folders, folder / way / "audio")
+        whole = shutil.copytree(root, folder / way / "whole")  # with what links lead to
+        for path in (p for p in whole.rglob("*") if p.is_file()):
+            key = f"{way}/{path.relative_to(whole).as_posix()}"
+            client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+        where = BucketPath(f"s3://{BUCKET}/{way}")
+        found[way] = shards_of(way, adapter, where, models, folder / way)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(folders: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The shards of the folder."""
+    return shards_of("folder", "folder", folders, models, tmp_path_factory.mktemp("expected"))
+
+
+def test_units_do_not_depend_on_the_container(
+    folders: Path, models: Path, expected: list[bytes], tmp_path: Path
+) -> None:
+    rows = [row for data in expected for row in read_shard(data).to_pylist()]
     assert len({row["recording"] for row in rows}) == 4
     assert len(rows) > 4, "one is in several windows"
     assert all(row["units"] and not row["unreadable"] for row in rows)
-    assert len(found["folder"]) > 1
-    for way, shards in found.items():
-        assert shards == found["folder"], way
+    assert len(expected) > 1
+    for way in sorted(WAYS.keys() - {"folder"}):
+        adapter, root = contained(way, folders, tmp_path / way / "audio")
+        assert shards_of(way, adapter, root, models, tmp_path / way) == expected, way
+
+
+def test_units_do_not_depend_on_the_bucket(
+    folders: Path, models: Path, expected: list[bytes], tmp_path: Path
+) -> None:
+    fresh = multiprocessing.get_context("spawn")
+    with serving(tmp_path / "server.log") as variables, ProcessPoolExecutor(1, fresh) as pool:
+        given = (variables, folders, models, tmp_path)
+        found = pool.submit(shards_in_a_bucket, *given).result()
+    assert found == dict.fromkeys(WAYS, expected)
