@@ -16,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 
 class Kind(StrEnum):
@@ -48,6 +48,9 @@ class CutShortError(ValueError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"cut short: {what}")
+
+
+_WITHIN_HEADER = "it ends within its header"
 
 
 def parts_of(file: BinaryIO) -> list[Part]:
@@ -83,6 +86,14 @@ def _kind(head: bytes) -> Kind:
 def _read(file: BinaryIO, offset: int, size: int) -> bytes:
     file.seek(offset)
     return file.read(size)
+
+
+def _unpacked(file: BinaryIO, offset: int, layout: str) -> Any:
+    """The values that lie there. Raises CutShortError."""
+    data = _read(file, offset, struct.calcsize(layout))
+    if len(data) < struct.calcsize(layout):
+        raise CutShortError(_WITHIN_HEADER)
+    return struct.unpack(layout, data)
 
 
 def _after_tags(file: BinaryIO, at: int) -> int:
@@ -125,7 +136,7 @@ def _is_pipe_size(claimed: int) -> bool:
 def _chunks(file: BinaryIO, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
     """Name, beginning and size of each chunk."""
     while at + 8 <= size:
-        name, claimed = struct.unpack("<4sI", _read(file, at, 8))
+        name, claimed = _unpacked(file, at, "<4sI")
         yield name, at + 8, claimed
         at += 8 + claimed + claimed % 2
 
@@ -135,7 +146,7 @@ def _samples_of_wav(file: BinaryIO, start: int, size: int) -> tuple[int, int]:
     large = 0
     for name, begin, claimed in _chunks(file, start + _HEAD_BYTES, size):
         if name == b"ds64":
-            (large,) = struct.unpack("<8xQ", _read(file, begin, 16))
+            (large,) = _unpacked(file, begin, "<8xQ")
         if name == b"data":
             return begin, large or claimed
     raise CutShortError("it ends before its samples")
@@ -161,7 +172,7 @@ def _flac_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     for begin, end in zip(starts, [*starts[1:], size], strict=True):
         info = _read(file, begin + _FLAC_START_BYTES, _STREAMINFO_BYTES)
         if len(info) < _STREAMINFO_BYTES:
-            raise CutShortError("it ends within its header")
+            raise CutShortError(_WITHIN_HEADER)
         num_samples = int.from_bytes(info[13:18]) & 0xF_FFFF_FFFF
         yield Part(Kind.FLAC, begin, end - begin, is_length_known=num_samples > 0)
 
@@ -273,7 +284,9 @@ def _mp3_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     while at < size:
         head = _read(file, at, _MP3_HEAD_BYTES)
         # Frames of one part agree in all but bitrate and padding.
-        length = _frame_bytes(head) if at > end or _format(head) == form else 0
+        length = _frame_bytes(head)
+        if length and at <= end and _format(head) != form:
+            length = 0
         following = at + length if length else _next_frame(file, at, size)
         if following > size:
             raise CutShortError("its last frame is incomplete")
@@ -329,6 +342,8 @@ def _matroska_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     while at < size:
         head = _read(file, at, 12)
         id_bytes = _vint_bytes(head[0])
+        if len(head) <= id_bytes:
+            raise CutShortError(_WITHIN_HEADER)
         num_bytes = _vint_bytes(head[id_bytes])
         claimed = int.from_bytes(head[id_bytes : id_bytes + num_bytes]) & (1 << 7 * num_bytes) - 1
         is_unknown = claimed == (1 << 7 * num_bytes) - 1
@@ -350,9 +365,9 @@ def _vint_bytes(first: int) -> int:
 def _mp4_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     at = start
     while at + 8 <= size:
-        claimed, name = struct.unpack(">I4s", _read(file, at, 8))
+        claimed, name = _unpacked(file, at, ">I4s")
         if claimed == 1:
-            (claimed,) = struct.unpack(">Q", _read(file, at + 8, 8))
+            (claimed,) = _unpacked(file, at + 8, ">Q")
         if claimed < 8 or not name.isalnum():
             break
         at += claimed
@@ -368,7 +383,7 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 def _asf_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     at = start
     while at + 24 <= size:
-        (claimed,) = struct.unpack("<Q", _read(file, at + 16, 8))
+        (claimed,) = _unpacked(file, at + 16, "<Q")
         if claimed < 24:  # of a broadcast, which did not know
             break
         at += claimed

@@ -85,5 +85,6 @@ def _by_sndfile(file: object, _raw_format: str | None) -> tuple[float, int]:
 def _by_ffmpeg(file: object, raw_format: str | None) -> tuple[float, int]:
     with av.open(file, mode="r", format=raw_format) as container:
         streams = container.streams.audio
-        num_channels = streams[0].codec_context.channels if streams else 1
+        known = streams[0].codec_context if streams else None  # None for a codec unknown to it
+        num_channels = known.channels if known else 1
         return float(container.duration or 0) / av.time_base, max(num_channels, 1)

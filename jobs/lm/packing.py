@@ -221,6 +221,8 @@ def _pack_shard(
     shard: Path, table: pa.Table, codes: Codes, writers: Writers, num_units: int
 ) -> Counter[str]:
     """Add a shard's utterances to their streams; how many were left out, and why."""
+    if not table.num_rows:  # all of it may be silent or unreadable
+        return Counter()
     lists = table["units"].combine_chunks()
     units, ends = lists.flatten().to_numpy(), np.cumsum(lists.value_lengths().to_numpy())
     utterances = zip(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,23 @@ def test_a_wma_cut_short_by_some_bytes_is_not_whole(tmp_path: Path) -> None:
     assert seconds(tmp_path, "a.wma", wma) == pytest.approx(SECONDS, abs=0.13)
     with pytest.raises(UnreadableAudioError, match="cut short"):
         seconds(tmp_path, "a.wma", wma[:-6])
+
+
+@pytest.mark.parametrize("name", [*NAMES, "ds64.wav", "large.m4a", "wma.asf"])
+def test_whatever_a_file_ends_with_is_understood_or_an_error_of_the_file(whole, name: str) -> None:
+    heads = {
+        "ds64.wav": b"RF64\xff\xff\xff\xffWAVEds64" + struct.pack("<IQQQI", 28, 0, 9, 9, 0),
+        "large.m4a": struct.pack(">I4s8xI4sQ", 16, b"ftyp", 1, b"mdat", 99),
+        "wma.asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + struct.pack("<Q", 99),
+    }
+    data = {**whole, **heads}[name]
+    ends = [data[:size] for size in range(min(len(data), 300))]
+    for end in ends + [data + bytes([byte]) * n for byte in (0, 10, 255) for n in (1, 2, 3, 9)]:
+        with suppress(ValueError):
+            assert parts_of(io.BytesIO(end))
+
+
+@pytest.mark.parametrize("end", [b"\0", b"\n", b"\xff\xff"])
+def test_some_bytes_after_the_last_frame_are_nothing(whole, tmp_path: Path, end: bytes) -> None:
+    data = whole["lame.mp3"]
+    assert seconds(tmp_path, "a.mp3", data + end) == seconds(tmp_path, "b.mp3", data)

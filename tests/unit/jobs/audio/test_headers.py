@@ -11,6 +11,7 @@ import soundfile
 from jobs.audio.headers import as_blocks, by_size, header
 from jobs.audio.place import Place
 from orchestrator.errors import BackendError
+from tests import sounds
 
 SECONDS = 4
 
@@ -40,3 +41,10 @@ def test_what_has_no_header_is_judged_by_its_size(tmp_path: Path) -> None:
 def test_what_cannot_be_had_now_is_no_length(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"gone\.wav"):
         list(as_blocks(tmp_path / "gone.wav"))
+
+
+@pytest.mark.parametrize("name", ["opus.webm", "aac.mka"])
+def test_a_codec_that_nobody_knows_has_a_length_all_the_same(tmp_path: Path, name: str) -> None:
+    data = sounds.whole(name).replace(b"A_OPUS", b"A_NONE").replace(b"A_AAC", b"A_XYZ")
+    (tmp_path / name).write_bytes(data)
+    assert header(Place.of(tmp_path / name)).num_samples == pytest.approx(2 * 16_000, rel=0.05)

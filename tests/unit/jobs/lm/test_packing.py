@@ -251,3 +251,16 @@ def test_a_long_index_is_written_in_row_groups(tmp_path: Path) -> None:
     index = pq.ParquetFile(tmp_path / "out" / "train.idx.parquet")
     assert index.num_row_groups == 2
     assert index.read()["offset"].to_pylist() == list(range(rows))
+
+
+@pytest.mark.parametrize("unused", [{"left_out": "silent"}, {"unreadable": "damaged"}, None])
+def test_a_shard_of_which_nothing_is_used(tmp_path: Path, unused: dict[str, str] | None) -> None:
+    shards = write_shards(tmp_path)
+    facts = pack(shards, tmp_path / "out")
+    row = {"id": "x", "recording": "x", "units": [1], "num_samples": 320}
+    whole = [{**row, **unused}] if unused else []
+    schema = pq.read_schema(shards[0])
+    for name in unused or ():
+        schema = schema.append(pa.field(name, pa.string()))
+    pq.write_table(pa.Table.from_pylist(whole, schema), tmp_path / "000003.parquet")
+    assert pack([*shards, tmp_path / "000003.parquet"], tmp_path / "again") == facts
