@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +85,7 @@ def main() -> int:
 
 def _make(out: Storage, corpus: Corpus, roots: dict[str, Root], num_recordings: int) -> None:
     """Write the artifact of a corpus whose files nobody needs to have."""
-    tables = ListingTables()
-    with _measured(f"{num_recordings:,} rows listed"):
+    with closing(ListingTables()) as tables, _measured(f"{num_recordings:,} rows listed"):
         for start in range(0, num_recordings, _CHUNK):
             upto = min(start + _CHUNK, num_recordings)
             tables.add(corpus, _SOURCE, [_recording(n) for n in range(start, upto)])
@@ -105,7 +104,9 @@ def _make(out: Storage, corpus: Corpus, roots: dict[str, Root], num_recordings: 
 def _recording(number: int) -> Recording:
     name = f"large/{number % 7_000}/book_{number % 90_000}/chapter_{number:08d}_64kb"
     leaf = Leaf(f"{name}.flac", 400_000)
-    return Recording(name, leaf, (), "en", str(number % 7_000), str(number % 90_000))
+    return Recording(
+        name, leaf, language="en", speaker=str(number % 7_000), session=str(number % 90_000)
+    )
 
 
 def _found(task: MeasureTask) -> list[Measured]:

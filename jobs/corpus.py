@@ -106,7 +106,9 @@ def require_usable(corpus: Corpus, listing: Listing) -> None:
 
 def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
     """Why there is nothing to be used."""
-    reasons = Counter(listing.left_out["reason"].to_pylist())
+    reasons = Counter[str]()
+    for counted in pc.value_counts(listing.left_out["reason"]).to_pylist():
+        reasons[counted["values"]] = counted["counts"]
     if in_language := reasons["data_fraction"]:
         return (
             f"corpus.data_fraction: {corpus.data_fraction:g} of {in_language} recordings is none "
@@ -115,7 +117,7 @@ def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
     if reasons and not reasons["language"]:
         said = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
         return f"corpus: every recording is left out ({said}); see whether the data are complete"
-    languages = sorted({name or "none" for name in listing.left_out["language"].to_pylist()})
+    languages = sorted({n or "none" for n in pc.unique(listing.left_out["language"]).to_pylist()})
     found = ", ".join(languages) or "no audio files at all"
     return (
         f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.lm.splits import SPLITS, Deal, deal_out, groups_of, sources_of
+from jobs.lm.splits import SPLITS, Deal, deal_out, groups_of, require_speakers, sources_of
 from jobs.speech.lloyd import MIN_FRAMES_PER_CLUSTER
 from orchestrator.errors import DataError
 from orchestrator.plan.graph import Scope
@@ -57,9 +57,10 @@ def require_splits(recordings: pa.Table, shares: Split) -> Deal:
     Raises DataError when there are fewer groups than splits, or recordings in none where all need
     one.
     """
-    groups = groups_of(recordings, shares.by, named="id")
-    starts = range(0, len(groups), _SOME)
-    return deal_out(shares, (groups.slice(start, _SOME) for start in starts))
+    if shares.by == "speaker":
+        require_speakers(recordings, named="id")
+    pieces = (recordings.slice(start, _SOME) for start in range(0, len(recordings), _SOME))
+    return deal_out(shares, (groups_of(piece, shares.by, named="id") for piece in pieces))
 
 
 def require_window(num_tokens: int, length: int, *, source: str = "", rate: str = "") -> None:

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
-from jobs.audio.corpus_tables import QUARANTINE_SCHEMA, CorpusTables, create_table
+from jobs.audio.corpus_tables import QUARANTINE_SCHEMA, CorpusTables, chunked, create_table
 from jobs.speech.account import Account, Books, Fate
 from jobs.speech.pool import stage_pool
 from jobs.speech.units import EncoderSpec, ShardResult, ShardStats, ShardTask, Tokenizer
@@ -30,7 +31,7 @@ from orchestrator.quantities import SAMPLE_RATE_HZ
 
 log = logging.getLogger(__name__)
 
-_READERS = 8
+_READERS, _READ_AHEAD = 8, 1_024
 LEFT_OUT = "left_out.parquet"
 
 
@@ -61,7 +62,8 @@ class Shards:
         self.missing = missing_shards(range(num_shards), outs)
         """For each shard that some output misses, the positions of those outputs."""
         self.books = Books()
-        self._stats: list[list[ShardStats]] = [[] for _ in outs]
+        self.totals = [ShardStats(0, 0, np.zeros(k, np.int64)) for k in num_clusters]
+        """What each output holds."""
         self._booked: set[int] = set()
 
     @classmethod
@@ -75,28 +77,26 @@ class Shards:
         """Count what this attempt has made of a shard."""
         self._book(result.shard, result.account)
         for which, stats in result.stats.items():
-            self._stats[which].append(stats)
+            self.totals[which] += stats
 
     def add_earlier(self) -> None:
         """Count what earlier attempts have made; after the rest, since a killed one has read it."""
-        earlier = [
+        earlier = (
             (which, shard)
             for which in range(len(self._outs))
             for shard in range(self._num_shards)
             if which not in self.missing.get(shard, ())
-        ]
+        )
         with ThreadPoolExecutor(_READERS) as threads:
-            for which, shard, table in threads.map(self._read, earlier):
-                self._book(shard, Account.of(table))
-                self._stats[which].append(ShardStats.of(table, self._num_clusters[which]))
+            for some in chunked(earlier, _READ_AHEAD):
+                for result in threads.map(self._read, some):
+                    self.add(result)
 
-    def totals(self) -> list[ShardStats]:
-        """What each output holds."""
-        return [ShardStats.sum(parts) for parts in self._stats]
-
-    def _read(self, which_shard: tuple[int, int]) -> tuple[int, int, pa.Table]:
+    def _read(self, which_shard: tuple[int, int]) -> ShardResult:
         which, shard = which_shard
-        return which, shard, read_shard(self._outs[which].read_bytes(shard_path(shard)))
+        table = read_shard(self._outs[which].read_bytes(shard_path(shard)))
+        stats = {which: ShardStats.of(table, self._num_clusters[which])}
+        return ShardResult(shard=shard, account=Account.of(table), stats=stats)
 
     def _book(self, shard: int, account: Account) -> None:
         if shard not in self._booked:  # the audio is the same for all outputs
@@ -123,7 +123,7 @@ def write_fates(out: Storage, books: Books) -> None:
 
 def facts(keys: Sequence[str], shards: Shards, *, num_shards: int) -> dict[str, Any]:
     """What the manifests say: the audio is the same for all keys, the units are each key's own."""
-    totals = shards.totals()
+    totals = shards.totals
     per_key: Mapping[str, Any] = {
         key: {"num_tokens": total.num_tokens, "unit_entropy_bits": total.entropy_bits}
         for key, total in zip(keys, totals, strict=True)

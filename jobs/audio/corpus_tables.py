@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.audio import windows
+from jobs.audio.mapped_tables import mapped
 from jobs.audio.trees import Leaf
 from orchestrator.errors import AlreadyExistsError
 from orchestrator.ledger.storage import Storage
@@ -56,6 +57,13 @@ PLACES_SCHEMA = pa.schema(
     [("path", pa.string()), ("size", pa.int64()), ("archive", pa.string()), ("offset", pa.int64())]
 )
 SHARDS_SCHEMA = pa.schema([("row", pa.int64()), ("window", pa.int64())])
+SAMPLES_SCHEMA = pa.schema(
+    [
+        *((n, pa.string()) for n in ("id", "source", "speaker", "session")),
+        ("num_samples", pa.int64()),
+    ]
+)
+"""At 16 kHz, as far as they are expected to be used."""
 LEFT_OUT_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "source", "language", "reason")])
 QUARANTINE_SCHEMA = pa.schema([(n, pa.string()) for n in ("id", "source", "reason")])
 PLACES = "places"
@@ -241,12 +249,13 @@ class CorpusTables:
 
     def samples_by_recording(self, of: Windows) -> pa.Table:
         """All recordings, with the ``num_samples`` at 16 kHz that are expected to be used."""
-        return pa.concat_tables(
-            piece.select(["id", "source", "speaker", "session"]).append_column(
-                "num_samples", pa.array(expected.samples)
-            )
-            for piece, expected in self.expected(of)
-        )
+        return mapped(SAMPLES_SCHEMA, self._samples_by_recording(of))
+
+    def _samples_by_recording(self, of: Windows) -> Iterator[pa.RecordBatch]:
+        for piece, expected in self.expected(of):
+            about = piece.select(SAMPLES_SCHEMA.names[:-1])
+            with_samples = about.append_column("num_samples", pa.array(expected.samples))
+            yield from with_samples.to_batches()
 
     def expected(self, of: Windows) -> Iterator[tuple[pa.Table, Expected]]:
         """Each piece of the recordings, and what it has by headers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from jobs.audio.corpus_tables import (
     RECORDINGS_SCHEMA,
     chunked,
 )
+from jobs.audio.mapped_tables import SortedRows
 from jobs.audio.roots import Root
 from jobs.audio.same_ids import SameIds
 from orchestrator.errors import BackendError, DataError, OrchestratorError, os_words
@@ -65,13 +66,14 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
 
 
 def _of_source(corpus: Corpus, source: Source, root: Root) -> Listing:
-    tables, ids = ListingTables(), SameIds()
-    for chunk in chunked(_recordings(source, root)):
-        tables.add(corpus, source, chunk)
-        ids.add(chunk)
-    if problem := ids.problem(_recordings(source, root)):
-        raise DataError(f"data.{source.name}: {problem}")
-    return tables.listing()
+    ids = SameIds()
+    with closing(ListingTables()) as tables:
+        for chunk in chunked(_recordings(source, root)):
+            tables.add(corpus, source, chunk)
+            ids.add(chunk)
+        if problem := ids.problem(_recordings(source, root)):
+            raise DataError(f"data.{source.name}: {problem}")
+        return tables.listing()
 
 
 def _recordings(source: Source, root: Root) -> Iterator[Recording]:
@@ -85,13 +87,13 @@ def _recordings(source: Source, root: Root) -> Iterator[Recording]:
         raise type(error)(f"{where}: {error}") from None
 
 
-@dataclass
 class ListingTables:
     """The tables of one source while they are gathered."""
 
-    _wanted: list[pa.RecordBatch] = field(default_factory=list)
-    _left_out: list[pa.RecordBatch] = field(default_factory=list)
-    _quarantine: list[pa.RecordBatch] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._wanted = SortedRows(LISTED_SCHEMA)
+        self._left_out = SortedRows(LEFT_OUT_SCHEMA)
+        self._quarantine = SortedRows(QUARANTINE_SCHEMA)
 
     def add(self, corpus: Corpus, source: Source, recordings: list[Recording]) -> None:
         """Put each recording into its table."""
@@ -108,17 +110,18 @@ class ListingTables:
             else:
                 _require_times(source, recording)
                 wanted.append({**row, **_facts(recording)})
-        self._wanted.append(pa.RecordBatch.from_pylist(wanted, LISTED_SCHEMA))
-        self._left_out.append(pa.RecordBatch.from_pylist(left_out, LEFT_OUT_SCHEMA))
-        self._quarantine.append(pa.RecordBatch.from_pylist(quarantine, QUARANTINE_SCHEMA))
+        self._wanted.add(pa.RecordBatch.from_pylist(wanted, LISTED_SCHEMA))
+        self._left_out.add(pa.RecordBatch.from_pylist(left_out, LEFT_OUT_SCHEMA))
+        self._quarantine.add(pa.RecordBatch.from_pylist(quarantine, QUARANTINE_SCHEMA))
 
     def listing(self) -> Listing:
         """All of it, by id."""
-        return Listing(
-            pa.Table.from_batches(self._wanted, LISTED_SCHEMA).sort_by("id"),
-            pa.Table.from_batches(self._left_out, LEFT_OUT_SCHEMA).sort_by("id"),
-            pa.Table.from_batches(self._quarantine, QUARANTINE_SCHEMA).sort_by("id"),
-        )
+        return Listing(self._wanted.table(), self._left_out.table(), self._quarantine.table())
+
+    def close(self) -> None:
+        """Forget what was gathered; a listing of it stays."""
+        for rows in (self._wanted, self._left_out, self._quarantine):
+            rows.close()
 
 
 def _language(source: Source, recording: Recording) -> str:

@@ -49,6 +49,7 @@ class SameIds:
         if not self._hashes:
             return frozenset()
         hashes = np.concatenate(self._hashes)
+        self._hashes.clear()
         hashes.sort()
         return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
 

@@ -47,16 +47,23 @@ def groups_of(rows: pa.Table, by: str, *, named: str = "recording") -> pa.Chunke
     """
     if by == "recording":
         return rows[named]
+    if by == "speaker":
+        require_speakers(rows, named=named)
     names = pc.fill_null(rows[by], "")
     has_none = pc.equal(names, "")
-    if by == "speaker" and (num := pc.sum(has_none).as_py()):
+    in_source = pc.binary_join_element_wise(sources_of(rows, named=named), names, "/")
+    return pc.if_else(has_none, rows[named], in_source)
+
+
+def require_speakers(rows: pa.Table, *, named: str) -> None:
+    """Raise DataError when rows name no speaker; ``named``: the column with the recording's id."""
+    has_none = pc.equal(pc.fill_null(rows["speaker"], ""), "")
+    if num := pc.sum(has_none).as_py():
         first = rows[named].filter(has_none)[0].as_py()
         raise DataError(
             f"split.by: speaker: {num} of {rows.num_rows} recordings name no speaker, the first is "
             f"{first}; give split.by: session or recording, or a manifest that names all speakers"
         )
-    in_source = pc.binary_join_element_wise(sources_of(rows, named=named), names, "/")
-    return pc.if_else(has_none, rows[named], in_source)
 
 
 def place_of(name: str) -> float:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -119,14 +119,12 @@ class ShardStats:
             unit_counts=np.bincount(units, minlength=num_clusters),
         )
 
-    @classmethod
-    def sum(cls, parts: Iterable[ShardStats]) -> ShardStats:
-        """All parts together; there must be one."""
-        parts = list(parts)
-        return cls(
-            num_utterances=sum(p.num_utterances for p in parts),
-            num_samples=sum(p.num_samples for p in parts),
-            unit_counts=np.sum([p.unit_counts for p in parts], axis=0),
+    def __add__(self, other: ShardStats) -> ShardStats:
+        """Both together."""
+        return ShardStats(
+            num_utterances=self.num_utterances + other.num_utterances,
+            num_samples=self.num_samples + other.num_samples,
+            unit_counts=self.unit_counts + other.unit_counts,
         )
 
     @property

@@ -55,7 +55,7 @@ def test_finished_shards_are_read_once_and_after_the_missing_ones(tmp_path: Path
     assert out.reads == 0
     shards.add_earlier()
     assert out.reads == NUM_SHARDS - 2
-    (total,) = shards.totals()
+    (total,) = shards.totals
     assert total.num_utterances == NUM_SHARDS
     assert total.unit_counts.tolist() == [NUM_SHARDS, NUM_SHARDS, 0]
     assert shards.books.facts()["num_recordings"] == NUM_SHARDS

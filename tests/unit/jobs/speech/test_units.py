@@ -113,7 +113,7 @@ def test_without_deduplication_every_frame_is_a_token() -> None:
 def test_stats_of_several_shards() -> None:
     one = ShardStats.of(_table(_shard({"a": 16_000}, _units(0, 1, 1))), 4)
     two = ShardStats.of(_table(_shard({"b": 8_000}, _units(2, 3))), 4)
-    total = ShardStats.sum([one, two])
+    total = one + two
     assert (total.num_utterances, total.audio_s, total.num_tokens) == (2, 1.5, 4)
     assert total.entropy_bits == 2.0
 
