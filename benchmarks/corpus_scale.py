@@ -2,15 +2,15 @@
 
 ``python -m benchmarks.corpus_scale --full`` has 18 million recordings in 150,000 shards; without
 it, a sixtieth of them. Recordings are made up, 30 s each, in no order; all else is what the stages
-do: rows listed, sorted, dealt out, written in pieces, opened; ``orchestrator plan`` and ``status``
-as processes; shards handed to real Ray actors that return an account each, which is booked. Memory
-is what a process cannot give back: pages of files that are mapped are not in it.
+do: files sorted, rows listed, sorted, dealt out, written in pieces, opened; ``orchestrator plan``
+and ``status`` as processes; shards handed to real Ray actors that return an account each, which is
+booked. Memory is what a process cannot give back: pages of mapped files are not in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import itertools
 import re
 import subprocess
 import sys
@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 
 from jobs.audio import places
-from jobs.audio.corpora.recording import Recording
+from jobs.audio.corpora.recording import Recording, by_stem
 from jobs.audio.corpus_tables import CorpusTables, Expected, ShardRows, share_out
 from jobs.audio.headers import Headers
 from jobs.audio.listing import Listing, ListingTables
+from jobs.audio.mapped_tables import chunked
 from jobs.audio.roots import Root
 from jobs.audio.same_ids import SameIds
-from jobs.audio.trees import Leaf
+from jobs.audio.trees import Leaf, in_order
 from jobs.corpus import facts, told_apart, write_tables
 from jobs.enough_audio import require_enough, require_splits
 from jobs.ray_session import session
@@ -53,7 +54,6 @@ from orchestrator.spec.recipe import Recipe, Windows
 _RECORDING_S = 30
 _RECORDING_SAMPLES = _RECORDING_S * 16_000
 _SOURCE = "made-up"
-_CHUNK = 65_536
 _NUM_UNITS = 500
 _RECIPES = Path(__file__).parent.parent / "recipes"
 _RUN = "large"
@@ -161,16 +161,16 @@ def _make(request: Request, roots: dict[str, Root], num_recordings: int) -> None
 
 
 def _list(recipe: Recipe, num_recordings: int) -> Listing:
-    """The recordings, chunks of which come in any order."""
+    """The recordings, as if they were files of a folder."""
     (source,) = recipe.corpus.sources
-    starts = list(range(0, num_recordings, _CHUNK))
-    random.Random(0).shuffle(starts)
     with closing(ListingTables()) as tables:
-        with _measured(f"{num_recordings:,} rows listed"):
+        with _measured(f"{num_recordings:,} files in order"):
+            files = in_order(_files(num_recordings))
+            first = next(files)
+        with _measured("recordings listed"):
             ids = SameIds()
-            for start in starts:
-                upto = min(start + _CHUNK, num_recordings)
-                chunk = [_recording(number) for number in range(start, upto)]
+            named = by_stem(itertools.chain([first], files))
+            for chunk in chunked(itertools.starmap(_recording, named)):
                 tables.add(recipe.corpus, source, chunk)
                 ids.add(chunk)
             assert not ids.problem([])
@@ -178,11 +178,15 @@ def _list(recipe: Recipe, num_recordings: int) -> Listing:
             return tables.listing()
 
 
-def _recording(number: int) -> Recording:
-    name = f"large/{number % 7_000}/book_{number % 90_000}/chapter_{number:08d}_64kb"
-    leaf = Leaf(f"{name}.flac", 400_000)
-    about = {"speaker": str(number % 7_000), "session": str(number % 90_000)}
-    return Recording(name, leaf, language="en", **about)
+def _files(num_recordings: int) -> Iterator[Leaf]:
+    """What a walk finds, which is in no order."""
+    for number in range(num_recordings):
+        yield Leaf(f"{number % 7_000}/book_{number % 90_000}/chapter_{number:08d}.flac", 400_000)
+
+
+def _recording(name: str, leaf: Leaf) -> Recording:
+    speaker, book, _ = name.split("/")
+    return Recording(name, leaf, language="en", speaker=speaker, session=book)
 
 
 def _open(request: Request) -> None:

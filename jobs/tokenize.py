@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from jobs import text_model
 from jobs.attempt import Attempt, run_stage
-from jobs.audio.corpus_tables import QUARANTINE_SCHEMA, CorpusTables, chunked, create_table
+from jobs.audio.corpus_tables import QUARANTINE_SCHEMA, CorpusTables, create_table
+from jobs.audio.mapped_tables import chunked
 from jobs.speech.account import Account, Books, Fate
 from jobs.speech.pool import stage_pool
 from jobs.speech.units import EncoderSpec, ShardResult, ShardStats, ShardTask, Tokenizer

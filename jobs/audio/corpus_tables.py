@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import ceil
 from typing import Any, NamedTuple
@@ -290,10 +290,3 @@ def _row(number: int, about: dict[str, Any]) -> Row:
     return Row(
         number=number, spans_s=spans_s, leaf=leaf_of(about), **{name: about[name] for name in names}
     )
-
-
-def chunked(rows: Iterable[Any], size: int = PIECE_ROWS) -> Iterator[list[Any]]:
-    """Runs of at most ``size``."""
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk

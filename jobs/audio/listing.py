@@ -21,9 +21,8 @@ from jobs.audio.corpus_tables import (
     PLACES_SCHEMA,
     QUARANTINE_SCHEMA,
     RECORDINGS_SCHEMA,
-    chunked,
 )
-from jobs.audio.mapped_tables import SortedRows
+from jobs.audio.mapped_tables import SortedRows, chunked
 from jobs.audio.roots import Root
 from jobs.audio.same_ids import SameIds
 from orchestrator.errors import BackendError, DataError, OrchestratorError, os_words
@@ -59,6 +58,8 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
     is_told_later = corpus.keeps_unknown_languages and not language
     if language not in corpus.languages and not is_told_later:
         return "language"
+    if corpus.data_fraction == 1:
+        return ""
     # Salted, because the split into train, valid and test hashes the same ids.
     digest = hashlib.sha256(f"data_fraction/{name}".encode()).digest()
     is_in = int.from_bytes(digest[:6], "big") / 2**48 < corpus.data_fraction

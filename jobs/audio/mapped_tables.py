@@ -7,11 +7,13 @@ name there, so that nothing is left of a process that is killed.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +22,10 @@ import pyarrow.compute as pc
 
 from jobs.disk import writing
 
-_SORTED_ROWS = 1 << 16
-"""Rows that are sorted in memory at a time, and a multiple of what Parquet writes at a time."""
+_Row = TypeVar("_Row")
+
+BATCH_ROWS = 1 << 16
+"""Rows that are in memory at a time; a multiple of what Parquet writes at a time."""
 
 
 class TableFile:
@@ -63,22 +67,26 @@ def mapped(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
 
 
 class SortedRows:
-    """Rows that come in any order, to be read by id."""
+    """Rows that come in any order, to be read in another."""
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, by: Sequence[str] = ("id",)) -> None:
+        """``by``: the columns that tell the order, the first above all."""
         self._schema, self._runs = schema, TableFile(schema)
+        self._keys = [(name, "ascending") for name in by]
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Take in some; they are sorted in memory."""
         if rows.num_rows:
-            self._runs.add(rows.sort_by("id"))
+            self._runs.add(rows.sort_by(self._keys))
 
     def table(self) -> pa.Table:
-        """All of them in the order of their ids; nothing can be added any more."""
+        """All of them in order; nothing can be added any more."""
         runs = self._runs.table()
         if len(batches := runs.to_batches()) <= 1:
             return runs
-        return mapped(self._schema, _merged(batches, pc.sort_indices(runs["id"]).to_numpy()))
+        order = pc.sort_indices(runs, self._keys).to_numpy()
+        merged = _merged(batches, order)
+        return mapped(self._schema, (batch.sort_by(self._keys) for batch in merged))
 
     def close(self) -> None:
         """Forget what was taken in; a table of it stays."""
@@ -88,14 +96,21 @@ class SortedRows:
 def _merged(
     runs: Sequence[pa.RecordBatch], order: npt.NDArray[np.uint64]
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of sorted runs in ``order``, which takes from each run what comes next in it."""
+    """Which rows come next in ``order``, some at a time: of each run, what comes next in it."""
     ends = np.cumsum([run.num_rows for run in runs])
     taken = np.zeros(len(runs), np.int64)
-    for start in range(0, len(order), _SORTED_ROWS):
-        run_of = np.searchsorted(ends, order[start : start + _SORTED_ROWS], side="right")
+    for start in range(0, len(order), BATCH_ROWS):
+        run_of = np.searchsorted(ends, order[start : start + BATCH_ROWS], side="right")
         counts = np.bincount(run_of, minlength=len(runs))
         taking = zip(runs, taken.tolist(), counts.tolist(), strict=True)
         parts = [run.slice(first, count) for run, first, count in taking if count]
         taken += counts
         (batch,) = pa.Table.from_batches(parts).combine_chunks().to_batches()
-        yield batch.sort_by("id")
+        yield batch
+
+
+def chunked(rows: Iterable[_Row], size: int = BATCH_ROWS) -> Iterator[list[_Row]]:
+    """Runs of at most ``size``."""
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

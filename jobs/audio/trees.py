@@ -7,14 +7,17 @@ them (huggingface.co/docs/datasets, feature ``Audio``: a column of ``struct<byte
 
 from __future__ import annotations
 
+import posixpath
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from jobs.audio.decode import AUDIO_SUFFIXES
+from jobs.audio.mapped_tables import SortedRows, chunked
 from jobs.audio.place import PATH, Place, audio_column, open_parquet
 from orchestrator.errors import DataError
 from orchestrator.ledger.bucket_path import BucketPath
@@ -41,7 +44,7 @@ class Leaf(NamedTuple):
     @property
     def is_audio(self) -> bool:
         """Whether its name is that of a recording."""
-        return PurePosixPath(self.path).suffix.lower() in AUDIO_SUFFIXES
+        return posixpath.splitext(self.path)[1].lower() in AUDIO_SUFFIXES
 
 
 class Tree(Protocol):
@@ -54,6 +57,22 @@ class Tree(Protocol):
         """Where the bytes of one of them are."""
 
 
+_LEAF_SCHEMA = pa.schema(
+    [(name, pa.int64() if name in ("size", "offset") else pa.string()) for name in Leaf._fields]
+)
+
+
+def in_order(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
+    """The same by path; there may be more than memory holds."""
+    with closing(SortedRows(_LEAF_SCHEMA, Leaf._fields)) as rows:
+        for some in chunked(leaves):
+            columns = dict(zip(Leaf._fields, zip(*some, strict=True), strict=True))
+            rows.add(pa.RecordBatch.from_pydict(columns, _LEAF_SCHEMA))
+        table = rows.table()
+    for batch in table.to_batches():
+        yield from map(Leaf, *(column.to_pylist() for column in batch.columns))
+
+
 class FolderTree:
     """Files in folders."""
 
@@ -62,7 +81,7 @@ class FolderTree:
 
     def leaves(self) -> Iterator[Leaf]:
         """All files, sorted, so that no file system's own order shows."""
-        yield from (Leaf(*file) for file in sorted(files_below(self._root)))
+        yield from in_order(Leaf(*file) for file in files_below(self._root))
 
     def place(self, leaf: Leaf) -> Place:
         """The file."""
@@ -80,7 +99,7 @@ class TarTree:
 
     def leaves(self) -> Iterator[Leaf]:
         """All members, sorted. Raises DataError for a tar that is compressed, cut or damaged."""
-        yield from sorted(self._unsorted())
+        yield from in_order(self._unsorted())
 
     def place(self, leaf: Leaf) -> Place:
         """The member, or the file beside the tars."""
@@ -122,11 +141,11 @@ class ParquetTree:
         self._root = root
 
     def leaves(self) -> Iterator[Leaf]:
-        """All rows, in the order of files and rows. Raises DataError for what is no such file."""
-        yield from (leaf for leaf, _ in self.rows())
+        """All rows, sorted. Raises DataError for what is no such file."""
+        yield from in_order(leaf for leaf, _ in self.rows())
 
     def rows(self) -> Iterator[tuple[Leaf, Mapping[str, Any]]]:
-        """The same, each with the row's other columns that are text."""
+        """The same in the order of files and rows, each with its other columns that are text."""
         for path, _, problem in sorted(files_below(self._root)):
             if path.endswith(".parquet"):
                 if problem:

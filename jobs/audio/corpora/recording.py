@@ -42,15 +42,30 @@ class Recording(NamedTuple):
 
 
 def by_stem(leaves: Iterable[Leaf]) -> Iterator[tuple[str, Leaf]]:
-    """Each audio file with its path without the suffix.
+    """Each audio file with its path without the suffix; ``leaves`` in the order of their paths.
 
     With it where two differ in that, and where another is called so: ``a.wav.flac`` by ``a.wav``.
     """
-    audio = {leaf.path: leaf for leaf in leaves if leaf.is_audio}
-    stems = Counter(map(stem, audio))
-    for path, leaf in audio.items():
-        name = stem(path)
-        yield (name if stems[name] == 1 and name not in audio else path), leaf
+    for alike in _up_to_a_dot(leaf for leaf in leaves if leaf.is_audio):
+        audio = {leaf.path: leaf for leaf in alike}
+        names = [stem(path) for path in audio]
+        stems = Counter(names)
+        for name, (path, leaf) in zip(names, audio.items(), strict=True):
+            yield (name if stems[name] == 1 and name not in audio else path), leaf
+
+
+def _up_to_a_dot(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
+    """Files with the same path up to the first dot of their names; between them may be a folder."""
+    pending: list[tuple[str, list[Leaf]]] = []
+    for leaf in leaves:
+        folder, slash, name = leaf.path.rpartition("/")
+        begin = folder + slash + name.partition(".")[0] + "."
+        while pending and not leaf.path.startswith(pending[-1][0]):
+            yield pending.pop()[1]
+        if not pending or pending[-1][0] != begin:
+            pending.append((begin, []))
+        pending[-1][1].append(leaf)
+    yield from (alike for _, alike in reversed(pending))
 
 
 def stem(path: str) -> str:
