@@ -22,6 +22,7 @@ from jobs.audio.corpus_tables import CorpusTables, Part, Row
 from jobs.audio.decode import BLOCK_S, UnreadableAudioError, Wave
 from jobs.audio.decoders import Decoders
 from jobs.audio.roots import Root
+from jobs.audio.trees import Leaf
 from jobs.enough_audio import require_enough
 from jobs.speech.hubert import plan_batches
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -77,13 +78,23 @@ def read_corpus(attempt: Attempt) -> CorpusTables:
 class _Pass:
     """One pass over a recording, from somewhere on; holds what is between two marks of it."""
 
-    def __init__(self, blocks: Iterator[Wave], first_block: int) -> None:
-        self._blocks = blocks
+    def __init__(
+        self, blocks: Iterator[Wave], first_block: int, passed_over: Sequence[int] = ()
+    ) -> None:
+        """``passed_over``: gets the number of blocks before the first that were decoded as well."""
+        self._blocks, self._passed_over = blocks, passed_over
         self._held: Wave = np.zeros(0, np.float32)
         self._start = first_block * _BLOCK_SAMPLES
         self.is_over = False
         """Whether the recording ends with what is held."""
         self.decoded_samples = 0
+        self._error: UnreadableAudioError | None = None
+        """What ended it: whoever needs more of the recording is to hear of it as well."""
+
+    @property
+    def passed_over_samples(self) -> int:
+        """What was decoded to get to where it begins, as nobody can enter the file there."""
+        return sum(self._passed_over) * _BLOCK_SAMPLES
 
     @property
     def start(self) -> int:
@@ -99,7 +110,7 @@ class _Pass:
         """Hold what is between two samples, or what there is of it."""
         self._drop_before(start)
         while self.end < end and not self.is_over:
-            block = next(self._blocks, None)
+            block = self._next_block()
             self.is_over = block is None
             if block is not None:
                 self.decoded_samples += len(block)
@@ -109,6 +120,15 @@ class _Pass:
     def wave(self, start: int, end: int) -> Wave:
         """A copy of what is held between two samples."""
         return self._held[start - self._start : end - self._start].copy()
+
+    def _next_block(self) -> Wave | None:
+        if self._error:
+            raise self._error
+        try:
+            return next(self._blocks, None)
+        except UnreadableAudioError as error:
+            self._error = error
+            raise
 
     def _drop_before(self, start: int) -> None:
         passed = min(max(start - self._start, 0), len(self._held))
@@ -135,9 +155,9 @@ class WaveReader:
 
     def __init__(self, roots: Mapping[str, Root]) -> None:
         self._roots, self._decoders = roots, Decoders(1)
-        self._of = ""
-        self._decoded_before = 0
-        self._passed_over: list[int] = []
+        self._of: tuple[str, Leaf, int | None] | None = None
+        """Source, file and channel of the pass; several recordings may be stretches of one."""
+        self._decoded_before = self._passed_over_before = 0
         self._pass = _Pass(iter(()), 0)
 
     @property
@@ -148,7 +168,7 @@ class WaveReader:
     @property
     def passed_over_samples(self) -> int:
         """Of these, those of files that cannot be entered, up to where they were wanted."""
-        return sum(self._passed_over) * _BLOCK_SAMPLES
+        return self._passed_over_before + self._pass.passed_over_samples
 
     def read(self, utterance: Utterance) -> Wave:
         """``wav_S`` of an utterance.
@@ -191,20 +211,30 @@ class WaveReader:
                 number, start = number + 1, start + length
 
     def _at(self, row: Row, start: int) -> _Pass:
-        """A pass that has not gone by ``start``: the last one, where it is to come there soon."""
-        first = start // _BLOCK_SAMPLES
-        is_ahead = self._pass.start <= start and first <= self._pass.end // _BLOCK_SAMPLES
-        if row.id != self._of or not is_ahead:
-            blocks = self._roots[row.source].blocks(
-                self._decoders,
-                row.leaf,
-                channel=row.channel,
-                first=first,
-                on_passed_over=self._passed_over.append,
-            )
+        """A pass that has not gone by ``start``: the last one, where no other is there sooner."""
+        of = (row.source, row.leaf, row.channel)
+        if of != self._of or not self._is_ahead(start):
             self._decoded_before += self._pass.decoded_samples
-            self._of, self._pass = row.id, _Pass(blocks, first)
+            self._passed_over_before += self._pass.passed_over_samples
+            self._of, self._pass = of, self._begun(row, start // _BLOCK_SAMPLES)
         return self._pass
+
+    def _is_ahead(self, start: int) -> bool:
+        is_next = start // _BLOCK_SAMPLES <= self._pass.end // _BLOCK_SAMPLES
+        # Another would have to go through the file from its beginning.
+        return self._pass.start <= start and (is_next or self._pass.passed_over_samples > 0)
+
+    def _begun(self, row: Row, first: int) -> _Pass:
+        """A pass from a block on."""
+        passed_over: list[int] = []
+        blocks = self._roots[row.source].blocks(
+            self._decoders,
+            row.leaf,
+            channel=row.channel,
+            first=first,
+            on_passed_over=passed_over.append,
+        )
+        return _Pass(blocks, first, passed_over)
 
 
 class Heard(NamedTuple):

@@ -148,3 +148,39 @@ def test_of_what_breaks_off_the_windows_before_are_known_as_well(tmp_path: Path)
     (tmp_path / "a.flac").write_bytes(data[: len(data) * 9 // 10])
     _, unreadable, _ = _heard(tmp_path, Part(row_of("a.flac"), 0, None))
     assert list(unreadable) == ["a.flac"]
+
+
+@pytest.mark.parametrize(("name", "apart_s"), [("a.mp3", 5), ("a.mp3", 32), ("a.flac", 32)])
+def test_stretches_of_one_file_are_taken_from_few_passes(
+    tmp_path: Path, name: str, apart_s: int
+) -> None:
+    wave = write_wave(tmp_path / name, 100 * 16_000)
+    whole = row_of(name, header_samples=100 * 16_000)
+    rows = [whole._replace(id=f"s/{n}", spans_s=((n, n + 4),)) for n in range(0, 96, apart_s)]
+    reader, windows = WaveReader({"s": Root(tmp_path)}), Windows(max_s=7.0)
+    found = [w for row in rows for w in reader.windows(Part(row, 0, None), windows)]
+    assert [w.utterance.id for w in found] == [row.id for row in rows]
+    # From the beginning, and once more where it turns out that nobody can jump.
+    assert reader.decoded_samples <= 2.4 * len(wave)
+    alone = WaveReader({"s": Root(tmp_path)}).windows(Part(rows[-1], 0, None), windows)
+    np.testing.assert_array_equal(next(alone).wav_S, found[-1].wav_S)
+
+
+@pytest.mark.parametrize("name", ["a.flac"])
+def test_what_breaks_off_does_so_for_whoever_goes_on_with_it(tmp_path: Path, name: str) -> None:
+    write_wave(tmp_path / name, 95 * 16_000)
+    data = bytearray((tmp_path / name).read_bytes())
+    at = len(data) * 7 // 10
+    data[at : at + 4_000] = bytes(4_000)
+    (tmp_path / name).write_bytes(data)
+    row, windows = row_of(name, header_samples=95 * 16_000), Windows(max_s=7.0)
+    reader = WaveReader({"s": Root(tmp_path)})
+
+    def fate(reader: WaveReader, first: int, end: int | None) -> tuple[list[str], list[str]]:
+        audio = ShardAudio([Part(row, first, end)], windows)
+        list(audio.waves(reader))
+        return [u.id for u, _ in audio.heard], list(audio.unreadable)
+
+    for border in (8, 9, 10):
+        for part in ((0, border), (border, None)):
+            assert fate(reader, *part) == fate(WaveReader({"s": Root(tmp_path)}), *part)
