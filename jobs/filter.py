@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,8 @@ DECISIONS_SCHEMA = pa.schema(
 )
 """``wanted``: the probability of the corpus' languages; what was not asked for is null."""
 _READERS, _NAMED = 8, 4
+_OF_FILE = ("source", "channel", "archive", "path", "offset")
+"""Columns in which stretches of one file agree."""
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
@@ -115,6 +118,16 @@ def runs(lengths: npt.NDArray[np.int64], hours: float) -> list[tuple[int, int]]:
     return list(zip(firsts, [*firsts[1:], len(lengths)], strict=True))
 
 
+def to_be_decoded(rows: pa.Table) -> npt.NDArray[np.int64]:
+    """Samples that each row adds: none where it is of the file of the row before it."""
+    is_same = np.full(max(rows.num_rows - 1, 0), True)
+    for name in _OF_FILE:
+        column = rows[name].fill_null(-1) if name == "channel" else rows[name]
+        if len(is_same):
+            is_same &= pc.equal(column[1:], column[:-1]).to_numpy()
+    return np.where(np.append(False, is_same)[: rows.num_rows], 0, rows["header_samples"])
+
+
 def decisions_path(first: int) -> str:
     """Where what was heard of the rows from this one on lies."""
     return f"decisions/{first // 1_000_000:03d}/{first:09d}.parquet"
@@ -123,10 +136,7 @@ def decisions_path(first: int) -> str:
 def hear_all(attempt: Attempt, tables: CorpusTables, roots: Mapping[str, Root]) -> pa.Table:
     """What was heard of every row, by this attempt or an earlier one: `DECISIONS_SCHEMA`."""
     corpus, out = attempt.recipe.corpus, attempt.out
-    lengths = np.concatenate(
-        [piece["header_samples"].to_numpy() for piece, _ in tables.expected(corpus.windows)]
-    )
-    tasks = dict(runs(lengths, corpus.shard_hours))
+    tasks = dict(runs(to_be_decoded(tables.table()), corpus.shard_hours))
     there = out.list("decisions")
     missing = [first for first in tasks if decisions_path(first) not in there]
     done, samples, started_at = len(tasks) - len(missing), 0, time.monotonic()
@@ -192,6 +202,7 @@ class FilterWorker:
         assert corpus.filter, "only recipes that filter have such workers"
         self._out, self._roots, self._filter = Storage(out_url), roots, corpus.filter
         self._listener = listener(corpus.filter, corpus.languages, model)
+        self._last: tuple[Any, Heard | UnreadableAudioError] | None = None
 
     def __call__(self, task: FilterTask) -> int:
         """Write the decisions on some recordings; how many samples they have."""
@@ -207,8 +218,7 @@ class FilterWorker:
         language_id = self._filter.language_id
         identifies = language_id is not None and (language_id.hears == "all" or not row.language)
         try:
-            blocks = self._roots[row.source].blocks(decoders, row.leaf, channel=row.channel)
-            heard = self._listener.hear(blocks, row.spans_s, identifies=identifies)
+            heard = self._heard(row, decoders, identifies=identifies)
         except UnreadableAudioError as error:
             return {"id": row.id, "num_samples": 0, "unreadable": error.reason}
         said = heard.identified
@@ -220,6 +230,22 @@ class FilterWorker:
             "left_out": left_out(heard, self._filter, identifies=identifies),
             **({} if said is None else said._asdict()),
         }
+
+    def _heard(self, row: Row, decoders: Decoders, *, identifies: bool) -> Heard:
+        """What the row's file is like; neighbours may be stretches of one, which is heard once."""
+        spans_s = row.spans_s if identifies else ()
+        of = (row.source, row.leaf, row.channel, spans_s, identifies)
+        if self._last is None or self._last[0] != of:
+            try:
+                blocks = self._roots[row.source].blocks(decoders, row.leaf, channel=row.channel)
+                found = self._listener.hear(blocks, spans_s, identifies=identifies)
+                self._last = of, found
+            except UnreadableAudioError as error:
+                self._last = of, error
+        heard = self._last[1]
+        if isinstance(heard, UnreadableAudioError):
+            raise heard
+        return heard
 
 
 def listener(wanted: Filter, languages: Sequence[str], model: str) -> Listener:
@@ -239,8 +265,9 @@ def listener(wanted: Filter, languages: Sequence[str], model: str) -> Listener:
 
 def left_out(heard: Heard, wanted: Filter, *, identifies: bool) -> str | None:
     """Why a recording is not kept, by itself; None where it is."""
-    needs_speech = identifies or wanted.voice_activity is not None
-    if needs_speech and not (heard.identified or heard.stretches):
+    # Speech may be outside a recording's own times, or be too short to be cut out.
+    has_none = wanted.voice_activity is not None and not heard.stretches
+    if has_none or (identifies and heard.identified is None):
         return "no speech"
     if wanted.language_id is None or heard.identified is None:
         return None
@@ -261,6 +288,10 @@ class Kept(NamedTuple):
 
 def judge(rows: pa.Table, heard: pa.Table, wanted: Filter, listed: Storage) -> Kept:
     """Sort the rows of a corpus by what was heard of each; its own tables are gone on with."""
+    if not rows["id"].equals(heard["id"]):
+        raise CorruptError(
+            "decisions: are of other recordings than the corpus lists; hear it again"
+        )
     earlier, reasons = same_as(rows, heard), heard["left_out"]
     if wanted.duplicates == "drop":
         said = pc.binary_join_element_wise("the same audio as", earlier, " ")
@@ -285,12 +316,12 @@ def same_as(rows: pa.Table, heard: pa.Table) -> pa.Array:
     spans = pc.list_value_length(rows["spans_s"]).to_numpy()
     audio = heard["digest"].to_numpy(zero_copy_only=False)
     for row in np.flatnonzero(spans).tolist():  # several may be of one file
-        audio[row] = f"{audio[row]} {rows['spans_s'][row].as_py()}"
+        of_stretches = f"{audio[row]} {rows['spans_s'][row].as_py()}"
+        audio[row] = sha256(of_stretches.encode()).hexdigest()
     may_be = pc.and_(pc.is_valid(heard["digest"]), pc.is_null(heard["left_out"])).to_numpy()
     candidates = np.flatnonzero(may_be)
-    _, firsts, which = np.unique(
-        audio[candidates].astype(str), return_index=True, return_inverse=True
-    )
+    numbers = pa.array(audio[candidates], pa.string()).dictionary_encode().indices.to_numpy()
+    _, firsts, which = np.unique(numbers, return_index=True, return_inverse=True)
     first = np.full(len(audio), -1)
     first[candidates] = candidates[firsts[which]]
     is_later = (first >= 0) & (first != np.arange(len(first)))

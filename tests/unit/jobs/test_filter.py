@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from jobs.audio import places
 from jobs.audio.corpus_tables import CorpusTables, read_table
+from jobs.audio.decode import Wave
 from jobs.audio.hearing import Heard
 from jobs.audio.language_id import Identified
 from jobs.audio.roots import Root
 from jobs.audio.voice_activity import Stretch
 from jobs.filter import (
+    DECISIONS_SCHEMA,
     FilterTask,
     FilterWorker,
     decisions_path,
@@ -23,6 +29,8 @@ from jobs.filter import (
     require_model,
     require_usable,
     runs,
+    same_as,
+    to_be_decoded,
 )
 from orchestrator.errors import CorruptError, DataError, RequestError
 from orchestrator.ledger.storage import Storage
@@ -149,6 +157,15 @@ SPEECH = (Stretch(0.0, 1.0),)
         ({"voice_activity": {}}, Heard(1, ""), False, "no speech"),
         ({"voice_activity": {}}, Heard(1, "", SPEECH), False, None),
         ({"language_id": MODEL}, Heard(1, ""), True, "no speech"),
+        ({"language_id": MODEL}, Heard(1, "", SPEECH), True, "no speech"),
+        ({"voice_activity": {}, "language_id": MODEL}, Heard(1, "", SPEECH), True, "no speech"),
+        (
+            {"voice_activity": {}, "language_id": MODEL},
+            Heard(1, "", (), Identified("en", 0.9, 0.9)),
+            True,
+            "no speech",
+        ),
+        ({"language_id": MODEL}, Heard(1, "", (), Identified("en", 0.9, 0.9)), True, None),
         ({"language_id": MODEL}, Heard(1, ""), False, None),
         ({"language_id": MODEL}, Heard(1, "", SPEECH, Identified("fr", 0.6, 0.5)), True, None),
         (
@@ -202,3 +219,59 @@ def _parquet(table: Any) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class CountedRoot(Root):
+    """A root that knows what of it was decoded."""
+
+    opened: list[str] = field(default_factory=list)
+
+    def blocks(self, decoders: Any, leaf: Any, **more: Any) -> Iterator[Wave]:
+        self.opened.append(leaf.path)
+        return super().blocks(decoders, leaf, **more)
+
+
+def test_a_file_of_many_recordings_is_heard_once(tmp_path: Path) -> None:
+    write_wave(tmp_path / "root/a.wav", 60 * 16_000)
+    (tmp_path / "root/b.wav").write_bytes(b"no")
+    rows = [f"{name}.wav,{n},1,{name}{n:02d}" for name in "ab" for n in range(1, 21)]
+    table = "\n".join(["path,offset,duration,id", *rows])
+    (tmp_path / "root/manifest.csv").write_text(table)
+    source = {"name": "s", "adapter": "manifest", "language": "en"}
+    about = {"sources": [source], "filter": {"voice_activity": {}}}
+    roots = {"s": CountedRoot(tmp_path / "root")}
+    tables, _, out = heard_of(tmp_path, Corpus.model_validate(about), roots)
+    assert roots["s"].opened == ["a.wav", "b.wav"]
+    found = read_table(out, decisions_path(0)).to_pylist()
+    assert [row["num_samples"] for row in found] == [60 * 16_000] * 20 + [0] * 20
+    assert [bool(row["unreadable"]) for row in found] == [False] * 20 + [True] * 20
+    lengths = to_be_decoded(tables.table())
+    assert np.flatnonzero(lengths).tolist() == [0, 20]
+    assert lengths[0] == 60 * 16_000
+    assert not len(to_be_decoded(tables.table().slice(0, 0)))
+
+
+def test_decisions_of_other_recordings_are_none_of_these(
+    tmp_path: Path, roots: dict[str, Root]
+) -> None:
+    corpus = corpus_of()
+    assert corpus.filter
+    tables, listed, out = heard_of(tmp_path, corpus, roots)
+    heard = read_table(out, decisions_path(0))
+    for other in (heard.slice(1), heard.take(list(range(len(heard)))[::-1])):
+        with pytest.raises(CorruptError, match="of other recordings than the corpus lists"):
+            judge(tables.table(), other, corpus.filter, listed)
+
+
+def test_many_times_of_one_recording_take_no_memory_for_all() -> None:
+    num = 300
+    spans = [[[float(n), n + 0.5] for n in range(20_000)], *[[[0.0, 1.0]]] * (num - 1)]
+    heard = pa.Table.from_pylist([{"digest": "d" * 32}] * num, DECISIONS_SCHEMA)
+    rows = pa.table({"id": [f"s/{n:03d}" for n in range(num)], "spans_s": spans})
+    tracemalloc.start()
+    earlier = same_as(rows, heard).to_pylist()
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert earlier == [None, None, *["s/001"] * (num - 2)]
+    assert peak_bytes < 50e6
