@@ -102,7 +102,7 @@ class Shards:
     def _book(self, shard: int, account: Account) -> None:
         if shard not in self._booked:  # the audio is the same for all outputs
             self._booked.add(shard)
-            self.books.add(account)
+            self.books.add(shard, account)
 
 
 def missing_shards(shards: Iterable[int], outs: Sequence[Storage]) -> dict[int, tuple[int, ...]]:

@@ -11,7 +11,7 @@ import itertools
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,7 +52,8 @@ class TableFile:
 
     def close(self) -> None:
         """Close the file; tables that lie in it stay."""
-        self._file.close()
+        with suppress(OSError):  # what a full disk has not taken is of no table
+            self._file.close()
 
     def _writing(self) -> AbstractContextManager[None]:
         return writing(self._folder, "TMPDIR")

@@ -7,13 +7,19 @@ table of places of its own there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.audio import corpus_tables
-from jobs.audio.corpus_tables import PLACES, PLACES_SCHEMA, create_table, piece_path, pieces_of
+from jobs.audio.corpus_tables import (
+    PLACES,
+    PLACES_SCHEMA,
+    create_table,
+    piece_path,
+    pieces_of,
+    read_table,
+)
 from jobs.audio.each_channel import file_ids
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
@@ -51,8 +57,9 @@ def ensured(artifact: Storage, corpus: Corpus, roots: Mapping[str, Root]) -> str
 
 def _listed(artifact: Storage, wanted: pa.Table, *, is_filtered: bool) -> pa.Table:
     """The rows that the artifact lists: all, or those that its filter has left."""
-    paths = sorted(artifact.list("recordings"))
-    ids = pa.concat_tables(corpus_tables.read_table(artifact, path) for path in paths)["id"]
+    if _are_all(artifact, wanted["id"]):
+        return wanted
+    ids = pa.concat_tables(piece.select(["id"]) for piece in _recordings(artifact))["id"]
     files = pc.coalesce(pc.index_in(ids, wanted["id"]), pc.index_in(file_ids(ids), wanted["id"]))
     are_all = is_filtered or pc.count_distinct(files).as_py() == wanted.num_rows
     if files.null_count or not are_all:
@@ -64,3 +71,18 @@ def _listed(artifact: Storage, wanted: pa.Table, *, is_filtered: bool) -> pa.Tab
             "give corpus.snapshot another label, or the source its root"
         )
     return wanted.take(files)
+
+
+def _are_all(artifact: Storage, ids: pa.ChunkedArray) -> bool:
+    """Whether the artifact lists just these, in this order: it does where nothing is filtered."""
+    passed = 0
+    for piece in _recordings(artifact):
+        if not piece["id"].equals(ids.slice(passed, piece.num_rows)):
+            return False
+        passed += piece.num_rows
+    return passed == len(ids)
+
+
+def _recordings(artifact: Storage) -> Iterator[pa.Table]:
+    """The pieces of what the artifact lists, one at a time."""
+    return (read_table(artifact, path) for path in sorted(artifact.list("recordings")))

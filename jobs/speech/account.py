@@ -112,11 +112,16 @@ class Books:
     used_samples: Counter[str] = field(default_factory=Counter)
     left_out_samples: Counter[str] = field(default_factory=Counter)
     _edges: dict[str, Outcome] = field(default_factory=dict)
+    """Recordings of which a shard that is not booked yet may have a part."""
+    _borders: dict[int, str] = field(default_factory=dict)
+    """Which of them is at the beginning of a shard, seen from one side alone."""
+    _num_borders: Counter[str] = field(default_factory=Counter)
+    """At how many such borders each of them is."""
     _others: list[Outcome] = field(default_factory=list)
     _unreadable: dict[str, str] = field(default_factory=dict)
 
-    def add(self, account: Account) -> None:
-        """Take in a shard."""
+    def add(self, shard: int, account: Account) -> None:
+        """Take in the shard of this number; each must be taken in once."""
         self.num_used += account.num_used
         self.used_samples += account.used_samples
         self.left_out_samples += account.left_out_samples
@@ -127,6 +132,30 @@ class Books:
         for outcome in (*account.others, *account.edges):
             if outcome.fate is Fate.UNREADABLE:
                 self._unreadable[outcome.id] = outcome.reason
+        if account.edges:
+            self._settle(shard, account.edges[0].id, account.edges[-1].id)
+
+    def _settle(self, shard: int, first: str, last: str) -> None:
+        """Count the recordings at a shard's edges of which all parts are there."""
+        self._num_borders.update((first, last))
+        met = [first, last]
+        for border, name in ((shard, first), (shard + 1, last)):
+            if (beyond := self._borders.pop(border, None)) is None:
+                self._borders[border] = name
+            else:
+                self._num_borders.subtract((name, beyond))
+                met.append(beyond)
+        for name in {name for name in met if not self._num_borders[name]}:
+            del self._num_borders[name]
+            self._count(self._edges.pop(name))
+
+    def _count(self, outcome: Outcome) -> None:
+        if outcome.fate is not Fate.USED:
+            self._others.append(outcome)
+            return
+        self.num_used[outcome.source] += 1
+        self.used_samples[outcome.source] += outcome.used_samples
+        self.left_out_samples[outcome.source] += outcome.left_out_samples
 
     def of_fate(self, fate: Fate) -> list[Outcome]:
         """The recordings of a fate, by id; of those that are used, some."""

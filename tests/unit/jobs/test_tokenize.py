@@ -86,7 +86,7 @@ def test_what_is_not_used_is_listed(tmp_path: Path) -> None:
     heard = [Heard(Utterance(n, row_of(n), 0, 1600), "silent") for n in names]
     audio = ShardAudio([], Windows(), heard)
     books, out = Books(), Storage(str(tmp_path))
-    books.add(Account.of(pq.read_table(io.BytesIO(shard_bytes(audio, {}, dedup=True)))))
+    books.add(0, Account.of(pq.read_table(io.BytesIO(shard_bytes(audio, {}, dedup=True)))))
     for _ in range(2):  # a later attempt finds them there
         write_fates(out, books)
     assert [row["id"] for row in read_table(out, LEFT_OUT).to_pylist()] == ["broken", "still"]

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import resource
+import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from jobs.audio.corpus_tables import create_table, pieces_of
 from jobs.audio.mapped_tables import SortedRows, TableFile
+from orchestrator.errors import Cause, RunFailedError
 from orchestrator.ledger.storage import Storage
 
 SCHEMA = pa.schema([("id", pa.string()), ("spans_s", pa.list_(pa.int64())), ("size", pa.int64())])
@@ -19,6 +23,14 @@ def _table(numbers: np.ndarray) -> pa.Table:
     return pa.table([ids, pa.ListArray.from_arrays(edges, numbers), numbers], schema=SCHEMA)
 
 
+def _sorted(tables: list[pa.Table]) -> pa.Table:
+    with closing(SortedRows(SCHEMA)) as rows:
+        for table in tables:
+            for batch in table.to_batches():
+                rows.add(batch)
+        return rows.table()
+
+
 @pytest.mark.parametrize("order", ["rising", "falling", "shuffled"])
 def test_rows_in_any_order_give_the_bytes_of_a_table_that_is_sorted_at_once(order, tmp_path):
     numbers = np.arange(150_000)
@@ -27,10 +39,7 @@ def test_rows_in_any_order_give_the_bytes_of_a_table_that_is_sorted_at_once(orde
     if order == "shuffled":
         np.random.default_rng(0).shuffle(numbers)
     given = _table(numbers)
-    with closing(SortedRows(SCHEMA)) as rows:
-        for batch in given.to_batches(max_chunksize=11_000):
-            rows.add(batch)
-        found = rows.table()
+    found = _sorted([given.slice(start, 11_000) for start in range(0, len(given), 11_000)])
     expected = given.sort_by("id")
     assert found.equals(expected)
     written = []
@@ -56,3 +65,22 @@ def test_a_table_is_mapped_and_not_held():
 def test_no_rows_are_a_table_too():
     with closing(SortedRows(SCHEMA)) as rows:
         assert rows.table().schema == SCHEMA
+
+
+@pytest.fixture
+def _full_disk() -> Iterator[None]:
+    """No file can have more than 100 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("_full_disk")
+@pytest.mark.parametrize("num_rows", [1_000, 5_000, 20_000])
+def test_a_full_disk_is_named_with_its_folder(num_rows):
+    given = [_table(np.arange(num_rows))] * 10
+    with pytest.raises(RunFailedError, match=r"^TMPDIR: .* are free on") as raised:
+        _sorted(given)
+    assert raised.value.cause is Cause.STORAGE
+    assert str(raised.value).startswith(f"TMPDIR: {tempfile.gettempdir()}: ")

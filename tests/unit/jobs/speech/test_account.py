@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import random
+
 import pyarrow as pa
 import pytest
 
@@ -31,10 +34,12 @@ def fates(books: Books) -> dict[str, list[tuple[str, str]]]:
 
 def test_each_recording_is_counted_once() -> None:
     books = Books()
-    books.add(shard(("a1", 1, ""), ("a2", 1, "silent"), ("a3", 2, ""), ("b1", 1, "silent")))
-    books.add(shard(("b1", 3, ""), ("b2", 0, "!damaged"), ("b3", 1, "short"), ("b3", 2, "silent")))
-    books.add(shard())
-    books.add(shard(("b3", 0, "!cut short")))
+    books.add(0, shard(("a1", 1, ""), ("a2", 1, "silent"), ("a3", 2, ""), ("b1", 1, "silent")))
+    books.add(
+        1, shard(("b1", 3, ""), ("b2", 0, "!damaged"), ("b3", 1, "short"), ("b3", 2, "silent"))
+    )
+    books.add(2, shard())
+    books.add(3, shard(("b3", 0, "!cut short")))
     facts = books.facts()
     assert facts["sources"]["a"] == {
         "num_recordings": 2,
@@ -59,13 +64,38 @@ def test_the_order_of_shards_does_not_matter() -> None:
         shard(("a2", 1, "silent"), ("a3", 1, "")),
     ]
     one, other = Books(), Books()
-    for account in shards:
-        one.add(account)
-    for account in reversed(shards):
-        other.add(account)
+    for number, account in enumerate(shards):
+        one.add(number, account)
+    for number, account in reversed(list(enumerate(shards))):
+        other.add(number, account)
     assert one.facts() == other.facts()
     assert one.facts()["num_recordings"] == 3
     assert one.facts()["left_out_hours"] == pytest.approx(2 / 3600)
+
+
+def test_recordings_are_forgotten_when_all_parts_are_there() -> None:
+    """Recording ``a7`` has three parts, in two shards; ``a2`` fills five shards and more."""
+    lengths = [*[1] * 5, 0, *[1] * 200]  # the sixth shard has no rows
+    names = [("a0", "a1", "a2")] + [("a2",)] * 5 + [(f"a{n}", f"a{n + 1}") for n in range(2, 202)]
+    shards = [
+        shard(*((name, length, "") for name in own if length))
+        for own, length in zip(names, lengths, strict=True)
+    ]
+    shards[9] = shard(("a5", 1, ""), ("a6", 0, "!damaged"))
+    totals = set()
+    for seed in range(10):
+        books, order = Books(), list(range(len(shards)))
+        random.Random(seed).shuffle(order)
+        if not seed:
+            order.sort()
+        num_held = []
+        for number in order:
+            books.add(number, shards[number])
+            num_held.append(len(pickle.dumps(books)))
+        assert seed or num_held[-1] < 1.1 * num_held[20]
+        totals.add(str((books.facts(), fates(books)["UNREADABLE"])))
+    (total,) = totals
+    assert "'num_recordings': 202, 'num_left_out': 0, 'num_quarantined': 1" in total
 
 
 def test_some_may_be_unreadable_and_no_more() -> None:
