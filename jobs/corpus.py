@@ -151,15 +151,15 @@ def facts(listing: Listing, samples: npt.NDArray[np.int64], *, num_shards: int) 
     tables = zip(("num_recordings", "num_left_out", "num_quarantined"), listing, strict=True)
     counts = {name: _by_source(table) for name, table in tables}
     kept = listing.wanted.select(["source"]).append_column("samples", pa.array(samples))
-    hours = {s: n / SAMPLE_RATE_HZ / 3600 for s, n in _by_source(kept, "sum").items()}
+    used = _by_source(kept, "sum")
     sources = sorted(set().union(*counts.values()))
     return {
-        "kept_hours": sum(hours.values()),
+        "kept_hours": sum(used.values()) / SAMPLE_RATE_HZ / 3600,  # of whole numbers, in any order
         "num_shards": num_shards,
         **{name: sum(found.values()) for name, found in counts.items()},
         "sources": {
             source: {
-                "kept_hours": hours.get(source, 0.0),
+                "kept_hours": used.get(source, 0) / SAMPLE_RATE_HZ / 3600,
                 **{name: found.get(source, 0) for name, found in counts.items()},
             }
             for source in sources

@@ -7,7 +7,7 @@ first or the last recording; it is one all the same.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -45,10 +45,9 @@ class Outcome(NamedTuple):
 
     def joined(self, other: Outcome) -> Outcome:
         """Both parts of a recording together."""
-        reasons = dict.fromkeys(filter(None, (self.reason, other.reason)))
         return self._replace(
             fate=max(self.fate, other.fate),
-            reason="; ".join(reasons),
+            reason=_joined((self.reason, other.reason)),
             used_samples=self.used_samples + other.used_samples,
             left_out_samples=self.left_out_samples + other.left_out_samples,
         )
@@ -93,8 +92,12 @@ def _outcome(name: str, rows: list[dict[str, Any]]) -> Outcome:
         fate = Fate.UNREADABLE
     sizes = [row["num_samples"] for row in rows]
     used = sum(size for size, reason in zip(sizes, reasons, strict=True) if not reason)
-    why = "; ".join(dict.fromkeys(filter(None, reasons)))
-    return Outcome(name, rows[0]["source"], fate, why, used, sum(sizes) - used)
+    return Outcome(name, rows[0]["source"], fate, _joined(reasons), used, sum(sizes) - used)
+
+
+def _joined(reasons: Iterable[str]) -> str:
+    """Each once, in one order: shards are completed in any."""
+    return "; ".join(sorted({one for reason in reasons for one in reason.split("; ") if one}))
 
 
 def _by_source(outcomes: Iterable[Outcome], what: str) -> Counter[str]:
@@ -177,16 +180,15 @@ class Books:
             "left_out_hours": self.left_out_samples
             + _by_source([*used, *left_out], "left_out_samples"),
         }
-        hours = {
-            name: Counter({source: n / SAMPLE_RATE_HZ / 3600 for source, n in counts.items()})
-            for name, counts in samples.items()
-        }
-        by_name: dict[str, Counter[str]] = {**numbers, **hours}
-        sources = sorted(set().union(*by_name.values()))
-        return {
-            **{name: sum(counts.values()) for name, counts in by_name.items()},
-            "sources": {s: {n: counts[s] for n, counts in by_name.items()} for s in sources},
-        }
+        sources = sorted(set().union(*numbers.values(), *samples.values()))
+
+        def about(of: Sequence[str]) -> dict[str, Any]:
+            # Whole numbers are summed: those of hours would depend on the order of shards.
+            counts = {name: sum(counted[s] for s in of) for name, counted in numbers.items()}
+            heard = {name: sum(counted[s] for s in of) for name, counted in samples.items()}
+            return counts | {name: n / SAMPLE_RATE_HZ / 3600 for name, n in heard.items()}
+
+        return {**about(sources), "sources": {source: about([source]) for source in sources}}
 
     def require_readable(self, num_listed: int, most_percent: float) -> None:
         """Raise DataError when more recordings are unreadable than the recipe allows."""

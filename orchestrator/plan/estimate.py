@@ -74,8 +74,8 @@ def estimate_sources(
     prices: Prices,
 ) -> tuple[SourceEstimate, ...]:
     """What each source gives by the facts of corpus and units; none where there is no corpus."""
-    counted = unit_facts.get("sources") or {}
-    found = counted or corpus_facts.get("sources") or {}
+    counted, listed = unit_facts.get("sources") or {}, corpus_facts.get("sources") or {}
+    found = _in_all(listed, counted) if counted else listed
     hours = {
         name: facts.get("used_hours", facts.get("kept_hours")) for name, facts in found.items()
     }
@@ -104,6 +104,22 @@ def estimate_sources(
         )
         for name, facts in found.items()
     )
+
+
+_NOTHING_USED = {"used_hours": 0.0, "num_recordings": 0}
+
+
+def _in_all(
+    listed: Mapping[str, Mapping[str, Any]], counted: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What is used of each source, and what either stage does not use: together, all of it."""
+    found = {}
+    for name in dict.fromkeys((*listed, *counted)):
+        used = counted.get(name, _NOTHING_USED)
+        found[name] = {**listed.get(name, {}), **used}
+        for what in ("num_left_out", "num_quarantined"):
+            found[name][what] = sum(of.get(name, {}).get(what, 0) for of in (listed, counted))
+    return found
 
 
 def _epochs(recipe: Recipe, source: str, tokens: float) -> float | None:

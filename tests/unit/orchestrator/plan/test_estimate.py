@@ -86,9 +86,33 @@ def test_what_each_source_has_given() -> None:
         "num_tokens": 1_000,
         "sources": {"a": {"used_hours": 2.5, "num_recordings": 29}, "b": {"used_hours": 2.5}},
     }
-    a, b = estimate_sources(recipe(), CORPUS_FACTS, units, Prices(encode_speed=2.0))
+    a, _ = estimate_sources(recipe(), CORPUS_FACTS, units, Prices(encode_speed=2.0))
     assert (a.hours, a.tokens, a.are_tokens_counted, a.gpu_hours) == (2.5, 500, True, 0.0)
-    assert (a.num_recordings, b.num_recordings, b.num_quarantined) == (29, None, None)
+    assert (a.num_recordings, a.num_left_out, a.num_quarantined) == (29, 1, 0)
+
+
+def test_used_left_out_and_quarantined_are_all_that_is_listed() -> None:
+    listed = {
+        **CORPUS_FACTS["sources"],
+        "c": {"kept_hours": 0.0, "num_recordings": 0, "num_left_out": 7, "num_quarantined": 1},
+    }
+    units = {
+        "a": {"used_hours": 2.5, "num_recordings": 26, "num_left_out": 3, "num_quarantined": 1},
+        "b": {"used_hours": 1.0, "num_recordings": 9, "num_left_out": 0, "num_quarantined": 1},
+    }
+    facts = {"num_tokens": 1_000, "sources": units}
+    found = estimate_sources(recipe(), {"sources": listed}, facts, Prices())
+    assert [(s.name, s.num_recordings, s.num_left_out, s.num_quarantined) for s in found] == [
+        ("a", 26, 4, 1),
+        ("b", 9, 0, 3),
+        ("c", 0, 7, 1),
+    ]
+    for source in found:
+        all_of_it = sum(n for name, n in listed[source.name].items() if name.startswith("num_"))
+        assert source.num_recordings is not None
+        assert all_of_it == sum(
+            (source.num_recordings, source.num_left_out or 0, source.num_quarantined or 0)
+        )
 
 
 @pytest.mark.parametrize(("weights", "shares"), [((1, 3), (0.25, 0.75)), ((2, 2), (0.5, 0.5))])
