@@ -225,7 +225,7 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
 
 
 def _unlisted(root: Path | BucketPath, error: OSError) -> str:
-    if isinstance(root, BucketPath):
+    if isinstance(root, BucketPath) or not error.filename:
         return str(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError) and str(root) == error.filename:
         return f"{root} is not a folder here; submit where it is mounted, or give corpus.snapshot"

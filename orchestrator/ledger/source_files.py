@@ -43,9 +43,14 @@ def files_below(root: Path | BucketPath) -> Iterator[SourceFile]:
     """Every file below a folder, in no order; links are followed.
 
     Hidden files and folders are left out, and a folder that a link finds within itself. Raises
-    OSError, with the path, for a folder that cannot be listed and a file that is out of reach.
+    OSError, with the path, for a folder that cannot be listed, a file that is out of reach, and a
+    root without any: where something was to be mounted, there is an empty folder.
     """
-    return _files_on_disk(root) if isinstance(root, Path) else _objects(root)
+    found = _files_on_disk(root) if isinstance(root, Path) else _objects(root)
+    if (first := next(found, None)) is None:
+        raise FileNotFoundError(f"{root}: holds nothing; see that it is mounted")
+    yield first
+    yield from found
 
 
 def _objects(root: BucketPath) -> Iterator[SourceFile]:

@@ -80,6 +80,7 @@ class Broken:
                 data = content if isinstance(content, bytes) else with_digests(content).encode()
                 (folder / name).write_bytes(data)
         (folder / "speech").mkdir(exist_ok=True)
+        (folder / "speech" / "a.wav").touch()
         for model, config in {**CONFIGS, **self.configs}.items():
             (folder / model).mkdir(exist_ok=True)
             text = config if isinstance(config, str) else json.dumps(config)

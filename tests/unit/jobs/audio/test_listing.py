@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ import pytest
 from jobs.audio.corpus_tables import Expected
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
-from orchestrator.errors import BackendError, DataError
+from orchestrator.errors import BackendError, Cause, DataError
+from orchestrator.spec.cluster import Container
 from orchestrator.spec.recipe import Corpus, Source
 
 
@@ -73,6 +74,19 @@ def test_what_cannot_be_opened_is_told_apart(tmp_path: Path) -> None:
 def test_a_root_that_is_not_there_is_the_stores_fault(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"data\.s: .*nowhere"):
         listed(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("container", get_args(Container))
+def test_a_root_that_is_not_mounted_makes_no_smaller_corpus(
+    tmp_path: Path, container: Container
+) -> None:
+    """An attempt may begin after the mount went, or on a node that has none."""
+    touch(tmp_path / "a", "en/a.wav")
+    (tmp_path / "b").mkdir()
+    corpus = Corpus(sources=(Source(name="a"), Source(name="b")))
+    with pytest.raises(BackendError, match=r"data\.b: .*b: holds nothing") as error:
+        list_corpus(corpus, {"a": Root(tmp_path / "a"), "b": Root(tmp_path / "b", container)})
+    assert error.value.cause is Cause.STORAGE
 
 
 def test_one_id_for_two_recordings_is_refused(tmp_path: Path) -> None:

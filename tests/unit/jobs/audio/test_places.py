@@ -10,7 +10,7 @@ import pytest
 from jobs.audio import places
 from jobs.audio.corpus_tables import CorpusTables
 from jobs.audio.roots import Root
-from orchestrator.errors import DataError
+from orchestrator.errors import BackendError, DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Source
 from tests.corpora import make_corpus, write_wave
@@ -53,4 +53,10 @@ def test_other_recordings_are_another_snapshot(tmp_path: Path, out: Storage, cha
     else:
         (tmp_path / "there/en/b.wav").unlink()
     with pytest.raises(DataError, match=r"s/en/b2? is not both here and in the corpus"):
+        places.ensured(out, CORPUS, {"s": Root(tmp_path / "there")})
+
+
+def test_a_root_that_is_not_mounted_is_no_other_snapshot(tmp_path: Path, out: Storage) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(BackendError, match=r"data\.s: .*there: holds nothing"):
         places.ensured(out, CORPUS, {"s": Root(tmp_path / "there")})

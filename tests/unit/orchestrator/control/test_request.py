@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_a_source_that_cannot_be_listed_here_has_no_key(project: Path, backend: 
         "mounted, or give corpus.snapshot"
     )
     assert prepare(project / "r.yaml", project / "c.yaml", ["corpus.snapshot=v1"]).plan
+
+
+def test_a_source_that_is_not_mounted_here_has_no_key(project: Path) -> None:
+    shutil.rmtree(project / "speech")
+    (project / "speech").mkdir()
+    with pytest.raises(SpecErrors) as raised:
+        prepare(project / "r.yaml", project / "c.yaml")
+    said = f"c.yaml: data.speech: {project}/speech: holds nothing; see that it is mounted"
+    assert str(raised.value) == said
 
 
 def test_a_source_without_a_root_has_no_key_either(project: Path) -> None:

@@ -50,6 +50,16 @@ def test_a_root_that_is_gone_is_named(tmp_path: Path) -> None:
         list(files_below(tmp_path / "gone"))
 
 
+@pytest.mark.parametrize("left", ["", "en/", "lost+found/", ".snapshot/a.wav", "en/.hidden"])
+def test_where_nothing_is_mounted_there_is_no_source(tmp_path: Path, left: str) -> None:
+    if left.endswith("/"):
+        (tmp_path / left).mkdir()
+    elif left:
+        write(tmp_path, left)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: holds nothing; see that it is mount"):
+        list(files_below(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
