@@ -76,7 +76,7 @@ def estimate_sources(
     """What each source gives by the facts of corpus and units; none where there is no corpus."""
     counted, listed = unit_facts.get("sources") or {}, corpus_facts.get("sources") or {}
     found = _in_all(listed, counted) if counted else listed
-    hours = {
+    hours: dict[str, Any] = {
         name: facts.get("used_hours", facts.get("kept_hours")) for name, facts in found.items()
     }
     tokens_per_hour = 3600 * recipe.encoder.frame_rate_hz
