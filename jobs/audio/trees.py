@@ -15,16 +15,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs.audio.decode import AUDIO_SUFFIXES
 from jobs.audio.mapped_tables import SortedRows, chunked
-from jobs.audio.place import PATH, Place, audio_column, open_parquet
+from jobs.audio.place import BYTES, PATH, Place, audio_column, open_parquet
 from orchestrator.errors import DataError
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.source_files import as_path, as_text, files_below
 
 _ID = ("id", "ID", "utt_id", "fileid", "file", "path")
 """Columns that name a row of Parquet."""
+_MAX_GROUP_BYTES = 500_000_000
+"""A decoder's memory has room for a row group three times: as it lies, decoded and put together."""
 
 
 class Leaf(NamedTuple):
@@ -137,8 +140,8 @@ class ParquetTree:
     A row's path is its id where that names an audio file, else the path beside its bytes.
     """
 
-    def __init__(self, root: Path | BucketPath) -> None:
-        self._root = root
+    def __init__(self, root: Path | BucketPath, *, max_group_bytes: int = _MAX_GROUP_BYTES) -> None:
+        self._root, self._max_group_bytes = root, max_group_bytes
 
     def leaves(self) -> Iterator[Leaf]:
         """All rows, sorted. Raises DataError for what is no such file."""
@@ -159,6 +162,7 @@ class ParquetTree:
     def _rows(self, path: str) -> Iterator[tuple[Leaf, Mapping[str, Any]]]:
         with open_parquet(self._root / as_path(path)) as file:
             audio = audio_column(file)
+            self._require_small_groups(path, file.metadata, f"{audio}.{BYTES}")
             texts = [f.name for f in file.schema_arrow if pa.types.is_string(f.type)]
             number = 0
             for batch in file.iter_batches(columns=[f"{audio}.{PATH}", *texts]):
@@ -171,6 +175,19 @@ class ParquetTree:
                         )
                     yield Leaf(name, 0, "", path, number), about
                     number += 1
+
+    def _require_small_groups(self, path: str, about: pq.FileMetaData, audio: str) -> None:
+        """Raise DataError for a row group that no decoder has the memory for."""
+        for number in range(about.num_row_groups):
+            group = about.row_group(number)
+            columns = map(group.column, range(group.num_columns))
+            size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == audio)
+            if size > self._max_group_bytes:
+                raise DataError(
+                    f"{self._root}/{path}: row group {number} holds {size / 1e6:,.0f} MB of audio, "
+                    f"and at most {self._max_group_bytes / 1e6:,.0f} MB are read at once; write "
+                    "the file again with 100 rows in a group"
+                )
 
 
 def _name_of(about: Mapping[str, Any], path: str | None) -> str:

@@ -58,3 +58,12 @@ def test_what_is_none_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["no audio"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match="needs one column of struct<bytes, path>, and has none"):
         list(ParquetTree(tmp_path).leaves())
+
+
+def test_a_row_group_that_takes_too_much_memory_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    assert len(list(ParquetTree(tmp_path, max_group_bytes=1_000).leaves())) == 5
+    with pytest.raises(
+        DataError, match=r"a\.parquet: row group 0 holds .* with 100 rows in a group"
+    ):
+        list(ParquetTree(tmp_path, max_group_bytes=2).leaves())
