@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,27 @@ def test_a_manifest_can_be_read_by_people(tmp_path: Path) -> None:
     artifact = Artifact("pack", KEY, Storage(str(tmp_path)))
     publish(artifact)
     assert (tmp_path / "MANIFEST.json").read_text().startswith('{\n "facts": {},\n "files": {},')
+
+
+class FarStorage(Storage):
+    """A folder whose files are hashed four at a time or never, as if each hash were far away."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._together = threading.Barrier(4)
+
+    def digest(self, path: str) -> str:
+        """As it is, when four wait for one."""
+        self._together.wait(timeout=10)
+        return super().digest(path)
+
+
+@pytest.mark.parametrize("num_files", [4, 20, 1_028])
+def test_files_are_hashed_together(tmp_path: Path, num_files: int) -> None:
+    near = Artifact("tokenize", key_of(INPUTS), Storage(str(tmp_path)))
+    for number in range(num_files):
+        (tmp_path / f"{number:04d}").write_bytes(b"%d" % number)
+    far = Artifact("tokenize", near.key, FarStorage(str(tmp_path)))
+    far.publish(inputs=INPUTS, facts={}, producer={})
+    assert list(near.manifest()["files"]) == [f"{number:04d}" for number in range(num_files)]
+    assert list(near.problems()) == []
