@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs.audio import places
 from jobs.audio.corpora.recording import Recording, by_stem
@@ -42,6 +44,7 @@ from jobs.speech.pool import Pool
 from jobs.speech.sample import Measured, MeasureTask, draw
 from jobs.speech.units import ShardResult, ShardStats
 from jobs.tokenize import Shards, write_fates
+from jobs.unit_shards import SCHEMA as UNITS_SCHEMA
 from jobs.unit_shards import shard_path
 from orchestrator.control.executor import Request
 from orchestrator.control.request import prepare
@@ -55,6 +58,10 @@ _RECORDING_S = 30
 _RECORDING_SAMPLES = _RECORDING_S * 16_000
 _SOURCE = "made-up"
 _NUM_UNITS = 500
+_ROWS = 120
+"""Of a shard of an hour."""
+_MOST_RESUMED = 10_000
+"""More would only take longer."""
 _RECIPES = Path(__file__).parent.parent / "recipes"
 _RUN = "large"
 
@@ -259,6 +266,31 @@ def _drive(folder: Path, num_shards: int, num_workers: int) -> None:
                 shards.books.require_readable(tables.num_rows, 1)
             write_fates(units, shards.books)
     print(f"store calls: {opened} to open, {CountedStorage.num_calls - opened} besides")
+    if num_shards <= _MOST_RESUMED:
+        _resume(units, num_shards)
+
+
+def _resume(units: CountedStorage, num_shards: int) -> None:
+    """Count what an earlier attempt has made: what the next one's driver does."""
+    _make_units(Path(units.url), num_shards)
+    CountedStorage.num_calls = 0
+    with _measured(f"{num_shards:,} shards found", num_shards):
+        shards = Shards(num_shards, [units], [_NUM_UNITS])
+        shards.add_earlier()
+    assert shards.books.facts()["num_recordings"] == num_shards * _ROWS
+    print(f"store calls: {CountedStorage.num_calls}")
+
+
+def _make_units(folder: Path, num_shards: int) -> None:
+    """Write shards of units, each with recordings of its own."""
+    row = {"units": [7] * 50, "num_samples": _RECORDING_SAMPLES, "source": _SOURCE}
+    table = pa.Table.from_pylist([row] * _ROWS, UNITS_SCHEMA)
+    column = table.column_names.index("recording")
+    for shard in range(num_shards):
+        path = folder / shard_path(shard)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = pa.array([f"{_SOURCE}/{shard}/{number}" for number in range(_ROWS)])
+        pq.write_table(table.set_column(column, "recording", names), path)
 
 
 @contextmanager
