@@ -29,7 +29,7 @@ import torch
 from jobs.audio.channels import Channels
 from jobs.audio.decode import Notice, UnreadableAudioError, Wave, blocks
 from jobs.audio.place import Place
-from orchestrator.errors import BackendError, Cause, RunFailedError
+from orchestrator.errors import BackendError, Cause, DataError, RunFailedError
 
 Decode = Callable[..., Iterator[Wave]]
 
@@ -239,11 +239,13 @@ class _Refusal:
     words: str
     is_verdict: bool
     is_from_memory: bool = False
+    kind: type[BackendError | DataError] = BackendError
+    """Of what is no verdict."""
 
     def error(self, where: Path | Place) -> Exception:
         if self.is_verdict:
             return UnreadableAudioError(where, self.words)
-        return BackendError(self.words)
+        return self.kind(self.words)
 
 
 def _serve(connection: Connection, decode: Decode, memory_bytes: int) -> None:
@@ -275,8 +277,8 @@ def _answer(connection: Connection, decode: Decode, order: _Order) -> _Refusal |
             connection.send(block)
     except UnreadableAudioError as error:
         return _Refusal(error.reason, is_verdict=True)
-    except BackendError as error:
-        return _Refusal(str(error), is_verdict=False)
+    except (BackendError, DataError) as error:
+        return _Refusal(str(error), is_verdict=False, kind=type(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "alloc" not in str(error):
             raise

@@ -102,10 +102,22 @@ def audio_column(file: pq.ParquetFile) -> str:
 
 
 def _row(path: Path | BucketPath, row: int) -> bytes:
-    ends = _row_group_ends(path)
-    group = int(np.searchsorted(ends, row, side="right"))
-    first = int(ends[group - 1]) if group else 0
-    return bytes(_row_group(path, group)[row - first].as_py() or b"")
+    """The bytes of a row. Raises OSError, DataError where what was read is damaged."""
+    try:
+        ends = _row_group_ends(path)
+        group = int(np.searchsorted(ends, row, side="right"))
+        first = int(ends[group - 1]) if group else 0
+        return bytes(_row_group(path, group)[row - first].as_py() or b"")
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and not _is_of_parquet(path, error):
+            raise
+        words = str(error).splitlines()[0]
+        raise DataError(f"{path}: row {row}: is damaged ({words}); fetch it again") from None
+
+
+def _is_of_parquet(path: Path | BucketPath, error: OSError) -> bool:
+    """Whether it is what Arrow says of bytes that it could read; a system's error has a number."""
+    return isinstance(path, Path) and type(error) is OSError and error.errno is None
 
 
 @lru_cache(maxsize=16)

@@ -17,8 +17,10 @@ from jobs.audio.corpora import adapter
 from jobs.audio.corpora.recording import stem
 from jobs.audio.decode import UnreadableAudioError, blocks
 from jobs.audio.decoders import Decoders
+from jobs.audio.headers import as_blocks
 from jobs.audio.place import Place
 from jobs.audio.trees import FolderTree, ParquetTree, TarTree, Tree
+from orchestrator.errors import DataError
 from tests.unit.jobs.audio.corpora.layouts import as_tars, gzipped, json_lines
 from tests.unit.jobs.audio.corpora.test_layouts import recording_of
 
@@ -134,6 +136,25 @@ def test_what_is_cut_short_is_so_in_every_container(
         with pytest.raises(UnreadableAudioError, match=leaf.path) as within:
             list(blocks(tree.place(leaf)))
         assert within.value.reason == alone.value.reason
+
+
+@pytest.mark.parametrize("damage", ["its pages", "its end", "its table of contents"])
+def test_a_parquet_file_that_is_damaged_is_no_verdict_on_its_recordings(
+    folders: Path, decoders: Decoders, tmp_path: Path, damage: str
+) -> None:
+    _, tree = in_parquet(folders, tmp_path)
+    place = tree.place(next(iter(tree.leaves())))
+    data = (tmp_path / "a.parquet").read_bytes()
+    damaged = {
+        "its pages": data[:4] + bytes(60) + data[64:],
+        "its end": data[: len(data) // 2],
+        "its table of contents": data[:-200] + bytes(192) + data[-8:],
+    }
+    (tmp_path / "a.parquet").write_bytes(damaged[damage])
+    for form in (decoders, Decoders(1, decode=as_blocks)):
+        with pytest.raises(DataError, match=r"a\.parquet: .*; fetch it again") as said:
+            list(form.blocks(place))
+        assert len(str(said.value).splitlines()) == 1
 
 
 def test_it_says_how_many_bytes_it_has(folders: Path, tmp_path: Path) -> None:
