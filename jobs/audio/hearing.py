@@ -95,7 +95,9 @@ class _Chooser:
     ) -> None:
         self._detector, self._threshold, self._spread = detector, threshold, spread
         self.frame_s = detector.frame_s
-        self._bounds_s = np.array(sorted(spans_s)).ravel()
+        spans_N2 = np.array(sorted(spans_s), np.float64).reshape(-1, 2)
+        self._starts_s = spans_N2[:, 0]
+        self._ends_s = np.maximum.accumulate(spans_N2[:, 1])  # they may overlap
         self._waiting: deque[Wave] = deque()
         self._num_speech: Counter[int] = Counter()
         """Frames with speech of the blocks that wait."""
@@ -117,8 +119,9 @@ class _Chooser:
         """Take in the speech of some frames, and offer the blocks before them."""
         middle_T = (self._num_frames + np.arange(len(p_T)) + 0.5) * self.frame_s
         is_speech_T = p_T >= self._threshold
-        if len(self._bounds_s):  # between an even and an odd one is within a span
-            is_speech_T &= np.searchsorted(self._bounds_s, middle_T) % 2 == 1
+        if len(self._starts_s):
+            num_begun_T = np.searchsorted(self._starts_s, middle_T)
+            is_speech_T &= (num_begun_T > 0) & (middle_T <= self._ends_s[num_begun_T - 1])
         self._num_speech.update((middle_T[is_speech_T] // BLOCK_S).astype(int).tolist())
         self._num_frames += len(p_T)
         self._offer(int(self._num_frames * self.frame_s // BLOCK_S))

@@ -69,10 +69,18 @@ def test_stretches_and_blocks_for_the_language_come_of_one_pass() -> None:
     assert heard.identified == ("en", 0.75, 0.25)
 
 
-def test_only_speech_within_the_spans_is_heard_for_the_language() -> None:
+@pytest.mark.parametrize(
+    "spans_s",
+    [
+        [(60.0, 64.0), (110.0, 117.0), (121.0, 122.0)],
+        [(105.0, 117.0), (106.0, 107.0), (60.0, 64.0)],
+    ],
+)
+def test_only_speech_within_the_spans_is_heard_for_the_language(
+    spans_s: list[tuple[float, float]],
+) -> None:
     model = Named()
     listener = Listener(detector=Loud(), rule=RULE, language_id=model)
-    spans_s = [(60.0, 64.0), (110.0, 117.0), (121.0, 122.0)]
     listener.hear(BLOCKS, spans_s, identifies=True)
     assert model.heard == [0.003]
 
