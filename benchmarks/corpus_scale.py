@@ -116,7 +116,7 @@ def main() -> int:
             _make(request, _roots(request), hours * 3600 // _RECORDING_S)
         _open(request)
         _ask(request, Path(folder))
-        for num_shards in (1_000, 10_000, 150_000) if options.full else (250, 2_500):
+        for num_shards in (1_000, 10_000, 150_000) if options.full else (100, 1_000):
             command = [sys.executable, "-m", __spec__.name, "--workers", str(options.workers)]
             subprocess.run([*command, "--drive", folder, str(num_shards)], check=True)
     return 0
