@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from jobs.training.rank import last_line
 from orchestrator.errors import Cause, RunFailedError
+from orchestrator.ledger.run import CODE, RAY_CODE
 
 
 @contextmanager
@@ -42,6 +45,7 @@ def session(address: str, num_cpus: int, *, log_to_driver: bool = True) -> Itera
                 address=address or "local",
                 log_to_driver=log_to_driver,
                 logging_level=logging.WARNING,
+                runtime_env=_code(),
                 **({} if address else private),
             )
         if threading.current_thread() is threading.main_thread():
@@ -51,6 +55,12 @@ def session(address: str, num_cpus: int, *, log_to_driver: bool = True) -> Itera
             yield
         finally:
             ray.shutdown()
+
+
+def _code() -> dict[str, list[str]]:
+    """What takes our code to nodes that do not have it."""
+    folder = os.environ.get(RAY_CODE, "")
+    return {"py_modules": [str(Path(folder, name)) for name in CODE]} if folder else {}
 
 
 @contextmanager

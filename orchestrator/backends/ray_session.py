@@ -7,6 +7,7 @@ cannot outlive the supervisor by more than Ray's own reaper takes.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
 import shutil
@@ -19,11 +20,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 from orchestrator.backends.local import die_with_parent, end_session
 from orchestrator.errors import BackendError, Cause
+from orchestrator.ledger.run import RAY_CODE
 
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 240.0
@@ -37,6 +40,8 @@ _COMMON_ENV = {
 }
 _JOINING_ENV = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "20"}
 """For who joins a session that was up: Ray tries 20 times for 41 s to reach one that has gone."""
+_LOOK_EVERY_S = 5.0
+_JOIN_TIMEOUT_S = 30.0
 _TEMPORARY = Path("/tmp")
 """A short path is needed, and TMPDIR may be long."""
 
@@ -89,6 +94,66 @@ class _RayProcess:
         end_session(self._process.pid)
 
 
+class Session(Protocol):
+    """A Ray session, as a supervisor uses it."""
+
+    env: Mapping[str, str]
+    """What lets processes join it."""
+
+    def is_alive(self) -> bool:
+        """Whether it is up, or on its way to it."""
+        ...
+
+    def wait_ready(self) -> None:
+        """Return once it accepts connections. Raises BackendError with cause ``ray_lost``."""
+        ...
+
+    def stop(self) -> None:
+        """End it, where it is ours."""
+        ...
+
+
+class JoinedRay:
+    """The cluster that this process is a job of: others started it, and keep it."""
+
+    def __init__(self, address: str, code: Path) -> None:
+        """``code``: what the cluster's nodes import; Ray takes it there."""
+        own = {**_COMMON_ENV, "RAY_ADDRESS": address, RAY_CODE: str(code)}
+        del own["RAY_AUTH_MODE"]  # as it is in this process: the cluster asks for a token, or not
+        self.env: Mapping[str, str] = {**own, **_JOINING_ENV}
+
+        self._address, self._answered_at = address, -math.inf
+
+    def is_alive(self) -> bool:
+        """Whether its head takes connections, or did some seconds ago."""
+        if time.monotonic() - self._answered_at > _LOOK_EVERY_S and self._answers():
+            self._answered_at = time.monotonic()
+        return time.monotonic() - self._answered_at <= _LOOK_EVERY_S
+
+    def wait_ready(self) -> None:
+        """Return once its head takes connections. Raises BackendError, cause ``ray_lost``."""
+        deadline = time.monotonic() + _JOIN_TIMEOUT_S
+        while not self.is_alive():
+            if time.monotonic() > deadline:
+                raise BackendError(
+                    f"ray: the head at {self._address} takes no connections; start it again, and "
+                    "`orchestrator resume` there",
+                    cause=Cause.RAY_LOST,
+                )
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        """It goes on."""
+
+    def _answers(self) -> bool:
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2.0).close()
+        except OSError:
+            return False
+        return True
+
+
 class RaySession(_RayProcess):
     """A running head, started in the background; `wait_ready` returns when it answers."""
 
@@ -118,7 +183,7 @@ class RaySession(_RayProcess):
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": self.head.address,
         }
-        self.env = {**own, **_JOINING_ENV}
+        self.env: Mapping[str, str] = {**own, **_JOINING_ENV}
         words = [
             *("--head", "--node-ip-address", address, "--port", port),
             *("--num-cpus", str(num_cpus), "--include-dashboard", "false"),

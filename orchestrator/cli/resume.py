@@ -20,8 +20,8 @@ from orchestrator.cli.terminal import interruptible, what_stands
 from orchestrator.cli.watch import watch
 from orchestrator.control.cluster_choice import choose_cluster, open_store
 from orchestrator.control.move import Listener, Place, bring, where_it_lies
-from orchestrator.control.request import move, start
-from orchestrator.errors import RequestError
+from orchestrator.control.request import interrupted, move, start
+from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.quantities import format_bytes
 from orchestrator.spec.loader import load_cluster
@@ -30,8 +30,14 @@ _LINE_EVERY_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUN [--cluster F] [--watch]."""
-    add_run(parser)
+    """RUN [--cluster F] [--watch] | --interrupted [--cluster F]."""
+    add_run(parser, optional=True)
+    parser.add_argument(
+        "--interrupted",
+        action="store_true",
+        help="in place of RUN: all runs that went away with their machine or with Ray; the last "
+        "line of a head's start-up commands",
+    )
     parser.epilog = (
         "with --cluster the run goes on there: where that names another store, the run moves with "
         "all it has; a name is looked up there first, then in the store of the usual cluster file"
@@ -41,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """See to it that what is left is worked on."""
+    if options.interrupted == bool(options.run):
+        raise RequestError("RUN: give the name of a run, or --interrupted for all that went away")
+    if options.interrupted:
+        return _resume_interrupted(options)
     with interruptible(lambda: "nothing was done"):
         place = _named(options)
     if options.cluster:
@@ -52,6 +62,21 @@ def run(options: argparse.Namespace) -> int:
             print(f"run {folder.name}: moves to {options.cluster}", file=sys.stderr)
         print(f"run {folder.name}: {started_line(start(folder, store))}", file=sys.stderr)
     return watch(folder, store) if options.watch else 0
+
+
+def _resume_interrupted(options: argparse.Namespace) -> int:
+    """Start each that went away; one that cannot be is said, and keeps no other from it."""
+    cluster_file, _ = choose_cluster(options.cluster, None)
+    cluster = load_cluster(cluster_file)
+    store, worst = open_store(cluster), 0
+    with interruptible(lambda: "the same command goes on from here"):
+        for folder in interrupted(store, cluster):
+            try:
+                words = started_line(start(folder, store))
+            except OrchestratorError as error:
+                words, worst = str(error), max(worst, error.exit_code)
+            print(f"run {folder.name}: {words}", file=sys.stderr)
+    return worst
 
 
 def _named(options: argparse.Namespace) -> Place:

@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.records import record_at, understood
-from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.run import CODE, RunFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.temporary import own_temporary_folder
 
@@ -31,7 +31,7 @@ _REMEDY = "submit the recipe again with another --name: finished stages are reus
 def code_snapshot() -> dict[str, bytes]:
     """Relative path to bytes of everything the jobs execute."""
     snapshot: dict[str, bytes] = {}
-    for package in ("orchestrator", "jobs"):
+    for package in CODE:
         root = _package_folder(package)
         snapshot |= {f"{package}/{path}": data for path, data in _code_in(root).items()}
     return snapshot

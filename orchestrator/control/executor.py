@@ -24,6 +24,7 @@ from orchestrator.spec.recipe import Recipe
 EXECUTORS: dict[str, str] = {
     "local": "orchestrator.control.local.executor:LocalExecutor",
     "slurm": "orchestrator.control.slurm.executor:SlurmExecutor",
+    "ray": "orchestrator.control.ray.executor:RayExecutor",
 }
 """Backend to the module and class of its executor, imported when it is first asked for. Other
 backends can be planned for and nothing else."""
@@ -169,5 +170,5 @@ def observe_all(runs: Sequence[RunFolder]) -> dict[str, Observed]:
 def _not_submittable(cluster: Cluster) -> RequestError:
     return RequestError(
         f"cluster: backend: {cluster.backend!r} can be planned for but not submitted to; "
-        f"use {' or '.join(EXECUTORS)}"
+        f"use {', '.join(EXECUTORS)}"
     )

@@ -31,7 +31,14 @@ from orchestrator.control.requirements import (
     unfit_variables,
     unmapped_sources,
 )
-from orchestrator.errors import BackendError, RequestError, SpecErrors, os_words
+from orchestrator.errors import (
+    INTERRUPTIONS,
+    BackendError,
+    Cause,
+    RequestError,
+    SpecErrors,
+    os_words,
+)
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import spending
@@ -142,6 +149,26 @@ def start(run: RunFolder, store: Store) -> Started:
         require_usable(store.storage)
     require_variables(run, cluster)
     return executor_of(cluster).start(run, store)
+
+
+def interrupted(store: Store, cluster: Cluster) -> tuple[RunFolder, ...]:
+    """Runs of a store that went away with what they ran on, where that is of the cluster's kind.
+
+    Nobody has ended them, or Ray, a node or the network did.
+    """
+    runs = (RunFolder(store.run_storage(name)) for name in store.runs())
+    here = (run for run in runs if run.exists() and not run.moved)
+    same = (run for run in here if run.cluster().backend == cluster.backend)
+    return tuple(run for run in same if _was_interrupted(run))
+
+
+def _was_interrupted(run: RunFolder) -> bool:
+    supervisors = run.supervisors()
+    if not supervisors or supervisors[-1].end is None:
+        return bool(supervisors)
+    lasts = [a for i in run.plan().leaders for a in run.attempts(i.id)[-1:]]
+    ends = [a.end for a in lasts if a.end and a.end["state"] in ("failed", "preempted")]
+    return any(Cause(end["cause"]) in INTERRUPTIONS for end in ends)
 
 
 def require_variables(run: RunFolder, cluster: Cluster) -> None:

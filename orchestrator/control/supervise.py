@@ -17,7 +17,7 @@ from typing import Any
 
 from orchestrator.backends.base import Backend, JobRef
 from orchestrator.backends.local import LocalBackend
-from orchestrator.backends.ray_session import RaySession
+from orchestrator.backends.ray_session import Session
 from orchestrator.control.executor import observe
 from orchestrator.control.job import cpus_of, gpus_of, stage_job
 from orchestrator.control.run_logs import RunLogs
@@ -72,7 +72,7 @@ class Work:
     """Monotonic time before which it is not started again."""
     is_held: bool = False
     """Whether another run works on it."""
-    ray: RaySession | None = None
+    ray: Session | None = None
     """The session that its attempt was started in."""
 
     @property
@@ -95,8 +95,9 @@ class Supervisor:
         about: Mapping[str, Any] | None = None,
         logs: RunLogs | None = None,
         is_set_up: bool = False,
-        start_ray: Callable[[], RaySession] | None = None,
+        start_ray: Callable[[], Session] | None = None,
         standby: Standby | None = None,
+        num_cpus: int | None = None,
         beat: Callable[[], None] = lambda: None,
         patience: StorePatience | None = None,
         tick_s: float = TICK_S,
@@ -110,14 +111,16 @@ class Supervisor:
 
         ``about`` is noted with each attempt, over what a job of one machine would hold.
         ``is_set_up``: whether this process has been through the set-up lines of the cluster's
-        environment. ``standby`` forks the ranks of this node. ``beat`` is called at every tick.
+        environment. ``standby`` forks the ranks of this node. ``num_cpus``: cores that jobs may
+        hold together, this machine's by default. ``beat`` is called at every tick.
         ``patience``: with a store that is away.
         """
         self._store, self._run, self._backend = store, run, backend
         self._plan: Plan = run.plan()
         self._cluster: Cluster = run.cluster()
         self._start_ray, self._standby = start_ray, standby
-        self._ray: RaySession | None = None
+        self._capacity = num_cpus or self._cluster.cpus or os.cpu_count() or 1
+        self._ray: Session | None = None
         self._ray_starts_in_vain = 0
         self._beat = beat
         self._tick_s = tick_s
@@ -290,10 +293,6 @@ class Supervisor:
         used = sum(self._cpus(w) for w in self._works.values() if w.state == "running")
         return used + self._cpus(work) <= self._capacity
 
-    @property
-    def _capacity(self) -> int:
-        return self._cluster.cpus or os.cpu_count() or 1
-
     def _cpus(self, work: Work) -> int:
         stage = work.leader.stage
         wanted = cpus_of(stage, self._cluster.resources_of(stage, work.leader.node))
@@ -346,7 +345,7 @@ class Supervisor:
         self._limits_due = 0.0
         log.info("%s: attempt %d started", work.leader.id, attempt.number)
 
-    def _answers(self, ray: RaySession) -> bool:
+    def _answers(self, ray: Session) -> bool:
         """Whether a session is ready. Raises BackendError when it is not, time and again."""
         try:
             ray.wait_ready()

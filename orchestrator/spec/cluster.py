@@ -267,6 +267,34 @@ class Slurm(SlurmOptions):
     lost."""
 
 
+class Ray(Spec):
+    """Where the Ray cluster is that runs are given to, where that is the backend.
+
+    Its token, where it asks for one, is looked up as Ray does it: ``RAY_AUTH_TOKEN``, the file that
+    ``RAY_AUTH_TOKEN_PATH`` names, ``~/.ray/auth_token``.
+    """
+
+    address: Word | None = None
+    """``http://host:port`` of its dashboard; ``host:port`` of its head, whose dashboard then is
+    there or at port 8265; ``auto`` on the head itself. ``$RAY_ADDRESS`` when absent."""
+    tunnel: tuple[Argument, ...] = ()
+    """Words of a command that makes the dashboard reachable at ``{port}`` of this machine, such as
+    ``[ssh, -N, -L, "{port}:127.0.0.1:8265", head]`` or ``[kubectl, port-forward,
+    service/ray-head-svc, "{port}:8265"]``; started for each command and ended after it."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.tunnel and self.address:
+            raise ValueError("address and tunnel are two ways to one cluster; leave one out")
+        if self.tunnel and not any("{port}" in word for word in self.tunnel):
+            raise ValueError('tunnel: no word of it says "{port}", where it is to listen')
+        if (self.address or "").startswith("ray://"):
+            raise ValueError(
+                f"address: {self.address} is for Ray's client; give http:// of the dashboard"
+            )
+        return self
+
+
 class Prices(Spec):
     """What things take and cost, for estimates."""
 
@@ -382,6 +410,8 @@ class Cluster(Spec):
     """What surrounds the jobs' processes."""
     slurm: Slurm = Slurm()
     """What Slurm is told, where that is the backend."""
+    ray: Ray = Ray()
+    """Where the Ray cluster is, where that is the backend."""
     retry: Retry = Retry()
     """Budgets of the supervisor."""
     prices: Prices = Prices()
@@ -437,6 +467,24 @@ class Cluster(Spec):
             raise ValueError(
                 f"retry.notice_s: {self.retry.notice_s:g} s is more than half of the shortest job "
                 f"({shortest_min} min); lower it, or raise walltime_min"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fit_for_ray(self) -> Self:
+        if self.backend != "ray":
+            return self
+        if self.rank_launcher != "ray_train":
+            raise ValueError(f"launcher: {self.launcher} is not for Ray; leave it out")
+        environment = self.environment
+        if environment.export:
+            raise ValueError(
+                f"environment.export: {environment.export[0]}: Ray would write its value down; "
+                "set it where the cluster's nodes are started, and leave it out here"
+            )
+        if environment.container:
+            raise ValueError(
+                "environment.container: the cluster's own launcher chooses the image; leave it out"
             )
         return self
 

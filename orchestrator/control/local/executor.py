@@ -5,23 +5,22 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
-from orchestrator.backends.base import Job
+from orchestrator.backends.base import Backend, Job, JobRef
 from orchestrator.backends.local import LocalBackend
 from orchestrator.control.cluster_choice import existing
 from orchestrator.control.code_snapshot import code_env
-from orchestrator.control.executor import Check, Executor, Request, Started
+from orchestrator.control.executor import Check, Request
 from orchestrator.control.job import cpus_of, python_of
 from orchestrator.control.models import WEIGHTS, models_of
 from orchestrator.control.requirements import JOB_PACKAGES, num_gpus, root_of, version_of
 from orchestrator.control.run_logs import RunLogs
-from orchestrator.errors import BackendError, OrchestratorError, RunFailedError
+from orchestrator.control.supervised import CANCEL_SLACK_S, SupervisedExecutor, last_line
+from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import JobState
 from orchestrator.ledger.storage import Storage
 from orchestrator.ledger.store import Store
 from orchestrator.plan.estimate import STATE_BYTES_PER_PARAMETER, parameters_in_name
@@ -35,68 +34,37 @@ from orchestrator.spec.recipe import Recipe, Tracking
 SUPERVISOR_MODULE = "orchestrator.control.local.supervisor"
 SUPERVISOR_LOG = "supervisor.log"
 START_TIMEOUT_S = 60.0
-CANCEL_SLACK_S = 60.0
-"""Added to the time that jobs get to save."""
 MIN_FREE_BYTES = 5 * 10**9
 MIN_OPEN_FILES = 4096
 
 
-class LocalExecutor(Executor):
-    """Starts the supervisor, and asks it to stop."""
+class LocalExecutor(SupervisedExecutor):
+    """Its supervisor is a detached process."""
 
     def __init__(
         self, start_timeout_s: float = START_TIMEOUT_S, cancel_slack_s: float = CANCEL_SLACK_S
     ) -> None:
-        self._start_timeout_s, self._cancel_slack_s = start_timeout_s, cancel_slack_s
+        super().__init__(start_timeout_s, cancel_slack_s)
 
-    def start(self, run: RunFolder, store: Store) -> Started:
-        """Start a supervisor unless one is at work or all is done.
+    def jobs_of(self, cluster: Cluster) -> AbstractContextManager[Backend]:  # noqa: ARG002 (any)
+        """Processes of this machine."""
+        return nullcontext(LocalBackend())
 
-        Returns once it has announced itself, so that `status` is true from then on. Raises
-        BackendError.
-        """
-        # A dead supervisor's lease on another machine is watched for as long before it is taken.
-        watch_s = run.cluster().retry.heartbeat_timeout_s
-        deadline = time.monotonic() + self._start_timeout_s + watch_s
-        before = len(run.supervisors())
-        while run.supervising() and not run.live_supervisor():
-            if time.monotonic() > deadline:  # one that begins or ends takes a moment
-                break
-            time.sleep(0.05)
-        if run.live_supervisor():
-            return Started(outcome="running")
-        if before and store.has(*run.plan().instances):
-            return Started(outcome="done")
-        job, backend = supervisor_job(run, store), LocalBackend()
-        ref = backend.submit(job)
-        try:
-            while len(run.supervisors()) == before:
-                has_ended = backend.poll([ref])[ref].state is not JobState.RUNNING
-                # One that another's lease sent away ends at once; that other announces itself, or
-                # ends.
-                is_waiting = not has_ended or run.supervising() or len(run.supervisors()) > before
-                if not is_waiting or time.monotonic() > deadline:
-                    said = f" ({words})" if (words := _last_line(job.log)) else ""
-                    raise BackendError(f"{run.name}: no supervisor started{said}; see {job.log}")
-                time.sleep(0.05)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("the run goes on: its supervisor begins to work") from None
-        return Started(outcome="started")
-
-    def cancel(self, run: RunFolder, stage: str | None) -> None:
-        """Ask the supervisor, and wait until it has done so. Raises RunFailedError."""
-        number = run.request_cancel(stage)
-        timeout_s = run.cluster().retry.notice_s + self._cancel_slack_s
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if not run.live_supervisor():
-                return
-            if stage and "obeyed_at" in run.cancel_requests()[number - 1]:
-                return
-            time.sleep(0.2)
-        raise RunFailedError(
-            f"{run.name}: still not stopped after {timeout_s:.0f} s; see `orchestrator status`"
+    def supervisor_job(self, run: RunFolder, store: Store) -> Job:
+        """The process of a run's supervisor."""
+        names = ("--store", store.storage.url, "--run", run.name)
+        return Job(
+            name=run.name,
+            argv=(python_of(run.cluster()), "-m", SUPERVISOR_MODULE, *names),
+            log=RunLogs(run).continued(run.storage, SUPERVISOR_LOG),
+            env=code_env(run),
+            detached=True,
         )
+
+    def last_words(self, backend: Backend, ref: JobRef, job: Job) -> tuple[str, str]:  # noqa: ARG002 (in its log)
+        """Of its log."""
+        log = job.log.read_text(errors="replace") if job.log.exists() else ""
+        return last_line(log), str(job.log)
 
     def problems(self, request: Request) -> Iterator[str]:
         """Folders, accelerators, cores, memory and packages that this machine lacks."""
@@ -164,24 +132,6 @@ def _disk_of_store(cluster: Cluster) -> Path:
         url = resolve_env(cluster.store, where="cluster: store")
         return existing(Storage(url).local_root or Path("/"))
     return Path("/")
-
-
-def _last_line(log: Path) -> str:
-    """The last words of a log; empty where there are none."""
-    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def supervisor_job(run: RunFolder, store: Store) -> Job:
-    """The job of a run's supervisor, which outlives whoever submits it."""
-    names = ("--store", store.storage.url, "--run", run.name)
-    return Job(
-        name=run.name,
-        argv=(python_of(run.cluster()), "-m", SUPERVISOR_MODULE, *names),
-        log=RunLogs(run).continued(run.storage, SUPERVISOR_LOG),
-        env=code_env(run),
-        detached=True,
-    )
 
 
 def _absent_packages(variants: Sequence[Variant]) -> Iterator[str]:

@@ -1603,12 +1603,12 @@ CLUSTERS = (
         says=(
             "c.yaml: backend: missing; give it a value",
             "c.yaml: store: missing; give it a value",
-            "c.yaml: name: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits, notify",
+            "c.yaml: name: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, ray, retry, prices, limits, notify",
             "c.yaml: corpus: unknown key; did you mean 'cpus'?",
-            "c.yaml: encoder: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits, notify",
-            "c.yaml: tokenizer: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits, notify",
+            "c.yaml: encoder: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, ray, retry, prices, limits, notify",
+            "c.yaml: tokenizer: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, ray, retry, prices, limits, notify",
             "c.yaml: model: unknown key; did you mean 'models'?",
-            "c.yaml: train: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, retry, prices, limits, notify",
+            "c.yaml: train: unknown key; known here: backend, store, data, models, resources, scratch, launcher, cpus, environment, slurm, ray, retry, prices, limits, notify",
         ),
     ),
     Broken(

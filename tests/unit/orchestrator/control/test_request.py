@@ -123,12 +123,12 @@ def test_a_source_without_a_root_has_no_key_either(project: Path) -> None:
 
 def test_nothing_is_created_on_a_cluster_that_cannot_be_submitted_to(project: Path) -> None:
     spec = yaml.safe_load((project / "c.yaml").read_text())
-    (project / "c.yaml").write_text(yaml.safe_dump({**spec, "backend": "ray"}))
+    (project / "c.yaml").write_text(yaml.safe_dump({**spec, "backend": "fake"}))
     request = prepare(project / "r.yaml", project / "c.yaml")
     with pytest.raises(RequestError) as raised:
         submit(request)
     assert str(raised.value) == (
-        "cluster: backend: 'ray' can be planned for but not submitted to; use local or slurm"
+        "cluster: backend: 'fake' can be planned for but not submitted to; use local, slurm, ray"
     )
     assert request.store.runs() == ()
 
@@ -138,7 +138,7 @@ def test_a_run_does_not_move_where_nothing_can_execute_it(project: Path) -> None
     run = RunFolder(request.store.run_storage(request.plan.run))
     run.create(request.plan, request.recipe, request.cluster, {}, {})
     other = project / "ray.yaml"
-    other.write_text((project / "c.yaml").read_text().replace("backend: local", "backend: ray"))
+    other.write_text((project / "c.yaml").read_text().replace("backend: local", "backend: fake"))
     with pytest.raises(RequestError, match="can be planned for but not submitted to"):
         move(run, other)
     assert run.num_moves == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.control.code_snapshot import code_origin, code_snapshot
-from orchestrator.control.local.executor import LocalExecutor, absent_trackers, supervisor_job
+from orchestrator.control.local.executor import LocalExecutor, absent_trackers
 from orchestrator.errors import BackendError, RunFailedError
 from orchestrator.ledger.lease import Process, acquire
 from orchestrator.spec.recipe import Tracking
@@ -19,7 +19,7 @@ from tests.unit.orchestrator.control.local.scene import Scene
 
 def test_a_supervisor_outlives_whoever_submits_it(tmp_path: Path) -> None:
     scene = Scene(tmp_path, environment={"venv": "/opt/venv"})
-    job = supervisor_job(scene.run, scene.store)
+    job = LocalExecutor().supervisor_job(scene.run, scene.store)
     assert job.argv == (
         *("/opt/venv/bin/python", "-m", "orchestrator.control.local.supervisor"),
         *("--store", str(tmp_path / "store"), "--run", "small"),

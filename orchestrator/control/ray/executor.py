@@ -1,0 +1,78 @@
+"""A run on a Ray cluster that is there: its supervisor is a job on the head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from orchestrator.backends.base import Backend, Job, JobRef
+from orchestrator.backends.ray_jobs import NAME, RayJobs
+from orchestrator.control.executor import Check
+from orchestrator.control.job import venv_python, with_setup
+from orchestrator.control.ray.head import reached
+from orchestrator.control.ray.supervisor import MODULE
+from orchestrator.control.requirements import version_of
+from orchestrator.control.supervised import CANCEL_SLACK_S, SupervisedExecutor, last_line
+from orchestrator.errors import OrchestratorError
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+from orchestrator.spec.cluster import Cluster
+
+START_TIMEOUT_S = 120.0
+_LOOK_EVERY_S = 0.5
+
+
+class RayExecutor(SupervisedExecutor):
+    """Its supervisor is a Ray job; the store tells how it goes, whether the head lives or not."""
+
+    def __init__(
+        self, start_timeout_s: float = START_TIMEOUT_S, cancel_slack_s: float = CANCEL_SLACK_S
+    ) -> None:
+        super().__init__(start_timeout_s, cancel_slack_s, look_every_s=_LOOK_EVERY_S)
+
+    def jobs_of(self, cluster: Cluster) -> AbstractContextManager[RayJobs]:
+        """The Jobs API of the cluster's head."""
+        return reached(cluster)
+
+    def supervisor_job(self, run: RunFolder, store: Store) -> Job:
+        """The command on the head, which is called the same until a supervisor announces itself."""
+        environment = run.cluster().environment
+        python = venv_python(environment) or "python"
+        names = ("--store", store.storage.url, "--run", run.name)
+        return Job(
+            name=run.name,
+            argv=with_setup(environment, (python, "-m", MODULE, *names)),
+            log=Path("of the head"),
+            detached=True,
+            tag=f"{run.name}-s{len(run.supervisors()) + 1:04d}",
+        )
+
+    def handed_over(self, backend: Backend, job: Job) -> JobRef:
+        """Submit it, or find what another shell has submitted; past those that ended in vain."""
+        names = (f"{job.tag}.{n}" if n > 1 else job.tag for n in count(1))
+        refs = (JobRef(backend=NAME, id=name) for name in names)
+        tag = next(ref.id for ref in refs if not backend.poll([ref])[ref].state.is_final)
+        return backend.submit(replace(job, tag=tag))
+
+    def last_words(self, backend: Backend, ref: JobRef, job: Job) -> tuple[str, str]:  # noqa: ARG002 (the head has them)
+        """Of the job, as the head remembers them."""
+        assert isinstance(backend, RayJobs)
+        return last_line(backend.log(ref)), f"`ray job logs {ref.id}`"
+
+    def checks(self, cluster: Cluster) -> Iterator[Check]:
+        """Whether the head answers, with which Ray, and whether it lets everybody in."""
+        try:
+            with reached(cluster) as jobs:
+                theirs, is_open = jobs.version(), jobs.is_open()
+        except OrchestratorError as error:
+            yield Check("ray", False, str(error))
+            return
+        yield Check("ray", True, f"{jobs.url} answers, Ray {theirs}")
+        if ours := version_of("ray"):
+            remedy = "" if ours == theirs else f"; install {ours} there, or {theirs} here"
+            yield Check("ray version", ours == theirs, f"{theirs} there, {ours} here{remedy}")
+        detail = "the head lets everybody in; start it with RAY_AUTH_MODE=token"
+        yield Check("ray token", not is_open, detail if is_open else "asked for")

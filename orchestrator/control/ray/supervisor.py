@@ -1,0 +1,64 @@
+"""The supervisor of a run on a Ray cluster: the command of its job on the head.
+
+What is installed there only fetches the code that was submitted with the run, and becomes that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from orchestrator.backends.ray_session import JoinedRay
+from orchestrator.control.code_snapshot import code_env, code_folder
+from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.run_logs import RunLogs
+from orchestrator.control.supervisor_process import Surroundings, supervise
+from orchestrator.errors import ExitCode, OrchestratorError, RequestError, os_words
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
+
+MODULE = "orchestrator.control.ray.supervisor"
+log = logging.getLogger(__name__)
+
+_IS_OWN_CODE = "ORCHESTRATOR_RUNS_OWN_CODE"
+_NO_LIMIT = 1_000_000
+"""Cores that jobs may hold together: nodes come as they are asked for."""
+
+
+def of_the_cluster(run: RunFolder, own: Storage, logs: RunLogs) -> Surroundings:  # noqa: ARG001 (nothing is started here)
+    """The cluster that this job is part of. Raises RequestError outside of one."""
+    if not (address := os.environ.get("RAY_ADDRESS")):
+        raise RequestError(f"{run.name}: RAY_ADDRESS is not set; submit it to the cluster's head")
+    code = code_folder(run)
+    return Surroundings(lambda: JoinedRay(address, code), num_cpus=_NO_LIMIT)
+
+
+def become(argv: Sequence[str]) -> None:
+    """Go on as the run's own code. Raises OrchestratorError, OSError."""
+    _, run = store_and_run(run_parser(__doc__).parse_args(argv))
+    run.plan()  # or there is none
+    env = {**os.environ, **code_env(run), _IS_OWN_CODE: "1"}
+    os.execve(sys.executable, [sys.executable, "-m", MODULE, *argv], env)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Supervise one run until it ends."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if _IS_OWN_CODE in os.environ:
+        return supervise(words, of_the_cluster)
+    log_to_stderr()
+    try:
+        become(words)
+    except OSError as error:  # the store's: whoever has started this shows the last line
+        log.error("%s", os_words(error))
+        return ExitCode.UNREACHABLE
+    except OrchestratorError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

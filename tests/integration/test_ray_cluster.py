@@ -1,0 +1,113 @@
+"""A run on a real Ray cluster that is there: nodes come late, the head dies, others are refused."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.backends.base import Job
+from orchestrator.backends.ray_jobs import RayJobs
+from orchestrator.errors import BackendError
+from orchestrator.ledger.status import JobState
+from tests.ray_head import RayHead
+from tests.smoke import Smoke
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray_cluster]
+TIMEOUT_S = 300
+MADE_HERE = ("codebook", "tokenize", "pack", "train", "perplexity", "continuations")
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[RayHead]:
+    """One without cores: what takes any waits for a node."""
+    head = RayHead(tmp_path / "ray", num_cpus=0)
+    head.start()
+    yield head
+    head.stop()
+
+
+def on(head: RayHead, folder: Path, material: Path, token: str = "") -> Smoke:
+    env = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token or head.token,
+        "RAY_ADDRESS": head.address,
+    }
+    return Smoke.create(folder, material, env, backend="ray", ray={"address": head.url})
+
+
+def wait_for(smoke: Smoke, run: str, state: str, stage: str = "") -> None:
+    """Until the run is in a state, or a stage of it."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        status = smoke.status(run)
+        states = {s["name"]: s["state"] for s in status["stages"]} | {"": status["state"]}
+        if states[stage] == state:
+            return
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+
+
+def test_nodes_come_late_the_head_dies_and_the_bytes_are_the_same(
+    head: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    smoke = on(head, tmp_path / "s", material)
+    smoke.take_artifacts(calm[0], *MADE_HERE)
+    run = smoke.submit("--set", "sweep={}", "--until", "pack")
+    assert smoke.status(run)["backend"] == "ray"
+    wait_for(smoke, run, "running", "codebook")
+    head.kill()
+    head.start()
+    head.add_node(2)
+    # Whoever supervised it may have outlived its head, and then gives up, or goes on by itself.
+    resumed = smoke.orchestrator("resume", "--interrupted")
+    assert f"run {run}: " in resumed.stderr
+    if smoke.status(run)["state"] == "failed":
+        smoke.orchestrator("resume", "--interrupted")
+    wait_for(smoke, run, "succeeded")
+    made = smoke.fingerprint()
+    assert len(made) > 2
+    assert made.items() <= calm[0].fingerprint().items()
+    code = list((head.folders[-1]).glob("**/py_modules_files/_ray_pkg_*/"))
+    assert len(code) == 2, "both packages came to a node that knew of neither"
+    assert smoke.orchestrator("verify", run).returncode == 0
+    assert "attempt" in smoke.orchestrator("logs", run).stdout
+    assert smoke.wait_gone() == []
+
+
+def test_a_run_is_cancelled_and_nobody_else_is_let_in(
+    head: RayHead, material: Path, tmp_path: Path
+) -> None:
+    smoke = on(head, tmp_path / "s", material)
+    refused = on(head, tmp_path / "w", material, "wrong").orchestrator(
+        "submit", "recipes/smoke.yaml", check=False
+    )
+    assert refused.returncode == 3
+    assert "refuses us (403)" in refused.stderr
+    run = smoke.submit("--set", "sweep={}", "--until", "corpus")
+    smoke.orchestrator("cancel", run)
+    assert smoke.status(run)["state"] in ("cancelled", "succeeded")
+    assert smoke.wait_gone() == []
+    _of_the_api(head)
+    written = [p for f in (tmp_path, *head.folders) for p in f.rglob("*") if p.is_file()]
+    assert [p for p in written if head.token.encode() in p.read_bytes()] == []
+
+
+def _of_the_api(head: RayHead) -> None:
+    """What the real one says of jobs that end in each way, and to those without a token."""
+    jobs = RayJobs(head.url, head.token)
+    job = Job(name="n", argv=("sh", "-c", "echo said; exit 3"), log=Path("l"), tag="n-1")
+    ref = jobs.submit(job)
+    assert jobs.submit(job).id == ref.id
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (status := jobs.poll([ref])[ref]).state.is_final:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert (status.state, status.exit_code) == (JobState.FAILED, 3)
+    assert "said" in jobs.log(ref)
+    with pytest.raises(BackendError, match=r"refuses us \(401\)"):
+        RayJobs(head.url).poll([ref])
