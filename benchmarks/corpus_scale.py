@@ -160,7 +160,7 @@ def _make(request: Request, roots: dict[str, Root], num_recordings: int) -> None
         require_enough([recipe], listing.wanted.append_column("num_samples", [samples]))
         shards = share_out(*expected, recipe.corpus.shard_hours)
     with _measured("written"):
-        places.create(artifact.storage, roots, listing.wanted)
+        places.create(artifact.storage, places.folder_of(roots), listing.wanted)
         write_tables(artifact.storage, listing, lengths, shards)
         about = facts(listing, samples, num_shards=shards.num_rows - 1)
         artifact.begin({})

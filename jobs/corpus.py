@@ -62,6 +62,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     text_model.require_all(attempt)
     corpus, roots = attempt.recipe.corpus, source_roots(attempt)
     watches = {name: RootWatch(name, root.path) for name, root in roots.items()}
+    where = places.folder_of(roots)
     listing = list_corpus(corpus, roots)
     require_roots(watches, roots)  # or what is missing may be so because all of it is
     require_usable(corpus, listing)
@@ -75,7 +76,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     samples = expected.samples
     with_samples = listing.wanted.append_column("num_samples", pa.array(samples))
     require_enough(attempt.all_recipes, with_samples, attempt.scope)
-    places.create(attempt.out, roots, listing.wanted)
+    places.create(attempt.out, where, listing.wanted)
     shards = share_out(*expected, corpus.shard_hours)
     write_tables(attempt.out, listing, lengths, shards)
     return facts(listing, samples, num_shards=shards.num_rows - 1)

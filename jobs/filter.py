@@ -88,7 +88,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     expected = Expected.of(wanted["spans_s"], kept.lengths, corpus.windows)
     with_samples = wanted.append_column("num_samples", pa.array(expected.samples))
     require_enough(attempt.all_recipes, with_samples, attempt.scope)
-    places.create(attempt.out, roots, wanted)
+    places.create(attempt.out, tables.places, wanted)
     shards = share_out(*expected, corpus.shard_hours)
     write_tables(attempt.out, kept.listing, kept.lengths, shards)
     create_table(attempt.out, "duplicates.parquet", kept.duplicates)

@@ -27,7 +27,7 @@ def make_corpus(out: Storage, corpus: Corpus, roots: Mapping[str, Root]) -> Corp
     read = HeaderReader(roots, 1)(task_of(listing.wanted))
     listing, lengths = told_apart(corpus, listing, read)
     expected = Expected.of(listing.wanted["spans_s"], lengths, corpus.windows)
-    places.create(out, roots, listing.wanted)
+    places.create(out, places.folder_of(roots), listing.wanted)
     write_tables(out, listing, lengths, share_out(*expected, corpus.shard_hours))
     return CorpusTables(out, places.folder_of(roots))
 

@@ -209,7 +209,7 @@ class CorpusTables:
 
     def __init__(self, corpus: Storage, places: str) -> None:
         """``places``: the table of places that holds on this cluster."""
-        self._corpus, self._places = corpus, places
+        self._corpus, self.places = corpus, places
         shards = read_table(corpus, "shards.parquet")
         self._first_row = shards["row"].to_numpy()
         self._first_window = shards["window"].to_numpy()
@@ -273,7 +273,7 @@ class CorpusTables:
 
     def _read_piece(self, piece: int) -> pa.Table:
         table = read_table(self._corpus, piece_path("recordings", piece))
-        places = read_table(self._corpus, piece_path(self._places, piece))
+        places = read_table(self._corpus, piece_path(self.places, piece))
         for name in PLACES_SCHEMA.names:
             table = table.append_column(name, places[name])
         return table

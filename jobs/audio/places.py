@@ -1,7 +1,8 @@
 """Where the recordings of a corpus artifact are on this cluster: found once, kept beside it.
 
 The same artifact serves clusters that keep the audio elsewhere, or in other containers; each has a
-table of places of its own there.
+table of places of its own there. So has each writing of a tar or a Parquet file: where something
+lay in the one before, something else may lie now.
 """
 
 from __future__ import annotations
@@ -23,21 +24,38 @@ from jobs.audio.corpus_tables import (
 from jobs.audio.each_channel import file_ids
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
-from orchestrator.errors import DataError
+from orchestrator.errors import BackendError, DataError, os_words
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.keys import canonical_json
 from orchestrator.spec.recipe import Corpus
 
 
 def folder_of(roots: Mapping[str, Root]) -> str:
-    """The folder of the table that holds for these roots."""
-    where = {name: [str(root.path), root.container] for name, root in roots.items()}
+    """The folder of the table that holds for what lies below these roots now.
+
+    Raises BackendError for what cannot be listed.
+    """
+    where = {
+        name: [str(root.path), root.container, *_versions(name, root)]
+        for name, root in roots.items()
+    }
     return f"{PLACES}/{hashlib.sha256(canonical_json(where)).hexdigest()[:12]}"
 
 
-def create(artifact: Storage, roots: Mapping[str, Root], wanted: pa.Table) -> None:
-    """Keep the places of all rows, `listing.LISTED_SCHEMA`."""
-    folder = folder_of(roots)
+def _versions(name: str, root: Root) -> list[tuple[str, int, str]]:
+    try:
+        return sorted(root.tree().versions())
+    except OSError as error:
+        raise BackendError(
+            f"data.{name}: {os_words(error)}; make it readable on every node"
+        ) from None
+
+
+def create(artifact: Storage, folder: str, wanted: pa.Table) -> None:
+    """Keep the places of all rows, `listing.LISTED_SCHEMA`.
+
+    ``folder``: as `folder_of` said before they were listed.
+    """
     for number, piece in enumerate(pieces_of(wanted.select(PLACES_SCHEMA.names))):
         create_table(artifact, piece_path(folder, number), piece)
 
@@ -51,7 +69,7 @@ def ensured(artifact: Storage, corpus: Corpus, roots: Mapping[str, Root]) -> str
     num_pieces = len(artifact.list("recordings"))
     if len(artifact.list(folder)) < num_pieces:
         wanted = list_corpus(corpus, roots).wanted
-        create(artifact, roots, _listed(artifact, wanted, is_filtered=corpus.filter is not None))
+        create(artifact, folder, _listed(artifact, wanted, is_filtered=corpus.filter is not None))
     return folder
 
 

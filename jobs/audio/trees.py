@@ -22,10 +22,11 @@ from jobs.audio.mapped_tables import SortedRows, chunked
 from jobs.audio.place import BYTES, PATH, Place, audio_column, open_parquet
 from orchestrator.errors import DataError
 from orchestrator.ledger.bucket_path import BucketPath
-from orchestrator.ledger.source_files import as_path, as_text, files_below
+from orchestrator.ledger.source_files import as_path, as_text, files_below, versions_below
 
 _ID = ("id", "ID", "utt_id", "fileid", "file", "path")
 """Columns that name a row of Parquet."""
+_TAR, _PARQUET = ".tar", ".parquet"
 _MAX_GROUP_BYTES = 500_000_000
 """A decoder's memory has room for a row group three times: as it lies, decoded and put together."""
 
@@ -59,6 +60,9 @@ class Tree(Protocol):
     def place(self, leaf: Leaf) -> Place:
         """Where the bytes of one of them are."""
 
+    def versions(self) -> Iterator[tuple[str, int, str]]:
+        """What must not have been written again for places to hold, as `versions_below` has it."""
+
 
 _LEAF_SCHEMA = pa.schema(
     [(name, pa.int64() if name in ("size", "offset") else pa.string()) for name in Leaf._fields]
@@ -90,6 +94,10 @@ class FolderTree:
         """The file."""
         return Place(self._root / as_path(leaf.path), leaf.path)
 
+    def versions(self) -> Iterator[tuple[str, int, str]]:
+        """Nothing: a file's place is its name."""
+        return iter(())
+
 
 class TarTree:
     """Members of all uncompressed tars below a root, as if each were unpacked where it lies.
@@ -110,9 +118,13 @@ class TarTree:
             return Place(self._root / as_path(leaf.path), leaf.path)
         return Place(self._root / as_path(leaf.archive), leaf.path, leaf.offset, leaf.size)
 
+    def versions(self) -> Iterator[tuple[str, int, str]]:
+        """Of the tars: places are counted from their beginnings."""
+        return versions_below(self._root, _TAR)
+
     def _unsorted(self) -> Iterator[Leaf]:
         for file in files_below(self._root):
-            if not file.path.endswith(".tar"):
+            if not file.path.endswith(_TAR):
                 yield Leaf(*file)
             elif file.problem:
                 raise DataError(f"{self._root}/{file.path}: {file.problem}; repair it")
@@ -150,7 +162,7 @@ class ParquetTree:
     def rows(self) -> Iterator[tuple[Leaf, Mapping[str, Any]]]:
         """The same in the order of files and rows, each with its other columns that are text."""
         for path, _, problem in sorted(files_below(self._root)):
-            if path.endswith(".parquet"):
+            if path.endswith(_PARQUET):
                 if problem:
                     raise DataError(f"{self._root}/{path}: {problem}; repair it")
                 yield from self._rows(path)
@@ -158,6 +170,10 @@ class ParquetTree:
     def place(self, leaf: Leaf) -> Place:
         """The row."""
         return Place(self._root / as_path(leaf.archive), leaf.path, row=leaf.offset)
+
+    def versions(self) -> Iterator[tuple[str, int, str]]:
+        """Of the files: rows are counted in each."""
+        return versions_below(self._root, _PARQUET)
 
     def _rows(self, path: str) -> Iterator[tuple[Leaf, Mapping[str, Any]]]:
         with open_parquet(self._root / as_path(path)) as file:

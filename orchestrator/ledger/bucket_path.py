@@ -42,10 +42,18 @@ class BucketPath(NamedTuple):
 
     def walk(self) -> Iterator[tuple[str, int]]:
         """Relative path and size of all objects. Raises OSError, FileNotFoundError for none."""
-        found = False
-        for path, size in _store(str(self)).walk():
-            found = True
+        for path, size, _ in self.versions():
             yield path, size
+
+    def versions(self) -> Iterator[tuple[str, int, str]]:
+        """The same with what tells one writing of an object from another. Raises what `walk` does.
+
+        That is its tag, or its time where the store has no tags.
+        """
+        found = False
+        for seen in _store(str(self)).walk():
+            found = True
+            yield seen
         if not found:
             raise FileNotFoundError(f"{self}: holds nothing")
 

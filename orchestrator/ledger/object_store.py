@@ -161,10 +161,11 @@ class ObjectStore:
         listed = {p: s for p, s in sizes.items() if not _name(p).startswith(TEMPORARY)}
         return {path: size for path, size in listed.items() if size or self.exists(path)}
 
-    def walk(self) -> Iterator[tuple[str, int]]:
-        """Relative path and size of every object, in the order of their bytes, page by page.
+    def walk(self) -> Iterator[tuple[str, int, str]]:
+        """Relative path, size and version of every object, in the order of their bytes.
 
-        Whatever their number, a page is in memory. A page that fails is asked for again.
+        Whatever their number, a page is in memory; one that fails is asked for again. A version is
+        the object's tag, or the time at which it was written where the store has no tags.
         """
         start = len(self._prefix) + 1 if self._prefix else 0
         last: str | None = None
@@ -186,7 +187,8 @@ class ObjectStore:
             for entry in page:
                 path, last = entry["path"][start:], entry["path"]
                 if path and (entry["size"] or self.exists(path)):  # `list` says why
-                    yield path, entry["size"]
+                    version = entry["e_tag"] or entry["last_modified"].isoformat()
+                    yield path, entry["size"], version
 
     def read_range(self, path: str, begin: int, length: int) -> bytes:
         """Bytes of an object. Raises FileNotFoundError."""

@@ -70,7 +70,7 @@ def test_a_table_of_several_pieces_is_read_piece_by_piece(tmp_path: Path) -> Non
     listing = Listing(wanted.cast(LISTED_SCHEMA), pa.table({}), pa.table({}))
     lengths = np.full(num_rows, 16_000)
     out, roots = Storage(str(tmp_path)), {"s": Root(tmp_path)}
-    places.create(out, roots, listing.wanted)
+    places.create(out, places.folder_of(roots), listing.wanted)
     write_tables(out, listing, lengths, share_out(lengths, np.ones(num_rows, np.int64), 10))
     assert len(out.list("recordings")) == 2
     tables = CorpusTables(out, places.folder_of(roots))

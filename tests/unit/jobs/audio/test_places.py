@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs.audio import places
 from jobs.audio.corpus_tables import CorpusTables
+from jobs.audio.decoders import Decoders
 from jobs.audio.roots import Root
 from orchestrator.errors import BackendError, DataError
 from orchestrator.ledger.storage import Storage
@@ -43,6 +47,40 @@ def test_the_same_tar_needs_no_other_corpus(tmp_path: Path, out: Storage) -> Non
     folder = places.ensured(out, CORPUS, {"s": Root(tmp_path / "tars", "tar")})
     (first, _) = CorpusTables(out, folder).rows(0, 2)
     assert (first.id, first.leaf.archive) == ("s/en/a", "all.tar")
+
+
+def _packed(folder: Path, order: str) -> None:
+    with tarfile.open(folder / "all.tar", "w") as tar:
+        for name in order:
+            tar.add(folder.parent / f"here/en/{name}.wav", f"en/{name}.wav")
+
+
+def test_a_tar_that_is_packed_anew_is_looked_at_anew(tmp_path: Path) -> None:
+    waves = {n: write_wave(tmp_path / f"here/en/{n}.wav", 9_000, seed=ord(n)) for n in "ab"}
+    (tmp_path / "tars").mkdir()
+    out, roots = Storage(str(tmp_path / "out")), {"s": Root(tmp_path / "tars", "tar")}
+    _packed(tmp_path / "tars", "ab")
+    make_corpus(out, CORPUS, roots)
+    before = places.folder_of(roots)
+    _packed(tmp_path / "tars", "ba")
+    folder = places.ensured(out, CORPUS, roots)
+    assert folder != before
+    with closing(Decoders(1)) as decoders:
+        for row, name in zip(CorpusTables(out, folder).rows(0, 2), "ab", strict=True):
+            (block,) = roots["s"].blocks(decoders, row.leaf)
+            np.testing.assert_array_equal(block, waves[name])
+
+
+def test_a_parquet_file_that_is_written_anew_is_looked_at_anew(tmp_path: Path) -> None:
+    root = {"s": Root(tmp_path, "parquet")}
+    found = set()
+    for content in (b"one", b"two"):
+        (tmp_path / "a.parquet").write_bytes(content)
+        found.add(places.folder_of(root))
+    assert len(found) == 2
+    shutil.rmtree(tmp_path)
+    with pytest.raises(BackendError, match=r"data\.s: .*No such file"):
+        places.folder_of(root)
 
 
 @pytest.mark.parametrize("change", ["more", "less"])

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.ledger.bucket_path import WHOLE_BYTES, BucketPath
 from orchestrator.ledger.object_store import _memory
-from orchestrator.ledger.source_files import as_path, files_below
+from orchestrator.ledger.source_files import as_path, files_below, versions_below
 
 LARGE = random.Random(0).randbytes(WHOLE_BYTES + (3 << 20))
 
@@ -48,6 +48,16 @@ def test_more_than_a_page_is_listed_once_each(root: BucketPath) -> None:
     for name in names:
         put(root, name, b"1")
     assert [path for path, _ in root.walk()] == names
+
+
+def test_an_object_that_is_written_anew_has_another_version(root: BucketPath) -> None:
+    found = []
+    for data in (b"one", b"two"):
+        put(root, "a.tar", data)
+        put(root, "b.wav", data)
+        found += versions_below(root, ".tar")
+    assert [seen[:2] for seen in found] == [("a.tar", 3)] * 2
+    assert found[0] != found[1]
 
 
 def test_a_large_object_is_read_as_a_file_is(root: BucketPath) -> None:
