@@ -61,6 +61,9 @@ class TrackerProcess:
             late = f"ended with exit code {code}"
         with suppress(ProcessLookupError):  # processes of its library, too
             os.killpg(self._process.pid, signal.SIGKILL)
+        assert self._process.stdin
+        with suppress(OSError):  # what it was told at the last, and did not live to read
+            self._process.stdin.close()
         with self._answer, self._process:
             self._answer.seek(0)
             said = self._answer.read().decode(errors="replace").strip()

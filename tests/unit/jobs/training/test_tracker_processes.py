@@ -112,6 +112,14 @@ def silent_server() -> socket.socket:
     return server
 
 
+def test_one_that_was_killed_is_no_more_than_that(tmp_path: Path) -> None:
+    process = TrackerProcess(job_of(tmp_path, "tensorboard"))
+    process._process.kill()
+    process._process.wait()
+    process.finish()
+    assert process.end(0, time.monotonic()) == "ended with exit code -9"
+
+
 def test_one_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with silent_server() as server:
         monkeypatch.setenv("SOME_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
