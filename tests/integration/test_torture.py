@@ -47,7 +47,7 @@ def test_each_file_has_the_fate_that_its_table_says(tmp_path: Path) -> None:
         audio = ShardAudio(tables.shard(number).parts(), CORPUS.windows)
         units = dict.fromkeys(range(sum(1 for _ in audio.waves(reader))), np.zeros(1, "u2"))
         shard = read_shard(shard_bytes(audio, units, dedup=False))
-        books.add(Account.of(shard))
+        books.add(number, Account.of(shard))
         for row in shard.to_pylist():
             names[row["id"]] += not row["unreadable"]
             reason = row["unreadable"] or row["left_out"]
