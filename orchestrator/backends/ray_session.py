@@ -33,11 +33,8 @@ READY_TIMEOUT_S = 240.0
 """Ray itself takes ten seconds; a machine with much else to do takes minutes."""
 OBJECT_STORE_BYTES = 512 * 1024**2
 """Of each node: what passes through it is shards of units and sums, never audio."""
-_COMMON_ENV = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+_RAYS_WAYS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_COMMON_ENV = {"RAY_AUTH_MODE": "token", **_RAYS_WAYS}
 _JOINING_ENV = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "20"}
 """For who joins a session that was up: Ray tries 20 times for 41 s to reach one that has gone."""
 _LOOK_EVERY_S = 5.0
@@ -118,10 +115,9 @@ class JoinedRay:
 
     def __init__(self, address: str, code: Path) -> None:
         """``code``: what the cluster's nodes import; Ray takes it there."""
-        own = {**_COMMON_ENV, "RAY_ADDRESS": address, RAY_CODE: str(code)}
-        del own["RAY_AUTH_MODE"]  # as it is in this process: the cluster asks for a token, or not
-        self.env: Mapping[str, str] = {**own, **_JOINING_ENV}
-
+        own = {"RAY_ADDRESS": address, RAY_CODE: str(code)}
+        # Whether the cluster asks for a token is said by the environment that this process has.
+        self.env: Mapping[str, str] = {**_RAYS_WAYS, **own, **_JOINING_ENV}
         self._address, self._answered_at = address, -math.inf
 
     def is_alive(self) -> bool:

@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
     """See to it that what is left is worked on."""
     if options.interrupted == bool(options.run):
         raise RequestError("RUN: give the name of a run, or --interrupted for all that went away")
+    if options.interrupted and options.watch:
+        raise RequestError("--watch: follows one run; leave it out where --interrupted starts many")
     if options.interrupted:
         return _resume_interrupted(options)
     with interruptible(lambda: "nothing was done"):

@@ -164,8 +164,12 @@ def interrupted(store: Store, cluster: Cluster) -> tuple[RunFolder, ...]:
 
 def _was_interrupted(run: RunFolder) -> bool:
     supervisors = run.supervisors()
-    if not supervisors or supervisors[-1].end is None:
-        return bool(supervisors)
+    if not supervisors:
+        return False
+    if (end := supervisors[-1].end) is None:
+        return True
+    if end["state"] != "failed":  # somebody cancelled it, or all was done
+        return False
     lasts = [a for i in run.plan().leaders for a in run.attempts(i.id)[-1:]]
     ends = [a.end for a in lasts if a.end and a.end["state"] in ("failed", "preempted")]
     return any(Cause(end["cause"]) in INTERRUPTIONS for end in ends)

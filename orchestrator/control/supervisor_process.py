@@ -71,14 +71,19 @@ def supervise(argv: Sequence[str] | None, surround: Surround) -> int:
     except LeaseHeldError as error:
         log.info("%s; nothing to do", error)
         return 0
-    except OSError as error:  # the store's: whoever has started this shows the last line
-        log.error("%s", os_words(error))
-        return ExitCode.UNREACHABLE
-    except OrchestratorError as error:
-        log.error("%s", error)
-        return error.exit_code
+    except (OSError, OrchestratorError) as error:
+        return said(error)
     finally:  # the run's end is known by now, and another supervisor may begin
         notifier.close(lambda: observe(run))
+
+
+def said(error: OSError | OrchestratorError) -> int:
+    """Log it, as whoever has started this process shows the last line; the exit code for it."""
+    if isinstance(error, OrchestratorError):
+        log.error("%s", error)
+        return error.exit_code
+    log.error("%s", os_words(error))  # the store's
+    return ExitCode.UNREACHABLE
 
 
 def _settle_earlier(run: RunFolder) -> None:

@@ -5,7 +5,6 @@ What is installed there only fetches the code that was submitted with the run, a
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,14 +13,12 @@ from orchestrator.backends.ray_session import JoinedRay
 from orchestrator.control.code_snapshot import code_env, code_folder
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.run_logs import RunLogs
-from orchestrator.control.supervisor_process import Surroundings, supervise
-from orchestrator.errors import ExitCode, OrchestratorError, RequestError, os_words
+from orchestrator.control.supervisor_process import Surroundings, said, supervise
+from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 
 MODULE = "orchestrator.control.ray.supervisor"
-log = logging.getLogger(__name__)
-
 _IS_OWN_CODE = "ORCHESTRATOR_RUNS_OWN_CODE"
 _NO_LIMIT = 1_000_000
 """Cores that jobs may hold together: nodes come as they are asked for."""
@@ -51,12 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log_to_stderr()
     try:
         become(words)
-    except OSError as error:  # the store's: whoever has started this shows the last line
-        log.error("%s", os_words(error))
-        return ExitCode.UNREACHABLE
-    except OrchestratorError as error:
-        log.error("%s", error)
-        return error.exit_code
+    except (OSError, OrchestratorError) as error:
+        return said(error)
     return 0
 
 

@@ -12,12 +12,14 @@ import yaml
 from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.code_snapshot import FORMAT
 from orchestrator.control.request import (
+    interrupted,
     move,
     prepare,
     start,
     submit,
 )
 from orchestrator.errors import RequestError, SpecErrors
+from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from tests.unit.orchestrator.ledger.test_source_files import deep_folder
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
@@ -261,3 +263,29 @@ def test_a_run_that_has_spent_what_it_may_goes_on_where_it_may_spend_more(projec
         move(run, limited(5.5))
     assert run.num_moves == 0
     assert move(run, limited(7)) is True
+
+
+@pytest.mark.parametrize(
+    ("ended", "cause", "expected"),
+    [
+        (None, "", True),
+        ("failed", "ray_lost", True),
+        ("failed", "node_lost", True),
+        ("failed", "bad_data", False),
+        ("cancelled", "ray_lost", False),
+        ("succeeded", "ray_lost", False),
+    ],
+)
+def test_runs_that_went_away_and_no_others_are_interrupted(
+    project: Path, ended: str | None, cause: str, expected: bool
+) -> None:
+    request = prepare(project / "r.yaml", project / "c.yaml")
+    run = RunFolder(request.store.run_storage(request.plan.run))
+    run.create(request.plan, request.recipe, request.cluster, {}, {})
+    assert interrupted(request.store, request.cluster) == ()
+    record = run.begin_supervisor(process=Process.current().__dict__)
+    if ended:
+        attempt = run.begin_attempt(run.plan().leaders[0].id)
+        attempt.finish(state="failed", cause=cause, action="stop", reason="")
+        record.finish(state=ended, cause="", reason="")
+    assert [r.name for r in interrupted(request.store, request.cluster)] == [run.name] * expected
