@@ -17,6 +17,7 @@ from orchestrator.spec.model import (
     Count,
     Image,
     Int,
+    LauncherFile,
     Line,
     Location,
     Name,
@@ -267,8 +268,39 @@ class Slurm(SlurmOptions):
     lost."""
 
 
+class NodeType(Spec):
+    """What a node of one type has for runs, what it is for and costs; the launcher starts it."""
+
+    cpus: Count = 0
+    """CPU cores that Ray hands out on it; 0 for the head, which runs no worker and no rank."""
+    gpus: Count = 0
+    """Accelerators on it."""
+    mem_gb: PositiveFloat
+    """Host memory that Ray hands out on it, in GB."""
+    labels: dict[Word, Word] = Field(default_factory=dict)
+    """Labels that Ray knows it by, such as ``orchestrator/spot: "true"``."""
+    used_for: tuple[Literal["data", "training"], ...] = ("data", "training")
+    """``data``: workers of data stages; ``training``: ranks; ``[]`` for the head."""
+    spot: bool = False
+    """Whether the cloud may take it back, after a notice."""
+    min_nodes: Count = 0
+    """Nodes of it that are there while the cluster is, idle or not; 1 for the head."""
+    max_nodes: PositiveInt = 1
+    """Most nodes of it at a time."""
+    price_hour: NonNegativeFloat | None = None
+    """Price of one node for one hour, in the currency of ``prices``; not known when absent."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_nodes > self.max_nodes:
+            raise ValueError(
+                f"min_nodes ({self.min_nodes}) must not be above max_nodes ({self.max_nodes})"
+            )
+        return self
+
+
 class Ray(Spec):
-    """Where the Ray cluster is that runs are given to, where that is the backend.
+    """Where the Ray cluster is that runs are given to, what it has and how long it is waited for.
 
     Its token, where it asks for one, is looked up as Ray does it: ``RAY_AUTH_TOKEN``, the file that
     ``RAY_AUTH_TOKEN_PATH`` names, ``~/.ray/auth_token``.
@@ -281,6 +313,22 @@ class Ray(Spec):
     """Words of a command that makes the dashboard reachable at ``{port}`` of this machine, such as
     ``[ssh, -N, -L, "{port}:127.0.0.1:8265", head]`` or ``[kubectl, port-forward,
     service/ray-head-svc, "{port}:8265"]``; started for each command and ended after it."""
+    launcher: LauncherFile | None = None
+    """What `orchestrator cluster up` starts the cluster from: a name, such as ``aws``, of a file
+    ``launchers/NAME.yaml`` beside this one, or a path. It is one for ``ray up``, or a RayCluster
+    for ``kubectl apply``. Where no address and no tunnel is given, it also tells the way there."""
+    node_types: dict[Name, NodeType] = Field(default_factory=dict)
+    """The types of nodes, named as in the launcher file, the head's too. What none of them could
+    ever hold is refused at submit; when absent, nothing is."""
+    pending_deadline_min: PositiveFloat = 240.0
+    """How long workers or ranks may wait for nodes while none of their stage has room, in minutes;
+    then the stage ends with what Ray says of it."""
+    ttl_h: PositiveFloat | None = None
+    """How long a run may hold nodes, in hours from its start; then it saves, ends and gives them
+    back, and `resume` goes on. No end when absent."""
+    idle_release_min: PositiveFloat = 10.0
+    """How long a node with accelerators may be without a worker or rank of ours, in minutes, before
+    it is reported and given back."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

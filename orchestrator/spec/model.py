@@ -80,6 +80,10 @@ def _absolute_image(value: str, info: ValidationInfo) -> str:
     return _absolute(value, info) if value.startswith(("~", ".")) else value
 
 
+def _launcher_file(value: str) -> str:
+    return value if "/" in value else f"launchers/{value.removesuffix('.yaml')}.yaml"
+
+
 def _reference(value: str) -> str:
     if not _REFERENCE.fullmatch(value):
         raise ValueError(
@@ -105,6 +109,10 @@ Image = Annotated[str, AfterValidator(_place), AfterValidator(_absolute_image)]
 """A container image: a `Location`, or a name of its own."""
 Argument = Annotated[str, AfterValidator(_one_line), AfterValidator(_absolute_image)]
 """A word of a command; one that begins with ``.`` or ``~`` is a path, relative to the file."""
+LauncherFile = Annotated[
+    str, AfterValidator(_one_word), AfterValidator(_launcher_file), AfterValidator(_absolute)
+]
+"""``NAME`` for ``launchers/NAME.yaml``, or a path; relative to the cluster file."""
 Reference = Annotated[str, AfterValidator(_reference)]
 """``${env:NAME}``: what may be a secret is looked up where it is used, and written down nowhere."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import SpecErrors
 from orchestrator.spec.cluster import Cluster
-from orchestrator.spec.loader import parse_cluster
+from orchestrator.spec.loader import load_cluster, parse_cluster
 
 
 def cluster(**settings: Any) -> Cluster:
@@ -47,3 +49,65 @@ def test_a_name_that_no_node_can_have_is_refused(name: str, problem: str) -> Non
     with pytest.raises(SpecErrors) as raised:
         cluster(slurm={"stages": {name: {}}})
     assert str(raised.value) == f"c.yaml: slurm.stages.{name}: {problem}"
+
+
+def ray(**settings: Any) -> Cluster:
+    return parse_cluster({"backend": "ray", "store": "s3://b/s", "ray": settings}, where="c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "file"),
+    [
+        ("aws", "launchers/aws.yaml"),
+        ("aws.yaml", "launchers/aws.yaml"),
+        ("./mine.yaml", "mine.yaml"),
+        ("../of/all.yaml", "../of/all.yaml"),
+        ("/etc/aws.yaml", "/etc/aws.yaml"),
+    ],
+)
+def test_a_launcher_lies_beside_its_cluster_file(launcher: str, file: str, tmp_path: Path) -> None:
+    written = tmp_path / "c.yaml"
+    written.write_text(f"backend: ray\nstore: s3://b/s\nray: {{launcher: {launcher}}}\n")
+    loaded = load_cluster(written)
+    assert loaded.ray.launcher == os.path.normpath(tmp_path / file)
+    again = parse_cluster(loaded.model_dump(mode="json", exclude_none=True), where="cluster.yaml")
+    assert again == loaded
+
+
+def test_node_types_have_defaults() -> None:
+    types = ray(node_types={"cpu": {"mem_gb": 4, "cpus": 8, "used_for": ["data"]}}).ray.node_types
+    assert (types["cpu"].gpus, types["cpu"].min_nodes, types["cpu"].max_nodes) == (0, 0, 1)
+    assert types["cpu"].price_hour is None
+    assert not types["cpu"].spot
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"node_types": {"a": {}}}, "ray.node_types.a.mem_gb: missing; give it a value"),
+        (
+            {"node_types": {"a": {"mem_gb": 1, "min_nodes": 3, "max_nodes": 2}}},
+            "ray.node_types.a: min_nodes (3) must not be above max_nodes (2)",
+        ),
+        (
+            {"node_types": {"a": {"mem_gb": 1, "used_for": ["encode"]}}},
+            "ray.node_types.a.used_for.0: must be 'data' or 'training', not 'encode'",
+        ),
+        (
+            {"node_types": {"a": {"mem_gb": 1, "cpu": 3}}},
+            "ray.node_types.a.cpu: unknown key; did you mean 'cpus'?",
+        ),
+        (
+            {"node_types": {"a": {"mem_gb": 1, "price_hour": -1}}},
+            "ray.node_types.a.price_hour: must be at least 0, not -1",
+        ),
+        ({"pending_deadline_min": 0}, "ray.pending_deadline_min: must be above 0, not 0"),
+        ({"ttl_h": -1}, "ray.ttl_h: must be above 0, not -1"),
+        ({"idle_release_min": "5"}, "ray.idle_release_min: must be a number, not '5'"),
+        ({"launcher": "a b"}, "ray.launcher: must not contain spaces: 'a b'"),
+    ],
+)
+def test_what_no_ray_cluster_can_be(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(SpecErrors) as raised:
+        ray(**settings)
+    assert str(raised.value) == f"c.yaml: {problem}"
