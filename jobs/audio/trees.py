@@ -160,7 +160,7 @@ class ParquetTree:
         yield from in_order(leaf for leaf, _ in self.rows())
 
     def rows(self) -> Iterator[tuple[Leaf, Mapping[str, Any]]]:
-        """The same in the order of files and rows, each with its other columns that are text."""
+        """The same in the order of files and rows, each with its columns of text and integers."""
         for path, _, problem in sorted(files_below(self._root)):
             if path.endswith(_PARQUET):
                 if problem:
@@ -179,7 +179,7 @@ class ParquetTree:
         with open_parquet(self._root / as_path(path)) as file:
             audio = audio_column(file)
             self._require_small_groups(path, file.metadata, f"{audio}.{BYTES}")
-            texts = [f.name for f in file.schema_arrow if pa.types.is_string(f.type)]
+            texts = [f.name for f in file.schema_arrow if _is_said(f.type)]
             number = 0
             for batch in file.iter_batches(columns=[f"{audio}.{PATH}", *texts]):
                 for row in batch.to_pylist():
@@ -207,10 +207,16 @@ class ParquetTree:
 
 
 def _name_of(about: Mapping[str, Any], path: str | None) -> str:
-    named = next((about[name] for name in _ID if about.get(name)), None)
-    if named and Leaf(named, 0).is_audio:
-        return str(named)
-    return str(path or named or "")
+    said = [about[name] for name in _ID if about.get(name) not in (None, "")]
+    named = str(next(iter(sorted(said, key=lambda value: isinstance(value, int))), ""))
+    return named if Leaf(named, 0).is_audio else path or named
+
+
+def _is_said(column: pa.DataType) -> bool:
+    """Text, as several libraries write it, or an integer, as of speakers that are numbered."""
+    of = column.value_type if pa.types.is_dictionary(column) else column
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return pa.types.is_integer(of) or any(is_text(of) for is_text in texts)
 
 
 TREES: dict[str, type[FolderTree | TarTree | ParquetTree]] = {

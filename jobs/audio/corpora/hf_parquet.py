@@ -24,10 +24,16 @@ def recordings(tree: Tree) -> Iterator[Recording]:
         yield Recording(
             name if stems[name] == 1 else leaf.path,
             leaf,
-            language=language_code(_first(about, _LANGUAGE)),
-            speaker=_first(about, _SPEAKER),
+            language=language_code(_language(about)),
+            speaker=str(_first(about, _SPEAKER)),
         )
 
 
-def _first(about: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    return str(next((about[name] for name in names if about.get(name)), ""))
+def _language(about: Mapping[str, Any]) -> str:
+    """What a row says; a number, as of a class, names none."""
+    said = _first(about, _LANGUAGE)
+    return said if isinstance(said, str) else ""
+
+
+def _first(about: Mapping[str, Any], names: tuple[str, ...]) -> str | int:
+    return next((about[name] for name in names if about.get(name) not in (None, "")), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from orchestrator.errors import DataError, RequestError
 AUDIO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def write(path: Path, num_rows: int = 5, **columns: list[str]) -> Path:
+def write(path: Path, num_rows: int = 5, **columns: Any) -> Path:
     """A data set in row groups of two; row n holds n + 1 bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     audio = [{"bytes": bytes([n]) * (n + 1), "path": f"{n}.flac"} for n in range(num_rows)]
@@ -48,6 +49,34 @@ def test_a_data_set_of_a_hub(tmp_path: Path) -> None:
     ]
     with pytest.raises(RequestError, match="container parquet"):
         list(adapter("hf_parquet")(FolderTree(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (pa.int64(), [0, 19]),
+        (pa.int16(), [0, 19]),
+        (pa.large_string(), ["0", "19"]),
+        (pa.string_view(), ["0", "19"]),
+        (pa.dictionary(pa.int32(), pa.string()), ["0", "19"]),
+        (pa.dictionary(pa.int8(), pa.large_string()), ["0", "19"]),
+    ],
+)
+def test_speakers_may_be_numbers_or_text_of_any_kind(
+    tmp_path: Path, kind: pa.DataType, said: list[Any]
+) -> None:
+    write(tmp_path / "a.parquet", 2, speaker_id=pa.array(said, kind), language=[0, 1])
+    found = list(adapter("hf_parquet")(ParquetTree(tmp_path)))
+    assert [(r.speaker, r.language) for r in found] == [("0", ""), ("19", "")]
+
+
+def test_an_integer_may_be_the_id_of_a_row_without_a_path(tmp_path: Path) -> None:
+    audio = pa.array([{"bytes": b"x", "path": None}] * 2, AUDIO)
+    pq.write_table(pa.table({"audio": audio, "id": [0, 7]}), tmp_path / "a.parquet")
+    assert [r.id for r in adapter("hf_parquet")(ParquetTree(tmp_path))] == ["0", "7"]
+    named = pa.table({"audio": audio, "id": [0, 7], "path": ["a.mp3", "b.mp3"]})
+    pq.write_table(named, tmp_path / "a.parquet")
+    assert [r.id for r in adapter("hf_parquet")(ParquetTree(tmp_path))] == ["a", "b"]
 
 
 def test_what_is_none_is_named(tmp_path: Path) -> None:
