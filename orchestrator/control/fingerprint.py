@@ -1,13 +1,17 @@
 """What tells a state of a source's data from another, without a label: names, sizes and lists.
 
-In: a source and where it lies. Out: a digest, which stands in the corpus' key. Recordings count by
-name and size; lists of them, by their bytes.
+In: a source, where it lies and in what. Out: a digest, which stands in the corpus' key. Recordings
+count by name and size; what says which there are, when there is speech in them and in which
+language, by its bytes: an edit may keep its size, and a copy gets another time. In tars it counts
+with them, by name and size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,19 +27,26 @@ MAX_LIST_BYTES = 4 << 30
 LISTS = {
     "fairseq_tsv": re.compile(r"[^/]*\.tsv"),
     "kaldi": re.compile(r"wav\.scp|segments|utt2spk|utt2lang"),
-    "manifest": re.compile(r"manifest\.(csv|jsonl|json|parquet)"),
+    "manifest": re.compile(r"manifest\.((csv|jsonl|json)(\.gz)?|parquet)"),
     "lhotse": re.compile(r"(.*/)?(cuts|recordings)[^/]*\.jsonl(\.gz)?"),
     "gigaspeech": re.compile(r"(.*/)?GigaSpeech\.json"),
     "voxpopuli": re.compile(r"(.*/)?(unlabelled_v2|asr_[^/]*)\.tsv(\.gz)?"),
-    "spotify": re.compile(r"(.*/)?metadata\.tsv"),
+    "spotify": re.compile(r"(.*/)?metadata\.tsv(\.gz)?"),
+    "libri_light": re.compile(r".*\.json"),
+    "webdataset": re.compile(r".*\.json"),
 }
 """Adapter to the paths of the files that say which recordings there are, or what they are."""
+_READERS = 8
+"""Lists that are read at once: they may be tens of thousands of small files."""
 
 
 def fingerprint(
     source: Source, root: Path | BucketPath, container: Container, *, max_files: int = MAX_FILES
 ) -> str:
     """SHA-256 of the names and sizes of a source's files, and of the bytes of its lists.
+
+    What lies in other containers than folders is told apart: of the same files, other recordings
+    are found.
 
     Raises RequestError where that would take long, OSError when a part cannot be listed or read.
     """
@@ -48,14 +59,19 @@ def fingerprint(
     if container == "parquet":
         files = [file for file in files if file.path.endswith(".parquet")]
     files.sort(key=lambda file: Path(file.path))
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if container == "folder" else f"{container}\0".encode())
     for path, size, problem in files:
         digest.update(f"{path}\0{problem or size}\n".encode())
-    for file in _lists(source, root, files):
-        with (root / as_path(file.path)).open("rb") as content:
-            of_list = hashlib.file_digest(content, "sha256").hexdigest()
-        digest.update(f"{file.path}\0{of_list}\n".encode())
+    lists = _lists(source, root, files)
+    with ThreadPoolExecutor(_READERS) as threads:
+        for file, of_list in zip(lists, threads.map(partial(_digest, root), lists), strict=True):
+            digest.update(f"{file.path}\0{of_list}\n".encode())
     return digest.hexdigest()
+
+
+def _digest(root: Path | BucketPath, file: SourceFile) -> str:
+    with (root / as_path(file.path)).open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _lists(source: Source, root: Path | BucketPath, files: list[SourceFile]) -> list[SourceFile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -61,11 +62,15 @@ def test_what_is_left_out_later_is_listed_too(tmp_path: Path, name: str) -> None
         ("lhotse", "shar/cuts.000000.jsonl.gz"),
         ("gigaspeech", "GigaSpeech.json"),
         ("spotify", "metadata.tsv"),
+        ("spotify", "metadata.tsv.gz"),
+        ("manifest", "manifest.jsonl.gz"),
+        ("libri_light", "small/1/book/one_64kb.json"),
+        ("webdataset", "EN/EN_B00000_S00000.json"),
     ],
 )
 def test_a_list_counts_by_its_bytes(tmp_path: Path, adapter: str, name: str) -> None:
     """One that is edited to the same size names other recordings."""
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     write(tmp_path, a_wav=b"1")
     (tmp_path / name).write_bytes(b"a.wav 1")
     before, as_folder = of(tmp_path, adapter), of(tmp_path)
@@ -92,3 +97,12 @@ def test_of_very_many_files_a_label_is_asked_for(tmp_path: Path) -> None:
     fingerprint(source, tmp_path, "folder", max_files=4)
     with pytest.raises(RequestError, match=r"has more than 3 files; give corpus\.snapshot"):
         fingerprint(source, tmp_path, "folder", max_files=3)
+
+
+def test_the_same_files_read_as_folders_tars_and_parquet_are_three_states(tmp_path: Path) -> None:
+    """Other recordings are found in each; the first run's must not be taken for the others'."""
+    root = write(tmp_path / "all", a_wav=b"1", b_tar=b"12", c_parquet=b"123")
+    rows = write(tmp_path / "rows", c_parquet=b"123")
+    states = [of(root, container=container) for container in get_args(Container)]
+    assert len({*states, of(rows)}) == len(states) + 1
+    assert of(rows, container="parquet") == of(root, container="parquet")
