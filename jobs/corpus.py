@@ -96,34 +96,53 @@ def require_roots(
 
 
 def require_usable(corpus: Corpus, listing: Listing) -> None:
-    """Raise DataError when nothing is wanted, or too much cannot be opened."""
+    """Raise DataError when a source gives nothing, or too much cannot be opened.
+
+    A source of which ``data_fraction`` takes nothing is no fault where another gives something.
+    """
     num_listed = sum(table.num_rows for table in listing)
     bad = listing.quarantine.to_pylist()
     reasons = {row["id"]: row["reason"] for row in bad}
     require_readable(reasons, num_listed, corpus.max_quarantine_percent)
-    if not listing.wanted.num_rows:
-        raise DataError(nothing_wanted(corpus, listing))
+    giving = set(pc.unique(listing.wanted["source"]).to_pylist())
+    if not giving:
+        raise DataError(f"corpus: {nothing_wanted(corpus, listing)}")
+    for name in (s.name for s in corpus.sources if s.name not in giving):
+        of_source = Listing(*(table.filter(pc.field("source") == name) for table in listing))
+        if of_source.quarantine.num_rows or not _reasons(of_source)["data_fraction"]:
+            raise DataError(f"corpus.sources: {name}: {nothing_wanted(corpus, of_source)}")
 
 
 def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
     """Why there is nothing to be used."""
-    reasons = Counter[str]()
-    for counted in pc.value_counts(listing.left_out["reason"]).to_pylist():
-        reasons[counted["values"]] = counted["counts"]
+    reasons = _reasons(listing)
+    if unreadable := listing.quarantine.num_rows:
+        first = listing.quarantine.slice(0, 1).to_pylist()[0]
+        num_listed = unreadable + listing.left_out.num_rows
+        return (
+            f"{unreadable} of {num_listed} recordings cannot be read, the first is {first['id']}: "
+            f"{first['reason']}, and no other is wanted; repair them, or check the cluster's data"
+        )
     if in_language := reasons["data_fraction"]:
         return (
-            f"corpus.data_fraction: {corpus.data_fraction:g} of {in_language} recordings is none "
+            f"data_fraction: {corpus.data_fraction:g} of {in_language} recordings is none "
             "of them; raise it or add recordings"
         )
     if reasons and not reasons["language"]:
         said = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
-        return f"corpus: every recording is left out ({said}); see whether the data are complete"
+        return f"every recording is left out ({said}); see whether the data are complete"
     languages = sorted({n or "none" for n in pc.unique(listing.left_out["language"]).to_pylist()})
     found = ", ".join(languages) or "no audio files at all"
     return (
-        f"corpus: no recording in {', '.join(corpus.languages)} below the roots (found: {found}); "
-        "check corpus.languages and the cluster's data"
+        f"no recording in {', '.join(corpus.languages)} (found: {found}); "
+        "check corpus.languages, the source's language and the cluster's data"
     )
+
+
+def _reasons(listing: Listing) -> Counter[str]:
+    """How many recordings are left out for which reason."""
+    counted = pc.value_counts(listing.left_out["reason"]).to_pylist()
+    return Counter({one["values"]: one["counts"] for one in counted})
 
 
 def told_apart(

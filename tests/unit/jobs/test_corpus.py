@@ -137,6 +137,33 @@ def test_too_much_that_cannot_be_opened_ends_the_stage(roots: dict[str, Root]) -
     require_usable(corpus_of(max_quarantine_percent=50), list_corpus(corpus_of(), roots))
 
 
+def test_a_source_that_gives_nothing_beside_one_that_does_is_named(tmp_path: Path) -> None:
+    write_wave(tmp_path / "a/en/x.wav", RATE_HZ)
+    write_wave(tmp_path / "b/es/y.wav", RATE_HZ)
+    (tmp_path / "c/en").mkdir(parents=True)
+    (tmp_path / "c/en/notes.txt").write_text("no audio")
+    (tmp_path / "d/en").mkdir(parents=True)
+    (tmp_path / "d/en/dead.wav").symlink_to("nowhere.wav")
+    for name, said in {
+        "b": r"no recording in en \(found: es\); check corpus.languages",
+        "c": r"no recording in en \(found: no audio files at all\)",
+        "d": r"1 of 1 recordings cannot be read, the first is d/en/dead: .*; repair",
+    }.items():
+        corpus = corpus_of(sources=[Source(name="a"), Source(name=name)])
+        listing = list_corpus(corpus, {n: Root(tmp_path / n) for n in ("a", name)})
+        with pytest.raises(DataError, match=f"^corpus.sources: {name}: {said}"):
+            require_usable(corpus, listing)
+
+
+def test_a_source_of_which_a_fraction_takes_nothing_is_no_fault(tmp_path: Path) -> None:
+    for name in ("a/en/0.wav", "a/en/1.wav", "a/en/2.wav", "b/en/0.wav"):
+        write_wave(tmp_path / name, RATE_HZ)
+    corpus = corpus_of(data_fraction=0.3)
+    listing = list_corpus(corpus, {name: Root(tmp_path / name) for name in ("a", "b")})
+    assert set(listing.wanted["source"].to_pylist()) == {"a"}
+    require_usable(corpus, listing)
+
+
 def test_a_file_that_is_called_by_another_has_an_id_of_its_own(roots: dict[str, Root]) -> None:
     for name in ("same.wav", "same.flac", "same.wav.flac", "x.wav.mp3", "y.mp3"):
         (roots["a"].path / "en" / name).touch()
