@@ -258,6 +258,8 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
 def _unlisted(root: Path | BucketPath, error: OSError) -> str:
     if isinstance(root, BucketPath) or not error.filename:
         return str(error)
+    if isinstance(error, NotADirectoryError) and root.is_file():
+        return f"{root} is a file; give the folder that it is in"
     if isinstance(error, FileNotFoundError | NotADirectoryError) and str(root) == error.filename:
         return f"{root} is not a folder here; submit where it is mounted, or give corpus.snapshot"
     return f"{os_words(error)}; make all of it readable here, or name another folder"

@@ -107,6 +107,18 @@ def test_a_source_that_cannot_be_listed_here_has_no_key(project: Path, backend: 
     assert prepare(project / "r.yaml", project / "c.yaml", ["corpus.snapshot=v1"]).plan
 
 
+@pytest.mark.parametrize("name", ["manifest.csv", "shard-000000.tar", "train.parquet"])
+def test_a_source_whose_root_is_a_file_is_told_to_name_the_folder(project: Path, name: str) -> None:
+    (project / "speech" / name).touch()
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    spec["data"] = {"speech": f"speech/{name}"}
+    (project / "c.yaml").write_text(yaml.safe_dump(spec))
+    with pytest.raises(SpecErrors) as raised:
+        prepare(project / "r.yaml", project / "c.yaml")
+    said = f"data.speech: {project}/speech/{name} is a file; give the folder that it is in"
+    assert str(raised.value) == f"c.yaml: {said}"
+
+
 def test_a_source_that_is_not_mounted_here_has_no_key(project: Path) -> None:
     shutil.rmtree(project / "speech")
     (project / "speech").mkdir()
