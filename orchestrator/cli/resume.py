@@ -72,7 +72,9 @@ def _resume_interrupted(options: argparse.Namespace) -> int:
     cluster = load_cluster(cluster_file)
     store, worst = open_store(cluster), 0
     with interruptible(lambda: "the same command goes on from here"):
-        for folder in interrupted(store, cluster):
+        if not (runs := interrupted(store, cluster)):
+            print(f"no run in {store.storage.url} was interrupted", file=sys.stderr)
+        for folder in runs:
             try:
                 words = started_line(start(folder, store))
             except OrchestratorError as error:

@@ -8,7 +8,7 @@ import sys
 from orchestrator.cli.arguments import add_recipe, add_watch, prepared, started_line
 from orchestrator.cli.terminal import interruptible, what_stands
 from orchestrator.cli.watch import watch
-from orchestrator.control.request import submit
+from orchestrator.control.request import ClusterUsed, submit
 from orchestrator.ledger.run import RunFolder
 
 
@@ -28,7 +28,15 @@ def run(options: argparse.Namespace) -> int:
         submitted = submit(request)
     name = submitted.run.name
     origin = "created" if submitted.is_new else "attached to what is there"
+    if submitted.cluster is ClusterUsed.GIVEN:
+        print(f"run {name}: moves to {request.cluster_file}", file=sys.stderr)
     print(f"run {name}: {origin}; {started_line(submitted.started)}", file=sys.stderr)
+    if submitted.cluster is ClusterUsed.OWN:
+        print(
+            f"run {name}: is at work with the cluster file that it has; "
+            f"`orchestrator cancel {name}`, then submit again to go on with {request.cluster_file}",
+            file=sys.stderr,
+        )
     if options.watch:
         return watch(submitted.run, request.store)
     print(name)

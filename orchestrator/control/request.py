@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,14 @@ from orchestrator.spec.loader import (
 from orchestrator.spec.recipe import Recipe
 
 
+class ClusterUsed(Enum):
+    """Which cluster file a run goes on with."""
+
+    SAME = "the one that it has, and that was given"
+    GIVEN = "the one that was given, in place of another"
+    OWN = "the one that it has, in place of what was given, as it is at work"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
     """A run that somebody works on, or that is done."""
@@ -65,6 +74,7 @@ class Submitted:
     run: RunFolder
     is_new: bool
     """False when it was there before."""
+    cluster: ClusterUsed
     started: Started
 
 
@@ -122,6 +132,8 @@ def prepare(
 def submit(request: Request) -> Submitted:
     """Create the run, or attach to it, and start what is missing.
 
+    A run at which nobody works goes on with the request's cluster file.
+
     Raises SpecErrors with everything that keeps it from running, BackendError when the store cannot
     do what a run needs.
     """
@@ -134,7 +146,20 @@ def submit(request: Request) -> Submitted:
     run = RunFolder(request.store.run_storage(request.plan.run))
     code = code_snapshot()
     is_new = run.create(request.plan, request.recipe, request.cluster, code, code_origin(code))
-    return Submitted(run=run, is_new=is_new, started=start(run, request.store))
+    used = ClusterUsed.SAME if is_new else _cluster_used(run, request)
+    if used is ClusterUsed.GIVEN:
+        run.move(request.cluster)
+    return Submitted(run=run, is_new=is_new, cluster=used, started=start(run, request.store))
+
+
+def _cluster_used(run: RunFolder, request: Request) -> ClusterUsed:
+    """Whose cluster file counts; of a run that is done or elsewhere, none does."""
+    is_over = run.moved or request.store.has(*run.plan().instances)
+    if is_over or request.cluster == run.cluster():
+        return ClusterUsed.SAME
+    observed = observe(run)
+    is_left = not observed.is_alive and not observed.unknown_jobs()
+    return ClusterUsed.GIVEN if is_left else ClusterUsed.OWN
 
 
 def start(run: RunFolder, store: Store) -> Started:

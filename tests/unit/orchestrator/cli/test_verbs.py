@@ -118,6 +118,13 @@ def test_submitting_again_attaches(project: Project, capsys: pytest.CaptureFixtu
     assert len(project.run.supervisors()) == 1
 
 
+def test_no_run_that_was_interrupted_is_said(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.orchestrator("resume", "--interrupted") == 0
+    assert capsys.readouterr().err == f"no run in {project.store.storage.url} was interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("variable", "file", "why"),
     [

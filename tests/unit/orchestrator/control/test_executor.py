@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,6 +29,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import Observed
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.loader import load_cluster
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
 
@@ -35,6 +37,7 @@ class ToyExecutor(Executor):
     """A backend of which nothing else in the program knows."""
 
     asked: list[str] = []  # noqa: RUF012 (each call makes another executor)
+    is_alive = True
 
     def start(self, run: RunFolder, store: Store) -> Started:  # noqa: ARG002
         self.asked.append(f"start {run.name}")
@@ -42,7 +45,7 @@ class ToyExecutor(Executor):
 
     def observe(self, runs: Sequence[RunFolder]) -> dict[str, Observed]:
         self.asked.append(f"observe {len(runs)}")
-        return {run.name: Observed(is_alive=True, look_every_s=0.01) for run in runs}
+        return {run.name: Observed(is_alive=self.is_alive, look_every_s=0.01) for run in runs}
 
     def cancel(self, run: RunFolder, stage: str | None) -> None:
         self.asked.append(f"cancel {run.name} {stage}")
@@ -66,6 +69,7 @@ def toy() -> Iterator[type[ToyExecutor]]:
     """The one line, taken back at the end."""
     EXECUTORS["fake"] = f"{__name__}:ToyExecutor"
     ToyExecutor.asked.clear()
+    ToyExecutor.is_alive = True
     yield ToyExecutor
     del EXECUTORS["fake"]
 
@@ -118,6 +122,32 @@ def test_a_toy_backend_is_submitted_to(
     )
     assert main(["cancel", submitted.run.name, *words[1:]]) == 0
     assert toy.asked[-1] == f"cancel {submitted.run.name} None"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"cpus": 4}, {"environment": {"setup": ["true"]}}, {"retry": {"notice_s": 7}}]
+)
+def test_a_run_that_nobody_works_at_takes_the_cluster_file_that_is_given_now(
+    toy: type[ToyExecutor],
+    words: list[str],
+    changed: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where the first one named a head that does not answer."""
+    run = submit(prepare(Path(words[0]), Path(words[2]))).run
+    before = run.cluster()
+    file = Path(words[2])
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **changed}))
+    assert main(["submit", *words]) == 0
+    assert "is at work with the cluster file that it has" in capsys.readouterr().err
+    assert run.cluster() == before
+    toy.is_alive = False
+    assert main(["submit", *words]) == 0
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        f"run {run.name}: moves to {file}",
+        f"run {run.name}: attached to what is there; 3 jobs submitted",
+    ]
+    assert run.cluster() == load_cluster(file)
 
 
 def test_a_toy_backend_says_what_it_lacks(
