@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from jobs.audio.languages import language_code
 from jobs.weights import first_line, load_whole
 from orchestrator.errors import RequestError
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -58,7 +59,7 @@ def identify(
     heard = model.probabilities(windows)
     mean = {name: sum(one[name] for one in heard) / len(heard) for name in sorted(heard[0])}
     language = max(mean, key=lambda name: mean[name])
-    of_wanted = sum(mean.get(name, 0.0) for name in set(wanted))
+    of_wanted = sum(mean.get(name, 0.0) for name in set(map(language_code, wanted)))
     return Identified(language, round(mean[language], 4), round(of_wanted, 4))
 
 
@@ -189,7 +190,7 @@ class _Features:
 
 def _code(token: str) -> str:
     """``en`` of ``<|en|>``."""
-    return token.strip("<|>")
+    return language_code(token.strip("<|>"))
 
 
 def _knows_one(folder: Path) -> RequestError:

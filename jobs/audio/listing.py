@@ -22,6 +22,8 @@ from jobs.audio.corpus_tables import (
     QUARANTINE_SCHEMA,
     RECORDINGS_SCHEMA,
 )
+from jobs.audio.languages import language_code
+from jobs.audio.lists import NOT_BELOW_ROOT
 from jobs.audio.mapped_tables import SortedRows, chunked
 from jobs.audio.roots import Root
 from jobs.audio.same_ids import SameIds
@@ -56,7 +58,7 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
     if recording.left_out:
         return recording.left_out
     is_told_later = corpus.keeps_unknown_languages and not language
-    if language not in corpus.languages and not is_told_later:
+    if language not in map(language_code, corpus.languages) and not is_told_later:
         return "language"
     if corpus.data_fraction == 1:
         return ""
@@ -67,14 +69,30 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
 
 
 def _of_source(corpus: Corpus, source: Source, root: Root) -> Listing:
-    ids = SameIds()
+    ids, is_any_there = SameIds(), False
     with closing(ListingTables()) as tables:
         for chunk in chunked(_recordings(source, root)):
             tables.add(corpus, source, chunk)
             ids.add(chunk)
+            is_any_there |= any(r.leaf.problem != NOT_BELOW_ROOT for r in chunk)
         if problem := ids.problem(_recordings(source, root)):
             raise DataError(f"data.{source.name}: {problem}")
+        if not is_any_there:
+            raise DataError(f"data.{source.name}: {_nothing_there(source, root)}")
         return tables.listing()
+
+
+def _nothing_there(source: Source, root: Root) -> str:
+    """Why a source has no recordings at all."""
+    if (first := next(_recordings(source, root), None)) is None:
+        return (
+            f"{root.path} holds no recordings as {source.adapter} has them, read as "
+            f"{root.container}; see whether root, container and adapter are right"
+        )
+    return (
+        f"none of the files that its list names is below {root.path} ({first.leaf.path} is the "
+        "first); give the source the root, and the container, in which they are"
+    )
 
 
 def _recordings(source: Source, root: Root) -> Iterator[Recording]:
@@ -126,7 +144,9 @@ class ListingTables:
 
 
 def _language(source: Source, recording: Recording) -> str:
-    return recording.language if source.language == "from_folder" else source.language
+    return (
+        recording.language if source.language == "from_folder" else language_code(source.language)
+    )
 
 
 def _require_times(source: Source, recording: Recording) -> None:

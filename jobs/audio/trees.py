@@ -54,6 +54,10 @@ class Leaf(NamedTuple):
 class Tree(Protocol):
     """A source's files."""
 
+    @property
+    def root(self) -> Path | BucketPath:
+        """The folder that they are below."""
+
     def leaves(self) -> Iterator[Leaf]:
         """All files in the order of their paths as text. Raises OSError for what cannot be read."""
 
@@ -86,6 +90,11 @@ class FolderTree:
     def __init__(self, root: Path | BucketPath) -> None:
         self._root = root
 
+    @property
+    def root(self) -> Path | BucketPath:
+        """The folder that they are below."""
+        return self._root
+
     def leaves(self) -> Iterator[Leaf]:
         """All files, sorted, so that no file system's own order shows."""
         yield from in_order(Leaf(*file) for file in files_below(self._root))
@@ -107,6 +116,11 @@ class TarTree:
 
     def __init__(self, root: Path | BucketPath) -> None:
         self._root = root
+
+    @property
+    def root(self) -> Path | BucketPath:
+        """The folder that they are below."""
+        return self._root
 
     def leaves(self) -> Iterator[Leaf]:
         """All members, sorted. Raises DataError for a tar that is compressed, cut or damaged."""
@@ -154,6 +168,11 @@ class ParquetTree:
 
     def __init__(self, root: Path | BucketPath, *, max_group_bytes: int = _MAX_GROUP_BYTES) -> None:
         self._root, self._max_group_bytes = root, max_group_bytes
+
+    @property
+    def root(self) -> Path | BucketPath:
+        """The folder that the files are below."""
+        return self._root
 
     def leaves(self) -> Iterator[Leaf]:
         """All rows, sorted. Raises DataError for what is no such file."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from jobs.audio.corpora.recording import Recording, by_stem
+from jobs.audio.languages import language_of_folder
 from jobs.audio.trees import Tree
 
 
@@ -17,4 +18,4 @@ def recordings(tree: Tree) -> Iterator[Recording]:
     for name, leaf in by_stem(tree.leaves()):
         path = PurePosixPath(leaf.path)
         language, speaker = (path.parts[0], str(path.parent)) if len(path.parts) > 1 else ("", "")
-        yield Recording(name, leaf, language=language, speaker=speaker)
+        yield Recording(name, leaf, language=language_of_folder(language), speaker=speaker)

@@ -12,7 +12,8 @@ from typing import Any
 
 import ijson
 
-from jobs.audio.corpora.recording import NO_SPEECH, Recording, listed, value
+from jobs.audio.corpora.recording import NO_SPEECH, Recording
+from jobs.audio.lists import BOM, Files, items, seconds, value
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
@@ -26,38 +27,44 @@ def recordings(tree: Tree) -> Iterator[Recording]:
     The JSON is read piece by piece: it takes more than a gigabyte. Raises DataError when it is not
     there.
     """
-    leaves = {leaf.path: leaf for leaf in tree.leaves()}
-    found = [leaf for path, leaf in leaves.items() if PurePosixPath(path).name == ANNOTATIONS]
+    leaves = list(tree.leaves())
+    found = [leaf for leaf in leaves if PurePosixPath(leaf.path).name == ANNOTATIONS]
     if len(found) != 1:
         raise DataError(f"needs one {ANNOTATIONS} below its root, and has {len(found)}")
     (annotations,) = found
-    folder = PurePosixPath(annotations.path).parent
-    for audio in _audios(tree, annotations):
-        leaf = listed(leaves, str(folder / value(audio, "path", annotations.path)))
-        segments = value(audio, "segments", annotations.path)
-        yield from (_recording(segment, audio, leaf) for segment in segments)
+    folder, files = PurePosixPath(annotations.path).parent, Files(tree, leaves)
+    for number, audio in enumerate(_audios(tree, annotations)):
+        where = f"{annotations.path}: audios[{number}]"
+        leaf = files.named(where, str(folder / str(value(audio, "path", where))))
+        session = str(value(audio, "aid", where))
+        for segment in items(audio, "segments", where):
+            yield _recording(segment, leaf, session, where)
 
 
-def _recording(segment: Mapping[str, Any], audio: Mapping[str, Any], leaf: Leaf) -> Recording:
+def _recording(segment: Mapping[str, Any], leaf: Leaf, session: str, where: str) -> Recording:
+    name = str(value(segment, "sid", where))
     words = set(str(segment.get("text_tn") or "").split())
     return Recording(
-        str(value(segment, "sid", ANNOTATIONS)),
+        name,
         leaf,
-        spans_s=(_span(segment),),
+        spans_s=(_span(segment, f"{where}: {name}"),),
         language="en",
         speaker=str(segment.get("speaker") or ""),
-        session=str(audio["aid"]),
+        session=session,
         left_out=NO_SPEECH if words and words <= _NO_SPEECH else "",
     )
 
 
-def _span(segment: Mapping[str, Any]) -> tuple[float, float]:
-    start, end = (value(segment, name, ANNOTATIONS) for name in ("begin_time", "end_time"))
-    return float(start), float(end)
+def _span(segment: Mapping[str, Any], where: str) -> tuple[float, float]:
+    times = ("begin_time", "end_time")
+    start, end = (seconds(value(segment, name, where), name, where) for name in times)
+    return start, end
 
 
 def _audios(tree: Tree, annotations: Leaf) -> Iterator[Mapping[str, Any]]:
     with tree.place(annotations).open() as file:
+        if file.read(len(BOM)) != BOM:
+            file.seek(0)
         try:
             yield from ijson.items(file, "audios.item", use_float=True)
         except ijson.JSONError as error:

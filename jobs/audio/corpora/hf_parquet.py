@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jobs.audio.corpora.recording import Recording, language_code, stem
+from jobs.audio.corpora.recording import Recording, stem
+from jobs.audio.languages import language_code
 from jobs.audio.trees import ParquetTree, Tree
 from orchestrator.errors import RequestError
 

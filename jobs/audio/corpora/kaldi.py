@@ -5,11 +5,26 @@ kaldi-asr.org/doc/data_prep.html. A pipe in ``wav.scp`` is a command for a shell
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-from jobs.audio.corpora.recording import Recording, language_code, lines, listed
+from jobs.audio.corpora.recording import Recording
+from jobs.audio.languages import language_code
+from jobs.audio.lists import Files, lines, seconds
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError, RequestError
+
+_IN_ARK = re.compile(r".*\.ark:[0-9]+")
+
+
+class _Utterance(NamedTuple):
+    """A line of ``segments``, or of ``wav.scp`` where there is none."""
+
+    name: str
+    recording: str
+    spans_s: tuple[tuple[float, float], ...] = ()
+    channel: int | None = None
 
 
 def recordings(tree: Tree) -> Iterator[Recording]:
@@ -17,56 +32,71 @@ def recordings(tree: Tree) -> Iterator[Recording]:
 
     Raises RequestError for a pipe, DataError for what is no such folder.
     """
-    leaves = {leaf.path: leaf for leaf in tree.leaves()}
-    files = _files(tree, leaves)
-    speakers, languages = (_table(tree, leaves, name) for name in ("utt2spk", "utt2lang"))
-    for name, recording, spans in _utterances(tree, leaves, files):
+    files = Files(tree, tree.leaves())
+    if "wav.scp" not in files:
+        raise DataError("has no wav.scp; it is no Kaldi data folder")
+    audio = _audio(tree, files)
+    speakers, languages = (_words(tree, files, name) for name in ("utt2spk", "utt2lang"))
+    for utterance in _utterances(tree, files, audio):
         yield Recording(
-            name,
-            files[recording],
-            spans_s=spans,
-            language=language_code(languages.get(name, "")),
-            speaker=speakers.get(name, ""),
-            session=recording,
+            utterance.name,
+            audio[utterance.recording],
+            spans_s=utterance.spans_s,
+            channel=utterance.channel,
+            language=language_code(languages.get(utterance.name, "")),
+            speaker=speakers.get(utterance.name, ""),
+            session=utterance.recording,
         )
 
 
-def _files(tree: Tree, leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+def _audio(tree: Tree, files: Files) -> dict[str, Leaf]:
     """The file of each recording."""
     found = {}
-    for name, path in _table(tree, leaves, "wav.scp", is_needed=True).items():
+    for name, (where, path) in _table(tree, files, "wav.scp").items():
         if path.endswith("|") or path.startswith("|"):
             raise RequestError(
                 f"wav.scp: {name}: {path!r} is a command for a shell; write the files that it makes"
             )
-        found[name] = listed(leaves, path)
+        if _IN_ARK.fullmatch(path):
+            raise DataError(f"{where}: {path} lies in an archive of Kaldi's; write it as a file")
+        found[name] = files.named(where, path)
     return found
 
 
-def _utterances(
-    tree: Tree, leaves: Mapping[str, Leaf], files: Mapping[str, Leaf]
-) -> Iterator[tuple[str, str, tuple[tuple[float, float], ...]]]:
-    segments = _table(tree, leaves, "segments")
-    if not segments:
-        yield from ((name, name, ()) for name in files)
-    for name, words in segments.items():
-        try:
-            recording, start, end = words.split()
-            span = (float(start), float("inf") if float(end) < 0 else float(end))
-        except ValueError:
-            raise DataError(f"segments: {name}: {words!r}: no recording, start and end") from None
-        if recording not in files:
-            raise DataError(f"segments: {name}: {recording} is not in wav.scp")
-        yield name, recording, (span,)
+def _utterances(tree: Tree, files: Files, audio: Mapping[str, Leaf]) -> Iterator[_Utterance]:
+    if "segments" not in files:
+        yield from (_Utterance(name, name) for name in audio)
+        return
+    for name, (where, words) in _table(tree, files, "segments").items():
+        recording, *times = words.split()
+        if len(times) not in (2, 3) or not all(channel.isdecimal() for channel in times[2:]):
+            raise DataError(
+                f"{where}: {words!r}: no recording, start and end in seconds; repair it"
+            )
+        if recording not in audio:
+            raise DataError(f"{where}: {recording} is not in wav.scp; add it there")
+        start, end = (seconds(time, "time", where) for time in times[:2])
+        span = (start, float("inf") if end < 0 else end)
+        yield _Utterance(name, recording, (span,), int(times[2]) if times[2:] else None)
 
 
-def _table(
-    tree: Tree, leaves: Mapping[str, Leaf], name: str, *, is_needed: bool = False
-) -> dict[str, str]:
-    """A file of lines that begin with an id. Raises DataError when it must be there and is not."""
-    if name not in leaves:
-        if is_needed:
-            raise DataError(f"has no {name}; it is no Kaldi data folder")
-        return {}
-    pairs = (line.partition(" ") for line in lines(tree, leaves[name]))
-    return {first: rest.strip() for first, _, rest in pairs}
+def _words(tree: Tree, files: Files, name: str) -> dict[str, str]:
+    """A table that need not be there, without where its lines are."""
+    table = _table(tree, files, name) if name in files else {}
+    return {first: rest for first, (_, rest) in table.items()}
+
+
+def _table(tree: Tree, files: Files, name: str) -> dict[str, tuple[str, str]]:
+    """A file of lines that begin with an id: where each is, and what follows.
+
+    Raises DataError for an id with nothing, and for one with two things.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for where, line in lines(tree, files[name]):
+        first, *rest = line.split(maxsplit=1)
+        if not rest:
+            raise DataError(f"{where}: {first} is alone; repair it")
+        before, told = found.setdefault(first, (where, rest[0].strip()))
+        if told != rest[0].strip():
+            raise DataError(f"{where}: {first} is also in {before}; keep one, or rename it")
+    return found

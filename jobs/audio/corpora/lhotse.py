@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from jobs.audio.corpora.recording import Recording, json_lines, language_code, listed, stem, value
+from jobs.audio.corpora.recording import Recording, stem
+from jobs.audio.languages import language_code
+from jobs.audio.lists import NOT_BELOW_ROOT, Files, items, json_lines, seconds, value
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
@@ -22,50 +24,60 @@ _CUTS, _RECORDINGS = (re.compile(rf"{name}[^/]*\.jsonl(\.gz)?") for name in ("cu
 def recordings(tree: Tree) -> Iterator[Recording]:
     """All cuts, or all recordings where there are none.
 
-    Raises DataError for a cut of several pieces.
+    Raises DataError for a cut of several pieces, and where there are no such manifests.
     """
     leaves = list(tree.leaves())
-    audio = _Audio(leaves)
-    manifests = [leaf for leaf in leaves if _CUTS.fullmatch(PurePosixPath(leaf.path).name)]
-    for manifest in manifests:
-        for number, cut in enumerate(json_lines(tree, manifest), 1):
-            yield _of_cut(cut, audio, manifest, f"{manifest.path}: line {number}")
-    if manifests:
-        return
-    for manifest in leaves:
-        if _RECORDINGS.fullmatch(PurePosixPath(manifest.path).name):
-            for number, row in enumerate(json_lines(tree, manifest), 1):
-                where = f"{manifest.path}: line {number}"
-                name = str(value(row, "id", where))
-                yield Recording(name, audio.of(row, name, manifest, where))
+    audio = _Audio(tree, leaves)
+    cuts, whole = (_named(leaves, pattern) for pattern in (_CUTS, _RECORDINGS))
+    if not cuts and not whole:
+        raise DataError("has no cuts*.jsonl.gz and no recordings*.jsonl.gz; save one of them there")
+    for manifest in cuts:
+        for where, cut in json_lines(tree, manifest):
+            yield _of_cut(cut, audio, manifest, where)
+    for manifest in () if cuts else whole:
+        for where, row in json_lines(tree, manifest):
+            name = str(value(row, "id", where))
+            yield Recording(name, audio.of(row, name, manifest, where))
+
+
+def _named(leaves: list[Leaf], pattern: re.Pattern[str]) -> list[Leaf]:
+    return [leaf for leaf in leaves if pattern.fullmatch(PurePosixPath(leaf.path).name)]
 
 
 class _Audio:
     """Finds the file of a recording's source."""
 
-    def __init__(self, leaves: list[Leaf]) -> None:
-        self._by_path = {leaf.path: leaf for leaf in leaves if leaf.is_audio}
-        self._by_stem = {stem(path): leaf for path, leaf in self._by_path.items()}
+    def __init__(self, tree: Tree, leaves: list[Leaf]) -> None:
+        audio = [leaf for leaf in leaves if leaf.is_audio]
+        self._files = Files(tree, audio)
+        self._by_stem = {stem(leaf.path): leaf for leaf in audio}
 
     def of(self, recording: Mapping[str, Any], name: str, manifest: Leaf, where: str) -> Leaf:
-        """The file, by its path or, in Shar, by the cut's name. Raises DataError for several."""
-        sources = value(recording, "sources", where)
+        """The file, by its path or, in Shar, by the cut's name. Raises DataError for others."""
+        sources = items(recording, "sources", where)
         if len(sources) != 1:
-            raise DataError(f"{where}: its recording has {len(sources)} sources; one is understood")
-        folder = PurePosixPath(manifest.path).parent
-        if sources[0].get("type") == "shar":
-            return listed(self._by_stem, str(folder / name))
-        path = str(sources[0].get("source") or "")
-        return listed(self._by_path, path, str(folder / path))
+            raise DataError(
+                f"{where}: its recording has {len(sources)} sources; write it as one file"
+            )
+        folder, kind = PurePosixPath(manifest.path).parent, value(sources[0], "type", where)
+        if kind == "shar":
+            path = str(folder / name)
+            return self._by_stem.get(path) or Leaf(path, 0, problem=NOT_BELOW_ROOT)
+        if kind not in ("file", "url"):
+            raise DataError(f"{where}: its recording is a {kind}; save it as a file")
+        path = str(value(sources[0], "source", where))
+        return self._files.named(where, path, str(folder / path))
 
 
 def _of_cut(cut: Mapping[str, Any], audio: _Audio, manifest: Leaf, where: str) -> Recording:
-    if "recording" not in cut:
-        raise DataError(f"{where}: a cut without one recording ({cut.get('type')}); write others")
-    name, recording = str(value(cut, "id", where)), cut["recording"]
-    said = (cut.get("supervisions") or [{}])[0]
-    start, length = float(cut.get("start") or 0), float(value(cut, "duration", where))
-    is_whole = start == 0 and length >= float(recording.get("duration") or length)
+    if not isinstance(recording := cut.get("recording"), Mapping):
+        kind = "features alone" if "features" in cut else f"{cut.get('type')} of no one recording"
+        raise DataError(f"{where}: a cut with {kind}; save cuts that each have a recording")
+    name = str(value(cut, "id", where))
+    said = _supervision(cut, where)
+    start = seconds(cut.get("start") or 0, "start", where)
+    length = seconds(value(cut, "duration", where), "duration", where)
+    is_whole = start == 0 and length >= seconds(recording.get("duration") or length, "", where)
     return Recording(
         name,
         audio.of(recording, name, manifest, where),
@@ -75,6 +87,12 @@ def _of_cut(cut: Mapping[str, Any], audio: _Audio, manifest: Leaf, where: str) -
         speaker=str(said.get("speaker") or ""),
         session="" if recording.get("id") == name else str(recording.get("id") or ""),
     )
+
+
+def _supervision(cut: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """What is said of a cut; of several, the first."""
+    said = items(cut, "supervisions", where) if cut.get("supervisions") else []
+    return said[0] if said and isinstance(said[0], Mapping) else {}
 
 
 def _channel(cut: Mapping[str, Any], recording: Mapping[str, Any]) -> int | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import NO_SPEECH, Recording, by_stem, json_of, stem, value
+from jobs.audio.corpora.recording import NO_SPEECH, Recording, by_stem, stem
+from jobs.audio.lists import items, json_of, stretch, value
 from jobs.audio.trees import Tree
 from orchestrator.errors import DataError
 
@@ -30,11 +31,11 @@ def recordings(tree: Tree) -> Iterator[Recording]:
         if beside is None:
             raise DataError(f"{leaf.path}: has no .json beside it; fetch it again")
         facts = json_of(tree, beside)
-        spans = value(facts, "voice_activity", beside.path)
+        spans = items(facts, "voice_activity", beside.path)
         yield Recording(
             name,
             leaf,
-            spans_s=tuple((float(start), float(end)) for start, end in spans),
+            spans_s=tuple(stretch(span, beside.path) for span in spans),
             language="en",
             speaker=str(value(facts, "speaker", beside.path)),
             session=str(path.parent),

@@ -1,5 +1,7 @@
 """A manifest of one's own: ``manifest.{csv,jsonl,json,parquet}`` at the top of the tree.
 
+All but Parquet may be packed: ``manifest.jsonl.gz``.
+
 A row is a recording, or a stretch of one. Known columns, by the names of NeMo, slm_scaling and
 minimal_hubert: the path (``audio_filepath``, ``path``, ``audio``), ``offset`` and ``duration`` in
 seconds, ``channel`` from 0 on, ``id`` (``fileid``), ``language`` (``lang``), ``speaker``
@@ -15,29 +17,34 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.audio.corpora.recording import Recording, json_lines, language_code, listed, rows, stem
+from jobs.audio.corpora.recording import Recording, stem
+from jobs.audio.languages import language_code
+from jobs.audio.lists import Files, json_lines, rows, seconds
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
-NAMES = ("manifest.csv", "manifest.jsonl", "manifest.json", "manifest.parquet")
+_TEXT = ("manifest.csv", "manifest.jsonl", "manifest.json")
+NAMES = (*_TEXT, "manifest.parquet", *(f"{name}.gz" for name in _TEXT))
 _PATH = ("audio_filepath", "path", "audio")
 _ID, _LANGUAGE, _SPEAKER = ("id", "fileid"), ("language", "lang"), ("speaker", "speaker_id")
 
 
 def recordings(tree: Tree) -> Iterator[Recording]:
     """All rows in order. Raises DataError for one without a path."""
-    leaves = {leaf.path: leaf for leaf in tree.leaves()}
-    found = [leaves[name] for name in NAMES if name in leaves]
+    files = Files(tree, tree.leaves())
+    found = [files[name] for name in NAMES if name in files]
     if len(found) != 1:
         names = ", ".join(leaf.path for leaf in found) or "none"
-        raise DataError(f"needs one of {', '.join(NAMES)} at its top, and has {names}")
+        raise DataError(f"needs one of {', '.join(NAMES[:4])} at its top, and has {names}")
     (manifest,) = found
-    for number, row in enumerate(_rows(tree, manifest), 1):
-        where = f"{manifest.path}: row {number}"
-        path = str(_first(row, _PATH) or "").removeprefix("./")
-        if not path:
-            raise DataError(f"{where}: has none of {', '.join(_PATH)}")
-        yield _recording(row, listed(leaves, path), where)
+    for where, row in _rows(tree, manifest):
+        path = _first(row, _PATH)
+        if not isinstance(path, str):
+            raise DataError(
+                f"{where}: has a path in none of {', '.join(_PATH)}; its columns are "
+                f"{', '.join(row)}"
+            )
+        yield _recording(row, files.named(where, path), where)
 
 
 def _recording(row: Mapping[str, Any], leaf: Leaf, where: str) -> Recording:
@@ -52,7 +59,8 @@ def _recording(row: Mapping[str, Any], leaf: Leaf, where: str) -> Recording:
         spans_s=spans,
         language=language_code(str(_first(row, _LANGUAGE) or "")),
         speaker=str(_first(row, _SPEAKER) or ""),
-        session=str(row.get("session") or ""),
+        # What is cut from one file is never torn apart.
+        session=str(_first(row, ("session",)) or (stem(leaf.path) if spans else "")),
     )
 
 
@@ -65,38 +73,49 @@ def _channel(row: Mapping[str, Any], where: str) -> int | None:
         channel = float(said)
         if not (channel >= 0 and channel.is_integer()):
             raise ValueError
-    except ValueError:
+    except (TypeError, ValueError):
         raise DataError(f"{where}: channel {said!r}; channels are 0, 1 and so on") from None
     return int(channel)
 
 
 def _spans(row: Mapping[str, Any], where: str) -> tuple[tuple[float, float], ...]:
-    """The stretch that a row names; none where it is the whole file."""
-    try:
-        start = float(row.get("offset") or 0.0)
-        length = float(row.get("duration") or math.inf)
-    except ValueError:
-        raise DataError(f"{where}: offset and duration are seconds") from None
-    if start < 0 or not length > 0:
+    """The stretch that a row names; none where it says no beginning.
+
+    A duration alone is what the file is said to have; the file itself knows better.
+    """
+    begins, lasts = (row.get(name) not in (None, "") for name in ("offset", "duration"))
+    start = seconds(row["offset"], "offset", where) if begins else 0.0
+    length = seconds(row["duration"], "duration", where) if lasts else math.inf
+    if not 0 <= start < math.inf or not length > 0:
         raise DataError(f"{where}: offset {start:g} and duration {length:g} are no stretch")
-    # A duration alone is what the file is said to have; the file itself knows better.
-    return ((start, start + length),) if row.get("offset") else ()
+    is_whole = not begins or (start == 0 and not lasts)
+    return () if is_whole else ((start, start + length),)
 
 
-def _rows(tree: Tree, manifest: Leaf) -> Iterator[Mapping[str, Any]]:
-    if manifest.path.endswith((".json", ".jsonl")):
+def _rows(tree: Tree, manifest: Leaf) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each is, and the rows."""
+    kind = manifest.path.removesuffix(".gz")
+    if kind.endswith((".json", ".jsonl")):
         yield from json_lines(tree, manifest)
-    elif manifest.path.endswith(".csv"):
-        yield from rows(tree, manifest, ",", (), quoted=True)
+    elif kind.endswith(".csv"):
+        for where, row in rows(tree, manifest, ",", (), quoted=True):
+            yield where, {name.lower(): said for name, said in row.items()}
     else:
-        with tree.place(manifest).open() as file:
-            try:
-                table = pq.ParquetFile(file)
-            except pa.ArrowInvalid as error:
-                raise DataError(f"{manifest.path}: {error}; fetch it again") from None
-            for batch in table.iter_batches():
-                yield from batch.to_pylist()
+        yield from _rows_of_parquet(tree, manifest)
+
+
+def _rows_of_parquet(tree: Tree, manifest: Leaf) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with tree.place(manifest).open() as file:
+        try:
+            table = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{manifest.path}: {error}; fetch it again") from None
+        all_rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(all_rows, 1):
+            yield f"{manifest.path}: row {number}", row
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next((row[name] for name in names if row.get(name) not in (None, "")), None)
+    """What a row says under the first of some names; pandas writes NaN where it says nothing."""
+    said = (row.get(name) for name in names)
+    return next((found for found in said if found not in (None, "") and found == found), None)

@@ -1,22 +1,16 @@
-"""A recording as the adapters of corpora list it, and what they share."""
+"""A recording as the adapters of corpora list it, and what those share that take files as they lie.
+
+Adapters of lists read them with `jobs.audio.lists`.
+"""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import re
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import NamedTuple
 
-from jobs.audio.trees import Leaf, Tree
-from orchestrator.errors import DataError
+from jobs.audio.trees import Leaf
 
 NO_SPEECH = "no speech"
 
@@ -71,96 +65,3 @@ def _up_to_a_dot(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
 def stem(path: str) -> str:
     """A path without its last suffix."""
     return str(PurePosixPath(path).with_suffix(""))
-
-
-def listed(leaves: Mapping[str, Leaf], *paths: str) -> Leaf:
-    """The file that a list names, by the first of its paths that is there.
-
-    Where none is, it has that as its problem: such a row is quarantined by its name, not forgotten.
-    """
-    found = next((leaves[path] for path in paths if path in leaves), None)
-    return found or Leaf(paths[-1], 0, problem="is listed, and not below the root")
-
-
-def language_code(said: str) -> str:
-    """The ISO 639 code of ``en``, ``EN``, ``en-US``, ``English``; another word in small letters."""
-    word = re.split("[-_]", said.strip().lower())[0]
-    return word if len(word) <= 3 else _codes_of_names().get(said.strip().lower(), word)
-
-
-@cache
-def _codes_of_names() -> Mapping[str, str]:
-    """By English name; slow to import, and asked for only where there are names."""
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-    return TO_LANGUAGE_CODE
-
-
-def json_of(tree: Tree, leaf: Leaf) -> dict[str, Any]:
-    """A file's JSON object. Raises DataError, OSError."""
-    with tree.place(leaf).open() as file:
-        return _object(file.read(), leaf.path)
-
-
-def json_lines(tree: Tree, leaf: Leaf) -> Iterator[dict[str, Any]]:
-    """A file's JSON objects, one a line. Raises DataError, OSError."""
-    for number, line in enumerate(lines(tree, leaf), 1):
-        yield _object(line, f"{leaf.path}: line {number}")
-
-
-def rows(
-    tree: Tree, leaf: Leaf, delimiter: str, needed: Iterable[str], *, quoted: bool = False
-) -> Iterator[dict[str, str]]:
-    """Rows of a table with a header, by column. Raises DataError when a column is missing."""
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    with _text(tree, leaf) as text:
-        reader = csv.DictReader(text, delimiter=delimiter, quoting=quoting)
-        absent = [name for name in needed if name not in (reader.fieldnames or ())]
-        if absent:
-            raise DataError(f"{leaf.path}: has no column {', '.join(absent)}; fetch it again")
-        yield from reader
-
-
-def lines(tree: Tree, leaf: Leaf) -> Iterator[str]:
-    """Lines of a text file that hold something."""
-    with _text(tree, leaf) as text:
-        for line in text:
-            if line.strip():
-                yield line.rstrip("\r\n")
-
-
-def value(row: Mapping[str, Any], name: str, where: str) -> Any:
-    """A field that must be there. Raises DataError."""
-    try:
-        return row[name]
-    except (KeyError, TypeError):
-        raise DataError(f"{where}: has no {name!r}; fetch it again") from None
-
-
-@contextmanager
-def _text(tree: Tree, leaf: Leaf) -> Iterator[TextIO]:
-    """A file's text, unpacked where its name says that it is packed.
-
-    Raises DataError for what is none, OSError for what cannot be read.
-    """
-    with tree.place(leaf).open() as file:
-        try:
-            if leaf.path.endswith(".gz"):
-                with gzip.open(file, "rt", encoding="utf-8", newline="") as unpacked:
-                    yield unpacked
-            else:
-                yield io.TextIOWrapper(file, encoding="utf-8", newline="")
-        except UnicodeDecodeError:
-            raise DataError(f"{leaf.path}: is no UTF-8; save it as such") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
-            raise DataError(f"{leaf.path}: {error}; fetch it again") from None
-
-
-def _object(data: bytes | str, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except ValueError as error:
-        raise DataError(f"{where}: is no JSON ({error}); fetch it again") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{where}: is no JSON object; fetch it again")
-    return found

@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import Recording, by_stem, rows
+from jobs.audio.corpora.recording import Recording, by_stem
+from jobs.audio.languages import language_code
+from jobs.audio.lists import rows
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
 METADATA = "metadata.tsv"
+_TABLES = (METADATA, f"{METADATA}.gz")
 _COLUMNS = ("show_filename_prefix", "episode_filename_prefix", "language", "publisher")
 
 
@@ -44,15 +47,15 @@ def recordings(tree: Tree) -> Iterator[Recording]:
 def language_of(said: str) -> str:
     """The language of a tag such as ``['en-US']``."""
     found = re.search("[a-zA-Z]+", said)
-    return found[0].lower() if found else ""
+    return language_code(found[0]) if found else ""
 
 
 def _metadata(tree: Tree, leaves: list[Leaf]) -> dict[tuple[str, str], dict[str, str]]:
-    tables = [leaf for leaf in leaves if PurePosixPath(leaf.path).name == METADATA]
+    tables = [leaf for leaf in leaves if PurePosixPath(leaf.path).name in _TABLES]
     if not tables:
         raise DataError(f"has no {METADATA}; put it below the root")
     return {
         (row["show_filename_prefix"], row["episode_filename_prefix"]): row
         for table in tables
-        for row in rows(tree, table, "\t", _COLUMNS, quoted=True)
+        for _, row in rows(tree, table, "\t", _COLUMNS, quoted=True)
     }

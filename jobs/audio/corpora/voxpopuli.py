@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import Recording, by_stem, rows
+from jobs.audio.corpora.recording import Recording, by_stem
+from jobs.audio.lists import rows, seconds
 from jobs.audio.trees import Leaf, Tree
 
 _RAW, _CUT, _TRANSCRIBED = "raw_audios", "unlabelled_data", "transcribed_data"
@@ -51,18 +52,19 @@ def _spans(tree: Tree, leaves: Sequence[Leaf]) -> dict[str, tuple[tuple[float, f
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for leaf in leaves:
         if PurePosixPath(leaf.path).name in ("unlabelled_v2.tsv", "unlabelled_v2.tsv.gz"):
-            for row in rows(tree, leaf, "\t", ("event_id", "segment_no", "start", "end")):
-                found[row["event_id"]].append((float(row["start"]), float(row["end"])))
+            for where, row in rows(tree, leaf, "\t", ("event_id", "segment_no", "start", "end")):
+                start, end = (seconds(row[name], name, where) for name in ("start", "end"))
+                found[row["event_id"]].append((start, end))
     return {event: tuple(sorted(stretches)) for event, stretches in found.items()}
 
 
 def _speakers(tree: Tree, leaves: Sequence[Leaf]) -> dict[str, str]:
     """The speaker of each transcribed utterance, by its id."""
-    tables = (f"asr_{subset}.tsv" for subset in ("train", "dev", "test"))
-    names = set(tables)
+    subsets = ("train", "dev", "test")
+    names = {f"asr_{subset}.tsv{packed}" for subset in subsets for packed in ("", ".gz")}
     return {
         row["id"]: row["speaker_id"]
         for leaf in leaves
         if PurePosixPath(leaf.path).name in names
-        for row in rows(tree, leaf, "\t", ("id", "speaker_id"))
+        for _, row in rows(tree, leaf, "\t", ("id", "speaker_id"))
     }

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import Recording, json_of, language_code
+from jobs.audio.corpora.recording import Recording
+from jobs.audio.languages import language_code
+from jobs.audio.lists import json_of
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 

@@ -104,7 +104,7 @@ def test_times_that_are_none_are_named(tmp_path: Path, offset: Any, duration: An
     touch(tmp_path, "en/a.wav")
     row = f'{{"path": "en/a.wav", "id": "x", "offset": {offset}, "duration": {duration}}}'
     (tmp_path / "manifest.jsonl").write_text(row)
-    with pytest.raises(DataError, match=r"data\.s: .*(no stretch|are no stretch)"):
+    with pytest.raises(DataError, match=r"data\.s: .*(no stretch|are no stretch|no time in)"):
         listed(tmp_path, adapter="manifest", language="en")
 
 
@@ -116,3 +116,48 @@ def test_a_segment_may_end_with_its_file(tmp_path: Path) -> None:
     wanted = list_corpus(corpus, {"s": Root(tmp_path)}).wanted
     expected = Expected.of(wanted["spans_s"], np.array([48_000]), corpus.windows)
     assert (expected.samples.tolist(), expected.num_windows.tolist()) == ([16_000], [1])
+
+
+@pytest.mark.parametrize("wanted", ["en", "eng"])
+def test_a_language_is_the_same_however_it_is_written(tmp_path: Path, wanted: str) -> None:
+    touch(tmp_path, "eng/a.wav", "EN_us/b.wav", "English/c.wav", "deu/d.wav", "en.old/e.wav")
+    found = listed(tmp_path, (wanted,))
+    assert found["wanted"] == ["s/EN_us/b", "s/English/c", "s/eng/a"]
+    assert listed(tmp_path, (wanted,), language="eng")["left_out"] == []
+
+
+def test_each_recording_keeps_its_language_where_several_are_wanted(tmp_path: Path) -> None:
+    touch(tmp_path, "eng/a.wav", "de-AT/b.wav", "fr/c.wav")
+    corpus = Corpus(sources=(Source(name="s"),), languages=("de", "eng"))
+    found = list_corpus(corpus, {"s": Root(tmp_path)})
+    rows = [(row["id"], row["language"]) for row in found.wanted.to_pylist()]
+    assert rows == [("s/de-AT/b", "de"), ("s/eng/a", "en")]
+    assert found.left_out["language"].to_pylist() == ["fr"]
+
+
+def test_a_source_without_recordings_makes_no_smaller_corpus(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "en/a.wav")
+    touch(tmp_path / "b", "en/notes.txt")
+    corpus = Corpus(sources=(Source(name="a"), Source(name="b")))
+    with pytest.raises(DataError, match=r"data\.b: .*/b holds no recordings as folder has them, "):
+        list_corpus(corpus, {name: Root(tmp_path / name) for name in "ab"})
+
+
+@pytest.mark.parametrize(
+    ("adapter", "name", "content"),
+    [
+        ("manifest", "manifest.csv", "path\nx/a.wav\nx/b.wav\n"),
+        ("fairseq_tsv", "train.tsv", "/elsewhere/x\nx/a.wav\t1\n"),
+        ("kaldi", "wav.scp", "r x/a.wav\n"),
+    ],
+)
+def test_a_list_of_another_root_is_told_at_once(
+    tmp_path: Path, adapter: str, name: str, content: str
+) -> None:
+    """Before any of its files is called unreadable."""
+    touch(tmp_path, "a.wav", "b.wav")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(
+        DataError, match=r"data\.s: none of .* is below .*\(x/a\.wav is the first\)"
+    ):
+        listed(tmp_path, adapter=adapter, language="en")

@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 from jobs.audio import corpora
-from jobs.audio.corpora.recording import Recording, language_code
+from jobs.audio.corpora.recording import Recording
 from jobs.audio.trees import TarTree
 from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Adapter
@@ -196,7 +196,7 @@ LAYOUTS: dict[str, tuple[Mapping[str, bytes | str], list[tuple[object, ...]]]] =
         },
         [
             ("a/one", (), "en", "", "", ""),
-            ("a/one@1.5", ((1.5, 2.5),), "", "7", "", ""),
+            ("a/one@1.5", ((1.5, 2.5),), "", "7", "a/one", ""),
             ("the second", (), "", "", "s", ""),
         ],
     ),
@@ -374,26 +374,6 @@ def test_a_member_that_shar_names_and_is_not_there_has_one_too(tmp_path: Path) -
     write(tmp_path, {"x/cuts.000000.jsonl.gz": gzipped(json_lines(cut))})
     (gone,) = listed("lhotse", tmp_path)
     assert (gone.id, gone.leaf.path, bool(gone.leaf.problem)) == ("c", "x/c", True)
-
-
-@pytest.mark.parametrize(
-    ("said", "code"),
-    [
-        ("en", "en"),
-        ("EN", "en"),
-        ("en-US", "en"),
-        ("pt_BR", "pt"),
-        ("yue", "yue"),
-        ("English", "en"),
-        (" german ", "de"),
-        ("Mandarin", "zh"),
-        ("Haitian Creole", "ht"),
-        ("Klingon", "klingon"),
-        ("", ""),
-    ],
-)
-def test_languages_are_codes_however_a_corpus_writes_them(said: str, code: str) -> None:
-    assert language_code(said) == code
 
 
 @pytest.mark.parametrize(
