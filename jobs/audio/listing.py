@@ -69,30 +69,22 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
 
 
 def _of_source(corpus: Corpus, source: Source, root: Root) -> Listing:
-    ids, is_any_there = SameIds(), False
+    ids, num_there, first_gone = SameIds(), 0, ""
     with closing(ListingTables()) as tables:
         for chunk in chunked(_recordings(source, root)):
             tables.add(corpus, source, chunk)
             ids.add(chunk)
-            is_any_there |= any(r.leaf.problem != NOT_BELOW_ROOT for r in chunk)
+            gone = [r.leaf.path for r in chunk if r.leaf.problem == NOT_BELOW_ROOT]
+            num_there += len(chunk) - len(gone)
+            first_gone = first_gone or next(iter(gone), "")
         if problem := ids.problem(_recordings(source, root)):
             raise DataError(f"data.{source.name}: {problem}")
-        if not is_any_there:
-            raise DataError(f"data.{source.name}: {_nothing_there(source, root)}")
+        if first_gone and not num_there:
+            raise DataError(
+                f"data.{source.name}: none of the files that its list names is below {root.path} "
+                f"({first_gone} is the first); give it the root, and the container, of the list"
+            )
         return tables.listing()
-
-
-def _nothing_there(source: Source, root: Root) -> str:
-    """Why a source has no recordings at all."""
-    if (first := next(_recordings(source, root), None)) is None:
-        return (
-            f"{root.path} holds no recordings as {source.adapter} has them, read as "
-            f"{root.container}; see whether root, container and adapter are right"
-        )
-    return (
-        f"none of the files that its list names is below {root.path} ({first.leaf.path} is the "
-        "first); give the source the root, and the container, in which they are"
-    )
 
 
 def _recordings(source: Source, root: Root) -> Iterator[Recording]:

@@ -135,14 +135,6 @@ def test_each_recording_keeps_its_language_where_several_are_wanted(tmp_path: Pa
     assert found.left_out["language"].to_pylist() == ["fr"]
 
 
-def test_a_source_without_recordings_makes_no_smaller_corpus(tmp_path: Path) -> None:
-    touch(tmp_path / "a", "en/a.wav")
-    touch(tmp_path / "b", "en/notes.txt")
-    corpus = Corpus(sources=(Source(name="a"), Source(name="b")))
-    with pytest.raises(DataError, match=r"data\.b: .*/b holds no recordings as folder has them, "):
-        list_corpus(corpus, {name: Root(tmp_path / name) for name in "ab"})
-
-
 @pytest.mark.parametrize(
     ("adapter", "name", "content"),
     [
