@@ -40,6 +40,8 @@ class PlayedHead:
             return 200, list(self.jobs.values())
         if name not in self.jobs:
             return 404, f"Job {name} does not exist"
+        if method == "DELETE":
+            return 200, {"deleted": self.jobs.pop(name) is not None}
         if rest == ["stop"]:
             self.jobs[name]["status"] = "STOPPED"
         return 200, {"logs": self.jobs[name].get("logs", "")} if rest else self.jobs[name]
@@ -59,12 +61,6 @@ def playing(token: str = "t0k3n") -> Iterator[PlayedHead]:
     head = PlayedHead(token)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._act()
-
-        def do_POST(self) -> None:
-            self._act()
-
         def _act(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
             fault = head.faults.pop(0) if head.faults else ""
@@ -78,6 +74,8 @@ def playing(token: str = "t0k3n") -> Iterator[PlayedHead]:
                     status, answer = head.act(self.command, self.path, body)
             if fault != "lost after":
                 self._say(status, answer)
+
+        do_GET = do_POST = do_DELETE = _act
 
         def _say(self, status: int, answer: object) -> None:
             data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()

@@ -96,6 +96,16 @@ class RayJobs:
         for ref in refs:
             self._asked("POST", f"jobs/{quote(ref.id)}/stop", {})
 
+    def forget(self, ref: JobRef) -> None:
+        """Let the head forget a job that has ended."""
+        self._asked("DELETE", f"jobs/{quote(ref.id)}")
+
+    def running(self) -> dict[str, str]:
+        """Tag to name of all jobs that were submitted and have not ended."""
+        submitted = (job for job in self._asked("GET", "jobs/") or () if job.get("submission_id"))
+        live = (job for job in submitted if job.get("status") in ("PENDING", "RUNNING"))
+        return {job["submission_id"]: (job.get("metadata") or {}).get("run", "") for job in live}
+
     def log(self, ref: JobRef) -> str:
         """What a job has printed; empty where that is not known any more."""
         found = self._asked("GET", f"jobs/{quote(ref.id)}/logs")

@@ -30,6 +30,7 @@ VERBS = {
     "report": "write a run's report page",
     "export": "write a run's units as files for other trainers",
     "chaos": "inject a fault into a running training, and say what it cost",
+    "cluster": "start, look at or end the Ray cluster of a cluster file",
     "doctor": "check this machine and the cluster",
 }
 

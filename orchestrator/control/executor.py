@@ -6,10 +6,10 @@ A backend is one package beside this file, one line of `EXECUTORS`, and its opti
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from orchestrator.backends.base import Shape
 from orchestrator.control.store_patience import waited_for
@@ -84,6 +84,49 @@ class JobPreview:
     """Exactly what the scheduler would be given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NodeCount:
+    """The nodes of one type in a cluster that grows and shrinks."""
+
+    type: str
+    alive: int = 0
+    pending: int = 0
+    """Those that are on their way."""
+    problems: tuple[str, ...] = ()
+    """Why others did not come lately, in the cloud's words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterState:
+    """How a cluster stands that is started and ended from here."""
+
+    head: str
+    """Where its head answers, in words."""
+    nodes: tuple[NodeCount, ...]
+
+
+class LaunchedCluster(Protocol):
+    """What `orchestrator cluster` acts on. All may raise RequestError or BackendError."""
+
+    up_ends_runs: bool
+    """Whether `up` ends the runs of a cluster that is there already."""
+
+    def price(self) -> str:
+        """What it costs an hour, in words."""
+
+    def up(self, say: Callable[[str], None]) -> None:
+        """Start it, or change it into what its file says; ``say`` gets what that prints."""
+
+    def down(self, say: Callable[[str], None]) -> None:
+        """End all of its nodes."""
+
+    def runs(self) -> Sequence[str]:
+        """Names of the runs that its head supervises."""
+
+    def state(self) -> ClusterState:
+        """How it stands."""
+
+
 class Executor:
     """Executes runs on one kind of backend; the base stands for what is only planned for."""
 
@@ -130,6 +173,16 @@ class Executor:
     def checks(self, cluster: Cluster) -> Iterable[Check]:  # noqa: ARG002 (asks for nothing)
         """What `orchestrator doctor` checks of this backend."""
         return ()
+
+    def launched(self, cluster: Cluster, where: str) -> LaunchedCluster:
+        """The cluster as something that is started and ended from here; ``where`` is its file.
+
+        Raises RequestError for one that is not.
+        """
+        raise RequestError(
+            f"{where}: backend: {cluster.backend!r} has no cluster that is started from here; see "
+            "cluster_configs/ray-aws.yaml"
+        )
 
     def preview(self, request: Request) -> Sequence[JobPreview]:  # noqa: ARG002 (no scheduler)
         """The jobs that a scheduler would be given now; none where there is no scheduler."""

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from orchestrator.backends.base import Backend, Job, JobRef
 from orchestrator.backends.ray_jobs import NAME, RayJobs
-from orchestrator.control.executor import Check
+from orchestrator.control.executor import Check, LaunchedCluster
 from orchestrator.control.job import venv_python, with_setup
 from orchestrator.control.ray.head import reached
+from orchestrator.control.ray.launched import LaunchedRay
 from orchestrator.control.ray.supervisor import MODULE
 from orchestrator.control.requirements import version_of
 from orchestrator.control.supervised import CANCEL_SLACK_S, SupervisedExecutor, last_line
@@ -61,6 +62,10 @@ class RayExecutor(SupervisedExecutor):
         """Of the job, as the head remembers them."""
         assert isinstance(backend, RayJobs)
         return last_line(backend.log(ref)), f"`ray job logs {ref.id}`"
+
+    def launched(self, cluster: Cluster, where: str) -> LaunchedCluster:
+        """The cluster of its launcher file."""
+        return LaunchedRay(cluster, where)
 
     def checks(self, cluster: Cluster) -> Iterator[Check]:
         """Whether the head answers, with which Ray, and whether it lets everybody in."""

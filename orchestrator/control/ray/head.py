@@ -6,21 +6,26 @@ In: the cluster file's ``ray`` section and the environment. Out: its Jobs API.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.backends.local import die_with_parent
 from orchestrator.backends.ray_jobs import TOKEN_REMEDY, RayJobs
+from orchestrator.control.ray.launcher import launcher_of, program_of
 from orchestrator.errors import BackendError, RequestError
-from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.cluster import Cluster, Ray
 
 DASHBOARD_PORT = 8265
-TUNNEL_TIMEOUT_S = 30.0
+ON_THE_HEAD = ("auto", "local")
+"""What RAY_ADDRESS is where the cluster's head is this machine."""
+TUNNEL_TIMEOUT_S = 60.0
 _PROBE_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 5.0
 
@@ -29,17 +34,38 @@ _END_TIMEOUT_S = 5.0
 def reached(cluster: Cluster, *, tunnel_timeout_s: float = TUNNEL_TIMEOUT_S) -> Iterator[RayJobs]:
     """The cluster's jobs, while the way to it is open. Raises BackendError, RequestError."""
     token = token_here()
-    if cluster.ray.tunnel:
-        with _tunnel(cluster.ray.tunnel, tunnel_timeout_s, token) as jobs:
+    if way := _way(cluster.ray):
+        with _tunnel(way, tunnel_timeout_s, token) as jobs:
             yield jobs
         return
     address = cluster.ray.address or os.environ.get("RAY_ADDRESS", "")
     if not address:
         raise RequestError(
             "cluster: ray.address: names no cluster, and RAY_ADDRESS is not set; give one of them, "
-            "or ray.tunnel"
+            "ray.tunnel or ray.launcher"
         )
     yield RayJobs(dashboard_of(address, token), token)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The command that makes the dashboard reachable at ``{port}``, and who has named it."""
+
+    named_by: str
+    words: Sequence[str]
+    remedy: str
+
+
+def _way(ray: Ray) -> _Way | None:
+    """The way to the head; None where it is reached without one. Raises RequestError."""
+    if os.environ.get("RAY_ADDRESS") in ON_THE_HEAD:
+        return None
+    if ray.tunnel:
+        return _Way("ray.tunnel", ray.tunnel, "try the command by hand")
+    if ray.address or not ray.launcher:
+        return None
+    program, *words = launcher_of(ray).tunnel
+    return _Way("ray.launcher", (program_of(program), *words), "see whether the cluster is up")
 
 
 def token_here() -> str:
@@ -68,7 +94,7 @@ def dashboard_of(address: str, token: str, *, port: int = DASHBOARD_PORT) -> str
         if not address.startswith(("http://", "https://")):
             raise RequestError(f"RAY_ADDRESS: {address}: give http:// of the dashboard")
         return address
-    if address in ("auto", "local"):
+    if address in ON_THE_HEAD:
         return f"http://127.0.0.1:{port}"
     host, _, said = address.rpartition(":")
     if not host or not said.isdecimal():
@@ -81,10 +107,10 @@ def dashboard_of(address: str, token: str, *, port: int = DASHBOARD_PORT) -> str
 
 
 @contextmanager
-def _tunnel(words: Sequence[str], timeout_s: float, token: str) -> Iterator[RayJobs]:
+def _tunnel(way: _Way, timeout_s: float, token: str) -> Iterator[RayJobs]:
     """The cluster's jobs at the near end of a tunnel. Raises BackendError where none is made."""
     port = _free_port()
-    argv = [word.replace("{port}", str(port)) for word in words]
+    argv = [word.replace("{port}", str(port)) for word in way.words]
     jobs = RayJobs(f"http://127.0.0.1:{port}", token)
     with tempfile.TemporaryFile() as said:
         try:
@@ -98,7 +124,8 @@ def _tunnel(words: Sequence[str], timeout_s: float, token: str) -> Iterator[RayJ
             )
         except OSError as error:
             raise BackendError(
-                f"ray.tunnel: {argv[0]}: cannot be started ({error.strerror}); check the command"
+                f"{way.named_by}: {argv[0]}: cannot be started ({error.strerror}); "
+                "check the command"
             ) from None
         try:
             deadline = time.monotonic() + timeout_s
@@ -107,19 +134,25 @@ def _tunnel(words: Sequence[str], timeout_s: float, token: str) -> Iterator[RayJ
                     said.seek(0)
                     words_said = said.read().decode(errors="replace").strip()
                     raise BackendError(
-                        f"ray.tunnel: {argv[0]}: opens no way to the cluster"
+                        f"{way.named_by}: {Path(argv[0]).name}: opens no way to the cluster"
                         f"{f' ({words_said.splitlines()[-1]})' if words_said else ''}; "
-                        "try the command by hand"
+                        f"{way.remedy}"
                     )
                 time.sleep(0.1)
             yield jobs
         finally:
-            process.terminate()
-            try:
-                process.wait(_END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it and what it has started, such as the ssh of `ray dashboard`."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_END_TIMEOUT_S)
+            return
+    process.wait()
 
 
 def _listens(port: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -45,6 +46,17 @@ def test_a_job_is_submitted_once_whatever_becomes_of_the_answer(
     head.faults = [cast(Fault, fault) for fault in faults]
     first, second = jobs_of(head).submit(JOB), jobs_of(head).submit(JOB)
     assert list(head.jobs) == [first.id] == [second.id]
+
+
+def test_those_that_run_are_listed_and_those_that_ended_forgotten(head: PlayedHead) -> None:
+    jobs = jobs_of(head)
+    ref, other = jobs.submit(JOB), jobs.submit(replace(JOB, tag="other", name="o"))
+    head.jobs["driver"] = {"submission_id": None, "status": "RUNNING", "metadata": None}
+    assert jobs.running() == {"r-s0001": "r", "other": "o"}
+    head.jobs[other.id]["status"] = "SUCCEEDED"
+    assert jobs.running() == {"r-s0001": "r"}
+    jobs.forget(other)
+    assert jobs.poll([ref, other])[other].state is JobState.UNKNOWN
 
 
 def test_a_head_that_never_takes_it_is_named(head: PlayedHead) -> None:

@@ -101,6 +101,57 @@ def test_a_tunnel_is_opened_and_closed(
         jobs.version()
 
 
+LAUNCHER = "kind: RayCluster\nmetadata: {name: mine}\n"
+
+
+def test_a_launcher_tells_the_way_where_nothing_else_does(
+    head: PlayedHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "relay.py").write_text(RELAY)
+    (tmp_path / "kube.yaml").write_text(LAUNCHER)
+    far = head.url.rpartition(":")[2]
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text(
+        '#!/bin/sh\n[ "$1 $2" = "port-forward service/mine-head-svc" ] || exit 1\n'
+        f'exec {sys.executable} {tmp_path}/relay.py "${{3%:8265}}" {far}\n'
+    )
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t0k3n")
+    launcher = str(tmp_path / "kube.yaml")
+    with reached(cluster("/store", backend="ray", ray={"launcher": launcher})) as jobs:
+        assert jobs.url != head.url
+        assert jobs.version() == "2.60.0"
+    with reached(
+        cluster("/store", backend="ray", ray={"launcher": launcher, "address": head.url})
+    ) as jobs:
+        assert jobs.url == head.url
+
+
+@pytest.mark.parametrize(
+    "way", [{"launcher": "aws"}, {"tunnel": ["ssh", "-L", "{port}:a:8265"]}, {}]
+)
+def test_on_the_head_itself_no_way_leads_through_the_launcher(
+    way: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with reached(cluster("/store", backend="ray", ray=way)) as jobs:
+        assert jobs.url == "http://127.0.0.1:8265"
+
+
+def test_what_a_tunnel_has_started_ends_with_it(
+    head: PlayedHead, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "relay.py").write_text(RELAY)
+    far, pid = head.url.rpartition(":")[2], tmp_path / "pid"
+    line = f"{sys.executable} {tmp_path}/relay.py {{port}} {far} & echo $! > {pid}; wait"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t0k3n")
+    with reached(cluster("/store", backend="ray", ray={"tunnel": ["sh", "-c", line]})) as jobs:
+        assert jobs.version() == "2.60.0"
+    with pytest.raises(BackendError, match="does not answer"):
+        jobs.version()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -1,0 +1,94 @@
+"""The nodes of a Ray cluster by their type, as its autoscaler sees them.
+
+A command on the head asks it: the dashboard tells of no launch that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import uuid
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.backends.base import Job
+from orchestrator.backends.ray_jobs import RayJobs
+from orchestrator.control.executor import NodeCount
+from orchestrator.control.job import venv_python, with_setup
+from orchestrator.control.supervised import last_line
+from orchestrator.errors import BackendError
+from orchestrator.spec.cluster import Cluster
+
+MODULE = "orchestrator.control.ray.nodes"
+TIMEOUT_S = 60.0
+_LOOK_EVERY_S = 0.3
+_NO_TYPE = "of no type"
+
+
+def nodes_of(
+    jobs: RayJobs, cluster: Cluster, *, timeout_s: float = TIMEOUT_S
+) -> tuple[NodeCount, ...]:
+    """How many there are of each type, and how many do not come. Raises BackendError."""
+    python = venv_python(cluster.environment) or "python"
+    job = Job(
+        name="nodes",
+        argv=with_setup(cluster.environment, (python, "-m", MODULE)),
+        log=Path("of the head"),
+        tag=f"nodes-{uuid.uuid4().hex[:12]}",
+    )
+    ref, deadline = jobs.submit(job), time.monotonic() + timeout_s
+    while not (status := jobs.poll([ref])[ref]).state.is_final:
+        if time.monotonic() > deadline:
+            jobs.cancel([ref])
+            raise BackendError(f"ray: the head does not tell its nodes within {timeout_s:g} s")
+        time.sleep(_LOOK_EVERY_S)
+    said = last_line(jobs.log(ref))
+    jobs.forget(ref)
+    try:
+        return tuple(NodeCount(**{**c, "problems": tuple(c["problems"])}) for c in json.loads(said))
+    except (ValueError, TypeError, KeyError):
+        raise BackendError(
+            f"ray: the head does not tell its nodes ({said or status.detail}); install this "
+            "version of orchestrator there"
+        ) from None
+
+
+def counted(status: Any) -> list[NodeCount]:
+    """The counts of a ``ray.autoscaler.v2.schema.ClusterStatus``, in the order of their names."""
+    alive: dict[str, int] = defaultdict(int)
+    pending: dict[str, int] = defaultdict(int)
+    problems: dict[str, list[str]] = defaultdict(list)
+    for node in (*status.active_nodes, *status.idle_nodes):
+        alive[node.ray_node_type_name or _NO_TYPE] += 1
+    for node in status.pending_nodes:
+        pending[node.ray_node_type_name or _NO_TYPE] += 1
+    for launch in status.pending_launches:
+        pending[launch.ray_node_type_name] += launch.count
+    for launch in status.failed_launches:
+        problems[launch.ray_node_type_name].append(" ".join((launch.details or "").split()))
+    return [
+        NodeCount(
+            type=name,
+            alive=alive[name],
+            pending=pending[name],
+            problems=tuple(dict.fromkeys(problems[name])),
+        )
+        for name in sorted({*alive, *pending, *problems})
+    ]
+
+
+def main() -> int:
+    """Print the counts of this job's cluster as one line of JSON."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(os.environ["RAY_ADDRESS"])
+    sys.stdout.write(json.dumps([asdict(count) for count in counted(status)]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
