@@ -75,8 +75,9 @@ class Source(Spec):
     language: Language | Literal["from_folder"] = "from_folder"
     """ISO 639 code of the whole source, or ``from_folder``: what the corpus says of each recording;
     of one's own ``folder``, the first folder below the root names it."""
-    lowpass_hz: PositiveFloat | None = None
-    """Band limit in Hz, so that sources recorded at other rates sound alike; none when absent."""
+    lowpass_hz: Annotated[Float, Field(ge=100)] | None = None
+    """Band limit in Hz, so that sources recorded at other rates sound alike, at least 100; none
+    when absent."""
     channels: Literal["mix", "loudest", "first", "each"] = "mix"
     """What is made of several channels, 30 s by 30 s: their mean, the loudest, the first, or each
     of them a recording of its own, of the file's session. Where a mean cancels itself, as channels
@@ -88,8 +89,9 @@ class Windows(Spec):
 
     min_s: PositiveFloat = 0.4
     """Stretches of speech shorter than this many seconds are left out."""
-    max_s: PositiveFloat = 30.0
-    """Recordings longer than this many seconds are cut into windows of it, the last two alike."""
+    max_s: Annotated[Float, Field(ge=0.1, le=3600)] = 30.0
+    """Recordings longer than this many seconds are cut into windows of it, the last two alike; an
+    hour at most, as an encoder hears a window at once."""
     max_pause_s: NonNegativeFloat = 1.0
     """Where a corpus says when there is speech: stretches with at most this many seconds between
     them are one utterance as long as they fit into ``max_s``."""
@@ -104,7 +106,7 @@ class Windows(Spec):
 class LanguageId(Spec):
     """Which language is spoken, where the corpus does not say: a Whisper listens."""
 
-    model: str
+    model: Line
     """Name in the cluster's ``models``: a folder that all nodes see, with a multilingual Whisper in
     the format of transformers or of CTranslate2."""
     sha256: Sha256
@@ -113,8 +115,8 @@ class LanguageId(Spec):
     """Whose language is told: of recordings for which the corpus says none, or of all."""
     threshold: Annotated[Float, Field(gt=0, le=1)] = 0.5
     """Recordings are kept whose probability of ``corpus.languages`` is at least this; in (0, 1]."""
-    windows: PositiveInt = 3
-    """How many stretches of 30 s with speech are heard of a recording, at most."""
+    windows: Annotated[Int, Field(ge=1, le=100)] = 3
+    """How many stretches of 30 s with speech are heard of a recording, at most; up to 100."""
 
 
 class VoiceActivity(Spec):
@@ -156,7 +158,7 @@ class Corpus(Spec):
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """The bodies of recordings, in order."""
-    snapshot: str | None = None
+    snapshot: Line | None = None
     """Label of the data's state, for roots this machine cannot list; it stands instead of the
     fingerprint that visible roots get."""
     languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("en",)

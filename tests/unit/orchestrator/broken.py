@@ -379,6 +379,37 @@ RECIPES = (
         ),
     ),
     Broken(
+        id="a snapshot without a label",
+        recipe=edited("sources:", "snapshot: ''\n  sources:"),
+        says=("r.yaml: corpus.snapshot: must not be empty",),
+    ),
+    Broken(
+        id="windows of no sample",
+        recipe=edited("sources:", "windows: {min_s: 1e-9, max_s: 1e-6}\n  sources:"),
+        says=("r.yaml: corpus.windows.max_s: must be at least 0.1, not 1e-06",),
+    ),
+    Broken(
+        id="windows that no encoder holds",
+        recipe=edited("sources:", "windows: {max_s: 1e20}\n  sources:"),
+        says=("r.yaml: corpus.windows.max_s: must be at most 3600, not 1e+20",),
+    ),
+    Broken(
+        id="a band without speech",
+        recipe=edited("language: en", "language: en, lowpass_hz: 0.5"),
+        says=("r.yaml: corpus.sources.0.lowpass_hz: must be at least 100, not 0.5",),
+    ),
+    Broken(
+        id="language identification by a model without a name, in all of a recording",
+        recipe=edited(
+            "sources:",
+            f"filter: {{language_id: {{model: '', sha256: {'a' * 64}, windows: 101}}}}\n  sources:",
+        ),
+        says=(
+            "r.yaml: corpus.filter.language_id.model: must not be empty",
+            "r.yaml: corpus.filter.language_id.windows: must be at most 100, not 101",
+        ),
+    ),
+    Broken(
         id="no languages",
         recipe=edited("sources:", "languages: []\n  sources:"),
         says=("r.yaml: corpus.languages: must be a list of at least 1, not an empty list",),
