@@ -32,10 +32,13 @@ LISTS = {
     "gigaspeech": re.compile(r"(.*/)?GigaSpeech\.json"),
     "voxpopuli": re.compile(r"(.*/)?(unlabelled_v2|asr_[^/]*)\.tsv(\.gz)?"),
     "spotify": re.compile(r"(.*/)?metadata\.tsv(\.gz)?"),
+    "peoples_speech": re.compile(r"(.*/)?lang_id_results\.jsonl"),
     "libri_light": re.compile(r".*\.json"),
     "webdataset": re.compile(r".*\.json"),
 }
 """Adapter to the paths of the files that say which recordings there are, or what they are."""
+WITHOUT_LISTS = ("peoples_speech", "webdataset")
+"""Those of them that find recordings where there are no lists, as in rows of Parquet."""
 _READERS = 8
 """Lists that are read at once: they may be tens of thousands of small files."""
 

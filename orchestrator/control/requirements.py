@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.control.executor import Request, executor_of
-from orchestrator.control.fingerprint import LISTS
+from orchestrator.control.fingerprint import LISTS, WITHOUT_LISTS
 from orchestrator.control.hooks import address_of
 from orchestrator.control.models import models_of, unfit_models
 from orchestrator.errors import RequestError
@@ -129,7 +129,7 @@ def unfit_containers(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[s
         named = f"{where}: data.{source.name}.container: {container}, but {adapter}"
         if adapter == "hf_parquet" and container != "parquet":
             yield f"{named} has a recording in each row; say parquet"
-        elif adapter in LISTS and container == "parquet":
+        elif container == "parquet" and adapter in LISTS and adapter not in WITHOUT_LISTS:
             yield f"{named} finds its lists in files; say folder or tar"
 
 

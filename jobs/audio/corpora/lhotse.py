@@ -59,6 +59,8 @@ class _Audio:
             raise DataError(
                 f"{where}: its recording has {len(sources)} sources; write it as one file"
             )
+        if recording.get("transforms"):
+            raise DataError(f"{where}: its recording is changed by transforms; save it as audio")
         folder, kind = PurePosixPath(manifest.path).parent, value(sources[0], "type", where)
         if kind == "shar":
             path = str(folder / name)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from jobs.audio.corpora.recording import NO_SPEECH, Recording, by_stem, stem
-from jobs.audio.lists import items, json_of, stretch, value
-from jobs.audio.trees import Tree
+from jobs.audio.lists import NOT_BELOW_ROOT, items, json_of, stretch, value
+from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
 DUPLICATE = "duplicate"
@@ -21,10 +21,14 @@ DUPLICATE = "duplicate"
 def recordings(tree: Tree) -> Iterator[Recording]:
     """All chapters, in English, as their speech; a session is a book.
 
-    Raises DataError for a chapter without its JSON.
+    One of which only the JSON is there has that as its problem. Raises DataError for a chapter
+    without its JSON.
     """
     leaves = list(tree.leaves())
     about = {stem(leaf.path): leaf for leaf in leaves if leaf.path.endswith(".json")}
+    heard = {stem(leaf.path) for leaf in leaves if leaf.is_audio}
+    for name in (name for name in about if name.endswith("_64kb") and name not in heard):
+        yield Recording(name, Leaf(f"{name}.flac", 0, problem=NOT_BELOW_ROOT), language="en")
     for name, leaf in by_stem(leaves):
         path = PurePosixPath(leaf.path)
         beside = about.get(stem(leaf.path))

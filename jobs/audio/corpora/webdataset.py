@@ -1,11 +1,13 @@
 """WebDataset: members of tars, those of one sample named alike up to their first dot.
 
-github.com/webdataset/webdataset. A ``.json`` beside the audio may name ``language``, ``speaker``
-and ``id``. The tree has to be read as tars, or the same files unpacked.
+github.com/webdataset/webdataset. A ``.json`` beside the audio may name ``language`` and
+``speaker``. The tree has to be read as tars, or the same files unpacked. A key that several tars
+have is told apart by their names.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -21,7 +23,8 @@ def recordings(tree: Tree) -> Iterator[Recording]:
     samples: dict[tuple[str, str], list[Leaf]] = {}
     for leaf in tree.leaves():
         samples.setdefault((leaf.archive, key_of(leaf.path)), []).append(leaf)
-    for (_, key), leaves in samples.items():
+    times = Counter(key for _, key in samples)
+    for (archive, key), leaves in samples.items():
         audio = [leaf for leaf in leaves if leaf.is_audio]
         if len(audio) > 1:
             names = " and ".join(leaf.path for leaf in audio)
@@ -30,7 +33,7 @@ def recordings(tree: Tree) -> Iterator[Recording]:
         facts = json_of(tree, about[0]) if audio and about else {}
         for leaf in audio:
             yield Recording(
-                key,
+                key if times[key] == 1 else f"{archive}/{key}",
                 leaf,
                 language=language_code(str(facts.get("language") or "")),
                 speaker=str(facts.get("speaker") or ""),

@@ -64,6 +64,7 @@ def test_what_is_left_out_later_is_listed_too(tmp_path: Path, name: str) -> None
         ("spotify", "metadata.tsv"),
         ("spotify", "metadata.tsv.gz"),
         ("manifest", "manifest.jsonl.gz"),
+        ("peoples_speech", "lang_id_results.jsonl"),
         ("libri_light", "small/1/book/one_64kb.json"),
         ("webdataset", "EN/EN_B00000_S00000.json"),
     ],

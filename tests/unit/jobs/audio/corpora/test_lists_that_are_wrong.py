@@ -5,14 +5,23 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.audio.lists import NOT_BELOW_ROOT
 from orchestrator.errors import OrchestratorError
-from tests.unit.jobs.audio.corpora.layouts import AUDIO, gzipped, json_lines, listed, write
+from tests.unit.jobs.audio.corpora.layouts import (
+    AUDIO,
+    gzipped,
+    json_lines,
+    listed,
+    listed_in_tars,
+    write,
+)
 
 EVENTS = "event_id\tsegment_no\tstart\tend\n"
 EVENT = "20090914-0900-PLENARY-3_en"
@@ -98,6 +107,8 @@ WRONG: list[tuple[str, Mapping[str, bytes | str], str]] = [
     ("lhotse", {"cuts.jsonl": cut(**source(type="command"))}, "its recording is a command; save it"),
     ("lhotse", {"cuts.jsonl": cut(**source(type="memory"))}, "its recording is a memory; save it as"),
     ("lhotse", {"cuts.jsonl": cut(**source(source="/mnt/x/a.wav"))}, "/mnt/x/a.wav is not below"),
+    ("lhotse", {"cuts.jsonl": cut(recording={"transforms": [{"name": "Speed"}], "sources": [1]})},
+     "line 1: its recording is changed by transforms; save it as audio"),
     ("lhotse", {"cuts.jsonl": cut(recording={"id": "r"})}, "line 1: has no 'sources'; repair it"),
     ("lhotse", {"cuts.jsonl": cut(recording={"sources": [1]})}, "line 1: has no 'type'; repair it"),
     ("lhotse", {"cuts.jsonl": "[" + cut() + "]"}, "line 1: is no JSON"),
@@ -168,3 +179,45 @@ def test_a_list_as_other_programs_write_it_is_read(
 ) -> None:
     found = listed(adapter, write(tmp_path, {"a.wav": AUDIO, **files}))
     assert [(r.id, r.spans_s, r.language, r.speaker, r.channel) for r in found] == expected
+
+
+def test_a_chapter_of_which_only_the_json_is_there_is_not_forgotten(tmp_path: Path) -> None:
+    files = {**chapter(), "small/1/b/gone_64kb.json": "{}", "about.json": "{}"}
+    found = {r.id: r.leaf.problem for r in listed("libri_light", write(tmp_path, files))}
+    assert found == {CHAPTER: "", "small/1/b/gone_64kb": NOT_BELOW_ROOT}
+
+
+def test_keys_that_several_tars_have_are_told_apart(tmp_path: Path) -> None:
+    """Tars that count from 0 on each unpack into one folder."""
+    for name in ("x", "y"):
+        write(tmp_path / name, {"000000.mp3": AUDIO, f"{name}.mp3": AUDIO})
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / "tars" / f"{name}.tar", "w") as tar_of:
+            for member in sorted((tmp_path / name).iterdir()):
+                tar_of.add(member, member.name)
+    found = [r.id for r in listed_in_tars("webdataset", tmp_path / "tars")]
+    assert sorted(found) == ["x", "x.tar/000000", "y", "y.tar/000000"]
+
+
+def test_the_unsupervised_peoples_speech_is_in_the_languages_that_were_told(
+    tmp_path: Path,
+) -> None:
+    """Not all in English, and not all of one speaker."""
+    names = ("audio/one.mp3", "audio/two.mp3", "audio/three.mp3")
+    write(tmp_path / "a", dict.fromkeys(names, AUDIO))
+    (tmp_path / "root/audio").mkdir(parents=True)
+    with tarfile.open(tmp_path / "root/audio/000001.tar", "w") as tar:
+        for name in names:
+            tar.add(tmp_path / "a" / name, Path(name).name)
+    before = {r.id: r.language for r in listed_in_tars("peoples_speech", tmp_path / "root")}
+    assert set(before.values()) == {""}
+    said = json_lines(
+        {"tar_number": "000001", "filepath": "one.mp3", "prediction": "en"},
+        {"tar_number": 1, "filepath": "x/two.mp3", "prediction": "deu"},
+        {"tar_number": 2, "filepath": "three.mp3", "prediction": "en"},
+    )
+    root = write(tmp_path / "root", {"lang_id_results.jsonl": said})
+    found = listed_in_tars("peoples_speech", root)
+    languages = {"audio/one": "en", "audio/two": "de", "audio/three": ""}
+    assert {r.id: r.language for r in found} == languages
+    assert {(r.speaker, r.session) for r in found} == {("", "")}
