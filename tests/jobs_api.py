@@ -56,8 +56,8 @@ class PlayedHead:
 
 
 @contextmanager
-def playing(token: str = "t0k3n") -> Iterator[PlayedHead]:
-    """A head that listens."""
+def playing(token: str = "t0k3n", port: int = 0) -> Iterator[PlayedHead]:
+    """A head that listens, at a free port unless one is given."""
     head = PlayedHead(token)
 
     class Handler(BaseHTTPRequestHandler):
@@ -87,7 +87,7 @@ def playing(token: str = "t0k3n") -> Iterator[PlayedHead]:
         def log_message(self, *_: object) -> None:
             """Nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -135,7 +135,7 @@ def _tunnel(way: _Way, timeout_s: float, token: str) -> Iterator[RayJobs]:
                     words_said = said.read().decode(errors="replace").strip()
                     raise BackendError(
                         f"{way.named_by}: {Path(argv[0]).name}: opens no way to the cluster"
-                        f"{f' ({words_said.splitlines()[-1]})' if words_said else ''}; "
+                        f"{f' ({words_said.splitlines()[-1].strip()})' if words_said else ''}; "
                         f"{way.remedy}"
                     )
                 time.sleep(0.1)

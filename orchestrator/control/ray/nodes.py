@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import uuid
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ MODULE = "orchestrator.control.ray.nodes"
 TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.3
 _NO_TYPE = "of no type"
+_LOG_TAIL_CHARS = 200_000
+_REFUSED = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.+)")
 
 
 def nodes_of(
@@ -57,8 +61,12 @@ def nodes_of(
         ) from None
 
 
-def counted(status: Any) -> list[NodeCount]:
-    """The counts of a ``ray.autoscaler.v2.schema.ClusterStatus``, in the order of their names."""
+def counted(status: Any, monitor_log: str = "") -> list[NodeCount]:
+    """The counts of a ``ray.autoscaler.v2.schema.ClusterStatus``, in the order of their names.
+
+    Why a launch failed stands in the monitor's log; the status often has the type alone.
+    """
+    refusals = dict(_REFUSED.findall(monitor_log))
     alive: dict[str, int] = defaultdict(int)
     pending: dict[str, int] = defaultdict(int)
     problems: dict[str, list[str]] = defaultdict(list)
@@ -69,7 +77,9 @@ def counted(status: Any) -> list[NodeCount]:
     for launch in status.pending_launches:
         pending[launch.ray_node_type_name] += launch.count
     for launch in status.failed_launches:
-        problems[launch.ray_node_type_name].append(" ".join((launch.details or "").split()))
+        name = launch.ray_node_type_name
+        said = launch.details or refusals.get(name) or "no reason is known"
+        problems[name].append(" ".join(said.split()))
     return [
         NodeCount(
             type=name,
@@ -85,9 +95,25 @@ def main() -> int:
     """Print the counts of this job's cluster as one line of JSON."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
-    status = get_cluster_status(os.environ["RAY_ADDRESS"])
-    sys.stdout.write(json.dumps([asdict(count) for count in counted(status)]) + "\n")
+    address = os.environ["RAY_ADDRESS"]
+    counts = counted(get_cluster_status(address), _monitor_log(address))
+    sys.stdout.write(json.dumps([asdict(count) for count in counts]) + "\n")
     return 0
+
+
+def _monitor_log(address: str) -> str:
+    """The end of what the autoscaler has logged on this machine; empty where it is elsewhere."""
+    from ray import _raylet
+    from ray._private import ray_constants
+
+    raylet: Any = _raylet  # has no types
+    session = raylet.GcsClient(address=address).internal_kv_get(
+        b"session_dir", ray_constants.KV_NAMESPACE_SESSION
+    )
+    with suppress(OSError):
+        log = Path(session.decode(), "logs", "monitor.log")
+        return log.read_text(errors="replace")[-_LOG_TAIL_CHARS:]
+    return ""
 
 
 if __name__ == "__main__":

@@ -41,12 +41,21 @@ COUNTS = [
     NodeCount(type="gpu", alive=2, pending=3),
     NodeCount(type="head", alive=1),
     NodeCount(type="of no type", alive=1),
-    NodeCount(type="spot", problems=("no capacity in a", "")),
+    NodeCount(type="spot", problems=("no capacity in a", "no reason is known")),
 ]
 
 
 def test_counts() -> None:
     assert counted(STATUS) == COUNTS
+
+
+def test_the_monitors_log_says_why_where_the_status_does_not() -> None:
+    log = (
+        "E Failed to launch 1 nodes of type spot: old\n"
+        "E Failed to launch 3 nodes of type spot: quota of 8\nE more\n"
+    )
+    assert counted(STATUS, log)[-1].problems == ("no capacity in a", "quota of 8")
+    assert counted(STATUS, "E Failed to launch 1 nodes of type gpu: x")[-1] == COUNTS[-1]
 
 
 def ask(head: PlayedHead, **settings: Any) -> tuple[NodeCount, ...]:
