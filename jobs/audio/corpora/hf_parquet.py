@@ -20,10 +20,12 @@ def recordings(tree: Tree) -> Iterator[Recording]:
         raise RequestError("hf_parquet: give the source the container parquet")
     rows = list(tree.rows())
     stems = Counter(stem(leaf.path) for leaf, _ in rows)
+    paths = Counter(leaf.path for leaf, _ in rows)
     for leaf, about in rows:
-        name = stem(leaf.path)
+        name = stem(leaf.path) if stems[stem(leaf.path)] == 1 else leaf.path
         yield Recording(
-            name if stems[name] == 1 else leaf.path,
+            # Splits may each count from 0 on.
+            name if paths[leaf.path] == 1 else f"{leaf.archive}/{leaf.path}",
             leaf,
             language=language_code(_language(about)),
             speaker=str(_first(about, _SPEAKER)),

@@ -96,3 +96,10 @@ def test_a_row_group_that_takes_too_much_memory_is_named(tmp_path: Path) -> None
         DataError, match=r"a\.parquet: row group 0 holds .* with 100 rows in a group"
     ):
         list(ParquetTree(tmp_path, max_group_bytes=2).leaves())
+
+
+def test_splits_that_each_count_from_0_are_told_apart(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"en/{split}/0000.parquet", 1)
+    found = list(adapter("hf_parquet")(ParquetTree(tmp_path)))
+    assert [r.id for r in found] == ["en/test/0000.parquet/0.flac", "en/train/0000.parquet/0.flac"]
