@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 
 import av
 import numpy as np
@@ -100,5 +100,22 @@ WHOLE: dict[str, Callable[[], bytes]] = {
     "aac.mka": lambda: by_ffmpeg("matroska", "aac"),
     "adts.aac": lambda: by_ffmpeg("adts", "aac"),
     "narrow.amr": lambda: by_ffmpeg("amr", "libopencore_amrnb", 8_000),
+    "mp3.wav": lambda: by_ffmpeg("wav", "libmp3lame"),
+    "other order.wav": lambda: by_sndfile("wav", endian="BIG"),
+    "broadcast.wav": lambda: b"BW64" + by_sndfile("rf64")[4:],
+    **{f"a.{name}": partial(by_sndfile, name) for name in ("aiff", "au", "caf", "w64")},
+    "a.sph": lambda: by_sndfile("nist"),
+    "little.aifc": lambda: by_sndfile("aiff", endian="LITTLE"),
+    "float.aiff": lambda: by_sndfile("aiff", subtype="FLOAT"),
+    "ulaw.au": lambda: by_sndfile("au", subtype="ULAW"),
+    "ulaw.sph": lambda: by_sndfile("nist", subtype="ULAW"),
+    "alac.caf": lambda: by_sndfile("caf", subtype="ALAC_16"),
+    "ffmpeg.aiff": lambda: by_ffmpeg("aiff", "pcm_s16be"),
+    "ffmpeg.au": lambda: by_ffmpeg("au", "pcm_s16be"),
+    "ffmpeg.caf": lambda: by_ffmpeg("caf", "pcm_s16le"),
+    "ffmpeg.w64": lambda: by_ffmpeg("w64", "pcm_s16le"),
+    "phone.3gp": lambda: by_ffmpeg("3gp", "aac"),
+    "pcm.mov": lambda: by_ffmpeg("mov", "pcm_s16le"),
+    "opus.mkv": lambda: by_ffmpeg("matroska", "libopus", 48_000),
     "windows.wma": lambda: by_ffmpeg("asf", "wmav2", 16_000, 24_000),
 }

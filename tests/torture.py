@@ -162,6 +162,8 @@ def seeded(num_bytes: int, seed: int = 1) -> bytes:
 
 ID3V1 = b"TAG" + b"title".ljust(125, b"\0")
 ID3V2 = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)
+LARGE_TAG = b"ID3\x03\x00\x00\x01\x37\x1b\x00" + b"\xff\xfb\x90\x00" * 640_704
+"""2.5 MB of a cover that looks like frames."""
 ID3V2_BEYOND = b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f"
 
 
@@ -171,7 +173,7 @@ def _formats() -> Iterator[Case]:
         yield used(f"formats/{subtype}.wav", lambda s=subtype: pcm(speech(), subtype=s), 2)
     for subtype in ("IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32"):
         yield used(f"formats/{subtype}.wav", lambda s=subtype: pcm(speech(), subtype=s), 2, CODEC_S)
-    for form in ("wavex", "w64", "aiff", "au", "caf", "nist"):
+    for form in ("wavex", "w64", "aiff", "au", "caf", "nist", "voc", "ircam", "pvf", "avr"):
         yield used(f"formats/{form} by another name.wav", lambda f=form: by_sndfile(f), 2)
     for name in WHOLE:
         yield used(f"formats/{name}", lambda n=name: whole(n), 2, CODEC_S)
@@ -182,6 +184,11 @@ def _formats() -> Iterator[Case]:
 
 
 def _rates() -> Iterator[Case]:
+    for rate_hz in (1_000, 7_350, 15_999, 352_800, 384_000):
+        yield used(f"rates/{rate_hz}.wav", lambda r=rate_hz: at_rate(r), 2, 1 / 50)
+    for count in (3, 16, 32):
+        channels = f"rates/{count} channels.wav"
+        yield used(channels, lambda c=count: pcm(np.stack([speech()] * c, 1)), 2)
     yield left_out("rates/7.wav", lambda: at_rate(7), "silent")
     for rate_hz in (4_000, 8_000, 11_025, 44_100, 44_101, 48_000, 96_000, 192_000):
         yield used(f"rates/{rate_hz}.wav", lambda r=rate_hz: at_rate(r), 2, 1 / 50)
@@ -201,7 +208,9 @@ def _cut_short() -> Iterator[Case]:
                 lambda n=name, s=share: whole(n)[: int(s * len(whole(n)))],
                 ".",
             )
-    yield quarantined("cut/none.wav", lambda: b"", ".")
+        cut_off = f"cut/half {name} by another name.wav"
+        yield quarantined(cut_off, lambda n=name: whole(n)[: len(whole(n)) // 2], ".")
+    yield quarantined("cut/none.wav", lambda: b"", "holds no bytes")
     yield quarantined("cut/one byte.wav", lambda: b"R", ".")
     yield quarantined("cut/header.wav", lambda: wav()[:43], "ends before its samples")
     yield quarantined("cut/header alone.wav", lambda: wav()[:44], ".")
@@ -261,6 +270,12 @@ def _joined() -> Iterator[Case]:
         4,
         2 * CODEC_S,
     )
+    for name, begin in (("zeros", bytes(100_000)), ("page", b"HTTP/1.1 200 OK\r\n\r\n")):
+        yield used(f"joined/{name} before.mp3", lambda b=begin: b + whole("lame.mp3"), 2, CODEC_S)
+        half = lambda b=begin: b + whole("lame.mp3")[:5_000]  # noqa: E731
+        yield quarantined(f"joined/{name} before half.mp3", half, "cut short")
+    yield used("joined/large tag before.mp3", lambda: LARGE_TAG + whole("lame.mp3"), 2, CODEC_S)
+    yield used("joined/chain of opus.opus", lambda: whole("ffmpeg.opus") * 3, 6, 3 * CODEC_S)
     yield quarantined("joined/garbage before.mp3", lambda: seeded(999) + whole("lame.mp3"), ".")
     yield used("joined/tag before.flac", lambda: ID3V2 + whole("a.flac"), 2)
     yield quarantined("joined/tag beyond.mp3", lambda: ID3V2_BEYOND + whole("lame.mp3"), ".")
@@ -284,7 +299,11 @@ def _contents() -> Iterator[Case]:
     yield quarantined("contents/no sample.flac", lambda: by_sndfile("flac", speech()[:0]), ".")
     yield used("contents/clipped.wav", lambda: pcm(np.clip(speech() * 100, -1, 1)), 2)
     yield used("contents/windows.flac", lambda: by_sndfile("flac", speech(61.5)), 61.5)
-    yield used("contents/loud beyond measure.wav", lambda: pcm(speech() * 1e30, subtype="FLOAT"), 2)
+    yield used("contents/loud.wav", lambda: pcm(speech() * 2.0**31, subtype="FLOAT"), 2)
+    for beyond in (1e12, 1e30, 3e38):
+        loud = speech() * np.float32(beyond)
+        name = f"contents/{beyond} loud.wav"
+        yield quarantined(name, lambda w=loud: pcm(w, subtype="FLOAT"), "beyond any sound")
 
 
 def _names() -> Iterator[Case]:

@@ -5,8 +5,9 @@ joined end to end, mostly one. A decoder stops at the end of the first; read par
 passed over. A part that goes on where the file ends is cut short; decoders pass over that too. The
 kind goes by content, never by name.
 
-Sources: EBU Tech 3306 (WAV and RF64), RFC 9639 (FLAC), RFC 3533 (Ogg), ISO/IEC 11172-3 and 13818-3
-(frames of MP3), ID3v2.4, RFC 8794 (EBML).
+Sources: EBU Tech 3306 (WAV and RF64), ITU-R BS.2088 (BW64), RFC 2361 (codecs in WAV), RFC 9639
+(FLAC), RFC 3533 (Ogg), ISO/IEC 11172-3 and 13818-3 (frames of MP3), ID3v2.4, APEv2, RFC 8794
+(EBML), AIFF-C of 1991, Core Audio Format 1.0, Sony Wave64, NIST SPHERE.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from math import prod
 from typing import Any, BinaryIO, NamedTuple
 
 
@@ -29,6 +31,11 @@ class Kind(StrEnum):
     MATROSKA = "Matroska"
     MP4 = "MP4"
     ASF = "ASF"
+    AIFF = "AIFF"
+    AU = "AU"
+    CAF = "CAF"
+    W64 = "W64"
+    SPHERE = "SPHERE"
     OTHER = "other"
 
 
@@ -40,7 +47,8 @@ class Part(NamedTuple):
     size: int
     """Bytes."""
     is_length_known: bool = True
-    """Whether its header says how long it is; an encoder that wrote to a pipe could not know."""
+    """Whether its header says exactly how long it is: of what is compressed mostly it does not, and
+    an encoder that wrote to a pipe could not know."""
 
 
 class CutShortError(ValueError):
@@ -64,22 +72,30 @@ def parts_of(file: BinaryIO) -> list[Part]:
     return list(walk(file, start, size))
 
 
+def frames_of(file: BinaryIO) -> list[Part]:
+    """The parts of an MP3 before whose first frame is something else. Raises what `parts_of` does.
+
+    None where there are no frames.
+    """
+    size = file.seek(0, 2)
+    start = _next_frame(file, _after_tags(file, 0), size)
+    return list(_mp3_parts(file, start, size)) if start < size else []
+
+
 _HEAD_BYTES = 12
+_WAVES = (b"RIFF", b"RIFX", b"RF64", b"BW64")
 
 
 def _kind(head: bytes) -> Kind:
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+    if head[:4] in _WAVES and head[8:12] == b"WAVE":
         return Kind.WAV
-    if head.startswith(b"fLaC"):
-        return Kind.FLAC
-    if head.startswith(b"OggS"):
-        return Kind.OGG
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return Kind.MATROSKA
+    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
+        return Kind.AIFF
     if head[4:8] == b"ftyp":
         return Kind.MP4
-    if head.startswith(_ASF[:_HEAD_BYTES]):
-        return Kind.ASF
+    for begin, kind in _BEGINNINGS.items():
+        if head.startswith(begin):
+            return kind
     return Kind.MP3 if _frame_bytes(head) else Kind.OTHER
 
 
@@ -96,12 +112,25 @@ def _unpacked(file: BinaryIO, offset: int, layout: str) -> Any:
     return struct.unpack(layout, data)
 
 
+_APE_BYTES = 32
+
+
 def _after_tags(file: BinaryIO, at: int) -> int:
-    """Where what follows ID3v2 tags begins."""
-    while (head := _read(file, at, 10))[:3] == b"ID3" and len(head) == 10:
-        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-        at += 10 + size + (10 if head[5] & 0x10 else 0)
+    """Where what follows ID3v2 and APE tags begins."""
+    while size := _tag_bytes(_read(file, at, _APE_BYTES)):
+        at += size
     return at
+
+
+def _tag_bytes(head: bytes) -> int:
+    """How long the tag is that begins so; 0 when none does."""
+    if head[:3] == b"ID3" and len(head) >= 10:
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        return 10 + size + (10 if head[5] & 0x10 else 0)
+    if head[:8] == b"APETAGEX" and len(head) == _APE_BYTES:
+        size, is_header = int.from_bytes(head[12:16], "little"), head[23] & 0x20
+        return _APE_BYTES + (size if is_header else 0)
+    return 0
 
 
 def _whole(_: BinaryIO, start: int, size: int) -> Iterator[Part]:
@@ -114,41 +143,65 @@ _PIPE_SIZES = (0, range(0x7FFF_F000, 0x8000_0100), range(0xFFFF_F000, 0x1_0000_0
 _LARGEST_WAV = 1 << 32
 
 
+_UNKNOWN_LARGE = (1 << 64) - 1
+_PLAIN_CODECS = frozenset((1, 2, 3, 6, 7, 0x11, 0x31, 0x38, 0x40, 0xFFFE))
+"""PCM, ADPCM, floats, A-law, mu-law, GSM and G.721: what libsndfile reads to its last sample."""
+
+
+class _Samples(NamedTuple):
+    """Those of a WAV, by what its header says."""
+
+    begin: int
+    num_bytes: int
+    is_plain: bool
+
+
 def _wav_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     while start < size:
-        begin, claimed = _samples_of_wav(file, start, size)
+        begin, claimed, is_plain = _samples_of_wav(file, start, size)
         end = begin + claimed
         if _is_pipe_size(claimed) or size - end >= _LARGEST_WAV - (1 << 20):
             yield Part(Kind.WAV, start, size - start, is_length_known=False)
             return
-        if end > size:
-            raise CutShortError(f"it holds {size - begin:,} of its {claimed:,} bytes of samples")
+        _require_samples(begin, claimed, size)
         following = _next_wav(file, end, size)
-        yield Part(Kind.WAV, start, following - start)
+        yield Part(Kind.WAV, start, following - start, is_plain)
         start = following
+
+
+def _require_samples(begin: int, claimed: int, size: int) -> None:
+    """Raises CutShortError unless so many bytes of samples are there."""
+    if begin + claimed > size:
+        there = max(size - begin, 0)
+        raise CutShortError(f"it holds {there:,} of its {claimed:,} bytes of samples")
 
 
 def _is_pipe_size(claimed: int) -> bool:
     zero, half, full = _PIPE_SIZES
-    return claimed == zero or claimed in half or claimed in full
+    return claimed in (zero, _UNKNOWN_LARGE) or claimed in half or claimed in full
 
 
-def _chunks(file: BinaryIO, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, beginning and size of each chunk."""
+def _chunks(
+    file: BinaryIO, at: int, size: int, order: str = "<"
+) -> Iterator[tuple[bytes, int, int]]:
+    """Name, beginning and size of each chunk; ``order``: of the bytes in a number."""
     while at + 8 <= size:
-        name, claimed = _unpacked(file, at, "<4sI")
+        name, claimed = _unpacked(file, at, order + "4sI")
         yield name, at + 8, claimed
         at += 8 + claimed + claimed % 2
 
 
-def _samples_of_wav(file: BinaryIO, start: int, size: int) -> tuple[int, int]:
-    """Where the samples begin, and how many bytes they take by what the header says."""
-    large = 0
-    for name, begin, claimed in _chunks(file, start + _HEAD_BYTES, size):
+def _samples_of_wav(file: BinaryIO, start: int, size: int) -> _Samples:
+    form, large, codec = _read(file, start, 4), 0, 0
+    order = ">" if form == b"RIFX" else "<"
+    for name, begin, claimed in _chunks(file, start + _HEAD_BYTES, size, order):
         if name == b"ds64":
             (large,) = _unpacked(file, begin, "<8xQ")
+        if name == b"fmt ":
+            (codec,) = _unpacked(file, begin, order + "H")
         if name == b"data":
-            return begin, large or claimed
+            is_plain = codec in _PLAIN_CODECS and form != b"BW64"
+            return _Samples(begin, large or claimed, is_plain)
     raise CutShortError("it ends before its samples")
 
 
@@ -353,7 +406,7 @@ def _matroska_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
                 raise CutShortError(f"{size - at:,} of {end - at:,} bytes of its segment are there")
             break
         at = end
-    yield from _whole(file, start, size)
+    yield Part(Kind.MATROSKA, start, size - start)
 
 
 def _vint_bytes(first: int) -> int:
@@ -373,7 +426,7 @@ def _mp4_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
         at += claimed
         if at > size:
             raise CutShortError(f"its box {name.decode()} is incomplete")
-    yield from _whole(file, start, size)
+    yield Part(Kind.MP4, start, size - start)
 
 
 # ASF, as WMA is in it: objects, each with a name of 16 bytes and its size.
@@ -389,8 +442,87 @@ def _asf_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
         at += claimed
         if at > size:
             raise CutShortError("its data are incomplete")
-    yield from _whole(file, start, size)
+    yield Part(Kind.ASF, start, size - start)
 
+
+# AIFF, AU, CAF, Wave64 and SPHERE: one stretch of samples, whose size stands before it.
+_LARGEST_AIFF = 0x7F00_0000
+"""From here on sizes are what encoders write that cannot know them."""
+
+
+def _aiff_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
+    for name, begin, claimed in _chunks(file, start + _HEAD_BYTES, size, ">"):
+        if name == b"SSND" and claimed < _LARGEST_AIFF:
+            _require_samples(begin, claimed, size)
+    yield Part(Kind.AIFF, start, size - start)
+
+
+def _au_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
+    begin, claimed = _unpacked(file, start + 4, ">II")
+    if claimed != 0xFFFF_FFFF:
+        _require_samples(start + begin, claimed, size)
+    yield Part(Kind.AU, start, size - start)
+
+
+def _caf_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
+    at, codec = start + 8, b""
+    while at + _HEAD_BYTES <= size:
+        name, claimed = _unpacked(file, at, ">4sq")
+        at += _HEAD_BYTES
+        if claimed < 0:  # up to the end
+            break
+        if name in (b"data", b"pakt"):
+            _require_samples(at, claimed, size)
+        if name == b"desc":
+            (codec,) = _unpacked(file, at + 8, "4s")
+        at += claimed
+    yield Part(Kind.CAF, start, size - start, is_length_known=codec == b"alac")
+
+
+_W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
+_W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
+_W64_HEADER = 24
+
+
+def _w64_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
+    at = start + _W64_HEADER + len(_W64)
+    while at + _W64_HEADER <= size:
+        name, claimed = _unpacked(file, at, "<16sQ")
+        if claimed < _W64_HEADER:  # of an encoder that wrote to a pipe
+            break
+        if name == _W64_DATA and claimed != _UNKNOWN_LARGE:
+            _require_samples(at + _W64_HEADER, claimed - _W64_HEADER, size)
+        at += claimed + -claimed % 8
+    yield Part(Kind.W64, start, size - start)
+
+
+_SPHERE_FIELD = re.compile(rb"^(\w+) -(?:i|s\d+) (\S+)", re.MULTILINE)
+_SPHERE_SIZES = (b"sample_count", b"channel_count", b"sample_n_bytes")
+
+
+def _sphere_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
+    about = _read(file, start, 16)[8:].strip()
+    length = int(about) if about.isdigit() else 0
+    fields = dict(_SPHERE_FIELD.findall(_read(file, start, length)))
+    coding = fields.get(b"sample_coding", b"pcm").decode(errors="replace")
+    if "," in coding:
+        raise ValueError(f"its samples are coded as {coding}, which nothing here reads")
+    known = [fields.get(name, b"") for name in _SPHERE_SIZES]
+    if all(number.isdigit() for number in known):
+        _require_samples(start + length, prod(map(int, known)), size)
+    yield Part(Kind.SPHERE, start, size - start)
+
+
+_BEGINNINGS = {
+    b"fLaC": Kind.FLAC,
+    b"OggS": Kind.OGG,
+    b"\x1a\x45\xdf\xa3": Kind.MATROSKA,
+    _ASF[:_HEAD_BYTES]: Kind.ASF,
+    b".snd": Kind.AU,
+    b"caff": Kind.CAF,
+    _W64[:_HEAD_BYTES]: Kind.W64,
+    b"NIST_1A": Kind.SPHERE,
+}
 
 _WALKERS: dict[Kind, Callable[[BinaryIO, int, int], Iterator[Part]]] = {
     Kind.WAV: _wav_parts,
@@ -400,5 +532,10 @@ _WALKERS: dict[Kind, Callable[[BinaryIO, int, int], Iterator[Part]]] = {
     Kind.MATROSKA: _matroska_parts,
     Kind.MP4: _mp4_parts,
     Kind.ASF: _asf_parts,
+    Kind.AIFF: _aiff_parts,
+    Kind.AU: _au_parts,
+    Kind.CAF: _caf_parts,
+    Kind.W64: _w64_parts,
+    Kind.SPHERE: _sphere_parts,
     Kind.OTHER: _whole,
 }

@@ -27,7 +27,7 @@ import torch
 import torchaudio
 
 from jobs.audio.channels import Channels, Mono, mono, widened
-from jobs.audio.containers import Kind, Part, parts_of
+from jobs.audio.containers import Kind, Part, frames_of, parts_of
 from jobs.audio.place import Place
 from jobs.audio.slices import Slice, Watched
 from orchestrator.errors import BackendError, OrchestratorError, os_words
@@ -37,9 +37,11 @@ Wave = npt.NDArray[np.float32]
 
 RAW_FORMATS = {".g722": "g722"}
 """Suffix of what has no header to FFmpeg's name of it."""
-AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".webm", ".mka")
-) | frozenset((".wma", ".amr", *RAW_FORMATS))
+_NAMES = """
+wav flac ogg oga opus mp3 mp2 m4a m4b mp4 mov 3gp aac webm weba mka mkv wma amr awb spx sph aif aiff
+aifc au caf w64
+"""
+AUDIO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split()) | frozenset(RAW_FORMATS)
 """File names that are taken for audio, lower case."""
 
 BLOCK_S = 30
@@ -50,6 +52,8 @@ _READ_FRAMES = 1 << 16
 _BUFFER_BYTES = 1 << 20
 _OGG_HEAD_BYTES = 128
 _LOWPASS_TAPS = 255
+_LOUDEST = 1e10
+"""Integers of 32 bits that were written as floats are below; squares of what is above overflow."""
 _OUT_OF_MEMORY = re.compile("Cannot allocate memory|malloc failed")
 _MAX_RESAMPLE_RATIO_TERM = 2_000
 
@@ -184,8 +188,7 @@ class _Source(NamedTuple):
 def _blocks(source: _Source, wanted: _Wanted) -> Iterator[Mono]:
     grid: _Grid | None = None
     for wav_CS, rate_hz in source.pieces:
-        if not np.isfinite(wav_CS).all():
-            raise ValueError("holds samples that are no numbers")
+        _require_sound(wav_CS)
         grid = grid or _Grid(rate_hz, wanted, is_entered=source.is_entered)
         if rate_hz != grid.rate_hz:
             raise ValueError(f"its parts have {grid.rate_hz:,} and {rate_hz:,} Hz")
@@ -194,6 +197,15 @@ def _blocks(source: _Source, wanted: _Wanted) -> Iterator[Mono]:
         yield from grid.rest()
     elif not wanted.first:
         raise ValueError("holds no samples")
+
+
+def _require_sound(wav_CS: Wave) -> None:
+    """Raises ValueError."""
+    if np.abs(wav_CS).max(initial=0) <= _LOUDEST:  # which no NaN is
+        return
+    if np.isfinite(wav_CS).all():
+        raise ValueError(f"holds samples beyond any sound (full scale is 1, not {_LOUDEST:g})")
+    raise ValueError("holds samples that are no numbers")
 
 
 class _Periods(NamedTuple):
@@ -283,7 +295,10 @@ def _open(file: BinaryIO, raw_format: str | None, first: int) -> _Source:
     """What the file holds; from block ``first`` on where libsndfile can enter it exactly."""
     if raw_format:
         return _Source(_ffmpeg_pieces(file, raw_format), is_entered=False)
-    parts = parts_of(file)
+    if not file.read(1):
+        raise ValueError("holds no bytes")
+    file.seek(0)
+    parts = _parts(file)
     stretches = [io.BufferedReader(Slice(file, p.offset, p.size), _BUFFER_BYTES) for p in parts]
     readers = [
         _sndfile_pieces if _is_for_sndfile(part, stretch.peek(_OGG_HEAD_BYTES)) else _ffmpeg_pieces
@@ -295,11 +310,22 @@ def _open(file: BinaryIO, raw_format: str | None, first: int) -> _Source:
     return _Source(chain.from_iterable(pieces), is_entered=False)
 
 
+def _parts(file: BinaryIO) -> list[Part]:
+    """What the file is made of; an MP3 may begin with bytes that are none of it."""
+    parts = parts_of(file)
+    if parts and parts[0].kind == Kind.OTHER:
+        with av.open(Slice(file, parts[0].offset, parts[0].size), mode="r") as container:
+            is_mp3 = container.format.name == "mp3"
+        return (is_mp3 and frames_of(file)) or parts
+    return parts
+
+
 def _is_for_sndfile(part: Part, head: bytes) -> bool:
     """Whether libsndfile reads it exactly: between two reads of MP3 and Opus it loses its place."""
     if part.kind == Kind.OGG:
         return b"\x01vorbis" in head[:_OGG_HEAD_BYTES]
-    return part.kind in (Kind.WAV, Kind.FLAC) and part.is_length_known
+    # FFmpeg drops the end of ALAC in a CAF.
+    return part.kind in (Kind.WAV, Kind.FLAC, Kind.CAF) and part.is_length_known
 
 
 def _sndfile_pieces(file: BinaryIO, first: int = 0) -> Iterator[tuple[Wave, int]]:

@@ -29,7 +29,7 @@ import torch
 from jobs.audio.channels import Channels
 from jobs.audio.decode import Notice, UnreadableAudioError, Wave, blocks
 from jobs.audio.place import Place
-from orchestrator.errors import BackendError, Cause, DataError, RunFailedError
+from orchestrator.errors import BackendError, Cause, OrchestratorError, RunFailedError
 
 Decode = Callable[..., Iterator[Wave]]
 
@@ -43,6 +43,8 @@ _BY_ITSELF = {
 }
 """Signals that a process owes to what it does, in words."""
 _TOO_MUCH_MEMORY = "takes more memory than a sound file could"
+_MAX_WORDS = 300
+"""Characters of what an exception says."""
 _MAX_KILLED = 3
 _MAX_TEMPORARY = 107 - len("/pymp-12345678/listener-12345678")
 """Characters of a folder where a Unix socket's path still fits."""
@@ -212,8 +214,8 @@ class _Process:
                     yield said
         except (EOFError, ConnectionError):
             raise self._end() from None
-        if said is not None and said.is_from_memory:
-            raise _EndedByItselfError(_TOO_MUCH_MEMORY)
+        if said is not None and said.is_to_be_tried_again:
+            raise _EndedByItselfError(said.words)
         self.is_idle = True
         if said is not None:
             raise said.error(order.where)
@@ -238,8 +240,9 @@ class _Refusal:
 
     words: str
     is_verdict: bool
-    is_from_memory: bool = False
-    kind: type[BackendError | DataError] = BackendError
+    is_to_be_tried_again: bool = False
+    """Whether it counts only when it is said again with nothing else being decoded."""
+    kind: type[OrchestratorError] = BackendError
     """Of what is no verdict."""
 
     def error(self, where: Path | Place) -> Exception:
@@ -277,13 +280,22 @@ def _answer(connection: Connection, decode: Decode, order: _Order) -> _Refusal |
             connection.send(block)
     except UnreadableAudioError as error:
         return _Refusal(error.reason, is_verdict=True)
-    except (BackendError, DataError) as error:
+    except OrchestratorError as error:
         return _Refusal(str(error), is_verdict=False, kind=type(error))
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error):
-            raise
-        return _Refusal("", is_verdict=True, is_from_memory=True)
+    except ImportError:  # which the machine lacks, not the file
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever a library makes of a damaged file)
+        return _Refusal(_words(error), is_verdict=True, is_to_be_tried_again=True)
     return None
+
+
+def _words(error: Exception) -> str:
+    """What a decoder does where it raises this."""
+    words = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc" in words):
+        return _TOO_MUCH_MEMORY
+    kind = type(error).__name__
+    return f"fails ({kind}: {words[:_MAX_WORDS]})" if words else f"fails ({kind})"
 
 
 def _address_space() -> int:

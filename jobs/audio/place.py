@@ -88,7 +88,7 @@ def open_parquet(path: Path | BucketPath) -> pq.ParquetFile:
         raise DataError(f"{path}: {error}; fetch it again") from None
 
 
-def audio_column(file: pq.ParquetFile) -> str:
+def audio_column(file: pq.ParquetFile, where: str) -> str:
     """The column with bytes. Raises DataError when there is none, or more than one."""
     found = [
         str(field.name)
@@ -97,7 +97,10 @@ def audio_column(file: pq.ParquetFile) -> str:
     ]
     if len(found) != 1:
         names = ", ".join(found) or "none"
-        raise DataError(f"needs one column of struct<{BYTES}, {PATH}>, and has {names}")
+        raise DataError(
+            f"{where}: needs one column of struct<{BYTES}, {PATH}>, and has {names}; write it "
+            "again with the audio in one"
+        )
     return found[0]
 
 
@@ -132,5 +135,5 @@ def _row_group_ends(path: Path | BucketPath) -> tuple[int, ...]:
 def _row_group(path: Path | BucketPath, group: int) -> pa.Array:
     """The bytes of a row group's recordings, as its neighbours are mostly read together."""
     with open_parquet(path) as file:
-        table = file.read_row_group(group, [f"{audio_column(file)}.{BYTES}"])
+        table = file.read_row_group(group, [f"{audio_column(file, str(path))}.{BYTES}"])
     return table.column(0).combine_chunks().field(BYTES)

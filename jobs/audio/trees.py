@@ -7,10 +7,13 @@ them (huggingface.co/docs/datasets, feature ``Audio``: a column of ``struct<byte
 
 from __future__ import annotations
 
+import json
 import posixpath
+import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +23,7 @@ import pyarrow.parquet as pq
 from jobs.audio.decode import AUDIO_SUFFIXES
 from jobs.audio.mapped_tables import SortedRows, chunked
 from jobs.audio.place import BYTES, PATH, Place, audio_column, open_parquet
+from jobs.audio.tars import members
 from orchestrator.errors import DataError
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.source_files import as_path, as_text, files_below, versions_below
@@ -27,6 +31,7 @@ from orchestrator.ledger.source_files import as_path, as_text, files_below, vers
 _ID = ("id", "ID", "utt_id", "fileid", "file", "path")
 """Columns that name a row of Parquet."""
 _TAR, _PARQUET = ".tar", ".parquet"
+_PACKED = re.compile(r"\.tar\.(gz|bz2|xz|zst)$|\.(tgz|tbz2?|txz|tzst)$")
 _MAX_GROUP_BYTES = 500_000_000
 """A decoder's memory has room for a row group three times: as it lies, decoded and put together."""
 
@@ -48,7 +53,12 @@ class Leaf(NamedTuple):
     @property
     def is_audio(self) -> bool:
         """Whether its name is that of a recording."""
-        return posixpath.splitext(self.path)[1].lower() in AUDIO_SUFFIXES
+        return is_audio(self.path)
+
+
+def is_audio(path: str) -> bool:
+    """Whether a file of this name is taken for a recording."""
+    return posixpath.splitext(path)[1].lower() in AUDIO_SUFFIXES
 
 
 class Tree(Protocol):
@@ -111,7 +121,8 @@ class FolderTree:
 class TarTree:
     """Members of all uncompressed tars below a root, as if each were unpacked where it lies.
 
-    Files beside the tars are in the tree too: annotations are often.
+    Files beside the tars are in the tree too: annotations are often. Of members of one path in a
+    tar the last counts.
     """
 
     def __init__(self, root: Path | BucketPath) -> None:
@@ -123,8 +134,19 @@ class TarTree:
         return self._root
 
     def leaves(self) -> Iterator[Leaf]:
-        """All members, sorted. Raises DataError for a tar that is compressed, cut or damaged."""
-        yield from in_order(self._unsorted())
+        """All members, sorted.
+
+        Raises DataError for a tar that is compressed, cut or damaged, and for one recording twice.
+        """
+        for path, alike in groupby(in_order(self._unsorted()), key=lambda leaf: leaf.path):
+            last = {leaf.archive: leaf for leaf in sorted(alike, key=lambda leaf: leaf.offset)}
+            if len(last) > 1 and is_audio(path):
+                one, other = sorted(last)[:2]
+                raise DataError(
+                    f"{self._root}/{other}: holds {path}, as does {one or 'the folder beside it'}; "
+                    "put each into a folder of its own"
+                )
+            yield from last.values()
 
     def place(self, leaf: Leaf) -> Place:
         """The member, or the file beside the tars."""
@@ -137,22 +159,30 @@ class TarTree:
         return versions_below(self._root, _TAR)
 
     def _unsorted(self) -> Iterator[Leaf]:
+        tars, packed = set[str](), dict[str, str]()
         for file in files_below(self._root):
-            if not file.path.endswith(_TAR):
+            name = file.path.lower()
+            if match := _PACKED.search(name):
+                packed[name[: match.start()] + _TAR] = file.path
+            if not name.endswith(_TAR):
                 yield Leaf(*file)
-            elif file.problem:
+                continue
+            tars.add(name)
+            if file.problem:
                 raise DataError(f"{self._root}/{file.path}: {file.problem}; repair it")
-            else:
-                yield from self._members(file.path)
+            yield from self._members(file.path)
+        for name in packed.keys() - tars:
+            raise DataError(
+                f"{self._root}/{packed[name]}: a compressed tar cannot be entered; decompress it"
+            )
 
     def _members(self, archive: str) -> Iterator[Leaf]:
         folder, file_at = PurePosixPath(archive).parent, self._root / as_path(archive)
         try:
-            with file_at.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.isfile():
-                        path = (folder / as_text(member.name.removeprefix("./"))).as_posix()
-                        yield Leaf(path, member.size, "", archive, member.offset_data)
+            with file_at.open("rb") as file:
+                for path, size, problem, offset in members(file):
+                    below = (folder / as_text(path)).as_posix()
+                    yield Leaf(below, size, problem, archive, offset)
         except tarfile.TarError as error:
             raise DataError(
                 f"{self._root}/{archive}: no whole uncompressed tar ({error}); fetch it again, or "
@@ -181,7 +211,7 @@ class ParquetTree:
     def rows(self) -> Iterator[tuple[Leaf, Mapping[str, Any]]]:
         """The same in the order of files and rows, each with its columns of text and integers."""
         for path, _, problem in sorted(files_below(self._root)):
-            if path.endswith(_PARQUET):
+            if path.lower().endswith(_PARQUET):
                 if problem:
                     raise DataError(f"{self._root}/{path}: {problem}; repair it")
                 yield from self._rows(path)
@@ -196,17 +226,19 @@ class ParquetTree:
 
     def _rows(self, path: str) -> Iterator[tuple[Leaf, Mapping[str, Any]]]:
         with open_parquet(self._root / as_path(path)) as file:
-            audio = audio_column(file)
+            audio = audio_column(file, f"{self._root}/{path}")
             self._require_small_groups(path, file.metadata, f"{audio}.{BYTES}")
             texts = [f.name for f in file.schema_arrow if _is_said(f.type)]
+            labels = _class_labels(file.schema_arrow)
             number = 0
             for batch in file.iter_batches(columns=[f"{audio}.{PATH}", *texts]):
                 for row in batch.to_pylist():
-                    about = {name: row[name] for name in texts}
+                    about = {name: _as_said(row[name], labels.get(name, ())) for name in texts}
                     name = _name_of(about, (row.get(audio) or {}).get(PATH))
                     if not name:
                         raise DataError(
-                            f"{self._root}/{path}: row {number}: has neither id nor path"
+                            f"{self._root}/{path}: row {number}: has neither path nor id; add a "
+                            f"column {_ID[0]}"
                         )
                     yield Leaf(name, 0, "", path, number), about
                     number += 1
@@ -223,6 +255,21 @@ class ParquetTree:
                     f"and at most {self._max_group_bytes / 1e6:,.0f} MB are read at once; write "
                     "the file again with 100 rows in a group"
                 )
+
+
+def _class_labels(schema: pa.Schema) -> Mapping[str, Sequence[str]]:
+    """The words that a hub's data set has numbers for (feature ``ClassLabel``), by column."""
+    try:
+        about = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: f["names"] for name, f in about.items() if f.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError):  # written by something else
+        return {}
+
+
+def _as_said(value: Any, words: Sequence[str]) -> Any:
+    """A number as the word that it stands for."""
+    is_number = isinstance(value, int) and 0 <= value < len(words)
+    return words[value] if is_number else value
 
 
 def _name_of(about: Mapping[str, Any], path: str | None) -> str:

@@ -60,7 +60,7 @@ def fingerprint(
             "state of the data, in place of their names and sizes"
         )
     if container == "parquet":
-        files = [file for file in files if file.path.endswith(".parquet")]
+        files = [file for file in files if file.path.lower().endswith(".parquet")]
     files.sort(key=lambda file: Path(file.path))
     digest = hashlib.sha256(b"" if container == "folder" else f"{container}\0".encode())
     for path, size, problem in files:

@@ -54,16 +54,16 @@ def files_below(root: Path | BucketPath) -> Iterator[SourceFile]:
 
 
 def versions_below(root: Path | BucketPath, suffix: str) -> Iterator[tuple[str, int, str]]:
-    """Path, size and version of every file below a folder with this suffix, in no order.
+    """Path, size and version of every file below a folder that has the suffix, in no order.
 
     A version is another once the file has been written again: its time, or its tag in a bucket.
     Raises what `files_below` does.
     """
     if not isinstance(root, Path):
-        yield from (seen for seen in root.versions() if seen[0].endswith(suffix))
+        yield from (seen for seen in root.versions() if seen[0].lower().endswith(suffix))
         return
     for file in files_below(root):
-        if file.path.endswith(suffix) and not file.problem:
+        if file.path.lower().endswith(suffix) and not file.problem:
             yield file.path, file.size, str((root / as_path(file.path)).stat().st_mtime_ns)
 
 

@@ -179,6 +179,76 @@ def test_whatever_a_file_ends_with_is_understood_or_an_error_of_the_file(whole, 
             assert parts_of(io.BytesIO(end))
 
 
+PLAIN = ["a.aiff", "a.au", "a.caf", "a.w64", "a.sph", "little.aifc", "other order.wav", "mp3.wav"]
+
+
+@pytest.mark.parametrize("name", [*PLAIN, "broadcast.wav", "alac.caf", "ulaw.sph"])
+def test_samples_that_a_header_counts_are_all_there(tmp_path: Path, name: str) -> None:
+    data = sounds.whole(name)
+    assert seconds(tmp_path, "a.wav", data) == pytest.approx(SECONDS, abs=0.13)
+    assert seconds(tmp_path, "a.wav", data + b"junk" * 99) == pytest.approx(SECONDS, abs=0.13)
+    for share in (0.02, 0.5, 0.999):
+        with pytest.raises(UnreadableAudioError):
+            seconds(tmp_path, "a.wav", data[: int(share * len(data))])
+
+
+W64_DATA = bytes.fromhex("64617461f3acd3118cd100c04f8edb8a")
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "unknown"),
+    [
+        ("a.aiff", b"SSND", struct.pack(">I", 0x7F00_0008)),
+        ("a.au", b"\0\0\0\x18", b"\xff" * 4),
+        ("a.caf", b"data", b"\xff" * 8),
+        ("a.w64", W64_DATA, bytes(8)),
+        ("a.w64", W64_DATA, b"\xff" * 8),
+    ],
+)
+def test_sizes_that_nobody_knew_are_none(name: str, offset: bytes, unknown: bytes) -> None:
+    data = bytearray(sounds.whole(name))
+    at = data.index(offset) + len(offset)
+    data[at : at + len(unknown)] = unknown
+    assert parts_of(io.BytesIO(data[:-1000]))
+
+
+def test_shortened_sphere_is_told_by_its_coding(tmp_path: Path) -> None:
+    sphere = sounds.whole("a.sph").replace(
+        b"sample_coding -s3 pcm\n", b"sample_coding -s26 pcm,embedded-shorten-v2.00\n"
+    )
+    with pytest.raises(UnreadableAudioError, match=r"coded as pcm,embedded-shorten-v2\.00"):
+        seconds(tmp_path, "a.sph", sphere)
+
+
+def ape_tag(items: bytes) -> bytes:
+    """With a header and a footer."""
+    ends = [
+        struct.pack("<8sIIII8x", b"APETAGEX", 2000, len(items) + 32, 1, f)
+        for f in (0xA0 << 24, 0x80 << 24)
+    ]
+    return ends[0] + items + ends[1]
+
+
+FRAMES_IN_A_COVER = b"\xff\xfb\x90\x00" * 9_000
+
+
+@pytest.mark.parametrize("items", [bytes(100), FRAMES_IN_A_COVER, bytes(2_000_000)])
+def test_ape_tags_are_no_frames(whole, tmp_path: Path, items: bytes) -> None:
+    mp3, tag = whole["lame.mp3"], ape_tag(items)
+    once = seconds(tmp_path, "a.mp3", mp3)
+    for data, times in ((tag + mp3, 1), (mp3 + tag, 1), (mp3 + tag + mp3 + tag, 2)):
+        assert seconds(tmp_path, "a.mp3", data) == times * once
+
+
+@pytest.mark.parametrize("begin", [bytes(2_000), bytes(100_000), b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_an_mp3_may_begin_with_something_else(whole, tmp_path: Path, begin: bytes) -> None:
+    mp3 = whole["lame.mp3"]
+    assert seconds(tmp_path, "a.mp3", begin + mp3) == seconds(tmp_path, "b.mp3", mp3)
+    for end in (len(mp3) // 2, len(mp3) - 1):
+        with pytest.raises(UnreadableAudioError, match=r"cut short|are not there"):
+            seconds(tmp_path, "a.mp3", begin + mp3[:end])
+
+
 @pytest.mark.parametrize("end", [b"\0", b"\n", b"\xff\xff"])
 def test_some_bytes_after_the_last_frame_are_nothing(whole, tmp_path: Path, end: bytes) -> None:
     data = whole["lame.mp3"]

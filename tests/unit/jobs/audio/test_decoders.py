@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -63,7 +64,13 @@ ACTS: dict[str, Callable[[Path], object]] = {
     "torch memory": _raise(lambda _: RuntimeError("DefaultCPUAllocator: can't allocate memory")),
     "unreadable": _raise(lambda path: UnreadableAudioError(path, "of no use")),
     "away": _raise(lambda path: BackendError(f"{path}: away")),
-    "bug": _raise(lambda _: KeyError("no")),
+    "no library": _raise(lambda _: ModuleNotFoundError("No module named 'av'")),
+    "key": _raise(lambda _: KeyError("no")),
+    "struct": _raise(lambda _: struct.error("unpack requires a buffer of 4 bytes")),
+    "text": _raise(lambda _: UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "unexpected end of data")),
+    "overflow": _raise(lambda _: OverflowError("int too large\nto convert to float")),
+    "library": _raise(lambda _: RuntimeError("shape '[2, 0]' is invalid")),
+    "dumb": _raise(lambda _: RecursionError()),
 }
 
 
@@ -158,6 +165,12 @@ def test_one_process_decodes_file_after_file(
         ("spin", "its decoder takes more CPU time"),
         ("memory", "its decoder takes more memory"),
         ("torch memory", "its decoder takes more memory"),
+        ("key", r"its decoder fails \(KeyError: 'no'\)"),
+        ("struct", r"its decoder fails \(error: unpack requires a buffer of 4 bytes\)"),
+        ("text", r"its decoder fails \(UnicodeDecodeError: 'utf-8' codec can't decode"),
+        ("overflow", r"its decoder fails \(OverflowError: int too large to convert to float\)"),
+        ("library", r"its decoder fails \(RuntimeError: shape '\[2, 0\]' is invalid\)"),
+        ("dumb", r"its decoder fails \(RecursionError\)"),
     ],
 )
 def test_what_a_file_does_twice_is_a_verdict(
@@ -171,7 +184,7 @@ def test_what_a_file_does_twice_is_a_verdict(
     assert one != other
 
 
-@pytest.mark.parametrize("what", ["crash once", "killed once"])
+@pytest.mark.parametrize("what", ["crash once", "killed once", "library once", "text once"])
 def test_what_happens_once_changes_nothing(
     decoders: Decoders, file: Callable[[str], Path], what: str
 ) -> None:
@@ -183,7 +196,7 @@ def test_what_happens_once_changes_nothing(
     ("what", "error", "cause"),
     [
         ("killed", RunFailedError, Cause.HOST_OOM),
-        ("bug", RunFailedError, Cause.ERROR),
+        ("no library", RunFailedError, Cause.ERROR),
         ("away", BackendError, Cause.STORAGE),
     ],
 )

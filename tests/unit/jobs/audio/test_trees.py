@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,58 @@ def test_a_tar_that_cannot_be_entered_is_named(folders: Path, tmp_path: Path, ha
         list(TarTree(root).leaves())
 
 
-def test_links_and_folders_in_a_tar_are_no_files(folders: Path, tmp_path: Path) -> None:
+def test_links_in_a_tar_are_what_they_stand_for(folders: Path, tmp_path: Path) -> None:
     (folders / "b/link.wav").symlink_to("one.wav")
-    root = as_tars(folders, tmp_path / "tars", lambda path: "/" in path)
-    assert "b/link.wav" not in [leaf.path for leaf in TarTree(root).leaves()]
+    (folders / "b/deep/up.wav").symlink_to("../link.wav")
+    (folders / "b/hard.wav").hardlink_to(folders / "b/one.wav")
+    (folders / "b/dead.wav").symlink_to("/nowhere/one.wav")
+    tars = TarTree(as_tars(folders, tmp_path / "tars", lambda path: "/" in path))
+    plain = FolderTree(folders)
+    found = [
+        {leaf.path: leaf.problem or read(tree, leaf) for leaf in tree.leaves()}
+        for tree in (plain, tars)
+    ]
+    assert found[0] == found[1]
+    assert found[1]["b/deep/up.wav"] == found[1]["b/hard.wav"] == b"first"
+    assert found[1]["b/dead.wav"] == "a dead link"
+
+
+def packed(path: Path, *names: str) -> None:
+    """A tar of members that hold their number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = number
+            tar.addfile(info, io.BytesIO(bytes(number)))
+
+
+def test_of_members_of_one_path_the_last_counts(tmp_path: Path) -> None:
+    packed(tmp_path / "a.tar", "en/a.wav", "en/b.wav", "./en/a.wav", "notes")
+    packed(tmp_path / "b.tar", "notes")
+    found = [(leaf.path, leaf.size) for leaf in TarTree(tmp_path).leaves()]
+    assert found == [("en/a.wav", 2), ("en/b.wav", 1), ("notes", 0), ("notes", 3)]
+
+
+@pytest.mark.parametrize("other", ["b.tar", "B.TAR", "en/a.wav"])
+def test_a_recording_that_lies_there_twice_is_named(tmp_path: Path, other: str) -> None:
+    packed(tmp_path / "a.tar", "en/a.wav")
+    if other.lower().endswith(".tar"):
+        packed(tmp_path / other, "en/a.wav")
+    else:
+        write(tmp_path, {other: b"1"})
+    with pytest.raises(
+        DataError, match=r"\.tar: holds en/a\.wav, as does .*; put each into a fold"
+    ):
+        list(TarTree(tmp_path).leaves())
+
+
+@pytest.mark.parametrize("name", ["b.tar.gz", "b.tgz", "deep/b.tar.zst", "b.tar.xz", "b.TBZ2"])
+def test_a_compressed_tar_is_no_smaller_corpus(tmp_path: Path, name: str) -> None:
+    packed(tmp_path / "a.tar", "en/a.wav")
+    write(tmp_path, {name: b"?", "about.jsonl.gz": b"?"})
+    with pytest.raises(DataError, match=rf"{name}: a compressed tar cannot be entered; decompress"):
+        list(TarTree(tmp_path).leaves())
+    packed(tmp_path / "deep/b.tar")
+    packed(tmp_path / "b.tar")
+    assert len([leaf for leaf in TarTree(tmp_path).leaves() if leaf.is_audio]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.audio.corpora import adapter
+from jobs.audio.decode import UnreadableAudioError, blocks
 from jobs.audio.trees import FolderTree, ParquetTree
 from orchestrator.errors import DataError, RequestError
 
@@ -85,8 +87,60 @@ def test_what_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.parquet: .*fetch it again"):
         list(ParquetTree(tmp_path).leaves())
     pq.write_table(pa.table({"text": ["no audio"]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="needs one column of struct<bytes, path>, and has none"):
+    needs = r"a\.parquet: needs one column of struct<bytes, path>, and has none; write it"
+    with pytest.raises(DataError, match=needs):
         list(ParquetTree(tmp_path).leaves())
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.int64(), pa.int16(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_ids_speakers_and_languages_are_of_any_type(tmp_path: Path, kind: pa.DataType) -> None:
+    some = pa.array([7, 8]) if pa.types.is_integer(kind) else pa.array(["7", "8"])
+    column = some.dictionary_encode() if pa.types.is_dictionary(kind) else some.cast(kind)
+    languages = pa.array(["en", "pt"]).dictionary_encode()
+    write(tmp_path / "a.parquet", 2, speaker_id=column, language=languages)
+    found = list(adapter("hf_parquet")(ParquetTree(tmp_path)))
+    assert [(r.speaker, r.language) for r in found] == [("7", "en"), ("8", "pt")]
+
+
+def test_numbers_of_class_labels_are_words(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", 3, language=[1, 0, None], speaker_id=[1, 0, -1])
+    names = {"language": {"names": ["en", "de"], "_type": "ClassLabel"}}
+    about = {b"huggingface": json.dumps({"info": {"features": names}})}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(about), path)
+    found = list(adapter("hf_parquet")(ParquetTree(tmp_path)))
+    assert [r.language for r in found] == ["de", "en", ""]
+    assert [r.speaker for r in found] == ["1", "0", "-1"]
+
+
+@pytest.mark.parametrize("about", [b"no JSON", b"[]", b'{"info": 1}'])
+def test_notes_of_others_are_no_class_labels(tmp_path: Path, about: bytes) -> None:
+    path = write(tmp_path / "a.parquet", 2)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": about}), path)
+    assert len(list(ParquetTree(tmp_path).leaves())) == 2
+
+
+def test_rows_without_names_or_bytes_are_told(tmp_path: Path) -> None:
+    rows = [{"bytes": None, "path": "/abs/a.wav"}, None, {"bytes": b"", "path": "b.wav"}]
+    table = pa.table({"audio": pa.array(rows, AUDIO), "id": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    tree = ParquetTree(tmp_path)
+    for leaf in tree.leaves():
+        with pytest.raises(UnreadableAudioError, match="holds no bytes"):
+            list(blocks(tree.place(leaf)))
+    pq.write_table(table.drop(["id"]), tmp_path / "a.parquet")
+    with pytest.raises(
+        DataError, match=r"a\.parquet: row 1: has neither path nor id; add a column"
+    ):
+        list(tree.leaves())
+
+
+@pytest.mark.parametrize("name", ["B.PARQUET", "b.Parquet"])
+def test_a_suffix_is_one_in_any_case(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, 2)
+    assert len(list(ParquetTree(tmp_path).leaves())) == 2
+    assert [path for path, _, _ in ParquetTree(tmp_path).versions()] == [name]
 
 
 def test_a_row_group_that_takes_too_much_memory_is_named(tmp_path: Path) -> None:
