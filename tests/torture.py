@@ -162,7 +162,7 @@ def seeded(num_bytes: int, seed: int = 1) -> bytes:
 
 ID3V1 = b"TAG" + b"title".ljust(125, b"\0")
 ID3V2 = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)
-LARGE_TAG = b"ID3\x03\x00\x00\x01\x37\x1b\x00" + b"\xff\xfb\x90\x00" * 640_704
+LARGE_TAG = b"ID3\x03\x00\x00\x01\x1c\x36\x00" + b"\xff\xfb\x90\x00" * 640_704
 """2.5 MB of a cover that looks like frames."""
 ID3V2_BEYOND = b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f"
 
