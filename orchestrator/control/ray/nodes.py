@@ -104,15 +104,13 @@ def main() -> int:
 def _monitor_log(address: str) -> str:
     """The end of what the autoscaler has logged on this machine; empty where it is elsewhere."""
     from ray import _raylet
-    from ray._private import ray_constants
 
     raylet: Any = _raylet  # has no types
-    session = raylet.GcsClient(address=address).internal_kv_get(
-        b"session_dir", ray_constants.KV_NAMESPACE_SESSION
-    )
-    with suppress(OSError):
-        log = Path(session.decode(), "logs", "monitor.log")
-        return log.read_text(errors="replace")[-_LOG_TAIL_CHARS:]
+    nodes = raylet.GcsClient(address=address).get_all_node_info().values()
+    folders = (getattr(n, "session_dir", "") for n in nodes if getattr(n, "is_head_node", False))
+    for log in (Path(folder, "logs", "monitor.log") for folder in folders if folder):
+        with suppress(OSError):
+            return log.read_text(errors="replace")[-_LOG_TAIL_CHARS:]
     return ""
 
 
