@@ -1,0 +1,129 @@
+"""A Ray cluster by the real ``ray up`` and ``ray down``, with Ray's own autoscaler on its head."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from jobs.training.rank import free_port
+from tests.local_machine import NO_CAPACITY, PID, LocalMachine
+from tests.unit.source import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray_cluster]
+TIMEOUT_S = 60
+
+
+def launcher(folder: Path, temporary: str, dashboard: int) -> dict[str, object]:
+    ports = (
+        f"--port={free_port()} --dashboard-port={dashboard} --ray-client-server-port={free_port()}"
+    )
+    apart = f"--temp-dir={temporary} --min-worker-port=0 --max-worker-port=0"
+    start = (
+        f"setsid {sys.executable} -m ray.scripts.scripts start --head --block --num-cpus=0 "
+        f"--num-gpus=0 --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 {ports} {apart} "
+        f"--dashboard-agent-listen-port={free_port()} --object-store-memory=100000000 "
+        "--autoscaling-config=~/ray_bootstrap_config.yaml "
+        f"> {folder}/head.log 2>&1 < /dev/null & echo $! > {folder}/{PID}"
+    )
+    resources = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    return {
+        "cluster_name": "tried",
+        "max_workers": 1,
+        "provider": {
+            "type": "external",
+            "module": "tests.local_machine.LocalMachine",
+            "folder": str(folder),
+            "dashboard_port": dashboard,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "foreground_node_launch": True,
+        },
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": resources,
+            "gpu": {"resources": {"GPU": 1}, "node_config": {}, "min_workers": 1, "max_workers": 1},
+        },
+        "file_mounts": {f"{folder}/copied": "mine.yaml"},
+        "head_start_ray_commands": [start],
+        "worker_start_ray_commands": [],
+        "auth": {},
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "initialization_commands": [],
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "idle_timeout_minutes": 1,
+        "upscaling_speed": 1,
+    }
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Path]:
+    temporary = tempfile.mkdtemp(prefix="lr-", dir="/tmp")
+    (tmp_path / "launchers").mkdir()
+    (tmp_path / "launchers/here.yaml").write_text(
+        yaml.safe_dump(launcher(tmp_path, temporary, free_port()))
+    )
+    (tmp_path / "launchers/mine.yaml").touch()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "ray.yaml").write_text(
+        "backend: ray\nstore: store\nray: {launcher: here, node_types: {head: {mem_gb: 1, "
+        "min_nodes: 1, price_hour: 2}, gpu: {mem_gb: 1}}}\n"
+        f"environment: {{venv: {sys.prefix}}}\n"
+    )
+    yield tmp_path
+    LocalMachine({"folder": str(tmp_path)}, "tried").terminate_node("head-1")
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_up_status_down(site: Path) -> None:
+    env = {
+        **os.environ,
+        "HOME": str(site),
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": (token := secrets.token_hex(16)),
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "AUTOSCALER_METRIC_PORT": str(free_port()),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TMPDIR": str(site),
+    }
+    env.pop("RAY_ADDRESS", None)
+
+    def cluster(act: str, *words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "orchestrator.cli.main", "cluster", act, "ray.yaml", *words]
+        return subprocess.run(argv, cwd=site, env=env, capture_output=True, text=True, check=False)
+
+    up = cluster("up", "--yes")
+    assert up.returncode == 0, up.stderr
+    assert "ray.yaml: 2.00 USD an hour without work, at most 2.00 (1 head); no price" in up.stderr
+    assert (site / "copied").exists(), "paths of a launcher are relative to its folder"
+    deadline = time.monotonic() + TIMEOUT_S
+    while NO_CAPACITY not in (status := cluster("status")).stdout:
+        assert time.monotonic() < deadline, status
+    rows = [line.split() for line in status.stdout.splitlines()]
+    assert ["head", "1", "0", "1", "2.00", "USD"] in rows
+    assert any(row[:2] == ["gpu", "0"] for row in rows)
+    assert "live runs: none" in status.stdout
+    head = psutil.Process(int((site / PID).read_text()))
+    down = cluster("down")
+    assert down.returncode == 0, down.stderr
+    assert not head.is_running()
+    gone = cluster("status")
+    assert (gone.returncode, gone.stdout) == (3, "live runs: none\n")
+    assert gone.stderr.startswith("ray.launcher: ray: opens no way to the cluster")
+    said = "".join(f"{r.stdout}{r.stderr}" for r in (up, status, down, gone))
+    assert "Traceback" not in said
+    assert token not in said
