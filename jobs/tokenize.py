@@ -40,7 +40,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
     """Write every missing shard; returns what the units are like, per key."""
     text_model.require_all(attempt)
     tables, shards = read_corpus(attempt), Shards.of(attempt)
-    num_listed = tables.num_rows + attempt.upstream["corpus"].facts["num_quarantined"]
+    of_corpus = attempt.upstream["corpus"].facts
+    num_listed = tables.num_rows + of_corpus["num_left_out"] + of_corpus["num_quarantined"]
     most_percent = attempt.recipe.corpus.max_quarantine_percent
     for result in _tokenized(attempt, tables, shards) if shards.missing else ():
         shards.add(result)

@@ -67,6 +67,10 @@ def versions_below(root: Path | BucketPath, suffix: str) -> Iterator[tuple[str, 
             yield file.path, file.size, str((root / as_path(file.path)).stat().st_mtime_ns)
 
 
+_LOST_AND_FOUND = "lost+found"
+"""A file system's own folder at its root, which only its administrator may list."""
+
+
 def _objects(root: BucketPath) -> Iterator[SourceFile]:
     for path, size in root.walk():
         if not any(part.startswith(".") for part in path.split("/")):
@@ -82,7 +86,7 @@ def _files_on_disk(root: Path) -> Iterator[SourceFile]:
             continue
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.path == str(root / _LOST_AND_FOUND):
                     continue
                 found, problem = _look(entry)
                 if stat.S_ISDIR(found):

@@ -34,6 +34,7 @@ def found(root: Path) -> list[SourceFile]:
 
 def test_every_file_with_its_size(tmp_path: Path) -> None:
     write(tmp_path, "a/1.wav", "a/b/2.wav", ".kept/3.wav", "a/.hidden", "a/.trash/4.wav")
+    write(tmp_path, "lost+found/5.wav")
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
     assert found(tmp_path) == [("a/1.wav", 2, ""), ("a/b/2.wav", 2, ""), ("link/2.wav", 2, "")]
 
