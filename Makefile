@@ -37,7 +37,7 @@ drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 	./apt-packages.sh
 	$(RUN)/pytest tests/slurm tests/slurm/long_faults.py tests/slurm/corpora_runs.py
 	$(RUN)/pytest tests/slurm/site_runs.py
-	$(RUN)/pytest tests/integration/launched_ray.py
+	$(RUN)/pytest tests/integration/launched_ray.py tests/integration/autoscaling.py
 	$(RUN)/pytest tests/slurm/limited_sites.py
 	$(RUN)/pytest tests/integration/azure.py tests/integration/pool_nodes.py tests/integration/notices.py tests/integration/hanging_mounts.py tests/integration/moves.py
 	$(RUN)/python -m tests.chaos.points

@@ -53,6 +53,8 @@ from orchestrator.spec.loader import resolve_env, variant_recipe
 from orchestrator.spec.recipe import Recipe
 
 _WARNINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+PARENT = "ORCHESTRATOR_PARENT"
+"""Environment variable with the process that a stage must not outlive."""
 _PROGRESS_EVERY_S = 0.5
 _TICK_S = 0.5
 _REPORTED_PACKAGES = frozenset(
@@ -197,22 +199,26 @@ class Attempt:
 
 def run_stage(stage: str, work: Work, argv: Sequence[str] | None = None) -> int:
     """Run one attempt as the command line says and return its exit code."""
-    options = _parse(stage, argv)
+    options = parse(stage, argv)
+    return as_process(options, lambda: _run(stage, work, options))
+
+
+def as_process(options: argparse.Namespace, act: Callable[[], int]) -> int:
+    """Do the work of an attempt's driver; its exit code, whose cause is recorded."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", force=True)
     for number in _WARNINGS:
         signal.signal(number, _stop)
     try:
-        _run(stage, work, options)
+        return act()
     except StopRequestedError:
         with suppress(OSError):
             sys.stderr.write("error: stopped by a signal\n")
         return ExitCode.STOPPED
     except Exception as error:  # noqa: BLE001 (the last stop: its cause goes to the supervisor)
         return _fail(error, options)
-    return ExitCode.DONE
 
 
-def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
+def _run(stage: str, work: Work, options: argparse.Namespace) -> int:
     store = Store.open(options.store)
     run = RunFolder(store.run_storage(options.run))
     plan = run.plan()
@@ -220,7 +226,7 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
         i for i in plan.group(options.instance) if not store.artifact(i.stage, i.key).is_complete()
     ]
     if not members:
-        return
+        return ExitCode.DONE
     artifacts = tuple(store.artifact(i.stage, i.key) for i in members)
     holder = f"{options.run}/{options.instance}/{options.attempt:04d}"
     timeout_s = run.cluster().retry.heartbeat_timeout_s
@@ -240,6 +246,7 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> None:
         for lease in held:  # this process may have been stopped for longer than others wait
             lease.beat()
         _publish(attempt, members, facts, options, held)
+    return ExitCode.DONE
 
 
 def _attempt(
@@ -345,6 +352,8 @@ def _beat(
 ) -> None:
     beaten_at, said = time.monotonic(), ""
     while not ended.wait(_TICK_S):
+        if os.environ.get(PARENT, "") not in ("", str(os.getppid())):
+            os._exit(ExitCode.ORPHANED)
         try:
             attempt.flush()
             _obey_drill(attempt)
@@ -368,7 +377,8 @@ def _obey_drill(attempt: Attempt) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _parse(stage: str, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(stage: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of one attempt of a stage."""
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{stage}",
         description=f"One attempt of the {stage} stage; started by the supervisor.",
@@ -416,9 +426,7 @@ def _traceback_of(error: Exception) -> str:
 
 
 def _record(store: Store, options: argparse.Namespace) -> AttemptFolder:
-    run = store.run_storage(options.run)
-    name = f"{options.attempt:04d}"
-    return AttemptFolder(options.attempt, run.at("stages", options.instance, "attempts", name))
+    return AttemptFolder.of(store.run_storage(options.run), options.instance, options.attempt)
 
 
 def _versions() -> dict[str, str]:

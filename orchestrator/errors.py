@@ -61,6 +61,7 @@ class Cause(StrEnum):
     NETWORK = "network"
     NODE_LOST = "node_lost"
     NONFINITE = "nonfinite"
+    NO_NODES = "no_nodes"
     PREEMPTED = "preempted"
     RAY_LOST = "ray_lost"
     STORAGE = "storage"
@@ -85,6 +86,7 @@ INTERRUPTIONS = frozenset(Cause) - {
     Cause.LIMIT,
     Cause.MOVED,
     Cause.NONFINITE,
+    Cause.NO_NODES,
 }
 """Ends that tell how often the machines fail."""
 

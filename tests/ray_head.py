@@ -1,10 +1,12 @@
 """A Ray cluster of processes of this machine, as its owner starts it: a head with a dashboard.
 
-It asks for a token, has its own ports and folder, and knows nothing of runs.
+It asks for a token, has its own ports and folder, and knows nothing of runs. Where it is given node
+types, Ray's own autoscaler starts and ends nodes (`tests.ray_provider`).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -13,17 +15,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from jobs.training.rank import free_port
 from orchestrator.backends.ray_jobs import RayJobs
 from orchestrator.errors import BackendError
+from tests.ray_provider import EVENTS, HEAD_ID, HEAD_TYPE, ProcessProvider, free_ports_words
 
+ROOT = Path(__file__).parent.parent
 UP_TIMEOUT_S = 120.0
 MEMORY_BYTES = 200_000_000
+SPOT_WATCHER = "orchestrator.control.ray.spot_watcher"
 
 
 @dataclass
@@ -32,6 +40,14 @@ class RayHead:
 
     folder: Path
     num_cpus: int = 2
+    node_types: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """As a launcher file has them; the autoscaler has nothing to do without any."""
+    idle_min: float = 0.1
+    """How long a node of the autoscaler may have nothing to do, in minutes."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to that of all nodes."""
+    before_node: tuple[str, ...] = ()
+    """What the command of a node that the autoscaler starts begins with."""
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
@@ -54,6 +70,8 @@ class RayHead:
         words = ["--head", "--node-ip-address", "127.0.0.1", "--port", str(self.port)]
         words += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
         words += ["--ray-client-server-port", str(free_port())]
+        if self.node_types:
+            words += ["--autoscaling-config", str(self._autoscaling())]
         self._ray(*words, num_cpus=self.num_cpus)
         jobs, deadline = RayJobs(self.url, self.token), time.monotonic() + UP_TIMEOUT_S
         while not _answers(jobs):
@@ -89,7 +107,11 @@ class RayHead:
                 started.kill()
                 started.wait()
         self.processes.clear()
-        for folder in self.folders:
+        for node in self.cloud.glob("*.json"):  # the monitor that would have ended them is gone
+            with suppress(ProcessLookupError):
+                os.killpg(json.loads(node.read_text())["pid"], signal.SIGKILL)
+        left = self.temporary.parent.glob(f"{self.temporary.name}*")
+        for folder in (*self.folders, *left):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _ray(self, *words: str, num_cpus: int) -> None:
@@ -98,24 +120,105 @@ class RayHead:
         self.folders.append(temporary)
         argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words]
         argv += ["--num-cpus", str(num_cpus), "--object-store-memory", str(MEMORY_BYTES)]
-        argv += ["--min-worker-port", "0", "--max-worker-port", "0"]
-        argv += ["--dashboard-agent-listen-port", str(free_port())]
-        argv += ["--temp-dir", str(temporary)]
-        env = {
+        argv += free_ports_words(str(temporary))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"ray-{len(self.folders)}.log"
+        with log.open("wb") as output:
+            started = subprocess.Popen(
+                argv, stdout=output, stderr=subprocess.STDOUT, env=self._env(), cwd=self.folder
+            )
+        self.processes.append(started)
+
+    def _autoscaling(self) -> Path:
+        """The file that the head's monitor reads."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        most = sum(t["max_workers"] for t in self.node_types.values())
+        provider = {
+            "type": "external",
+            "module": f"{ProcessProvider.__module__}.{ProcessProvider.__name__}",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "foreground_node_launch": True,
+            "gcs_address": self.address,
+            "folder": str(self.cloud),
+            "temporary": str(self.temporary),
+            "before": list(self.before_node),
+        }
+        lists = (
+            *("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands"),
+            *("setup_commands", "head_setup_commands", "worker_setup_commands"),
+            *("head_start_ray_commands", "worker_start_ray_commands"),
+        )
+        config = {
+            "cluster_name": "test",
+            "max_workers": most,
+            "idle_timeout_minutes": self.idle_min,
+            "upscaling_speed": 1000.0,
+            "provider": provider,
+            "auth": {},
+            "docker": {},
+            "available_node_types": {
+                HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                **{n: {"node_config": {}, **t} for n, t in self.node_types.items()},
+            },
+            "head_node_type": HEAD_TYPE,
+            "file_mounts": {},
+            "file_mounts_sync_continuously": False,
+            **{name: [] for name in lists},
+        }
+        path = self.folder / "autoscaling.json"
+        path.write_text(json.dumps(config))
+        return path
+
+    @property
+    def cloud(self) -> Path:
+        """What the cloud of its autoscaler remembers."""
+        return self.folder / "cloud"
+
+    @property
+    def temporary(self) -> Path:
+        """What the folders of nodes that the autoscaler starts begin with."""
+        return Path(f"/tmp/rn-{self.port}-")
+
+    def node_events(self) -> list[dict[str, Any]]:
+        """What happened to nodes of the autoscaler, in order: ``up``, ``down`` or ``gone``."""
+        path = self.cloud / EVENTS
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """What the cloud knows of each node that it has: ``id``, ``pid``."""
+        return [json.loads(path.read_text()) for path in self.cloud.glob("*.json")]
+
+    def watch_node(self, node: Mapping[str, Any], *words: str) -> subprocess.Popen[bytes]:
+        """Start the watcher of one of these nodes, as a launcher file does beside it."""
+        raylets = [p for p in psutil.Process(node["pid"]).children() if p.name() == "raylet"]
+        (node_id,) = (w.split("=")[1] for p in raylets for w in p.cmdline() if "--node_id=" in w)
+        argv = [sys.executable, "-m", SPOT_WATCHER, "--node-id", node_id, "--address", self.address]
+        return subprocess.Popen([*argv, *words], env=self._env())
+
+    def _env(self) -> dict[str, str]:
+        return {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ADDRESS": "",
+            **(self._autoscalers_env() if self.node_types else {}),
+            **self.env,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / f"ray-{len(self.folders)}.log"
-        with log.open("wb") as output:
-            started = subprocess.Popen(
-                argv, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=self.folder
-            )
-        self.processes.append(started)
+
+    def _autoscalers_env(self) -> dict[str, str]:
+        path = os.environ.get("PYTHONPATH", "")
+        return {
+            "PYTHONPATH": f"{ROOT}{os.pathsep if path else ''}{path}",
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+            "RAY_NODE_TYPE_NAME": HEAD_TYPE,
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "AUTOSCALER_METRIC_PORT": str(free_port()),
+        }
 
 
 def _answers(jobs: RayJobs) -> bool:

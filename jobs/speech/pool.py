@@ -13,8 +13,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self, TypeVar
 
@@ -24,6 +25,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from jobs.attempt import Attempt
+from jobs.awaited import Awaited, awaited
+from jobs.ray_nodes import DrainingNodes, dead_nodes
 from jobs.ray_session import session
 from jobs.speech.node_memory import whose_memory
 from orchestrator.errors import Cause, OrchestratorError, RunFailedError
@@ -61,6 +64,8 @@ class DeviceFaultError(Exception):
 _DEATHS = (RayActorError, OutOfMemoryError, DeviceFaultError)
 """How Ray tells that an actor is no more, and how an actor tells that it is of no use."""
 _POLL_S = 1.0
+IDLE_LEAVES_S = 30.0
+"""How long a worker may have nothing to do, before its node may be needed for nothing else."""
 
 
 Worker = Callable[[Any], Any]
@@ -73,7 +78,14 @@ def stage_pool(attempt: Attempt, worker: Callable[..., Worker], *args: Any) -> I
     size = attempt.resources
     num_cpus = size.max_workers * size.cpus_per_worker
     note = attempt.record.note_failing_node
-    pool = Pool(worker, *args, size=size, on_failing_node=note)
+    pool = Pool(
+        worker,
+        *args,
+        size=size,
+        on_failing_node=note,
+        awaited=awaited(attempt),
+        selector=attempt.cluster.node_selector("data"),
+    )
     with session(attempt.ray_address, num_cpus), pool:
         yield pool
 
@@ -81,8 +93,9 @@ def stage_pool(attempt: Attempt, worker: Callable[..., Worker], *args: Any) -> I
 class Pool:
     """Actors that live across several runs over items; a context manager, which ends them.
 
-    Those without a place on a node stay pending: an autoscaler's cue for more of them. A pool with
-    fewer living actors than ``min_workers`` and no budget left fails.
+    Those without a place on a node stay pending: an autoscaler's cue for more. Those without
+    anything to do leave, so that it may end nodes; those of a node that is about to go are
+    replaced at once. A pool with fewer living actors than ``min_workers`` and no budget left fails.
     """
 
     def __init__(
@@ -91,16 +104,26 @@ class Pool:
         *args: Any,
         size: Resources,
         on_failing_node: Callable[[str], None] = lambda _: None,
+        awaited: Awaited | None = None,
+        selector: Mapping[str, str] | None = None,
     ) -> None:
-        """``on_failing_node`` is told, by the scheduler's name, where actors die alone."""
+        """``on_failing_node`` is told, by the scheduler's name, where actors die alone.
+
+        ``awaited``: how those are waited for that have no place on a node. ``selector``: labels
+        of the nodes that they may be on, as Ray selects by them; all when absent.
+        """
         self._size = size
         self._nodes_used = NodesUsed(on_failing_node)
+        self._awaited = awaited or Awaited("pool")
+        self._draining = DrainingNodes()
+        self._free_since: dict[ActorHandle[Any], float] = {}
         actor_class: Any = ray.remote(_Host)
         self._actor_class = actor_class.options(
             num_cpus=size.cpus_per_worker,
             num_gpus=size.gpus_per_worker if size.gpus_per_node else 0.0,
             max_restarts=0,
             max_task_retries=0,
+            label_selector=dict(selector or {}),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(size.cpus_per_worker)}},
         )
         self._worker = (worker, args)
@@ -141,12 +164,15 @@ class Pool:
         keep what they made. ``tick`` is called about once a second. Raises RunFailedError when an
         item or the whole pool keeps dying, and what the worker raised.
         """
-        self._queue, self._deaths = deque(items), {}
+        self._queue, self._deaths, self._free_since = deque(items), {}, {}
         try:
             while self._queue or self._running:
                 tick()
                 self._recruit()
                 self._assign(payload, sticky=sticky)
+                self._let_go(keep_free=sticky)
+                is_held_up = len(self._nodes) < self._size.min_workers
+                self._awaited.look(len(self._starting), is_held_up=is_held_up)
                 yield from self._collect()
         finally:
             for _, actor in self._running.values():  # nobody will take their results
@@ -156,7 +182,8 @@ class Pool:
 
     def _recruit(self) -> None:
         """Ask for actors up to what the items and the size allow."""
-        alive = len(self._nodes) + len(self._starting)
+        leaving = sum(node in self._draining.ids() for node in self._nodes.values())
+        alive = len(self._nodes) - leaving + len(self._starting)
         exhausted = self.deaths_in_row > 2 * self._size.max_workers + 2
         if exhausted and alive < self._size.min_workers:
             raise RunFailedError(
@@ -171,9 +198,33 @@ class Pool:
             actor = self._actor_class.remote(*self._worker)
             self._starting[actor.start.remote(self._size.cpus_per_worker)] = actor
 
+    def _let_go(self, *, keep_free: bool) -> None:
+        """End who is not needed any more, so that nodes go idle or never come at all.
+
+        Those of a node that is about to go leave it as soon as they have nothing to do.
+        """
+        needed = max(len(self._queue) + len(self._running), self._size.min_workers)
+        surplus = len(self._nodes) + len(self._starting) - needed
+        latest_first = tuple(self._starting.items())[::-1]
+        for ref, actor in latest_first[: max(0, surplus)]:
+            del self._starting[ref]
+            surplus -= 1
+            _kill(actor)
+        now = time.monotonic()
+        self._free_since = {a: self._free_since.get(a, now) for a in self._free}
+        for actor, since in self._free_since.items():
+            is_idle = not keep_free and surplus > 0 and now - since > IDLE_LEAVES_S
+            if is_idle or self._nodes[actor] in self._draining.ids():
+                surplus -= 1
+                self._free.remove(actor)
+                self._forget(actor)
+                _kill(actor)
+
     def _assign(self, payload: Callable[[Any], Any], *, sticky: bool) -> None:
         """Give every free actor an item, as far as there is one for it."""
         for actor in tuple(self._free):
+            if self._nodes[actor] in self._draining.ids():
+                continue
             item = self._next_for(actor, sticky=sticky)
             if item is None:
                 continue
@@ -304,12 +355,6 @@ class NodesUsed:
         if name and works_elsewhere and self._deaths[node_id] >= _MAX_DEATHS_OF_NODE:
             log.warning("workers die on %s and go on elsewhere", name)
             self._on_failing(name)
-
-
-def dead_nodes() -> set[str]:
-    """Ids of the nodes that have left the Ray cluster."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return {node["NodeID"] for node in nodes if not node["Alive"]}
 
 
 class _Host:

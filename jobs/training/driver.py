@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import tempfile
 import threading
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt import Attempt, StopRequestedError
+from jobs.awaited import awaited
+from jobs.ray_session import session
 from jobs.training import process_ranks, ray_train
 from jobs.training.monitor import RankMonitor
 from jobs.training.rank import RankConfig, TrainingSettings
@@ -54,8 +57,12 @@ def train(attempt: Attempt, config: RankConfig, too_large: str) -> dict[str, Any
     RunFailedError, LeaseHeldError, StopRequestedError; RequestError for such a sample.
     """
     extend(attempt, config)
-    monitor = RankMonitor(attempt, config, attempt.resources.world_size)
-    with halving_on_oom(attempt, config, too_large), tracked(attempt, config):
+    with (
+        ranks_have_nodes(attempt, config),
+        halving_on_oom(attempt, config, too_large),
+        tracked(attempt, config),
+    ):
+        monitor = RankMonitor(attempt, config, attempt.resources.world_size)
         run_monitored(lambda: launch(config, attempt), monitor, config.notice_s)
     monitor.report()
     if monitor.stopped():
@@ -123,10 +130,34 @@ def max_micro_batch(attempt: Attempt) -> int | None:
     return int(attempt.out.read_json(FITS)["max_micro_batch"])
 
 
+@contextmanager
+def ranks_have_nodes(attempt: Attempt, config: RankConfig) -> Iterator[None]:
+    """A cluster whose nodes come as they are asked for has them; others are as large as they are.
+
+    Raises RunFailedError.
+    """
+    if math.isinf(attempt.cluster.pending_deadline_s):
+        yield
+        return
+    with session(attempt.ray_address, num_cpus=0, log_to_driver=False):
+        ray_train.await_nodes(
+            attempt.resources,
+            awaited(attempt),
+            device=config.device,
+            selector=attempt.cluster.node_selector("training"),
+        )
+        yield
+
+
 def launch(config: RankConfig, attempt: Attempt) -> None:
     """Run all ranks to their end with the cluster's launcher. Raises RunFailedError."""
     if attempt.cluster.rank_launcher == "ray_train":
-        ray_train.launch(config, attempt.resources, ray_address=attempt.ray_address)
+        ray_train.launch(
+            config,
+            attempt.resources,
+            ray_address=attempt.ray_address,
+            selector=attempt.cluster.node_selector("training"),
+        )
     else:
         process_ranks.launch(config, attempt.resources, attempt.event)
 

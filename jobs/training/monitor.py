@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt import Attempt, StopRequestedError
+from jobs.ray_nodes import draining_hosts
 from jobs.training.heartbeat import BEAT_S, DUMP, LIVE, STOP, beat_path, stacks_path
 from jobs.training.rank import RankConfig
 from orchestrator.errors import Cause, RunFailedError
@@ -246,16 +247,3 @@ def stacks_from_outside(pid: int) -> bytes:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{error}\n".encode()
     return done.stdout or done.stderr
-
-
-def draining_hosts() -> set[str]:
-    """Names of the hosts that this process's Ray cluster is about to lose; empty without one."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return set()
-    from ray._private.state import state
-
-    draining = state.get_draining_nodes()
-    if not draining:
-        return set()
-    return {n["NodeManagerHostname"] for n in ray.nodes() if n["NodeID"] in draining}

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+from jobs.awaited import Awaited
 from jobs.ray_session import session
 from jobs.training.forked_rank import fork_rank
 from jobs.training.process_ranks import end_of, rank_env, train_here
@@ -28,9 +30,12 @@ from orchestrator.ledger.run import STANDBY
 from orchestrator.spec.cluster import Resources
 
 
-def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> None:
+def launch(
+    config: RankConfig, resources: Resources, *, ray_address: str, selector: Mapping[str, str]
+) -> None:
     """Run all ranks to their end, on the Ray cluster at an address or on one of our own.
 
+    ``selector``: labels of the nodes that they may be on, as Ray selects by them; empty for all.
     Raises RunFailedError when any of them fails.
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -46,12 +51,42 @@ def launch(config: RankConfig, resources: Resources, *, ray_address: str) -> Non
         session(ray_address, num_cpus, log_to_driver=False),
     ):
         try:
-            _trainer(config, resources, records).fit()
+            _trainer(config, resources, records, selector).fit()
         except TrainingFailedError as error:
             raise failure(config, resources.world_size, failed_ranks(error)) from None
 
 
-def _trainer(config: RankConfig, resources: Resources, records: str) -> Any:
+def await_nodes(
+    resources: Resources, awaited: Awaited, *, device: str, selector: Mapping[str, str]
+) -> None:
+    """Return once there is room for all ranks on this process's Ray cluster.
+
+    Ray Train gives up soon where nodes must be started first, and does not say why there are none.
+    Raises RunFailedError when they do not come in time.
+    """
+    import ray
+
+    num_ranks = resources.world_size
+    room = ray.util.placement_group(
+        [per_rank(resources, device)] * num_ranks,
+        bundle_label_selector=[dict(selector)] * num_ranks if selector else None,
+    )
+    try:
+        while not room.wait(timeout_seconds=1):
+            awaited.look(num_ranks, is_held_up=True)
+        awaited.look(0, is_held_up=False)
+    finally:
+        ray.util.remove_placement_group(room)  # for that of Ray Train
+
+
+def per_rank(resources: Resources, device: str) -> dict[str, float]:
+    """What one rank asks of Ray."""
+    return {"CPU": resources.cpus_per_worker, **({"GPU": 1} if device == "cuda" else {})}
+
+
+def _trainer(
+    config: RankConfig, resources: Resources, records: str, selector: Mapping[str, str]
+) -> Any:
     """A trainer that keeps its own records in a local folder.
 
     Its controller runs on the driver's node, and nothing is reported to it. In the store they would
@@ -62,15 +97,15 @@ def _trainer(config: RankConfig, resources: Resources, records: str) -> Any:
 
     from jobs.training.ray_backend import SharedDevicesConfig
 
-    gpu = config.device == "cuda"
     standby = os.environ.get(STANDBY, "")
     return DataParallelTrainer(
         run_in_worker,
         train_loop_config={"config": config.model_dump_json(), "standby": standby},
         scaling_config=ScalingConfig(
             num_workers=resources.world_size,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+            use_gpu=config.device == "cuda",
+            label_selector=dict(selector) or None,  # type: ignore[call-arg]  # of version 2
+            resources_per_worker=per_rank(resources, config.device),
         ),
         backend_config=SharedDevicesConfig(),
         run_config=RunConfig(

@@ -158,7 +158,7 @@ def _remarks(status: RunStatus) -> Iterator[str]:
             parts.append(_failure(stage))
         elif causes:
             parts.append(f"attempts ended by {', '.join(causes)}")
-        if stage.state is RunState.QUEUED and stage.waits:
+        if stage.state in (RunState.QUEUED, RunState.RUNNING) and stage.waits:
             parts.append(f"waits: {stage.waits}")
         elif stage.state is RunState.UNKNOWN:
             parts.append(stage.job)

@@ -21,6 +21,8 @@ from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster, Environment, Resources
 from orchestrator.spec.loader import resolve_env
 
+ON_NODE = "jobs.on_node"
+
 
 def stage_job(
     run: RunFolder,
@@ -31,16 +33,25 @@ def stage_job(
     log: Path,
     env: Mapping[str, str],
     cluster: Cluster | None = None,
+    on_nodes: bool = False,
 ) -> Job:
-    """The job of one attempt of a stage; ``cluster`` as `module_argv` takes it."""
+    """The job of one attempt of a stage; ``cluster`` as `module_argv` takes it.
+
+    ``on_nodes``: whether a stage of one process is done by a node of the Ray session.
+    """
     words = ("--store", store.storage.url, "--run", run.name)
     which = ("--instance", instance.id, "--attempt", str(attempt.number))
     return Job(
         name=instance.id,
-        argv=module_argv(cluster, BY_NAME[instance.stage].module, *words, *which),
+        argv=module_argv(cluster, *_driver(instance.stage, on_nodes), *words, *which),
         log=log,
         env={**code_env(run), LOCAL_FOLDER: str(log.parent), **env},
     )
+
+
+def _driver(stage: str, on_nodes: bool) -> tuple[str, ...]:
+    traits = BY_NAME[stage]
+    return (traits.module,) if traits.uses_ray or not on_nodes else (ON_NODE, stage)
 
 
 def module_argv(cluster: Cluster | None, module: str, *words: str) -> tuple[str, ...]:

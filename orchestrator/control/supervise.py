@@ -96,6 +96,7 @@ class Supervisor:
         logs: RunLogs | None = None,
         is_set_up: bool = False,
         start_ray: Callable[[], Session] | None = None,
+        on_nodes: bool = False,
         standby: Standby | None = None,
         num_cpus: int | None = None,
         beat: Callable[[], None] = lambda: None,
@@ -111,14 +112,15 @@ class Supervisor:
 
         ``about`` is noted with each attempt, over what a job of one machine would hold.
         ``is_set_up``: whether this process has been through the set-up lines of the cluster's
-        environment. ``standby`` forks the ranks of this node. ``num_cpus``: cores that jobs may
-        hold together, this machine's by default. ``beat`` is called at every tick.
+        environment. ``on_nodes``: whether stages of one process run on nodes of the Ray session,
+        as those with workers do. ``standby`` forks the ranks of this node. ``num_cpus``: cores that
+        jobs may hold together, this machine's by default. ``beat`` is called at every tick.
         ``patience``: with a store that is away.
         """
         self._store, self._run, self._backend = store, run, backend
         self._plan: Plan = run.plan()
         self._cluster: Cluster = run.cluster()
-        self._start_ray, self._standby = start_ray, standby
+        self._start_ray, self._standby, self._on_nodes = start_ray, standby, on_nodes
         self._capacity = num_cpus or self._cluster.cpus or os.cpu_count() or 1
         self._ray: Session | None = None
         self._ray_starts_in_vain = 0
@@ -141,6 +143,7 @@ class Supervisor:
         self._limit = ""
         """Which limit of the cluster file the run has reached, in words."""
         self._home_due, self._has_moved = 0.0, False
+        self._ends_at = time.monotonic() + self._cluster.ttl_s
 
     def run(self) -> str:
         """Work until nothing more can be done; the run's final state."""
@@ -233,18 +236,23 @@ class Supervisor:
 
     def _keep_to_limits(self) -> None:
         """Ask for the end, as a preemption does, once the run has spent what it may."""
+        if time.monotonic() > self._ends_at and not self._stop_cause:
+            self._end_at(f"ray.ttl_h: {self._cluster.ray.ttl_h:g} h are over")
         is_due = time.monotonic() >= self._limits_due
         is_open = any(w.state in ("pending", "running") for w in self._works.values())
         if self._stop_cause or not (self._cluster.limits.has_any and is_due and is_open):
             return
         spent = spending(self._run, self._plan, is_alive=True)
         if limit := spent.used_up(self._cluster):
-            log.warning("%s; the run saves and ends", limit)
-            self._limit = limit
-            self.stop(Cause.LIMIT)
+            self._end_at(limit)
         holds = [self._held(w) for w in self._works.values() if w.state == "running"]
         left_s = min(spent.seconds_left(self._cluster, holds), self._limits_every_s)
         self._limits_due = time.monotonic() + left_s
+
+    def _end_at(self, limit: str) -> None:
+        log.warning("%s; the run saves and ends", limit)
+        self._limit = limit
+        self.stop(Cause.LIMIT)
 
     def _keep_right(self) -> None:
         """Beat, and end once the run has moved to another store; its mover has the lease then."""
@@ -308,12 +316,15 @@ class Supervisor:
         """A Ray session while we have work left that needs one: early, as its start takes time."""
         open_works = [w for w in self._works.values() if w.state in ("pending", "running")]
         left = [w for w in open_works if not w.is_held]
-        is_needed = any(BY_NAME[w.leader.stage].uses_ray for w in left)
+        is_needed = any(map(self._uses_ray, left))
         if self._ray and not (is_needed and self._ray.is_alive()):
             self._ray.stop()
             self._ray = None
         if self._start_ray and is_needed and self._ray is None:
             self._ray = self._start_ray()
+
+    def _uses_ray(self, work: Work) -> bool:
+        return self._on_nodes or BY_NAME[work.leader.stage].uses_ray
 
     def _end_standby(self) -> None:
         """Give its memory back once nobody needs it any more."""
@@ -322,7 +333,7 @@ class Supervisor:
             self._standby.stop()
 
     def _start(self, work: Work) -> None:
-        work.ray = self._ray if BY_NAME[work.leader.stage].uses_ray else None
+        work.ray = self._ray if self._uses_ray(work) else None
         if work.ray and not self._answers(work.ray):
             return  # another session is started at the next look
         about = {**self._held(work), **self._about}
@@ -339,6 +350,7 @@ class Supervisor:
             log=work.log,
             env={**(work.ray.env if work.ray else {}), **standby},
             cluster=self._setup_for,
+            on_nodes=self._on_nodes,
         )
         work.ref, work.attempt, work.state = self._backend.submit(job), attempt, "running"
         work.begun = None

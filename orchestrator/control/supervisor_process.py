@@ -50,8 +50,11 @@ class Surroundings(NamedTuple):
     """What a supervisor's jobs find around them, as `Supervisor` takes it."""
 
     start_ray: Callable[[], Session]
+    on_nodes: bool = False
     standby: Standby | None = None
     num_cpus: int | None = None
+    tend: Callable[[], None] = lambda: None
+    """Called at every look: what must be looked after besides."""
 
 
 Surround = Callable[[RunFolder, Storage, RunLogs], Surroundings]
@@ -98,8 +101,12 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None], surround:
     record = run.begin_supervisor(process=Process.current().__dict__)
     logs, cluster = RunLogs(run), run.cluster()
 
+    around = surround(run, record.storage, logs)._asdict()
+    tend = around.pop("tend")
+
     def beat_and_obey() -> None:
         beat()
+        tend()
         if record.storage.exists(FAULT_ORDER):  # a drill that takes this node down
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -115,7 +122,7 @@ def _supervise(store: Store, run: RunFolder, beat: Callable[[], None], surround:
         run,
         backend,
         logs=logs,
-        **surround(run, record.storage, logs)._asdict(),
+        **around,
         beat=beat_and_obey,
         patience=StorePatience(record.storage.url),
         tick_s=TICK_S if run.storage.local_root else REMOTE_TICK_S,

@@ -5,6 +5,7 @@ runs/<run>/stages/<instance>/attempts/0002/
     progress.json       how far it is, overwritten as it goes
     events-0001.jsonl   what happened, in whole numbered segments
     failing-nodes/n7      a node on which workers die alone
+    waits.json            what it waits for, while it does
     beats/rank-00000.json  metrics-0001.jsonl  orders/…    of a training
     driver.log rank-00000.log …
     end.json            how it ended; written last, exclusively
@@ -23,7 +24,7 @@ from orchestrator.errors import AlreadyExistsError, Cause, CorruptError
 from orchestrator.ledger import last_words
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.records import find_record, record_at, understood
-from orchestrator.ledger.storage import Storage
+from orchestrator.ledger.storage import Storage, to_json
 
 DRIVER_LOG = "driver.log"
 CURVES = "tensorboard"
@@ -42,6 +43,7 @@ _LAST_END, _LAST_FAILURE = "end", "failed"
 LAST_RANK = "rank"
 """What this machine keeps of an attempt whose folder takes no word: why one of its ranks failed."""
 _FAILING = "failing-nodes"
+_WAITS = "waits.json"
 _REMEDY = "move the attempt's folder away"
 _STEP_TIMES = {"step", "at", "step_s", "stall_s"}
 """What a step's line must have to say where time went; the first runs wrote lines without."""
@@ -53,6 +55,11 @@ class AttemptFolder:
 
     number: int
     storage: Storage
+
+    @classmethod
+    def of(cls, run: Storage, instance: str, number: int) -> AttemptFolder:
+        """That of one attempt, in a run's folder."""
+        return cls(number, run.at("stages", instance, "attempts", f"{number:04d}"))
 
     @property
     def started(self) -> dict[str, Any]:
@@ -102,6 +109,15 @@ class AttemptFolder:
     def note_failing_node(self, node: str) -> None:
         """Say that its workers die on a node, while those on others go on."""
         self.storage.replace(f"{_FAILING}/{node}", b"")
+
+    @property
+    def waits(self) -> str:
+        """What it waits for, as its cluster puts it; empty for nothing."""
+        return str((find_record(self.storage, _WAITS, _REMEDY) or {}).get("for", ""))
+
+    def note_waits(self, reason: str) -> None:
+        """Say what it waits for; empty for nothing any more."""
+        self.storage.replace(_WAITS, to_json({"at": time.time(), "for": reason}))
 
     def record_failure(self, cause: Cause, message: str) -> None:
         """Write the driver's last event, durably, as the next segment.

@@ -198,7 +198,8 @@ class StageStatus:
     job: str
     """The scheduler's words about its job."""
     waits: str
-    """Why its job waits, in plain words with what to do; empty for what passes by itself."""
+    """Why its job waits, in plain words with what to do, or what its workers wait for; empty for
+    what passes by itself."""
     shards_done: int | None
     shards_total: int | None
     step: int | None
@@ -454,7 +455,7 @@ class StatusReader:
             state=_stage_state(own, attempts, job, expected=observed.expects(instance.leader)),
             found=own,
             job=job.detail if job else "",
-            waits=job.waits if job else "",
+            waits=(job.waits if job else "") or self._waits(instance, attempts),
             shards_done=_done(own, own.shards_done, total or None, progress, "shards"),
             shards_total=total,
             step=_done(own, own.step, instance.steps, progress, "steps"),
@@ -467,6 +468,13 @@ class StatusReader:
         what = f"{attempt.folder.storage.url}: progress.json"
         progress = self._reader.ask(what, lambda: attempt.folder.progress, {})
         return progress if progress.keys() >= _PROGRESS else {}
+
+    def _waits(self, instance: Instance, attempts: Sequence[AttemptStatus]) -> str:
+        """What the workers or ranks of an attempt under way wait for."""
+        if not attempts or not attempts[-1].is_open or not BY_NAME[instance.stage].uses_ray:
+            return ""
+        folder = attempts[-1].folder
+        return self._reader.ask(f"{folder.storage.url}: waits.json", lambda: folder.waits, "")
 
     def _shards_total(self, instance: Instance, found: Mapping[str, Found]) -> int | None:
         if BY_NAME[instance.stage].counts != "shards":

@@ -76,6 +76,7 @@ HOPELESS_CAUSES = {
     Cause.BAD_DATA: "the data are wrong; trying again would not help",
     Cause.LIMIT: "the cluster file allows no more; `orchestrator resume RUN --cluster FILE` with "
     "higher limits goes on",
+    Cause.NO_NODES: "the cluster gave no nodes in time; `orchestrator resume RUN` waits anew",
 }
 """Causes that stop a stage at once, and why: something outside of the run must change first."""
 

@@ -6,6 +6,7 @@ Changes no result.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
@@ -266,6 +267,10 @@ class Slurm(SlurmOptions):
     missing_timeout_s: PositiveFloat = 900.0
     """How long the scheduler may know nothing of a job, without a break, before it counts as
     lost."""
+
+
+NODE_GROUP = "ray.io/node-group"
+"""Label that Ray itself gives to each node of a cluster that it launches: the node's type."""
 
 
 class NodeType(Spec):
@@ -548,6 +553,23 @@ class Cluster(Spec):
         """Source name to where it lies, written out."""
         given = self.data.items()
         return {n: r if isinstance(r, DataRoot) else DataRoot(root=r) for n, r in given}
+
+    @property
+    def pending_deadline_s(self) -> float:
+        """How long workers may wait for nodes, in seconds; schedulers with a queue have no end."""
+        return 60 * self.ray.pending_deadline_min if self.backend == "ray" else math.inf
+
+    @property
+    def ttl_s(self) -> float:
+        """How long a supervisor may work, in seconds."""
+        has_end = self.backend == "ray" and self.ray.ttl_h is not None
+        return 3600 * (self.ray.ttl_h or 0) if has_end else math.inf
+
+    def node_selector(self, use: Literal["data", "training"]) -> dict[str, str]:
+        """Labels of the nodes that are for a use, as Ray selects by them; empty where all are."""
+        types = self.ray.node_types if self.backend == "ray" else {}
+        names = [name for name, t in types.items() if use in t.used_for]
+        return {NODE_GROUP: f"in({','.join(names)})"} if len(names) < len(types) else {}
 
     @property
     def data_locations(self) -> tuple[str, ...]:

@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import ray
 
+from jobs.ray_nodes import draining_nodes
 from jobs.speech.pool import Pool
 from orchestrator.backends.ray_session import LOOPBACK, RayNode, RaySession
+from orchestrator.control.ray.spot_watcher import RayNode as Drained
 from orchestrator.ledger.attempt import NODE_NAME
 from orchestrator.spec.cluster import Resources
 from tests.training import wait_for
@@ -46,6 +48,19 @@ class FailsOnANode:
 
 def test_a_node_on_which_workers_die_alone_is_named(tmp_path: Path) -> None:
     """Whatever the way; the items are done elsewhere, and none of them is blamed."""
+    said = driven(tmp_path, "drive()")
+    assert said == [f"{how} ['{BROKEN}']" for how in HOWS]
+
+
+def test_a_node_that_is_about_to_go_gets_no_item_more(tmp_path: Path) -> None:
+    """What its worker has at the notice is finished; another takes its place elsewhere."""
+    (said,) = driven(tmp_path, "drive_drained()")
+    after = eval(said)
+    assert after == [SOUND] * len(after)
+
+
+def driven(tmp_path: Path, call: str) -> list[str]:
+    """The lists that a call of this module prints, on a session of two nodes."""
     session = RaySession(run=str(tmp_path), num_cpus=0, log=tmp_path / "ray.log", code_env=CODE_ENV)
     nodes = []
     try:
@@ -56,7 +71,7 @@ def test_a_node_on_which_workers_die_alone_is_named(tmp_path: Path) -> None:
             log = tmp_path / f"{name}.log"
             nodes.append(RayNode(session.head, log=log, code_env=env, **where))
             wait_for(lambda log=log: b"Ray runtime started" in log.read_bytes(), f"node {name}")
-        code = f"from {__name__} import drive; drive()"
+        code = f"from {__name__} import *; {call}"
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, **CODE_ENV, **session.env},
@@ -70,8 +85,7 @@ def test_a_node_on_which_workers_die_alone_is_named(tmp_path: Path) -> None:
             node.stop()
         session.stop()
     assert done.returncode == 0, done.stderr[-3000:]
-    said = [line for line in done.stdout.splitlines() if line.endswith("]")]  # Ray warns there too
-    assert said == [f"{how} ['{BROKEN}']" for how in HOWS]
+    return [line for line in done.stdout.splitlines() if line.endswith("]")]  # Ray warns there too
 
 
 HOWS = ("death", "device", "start")
@@ -89,3 +103,34 @@ def drive() -> None:
             while not named and time.monotonic() < deadline:
                 assert dict(pool.run(range(6), lambda item: item)) == {n: n * n for n in range(6)}
         print(how, sorted(set(named)))
+
+
+class WhereItIs:
+    """Says on which node an item was done, and when it was begun."""
+
+    def __call__(self, payload: float) -> tuple[str, float]:
+        began = time.time()
+        time.sleep(payload)
+        return os.environ[NODE_NAME], began
+
+
+def drive_drained() -> None:
+    """The driver: a node is drained in the middle; where items were begun from then on."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+    size = Resources(max_workers=2, min_workers=2)
+    results: list[tuple[str, float]] = []
+    drained_at = 0.0
+    with Pool(WhereItIs, size=size) as pool:
+        while len({node for _, (node, _) in pool.run(range(4), lambda _: 0.1)}) < 2:
+            pass
+        for _, result in pool.run(range(40), lambda _: 0.5):
+            results.append(result)
+            if len(results) == 4:
+                names = pool._nodes_used._names
+                broken = next(node_id for node_id, name in names.items() if name == BROKEN)
+                assert Drained(os.environ["RAY_ADDRESS"], broken).drain(time.time() + 60)
+                drained_at = time.time()
+    assert draining_nodes()
+    assert pool.deaths_in_row == 0
+    print([node for node, began in results if began > drained_at + 5])

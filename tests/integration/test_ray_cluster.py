@@ -14,6 +14,7 @@ from orchestrator.backends.ray_jobs import RayJobs
 from orchestrator.errors import BackendError
 from orchestrator.ledger.status import JobState
 from tests.ray_head import RayHead
+from tests.ray_provider import REFUSED
 from tests.smoke import Smoke
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray_cluster]
@@ -30,14 +31,16 @@ def head(tmp_path: Path) -> Iterator[RayHead]:
     head.stop()
 
 
-def on(head: RayHead, folder: Path, material: Path, token: str = "") -> Smoke:
+def on(head: RayHead, folder: Path, material: Path, token: str = "", **cluster: object) -> Smoke:
+    """A store whose runs are given to this head."""
     env = {
         **os.environ,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token or head.token,
         "RAY_ADDRESS": head.address,
     }
-    return Smoke.create(folder, material, env, backend="ray", ray={"address": head.url})
+    ray = {"address": head.url}
+    return Smoke.create(folder, material, env, **{"backend": "ray", "ray": ray, **cluster})
 
 
 def wait_for(smoke: Smoke, run: str, state: str, stage: str = "") -> None:
@@ -95,6 +98,31 @@ def test_a_run_is_cancelled_and_nobody_else_is_let_in(
     _of_the_api(head)
     written = [p for f in (tmp_path, *head.folders) for p in f.rglob("*") if p.is_file()]
     assert [p for p in written if head.token.encode() in p.read_bytes()] == []
+
+
+def test_a_cluster_that_never_gets_its_nodes_says_why(material: Path, tmp_path: Path) -> None:
+    """The cloud's own words, in `status` while it waits, and in the error of its deadline."""
+    words = "InsufficientInstanceCapacity: no p4d in this zone"
+    never = {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 2, "node_config": {REFUSED: words}}
+    head = RayHead(tmp_path / "ray", num_cpus=0, node_types={"gpu": never})
+    head.start()
+    try:
+        ray = {"address": head.url, "pending_deadline_min": 0.4}
+        smoke = on(head, tmp_path / "s", material, ray=ray)
+        run, waits = smoke.submit("--set", "sweep={}", "--until", "encoder"), ""
+        deadline = time.monotonic() + TIMEOUT_S
+        while (status := smoke.status(run))["state"] == "running":
+            waits = next((s["waits"] for s in status["stages"] if s["waits"]), waits)
+            assert time.monotonic() < deadline, status
+            time.sleep(1)
+    finally:
+        head.stop()
+    assert waits.startswith("1 of its workers: the cloud gives no gpu"), waits
+    assert status["state"] == "failed"
+    ((attempt,),) = (s["attempts"] for s in status["stages"] if s["state"] == "failed")
+    assert (attempt["cause"], attempt["action"]) == ("no_nodes", "stop")
+    assert attempt["message"].startswith("targets: no node came in 0.4 min for 1 of its workers: ")
+    assert words in attempt["message"]
 
 
 def _of_the_api(head: RayHead) -> None:

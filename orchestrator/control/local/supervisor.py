@@ -26,7 +26,8 @@ def of_this_machine(run: RunFolder, own: Storage, logs: RunLogs) -> Surroundings
             run=run.storage.url, num_cpus=num_cpus, log=log_of_ray, code_env=code_env(run)
         )
 
-    return Surroundings(start_ray, Standby(run, logs.path(own, "standby.log"), cluster), num_cpus)
+    standby = Standby(run, logs.path(own, "standby.log"), cluster)
+    return Surroundings(start_ray, standby=standby, num_cpus=num_cpus)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,12 +14,14 @@ from orchestrator.control.executor import Check, LaunchedCluster
 from orchestrator.control.job import venv_python, with_setup
 from orchestrator.control.ray.head import reached
 from orchestrator.control.ray.launched import LaunchedRay
+from orchestrator.control.ray.node_types import too_large
 from orchestrator.control.ray.supervisor import MODULE
 from orchestrator.control.requirements import version_of
 from orchestrator.control.supervised import CANCEL_SLACK_S, SupervisedExecutor, last_line
 from orchestrator.errors import OrchestratorError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
+from orchestrator.plan.planner import Plan
 from orchestrator.spec.cluster import Cluster
 
 START_TIMEOUT_S = 120.0
@@ -66,6 +68,10 @@ class RayExecutor(SupervisedExecutor):
     def launched(self, cluster: Cluster, where: str) -> LaunchedCluster:
         """The cluster of its launcher file."""
         return LaunchedRay(cluster, where)
+
+    def too_large(self, plan: Plan, cluster: Cluster, where: str) -> Iterator[str]:
+        """Stages that none of the cluster's node types could ever hold."""
+        yield from too_large(plan, cluster, where)
 
     def checks(self, cluster: Cluster) -> Iterator[Check]:
         """Whether the head answers, with which Ray, and whether it lets everybody in."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from orchestrator.backends.ray_session import JoinedRay
 from orchestrator.control.code_snapshot import code_env, code_folder
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
+from orchestrator.control.ray.idle_nodes import IdleNodes
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.control.supervisor_process import Surroundings, said, supervise
 from orchestrator.errors import OrchestratorError, RequestError
@@ -29,7 +30,12 @@ def of_the_cluster(run: RunFolder, own: Storage, logs: RunLogs) -> Surroundings:
     if not (address := os.environ.get("RAY_ADDRESS")):
         raise RequestError(f"{run.name}: RAY_ADDRESS is not set; submit it to the cluster's head")
     code = code_folder(run)
-    return Surroundings(lambda: JoinedRay(address, code), num_cpus=_NO_LIMIT)
+    return Surroundings(
+        lambda: JoinedRay(address, code),
+        on_nodes=True,
+        num_cpus=_NO_LIMIT,
+        tend=IdleNodes(address, 60 * run.cluster().ray.idle_release_min),
+    )
 
 
 def become(argv: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jobs.attempt import Attempt, _heartbeat, _parse, _run
+from jobs.attempt import Attempt, _heartbeat, _run, parse
 from orchestrator.errors import ExitCode, LeaseHeldError, RequestError
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import FAULT_ORDER, LOCAL_FOLDER, AttemptFolder
@@ -391,5 +391,5 @@ def test_logs_are_written_where_the_supervisor_collects_them(
         folders.append(attempt.folder)
         return {}
 
-    _run("corpus", work, _parse("corpus", words))
+    _run("corpus", work, parse("corpus", words))
     assert folders == [tmp_path / "attempts" / "0001"]

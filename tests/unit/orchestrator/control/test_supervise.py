@@ -675,6 +675,15 @@ def test_what_runs_when_the_limit_is_reached_saves_and_is_not_tried_again(tmp_pa
     assert supervisor.limit.startswith("limits.max_price: 0.2")
 
 
+def test_a_run_on_ray_gives_its_nodes_back_once_its_time_is_over(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, backend="ray", ray={"ttl_h": 1e-4})
+    scene.publish_before("train")
+    supervisor = scene.supervisor({"train": [RUNNING]})
+    assert supervisor.run() == "failed"
+    assert scene.ends("train") == [("failed", "limit", "stop")]
+    assert supervisor.limit == "ray.ttl_h: 0.0001 h are over"
+
+
 def test_nothing_starts_once_the_limit_is_reached(tmp_path: Path) -> None:
     """Looked at before each start, whatever the time since the last look."""
     scene = Scene(tmp_path, **COSTLY)

@@ -1,0 +1,169 @@
+"""What a stage waits for on a Ray cluster whose nodes come as they are asked for, in Ray's words.
+
+Actors and placement groups without a place are what an autoscaler acts upon. Here is only told why
+they still have none, and for how long that may go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.attempt import Attempt
+from jobs.ray_nodes import cluster_state
+from orchestrator.errors import Cause, RunFailedError
+
+SHOWN_AFTER_S = 10.0
+ASKED_EVERY_S = 10.0
+_ANSWER_TIMEOUT_S = 5.0
+_LOG_TAIL_BYTES = 200_000
+_REFUSED = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.+)")
+"""What Ray's monitor writes into its log; its state keeps the type and not the words."""
+
+log = logging.getLogger(__name__)
+
+
+class Awaited:
+    """Workers that have no place yet: since when, why, and until when they may."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        deadline_s: float = math.inf,
+        note: Callable[[str], None] = lambda _: None,
+        why: Callable[[], str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``what`` begins the message of an end. ``note`` is told of each new reason, and of none.
+
+        ``deadline_s``: how long the work may wait while too few are there to do it, by ``clock``.
+        """
+        self._what, self._deadline_s, self._note = what, deadline_s, note
+        self._why, self._clock = why or why_waiting, clock
+        self._since: float | None = None
+        self._needed_since: float | None = None
+        self._asked_at = -math.inf
+        self._reason = ""
+
+    def look(self, num_waiting: int, *, is_held_up: bool) -> None:
+        """Take in how many wait, and whether the work waits for them; about once a second.
+
+        Raises RunFailedError with Ray's reason when it has done so for too long.
+        """
+        now = self._clock()
+        self._since = (self._since or now) if num_waiting else None
+        self._needed_since = (self._needed_since or now) if is_held_up and num_waiting else None
+        if self._since is None:
+            self._say("")
+            return
+        is_over = self._needed_since is not None and now - self._needed_since > self._deadline_s
+        is_time = now - self._since > SHOWN_AFTER_S and now - self._asked_at > ASKED_EVERY_S
+        if is_over or is_time:
+            self._asked_at = now
+            self._say(f"{num_waiting} of its workers: {self._why()}")
+        if is_over:
+            raise RunFailedError(
+                f"{self._what}: no node came in {self._deadline_s / 60:g} min for "
+                f"{self._reason}; see to the cluster's nodes and limits, or raise "
+                "ray.pending_deadline_min, then resume",
+                cause=Cause.NO_NODES,
+            )
+
+    def _say(self, reason: str) -> None:
+        if reason == self._reason:
+            return
+        self._reason = reason
+        if reason:
+            log.info("waits for %s", reason)
+        try:
+            self._note(reason)
+        except OSError as error:  # the store may be back at the next word
+            log.warning("the attempt's folder is out of reach: %s", error)
+
+
+def awaited(attempt: Attempt) -> Awaited:
+    """For the workers or ranks of an attempt, shown with it."""
+    return Awaited(
+        attempt.artifacts[0].stage,
+        deadline_s=attempt.cluster.pending_deadline_s,
+        note=attempt.record.note_waits,
+    )
+
+
+def why_waiting() -> str:
+    """Why what was asked of this process's Ray cluster is not there; never raises."""
+    try:
+        state, logs = cluster_state(_ANSWER_TIMEOUT_S)
+        return in_words(state, words_of_the_cloud(logs / "monitor.log"))
+    except Exception as error:  # noqa: BLE001 (Ray raises of every kind, and this is only told)
+        return f"Ray does not say why ({error})"
+
+
+def in_words(reply: Any, refusals: Mapping[str, str]) -> str:
+    """What Ray's state of the cluster says of demand that is not met.
+
+    ``reply``: GetClusterStatusReply. ``refusals``: node type to what the cloud last said of it.
+    """
+    scaler, cluster = reply.autoscaling_state, reply.cluster_resource_state
+    words = [
+        *_refused(scaler.failed_instance_requests, refusals),
+        *_counted("asked for", scaler.pending_instance_requests),
+        *_counted("starting", scaler.pending_instances),
+        *(f"no room for {_bundle(r)}" for r in scaler.infeasible_resource_requests),
+        *(
+            f"no room for {_bundle(r)} and what goes with it"
+            for gang in scaler.infeasible_gang_resource_requests
+            for r in _first_of(gang)
+        ),
+    ]
+    if words:
+        return "; ".join(dict.fromkeys(words))
+    waiting = [d.request for d in cluster.pending_resource_requests]
+    what = f" for {_bundle(waiting[0])}" if waiting else ""
+    return f"no room{what} on the cluster's {len(cluster.node_states)} nodes"
+
+
+def words_of_the_cloud(log_file: Path) -> dict[str, str]:
+    """Node type to why it was refused last, as the monitor's log on this machine has it."""
+    try:
+        with log_file.open("rb") as file:
+            file.seek(max(0, log_file.stat().st_size - _LOG_TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:  # the head is another machine
+        return {}
+    return {match[1]: match[2].strip() for match in _REFUSED.finditer(text)}
+
+
+def _refused(failed: Iterable[Any], refusals: Mapping[str, str]) -> Iterator[str]:
+    for name in dict.fromkeys(request.ray_node_type_name for request in failed):
+        said = [r.reason for r in failed if r.ray_node_type_name == name and r.reason]
+        words = refusals.get(name) or next(reversed(said), "")
+        yield f"the cloud gives no {name}" + (f" ({words})" if words else "")
+
+
+def _counted(how: str, instances: Iterable[Any]) -> Iterator[str]:
+    counts: Counter[str] = Counter()
+    for instance in instances:
+        counts[instance.ray_node_type_name] += getattr(instance, "count", 1)
+    for name, number in counts.items():
+        yield f"{number} {name} {how}"
+
+
+def _first_of(gang: Any) -> list[Any]:
+    """The first request of those that must be met together."""
+    chosen = [r for selector in gang.bundle_selectors for r in selector.resource_requests]
+    return [*chosen, *gang.requests][:1]
+
+
+def _bundle(request: Any) -> str:
+    """Such as ``CPU 8, GPU 1``."""
+    return ", ".join(
+        f"{name} {amount:g}" for name, amount in sorted(request.resources_bundle.items())
+    )

@@ -1,0 +1,150 @@
+"""A stage of one process on a node of the Ray cluster, which has what it asks for.
+
+``python -m jobs.on_node STAGE ...`` is to its supervisor what ``python -m jobs.STAGE ...`` is: it
+prints what that prints, passes a warning on to it, and ends as it does. The head runs nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jobs
+import orchestrator
+from jobs.attempt import PARENT, StopRequestedError, as_process, parse
+from jobs.awaited import Awaited
+from jobs.ray_nodes import dead_nodes
+from jobs.ray_session import session
+from orchestrator.errors import Cause, ExitCode, RunFailedError
+from orchestrator.ledger.attempt import LOCAL_FOLDER, AttemptFolder
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.store import Store
+
+_LOOK_EVERY_S = 1.0
+_PIECE_BYTES = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+class Process:
+    """The actor: a process of its node, which ends with it."""
+
+    def __init__(self, module: str, words: Sequence[str]) -> None:
+        self._folder = tempfile.mkdtemp(prefix="stage-")
+        output = Path(self._folder, "driver.log")
+        packages = dict.fromkeys(str(Path(p.__path__[0]).parent) for p in (orchestrator, jobs))
+        own = {
+            "PYTHONPATH": os.pathsep.join([*packages, os.environ.get("PYTHONPATH", "")]),
+            LOCAL_FOLDER: self._folder,
+            PARENT: str(os.getpid()),
+        }
+        with output.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-u", "-m", module, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **own},
+            )
+        self._output = output.open("rb")
+
+    def node(self) -> str:
+        """The id of the node that it is on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def look(self) -> tuple[bytes, int | None]:
+        """What it has printed since, and its exit code once it has ended and said all."""
+        code = self._process.poll()
+        if said := self._output.read(_PIECE_BYTES):
+            return said, None
+        if code is not None:
+            self._output.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return b"", code
+
+    def warn(self) -> None:
+        """Ask it to end."""
+        self._process.terminate()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one attempt of the stage that the first word names; its exit code."""
+    stage, *words = sys.argv[1:] if argv is None else argv
+    options = parse(stage, words)
+    return as_process(options, lambda: _elsewhere(stage, words, options))
+
+
+def _elsewhere(stage: str, words: Sequence[str], options: argparse.Namespace) -> int:
+    import ray
+
+    store = Store.open(options.store)
+    run = RunFolder(store.run_storage(options.run))
+    attempt = AttemptFolder.of(run.storage, options.instance, options.attempt)
+    cluster = run.cluster()
+    resources = cluster.resources_of(stage, run.plan().instance(options.instance).node)
+    awaited = Awaited(stage, deadline_s=cluster.pending_deadline_s, note=attempt.note_waits)
+    with session(os.environ.get("RAY_ADDRESS", ""), resources.cpus_per_worker):
+        there: Any = ray.remote(Process).options(
+            num_cpus=resources.cpus_per_worker,
+            num_gpus=resources.gpus_per_node,
+            max_restarts=0,
+            label_selector=cluster.node_selector("data"),
+        )
+        process = there.remote(f"jobs.{stage}", list(words))
+        return follow(process, awaited)
+
+
+def follow(process: Any, awaited: Awaited) -> int:
+    """Print what a `Process` prints until it ends; its exit code.
+
+    Raises RunFailedError when no node comes for it, or its node goes, or a signal ends it.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+
+    started, node, is_warned = process.node.remote(), "", False
+    while not ray.wait([started], timeout=_LOOK_EVERY_S)[0]:
+        awaited.look(1, is_held_up=True)
+    awaited.look(0, is_held_up=False)
+    while True:
+        try:
+            node = node or ray.get(started)
+            said, code = ray.get(process.look.remote())
+            sys.stdout.buffer.write(said)
+            sys.stdout.flush()
+            if code is not None:
+                return _ended(code)
+            if not said:
+                time.sleep(_LOOK_EVERY_S)
+        except StopRequestedError:
+            is_warned = True
+            process.warn.remote()
+        except RayActorError as error:
+            if is_warned:
+                return ExitCode.STOPPED
+            gone = node in dead_nodes()
+            raise RunFailedError(
+                f"the process on its node was lost with {'it' if gone else 'its worker'} ({error})",
+                cause=Cause.NODE_LOST if gone else Cause.WORKER_LOST,
+            ) from None
+
+
+def _ended(code: int) -> int:
+    if code < 0:
+        raise RunFailedError(f"signal {-code} ended the process on its node", cause=Cause.KILLED)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

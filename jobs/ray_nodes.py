@@ -1,0 +1,77 @@
+"""What this process's Ray cluster says of its nodes: which have gone, and which are about to go."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 2.0
+
+
+class DrainingNodes:
+    """Ids of the nodes that are about to go, looked for now and then."""
+
+    def __init__(self) -> None:
+        self._ids: frozenset[str] = frozenset()
+        self._looked_at = float("-inf")
+
+    def ids(self) -> frozenset[str]:
+        """As they were at most some seconds ago."""
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK_EVERY_S:
+            self._looked_at = now
+            try:
+                self._ids = frozenset(draining_nodes())
+            except Exception as error:  # noqa: BLE001 (a head that is away is noticed elsewhere)
+                log.warning("the head does not say which nodes are about to go: %s", error)
+        return self._ids
+
+
+def cluster_state(timeout_s: float) -> tuple[Any, Path]:
+    """Ray's GetClusterStatusReply, and the folder of its logs on this machine.
+
+    It tells what the autoscaler does about demand (ray.autoscaler.v2.sdk drops half of that).
+    """
+    from ray._private import worker
+    from ray.core.generated import autoscaler_pb2
+
+    node: Any = worker.global_worker.node
+    protocol: Any = autoscaler_pb2
+    reply = protocol.GetClusterStatusReply()
+    reply.ParseFromString(node.get_gcs_client().get_cluster_status(timeout_s=timeout_s))
+    return reply, Path(node.get_logs_dir_path())
+
+
+def draining_nodes() -> dict[str, int]:
+    """Ids of the nodes that are about to go, and when, in milliseconds since the epoch.
+
+    Ray gives nothing new to them, and ends nothing there: a notice of a cloud, or an idle node.
+    """
+    from ray._private.state import state
+
+    found: dict[str, int] = state.get_draining_nodes()
+    return found
+
+
+def draining_hosts() -> set[str]:
+    """Names of the hosts that this process's Ray cluster is about to lose; empty without one."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return set()
+    draining = draining_nodes()
+    if not draining:
+        return set()
+    return {n["NodeManagerHostname"] for n in ray.nodes() if n["NodeID"] in draining}
+
+
+def dead_nodes() -> set[str]:
+    """Ids of the nodes that have left the Ray cluster."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"] for node in nodes if not node["Alive"]}

@@ -1,0 +1,121 @@
+"""Ray's own autoscaler under a whole run: nodes come for the work, and go when it is done.
+
+A drill: `pytest tests/integration/autoscaling.py`. Nodes are real ``ray start`` processes that a
+cloud of this machine starts (`tests.ray_provider`); the store is in a bucket of a real S3 API.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.ledger.attempt import AttemptFolder
+from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.storage import Storage
+from tests.integration.conftest import BUCKET
+from tests.integration.test_ray_cluster import on
+from tests.metadata_service import MetadataService
+from tests.ray_head import RayHead
+from tests.smoke import Smoke
+from tests.training import wait_for
+
+TIMEOUT_S = 1500
+GPU = {"resources": {"CPU": 1, "GPU": 1}, "min_workers": 0, "max_workers": 3}
+THREE = {stage: {"max_workers": 3} for stage in ("corpus", "targets", "codebook", "tokenize")}
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[RayHead]:
+    """A head that does nothing itself, and three nodes with accelerators to be had."""
+    head = RayHead(tmp_path / "ray", num_cpus=0, node_types={"gpu": GPU}, idle_min=0.3)
+    head.start()
+    yield head
+    head.stop()
+
+
+def numbers(events: list[dict[str, Any]]) -> list[int]:
+    """How many nodes there were after each event."""
+    counts, now = [0], 0
+    for event in events:
+        now += {"up": 1}.get(event["kind"], -1)
+        counts.append(now)
+    return counts
+
+
+def test_the_smoke_recipe_from_a_bucket_on_nodes_that_come_and_go(
+    cloud: RayHead, s3: dict[str, str], calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    url = f"s3://{BUCKET}/autoscaled"
+    smoke = on(cloud, tmp_path / "s", material, store=url, resources=THREE)
+    began = time.time()
+    run = smoke.submit()  # both variants of its sweep, whose last stages run beside each other
+    folder = RunFolder(Storage(f"{url}/runs/{run}"))
+    (supervisor,) = folder.supervisors()
+    deadline = time.monotonic() + TIMEOUT_S
+    while supervisor.end is None:
+        assert time.monotonic() < deadline, smoke.status(run)
+        time.sleep(5)
+    why = smoke.orchestrator("logs", run, "--first-error", check=False).stdout
+    assert smoke.status(run)["state"] == "succeeded", why
+    while numbers(cloud.node_events())[-1]:
+        assert time.monotonic() < deadline, cloud.node_events()
+        time.sleep(1)
+    counts = numbers(cloud.node_events())
+    assert max(counts) == 3
+    artifacts = Storage(f"{url}/artifacts")
+    made = {p: d for p, d in calm[0].fingerprint().items() if artifacts.exists(p)}
+    assert {path.split("/")[0] for path in made} == {"tokenize", "pack", "train"}
+    assert {path: artifacts.digest(path) for path in made} == made
+    assert smoke.wait_gone() == []
+    times = [(e["kind"], round(e["at"] - began)) for e in cloud.node_events()]
+    print(json.dumps({"nodes": times, "kinds": Counter(k for k, _ in times)}))
+
+
+def test_a_spot_notice_costs_a_training_no_step(
+    cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    """The notice comes from a served metadata endpoint, 30 s before the node is killed."""
+    steps, every = 3000, 100
+    smoke = on(cloud, tmp_path / "s", material)
+    smoke.take_artifacts(calm[0], "train", "perplexity", "continuations")
+    words = ["--set", "sweep={}", "--set", f"train.steps={steps}", "--until", "train"]
+    run = smoke.submit(*words, "--set", f"train.checkpoint.every_steps={every}")
+    service, struck = MetadataService(), {}
+    folder = RunFolder(Storage(f"{smoke.folder}/store/runs/{run}"))
+    train = next(i for i in folder.plan().leaders if i.stage == "train")
+    with service.serving() as url:
+        wait_for(lambda: list(attempt_of(folder, train.id).steps())[50:], "some steps")
+        (node,) = cloud.nodes()
+        watcher = cloud.watch_node(node, "--cloud", "aws", "--metadata", url)
+        service.ends_at = float(round(time.time() + 30))
+        assert watcher.wait(30) == 0, "it has drained its node"
+        wait_for(lambda: attempt_of(folder, train.id, 1).end, "its end")
+        struck = attempt_of(folder, train.id, 1).end or {}
+        assert time.time() < service.ends_at, "saved before the node is killed"
+        with suppress(ProcessLookupError):  # Ray's autoscaler may have ended it by now
+            os.killpg(node["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + TIMEOUT_S
+    while (status := smoke.status(run))["state"] == "running":
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    assert status["state"] == "succeeded", status
+    assert (struck["state"], struck["cause"]) == ("preempted", "preempted")
+    first, second = (list(a.steps()) for a in folder.attempts(train.id))
+    assert second[0]["step"] == first[-1]["step"] + 1, "no step is done twice"
+    assert status["goodput"].get("lost", 0.0) == 0.0, status["goodput"]
+    took_s = second[0]["at"] - first[-1]["at"]
+    print(json.dumps({"lost_steps": 0, "from_last_step_to_next_s": round(took_s, 1)}))
+    assert smoke.wait_gone() == []
+
+
+def attempt_of(folder: RunFolder, instance: str, number: int = 1) -> AttemptFolder:
+    return AttemptFolder.of(folder.storage, instance, number)
