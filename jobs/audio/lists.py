@@ -37,11 +37,20 @@ class Files:
     """The files of a tree, by the paths that lists give them."""
 
     def __init__(self, tree: Tree, leaves: Iterable[Leaf]) -> None:
+        """Raises DataError where two recordings have one path, in two tars or beside one."""
         self._root = str(tree.root)
         self._roots = [f"{self._root.rstrip('/')}/"]
         if isinstance(tree.root, Path):
             self._roots.append(f"{tree.root.resolve()}/")
-        self._by_path = {leaf.path: leaf for leaf in leaves}
+        self._by_path: dict[str, Leaf] = {}
+        for leaf in leaves:
+            if leaf.is_audio and leaf.path in self._by_path:
+                others = (self._by_path[leaf.path].archive, leaf.archive)
+                raise DataError(
+                    f"{leaf.path}: is in {' and in '.join(o or 'the root' for o in others)}; put "
+                    "each into a folder of its own"
+                )
+            self._by_path[leaf.path] = leaf
 
     def __contains__(self, path: str) -> bool:
         return path in self._by_path

@@ -134,18 +134,12 @@ class TarTree:
         return self._root
 
     def leaves(self) -> Iterator[Leaf]:
-        """All members, sorted.
+        """All members, sorted; what several tars have is there once for each.
 
-        Raises DataError for a tar that is compressed, cut or damaged, and for one recording twice.
+        Raises DataError for a tar that is compressed, cut or damaged.
         """
-        for path, alike in groupby(in_order(self._unsorted()), key=lambda leaf: leaf.path):
+        for _, alike in groupby(in_order(self._unsorted()), key=lambda leaf: leaf.path):
             last = {leaf.archive: leaf for leaf in sorted(alike, key=lambda leaf: leaf.offset)}
-            if len(last) > 1 and is_audio(path):
-                one, other = sorted(last)[:2]
-                raise DataError(
-                    f"{self._root}/{other}: holds {path}, as does {one or 'the folder beside it'}; "
-                    "put each into a folder of its own"
-                )
             yield from last.values()
 
     def place(self, leaf: Leaf) -> Place:

@@ -41,11 +41,11 @@ def by_stem(leaves: Iterable[Leaf]) -> Iterator[tuple[str, Leaf]]:
     With it where two differ in that, and where another is called so: ``a.wav.flac`` by ``a.wav``.
     """
     for alike in _up_to_a_dot(leaf for leaf in leaves if leaf.is_audio):
-        audio = {leaf.path: leaf for leaf in alike}
-        names = [stem(path) for path in audio]
-        stems = Counter(names)
-        for name, (path, leaf) in zip(names, audio.items(), strict=True):
-            yield (name if stems[name] == 1 and name not in audio else path), leaf
+        paths = frozenset(leaf.path for leaf in alike)
+        stems = Counter(map(stem, paths))
+        for leaf in alike:  # two of one path, in two tars, have one name: they are refused by it
+            name = stem(leaf.path)
+            yield (name if stems[name] == 1 and name not in paths else leaf.path), leaf
 
 
 def _up_to_a_dot(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:

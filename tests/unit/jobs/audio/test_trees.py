@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from jobs.audio.listing import list_corpus
+from jobs.audio.lists import Files
+from jobs.audio.roots import Root
 from jobs.audio.trees import FolderTree, Leaf, TarTree, Tree
 from orchestrator.errors import DataError
 from tests.unit.jobs.audio.corpora.layouts import as_tars, write
+from tests.unit.orchestrator.recipes import recipe
 
 FILES = {
     "b/one.wav": b"first",
@@ -101,10 +105,17 @@ def test_a_recording_that_lies_there_twice_is_named(tmp_path: Path, other: str) 
         packed(tmp_path / other, "en/a.wav")
     else:
         write(tmp_path, {other: b"1"})
+    assert [leaf.path for leaf in TarTree(tmp_path).leaves()] == ["en/a.wav", "en/a.wav"]
+    corpus = recipe(
+        corpus={"sources": [{"name": "s", "adapter": "folder", "language": "en"}]}
+    ).corpus
     with pytest.raises(
-        DataError, match=r"\.tar: holds en/a\.wav, as does .*; put each into a fold"
+        DataError, match=r"data\.s: 1 recordings have the id of another: .*en/a\.wav"
     ):
-        list(TarTree(tmp_path).leaves())
+        list_corpus(corpus, {"s": Root(tmp_path, "tar")})
+    tree = TarTree(tmp_path)
+    with pytest.raises(DataError, match=r"en/a\.wav: is in .* and in .*; put each into a folder"):
+        Files(tree, tree.leaves())
 
 
 @pytest.mark.parametrize("name", ["b.tar.gz", "b.tgz", "deep/b.tar.zst", "b.tar.xz", "b.TBZ2"])
