@@ -25,9 +25,9 @@ from jobs.audio.corpus_tables import (
 from jobs.audio.languages import language_code
 from jobs.audio.lists import NOT_BELOW_ROOT
 from jobs.audio.mapped_tables import SortedRows, chunked
-from jobs.audio.roots import Root
+from jobs.audio.roots import Root, unread
 from jobs.audio.same_ids import SameIds
-from orchestrator.errors import BackendError, DataError, OrchestratorError, os_words
+from orchestrator.errors import BackendError, DataError, OrchestratorError
 from orchestrator.spec.recipe import Corpus, Source
 
 LISTED_SCHEMA = pa.schema([*list(RECORDINGS_SCHEMA)[:-1], *PLACES_SCHEMA])
@@ -93,7 +93,7 @@ def _recordings(source: Source, root: Root) -> Iterator[Recording]:
     try:
         yield from adapter(source.adapter)(root.tree())
     except OSError as error:
-        raise BackendError(f"{where}: {os_words(error)}; make it readable on every node") from None
+        raise BackendError(f"{where}: {unread(error)}") from None
     except OrchestratorError as error:
         raise type(error)(f"{where}: {error}") from None
 

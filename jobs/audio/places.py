@@ -23,8 +23,8 @@ from jobs.audio.corpus_tables import (
 )
 from jobs.audio.each_channel import file_ids
 from jobs.audio.listing import list_corpus
-from jobs.audio.roots import Root
-from orchestrator.errors import BackendError, DataError, os_words
+from jobs.audio.roots import Root, unread
+from orchestrator.errors import BackendError, DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.keys import canonical_json
 from orchestrator.spec.recipe import Corpus
@@ -46,9 +46,7 @@ def _versions(name: str, root: Root) -> list[tuple[str, int, str]]:
     try:
         return sorted(root.tree().versions())
     except OSError as error:
-        raise BackendError(
-            f"data.{name}: {os_words(error)}; make it readable on every node"
-        ) from None
+        raise BackendError(f"data.{name}: {unread(error)}") from None
 
 
 def create(artifact: Storage, folder: str, wanted: pa.Table) -> None:

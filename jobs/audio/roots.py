@@ -108,3 +108,9 @@ class RootWatch:
 
     def _lost(self, words: str) -> BackendError:
         return BackendError(f"data.{self._name}: {words}; see whether it is there")
+
+
+def unread(error: OSError) -> str:
+    """Why a root cannot be read, and what to do; words that are not the system's say that."""
+    remedy = "" if error.errno is None else "; make it readable on every node"
+    return f"{os_words(error)}{remedy}"

@@ -55,7 +55,7 @@ class BucketPath(NamedTuple):
             found = True
             yield seen
         if not found:
-            raise FileNotFoundError(f"{self}: holds nothing")
+            raise FileNotFoundError(f"{self}: holds nothing; check the path")
 
     def require(self, within_s: float | None = None) -> None:
         """Raises OSError when the bucket does not answer, or holds nothing here.
@@ -65,7 +65,7 @@ class BucketPath(NamedTuple):
         url = str(self)
         store = _store(url) if within_s is None else _impatient_store(url, within_s / 3)
         if next(store.walk(), None) is None:
-            raise FileNotFoundError(f"{self}: holds nothing")
+            raise FileNotFoundError(f"{self}: holds nothing; check the path")
 
     def size(self) -> int:
         """In bytes. Raises OSError."""

@@ -117,5 +117,47 @@ def test_a_spot_notice_costs_a_training_no_step(
     assert smoke.wait_gone() == []
 
 
+@pytest.mark.parametrize("stage", ["tokenize", "train"])
+def test_a_node_that_is_killed_is_replaced_and_changes_no_byte(
+    stage: str, cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    """SIGKILL to all processes of a node, as the end of a machine is, while the stage works."""
+    words = ["--set", "sweep={}", "--set", f"train.steps={KILLED_STEPS}", "--until", "train"]
+    undisturbed = Smoke.create(tmp_path / "u", material)
+    undisturbed.take_artifacts(calm[0], "train", "perplexity", "continuations")
+    assert undisturbed.finish(undisturbed.submit(*words)) == 0
+    smoke = on(cloud, tmp_path / "s", material)
+    smoke.take_artifacts(calm[0], stage, "pack", "train", "perplexity", "continuations")
+    run = smoke.submit(*words)
+    folder = RunFolder(Storage(f"{smoke.folder}/store/runs/{run}"))
+    leader = next(i for i in folder.plan().leaders if i.stage == stage)
+    wait_for(lambda: is_at_work(folder, leader.id), "its work")
+    killed_at = time.time()
+    for node in cloud.nodes():
+        with suppress(ProcessLookupError):
+            os.killpg(node["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + TIMEOUT_S
+    while (status := smoke.status(run))["state"] == "running":
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    assert status["state"] == "succeeded", status
+    assert smoke.fingerprint().items() >= undisturbed.fingerprint().items()
+    (row,) = (s for s in status["stages"] if s["name"] == stage)
+    ends = [(a["state"], a["cause"]) for a in row["attempts"]]
+    print(json.dumps({"stage": stage, "ends": ends, "after_s": round(time.time() - killed_at)}))
+    assert smoke.wait_gone() == []
+
+
+KILLED_STEPS = 400
+
+
+def is_at_work(folder: RunFolder, instance: str) -> bool:
+    """Whether the first attempt has steps behind it, or workers at work."""
+    if not folder.attempts(instance):
+        return False
+    attempt = attempt_of(folder, instance)
+    return len(list(attempt.steps())) > 100 or bool(attempt.progress.get("unit") == "shards")
+
+
 def attempt_of(folder: RunFolder, instance: str, number: int = 1) -> AttemptFolder:
     return AttemptFolder.of(folder.storage, instance, number)

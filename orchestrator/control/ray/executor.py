@@ -10,15 +10,15 @@ from pathlib import Path
 
 from orchestrator.backends.base import Backend, Job, JobRef
 from orchestrator.backends.ray_jobs import NAME, RayJobs
-from orchestrator.control.executor import Check, LaunchedCluster
+from orchestrator.control.executor import Check, LaunchedCluster, Request
 from orchestrator.control.job import venv_python, with_setup
-from orchestrator.control.ray.head import reached
+from orchestrator.control.ray.head import address_of, reached, token_here
 from orchestrator.control.ray.launched import LaunchedRay
 from orchestrator.control.ray.node_types import too_large
 from orchestrator.control.ray.supervisor import MODULE
 from orchestrator.control.requirements import version_of
 from orchestrator.control.supervised import CANCEL_SLACK_S, SupervisedExecutor, last_line
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Plan
@@ -68,6 +68,14 @@ class RayExecutor(SupervisedExecutor):
     def launched(self, cluster: Cluster, where: str) -> LaunchedCluster:
         """The cluster of its launcher file."""
         return LaunchedRay(cluster, where)
+
+    def problems(self, request: Request) -> Iterator[str]:
+        """Whether anything says where the cluster is, and the token can be read."""
+        try:
+            address_of(request.cluster)
+            token_here()
+        except RequestError as error:
+            yield str(error)
 
     def too_large(self, plan: Plan, cluster: Cluster, where: str) -> Iterator[str]:
         """Stages that none of the cluster's node types could ever hold."""

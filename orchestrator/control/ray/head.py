@@ -38,13 +38,22 @@ def reached(cluster: Cluster, *, tunnel_timeout_s: float = TUNNEL_TIMEOUT_S) -> 
         with _tunnel(way, tunnel_timeout_s, token) as jobs:
             yield jobs
         return
-    address = cluster.ray.address or os.environ.get("RAY_ADDRESS", "")
-    if not address:
-        raise RequestError(
-            "cluster: ray.address: names no cluster, and RAY_ADDRESS is not set; give one of them, "
-            "ray.tunnel or ray.launcher"
-        )
-    yield RayJobs(dashboard_of(address, token), token)
+    yield RayJobs(dashboard_of(address_of(cluster), token), token)
+
+
+def address_of(cluster: Cluster) -> str:
+    """What names the cluster, where nothing but an address does; empty where something else does.
+
+    Raises RequestError where nothing does.
+    """
+    if _way(cluster.ray):
+        return ""
+    if address := cluster.ray.address or os.environ.get("RAY_ADDRESS", ""):
+        return address
+    raise RequestError(
+        "cluster: ray.address: names no cluster, and RAY_ADDRESS is not set; give one of them, "
+        "ray.tunnel or ray.launcher"
+    )
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,9 @@ def test_a_root_that_is_not_mounted_makes_no_smaller_corpus(
     touch(tmp_path / "a", "en/a.wav")
     (tmp_path / "b").mkdir()
     corpus = Corpus(sources=(Source(name="a"), Source(name="b")))
-    with pytest.raises(BackendError, match=r"data\.b: .*b: holds nothing") as error:
+    with pytest.raises(
+        BackendError, match=r"data\.b: .*b: holds nothing; see that it is mounted$"
+    ) as error:
         list_corpus(corpus, {"a": Root(tmp_path / "a"), "b": Root(tmp_path / "b", container)})
     assert error.value.cause is Cause.STORAGE
 

@@ -13,6 +13,7 @@ from orchestrator.errors import BackendError
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
+from orchestrator.spec.cluster import Cluster
 from tests.jobs_api import PlayedHead, playing
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe
 
@@ -84,3 +85,32 @@ def test_doctor_says_what_there_is(tmp_path: Path, head: PlayedHead) -> None:
         assert not checks["ray token"].passed
     (gone,) = RayExecutor().checks(where)
     assert (gone.passed, "does not answer" in gone.detail) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("ray", "path", "says"),
+    [
+        ({"address": "http://head:8265"}, "", []),
+        ({"tunnel": ["ssh", "-L", "{port}:127.0.0.1:8265", "head"]}, "", []),
+        ({}, "", ["cluster: ray.address: names no cluster, and RAY_ADDRESS is not set"]),
+        ({"address": "http://head:8265"}, "/absent/token", ["RAY_AUTH_TOKEN_PATH: /absent/token"]),
+    ],
+)
+def test_a_cluster_that_cannot_be_found_is_told_before_it_is_asked(
+    ray: dict[str, Any], path: str, says: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path:
+        monkeypatch.delenv("RAY_AUTH_TOKEN")
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", path)
+    request = Requested(cluster("/store", backend="ray", ray=ray))
+    found = list(RayExecutor().problems(request))
+    assert [line.startswith(words) for line, words in zip(found, says, strict=True)] == [
+        True
+    ] * len(says)
+
+
+class Requested:
+    """The part of a request that is asked about."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
