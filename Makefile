@@ -35,7 +35,7 @@ test: setup ## everything but the drills
 
 drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 	./apt-packages.sh
-	$(RUN)/pytest tests/slurm tests/slurm/long_faults.py tests/slurm/corpora_runs.py
+	$(RUN)/pytest tests/slurm tests/slurm/long_faults.py tests/slurm/corpora_runs.py tests/slurm/backends.py
 	$(RUN)/pytest tests/slurm/site_runs.py
 	$(RUN)/pytest tests/integration/launched_ray.py tests/integration/autoscaling.py
 	$(RUN)/pytest tests/slurm/limited_sites.py

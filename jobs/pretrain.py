@@ -7,6 +7,7 @@ Hugging Face format, fp16, and the curve.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 from jobs.attempt import Attempt, run_stage
@@ -14,6 +15,7 @@ from jobs.audio import places
 from jobs.speech.pretrain import OPTIMIZER, TASK, MaskedPredictionSpec
 from jobs.speech.utterances import source_roots
 from jobs.training import driver
+from jobs.training.placement import placed
 from jobs.training.rank import RankConfig, TrainingSettings
 from orchestrator.plan.execution import pretrain_execution
 from orchestrator.plan.stages import pretraining
@@ -26,7 +28,9 @@ TOO_LARGE = (
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one."""
-    return driver.train(attempt, rank_config(attempt), TOO_LARGE)
+    pretrain, _ = pretraining(attempt.recipe, attempt.part)
+    with placed(attempt, partial(pretrain_execution, pretrain)) as grows:
+        return driver.train(attempt, rank_config(attempt), TOO_LARGE, grows)
 
 
 def rank_config(attempt: Attempt) -> RankConfig:

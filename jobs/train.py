@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from jobs import text_model
@@ -11,6 +12,7 @@ from jobs.attempt import Attempt, run_stage
 from jobs.lm.spec import TASK, LanguageModelSpec, settings_of
 from jobs.lm.token_stream import num_windows
 from jobs.training import driver
+from jobs.training.placement import placed
 from jobs.training.rank import RankConfig
 from orchestrator.plan.execution import execution_of
 from orchestrator.plan.mixture import Stream
@@ -24,7 +26,8 @@ TOO_LARGE = (
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one."""
-    return driver.train(attempt, rank_config(attempt), TOO_LARGE)
+    with placed(attempt, partial(execution_of, attempt.recipe.train)) as grows:
+        return driver.train(attempt, rank_config(attempt), TOO_LARGE, grows)
 
 
 def rank_config(attempt: Attempt) -> RankConfig:

@@ -34,6 +34,8 @@ from ray.autoscaler.tags import (
 HEAD_ID, HEAD_TYPE = "head", "head"
 EVENTS = "events.jsonl"
 REFUSED = "refused"
+FULL = "full.txt"
+"""While it is in the cloud's folder nothing can be had, for the reason that it holds."""
 _GRACE_S = 10.0
 
 
@@ -100,7 +102,7 @@ class ProcessProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         labels: dict[str, str] | None,
     ) -> None:
         """Start nodes. Raises RuntimeError for a type that cannot be had."""
-        if reason := node_config.get(REFUSED):
+        if reason := node_config.get(REFUSED) or self._refusal():
             raise RuntimeError(reason)
         for _ in range(count):
             self._create(tags, resources, labels or {})
@@ -156,6 +158,11 @@ class ProcessProvider(NodeProvider):  # type: ignore[misc]  # Ray has no types
         node = {"id": node_id, "pid": child.pid, "started": started, "tags": tags}
         self._write(node)
         self._note("up", node)
+
+    def _refusal(self) -> str:
+        """Why nothing can be had just now; empty where it can."""
+        path = self._folder / FULL
+        return path.read_text() if path.exists() else ""
 
     # What it knows.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import re
 import tempfile
 import threading
@@ -23,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs.attempt import Attempt, StopRequestedError
-from jobs.awaited import awaited
-from jobs.ray_session import session
 from jobs.training import process_ranks, ray_train
 from jobs.training.monitor import RankMonitor
 from jobs.training.rank import RankConfig, TrainingSettings
@@ -50,19 +47,21 @@ _POLL_S = 0.5
 log = logging.getLogger(__name__)
 
 
-def train(attempt: Attempt, config: RankConfig, too_large: str) -> dict[str, Any]:
+def train(
+    attempt: Attempt,
+    config: RankConfig,
+    too_large: str,
+    grows: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one; the artifact's facts.
 
-    ``too_large`` ends the message of a sample that does not fit the device's memory. Raises
+    ``too_large`` ends the message of a sample that does not fit the device's memory. ``grows``:
+    whether there is room now for more ranks, for which this attempt makes way. Raises
     RunFailedError, LeaseHeldError, StopRequestedError; RequestError for such a sample.
     """
     extend(attempt, config)
-    with (
-        ranks_have_nodes(attempt, config),
-        halving_on_oom(attempt, config, too_large),
-        tracked(attempt, config),
-    ):
-        monitor = RankMonitor(attempt, config, attempt.resources.world_size)
+    with halving_on_oom(attempt, config, too_large), tracked(attempt, config):
+        monitor = RankMonitor(attempt, config, attempt.resources.world_size, grows=grows)
         run_monitored(lambda: launch(config, attempt), monitor, config.notice_s)
     monitor.report()
     if monitor.stopped():
@@ -128,25 +127,6 @@ def max_micro_batch(attempt: Attempt) -> int | None:
     if not attempt.out.exists(FITS):
         return None
     return int(attempt.out.read_json(FITS)["max_micro_batch"])
-
-
-@contextmanager
-def ranks_have_nodes(attempt: Attempt, config: RankConfig) -> Iterator[None]:
-    """A cluster whose nodes come as they are asked for has them; others are as large as they are.
-
-    Raises RunFailedError.
-    """
-    if math.isinf(attempt.cluster.pending_deadline_s):
-        yield
-        return
-    with session(attempt.ray_address, num_cpus=0, log_to_driver=False):
-        ray_train.await_nodes(
-            attempt.resources,
-            awaited(attempt),
-            device=config.device,
-            selector=attempt.cluster.node_selector("training"),
-        )
-        yield
 
 
 def launch(config: RankConfig, attempt: Attempt) -> None:

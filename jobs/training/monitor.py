@@ -61,12 +61,13 @@ class RankMonitor:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         draining: Callable[[], set[str]] | None = None,
+        grows: Callable[[], bool] = lambda: False,
     ) -> None:
         self._attempt, self._config, self._world_size = attempt, config, world_size
         self._record: Storage = attempt.record.storage
         self._probe_every_s, self._dump_wait_s, self._clock = probe_every_s, dump_wait_s, clock
         self._sleep = sleep
-        self._draining_hosts = draining or draining_hosts
+        self._draining_hosts, self._grows = draining or draining_hosts, grows
         self._has_begun = False
         self._interval_s = 0.0
         self._leader_work, self._work = 0, 0
@@ -79,7 +80,7 @@ class RankMonitor:
         """Report the newest step.
 
         Raises LeaseHeldError when the right to this key is lost, RunFailedError when a rank hangs,
-        StopRequestedError when Ray is about to take a node away.
+        StopRequestedError when Ray is about to take a node away, or there is room for more ranks.
         """
         self._attempt.check()
         now = self._clock()
@@ -97,6 +98,9 @@ class RankMonitor:
             return
         if must_leave:
             self._attempt.event("preemption_notice")
+            raise StopRequestedError
+        if self._has_begun and self._grows():
+            self._attempt.event("resize_asked")
             raise StopRequestedError
 
     def stopped(self) -> bool:

@@ -141,7 +141,7 @@ def launch(
         config=config.model_dump_json(),
         host=os.environ[ALLOCATION_ADDRESS] if allocation else "127.0.0.1",
         port=free_port(),
-        num_nodes=resources.nodes if allocation else 1,
+        num_nodes=resources.max_nodes if allocation else 1,
         ranks_per_node=resources.local_world_size if allocation else resources.world_size,
     )
     channel.create_json(launch_path(number), asdict(order))

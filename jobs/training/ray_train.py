@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from jobs.awaited import Awaited
 from jobs.ray_session import session
 from jobs.training.forked_rank import fork_rank
 from jobs.training.process_ranks import end_of, rank_env, train_here
@@ -56,32 +55,10 @@ def launch(
             raise failure(config, resources.world_size, failed_ranks(error)) from None
 
 
-def await_nodes(
-    resources: Resources, awaited: Awaited, *, device: str, selector: Mapping[str, str]
-) -> None:
-    """Return once there is room for all ranks on this process's Ray cluster.
-
-    Ray Train gives up soon where nodes must be started first, and does not say why there are none.
-    Raises RunFailedError when they do not come in time.
-    """
-    import ray
-
-    num_ranks = resources.world_size
-    room = ray.util.placement_group(
-        [per_rank(resources, device)] * num_ranks,
-        bundle_label_selector=[dict(selector)] * num_ranks if selector else None,
-    )
-    try:
-        while not room.wait(timeout_seconds=1):
-            awaited.look(num_ranks, is_held_up=True)
-        awaited.look(0, is_held_up=False)
-    finally:
-        ray.util.remove_placement_group(room)  # for that of Ray Train
-
-
-def per_rank(resources: Resources, device: str) -> dict[str, float]:
+def per_rank(resources: Resources) -> dict[str, float]:
     """What one rank asks of Ray."""
-    return {"CPU": resources.cpus_per_worker, **({"GPU": 1} if device == "cuda" else {})}
+    gpu = {"GPU": 1} if resources.gpus_per_node else {}
+    return {"CPU": resources.cpus_per_worker, **gpu}
 
 
 def _trainer(
@@ -105,7 +82,7 @@ def _trainer(
             num_workers=resources.world_size,
             use_gpu=config.device == "cuda",
             label_selector=dict(selector) or None,  # type: ignore[call-arg]  # of version 2
-            resources_per_worker=per_rank(resources, config.device),
+            resources_per_worker=per_rank(resources),
         ),
         backend_config=SharedDevicesConfig(),
         run_config=RunConfig(

@@ -72,7 +72,7 @@ def cpus_of(stage: str, resources: Resources) -> int:
 
 def gpus_of(stage: str, resources: Resources) -> int:
     """Accelerators a stage's job occupies on one machine, or on all nodes of a training."""
-    return resources.gpus_per_node * (resources.nodes if BY_NAME[stage].has_ranks else 1)
+    return resources.gpus_per_node * (resources.max_nodes if BY_NAME[stage].has_ranks else 1)
 
 
 def python_of(cluster: Cluster) -> str:

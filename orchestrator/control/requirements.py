@@ -169,11 +169,15 @@ def impossible_splits(
         if pretrain:
             splits["pretrain"] = partial(pretrain_execution, pretrain)
         for stage, split in ((s, split) for s, split in splits.items() if s in plan.scope.stages):
-            world_size = cluster.resources_of(stage).world_size
-            try:
-                split(world_size)
-            except RequestError as error:
-                problems.append(f"{where}: resources.{stage}: {world_size} ranks: {error}")
+            refused = {}
+            for size in (sizes := cluster.resources_of(stage).sizes):
+                try:
+                    split(size.world_size)
+                except RequestError as error:
+                    refused[size.world_size] = str(error)
+            if len(refused) == len(sizes):
+                world_size, why = next(iter(refused.items()))
+                problems.append(f"{where}: resources.{stage}: {world_size} ranks: {why}")
     return tuple(dict.fromkeys(problems))
 
 

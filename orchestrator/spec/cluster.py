@@ -73,11 +73,40 @@ NodeName = Annotated[
 """A stage, or one node of it: ``tokenize``, ``tokenize.sblimp``."""
 
 
+class NodeRange(Spec):
+    """How few and how many nodes a training may have, where some are not there."""
+
+    min: PositiveInt
+    """Fewest; with fewer it waits."""
+    max: PositiveInt
+    """Most."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) must not be above max ({self.max})")
+        return self
+
+
+def _is_range(value: Any) -> str:
+    return "constrained-range" if isinstance(value, dict | NodeRange) else "constrained-number"
+
+
+Nodes = Annotated[
+    Annotated[PositiveInt, Tag("constrained-number")]
+    | Annotated[NodeRange, Tag("constrained-range")],
+    Discriminator(_is_range),
+]
+"""A number, or a range; what is wrong with one is not said of the other."""
+
+
 class Resources(Spec):
     """What one stage asks of the scheduler."""
 
-    nodes: PositiveInt = 1
-    """Nodes of a training job; most nodes that a data stage's workers spread over on Slurm."""
+    nodes: Nodes = 1
+    """Nodes of a training job; most nodes that a data stage's workers spread over on Slurm. A
+    training on Ray may have a range, ``{min: 2, max: 4}``: each of its attempts has the most that
+    are there and divide the global batch."""
     gpus_per_node: Count = 0
     """Accelerators on each node; 0 computes on CPUs."""
     ranks_per_node: PositiveInt = 1
@@ -112,13 +141,26 @@ class Resources(Spec):
 
     @property
     def world_size(self) -> int:
-        """Training ranks over all nodes."""
-        return self.nodes * self.local_world_size
+        """Training ranks over all nodes; the most where their number is a range."""
+        return self.max_nodes * self.local_world_size
+
+    @property
+    def max_nodes(self) -> int:
+        """Most nodes."""
+        return self.nodes.max if isinstance(self.nodes, NodeRange) else self.nodes
+
+    @property
+    def sizes(self) -> tuple[Resources, ...]:
+        """The same with each number of nodes that a training may have, the most first."""
+        if not isinstance(self.nodes, NodeRange):
+            return (self,)
+        numbers = range(self.nodes.max, self.nodes.min - 1, -1)
+        return tuple(self.model_copy(update={"nodes": number}) for number in numbers)
 
     @property
     def workers_per_node(self) -> int:
         """Actors of a data stage on each node, where they are spread over ``nodes``."""
-        return -(-self.max_workers // self.nodes)
+        return -(-self.max_workers // self.max_nodes)
 
 
 class Retry(Spec):
@@ -136,6 +178,9 @@ class Retry(Spec):
     again. Longer than the longest forward and backward pass."""
     start_timeout_s: PositiveFloat = 3600.0
     """The same before the first step, while models load and compile, in seconds."""
+    resize_wait_s: PositiveFloat = 300.0
+    """How long a training whose nodes are a range waits for those it had or could have, in seconds,
+    before it goes on with fewer."""
     notice_s: PositiveFloat = 90.0
     """Seconds between a preemption notice and the end: what is saved must be published by then."""
     mtbf_h: PositiveFloat | None = None
@@ -526,6 +571,11 @@ class Cluster(Spec):
     @model_validator(mode="after")
     def _fit_for_ray(self) -> Self:
         if self.backend != "ray":
+            ranges = [n for n, r in self.resources.items() if isinstance(r.nodes, NodeRange)]
+            if ranges:
+                raise ValueError(
+                    f"resources.{ranges[0]}.nodes: a range is for backend ray; give a number"
+                )
             return self
         if self.rank_launcher != "ray_train":
             raise ValueError(f"launcher: {self.launcher} is not for Ray; leave it out")

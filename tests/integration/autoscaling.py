@@ -25,6 +25,7 @@ from tests.integration.conftest import BUCKET
 from tests.integration.test_ray_cluster import on
 from tests.metadata_service import MetadataService
 from tests.ray_head import RayHead
+from tests.ray_provider import FULL
 from tests.smoke import Smoke
 from tests.training import wait_for
 
@@ -146,6 +147,68 @@ def test_a_node_that_is_killed_is_replaced_and_changes_no_byte(
     ends = [(a["state"], a["cause"]) for a in row["attempts"]]
     print(json.dumps({"stage": stage, "ends": ends, "after_s": round(time.time() - killed_at)}))
     assert smoke.wait_gone() == []
+
+
+def test_a_training_goes_on_with_fewer_nodes_and_with_more_again(
+    cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    """3, 2 and 3 ranks of a global batch of 12: the same samples, and losses within 1e-4."""
+    steps, batch = 6000, 12 * 32
+    words = ["--set", "sweep={}", "--set", f"train.steps={steps}", "--until", "train"]
+    words += ["--set", f"train.global_batch_tokens={batch}"]
+    words += ["--set", "train.checkpoint.every_steps=200"]
+    fixed = Smoke.create(
+        tmp_path / "f", material, cpus=4, resources={"train": {"ranks_per_node": 3}}
+    )
+    fixed.take_artifacts(calm[0], "train", "perplexity", "continuations")
+    assert fixed.finish(fixed.submit(*words)) == 0
+    elastic = {"train": {"nodes": {"min": 1, "max": 3}}}
+    smoke = on(cloud, tmp_path / "s", material, resources=elastic, retry={"resize_wait_s": 5})
+    smoke.take_artifacts(calm[0], "train", "perplexity", "continuations")
+    run = smoke.submit(*words)
+    folder = RunFolder(Storage(f"{smoke.folder}/store/runs/{run}"))
+    train = next(i.id for i in folder.plan().leaders if i.stage == "train")
+    await_steps(folder, train, 1)
+    full = cloud.cloud / FULL
+    full.write_text("InsufficientInstanceCapacity")
+    service, node = MetadataService(), cloud.nodes()[0]
+    with service.serving() as url:
+        service.ends_at = time.time() + 30
+        assert cloud.watch_node(node, "--cloud", "aws", "--metadata", url).wait(30) == 0
+    await_steps(folder, train, 2)
+    full.unlink()
+    await_steps(folder, train, 3)
+    deadline = time.monotonic() + TIMEOUT_S
+    while (status := smoke.status(run))["state"] == "running":
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    assert status["state"] == "succeeded", status
+    attempts = folder.attempts(train)
+    placed = [e["nodes"] for a in attempts for e in a.events() if e["kind"] == "placed"]
+    assert placed == [3, 2, 3]
+    firsts = [[step["step"] for step in a.steps()] for a in attempts]
+    assert [a[0] for a in firsts[1:]] == [a[-1] + 1 for a in firsts[:-1]], "no step twice"
+    theirs, ours = (lines_of(s) for s in (fixed, smoke))
+    assert [line["sample_hash"] for line in ours] == [line["sample_hash"] for line in theirs]
+    worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True))
+    assert worst < 1e-4
+    print(json.dumps({"nodes": placed, "largest_difference_of_losses": worst}))
+    assert smoke.wait_gone() == []
+
+
+def await_steps(folder: RunFolder, instance: str, number: int) -> None:
+    """Until an attempt has made some."""
+
+    def found() -> bool:
+        there = len(folder.attempts(instance)) >= number
+        return there and len(list(attempt_of(folder, instance, number).steps())) > 100
+
+    wait_for(found, f"steps of attempt {number}")
+
+
+def lines_of(smoke: Smoke) -> list[dict[str, Any]]:
+    (path,) = (smoke.folder / "store" / "artifacts" / "train").glob("*/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 KILLED_STEPS = 400

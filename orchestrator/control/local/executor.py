@@ -184,7 +184,7 @@ def _unfit_surroundings(cluster: Cluster, where: str) -> Iterator[str]:
 
 
 def _too_many_gpus(stage: str, resources: Resources, named: str) -> Iterator[str]:
-    nodes = resources.nodes if BY_NAME[stage].has_ranks else 1
+    nodes = resources.max_nodes if BY_NAME[stage].has_ranks else 1
     asked, gpus = nodes * resources.gpus_per_node, num_gpus()
     if asked > gpus:
         on_each = f" on each of {nodes} nodes" if nodes > 1 else ""

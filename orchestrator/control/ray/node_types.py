@@ -48,7 +48,7 @@ def _wanted(stage: str, resources: Resources) -> int:
     """Workers or ranks that must have room at the same time."""
     traits = BY_NAME[stage]
     if traits.has_ranks:
-        return resources.world_size
+        return resources.sizes[-1].world_size
     return resources.min_workers if traits.is_elastic else 1
 
 

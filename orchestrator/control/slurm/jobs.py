@@ -164,7 +164,7 @@ def shape_of(cluster: Cluster, stage: str, node: str = "") -> Shape:
     resources, has_ranks = cluster.resources_of(stage, node), BY_NAME[stage].has_ranks
     ranks = resources.local_world_size if has_ranks else 1
     return Shape(
-        num_nodes=resources.nodes if has_ranks else 1,
+        num_nodes=resources.max_nodes if has_ranks else 1,
         cpus=resources.cpus_per_worker * ranks,
         gpus=0 if BY_NAME[stage].is_elastic else resources.gpus_per_node,
         mem_gb=resources.mem_gb,
@@ -184,9 +184,9 @@ def _workers(context: SubmissionContext, instance: Instance) -> Iterator[Planned
         gpus=resources.gpus_per_node,
     )
     most = max(context.max_array, 1)
-    for first in range(0, resources.nodes, most):
+    for first in range(0, resources.max_nodes, most):
         name = f"{instance.id}-workers" + (f"-{first // most + 1}" if first else "")
-        size = min(most, resources.nodes - first) if context.max_array else 0
+        size = min(most, resources.max_nodes - first) if context.max_array else 0
         part = replace(shape, array=size)
         yield PlannedJob(
             job=job_of(context, name, argv, part, options, start="started"),

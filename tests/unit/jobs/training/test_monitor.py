@@ -50,6 +50,7 @@ class World:
     done: list[float] = field(default_factory=list)
     lost: str = ""
     draining: set[str] = field(default_factory=set)
+    grows: bool = False
     meanwhile: Callable[[], None] = lambda: None
     """What happens while the ranks write their stacks."""
 
@@ -69,6 +70,7 @@ class World:
             clock=lambda: self.now,
             sleep=lambda _: self.meanwhile(),
             draining=lambda: self.draining,
+            grows=lambda: self.grows,
         )
 
     def check(self) -> None:
@@ -346,6 +348,17 @@ def test_a_notice_of_preemption_asks_the_driver_to_leave(world: World) -> None:
     with pytest.raises(StopRequestedError):
         world.wait(1)
     assert world.events == ["preemption_notice"]
+
+
+def test_a_training_makes_way_for_more_ranks_once_it_has_made_steps(world: World) -> None:
+    world.grows = True
+    world.beat(0)
+    world.wait(2)
+    assert world.events == [], "what loads or compiles is not interrupted for that"
+    world.say(phases={"first_step": 1.0})
+    with pytest.raises(StopRequestedError):
+        world.wait(1)
+    assert world.events[-1] == "resize_asked"
 
 
 def test_a_store_out_of_reach_is_no_hang(world: World) -> None:

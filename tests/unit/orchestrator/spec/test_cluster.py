@@ -111,3 +111,34 @@ def test_what_no_ray_cluster_can_be(settings: dict[str, Any], problem: str) -> N
     with pytest.raises(SpecErrors) as raised:
         ray(**settings)
     assert str(raised.value) == f"c.yaml: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("backend", "nodes", "problem"),
+    [
+        ("ray", {"min": 3, "max": 2}, "min (3) must not be above max (2)"),
+        ("ray", {"min": 0, "max": 2}, "resources.train.nodes.min: "),
+        ("ray", {"max": 2}, "resources.train.nodes.min: missing"),
+        ("ray", "two", "resources.train.nodes: "),
+        ("slurm", {"min": 1, "max": 2}, "resources.train.nodes: a range is for backend ray"),
+        ("local", {"min": 1, "max": 2}, "resources.train.nodes: a range is for backend ray"),
+    ],
+)
+def test_a_range_of_nodes_that_cannot_be_is_refused(
+    backend: str, nodes: object, problem: str
+) -> None:
+    written = {"backend": backend, "store": "/s", "resources": {"train": {"nodes": nodes}}}
+    with pytest.raises(SpecErrors) as raised:
+        parse_cluster(written, where="c.yaml")
+    assert problem in str(raised.value)
+
+
+def test_a_range_counts_as_its_most() -> None:
+    written = {"backend": "ray", "store": "/s"}
+    train = {"nodes": {"min": 1, "max": 3}, "ranks_per_node": 2, "max_workers": 7}
+    where = parse_cluster({**written, "resources": {"train": train}}, where="c.yaml")
+    resources = where.resources_of("train")
+    assert (resources.max_nodes, resources.world_size, resources.workers_per_node) == (3, 6, 3)
+    assert [size.world_size for size in resources.sizes] == [6, 4, 2]
+    again = parse_cluster(where.model_dump(mode="json", exclude_none=True), where="cluster.yaml")
+    assert again == where
