@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from jobs.disk import disk_sentence
+from jobs.ray_nodes import drain_host
 from orchestrator.errors import (
     INTERRUPTIONS,
     Cause,
@@ -39,7 +40,7 @@ from orchestrator.errors import (
 )
 from orchestrator.ledger import lease as leases
 from orchestrator.ledger.artifact import Artifact
-from orchestrator.ledger.attempt import FAULT_ORDER, LOCAL_FOLDER, AttemptFolder
+from orchestrator.ledger.attempt import DRAINED, FAULT_ORDER, LOCAL_FOLDER, AttemptFolder
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
@@ -373,7 +374,9 @@ def _obey_drill(attempt: Attempt) -> None:
     """Be the victim of `orchestrator chaos`, when it names the driver or this machine."""
     if attempt.record.storage.exists(FAULT_ORDER):
         fault = attempt.record.storage.read_json(FAULT_ORDER)
-        if fault["kind"] == "driver" or fault.get("node") == socket.gethostname():
+        if host := fault.get(DRAINED):
+            drain_host(host)
+        elif fault["kind"] == "driver" or fault.get("node") == socket.gethostname():
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,8 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+_drained: set[str] = set()
+"""Hosts that a drill had this process drain."""
+
 log = logging.getLogger(__name__)
 
+NOTICE_S = 30.0
+"""What clouds give at least, from the notice to the end."""
 _LOOK_EVERY_S = 2.0
 
 
@@ -75,3 +80,24 @@ def dead_nodes() -> set[str]:
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return {node["NodeID"] for node in nodes if not node["Alive"]}
+
+
+def drain_host(host: str) -> None:
+    """Give up a node of this process's Ray cluster, as its cloud's notice does; once is enough."""
+    import ray
+
+    if host in _drained or not ray.is_initialized():
+        return
+    _drained.add(host)
+    from ray._private import worker
+    from ray.core.generated import autoscaler_pb2
+
+    protocol: Any = autoscaler_pb2
+    process: Any = worker.global_worker
+    reason = protocol.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    ends_at_ms = int(1000 * (time.time() + NOTICE_S))
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    ids = [n["NodeID"] for n in nodes if n["Alive"] and n["NodeManagerHostname"] == host]
+    with_ranks = [n for n in ids if n != process.current_node_id.hex()]  # the driver's own is none
+    if with_ranks:
+        process.node.get_gcs_client().drain_node(with_ranks[0], reason, "a drill", ends_at_ms)

@@ -8,7 +8,6 @@ for, which an autoscaler acts upon; once it is there, the attempt saves and make
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ def placed(attempt: Attempt, split: Callable[[int], object]) -> Iterator[Grows]:
     ``split`` raises RequestError for a number of ranks that cannot share a batch. Other clusters
     are as large as they are. Raises RunFailedError when no nodes come in time.
     """
-    if math.isinf(attempt.cluster.pending_deadline_s):
+    if not attempt.cluster.nodes_come_and_go:
         yield lambda: False
         return
     sizes = dividing(attempt.resources.sizes, split)

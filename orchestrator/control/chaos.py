@@ -1,7 +1,8 @@
 """A drill on a running training: inject one fault, wait until it is overcome, say what it cost.
 
 The fault is an order in the attempt's folder that names a victim; the victim, wherever it runs,
-kills or stops itself. So a drill needs no access to the nodes, and works alike on every backend.
+kills or stops itself; a node that its cloud is to take back is drained by the driver. So a drill
+needs no access to the nodes, and works alike on every backend.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from orchestrator.errors import (
     RunFailedError,
 )
 from orchestrator.ledger import checkpoints
-from orchestrator.ledger.attempt import FAULT_ORDER, AttemptFolder
+from orchestrator.ledger.attempt import DRAINED, FAULT_ORDER, AttemptFolder
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.stages import BY_NAME
 
-Fault = Literal["rank", "driver", "node", "store", "hang", "byte"]
+Fault = Literal["rank", "driver", "node", "spot", "store", "hang", "byte"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 _POLL_S = 0.5
 _END_TIMEOUT_S = 120.0
@@ -76,6 +77,10 @@ class Drill:
             raise RequestError(
                 f"{run.name}: is not at work; `orchestrator resume {run.name}` first"
             )
+        if fault == "spot" and not run.cluster().nodes_come_and_go:
+            raise RequestError(
+                f"{run.name}: --kill spot is for nodes of a Ray cluster; use --kill node"
+            )
         self.run, self._store, self._fault = run, store, fault
         self.struck_at = 0.0
         for instance in (i for i in chosen if BY_NAME[i.stage].has_ranks):
@@ -101,9 +106,10 @@ class Drill:
         order: dict[str, Any] = {"kind": self._fault, "rank": rank}
         if self._fault == "driver":
             del order["rank"]
-        if self._fault == "node":
+        if self._fault in ("node", "spot"):
             beat = self._attempt.storage.read_json(f"beats/rank-{rank:05d}.json")
-            order = {"kind": self._fault, "node": _machine(beat)}
+            victim = "node" if self._fault == "node" else DRAINED
+            order = {"kind": self._fault, victim: _machine(beat)}
         self.struck_at = time.time()
         try:
             self._attempt.storage.create_json(FAULT_ORDER, order)

@@ -37,6 +37,8 @@ NODE_NAME = "ORCHESTRATOR_NODE"
 """Environment variable with the scheduler's name of the node that a process is on."""
 FAULT_ORDER = "orders/fault.json"
 """In an attempt's folder: a drill, with the kind of fault and whom it strikes."""
+DRAINED = "drained"
+"""In a drill: the host that is taken back by its cloud."""
 
 _STARTED, _END = "attempt.json", "end.json"
 _LAST_END, _LAST_FAILURE = "end", "failed"

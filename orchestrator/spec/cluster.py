@@ -605,19 +605,24 @@ class Cluster(Spec):
         return {n: r if isinstance(r, DataRoot) else DataRoot(root=r) for n, r in given}
 
     @property
+    def nodes_come_and_go(self) -> bool:
+        """Whether nodes come while a stage is at work, as it asks for them, and may be drained."""
+        return self.backend == "ray"
+
+    @property
     def pending_deadline_s(self) -> float:
         """How long workers may wait for nodes, in seconds; schedulers with a queue have no end."""
-        return 60 * self.ray.pending_deadline_min if self.backend == "ray" else math.inf
+        return 60 * self.ray.pending_deadline_min if self.nodes_come_and_go else math.inf
 
     @property
     def ttl_s(self) -> float:
         """How long a supervisor may work, in seconds."""
-        has_end = self.backend == "ray" and self.ray.ttl_h is not None
+        has_end = self.nodes_come_and_go and self.ray.ttl_h is not None
         return 3600 * (self.ray.ttl_h or 0) if has_end else math.inf
 
     def node_selector(self, use: Literal["data", "training"]) -> dict[str, str]:
         """Labels of the nodes that are for a use, as Ray selects by them; empty where all are."""
-        types = self.ray.node_types if self.backend == "ray" else {}
+        types = self.ray.node_types if self.nodes_come_and_go else {}
         names = [name for name, t in types.items() if use in t.used_for]
         return {NODE_GROUP: f"in({','.join(names)})"} if len(names) < len(types) else {}
 

@@ -149,6 +149,22 @@ def test_a_node_that_is_killed_is_replaced_and_changes_no_byte(
     assert smoke.wait_gone() == []
 
 
+def test_the_drill_that_takes_a_spot_node_says_what_it_cost(
+    cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    smoke = on(cloud, tmp_path / "s", material)
+    smoke.take_artifacts(calm[0], "train", "perplexity", "continuations")
+    words = ["--set", "sweep={}", "--set", "train.steps=6000", "--until", "train"]
+    run = smoke.submit(*words, "--set", "train.checkpoint.every_steps=500")
+    folder = RunFolder(Storage(f"{smoke.folder}/store/runs/{run}"))
+    await_steps(folder, next(i.id for i in folder.plan().leaders if i.stage == "train"), 1)
+    told = json.loads(smoke.orchestrator("chaos", run, "--kill", "spot", "--json").stdout)
+    assert (told["cause"], told["steps_lost"]) == ("preempted", 0)
+    print(json.dumps({"spot": {n: round(told[n], 1) for n in ("noticed_s", "recovered_s")}}))
+    smoke.orchestrator("cancel", run)
+    assert smoke.wait_gone() == []
+
+
 def test_a_training_goes_on_with_fewer_nodes_and_with_more_again(
     cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
 ) -> None:

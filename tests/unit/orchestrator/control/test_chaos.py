@@ -122,6 +122,17 @@ def test_an_order_names_its_victim(scene: Scene, fault: Any, order: dict[str, An
     assert attempt.storage.read_json(FAULT_ORDER) == order
 
 
+def test_a_clouds_notice_is_for_nodes_of_a_ray_cluster(tmp_path: Path, scene: Scene) -> None:
+    attempt_of(scene, 40)
+    with pytest.raises(RequestError, match="--kill spot is for nodes of a Ray cluster; use --kill"):
+        drill_of(scene, "spot")
+    on_ray = Scene(tmp_path / "ray", backend="ray")
+    on_ray.run.begin_supervisor(process=Process.current().__dict__)
+    attempt = attempt_of(on_ray, 40)
+    drill_of(on_ray, "spot").strike(1)
+    assert attempt.storage.read_json(FAULT_ORDER) == {"kind": "spot", "drained": "node1"}
+
+
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_that_is_not_there_is_not_struck(scene: Scene, rank: int) -> None:
     attempt = attempt_of(scene, 40)

@@ -15,7 +15,7 @@ class Scene:
     def __init__(self, folder: Path, **settings: object) -> None:
         self.store = Store.open(str(folder / "store"))
         self.run = RunFolder(self.store.run_storage("small"))
-        where = cluster(self.store.storage.url, backend="local", **settings)
+        where = cluster(self.store.storage.url, **{"backend": "local", **settings})
         asked = recipe(**{"evaluate.continuations": None})
         self.run.create(plan_of(asked), asked, where, {}, {})
 
