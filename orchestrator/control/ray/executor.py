@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.backends.base import Backend, Job, JobRef
 from orchestrator.backends.ray_jobs import NAME, RayJobs
+from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.executor import Check, LaunchedCluster, Request
 from orchestrator.control.job import venv_python, with_setup
 from orchestrator.control.ray.head import address_of, reached, token_here
@@ -86,6 +87,7 @@ class RayExecutor(SupervisedExecutor):
         try:
             with reached(cluster) as jobs:
                 theirs, is_open = jobs.version(), jobs.is_open()
+                orphans = _orphans(jobs, cluster)
         except OrchestratorError as error:
             yield Check("ray", False, str(error))
             return
@@ -95,3 +97,22 @@ class RayExecutor(SupervisedExecutor):
             yield Check("ray version", ours == theirs, f"{theirs} there, {ours} here{remedy}")
         detail = "the head lets everybody in; start it with RAY_AUTH_MODE=token"
         yield Check("ray token", not is_open, detail if is_open else "asked for")
+        if orphans:  # they may be of another store
+            words = ", ".join(f"`ray job stop {tag}`" for tag in orphans)
+            detail = f"of no run of this store that is at work: {words}"
+            yield Check("ray jobs", False, detail, is_optional=True)
+
+
+def _orphans(jobs: RayJobs, cluster: Cluster) -> list[str]:
+    """Jobs of supervisors whose run nobody supervises; a store that is away has its own check."""
+    try:
+        store = open_store(cluster)
+        known = set(store.runs())
+    except (OrchestratorError, OSError):
+        return []
+    return [
+        tag
+        for tag, name in jobs.running().items()
+        if tag.startswith(f"{name}-s")
+        if name not in known or not RunFolder(store.run_storage(name)).live_supervisor()
+    ]

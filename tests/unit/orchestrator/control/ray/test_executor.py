@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.backends.base import Job
+from orchestrator.backends.ray_jobs import RayJobs
 from orchestrator.control.ray.executor import RayExecutor
 from orchestrator.errors import BackendError
 from orchestrator.ledger.lease import Process
@@ -114,3 +116,18 @@ class Requested:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+
+
+def test_a_job_of_no_live_run_is_found(tmp_path: Path, head: PlayedHead) -> None:
+    run, _ = scene(tmp_path, head)
+    where = run.cluster()
+    jobs = RayJobs(head.url, "t0k3n")
+    for tag in ("small-s0001", "gone-s0002", "another-tool"):
+        name = tag.rpartition("-")[0]
+        jobs.submit(Job(name=name, argv=("sleep", "9"), log=Path("l"), tag=tag))
+    (found,) = (c for c in RayExecutor().checks(where) if c.name == "ray jobs")
+    assert found.is_optional
+    assert found.detail.endswith(": `ray job stop small-s0001`, `ray job stop gone-s0002`")
+    run.begin_supervisor(process=Process.current().__dict__)
+    (found,) = (c for c in RayExecutor().checks(where) if c.name == "ray jobs")
+    assert found.detail.endswith("at work: `ray job stop gone-s0002`")
