@@ -117,7 +117,7 @@ def _make_corpus(world: World) -> None:
     artifact, attempt = world.artifact("corpus"), world.attempt("corpus", "upstream", workers=1)
     corpus = attempt.recipe.corpus.model_copy(update={"shard_hours": SHARD_HOURS})
     make_corpus(artifact.storage, corpus, source_roots(attempt))
-    facts = {"num_shards": NUM_SHARDS, "num_quarantined": 0}
+    facts = {"num_shards": NUM_SHARDS, "num_left_out": 0, "num_quarantined": 0}
     artifact.publish(inputs={}, facts=facts, producer={})
 
 
