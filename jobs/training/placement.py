@@ -21,8 +21,7 @@ from orchestrator.errors import RequestError
 from orchestrator.spec.cluster import Resources
 
 Grows = Callable[[], bool]
-_TRY_S = 10.0
-"""How long Ray gets to say that a smaller number of ranks has room."""
+_LOOK_EVERY_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def placed(attempt: Attempt, split: Callable[[int], object]) -> Iterator[Grows]:
         attempt.resources = sizes[number]
         if len(sizes) > 1:
             attempt.event("placed", nodes=attempt.resources.max_nodes)
-        larger = Room(_missing(sizes, number), selector) if number else None
+        larger = _room_for_more(sizes, number, selector) if number else None
         try:
             yield lambda: larger is not None and larger.is_there()
         finally:
@@ -69,26 +68,44 @@ def dividing(sizes: Sequence[Resources], split: Callable[[int], object]) -> tupl
     return tuple(found)
 
 
-class Room:
-    """Room for ranks on this process's Ray cluster, asked for and held."""
+def _room_for_more(sizes: Sequence[Resources], number: int, selector: Mapping[str, str]) -> Room:
+    """For the nodes that the next larger size has more."""
+    size = sizes[number - 1]
+    return Room(size, size.max_nodes - sizes[number].max_nodes, selector)
 
-    def __init__(self, ranks: Sequence[Mapping[str, float]], selector: Mapping[str, str]) -> None:
+
+class Room:
+    """Room for the ranks of some nodes on this process's Ray cluster, asked for and held.
+
+    Each node's is held as it comes: one that waited for the others would be idle, and ended.
+    """
+
+    def __init__(self, size: Resources, nodes: int, selector: Mapping[str, str]) -> None:
         import ray
 
-        self._group: Any = ray.util.placement_group(
-            [dict(rank) for rank in ranks],
-            bundle_label_selector=[dict(selector)] * len(ranks) if selector else None,
-        )
+        ranks = [per_rank(size)] * size.local_world_size
+        self._groups: list[Any] = [
+            ray.util.placement_group(
+                [dict(rank) for rank in ranks],
+                bundle_label_selector=[dict(selector)] * len(ranks) if selector else None,
+            )
+            for _ in range(nodes)
+        ]
 
-    def is_there(self, within_s: float = 0.0) -> bool:
-        """Whether nodes have it."""
-        return bool(self._group.wait(timeout_seconds=within_s))
+    def nodes_there(self) -> int:
+        """How many nodes have it."""
+        return sum(group.wait(timeout_seconds=0) for group in self._groups)
+
+    def is_there(self) -> bool:
+        """Whether all have it."""
+        return self.nodes_there() == len(self._groups)
 
     def leave(self) -> None:
         """Ask for it no more, and give it to whoever asks next."""
         import ray
 
-        ray.util.remove_placement_group(self._group)
+        for group in self._groups:
+            ray.util.remove_placement_group(group)
 
 
 def await_room(
@@ -99,37 +116,20 @@ def await_room(
     Ray Train gives up soon where nodes must be started first, and does not say why there are none.
     Raises RunFailedError when none has any in time.
     """
-    began = time.monotonic()
-    largest = Room(_ranks(sizes[0]), selector)
+    began, largest = time.monotonic(), sizes[0]
+    room = Room(largest, largest.max_nodes, selector)
     try:
-        while not largest.is_there(1.0):
-            awaited.look(sizes[0].world_size, is_held_up=True)
-            if time.monotonic() - began < wait_s or len(sizes) == 1:
-                continue
-            largest.leave()  # it may hold what a smaller one needs
-            for number, size in enumerate(sizes[1:], 1):
-                if _has_room(size, selector):
-                    awaited.look(0, is_held_up=False)
-                    return number
-            largest, began = Room(_ranks(sizes[0]), selector), time.monotonic()
+        while not room.is_there():
+            there = room.nodes_there()
+            missing = (largest.max_nodes - there) * largest.local_world_size
+            awaited.look(missing, is_held_up=there < sizes[-1].max_nodes)
+            fits = [n for n, size in enumerate(sizes) if size.max_nodes <= there]
+            if fits and time.monotonic() - began > wait_s:
+                break
+            time.sleep(_LOOK_EVERY_S)
+        else:
+            fits = [0]
         awaited.look(0, is_held_up=False)
-        return 0
+        return fits[0]
     finally:
-        largest.leave()  # for that of Ray Train
-
-
-def _has_room(size: Resources, selector: Mapping[str, str]) -> bool:
-    room = Room(_ranks(size), selector)
-    try:
-        return room.is_there(_TRY_S)
-    finally:
-        room.leave()
-
-
-def _ranks(resources: Resources) -> list[dict[str, float]]:
-    return [per_rank(resources)] * resources.world_size
-
-
-def _missing(sizes: Sequence[Resources], number: int) -> list[dict[str, float]]:
-    """The ranks that the next larger size has more."""
-    return _ranks(sizes[number - 1])[sizes[number].world_size :]
+        room.leave()  # for that of Ray Train
