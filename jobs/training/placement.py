@@ -94,7 +94,10 @@ class Room:
 
     def nodes_there(self) -> int:
         """How many nodes have it."""
-        return sum(group.wait(timeout_seconds=0) for group in self._groups)
+        import ray
+
+        states = [ray.util.placement_group_table(group)["state"] for group in self._groups]
+        return states.count("CREATED")
 
     def is_there(self) -> bool:
         """Whether all have it."""
