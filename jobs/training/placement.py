@@ -7,7 +7,6 @@ for, which an autoscaler acts upon; once it is there, the attempt saves and make
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +21,6 @@ from orchestrator.spec.cluster import Resources
 
 Grows = Callable[[], bool]
 _LOOK_EVERY_S = 1.0
-
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -46,12 +43,11 @@ def placed(attempt: Attempt, split: Callable[[int], object]) -> Iterator[Grows]:
         attempt.resources = sizes[number]
         if len(sizes) > 1:
             attempt.event("placed", nodes=attempt.resources.max_nodes)
-        larger = _room_for_more(sizes, number, selector) if number else None
+        more = More(sizes, number, selector)
         try:
-            yield lambda: larger is not None and larger.is_there()
+            yield more.is_there
         finally:
-            if larger:
-                larger.leave()
+            more.leave()
 
 
 def dividing(sizes: Sequence[Resources], split: Callable[[int], object]) -> tuple[Resources, ...]:
@@ -68,10 +64,32 @@ def dividing(sizes: Sequence[Resources], split: Callable[[int], object]) -> tupl
     return tuple(found)
 
 
-def _room_for_more(sizes: Sequence[Resources], number: int, selector: Mapping[str, str]) -> Room:
-    """For the nodes that the next larger size has more."""
-    size = sizes[number - 1]
-    return Room(size, size.max_nodes - sizes[number].max_nodes, selector)
+class More:
+    """Room for the nodes that the next larger size has more, asked for once the ranks are at work.
+
+    Asked for sooner, it would be found on the nodes that they are about to take.
+    """
+
+    def __init__(
+        self, sizes: Sequence[Resources], number: int, selector: Mapping[str, str]
+    ) -> None:
+        self._sizes, self._number, self._selector = sizes, number, selector
+        self._room: Room | None = None
+
+    def is_there(self) -> bool:
+        """Whether nodes have it; the first call asks for it."""
+        if self._number == 0:
+            return False
+        if self._room is None:
+            size = self._sizes[self._number - 1]
+            nodes = size.max_nodes - self._sizes[self._number].max_nodes
+            self._room = Room(size, nodes, self._selector)
+        return self._room.is_there()
+
+    def leave(self) -> None:
+        """Give it to whoever asks next."""
+        if self._room:
+            self._room.leave()
 
 
 class Room:
@@ -122,8 +140,7 @@ def await_room(
     began, largest = time.monotonic(), sizes[0]
     room = Room(largest, largest.max_nodes, selector)
     try:
-        while not room.is_there():
-            there = room.nodes_there()
+        while (there := room.nodes_there()) < largest.max_nodes:
             missing = (largest.max_nodes - there) * largest.local_world_size
             awaited.look(missing, is_held_up=there < sizes[-1].max_nodes)
             fits = [n for n, size in enumerate(sizes) if size.max_nodes <= there]
@@ -132,7 +149,7 @@ def await_room(
             time.sleep(_LOOK_EVERY_S)
         else:
             fits = [0]
-        awaited.look(0, is_held_up=False)
+        awaited.look(0, is_held_up=False)  # nothing waits any more
         return fits[0]
     finally:
         room.leave()  # for that of Ray Train
