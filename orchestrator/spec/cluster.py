@@ -378,7 +378,7 @@ class Ray(Spec):
     back, and `resume` goes on. No end when absent."""
     idle_release_min: PositiveFloat = 10.0
     """How long a node with accelerators may be without a worker or rank of ours, in minutes, before
-    it is reported and given back."""
+    it is reported and given back; only nodes of ``node_types``, and beyond their ``min_nodes``."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

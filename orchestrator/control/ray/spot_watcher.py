@@ -29,6 +29,7 @@ from urllib.error import HTTPError
 import psutil
 
 from orchestrator.control.job import log_to_stderr
+from orchestrator.control.ray.gcs import Gcs
 from orchestrator.errors import BackendError, ExitCode, OrchestratorError, RequestError
 
 METADATA_URL = "ORCHESTRATOR_METADATA_URL"
@@ -156,7 +157,7 @@ class RayNode(NamedTuple):
     address: str
     """``host:port`` of the head's Ray."""
     node_id: str
-    """In hex: Ray takes any other for no node, without a word."""
+    """In hex."""
 
     @classmethod
     def here(cls) -> RayNode | None:
@@ -173,16 +174,12 @@ class RayNode(NamedTuple):
 
     def drain(self, ends_at: float) -> bool:
         """Tell the head that this node goes; whether it has understood."""
-        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # it has no types
-        from ray.core.generated import autoscaler_pb2
-
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
-        taken, why_not = GcsClient(address=self.address).drain_node(
-            self.node_id, reason, "the cloud takes this machine back", int(ends_at * 1000)
+        refused = Gcs(self.address).drain(
+            self.node_id, "PREEMPTION", "the cloud takes this machine back", int(ends_at * 1000)
         )
-        if not taken:
-            log.warning("the head refuses to drain this node: %s", why_not)
-        return bool(taken)
+        if refused:
+            log.warning("the head refuses to drain this node: %s", refused)
+        return not refused
 
 
 def watch(cloud: Cloud, service: Metadata, every_s: float) -> float:

@@ -34,7 +34,7 @@ def of_the_cluster(run: RunFolder, own: Storage, logs: RunLogs) -> Surroundings:
         lambda: JoinedRay(address, code),
         on_nodes=True,
         num_cpus=_NO_LIMIT,
-        tend=IdleNodes(address, 60 * run.cluster().ray.idle_release_min),
+        tend=IdleNodes(address, run.cluster().ray),
     )
 
 
