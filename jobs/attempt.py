@@ -354,7 +354,7 @@ def _beat(
     beaten_at, said = time.monotonic(), ""
     while not ended.wait(_TICK_S):
         if os.environ.get(PARENT, "") not in ("", str(os.getppid())):
-            os._exit(ExitCode.ORPHANED)
+            os._exit(ExitCode.ORPHANED)  # who started it is gone, and prints it no more
         try:
             attempt.flush()
             _obey_drill(attempt)

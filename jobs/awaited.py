@@ -58,8 +58,9 @@ class Awaited:
         Raises RunFailedError with Ray's reason when it has done so for too long.
         """
         now = self._clock()
-        self._since = (self._since or now) if num_waiting else None
-        self._needed_since = (self._needed_since or now) if is_held_up and num_waiting else None
+        self._since = _first(self._since, now) if num_waiting else None
+        is_needed = is_held_up and num_waiting > 0
+        self._needed_since = _first(self._needed_since, now) if is_needed else None
         if self._since is None:
             self._say("")
             return
@@ -86,6 +87,10 @@ class Awaited:
             self._note(reason)
         except OSError as error:  # the store may be back at the next word
             log.warning("the attempt's folder is out of reach: %s", error)
+
+
+def _first(since: float | None, now: float) -> float:
+    return now if since is None else since
 
 
 def awaited(attempt: Attempt) -> Awaited:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from jobs.awaited import Awaited
 from jobs.ray_nodes import dead_nodes
 from jobs.ray_session import session
 from orchestrator.errors import Cause, ExitCode, RunFailedError
-from orchestrator.ledger.attempt import LOCAL_FOLDER, AttemptFolder
+from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 
@@ -39,23 +38,21 @@ class Process:
     """The actor: a process of its node, which ends with it."""
 
     def __init__(self, module: str, words: Sequence[str]) -> None:
-        self._folder = tempfile.mkdtemp(prefix="stage-")
-        output = Path(self._folder, "driver.log")
         packages = dict.fromkeys(str(Path(p.__path__[0]).parent) for p in (orchestrator, jobs))
         own = {
             "PYTHONPATH": os.pathsep.join([*packages, os.environ.get("PYTHONPATH", "")]),
-            LOCAL_FOLDER: self._folder,
             PARENT: str(os.getpid()),
         }
-        with output.open("wb") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", module, *words],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **own},
-            )
-        self._output = output.open("rb")
+        # Nameless: whatever ends, nothing is left.
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed once all is told)
+        self._num_read = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-u", "-m", module, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **own},
+        )
 
     def node(self) -> str:
         """The id of the node that it is on."""
@@ -66,11 +63,13 @@ class Process:
     def look(self) -> tuple[bytes, int | None]:
         """What it has printed since, and its exit code once it has ended and said all."""
         code = self._process.poll()
-        if said := self._output.read(_PIECE_BYTES):
+        # The process writes at the file's own position, which this must not move.
+        said = os.pread(self._output.fileno(), _PIECE_BYTES, self._num_read)
+        self._num_read += len(said)
+        if said:
             return said, None
         if code is not None:
             self._output.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
         return b"", code
 
     def warn(self) -> None:

@@ -236,10 +236,10 @@ class Supervisor:
 
     def _keep_to_limits(self) -> None:
         """Ask for the end, as a preemption does, once the run has spent what it may."""
-        if time.monotonic() > self._ends_at and not self._stop_cause:
-            self._end_at(f"ray.ttl_h: {self._cluster.ray.ttl_h:g} h are over")
         is_due = time.monotonic() >= self._limits_due
         is_open = any(w.state in ("pending", "running") for w in self._works.values())
+        if time.monotonic() > self._ends_at and is_open and not self._stop_cause:
+            self._end_at(f"ray.ttl_h: {self._cluster.ray.ttl_h:g} h are over")
         if self._stop_cause or not (self._cluster.limits.has_any and is_due and is_open):
             return
         spent = spending(self._run, self._plan, is_alive=True)

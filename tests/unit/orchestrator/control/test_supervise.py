@@ -703,11 +703,19 @@ def test_nothing_starts_once_the_limit_is_reached(tmp_path: Path) -> None:
     assert scene.started() == []
 
 
-def test_what_is_done_is_no_failure_of_a_limit(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, **{**COSTLY, "limits": {"max_price": 1e-9}})
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**COSTLY, "limits": {"max_price": 1e-9}},
+        {"backend": "ray", "ray": {"ttl_h": 1e-12}},
+    ],
+)
+def test_what_is_done_is_no_failure_of_a_limit(tmp_path: Path, settings: dict[str, Any]) -> None:
+    scene = Scene(tmp_path, **settings)
     scene.publish_before("continuations")
     scene.publish("continuations")
-    assert scene.supervisor(limits_every_s=0.0).run() == "succeeded"
+    supervisor = scene.supervisor(limits_every_s=0.0)
+    assert (supervisor.run(), supervisor.limit) == ("succeeded", "")
 
 
 def test_an_attempt_notes_what_it_holds(tmp_path: Path) -> None:
