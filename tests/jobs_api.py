@@ -1,6 +1,6 @@
 """A Jobs API on loopback that remembers jobs, asks for a token, and fails as it is told to.
 
-What the real one says is seen in tests/integration/test_ray_head.py; here it can lose answers.
+What the real one says is seen in tests/integration/test_ray_cluster.py; here it can lose answers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,20 @@ from typing import Any, Literal
 
 Fault = Literal["", "lost before", "lost after", "busy"]
 """The connection is closed before anything is done, or after; or all that comes is a 503."""
+RELAY = """
+import socket, sys, threading
+def pump(one, other):
+    while data := one.recv(65536):
+        other.sendall(data)
+    other.shutdown(socket.SHUT_WR)
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    near, _ = listener.accept()
+    far = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
+    for pair in ((near, far), (far, near)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+"""
+"""A tunnel without ssh: what comes to the first port goes to the second."""
 
 
 class PlayedHead:

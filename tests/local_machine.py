@@ -21,23 +21,47 @@ from typing import Any
 from ray.autoscaler.command_runner import CommandRunnerInterface
 from ray.autoscaler.node_provider import NodeProvider
 
+from tests.jobs_api import RELAY
+
 HEAD = "head-1"
 NO_CAPACITY = "InsufficientInstanceCapacity: none of that kind here"
 PID = "head.pid"
 _GRACE_S = 20.0
-_RELAY = """
-import socket, sys, threading
-def pump(one, other):
-    while data := one.recv(65536):
-        other.sendall(data)
-    other.shutdown(socket.SHUT_WR)
-listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-while True:
-    near, _ = listener.accept()
-    far = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
-    for pair in ((near, far), (far, near)):
-        threading.Thread(target=pump, args=pair, daemon=True).start()
-"""
+
+
+def launcher(folder: Path, start: str, dashboard: int) -> dict[str, object]:
+    """A launcher file for ``ray up`` whose head is what a shell line starts."""
+    resources = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    return {
+        "cluster_name": "tried",
+        "max_workers": 1,
+        "provider": {
+            "type": "external",
+            "module": "tests.local_machine.LocalMachine",
+            "folder": str(folder),
+            "dashboard_port": dashboard,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+            "foreground_node_launch": True,
+        },
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": resources,
+            "gpu": {"resources": {"GPU": 1}, "node_config": {}, "min_workers": 1, "max_workers": 1},
+        },
+        "file_mounts": {f"{folder}/copied": "mine.yaml"},
+        "head_start_ray_commands": [start],
+        "worker_start_ray_commands": [],
+        "auth": {},
+        "setup_commands": [],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "initialization_commands": [],
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "idle_timeout_minutes": 1,
+        "upscaling_speed": 1,
+    }
 
 
 class LocalMachine(NodeProvider):  # type: ignore[misc]  # Ray has no types
@@ -141,7 +165,7 @@ class Runner(CommandRunnerInterface):  # type: ignore[misc]  # as above
         """Carry a command out, or be the tunnel until somebody ends it."""
         if port_forward:
             ((near, _far),) = port_forward
-            words = [sys.executable, "-c", _RELAY, str(near), str(self._dashboard_port)]
+            words = [sys.executable, "-c", RELAY, str(near), str(self._dashboard_port)]
             subprocess.run(words, check=True)
         elif cmd and "ray stop" not in cmd:
             own = {

@@ -125,7 +125,11 @@ class RayHead:
         log = self.folder / f"ray-{len(self.folders)}.log"
         with log.open("wb") as output:
             started = subprocess.Popen(
-                argv, stdout=output, stderr=subprocess.STDOUT, env=self._env(), cwd=self.folder
+                argv,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.env_of_nodes(),
+                cwd=self.folder,
             )
         self.processes.append(started)
 
@@ -195,9 +199,10 @@ class RayHead:
         raylets = [p for p in psutil.Process(node["pid"]).children() if p.name() == "raylet"]
         (node_id,) = (w.split("=")[1] for p in raylets for w in p.cmdline() if "--node_id=" in w)
         argv = [sys.executable, "-m", SPOT_WATCHER, "--node-id", node_id, "--address", self.address]
-        return subprocess.Popen([*argv, *words], env=self._env())
+        return subprocess.Popen([*argv, *words], env=self.env_of_nodes())
 
-    def _env(self) -> dict[str, str]:
+    def env_of_nodes(self) -> dict[str, str]:
+        """What its processes are started with, and whoever joins it."""
         return {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

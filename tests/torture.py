@@ -272,8 +272,11 @@ def _joined() -> Iterator[Case]:
     )
     for name, begin in (("zeros", bytes(100_000)), ("page", b"HTTP/1.1 200 OK\r\n\r\n")):
         yield used(f"joined/{name} before.mp3", lambda b=begin: b + whole("lame.mp3"), 2, CODEC_S)
-        half = lambda b=begin: b + whole("lame.mp3")[:5_000]  # noqa: E731
-        yield quarantined(f"joined/{name} before half.mp3", half, "cut short")
+        yield quarantined(
+            f"joined/{name} before half.mp3",
+            lambda b=begin: b + whole("lame.mp3")[:5_000],
+            "cut short",
+        )
     yield used("joined/large tag before.mp3", lambda: LARGE_TAG + whole("lame.mp3"), 2, CODEC_S)
     yield used("joined/chain of opus.opus", lambda: whole("ffmpeg.opus") * 3, 6, 3 * CODEC_S)
     yield quarantined("joined/garbage before.mp3", lambda: seeded(999) + whole("lame.mp3"), ".")

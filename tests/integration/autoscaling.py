@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -104,11 +106,7 @@ def test_a_spot_notice_costs_a_training_no_step(
         assert time.time() < service.ends_at, "saved before the node is killed"
         with suppress(ProcessLookupError):  # Ray's autoscaler may have ended it by now
             os.killpg(node["pid"], signal.SIGKILL)
-    deadline = time.monotonic() + TIMEOUT_S
-    while (status := smoke.status(run))["state"] == "running":
-        assert time.monotonic() < deadline, status
-        time.sleep(2)
-    assert status["state"] == "succeeded", status
+    status = succeeded(smoke, run)
     assert (struck["state"], struck["cause"]) == ("preempted", "preempted")
     first, second = (list(a.steps()) for a in folder.attempts(train.id))
     assert second[0]["step"] == first[-1]["step"] + 1, "no step is done twice"
@@ -120,15 +118,15 @@ def test_a_spot_notice_costs_a_training_no_step(
 
 @pytest.mark.parametrize("stage", ["tokenize", "train"])
 def test_a_node_that_is_killed_is_replaced_and_changes_no_byte(
-    stage: str, cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+    stage: str, cloud: RayHead, material: Path, tmp_path: Path
 ) -> None:
     """SIGKILL to all processes of a node, as the end of a machine is, while the stage works."""
     words = ["--set", "sweep={}", "--set", f"train.steps={KILLED_STEPS}", "--until", "train"]
+    words += ["--set", "corpus.shard_hours=0.0005"]  # many
     undisturbed = Smoke.create(tmp_path / "u", material)
-    undisturbed.take_artifacts(calm[0], "train", "perplexity", "continuations")
     assert undisturbed.finish(undisturbed.submit(*words)) == 0
     smoke = on(cloud, tmp_path / "s", material)
-    smoke.take_artifacts(calm[0], stage, "pack", "train", "perplexity", "continuations")
+    smoke.take_artifacts(undisturbed, stage, "pack", "train")
     run = smoke.submit(*words)
     folder = RunFolder(Storage(f"{smoke.folder}/store/runs/{run}"))
     leader = next(i for i in folder.plan().leaders if i.stage == stage)
@@ -137,11 +135,8 @@ def test_a_node_that_is_killed_is_replaced_and_changes_no_byte(
     for node in cloud.nodes():
         with suppress(ProcessLookupError):
             os.killpg(node["pid"], signal.SIGKILL)
-    deadline = time.monotonic() + TIMEOUT_S
-    while (status := smoke.status(run))["state"] == "running":
-        assert time.monotonic() < deadline, status
-        time.sleep(2)
-    assert status["state"] == "succeeded", status
+    assert attempt_of(folder, leader.id).end is None, "it was at work"
+    status = succeeded(smoke, run)
     assert smoke.fingerprint().items() >= undisturbed.fingerprint().items()
     (row,) = (s for s in status["stages"] if s["name"] == stage)
     ends = [(a["state"], a["cause"]) for a in row["attempts"]]
@@ -163,6 +158,38 @@ def test_the_drill_that_takes_a_spot_node_says_what_it_cost(
     print(json.dumps({"spot": {n: round(told[n], 1) for n in ("noticed_s", "recovered_s")}}))
     smoke.orchestrator("cancel", run)
     assert smoke.wait_gone() == []
+
+
+ASK = "import sys, ray; from ray.autoscaler.sdk import request_resources; ray.init(sys.argv[1]); "
+ASK += "request_resources(bundles=[{'GPU': 1}])"
+RELEASE = (
+    "import logging, sys, time; from orchestrator.control.ray.idle_nodes import IdleNodes; "
+    "from orchestrator.spec.cluster import NodeType, Ray; logging.basicConfig(); "
+    "types = {'gpu': NodeType(mem_gb=1, gpus=1, min_nodes=int(sys.argv[2]))}; "
+    "idle = IdleNodes(sys.argv[1], Ray(node_types=types, idle_release_min=0.05), every_s=1); "
+    "[(idle(), time.sleep(1)) for _ in range(12)]"
+)
+
+
+def test_a_node_that_was_asked_for_and_forgotten_is_given_back(cloud: RayHead) -> None:
+    """Requests outlive who made them; a type's fewest nodes stay."""
+
+    def run(code: str, *words: str) -> str:
+        argv = [sys.executable, "-c", code, cloud.address, *words]
+        done = subprocess.run(
+            argv, env=cloud.env_of_nodes(), capture_output=True, text=True, timeout=120, check=True
+        )
+        return done.stderr
+
+    run(ASK)
+    wait_for(cloud.nodes, "a node")
+    time.sleep(60 * cloud.idle_min + 15)  # longer than an idle node has, and its start takes
+    assert len(cloud.nodes()) == 1, "it is held by the request"
+    assert "given back" not in run(RELEASE, "1")
+    assert "a gpu with 1 GPUs has idled for" in run(RELEASE, "0")
+    wait_for(lambda: not cloud.nodes(), "its end")
+    time.sleep(15)
+    assert cloud.nodes() == [], "and none comes in its place"
 
 
 def test_a_training_goes_on_with_fewer_nodes_and_with_more_again(
@@ -194,11 +221,7 @@ def test_a_training_goes_on_with_fewer_nodes_and_with_more_again(
     await_steps(folder, train, 2)
     full.unlink()
     await_steps(folder, train, 3)
-    deadline = time.monotonic() + TIMEOUT_S
-    while (status := smoke.status(run))["state"] == "running":
-        assert time.monotonic() < deadline, status
-        time.sleep(2)
-    assert status["state"] == "succeeded", status
+    succeeded(smoke, run)
     attempts = folder.attempts(train)
     placed = [e["nodes"] for a in attempts for e in a.events() if e["kind"] == "placed"]
     assert placed == [3, 2, 3]
@@ -237,6 +260,16 @@ def is_at_work(folder: RunFolder, instance: str) -> bool:
         return False
     attempt = attempt_of(folder, instance)
     return len(list(attempt.steps())) > 100 or bool(attempt.progress.get("unit") == "shards")
+
+
+def succeeded(smoke: Smoke, run: str) -> dict[str, Any]:
+    """How the run stands, once it has come to a good end."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while (status := smoke.status(run))["state"] == "running":
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    assert status["state"] == "succeeded", status
+    return status
 
 
 def attempt_of(folder: RunFolder, instance: str, number: int = 1) -> AttemptFolder:

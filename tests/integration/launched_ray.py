@@ -17,14 +17,14 @@ import pytest
 import yaml
 
 from jobs.training.rank import free_port
-from tests.local_machine import NO_CAPACITY, PID, LocalMachine
+from tests.local_machine import NO_CAPACITY, PID, LocalMachine, launcher
 from tests.unit.source import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray_cluster]
 TIMEOUT_S = 60
 
 
-def launcher(folder: Path, temporary: str, dashboard: int) -> dict[str, object]:
+def launcher_file(folder: Path, temporary: str, dashboard: int) -> dict[str, object]:
     ports = (
         f"--port={free_port()} --dashboard-port={dashboard} --ray-client-server-port={free_port()}"
     )
@@ -36,37 +36,7 @@ def launcher(folder: Path, temporary: str, dashboard: int) -> dict[str, object]:
         "--autoscaling-config=~/ray_bootstrap_config.yaml "
         f"> {folder}/head.log 2>&1 < /dev/null & echo $! > {folder}/{PID}"
     )
-    resources = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
-    return {
-        "cluster_name": "tried",
-        "max_workers": 1,
-        "provider": {
-            "type": "external",
-            "module": "tests.local_machine.LocalMachine",
-            "folder": str(folder),
-            "dashboard_port": dashboard,
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-            "foreground_node_launch": True,
-        },
-        "head_node_type": "head",
-        "available_node_types": {
-            "head": resources,
-            "gpu": {"resources": {"GPU": 1}, "node_config": {}, "min_workers": 1, "max_workers": 1},
-        },
-        "file_mounts": {f"{folder}/copied": "mine.yaml"},
-        "head_start_ray_commands": [start],
-        "worker_start_ray_commands": [],
-        "auth": {},
-        "setup_commands": [],
-        "head_setup_commands": [],
-        "worker_setup_commands": [],
-        "initialization_commands": [],
-        "cluster_synced_files": [],
-        "file_mounts_sync_continuously": False,
-        "idle_timeout_minutes": 1,
-        "upscaling_speed": 1,
-    }
+    return launcher(folder, start, dashboard)
 
 
 @pytest.fixture
@@ -74,7 +44,7 @@ def site(tmp_path: Path) -> Iterator[Path]:
     temporary = tempfile.mkdtemp(prefix="lr-", dir="/tmp")
     (tmp_path / "launchers").mkdir()
     (tmp_path / "launchers/here.yaml").write_text(
-        yaml.safe_dump(launcher(tmp_path, temporary, free_port()))
+        yaml.safe_dump(launcher_file(tmp_path, temporary, free_port()))
     )
     (tmp_path / "launchers/mine.yaml").touch()
     (tmp_path / "store").mkdir()

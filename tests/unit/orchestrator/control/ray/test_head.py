@@ -10,22 +10,8 @@ import pytest
 
 from orchestrator.control.ray.head import dashboard_of, reached, token_here
 from orchestrator.errors import BackendError, RequestError
-from tests.jobs_api import PlayedHead, playing
+from tests.jobs_api import RELAY, PlayedHead, playing
 from tests.unit.orchestrator.recipes import cluster
-
-RELAY = """
-import socket, sys, threading
-def pump(one, other):
-    while data := one.recv(65536):
-        other.sendall(data)
-    other.shutdown(socket.SHUT_WR)
-listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-while True:
-    near, _ = listener.accept()
-    far = socket.create_connection(("127.0.0.1", int(sys.argv[2])))
-    for pair in ((near, far), (far, near)):
-        threading.Thread(target=pump, args=pair, daemon=True).start()
-"""
 
 
 @pytest.fixture(autouse=True)
