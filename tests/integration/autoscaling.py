@@ -195,8 +195,8 @@ def test_a_node_that_was_asked_for_and_forgotten_is_given_back(cloud: RayHead) -
 def test_a_training_goes_on_with_fewer_nodes_and_with_more_again(
     cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
 ) -> None:
-    """3, 2 and 3 ranks of a global batch of 12: the same samples, losses within 1e-4 of each."""
-    steps, batch = 1500, 12 * 32
+    """3, 2 and 3 ranks of a global batch of 12: the same samples, and losses within 1e-4."""
+    steps, batch = 1000, 12 * 32
     words = ["--set", "sweep={}", "--set", f"train.steps={steps}", "--until", "train"]
     words += ["--set", f"train.global_batch_tokens={batch}"]
     words += ["--set", "train.checkpoint.every_steps=200"]
@@ -229,8 +229,7 @@ def test_a_training_goes_on_with_fewer_nodes_and_with_more_again(
     assert [a[0] for a in firsts[1:]] == [a[-1] + 1 for a in firsts[:-1]], "no step twice"
     theirs, ours = (lines_of(s) for s in (fixed, smoke))
     assert [line["sample_hash"] for line in ours] == [line["sample_hash"] for line in theirs]
-    both = [(a["loss"], b["loss"]) for a, b in zip(ours, theirs, strict=True)]
-    worst = max(abs(a - b) / b for a, b in both)
+    worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True))
     assert worst < 1e-4
     print(json.dumps({"nodes": placed, "largest_difference_of_losses": worst}))
     assert smoke.wait_gone() == []
