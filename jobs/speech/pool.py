@@ -65,7 +65,7 @@ _DEATHS = (RayActorError, OutOfMemoryError, DeviceFaultError)
 """How Ray tells that an actor is no more, and how an actor tells that it is of no use."""
 _POLL_S = 1.0
 IDLE_LEAVES_S = 30.0
-"""How long a worker may have nothing to do, before its node may be needed for nothing else."""
+"""Longer than other workers take for the rest of a run after which there is another."""
 
 
 Worker = Callable[[Any], Any]
@@ -106,17 +106,19 @@ class Pool:
         on_failing_node: Callable[[str], None] = lambda _: None,
         awaited: Awaited | None = None,
         selector: Mapping[str, str] | None = None,
+        idle_leaves_s: float = IDLE_LEAVES_S,
     ) -> None:
         """``on_failing_node`` is told, by the scheduler's name, where actors die alone.
 
         ``awaited``: how those are waited for that have no place on a node. ``selector``: labels
         of the nodes that they may be on, as Ray selects by them; all when absent.
+        ``idle_leaves_s``: for how long there may be more of them than items left to do.
         """
         self._size = size
         self._nodes_used = NodesUsed(on_failing_node)
         self._awaited = awaited or Awaited("pool")
         self._draining = DrainingNodes()
-        self._free_since: dict[ActorHandle[Any], float] = {}
+        self._idle_leaves_s, self._surplus_since = idle_leaves_s, time.monotonic()
         actor_class: Any = ray.remote(_Host)
         self._actor_class = actor_class.options(
             num_cpus=size.cpus_per_worker,
@@ -164,13 +166,13 @@ class Pool:
         keep what they made. ``tick`` is called about once a second. Raises RunFailedError when an
         item or the whole pool keeps dying, and what the worker raised.
         """
-        self._queue, self._deaths, self._free_since = deque(items), {}, {}
+        self._queue, self._deaths = deque(items), {}
         try:
             while self._queue or self._running:
                 tick()
                 self._recruit()
                 self._assign(payload, sticky=sticky)
-                self._let_go(keep_free=sticky)
+                self._let_go(keep=sticky)
                 is_held_up = len(self._nodes) < self._size.min_workers
                 self._awaited.look(len(self._starting), is_held_up=is_held_up)
                 yield from self._collect()
@@ -198,27 +200,32 @@ class Pool:
             actor = self._actor_class.remote(*self._worker)
             self._starting[actor.start.remote(self._size.cpus_per_worker)] = actor
 
-    def _let_go(self, *, keep_free: bool) -> None:
-        """End who is not needed any more, so that nodes go idle or never come at all.
+    def _let_go(self, *, keep: bool) -> None:
+        """End who has not been needed for a while, so that nodes go idle or never come at all.
 
         Those of a node that is about to go leave it as soon as they have nothing to do.
         """
+        for actor in [a for a in self._free if self._nodes[a] in self._draining.ids()]:
+            self._dismiss(actor)
         needed = max(len(self._queue) + len(self._running), self._size.min_workers)
         surplus = len(self._nodes) + len(self._starting) - needed
-        latest_first = tuple(self._starting.items())[::-1]
-        for ref, actor in latest_first[: max(0, surplus)]:
+        now = time.monotonic()
+        if keep or surplus <= 0:
+            self._surplus_since = now
+        if now - self._surplus_since <= self._idle_leaves_s:
+            return
+        for ref, actor in tuple(self._starting.items())[::-1][:surplus]:  # the latest first
             del self._starting[ref]
             surplus -= 1
             _kill(actor)
-        now = time.monotonic()
-        self._free_since = {a: self._free_since.get(a, now) for a in self._free}
-        for actor, since in self._free_since.items():
-            is_idle = not keep_free and surplus > 0 and now - since > IDLE_LEAVES_S
-            if is_idle or self._nodes[actor] in self._draining.ids():
-                surplus -= 1
-                self._free.remove(actor)
-                self._forget(actor)
-                _kill(actor)
+        for actor in tuple(self._free)[:surplus]:
+            self._dismiss(actor)
+
+    def _dismiss(self, actor: ActorHandle[Any]) -> None:
+        """End an actor that has nothing to do."""
+        self._free.remove(actor)
+        self._forget(actor)
+        _kill(actor)
 
     def _assign(self, payload: Callable[[Any], Any], *, sticky: bool) -> None:
         """Give every free actor an item, as far as there is one for it."""

@@ -107,6 +107,20 @@ def test_actors_pull_their_work(two_actors: Pool) -> None:
     assert {(threads, variable) for _, threads, variable, _ in results.values()} == {(1, "1")}
 
 
+def test_workers_that_are_not_needed_any_more_leave_and_come_again() -> None:
+    """At the end of a run one of two does the last item; the next run has work for both."""
+    with Pool(Pids, size=TWO, idle_leaves_s=1.0) as pool:
+        while len({r[0] for _, r in pool.run(range(2), lambda _: 0.5)}) < 2:
+            pass
+        last = dict(pool.run([0, 1], lambda item: 6.0 if item == 0 else 0.05))
+        assert set(pool._nodes) == set(pool._free), "nobody else is known"
+        assert len(pool._free) == 1
+        assert pool._starting == {}
+        later = {r[0] for _, r in pool.run(range(30), lambda _: 0.3)}
+        assert last[0][0] in later
+        assert len(later) > 1
+
+
 def test_sticky_items_return_to_the_actor_that_did_them(two_actors: Pool) -> None:
     runs = [two_actors.run(range(6), lambda _: 0.05, sticky=True) for _ in range(2)]
     first, second = ({item: result[0] for item, result in run} for run in runs)
