@@ -29,8 +29,8 @@ TOO_LARGE = (
 def work(attempt: Attempt) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one."""
     pretrain, _ = pretraining(attempt.recipe, attempt.part)
-    with placed(attempt, partial(pretrain_execution, pretrain)) as grows:
-        return driver.train(attempt, rank_config(attempt), TOO_LARGE, grows)
+    with placed(attempt, partial(pretrain_execution, pretrain)) as place:
+        return driver.train(attempt, rank_config(attempt), TOO_LARGE, place)
 
 
 def rank_config(attempt: Attempt) -> RankConfig:

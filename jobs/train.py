@@ -26,8 +26,8 @@ TOO_LARGE = (
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one."""
-    with placed(attempt, partial(execution_of, attempt.recipe.train)) as grows:
-        return driver.train(attempt, rank_config(attempt), TOO_LARGE, grows)
+    with placed(attempt, partial(execution_of, attempt.recipe.train)) as place:
+        return driver.train(attempt, rank_config(attempt), TOO_LARGE, place)
 
 
 def rank_config(attempt: Attempt) -> RankConfig:

@@ -78,9 +78,10 @@ class RayHead:
             assert time.monotonic() < deadline, f"{self.folder}: no head"
             time.sleep(0.5)
 
-    def add_node(self, num_cpus: int) -> None:
-        """Start a node of it, which is told of the cluster and of nothing else."""
-        self._ray("--address", self.address, num_cpus=num_cpus)
+    def add_node(self, num_cpus: int, node_type: str = "") -> None:
+        """Start a node of it, which is told of the cluster, of its type, and of nothing else."""
+        env = {"RAY_NODE_TYPE_NAME": node_type} if node_type else {}
+        self._ray("--address", self.address, num_cpus=num_cpus, env=env)
 
     def kill(self) -> None:
         """SIGKILL to everything that Ray has started, as the end of a machine is."""
@@ -114,7 +115,7 @@ class RayHead:
         for folder in (*self.folders, *left):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _ray(self, *words: str, num_cpus: int) -> None:
+    def _ray(self, *words: str, num_cpus: int, env: Mapping[str, str] | None = None) -> None:
         # Unix socket paths are limited to 107 bytes, and each node on a machine needs its own.
         temporary = Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp"))
         self.folders.append(temporary)
@@ -128,7 +129,7 @@ class RayHead:
                 argv,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self.env_of_nodes(),
+                env={**self.env_of_nodes(), **(env or {})},
                 cwd=self.folder,
             )
         self.processes.append(started)

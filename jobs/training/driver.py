@@ -24,6 +24,7 @@ from typing import Any
 from jobs.attempt import Attempt, StopRequestedError
 from jobs.training import process_ranks, ray_train
 from jobs.training.monitor import RankMonitor
+from jobs.training.placement import Place
 from jobs.training.rank import RankConfig, TrainingSettings
 from jobs.training.tracker_processes import tracked
 from orchestrator.errors import Cause, RequestError, RunFailedError
@@ -51,18 +52,17 @@ def train(
     attempt: Attempt,
     config: RankConfig,
     too_large: str,
-    grows: Callable[[], bool] = lambda: False,
+    place: Place,
 ) -> dict[str, Any]:
     """Train to the last step, from the newest checkpoint where there is one; the artifact's facts.
 
-    ``too_large`` ends the message of a sample that does not fit the device's memory. ``grows``:
-    whether there is room now for more ranks, for which this attempt makes way. Raises
+    ``too_large`` ends the message of a sample that does not fit the device's memory. Raises
     RunFailedError, LeaseHeldError, StopRequestedError; RequestError for such a sample.
     """
     extend(attempt, config)
     with halving_on_oom(attempt, config, too_large), tracked(attempt, config):
-        monitor = RankMonitor(attempt, config, attempt.resources.world_size, grows=grows)
-        run_monitored(lambda: launch(config, attempt), monitor, config.notice_s)
+        monitor = RankMonitor(attempt, config, attempt.resources.world_size, grows=place.grows)
+        run_monitored(lambda: launch(config, attempt, place), monitor, config.notice_s)
     monitor.report()
     if monitor.stopped():
         raise StopRequestedError  # the ranks were warned, and nobody warned us
@@ -129,14 +129,14 @@ def max_micro_batch(attempt: Attempt) -> int | None:
     return int(attempt.out.read_json(FITS)["max_micro_batch"])
 
 
-def launch(config: RankConfig, attempt: Attempt) -> None:
+def launch(config: RankConfig, attempt: Attempt, place: Place) -> None:
     """Run all ranks to their end with the cluster's launcher. Raises RunFailedError."""
     if attempt.cluster.rank_launcher == "ray_train":
         ray_train.launch(
             config,
             attempt.resources,
             ray_address=attempt.ray_address,
-            selector=attempt.cluster.node_selector("training"),
+            selectors=place.selectors,
         )
     else:
         process_ranks.launch(config, attempt.resources, attempt.event)

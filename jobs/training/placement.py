@@ -3,13 +3,16 @@
 An attempt has one number of nodes from its begin to its end: of those that divide the global batch
 the most that are there. While it has fewer than it may have, room for the next size stays asked
 for, which an autoscaler acts upon; once it is there, the attempt saves and makes way for another.
+Rank 0 has a node that no cloud takes back, where there is one: without it the others cannot go on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.attempt import Attempt
@@ -17,37 +20,79 @@ from jobs.awaited import Awaited, awaited
 from jobs.ray_session import session
 from jobs.training.ray_train import per_rank
 from orchestrator.errors import RequestError
-from orchestrator.spec.cluster import Resources
+from orchestrator.spec.cluster import NODE_GROUP, Resources, of_types
 
-Grows = Callable[[], bool]
 _LOOK_EVERY_S = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the ranks of an attempt are."""
+
+    grows: Callable[[], bool] = lambda: False
+    """Whether there is room for more of them now."""
+    selectors: tuple[Mapping[str, str], ...] = ()
+    """Labels of the nodes that each may be on, by rank, as Ray selects by them; empty for any."""
+
+
 @contextmanager
-def placed(attempt: Attempt, split: Callable[[int], object]) -> Iterator[Grows]:
-    """Give the attempt the nodes that there are; whether there is room for more of them now.
+def placed(attempt: Attempt, split: Callable[[int], object]) -> Iterator[Place]:
+    """Give the attempt the nodes that there are.
 
     ``split`` raises RequestError for a number of ranks that cannot share a batch. Other clusters
     are as large as they are. Raises RunFailedError when no nodes come in time.
     """
     if not attempt.cluster.nodes_come_and_go:
-        yield lambda: False
+        yield Place()
         return
-    sizes = dividing(attempt.resources.sizes, split)
-    wait_s, selector = (
-        attempt.cluster.retry.resize_wait_s,
-        attempt.cluster.node_selector("training"),
-    )
+    cluster = attempt.cluster
+    sizes, any_of = dividing(attempt.resources.sizes, split), cluster.node_selector("training")
     with session(attempt.ray_address, num_cpus=0, log_to_driver=False):
-        number = await_room(sizes, awaited(attempt), wait_s, selector)
-        attempt.resources = sizes[number]
-        if len(sizes) > 1:
-            attempt.event("placed", nodes=attempt.resources.max_nodes)
-        more = More(sizes, number, selector)
+        room = Room(sizes[0], sizes[0].max_nodes, any_of)
         try:
-            yield more.is_there
+            number = await_room(room, sizes, awaited(attempt), cluster.retry.resize_wait_s)
+            size, kept = sizes[number], cluster.on_demand_types
+            first = of_types(kept) if has_room(kept, size, room.ranks_held()) else any_of
+        finally:
+            room.leave()  # for that of Ray Train
+        attempt.resources = size
+        if len(sizes) > 1:
+            attempt.event("placed", nodes=size.max_nodes)
+        more = More(sizes, number, any_of)
+        try:
+            yield Place(grows=more.is_there, selectors=selectors(size, first, any_of))
         finally:
             more.leave()
+
+
+def selectors(
+    size: Resources, first: Mapping[str, str], any_of: Mapping[str, str]
+) -> tuple[Mapping[str, str], ...]:
+    """Labels by rank: those of the first node, and those of all others."""
+    if not (first or any_of):
+        return ()
+    here = size.local_world_size
+    return (*[first] * here, *[any_of] * (size.world_size - here))
+
+
+def has_room(types: Collection[str], size: Resources, held: Mapping[str, int]) -> bool:
+    """Whether a node of these types has room for a node's ranks.
+
+    ``held``: how many ranks each node has room for that is held for them.
+    """
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    ids = [n["NodeID"] for n in nodes if n["Alive"] and n["Labels"].get(NODE_GROUP) in types]
+    free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    needed = per_rank(size)
+
+    def num_ranks(node: str) -> float:
+        fits = (free.get(node, {}).get(name, 0.0) // amount for name, amount in needed.items())
+        return held.get(node, 0) + min(fits)
+
+    return any(num_ranks(node) >= size.local_world_size for node in ids)
 
 
 def dividing(sizes: Sequence[Resources], split: Callable[[int], object]) -> tuple[Resources, ...]:
@@ -121,6 +166,14 @@ class Room:
         """Whether all have it."""
         return self.nodes_there() == len(self._groups)
 
+    def ranks_held(self) -> Counter[str]:
+        """How many ranks there is room for on each node, by its id."""
+        import ray
+
+        tables = [ray.util.placement_group_table(group) for group in self._groups]
+        there = (table for table in tables if table["state"] == "CREATED")
+        return Counter(node for table in there for node in table["bundles_to_node_id"].values())
+
     def leave(self) -> None:
         """Ask for it no more, and give it to whoever asks next."""
         import ray
@@ -129,27 +182,21 @@ class Room:
             ray.util.remove_placement_group(group)
 
 
-def await_room(
-    sizes: Sequence[Resources], awaited: Awaited, wait_s: float, selector: Mapping[str, str]
-) -> int:
+def await_room(room: Room, sizes: Sequence[Resources], awaited: Awaited, wait_s: float) -> int:
     """Which of the sizes, largest first, has room: at first the largest, after a while any.
 
-    Ray Train gives up soon where nodes must be started first, and does not say why there are none.
-    Raises RunFailedError when none has any in time.
+    ``room``: for the largest. Ray Train gives up soon where nodes must be started first, and does
+    not say why there are none. Raises RunFailedError when none has any in time.
     """
     began, largest = time.monotonic(), sizes[0]
-    room = Room(largest, largest.max_nodes, selector)
-    try:
-        while (there := room.nodes_there()) < largest.max_nodes:
-            missing = (largest.max_nodes - there) * largest.local_world_size
-            awaited.look(missing, is_held_up=there < sizes[-1].max_nodes)
-            fits = [n for n, size in enumerate(sizes) if size.max_nodes <= there]
-            if fits and time.monotonic() - began > wait_s:
-                break
-            time.sleep(_LOOK_EVERY_S)
-        else:
-            fits = [0]
-        awaited.look(0, is_held_up=False)  # nothing waits any more
-        return fits[0]
-    finally:
-        room.leave()  # for that of Ray Train
+    while (there := room.nodes_there()) < largest.max_nodes:
+        missing = (largest.max_nodes - there) * largest.local_world_size
+        awaited.look(missing, is_held_up=there < sizes[-1].max_nodes)
+        fits = [n for n, size in enumerate(sizes) if size.max_nodes <= there]
+        if fits and time.monotonic() - began > wait_s:
+            break
+        time.sleep(_LOOK_EVERY_S)
+    else:
+        fits = [0]
+    awaited.look(0, is_held_up=False)  # nothing waits any more
+    return fits[0]

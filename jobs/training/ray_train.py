@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,11 +30,15 @@ from orchestrator.spec.cluster import Resources
 
 
 def launch(
-    config: RankConfig, resources: Resources, *, ray_address: str, selector: Mapping[str, str]
+    config: RankConfig,
+    resources: Resources,
+    *,
+    ray_address: str,
+    selectors: Sequence[Mapping[str, str]],
 ) -> None:
     """Run all ranks to their end, on the Ray cluster at an address or on one of our own.
 
-    ``selector``: labels of the nodes that they may be on, as Ray selects by them; empty for all.
+    ``selectors``: labels of the nodes that each may be on, as Ray selects by them; empty for all.
     Raises RunFailedError when any of them fails.
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -50,7 +54,7 @@ def launch(
         session(ray_address, num_cpus, log_to_driver=False),
     ):
         try:
-            _trainer(config, resources, records, selector).fit()
+            _trainer(config, resources, records, selectors).fit()
         except TrainingFailedError as error:
             raise failure(config, resources.world_size, failed_ranks(error)) from None
 
@@ -62,7 +66,7 @@ def per_rank(resources: Resources) -> dict[str, float]:
 
 
 def _trainer(
-    config: RankConfig, resources: Resources, records: str, selector: Mapping[str, str]
+    config: RankConfig, resources: Resources, records: str, selectors: Sequence[Mapping[str, str]]
 ) -> Any:
     """A trainer that keeps its own records in a local folder.
 
@@ -81,7 +85,7 @@ def _trainer(
         scaling_config=ScalingConfig(
             num_workers=resources.world_size,
             use_gpu=config.device == "cuda",
-            label_selector=dict(selector) or None,  # type: ignore[call-arg]  # of version 2
+            label_selector=[dict(s) for s in selectors] or None,  # type: ignore[call-arg]  # of version 2
             resources_per_worker=per_rank(resources),
         ),
         backend_config=SharedDevicesConfig(),

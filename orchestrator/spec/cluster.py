@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
@@ -318,6 +318,11 @@ NODE_GROUP = "ray.io/node-group"
 """Label that Ray itself gives to each node of a cluster that it launches: the node's type."""
 
 
+def of_types(names: Iterable[str]) -> dict[str, str]:
+    """What Ray selects the nodes of some types by."""
+    return {NODE_GROUP: f"in({','.join(names)})"}
+
+
 class NodeType(Spec):
     """What a node of one type has for runs, what it is for and costs; the launcher starts it."""
 
@@ -624,7 +629,15 @@ class Cluster(Spec):
         """Labels of the nodes that are for a use, as Ray selects by them; empty where all are."""
         types = self.ray.node_types if self.nodes_come_and_go else {}
         names = [name for name, t in types.items() if use in t.used_for]
-        return {NODE_GROUP: f"in({','.join(names)})"} if len(names) < len(types) else {}
+        return of_types(names) if len(names) < len(types) else {}
+
+    @property
+    def on_demand_types(self) -> tuple[str, ...]:
+        """Types for training that no cloud takes back, where it takes others; else none."""
+        types = self.ray.node_types.items() if self.nodes_come_and_go else ()
+        is_spot = {name: t.spot for name, t in types if "training" in t.used_for}
+        kept = tuple(name for name, spot in is_spot.items() if not spot)
+        return kept if len(kept) < len(is_spot) else ()
 
     @property
     def data_locations(self) -> tuple[str, ...]:

@@ -7,15 +7,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestrator.backends.base import Job
 from orchestrator.backends.ray_jobs import RayJobs
 from orchestrator.errors import BackendError
+from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState
+from orchestrator.ledger.storage import Storage
 from tests.ray_head import RayHead
 from tests.ray_provider import REFUSED
 from tests.smoke import Smoke
+from tests.training import wait_for as wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray_cluster]
 TIMEOUT_S = 300
@@ -123,6 +127,30 @@ def test_a_cluster_that_never_gets_its_nodes_says_why(material: Path, tmp_path: 
     assert (attempt["cause"], attempt["action"]) == ("no_nodes", "stop")
     assert attempt["message"].startswith("targets: no node came in 0.4 min for 1 of its workers: ")
     assert words in attempt["message"]
+
+
+def test_rank_0_is_on_a_node_that_no_cloud_takes_back(
+    head: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    """Of two ranks, on three nodes of which the last to come is the only one on demand."""
+    types = {name: {"mem_gb": 1, "cpus": 1, "max_nodes": 2} for name in ("spot", "kept")}
+    types["spot"]["spot"] = True
+    for name in ("spot", "spot", "kept"):
+        head.add_node(1, name)
+    ray = {"address": head.url, "node_types": types}
+    smoke = on(head, tmp_path / "s", material, ray=ray, resources={"train": {"nodes": 2}})
+    smoke.take_artifacts(calm[0], "train", "perplexity", "continuations")
+    run = smoke.submit(*("--set", "sweep={}", "--set", "train.steps=100000", "--until", "train"))
+    folder = RunFolder(Storage(f"{smoke.folder}/store/runs/{run}"))
+    train = next(i for i in folder.plan().leaders if i.stage == "train")
+    wait_until(lambda: folder.attempts(train.id), "its attempt")
+    attempt = folder.attempts(train.id)[0]
+    wait_until(lambda: list(attempt.steps()), "its first step")
+    beats = [attempt.storage.read_json(f"beats/rank-{rank:05d}.json") for rank in (0, 1)]
+    ranks = [psutil.Process(beat["process"]["pid"]) for beat in beats]
+    assert [r.environ()["RAY_NODE_TYPE_NAME"] for r in ranks] == ["kept", "spot"]
+    smoke.orchestrator("cancel", run)
+    assert smoke.wait_gone() == []
 
 
 def _of_the_api(head: RayHead) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.training.placement import dividing
+from jobs.training.placement import dividing, selectors
 from orchestrator.errors import RequestError
 from orchestrator.spec.cluster import Resources
 
@@ -36,3 +36,11 @@ def test_where_none_divides_the_largest_is_the_fault() -> None:
     resources = Resources.model_validate({"nodes": {"min": 7, "max": 8}})
     with pytest.raises(RequestError, match="8 ranks cannot share 12"):
         dividing(resources.sizes, of_twelve)
+
+
+def test_the_ranks_of_the_first_node_have_labels_of_their_own() -> None:
+    size = Resources.model_validate({"nodes": 3, "ranks_per_node": 2})
+    first, other = {"type": "in(kept)"}, {"type": "in(kept,spot)"}
+    assert selectors(size, first, other) == (first, first, other, other, other, other)
+    assert selectors(size, {}, {}) == ()
+    assert selectors(size, first, {}) == (first, first, {}, {}, {}, {})

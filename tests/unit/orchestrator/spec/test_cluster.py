@@ -82,6 +82,23 @@ def test_node_types_have_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    ("spots", "kept"),
+    [
+        ({"a": True, "b": False}, ("b",)),
+        ({"a": True, "b": True}, ()),
+        ({"a": False, "b": False}, ()),
+        ({}, ()),
+    ],
+)
+def test_on_demand_types_are_those_that_a_cloud_leaves_where_it_takes_others(
+    spots: dict[str, bool], kept: tuple[str, ...]
+) -> None:
+    types = {name: {"mem_gb": 1, "spot": spot} for name, spot in spots.items()}
+    types["head"] = {"mem_gb": 1, "used_for": []}
+    assert ray(node_types=types).on_demand_types == kept
+
+
+@pytest.mark.parametrize(
     ("settings", "problem"),
     [
         ({"node_types": {"a": {}}}, "ray.node_types.a.mem_gb: missing; give it a value"),
