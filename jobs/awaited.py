@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from jobs.attempt import Attempt
 from jobs.ray_nodes import cluster_state
 from orchestrator.errors import Cause, RunFailedError
+from orchestrator.ledger.refusals import MONITOR_LOG, refusals
 
 SHOWN_AFTER_S = 10.0
 ASKED_EVERY_S = 10.0
 _ANSWER_TIMEOUT_S = 5.0
-_LOG_TAIL_BYTES = 200_000
-_REFUSED = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.+)")
-"""What Ray's monitor writes into its log; its state keeps the type and not the words."""
 
 log = logging.getLogger(__name__)
 
@@ -106,19 +102,19 @@ def why_waiting() -> str:
     """Why what was asked of this process's Ray cluster is not there; never raises."""
     try:
         state, logs = cluster_state(_ANSWER_TIMEOUT_S)
-        return in_words(state, words_of_the_cloud(logs / "monitor.log"))
+        return in_words(state, refusals(logs / MONITOR_LOG))
     except Exception as error:  # noqa: BLE001 (Ray raises of every kind, and this is only told)
         return f"Ray does not say why ({error})"
 
 
-def in_words(reply: Any, refusals: Mapping[str, str]) -> str:
+def in_words(reply: Any, refused: Mapping[str, str]) -> str:
     """What Ray's state of the cluster says of demand that is not met.
 
-    ``reply``: GetClusterStatusReply. ``refusals``: node type to what the cloud last said of it.
+    ``reply``: GetClusterStatusReply. ``refused``: node type to what the cloud last said of it.
     """
     scaler, cluster = reply.autoscaling_state, reply.cluster_resource_state
     words = [
-        *_refused(scaler.failed_instance_requests, refusals),
+        *_refused(scaler.failed_instance_requests, refused),
         *_counted("asked for", scaler.pending_instance_requests),
         *_counted("starting", scaler.pending_instances),
         *(f"no room for {_bundle(r)}" for r in scaler.infeasible_resource_requests),
@@ -135,21 +131,10 @@ def in_words(reply: Any, refusals: Mapping[str, str]) -> str:
     return f"no room{what} on the cluster's {len(cluster.node_states)} nodes"
 
 
-def words_of_the_cloud(log_file: Path) -> dict[str, str]:
-    """Node type to why it was refused last, as the monitor's log on this machine has it."""
-    try:
-        with log_file.open("rb") as file:
-            file.seek(max(0, log_file.stat().st_size - _LOG_TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:  # the head is another machine
-        return {}
-    return {match[1]: match[2].strip() for match in _REFUSED.finditer(text)}
-
-
-def _refused(failed: Iterable[Any], refusals: Mapping[str, str]) -> Iterator[str]:
+def _refused(failed: Iterable[Any], refused: Mapping[str, str]) -> Iterator[str]:
     for name in dict.fromkeys(request.ray_node_type_name for request in failed):
         said = [r.reason for r in failed if r.ray_node_type_name == name and r.reason]
-        words = refusals.get(name) or next(reversed(said), "")
+        words = refused.get(name) or next(reversed(said), "")
         yield f"the cloud gives no {name}" + (f" ({words})" if words else "")
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import time
 import uuid
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ from orchestrator.control.executor import NodeCount
 from orchestrator.control.job import venv_python, with_setup
 from orchestrator.control.supervised import last_line
 from orchestrator.errors import BackendError
+from orchestrator.ledger.refusals import MONITOR_LOG, refusals
 from orchestrator.spec.cluster import Cluster
 
 MODULE = "orchestrator.control.ray.nodes"
 TIMEOUT_S = 60.0
 _LOOK_EVERY_S = 0.3
 _NO_TYPE = "of no type"
-_LOG_TAIL_CHARS = 200_000
-_REFUSED = re.compile(r"Failed to launch \d+ nodes of type (\S+): (.+)")
 
 
 def nodes_of(
@@ -61,12 +59,11 @@ def nodes_of(
         ) from None
 
 
-def counted(status: Any, monitor_log: str = "") -> list[NodeCount]:
+def counted(status: Any, refused: Mapping[str, str]) -> list[NodeCount]:
     """The counts of a ``ray.autoscaler.v2.schema.ClusterStatus``, in the order of their names.
 
-    Why a launch failed stands in the monitor's log; the status often has the type alone.
+    ``refused``: node type to why; the status often has the type alone.
     """
-    refusals = dict(_REFUSED.findall(monitor_log))
     alive: dict[str, int] = defaultdict(int)
     pending: dict[str, int] = defaultdict(int)
     problems: dict[str, list[str]] = defaultdict(list)
@@ -78,7 +75,7 @@ def counted(status: Any, monitor_log: str = "") -> list[NodeCount]:
         pending[launch.ray_node_type_name] += launch.count
     for launch in status.failed_launches:
         name = launch.ray_node_type_name
-        said = launch.details or refusals.get(name) or "no reason is known"
+        said = launch.details or refused.get(name) or "no reason is known"
         problems[name].append(" ".join(said.split()))
     return [
         NodeCount(
@@ -96,22 +93,20 @@ def main() -> int:
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     address = os.environ["RAY_ADDRESS"]
-    counts = counted(get_cluster_status(address), _monitor_log(address))
+    counts = counted(get_cluster_status(address), _refused(address))
     sys.stdout.write(json.dumps([asdict(count) for count in counts]) + "\n")
     return 0
 
 
-def _monitor_log(address: str) -> str:
-    """The end of what the autoscaler has logged on this machine; empty where it is elsewhere."""
+def _refused(address: str) -> dict[str, str]:
+    """Node type to why it was refused last; empty where the head is another machine."""
     from ray import _raylet
 
     raylet: Any = _raylet  # has no types
     nodes = raylet.GcsClient(address=address).get_all_node_info().values()
     folders = (getattr(n, "session_dir", "") for n in nodes if getattr(n, "is_head_node", False))
-    for log in (Path(folder, "logs", "monitor.log") for folder in folders if folder):
-        with suppress(OSError):
-            return log.read_text(errors="replace")[-_LOG_TAIL_CHARS:]
-    return ""
+    logs = (Path(folder, "logs", MONITOR_LOG) for folder in folders if folder)
+    return next((found for log in logs if (found := refusals(log))), {})
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.core.generated import autoscaler_pb2
 
-from jobs.awaited import ASKED_EVERY_S, SHOWN_AFTER_S, Awaited, in_words, words_of_the_cloud
+from jobs.awaited import ASKED_EVERY_S, SHOWN_AFTER_S, Awaited, in_words
 from orchestrator.errors import Cause, RunFailedError
 
 protocol: Any = autoscaler_pb2
@@ -82,7 +81,7 @@ def reply(**state: Any) -> Any:
     )
 
 
-def test_each_state_of_the_autoscaler_has_its_words(tmp_path: Path) -> None:
+def test_each_state_of_the_autoscaler_has_its_words() -> None:
     big = protocol.ResourceRequest(resources_bundle={"CPU": 64})
     selector = protocol.BundleSelector(resource_requests=[big])
     failed = protocol.FailedInstanceRequest(ray_node_type_name="p4d", count=1)
@@ -106,11 +105,5 @@ def test_each_state_of_the_autoscaler_has_its_words(tmp_path: Path) -> None:
     }
     for words, state in states.items():
         assert in_words(reply(**state), {}) == words
-    monitor = tmp_path / "monitor.log"
-    monitor.write_text(
-        "2026 INFO -- Failed to launch 1 nodes of type p4d: quota\n"
-        "2026 INFO -- Failed to launch 2 nodes of type p4d: InsufficientInstanceCapacity\n"
-    )
-    said = in_words(reply(failed_instance_requests=[failed]), words_of_the_cloud(monitor))
-    assert said == "the cloud gives no p4d (InsufficientInstanceCapacity)"
-    assert words_of_the_cloud(tmp_path / "absent") == {}
+    said = in_words(reply(failed_instance_requests=[failed]), {"p4d": "no capacity"})
+    assert said == "the cloud gives no p4d (no capacity)"

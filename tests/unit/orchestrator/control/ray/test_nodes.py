@@ -46,16 +46,15 @@ COUNTS = [
 
 
 def test_counts() -> None:
-    assert counted(STATUS) == COUNTS
+    assert counted(STATUS, {}) == COUNTS
 
 
-def test_the_monitors_log_says_why_where_the_status_does_not() -> None:
-    log = (
-        "E Failed to launch 1 nodes of type spot: old\n"
-        "E Failed to launch 3 nodes of type spot: quota of 8\nE more\n"
+def test_what_was_logged_says_why_where_the_status_does_not() -> None:
+    assert counted(STATUS, {"spot": "quota of 8"})[-1].problems == (
+        "no capacity in a",
+        "quota of 8",
     )
-    assert counted(STATUS, log)[-1].problems == ("no capacity in a", "quota of 8")
-    assert counted(STATUS, "E Failed to launch 1 nodes of type gpu: x")[-1] == COUNTS[-1]
+    assert counted(STATUS, {"gpu": "x"})[-1] == COUNTS[-1]
 
 
 def ask(head: PlayedHead, **settings: Any) -> tuple[NodeCount, ...]:
