@@ -14,12 +14,14 @@ from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.executor import Check, LaunchedCluster, Request
 from orchestrator.control.job import venv_python, with_setup
 from orchestrator.control.ray.head import address_of, reached, token_here
+from orchestrator.control.ray.idle_nodes import idle_nodes, in_words, least_of
 from orchestrator.control.ray.launched import LaunchedRay
 from orchestrator.control.ray.node_types import too_large
+from orchestrator.control.ray.nodes import nodes_of
 from orchestrator.control.ray.supervisor import MODULE
 from orchestrator.control.requirements import version_of
 from orchestrator.control.supervised import CANCEL_SLACK_S, SupervisedExecutor, last_line
-from orchestrator.errors import OrchestratorError, RequestError
+from orchestrator.errors import BackendError, OrchestratorError, RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Plan
@@ -87,7 +89,7 @@ class RayExecutor(SupervisedExecutor):
         try:
             with reached(cluster) as jobs:
                 theirs, is_open = jobs.version(), jobs.is_open()
-                orphans = _orphans(jobs, cluster)
+                orphans, idle = _orphans(jobs, cluster), _idle(jobs, cluster)
         except OrchestratorError as error:
             yield Check("ray", False, str(error))
             return
@@ -101,6 +103,8 @@ class RayExecutor(SupervisedExecutor):
             words = ", ".join(f"`ray job stop {tag}`" for tag in orphans)
             detail = f"of no run of this store that is at work: {words}"
             yield Check("ray jobs", False, detail, is_optional=True)
+        if idle:
+            yield Check("ray nodes", False, idle, is_optional=True)
 
 
 def _orphans(jobs: RayJobs, cluster: Cluster) -> list[str]:
@@ -116,3 +120,21 @@ def _orphans(jobs: RayJobs, cluster: Cluster) -> list[str]:
         if tag.startswith(f"{name}-s")
         if name not in known or not RunFolder(store.run_storage(name)).live_supervisor()
     ]
+
+
+def _idle(jobs: RayJobs, cluster: Cluster) -> str:
+    """What to say of nodes with accelerators that do nothing, and that no run at work gives back.
+
+    Empty where there are none, or the cluster file names no types.
+    """
+    least = least_of(cluster.ray)
+    if not least or any(tag.startswith(f"{run}-s") for tag, run in jobs.running().items()):
+        return ""
+    try:
+        nodes = nodes_of(jobs, cluster).there
+    except BackendError as error:
+        return str(error)
+    found = idle_nodes(nodes, 60 * cluster.ray.idle_release_min, least)
+    words = ", ".join(in_words(node) for node in found)
+    remedy = "end them, or submit a run, which gives them back"
+    return f"no run is at work, and {words}; {remedy}" if found else ""

@@ -5,12 +5,24 @@ Ray is imported only here, at the first question: it is installed where heads an
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 _TIMEOUT_S = 5.0
 
 Reason = Literal["PREEMPTION", "IDLE_TERMINATION"]
 """Why a node is drained. Ray may refuse the second, where the node is in use again."""
+
+
+class Node(NamedTuple):
+    """A node of the cluster, as the head knows it."""
+
+    id: str
+    """In hex."""
+    type: str
+    gpus: float
+    """Accelerators on it."""
+    idle_s: float
+    """How long it has done nothing; 0 for one at work."""
 
 
 class Gcs:
@@ -25,16 +37,11 @@ class Gcs:
         self._protocol: Any = autoscaler_pb2
         self._client: Any = raylet.GcsClient(address=address)
 
-    @property
-    def idle(self) -> int:
-        """The number of the state of nodes that do nothing."""
-        return int(self._protocol.NodeStatus.IDLE)
-
-    def nodes(self) -> Any:
-        """The nodes: a list of Ray's NodeState."""
+    def nodes(self) -> list[Node]:
+        """The nodes that are there."""
         reply = self._protocol.GetClusterStatusReply()
         reply.ParseFromString(self._client.get_cluster_status(timeout_s=_TIMEOUT_S))
-        return reply.cluster_resource_state.node_states
+        return nodes_in(reply, self._protocol.NodeStatus.IDLE)
 
     def drain(self, node_id: str, reason: Reason, message: str, ends_at_ms: int) -> str:
         """Give a node nothing new; why that is refused, empty where it is not.
@@ -49,3 +56,16 @@ class Gcs:
     def withdraw_requests(self) -> None:
         """Take back what programs have asked of the autoscaler, which would outlive them."""
         self._client.request_cluster_resource_constraint([], [], [], timeout_s=_TIMEOUT_S)
+
+
+def nodes_in(reply: Any, idle: int) -> list[Node]:
+    """The nodes of Ray's GetClusterStatusReply; ``idle``: its number for those at no work."""
+    return [
+        Node(
+            id=state.node_id.hex(),
+            type=state.ray_node_type_name,
+            gpus=state.total_resources.get("GPU", 0.0),
+            idle_s=state.idle_duration_ms / 1000 if state.status == idle else 0.0,
+        )
+        for state in reply.cluster_resource_state.node_states
+    ]

@@ -11,10 +11,9 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from orchestrator.control.ray.gcs import Gcs
+from orchestrator.control.ray.gcs import Gcs, Node
 from orchestrator.spec.cluster import Ray
 
 _LOOK_EVERY_S = 60.0
@@ -30,7 +29,7 @@ class IdleNodes:
         """``address``: ``host:port`` of the head's Ray."""
         self._address, self._every_s = address, every_s
         self._after_s = 60 * ray.idle_release_min
-        self._least = {name: t.min_nodes for name, t in ray.node_types.items()}
+        self._least = least_of(ray)
         self._looked_at = -math.inf
         self._said = ""
 
@@ -49,32 +48,36 @@ class IdleNodes:
 
     def _give_back(self) -> None:
         head = Gcs(self._address)
-        if not (idle := idle_nodes(head.nodes(), self._after_s, self._least, head.idle)):
+        if not (idle := idle_nodes(head.nodes(), self._after_s, self._least)):
             return
         head.withdraw_requests()
-        for node_id, what in idle.items():
-            refused = head.drain(node_id, "IDLE_TERMINATION", _REASON, 0)
-            log.warning("ray: %s: %s", what, "is in use again" if refused else "given back")
+        for node in idle:
+            refused = head.drain(node.id, "IDLE_TERMINATION", _REASON, 0)
+            end = "is in use again" if refused else "given back"
+            log.warning("ray: %s: %s", in_words(node), end)
 
 
-def idle_nodes(
-    nodes: Iterable[Any], after_s: float, least: Mapping[str, int], idle: int
-) -> dict[str, str]:
-    """Ids, in hex, of nodes with accelerators that have idled for too long, and what they are.
+def least_of(ray: Ray) -> dict[str, int]:
+    """How many nodes of each type stay, whatever they do."""
+    return {name: t.min_nodes for name, t in ray.node_types.items()}
 
-    ``nodes``: Ray's NodeStates. ``least``: how many of each type stay whatever they do; other types
-    are left alone. ``idle``: Ray's number for nodes that do nothing.
+
+def idle_nodes(nodes: Sequence[Node], after_s: float, least: Mapping[str, int]) -> list[Node]:
+    """Those with accelerators that have idled for too long.
+
+    ``least``: how many of each type stay whatever they do; other types are left alone.
     """
-    nodes = list(nodes)
-    spare = Counter(node.ray_node_type_name for node in nodes)
+    spare = Counter(node.type for node in nodes)
     spare.subtract(least)
-    found = {}
+    found = []
     for node in nodes:
-        name, gpus = node.ray_node_type_name, node.total_resources.get("GPU", 0.0)
-        idle_s = node.idle_duration_ms / 1000
-        is_idle = node.status == idle and gpus and idle_s > after_s
-        if is_idle and name in least and spare[name] > 0:
-            spare[name] -= 1
-            what = f"a {name} with {gpus:g} GPUs has idled for {idle_s / 60:.0f} min"
-            found[node.node_id.hex()] = what
+        is_idle = node.gpus and node.idle_s > after_s
+        if is_idle and node.type in least and spare[node.type] > 0:
+            spare[node.type] -= 1
+            found.append(node)
     return found
+
+
+def in_words(node: Node) -> str:
+    """What it is, and for how long it has idled."""
+    return f"a {node.type} with {node.gpus:g} GPUs has idled for {node.idle_s / 60:.0f} min"

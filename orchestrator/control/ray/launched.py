@@ -56,7 +56,7 @@ class LaunchedRay:
         """How it stands. Raises BackendError where its head does not answer."""
         with reached(self._cluster) as jobs:
             head = f"{jobs.url} answers, Ray {jobs.version()}"
-            found = {count.type: count for count in nodes_of(jobs, self._cluster)}
+            found = {count.type: count for count in nodes_of(jobs, self._cluster).counts}
         absent = (n for n in self._cluster.ray.node_types if n not in found)
         return ClusterState(
             head=head, nodes=(*found.values(), *(NodeCount(type=name) for name in absent))

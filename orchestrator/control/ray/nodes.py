@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster by their type, as its autoscaler sees them.
+"""The nodes of a Ray cluster, as its autoscaler counts them and as its head knows them.
 
 A command on the head asks it: the dashboard tells of no launch that failed.
 """
@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.backends.base import Job
 from orchestrator.backends.ray_jobs import RayJobs
 from orchestrator.control.executor import NodeCount
 from orchestrator.control.job import venv_python, with_setup
+from orchestrator.control.ray.gcs import Gcs, Node
 from orchestrator.control.supervised import last_line
 from orchestrator.errors import BackendError
 from orchestrator.ledger.refusals import MONITOR_LOG, refusals
@@ -31,10 +32,16 @@ _LOOK_EVERY_S = 0.3
 _NO_TYPE = "of no type"
 
 
-def nodes_of(
-    jobs: RayJobs, cluster: Cluster, *, timeout_s: float = TIMEOUT_S
-) -> tuple[NodeCount, ...]:
-    """How many there are of each type, and how many do not come. Raises BackendError."""
+class Nodes(NamedTuple):
+    """What a head tells of them."""
+
+    counts: tuple[NodeCount, ...]
+    """How many there are of each type, and how many do not come."""
+    there: tuple[Node, ...]
+
+
+def nodes_of(jobs: RayJobs, cluster: Cluster, *, timeout_s: float = TIMEOUT_S) -> Nodes:
+    """Those of a cluster. Raises BackendError."""
     python = venv_python(cluster.environment) or "python"
     job = Job(
         name="nodes",
@@ -51,7 +58,9 @@ def nodes_of(
     said = last_line(jobs.log(ref))
     jobs.forget(ref)
     try:
-        return tuple(NodeCount(**{**c, "problems": tuple(c["problems"])}) for c in json.loads(said))
+        told = json.loads(said)
+        counts = (NodeCount(**{**c, "problems": tuple(c["problems"])}) for c in told["counts"])
+        return Nodes(tuple(counts), tuple(Node(**node) for node in told["there"]))
     except (ValueError, TypeError, KeyError):
         raise BackendError(
             f"ray: the head does not tell its nodes ({said or status.detail}); install this "
@@ -89,12 +98,14 @@ def counted(status: Any, refused: Mapping[str, str]) -> list[NodeCount]:
 
 
 def main() -> int:
-    """Print the counts of this job's cluster as one line of JSON."""
+    """Print those of this job's cluster as one line of JSON."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     address = os.environ["RAY_ADDRESS"]
     counts = counted(get_cluster_status(address), _refused(address))
-    sys.stdout.write(json.dumps([asdict(count) for count in counts]) + "\n")
+    there = [node._asdict() for node in Gcs(address).nodes()]
+    told = {"counts": [asdict(count) for count in counts], "there": there}
+    sys.stdout.write(f"{json.dumps(told)}\n")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,31 @@ def test_a_job_of_no_live_run_is_found(tmp_path: Path, head: PlayedHead) -> None
     run.begin_supervisor(process=Process.current().__dict__)
     (found,) = (c for c in RayExecutor().checks(where) if c.name == "ray jobs")
     assert found.detail.endswith("at work: `ray job stop gone-s0002`")
+
+
+def test_nodes_of_no_live_run_are_found(tmp_path: Path, head: PlayedHead) -> None:
+    types = {"gpu": {"mem_gb": 1, "gpus": 8, "max_nodes": 2}}
+    ray = {"address": head.url, "node_types": types}
+    where = cluster(str(tmp_path), backend="ray", ray=ray)
+    there = {"id": "ab", "type": "gpu", "gpus": 8.0, "idle_s": 660.0}
+
+    def answer(job: dict[str, Any]) -> None:
+        job.update(status="SUCCEEDED", logs=json.dumps({"counts": [], "there": [there]}))
+
+    def told() -> list[str]:
+        return [c.detail for c in RayExecutor().checks(where) if c.name == "ray nodes"]
+
+    head.on_submit = answer
+    assert told() == [
+        "no run is at work, and a gpu with 8 GPUs has idled for 11 min; end them, or submit a run, "
+        "which gives them back"
+    ]
+    there["idle_s"] = 300.0
+    assert told() == [], "its autoscaler may end it yet"
+    there["idle_s"] = 660.0
+    head.on_submit = bool
+    RayJobs(head.url, "t0k3n").submit(
+        Job(name="small", argv=("sleep", "9"), log=Path("l"), tag="small-s0001")
+    )
+    head.on_submit = answer
+    assert told() == [], "the run gives it back"

@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import pytest
-from ray.core.generated import autoscaler_pb2
 
-from orchestrator.control.ray.idle_nodes import IdleNodes, idle_nodes
+from orchestrator.control.ray.gcs import Node
+from orchestrator.control.ray.idle_nodes import IdleNodes, idle_nodes, in_words
 from orchestrator.spec.cluster import NodeType, Ray
 
-protocol: Any = autoscaler_pb2
 TYPES = {"gpu": NodeType(mem_gb=1, gpus=8)}
 
 
-ROWS = [
-    (b"\x01", "gpu", protocol.NodeStatus.IDLE, {"GPU": 8.0, "CPU": 4.0}, 700_000),
-    (b"\x02", "gpu", protocol.NodeStatus.IDLE, {"GPU": 8.0}, 500_000),
-    (b"\x03", "gpu", protocol.NodeStatus.RUNNING, {"GPU": 8.0}, 700_000),
-    (b"\x04", "cpu", protocol.NodeStatus.IDLE, {"CPU": 8.0}, 700_000),
-    (b"\x05", "gpu", protocol.NodeStatus.IDLE, {"GPU": 8.0}, 800_000),
-    (b"\x06", "theirs", protocol.NodeStatus.IDLE, {"GPU": 8.0}, 800_000),
+NODES = [
+    Node("01", "gpu", 8.0, 700.0),
+    Node("02", "gpu", 8.0, 500.0),
+    Node("03", "gpu", 8.0, 0.0),
+    Node("04", "cpu", 0.0, 700.0),
+    Node("05", "gpu", 8.0, 800.0),
+    Node("06", "theirs", 8.0, 800.0),
 ]
 
 
 @pytest.mark.parametrize(
     ("least", "found"),
     [
-        ({"gpu": 0, "cpu": 0}, {"01": "12 min", "05": "13 min"}),
-        ({"gpu": 3}, {"01": "12 min"}),
-        ({"gpu": 4}, {}),
-        ({"cpu": 0}, {}),
-        ({}, {}),
+        ({"gpu": 0, "cpu": 0}, ["01", "05"]),
+        ({"gpu": 3}, ["01"]),
+        ({"gpu": 4}, []),
+        ({"cpu": 0}, []),
+        ({}, []),
     ],
 )
 def test_only_nodes_with_accelerators_of_our_types_that_nobody_misses(
-    least: dict[str, int], found: dict[str, str]
+    least: dict[str, int], found: list[str]
 ) -> None:
-    nodes = [
-        protocol.NodeState(
-            node_id=node_id,
-            ray_node_type_name=name,
-            status=status,
-            total_resources=total,
-            idle_duration_ms=idle_ms,
-        )
-        for node_id, name, status, total, idle_ms in ROWS
-    ]
-    told = idle_nodes(nodes, 600.0, least, protocol.NodeStatus.IDLE)
-    assert told == {n: f"a gpu with 8 GPUs has idled for {idle}" for n, idle in found.items()}
+    assert [node.id for node in idle_nodes(NODES, 600.0, least)] == found
+
+
+def test_words() -> None:
+    assert in_words(NODES[0]) == "a gpu with 8 GPUs has idled for 12 min"
 
 
 def test_a_head_that_is_away_is_said_once_and_raises_nothing(

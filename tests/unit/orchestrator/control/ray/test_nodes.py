@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.backends.ray_jobs import RayJobs
 from orchestrator.control.executor import NodeCount
-from orchestrator.control.ray.nodes import counted, nodes_of
+from orchestrator.control.ray.gcs import Node
+from orchestrator.control.ray.nodes import Nodes, counted, nodes_of
 from orchestrator.errors import BackendError
 from orchestrator.spec.cluster import Cluster
 from tests.jobs_api import PlayedHead, playing
@@ -57,14 +58,15 @@ def test_what_was_logged_says_why_where_the_status_does_not() -> None:
     assert counted(STATUS, {"gpu": "x"})[-1] == COUNTS[-1]
 
 
-def ask(head: PlayedHead, **settings: Any) -> tuple[NodeCount, ...]:
+def ask(head: PlayedHead, **settings: Any) -> Nodes:
     where: Cluster = cluster("/store", backend="ray", **settings)
     return nodes_of(RayJobs(head.url, "t0k3n"), where, timeout_s=0.2)
 
 
 def test_a_job_on_the_head_asks_and_is_forgotten() -> None:
     with playing() as head:
-        line = json.dumps([c.__dict__ for c in COUNTS])
+        there = {"id": "ab", "type": "gpu", "gpus": 8.0, "idle_s": 3.0}
+        line = json.dumps({"counts": [c.__dict__ for c in COUNTS], "there": [there]})
         asked: list[str] = []
 
         def answer(job: dict[str, Any]) -> None:
@@ -72,7 +74,7 @@ def test_a_job_on_the_head_asks_and_is_forgotten() -> None:
             job.update(status="SUCCEEDED", logs=f"a warning\n{line}\n")
 
         head.on_submit = answer
-        assert ask(head, environment={"venv": "/v"}) == tuple(COUNTS)
+        assert ask(head, environment={"venv": "/v"}) == (tuple(COUNTS), (Node(**there),))
         assert asked == ["/v/bin/python -m orchestrator.control.ray.nodes"]
         assert head.jobs == {}
 
@@ -85,7 +87,7 @@ def test_a_job_on_the_head_asks_and_is_forgotten() -> None:
             r"does not tell its nodes \(x: No module named orchestrator\); install this version",
         ),
         ({"status": "SUCCEEDED", "logs": "[1]"}, r"does not tell its nodes \(\[1\]\)"),
-        ({"status": "SUCCEEDED", "logs": '[{"kind": 1, "problems": []}]'}, "does not tell its"),
+        ({"status": "SUCCEEDED", "logs": '{"counts": [{"kind": 1}]}'}, "does not tell its"),
         ({}, r"does not tell its nodes within 0\.2 s"),
     ],
 )
