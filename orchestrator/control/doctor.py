@@ -37,7 +37,8 @@ def examine(cluster: Cluster) -> Iterator[Check]:
         where = f"models.{name}"
         yield _guarded(where, partial(_folder, folder, where, "config.json"), is_optional=True)
     if cluster.notify.webhook:
-        yield _guarded("notify.webhook", partial(_webhook, cluster.notify))
+        elsewhere = executor_of(cluster).supervises_elsewhere
+        yield _guarded("notify.webhook", partial(_webhook, cluster.notify), is_optional=elsewhere)
     if cluster.notify.command:
         yield _guarded("notify.command", partial(_program, cluster.notify.command[0]))
     yield from executor_of(cluster).checks(cluster)

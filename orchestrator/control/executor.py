@@ -130,6 +130,9 @@ class LaunchedCluster(Protocol):
 class Executor:
     """Executes runs on one kind of backend; the base stands for what is only planned for."""
 
+    supervises_elsewhere = False
+    """Whether what a run looks up in the environment is that of another machine than this."""
+
     def start(self, run: RunFolder, store: Store) -> Started:  # noqa: ARG002 (never started)
         """Start what is missing. Raises BackendError, RequestError."""
         raise _not_submittable(run.cluster())

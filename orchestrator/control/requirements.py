@@ -72,14 +72,30 @@ def missing(request: Request) -> list[str]:
 def unfit_variables(
     recipe: Recipe, cluster: Cluster, recipe_name: str = "recipe", cluster_name: str = "cluster"
 ) -> Iterator[str]:
-    """Variables that jobs, hooks and trackers look up, and that are not set here, or to no use."""
+    """Variables that jobs, hooks and trackers look up, and that are not set here, or to no use.
+
+    None where they are looked up elsewhere: the supervisor asks for them there.
+    """
+    if not executor_of(cluster).supervises_elsewhere:
+        missing = "not set here; export and try again"
+        yield from unfit_in_this_process(recipe, cluster, missing, recipe_name, cluster_name)
+
+
+def unfit_in_this_process(
+    recipe: Recipe,
+    cluster: Cluster,
+    missing: str,
+    recipe_name: str = "recipe",
+    cluster_name: str = "cluster",
+) -> Iterator[str]:
+    """The same of this process's environment; ``missing`` is said of those that are not set."""
     absent: dict[str, list[str]] = {}
     asked = ((cluster_name, cluster.variables), (recipe_name, recipe.tracking.variables))
     for where, named in asked:
         for name in (name for name in named if name not in os.environ):
             absent.setdefault(f"{where}: {named[name]}", []).append(name)
     for field, names in absent.items():
-        yield f"{field}: {', '.join(names)} not set here; export and try again"
+        yield f"{field}: {', '.join(names)} {missing}"
     yield from _useless_addresses(recipe, cluster, recipe_name, cluster_name)
 
 

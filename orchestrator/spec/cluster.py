@@ -427,7 +427,7 @@ class Notify(Spec):
 
     webhook: Reference | None = None
     """``${env:NAME}``, a variable that holds an address to POST to; set where the run is
-    submitted, and written down nowhere."""
+    submitted (on a Ray cluster: on its head), and written down nowhere."""
     command: tuple[Argument, ...] = ()
     """Words of a command that is given the JSON on stdin, by the machine that supervises."""
     events: tuple[Event, ...] = get_args(Event)
@@ -651,7 +651,7 @@ class Cluster(Spec):
 
     @property
     def variables(self) -> dict[str, str]:
-        """Environment variables that must be set where a run is submitted, and who names them."""
+        """Environment variables that must be set where a run is supervised, and who names them."""
         named = dict.fromkeys(self.environment.export, "environment.export")
         if self.notify.webhook:
             named[variable_in(self.notify.webhook)] = "notify.webhook"

@@ -34,6 +34,8 @@ _LOOK_EVERY_S = 0.5
 class RayExecutor(SupervisedExecutor):
     """Its supervisor is a Ray job; the store tells how it goes, whether the head lives or not."""
 
+    supervises_elsewhere = True
+
     def __init__(
         self, start_timeout_s: float = START_TIMEOUT_S, cancel_slack_s: float = CANCEL_SLACK_S
     ) -> None:

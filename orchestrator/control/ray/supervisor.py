@@ -13,14 +13,16 @@ from orchestrator.backends.ray_session import JoinedRay
 from orchestrator.control.code_snapshot import code_env, code_folder
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.ray.idle_nodes import IdleNodes
+from orchestrator.control.requirements import unfit_in_this_process
 from orchestrator.control.run_logs import RunLogs
 from orchestrator.control.supervisor_process import Surroundings, said, supervise
-from orchestrator.errors import OrchestratorError, RequestError
+from orchestrator.errors import OrchestratorError, RequestError, SpecErrors
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
 
 MODULE = "orchestrator.control.ray.supervisor"
 _IS_OWN_CODE = "ORCHESTRATOR_RUNS_OWN_CODE"
+_NOT_SET = "not set on the head; set it where Ray is started there, or in environment.setup"
 _NO_LIMIT = 1_000_000
 """Cores that jobs may hold together: nodes come as they are asked for."""
 
@@ -42,6 +44,8 @@ def become(argv: Sequence[str]) -> None:
     """Go on as the run's own code. Raises OrchestratorError, OSError."""
     _, run = store_and_run(run_parser(__doc__).parse_args(argv))
     run.plan()  # or there is none
+    if unfit := tuple(unfit_in_this_process(run.recipe(), run.cluster(), _NOT_SET)):
+        raise SpecErrors(unfit)
     env = {**os.environ, **code_env(run), _IS_OWN_CODE: "1"}
     os.execve(sys.executable, [sys.executable, "-m", MODULE, *argv], env)
 

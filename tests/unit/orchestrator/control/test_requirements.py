@@ -267,6 +267,12 @@ def test_a_tracker_of_which_a_variable_is_empty(
     assert found.startswith(f"recipe: tracking.wandb.{place}: ${{env:EMPTY}} holds no")
 
 
+@pytest.mark.parametrize(("backend", "number"), [("local", 1), ("slurm", 1), ("ray", 0)])
+def test_what_is_looked_up_elsewhere_need_not_be_set_here(backend: str, number: int) -> None:
+    where = cluster("/a", backend=backend, notify={"webhook": "${env:OF_NOBODY}"})
+    assert len(list(unfit_variables(recipe(), where))) == number
+
+
 def _set(name: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if value is None:
         monkeypatch.delenv(name, raising=False)

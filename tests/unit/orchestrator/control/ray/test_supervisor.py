@@ -50,6 +50,22 @@ def test_a_store_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "no such run" in line
 
 
+def test_variables_must_be_set_on_the_head(tmp_path: Path) -> None:
+    run = RunFolder(Store.open(str(tmp_path / "store")).run_storage("small"))
+    notify = {"webhook": "${env:TEAM_WEBHOOK}"}
+    where = cluster(str(tmp_path / "store"), backend="ray", notify=notify)
+    run.create(plan_of(recipe()), recipe(), where, {}, {})
+    done = command(str(tmp_path / "store"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        "cluster: notify.webhook: TEAM_WEBHOOK not set on the head; set it where Ray is started "
+        "there, or in environment.setup"
+    )
+    done = command(str(tmp_path / "store"), TEAM_WEBHOOK="ftp://secret.example/t0k3n")
+    assert "notify.webhook: ${env:TEAM_WEBHOOK} holds no address" in done.stderr
+    assert "t0k3n" not in done.stderr
+
+
 def test_jobs_join_the_cluster_and_take_their_code_along(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
