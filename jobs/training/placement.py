@@ -50,7 +50,8 @@ def placed(attempt: Attempt, split: Callable[[int], object]) -> Iterator[Place]:
     with session(attempt.ray_address, num_cpus=0, log_to_driver=False):
         room = Room(sizes[0], sizes[0].max_nodes, any_of)
         try:
-            number = await_room(room, sizes, awaited(attempt), cluster.retry.resize_wait_s)
+            wait_s, note = cluster.retry.resize_wait_s, attempt.record.note_nodes
+            number = await_room(room, sizes, awaited(attempt), wait_s, note)
             size, kept = sizes[number], cluster.on_demand_types
             first = of_types(kept) if has_room(kept, size, room.ranks_held()) else any_of
         finally:
@@ -182,14 +183,23 @@ class Room:
             ray.util.remove_placement_group(group)
 
 
-def await_room(room: Room, sizes: Sequence[Resources], awaited: Awaited, wait_s: float) -> int:
+def await_room(
+    room: Room,
+    sizes: Sequence[Resources],
+    awaited: Awaited,
+    wait_s: float,
+    note: Callable[[int], None],
+) -> int:
     """Which of the sizes, largest first, has room: at first the largest, after a while any.
 
-    ``room``: for the largest. Ray Train gives up soon where nodes must be started first, and does
-    not say why there are none. Raises RunFailedError when none has any in time.
+    ``room``: for the largest. ``note`` is told how many nodes are there, and at the end how many
+    stay. Ray Train gives up soon where nodes must be started first, and does not say why there are
+    none. Raises RunFailedError when no size has any in time; OSError.
     """
-    began, largest = time.monotonic(), sizes[0]
+    began, largest, noted = time.monotonic(), sizes[0], 0
     while (there := room.nodes_there()) < largest.max_nodes:
+        if there != noted:
+            note(noted := there)
         missing = (largest.max_nodes - there) * largest.local_world_size
         awaited.look(missing, is_held_up=there < sizes[-1].max_nodes)
         fits = [n for n, size in enumerate(sizes) if size.max_nodes <= there]
@@ -198,5 +208,6 @@ def await_room(room: Room, sizes: Sequence[Resources], awaited: Awaited, wait_s:
         time.sleep(_LOOK_EVERY_S)
     else:
         fits = [0]
+    note(sizes[fits[0]].max_nodes)
     awaited.look(0, is_held_up=False)  # nothing waits any more
     return fits[0]

@@ -312,6 +312,13 @@ class Supervisor:
         gpus = gpus_of(stage, self._cluster.resources_of(stage, node))
         return held(gpus, self._cpus(work), self._cluster.prices)
 
+    def _come_and_go(self, work: Work) -> dict[str, int]:
+        """How many nodes that is for, where a training notes how many it has."""
+        stage, node = work.leader.stage, work.leader.node
+        if not (self._cluster.nodes_come_and_go and BY_NAME[stage].has_ranks):
+            return {}
+        return {"nodes": self._cluster.resources_of(stage, node).max_nodes}
+
     def _keep_ray(self) -> None:
         """A Ray session while we have work left that needs one: early, as its start takes time."""
         open_works = [w for w in self._works.values() if w.state in ("pending", "running")]
@@ -336,7 +343,7 @@ class Supervisor:
         work.ray = self._ray if self._uses_ray(work) else None
         if work.ray and not self._answers(work.ray):
             return  # another session is started at the next look
-        about = {**self._held(work), **self._about}
+        about = {**self._held(work), **self._come_and_go(work), **self._about}
         # One that a full store let begin and no further is gone on with.
         attempt = work.begun = work.begun or self._run.begin_attempt(work.leader.id, **about)
         work.log = self._logs.path(attempt.storage, DRIVER_LOG)

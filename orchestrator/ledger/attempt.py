@@ -6,6 +6,7 @@ runs/<run>/stages/<instance>/attempts/0002/
     events-0001.jsonl   what happened, in whole numbered segments
     failing-nodes/n7      a node on which workers die alone
     waits.json            what it waits for, while it does
+    nodes.json            how many nodes its ranks had, and from when on
     beats/rank-00000.json  metrics-0001.jsonl  orders/…    of a training
     driver.log rank-00000.log …
     end.json            how it ended; written last, exclusively
@@ -45,7 +46,7 @@ _LAST_END, _LAST_FAILURE = "end", "failed"
 LAST_RANK = "rank"
 """What this machine keeps of an attempt whose folder takes no word: why one of its ranks failed."""
 _FAILING = "failing-nodes"
-_WAITS = "waits.json"
+_WAITS, _NODES = "waits.json", "nodes.json"
 _REMEDY = "move the attempt's folder away"
 _STEP_TIMES = {"step", "at", "step_s", "stall_s"}
 """What a step's line must have to say where time went; the first runs wrote lines without."""
@@ -120,6 +121,17 @@ class AttemptFolder:
     def note_waits(self, reason: str) -> None:
         """Say what it waits for; empty for nothing any more."""
         self.storage.replace(_WAITS, to_json({"at": time.time(), "for": reason}))
+
+    @property
+    def nodes(self) -> tuple[tuple[float, int], ...]:
+        """How many nodes its ranks had, each number from a time in seconds since the epoch on."""
+        rows = (find_record(self.storage, _NODES, _REMEDY) or {}).get("nodes", ())
+        return tuple((float(at), int(number)) for at, number in rows)
+
+    def note_nodes(self, number: int) -> None:
+        """Say how many nodes its ranks have from now on."""
+        rows = (*self.nodes, (time.time(), number))
+        self.storage.replace(_NODES, to_json({"nodes": rows}))
 
     def record_failure(self, cause: Cause, message: str) -> None:
         """Write the driver's last event, durably, as the next segment.

@@ -1,7 +1,8 @@
 """What a run has spent, summed from its attempts, and whether that is all it may spend.
 
 Each attempt notes, when it starts, what it holds and what that costs an hour; on Slurm, so does
-every worker of a data stage. Attempts of versions before this one noted nothing and count nothing.
+every worker of a data stage. Where nodes come and go, a training counts those that it had, for as
+long as it had them. Attempts of versions before this one noted nothing and count nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from orchestrator.ledger.attempt import AttemptFolder
@@ -103,11 +104,19 @@ def _holds(
         note = attempt.started
         if "price_per_h" in note:
             ended_at = _ended_at(attempt, later, until, silent_s)
-            hours = max(ended_at - attempt.started_at, 0.0) / 3600
-            yield float(note["gpus"]), float(note["price_per_h"]), hours
+            yield float(note["gpus"]), float(note["price_per_h"]), _hours(attempt, ended_at)
     for row in run.worker_notes(instance_id):
         hours = max(row["seen_at"] - row["started_at"], 0.0) / 3600
         yield float(row["gpus"]), float(row["price_per_h"]), hours
+
+
+def _hours(attempt: AttemptFolder, ended_at: float) -> float:
+    """How long it has held what it noted: with half of its nodes, half as long."""
+    most = attempt.started.get("nodes")
+    had = attempt.nodes if most else ((attempt.started_at, 1),)
+    spans = pairwise((*had, (ended_at, 0)))
+    node_s = math.fsum(number * max(until - at, 0.0) for (at, number), (until, _) in spans)
+    return node_s / (most or 1) / 3600
 
 
 def _ended_at(

@@ -225,6 +225,7 @@ def test_a_training_goes_on_with_fewer_nodes_and_with_more_again(
     attempts = folder.attempts(train)
     placed = [e["nodes"] for a in attempts for e in a.events() if e["kind"] == "placed"]
     assert placed == [3, 2, 3]
+    assert [a.nodes[-1][1] for a in attempts] == placed, "what is paid for"
     firsts = [[step["step"] for step in a.steps()] for a in attempts]
     assert [a[0] for a in firsts[1:]] == [a[-1] + 1 for a in firsts[:-1]], "no step twice"
     theirs, ours = (lines_of(s) for s in (fixed, smoke))

@@ -729,6 +729,18 @@ def test_an_attempt_notes_what_it_holds(tmp_path: Path) -> None:
     assert noted == {"corpus": [0, 2 * 0.5], "train": [16, 2 * 16 + 0.5 * 48]}
 
 
+@pytest.mark.parametrize(("backend", "nodes"), [("ray", 4), ("local", None)])
+def test_a_training_notes_for_how_many_nodes_that_is(
+    tmp_path: Path, backend: str, nodes: int | None
+) -> None:
+    """Where they come and go, what it has had of them is counted."""
+    wanted = {"min": 2, "max": 4} if nodes else 1
+    scene = Scene(tmp_path, backend=backend, resources={"train": {"nodes": wanted}})
+    assert scene.supervisor().run() == "succeeded"
+    noted = [scene.run.attempts(scene.id(stage))[0].started for stage in ("train", "tokenize")]
+    assert [note.get("nodes") for note in noted] == [nodes, None]
+
+
 class Beat:
     """A heartbeat that the store refuses from the second to some later tick."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from orchestrator.errors import AlreadyExistsError, Cause, CorruptError
@@ -39,3 +41,12 @@ def test_a_damaged_end_is_named(attempt: AttemptFolder, end: bytes) -> None:
     attempt.storage.create("end.json", end)
     with pytest.raises(CorruptError, match=r"end\.json: .*(move the attempt's folder|remove it)"):
         assert attempt.end
+
+
+def test_how_many_nodes_it_had_and_since_when(attempt: AttemptFolder) -> None:
+    assert attempt.nodes == ()
+    began = time.time()
+    attempt.note_nodes(2)
+    attempt.note_nodes(3)
+    assert [number for _, number in attempt.nodes] == [2, 3]
+    assert all(began <= at <= time.time() for at, _ in attempt.nodes)

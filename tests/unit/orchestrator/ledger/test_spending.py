@@ -77,6 +77,18 @@ def test_one_that_died_without_a_word_counts_until_its_last(
     assert spent(run, is_alive=True) == (8 * hours, 17 * hours)
 
 
+def test_a_training_counts_the_nodes_that_it_had(storage: Storage) -> None:
+    """Of four: none while it waits for an hour, two for half an hour, three for an hour."""
+    run = run_of(storage)
+    attempt(run, 0.0, 2.5 * HOUR, nodes=4, **NOTED)
+    (folder,) = run.attempts(TRAIN)
+    rows = [[HOUR, 2], [1.5 * HOUR, 3]]
+    folder.storage.replace("nodes.json", to_json({"nodes": rows}))
+    assert spent(run) == (8 * (1 + 3) / 4, 17 * (1 + 3) / 4)
+    attempt(run, 3 * HOUR, 5 * HOUR, nodes=4, **NOTED)
+    assert spent(run) == (8, 17), "one that never had any costs nothing"
+
+
 def test_what_noted_nothing_and_what_ends_before_it_starts_cost_nothing(storage: Storage) -> None:
     run = run_of(storage)
     attempt(run, 0.0, 5 * HOUR)
