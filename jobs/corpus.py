@@ -9,9 +9,10 @@ by block on the way, which is where a killed attempt goes on.
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -56,6 +57,8 @@ _BLOCK = 4_096
 _READERS, _NAMED = 8, 4
 _HEADERS_SCHEMA = pa.schema([(name, pa.int64()) for name in Headers._fields])
 
+log = logging.getLogger(__name__)
+
 
 def work(attempt: Attempt) -> dict[str, Any]:
     """List, measure and share out; the corpus' facts."""
@@ -63,7 +66,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
     corpus, roots = attempt.recipe.corpus, source_roots(attempt)
     watches = {name: RootWatch(name, root.path) for name, root in roots.items()}
     where = places.folder_of(roots)
-    listing = list_corpus(corpus, roots)
+    empty = set[str]()
+    listing = list_corpus(corpus, roots, empty.add)
     require_roots(watches, roots)  # or what is missing may be so because all of it is
     require_usable(corpus, listing)
     for shares in {r.split for r in attempt.all_recipes} if attempt.scope.splits else ():
@@ -79,7 +83,8 @@ def work(attempt: Attempt) -> dict[str, Any]:
     places.create(attempt.out, where, listing.wanted)
     shards = share_out(*expected, corpus.shard_hours)
     write_tables(attempt.out, listing, lengths, shards)
-    return facts(listing, samples, num_shards=shards.num_rows - 1)
+    about = facts(listing, samples, num_shards=shards.num_rows - 1)
+    return {**about, **empty_folders(empty)}
 
 
 def require_roots(
@@ -143,6 +148,21 @@ def _reasons(listing: Listing) -> Counter[str]:
     """How many recordings are left out for which reason."""
     counted = pc.value_counts(listing.left_out["reason"]).to_pylist()
     return Counter({one["values"]: one["counts"] for one in counted})
+
+
+def empty_folders(found: Set[str]) -> dict[str, Any]:
+    """Facts on folders that hold nothing, and a warning; nothing where there are none.
+
+    Such a folder may be one where something was to be mounted: nobody can tell.
+    """
+    if not found:
+        return {}
+    first = sorted(found)[:_NAMED]
+    names = ", ".join(first) + (", and so on" if len(found) > len(first) else "")
+    log.warning(
+        "%d folders hold nothing (%s); see that what belongs there is mounted", len(found), names
+    )
+    return {"num_empty_folders": len(found), "empty_folders": first}
 
 
 def told_apart(

@@ -333,7 +333,7 @@ def _links() -> Iterator[Case]:
     yield quarantined("links/loop.wav", None, "a link to itself")
     yield quarantined("links/pipe.wav", None, "no regular file")
     yield quarantined("links/socket.wav", None, "no regular file")
-    yield not_listed("links/README", None)
+    yield not_listed("links/README.txt", None)
     yield used("links/alive.wav", None, 2)
     yield used("links/folder/fine.wav", None, 2)
     yield left_out("links/sparse.wav", None, "silent")
@@ -367,7 +367,7 @@ def _make_links(folder: Path) -> None:
     links = folder / "links"
     links.mkdir()
     (links / "dead.wav").symlink_to("/nowhere/x.wav")
-    (links / "README").symlink_to("/nowhere/README")
+    (links / "README.txt").symlink_to("/nowhere/README")
     (links / "loop.wav").symlink_to("loop.wav")
     (links / "alive.wav").symlink_to(folder / "damaged" / "fine.wav")
     os.mkfifo(links / "pipe.wav")

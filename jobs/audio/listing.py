@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from jobs.audio.lists import NOT_BELOW_ROOT
 from jobs.audio.mapped_tables import SortedRows, chunked
 from jobs.audio.roots import Root, unread
 from jobs.audio.same_ids import SameIds
+from jobs.audio.trees import Tree
 from orchestrator.errors import BackendError, DataError, OrchestratorError
 from orchestrator.spec.recipe import Corpus, Source
 
@@ -43,13 +44,17 @@ class Listing(NamedTuple):
     quarantine: pa.Table
 
 
-def list_corpus(corpus: Corpus, roots: Mapping[str, Root]) -> Listing:
-    """All recordings of all sources.
+def list_corpus(
+    corpus: Corpus, roots: Mapping[str, Root], on_empty_folder: Callable[[str], object] = bool
+) -> Listing:
+    """All recordings of all sources; ``on_empty_folder`` is told of each that holds nothing.
 
     Raises BackendError when a part of a root cannot be listed: nothing is left out without a row;
     DataError for a corpus that is not laid out as its adapter expects, and for ids given twice.
     """
-    listings = [_of_source(corpus, source, roots[source.name]) for source in corpus.sources]
+    listings = [
+        _of_source(corpus, source, roots[source.name], on_empty_folder) for source in corpus.sources
+    ]
     return Listing(*(pa.concat_tables(tables) for tables in zip(*listings, strict=True)))
 
 
@@ -68,16 +73,19 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
     return "" if is_in else "data_fraction"
 
 
-def _of_source(corpus: Corpus, source: Source, root: Root) -> Listing:
+def _of_source(
+    corpus: Corpus, source: Source, root: Root, on_empty_folder: Callable[[str], object]
+) -> Listing:
     ids, num_there, first_gone = SameIds(), 0, ""
+    tree = root.tree(lambda path: on_empty_folder(f"{source.name}/{path}"))
     with closing(ListingTables()) as tables:
-        for chunk in chunked(_recordings(source, root)):
+        for chunk in chunked(_recordings(source, tree)):
             tables.add(corpus, source, chunk)
             ids.add(chunk)
             gone = [r.leaf.path for r in chunk if r.leaf.problem == NOT_BELOW_ROOT]
             num_there += len(chunk) - len(gone)
             first_gone = first_gone or next(iter(gone), "")
-        if problem := ids.problem(_recordings(source, root)):
+        if problem := ids.problem(_recordings(source, tree)):
             raise DataError(f"data.{source.name}: {problem}")
         if first_gone and not num_there:
             raise DataError(
@@ -87,11 +95,11 @@ def _of_source(corpus: Corpus, source: Source, root: Root) -> Listing:
         return tables.listing()
 
 
-def _recordings(source: Source, root: Root) -> Iterator[Recording]:
+def _recordings(source: Source, tree: Tree) -> Iterator[Recording]:
     """What the source's adapter finds, its errors with the source's name."""
     where = f"data.{source.name}"
     try:
-        yield from adapter(source.adapter)(root.tree())
+        yield from adapter(source.adapter)(tree)
     except OSError as error:
         raise BackendError(f"{where}: {unread(error)}") from None
     except OrchestratorError as error:

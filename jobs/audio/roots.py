@@ -32,9 +32,9 @@ class Root:
     lowpass_hz: float | None = None
     channels: Channels = "mix"
 
-    def tree(self) -> Tree:
-        """Its files."""
-        return TREES[self.container](self.path)
+    def tree(self, on_empty_folder: Callable[[str], object] = bool) -> Tree:
+        """Its files; ``on_empty_folder`` is told of each that holds nothing."""
+        return TREES[self.container](self.path, on_empty_folder)
 
     def place(self, leaf: Leaf) -> Place:
         """Where the bytes of one of them are."""

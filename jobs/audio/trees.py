@@ -11,7 +11,7 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,13 @@ from jobs.audio.place import BYTES, PATH, Place, audio_column, open_parquet
 from jobs.audio.tars import members
 from orchestrator.errors import DataError
 from orchestrator.ledger.bucket_path import BucketPath
-from orchestrator.ledger.source_files import as_path, as_text, files_below, versions_below
+from orchestrator.ledger.source_files import (
+    SourceFile,
+    as_path,
+    as_text,
+    files_below,
+    versions_below,
+)
 
 _ID = ("id", "ID", "utt_id", "fileid", "file", "path")
 """Columns that name a row of Parquet."""
@@ -94,20 +100,30 @@ def in_order(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
         yield from map(Leaf, *(column.to_pylist() for column in batch.columns))
 
 
-class FolderTree:
-    """Files in folders."""
+class _Rooted:
+    """What all trees on disks and in buckets have in common."""
 
-    def __init__(self, root: Path | BucketPath) -> None:
-        self._root = root
+    def __init__(
+        self, root: Path | BucketPath, on_empty_folder: Callable[[str], object] = bool
+    ) -> None:
+        """``on_empty_folder``: as `files_below` has it."""
+        self._root, self._on_empty_folder = root, on_empty_folder
 
     @property
     def root(self) -> Path | BucketPath:
-        """The folder that they are below."""
+        """The folder that its files are below."""
         return self._root
+
+    def _files(self) -> Iterator[SourceFile]:
+        return files_below(self._root, self._on_empty_folder)
+
+
+class FolderTree(_Rooted):
+    """Files in folders."""
 
     def leaves(self) -> Iterator[Leaf]:
         """All files, sorted, so that no file system's own order shows."""
-        yield from in_order(Leaf(*file) for file in files_below(self._root))
+        yield from in_order(Leaf(*file) for file in self._files())
 
     def place(self, leaf: Leaf) -> Place:
         """The file."""
@@ -118,20 +134,12 @@ class FolderTree:
         return iter(())
 
 
-class TarTree:
+class TarTree(_Rooted):
     """Members of all uncompressed tars below a root, as if each were unpacked where it lies.
 
     Files beside the tars are in the tree too: annotations are often. Of members of one path in a
     tar the last counts.
     """
-
-    def __init__(self, root: Path | BucketPath) -> None:
-        self._root = root
-
-    @property
-    def root(self) -> Path | BucketPath:
-        """The folder that they are below."""
-        return self._root
 
     def leaves(self) -> Iterator[Leaf]:
         """All members, sorted; what several tars have is there once for each.
@@ -154,7 +162,7 @@ class TarTree:
 
     def _unsorted(self) -> Iterator[Leaf]:
         tars, packed = set[str](), dict[str, str]()
-        for file in files_below(self._root):
+        for file in self._files():
             name = file.path.lower()
             if match := _PACKED.search(name):
                 packed[name[: match.start()] + _TAR] = file.path
@@ -184,19 +192,21 @@ class TarTree:
             ) from None
 
 
-class ParquetTree:
+class ParquetTree(_Rooted):
     """Rows of all Parquet files below a root; one row group is in memory at a time.
 
     A row's path is its id where that names an audio file, else the path beside its bytes.
     """
 
-    def __init__(self, root: Path | BucketPath, *, max_group_bytes: int = _MAX_GROUP_BYTES) -> None:
-        self._root, self._max_group_bytes = root, max_group_bytes
-
-    @property
-    def root(self) -> Path | BucketPath:
-        """The folder that the files are below."""
-        return self._root
+    def __init__(
+        self,
+        root: Path | BucketPath,
+        on_empty_folder: Callable[[str], object] = bool,
+        *,
+        max_group_bytes: int = _MAX_GROUP_BYTES,
+    ) -> None:
+        super().__init__(root, on_empty_folder)
+        self._max_group_bytes = max_group_bytes
 
     def leaves(self) -> Iterator[Leaf]:
         """All rows, sorted. Raises DataError for what is no such file."""
@@ -204,7 +214,7 @@ class ParquetTree:
 
     def rows(self) -> Iterator[tuple[Leaf, Mapping[str, Any]]]:
         """The same in the order of files and rows, each with its columns of text and integers."""
-        for path, _, problem in sorted(files_below(self._root)):
+        for path, _, problem in sorted(self._files()):
             if path.lower().endswith(_PARQUET):
                 if problem:
                     raise DataError(f"{self._root}/{path}: {problem}; repair it")

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from orchestrator.ledger.bucket_path import BucketPath
 
 _LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _BUCKETS = ("s3", "gs", "az")
+_LIKE_A_FILE = re.compile(r"\.(?=\w*[a-zA-Z])\w{1,8}$")
+"""How the name of a file ends; ``v1.0`` may be a folder's."""
 _ESCAPED = re.compile(r"\\(\\|x[0-9a-f]{2})")
 
 
@@ -39,14 +41,17 @@ def root_at(location: str, *, where: str) -> Path | BucketPath:
     return BucketPath(location.rstrip("/"))
 
 
-def files_below(root: Path | BucketPath) -> Iterator[SourceFile]:
+def files_below(
+    root: Path | BucketPath, on_empty_folder: Callable[[str], object] = bool
+) -> Iterator[SourceFile]:
     """Every file below a folder, in no order; links are followed.
 
-    Hidden files and folders are left out, and a folder that a link finds within itself. Raises
-    OSError, with the path, for a folder that cannot be listed, a file that is out of reach, and a
-    root without any: where something was to be mounted, there is an empty folder.
+    Hidden files and folders are left out, and a folder that a link finds within itself.
+    ``on_empty_folder`` is told the path of each that holds nothing: something may have been mounted
+    there. Raises OSError, with the path, for a folder that cannot be listed, a file that is out of
+    reach, a dead link that may stand for a folder, and a root without any file.
     """
-    found = _files_on_disk(root) if isinstance(root, Path) else _objects(root)
+    found = _files_on_disk(root, on_empty_folder) if isinstance(root, Path) else _objects(root)
     if (first := next(found, None)) is None:
         raise FileNotFoundError(f"{root}: holds nothing; see that it is mounted")
     yield first
@@ -77,23 +82,31 @@ def _objects(root: BucketPath) -> Iterator[SourceFile]:
             yield SourceFile(as_text(path), size)
 
 
-def _files_on_disk(root: Path) -> Iterator[SourceFile]:
+def _files_on_disk(root: Path, on_empty_folder: Callable[[str], object]) -> Iterator[SourceFile]:
     folders: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while folders:
         folder, around = folders.pop()
         own = folder.stat()
         if (identity := (own.st_dev, own.st_ino)) in around:
             continue
+        is_empty = True
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.path == str(root / _LOST_AND_FOUND):
                     continue
+                is_empty = False
                 found, problem = _look(entry)
                 if stat.S_ISDIR(found):
                     folders.append((Path(entry.path), around | {identity}))
                     continue
-                path = as_text(Path(entry.path).relative_to(root).as_posix())
+                path = _below(root, entry.path)
                 yield SourceFile(path, 0 if problem else entry.stat().st_size, problem)
+        if is_empty:
+            on_empty_folder(_below(root, folder))
+
+
+def _below(root: Path, path: str | Path) -> str:
+    return as_text(Path(path).relative_to(root).as_posix())
 
 
 def _look(entry: os.DirEntry[str]) -> tuple[int, str]:
@@ -103,7 +116,14 @@ def _look(entry: os.DirEntry[str]) -> tuple[int, str]:
     except OSError as error:
         if not entry.is_symlink() or error.errno not in _LEADS_NOWHERE:
             raise
-        return 0, "a link to itself" if error.errno == errno.ELOOP else "a dead link"
+        if error.errno == errno.ELOOP:
+            return 0, "a link to itself"
+        if not _LIKE_A_FILE.search(entry.name):
+            raise FileNotFoundError(
+                f"{entry.path}: a dead link, which may stand for a folder; mount what it leads to, "
+                "or remove the link"
+            ) from None
+        return 0, "a dead link"
     return mode, "" if stat.S_ISREG(mode) else "no regular file"
 
 

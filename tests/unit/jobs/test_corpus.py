@@ -14,7 +14,7 @@ import soundfile
 from jobs.audio.corpus_tables import Expected
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root, RootWatch
-from jobs.corpus import facts, nothing_wanted, require_roots, require_usable
+from jobs.corpus import empty_folders, facts, nothing_wanted, require_roots, require_usable
 from orchestrator.errors import BackendError, DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Source
@@ -127,6 +127,27 @@ def test_a_fraction_of_few_recordings_may_be_none_of_them(roots: dict[str, Root]
     corpus = corpus_of(data_fraction=1e-9)
     with pytest.raises(DataError, match="1e-09 of 6 recordings is none of them"):
         require_usable(corpus, list_corpus(corpus, roots))
+
+
+def test_folders_that_hold_nothing_are_named(
+    tmp_path: Path, roots: dict[str, Root], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "vwxyz":
+        (tmp_path / "b/en" / name).mkdir()
+    found = set[str]()
+    list_corpus(corpus_of(), roots, found.add)
+    assert empty_folders(found) == {
+        "num_empty_folders": 5,
+        "empty_folders": ["b/en/v", "b/en/w", "b/en/x", "b/en/y"],
+    }
+    assert "5 folders hold nothing (b/en/v, b/en/w, b/en/x, b/en/y, and so on)" in caplog.text
+    assert not empty_folders(set())
+
+
+def test_a_dead_link_that_may_stand_for_a_folder_ends_the_stage(roots: dict[str, Root]) -> None:
+    (roots["b"].path / "fr").symlink_to("/mnt/gone")
+    with pytest.raises(BackendError, match=r"data.b: .*/b/fr: a dead link, .*; mount what it"):
+        list_corpus(corpus_of(), roots)
 
 
 def test_too_much_that_cannot_be_opened_ends_the_stage(roots: dict[str, Root]) -> None:

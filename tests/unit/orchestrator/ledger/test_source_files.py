@@ -83,6 +83,28 @@ def test_a_link_that_leads_nowhere_says_so(tmp_path: Path, target: str, problem:
     }
 
 
+@pytest.mark.parametrize("name", ["en", "2009", "v1.0", "English (US)", "train-clean.100"])
+def test_a_dead_link_that_may_stand_for_a_folder_is_no_smaller_source(
+    tmp_path: Path, name: str
+) -> None:
+    write(tmp_path, "a/1.wav")
+    (tmp_path / "a" / name).symlink_to("/mnt/gone")
+    with pytest.raises(FileNotFoundError) as error:
+        list(files_below(tmp_path))
+    assert str(error.value) == (
+        f"{tmp_path}/a/{name}: a dead link, which may stand for a folder; mount what it leads to, "
+        "or remove the link"
+    )
+
+
+def test_folders_that_hold_nothing_are_told_of(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.wav", "hidden/.keep", "a/b/.trash/2.wav")
+    (tmp_path / "c/d").mkdir(parents=True)
+    told: list[str] = []
+    assert len(list(files_below(tmp_path, told.append))) == 1
+    assert sorted(told) == ["a/b", "c/d", "hidden"]
+
+
 def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.wav")
     (tmp_path / "link.wav").symlink_to("fifo.wav")
