@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 _drained: set[str] = set()
 """Hosts that a drill had this process drain."""
@@ -101,3 +106,13 @@ def drain_host(host: str) -> None:
     with_ranks = [n for n in ids if n != process.current_node_id.hex()]  # the driver's own is none
     if with_ranks:
         process.node.get_gcs_client().drain_node(with_ranks[0], reason, "a drill", ends_at_ms)
+
+
+def kill_node() -> None:
+    """End this process's node of its Ray cluster as the end of a machine does: all at once."""
+    raylets = [p for p in psutil.Process().parents() if p.name() == "raylet"]
+    others = [c for p in raylets for c in (p, *p.children(recursive=True)) if c.pid != os.getpid()]
+    for process in others:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -28,6 +28,7 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any, Self
 
+from jobs.ray_nodes import kill_node
 from jobs.training import faults
 from jobs.training.rank import RankConfig, RankInfo
 from orchestrator.errors import LedgerError
@@ -164,6 +165,8 @@ class Heartbeat:
         named = fault.get("rank") == self._rank_info.rank
         if named and fault["kind"] == "store":
             faults.break_store()
+        elif named and fault["kind"] == "node":
+            kill_node()
         elif named or fault.get("node") == socket.gethostname():
             os.kill(os.getpid(), signal.SIGSTOP if fault["kind"] == "hang" else signal.SIGKILL)
 

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         choices=FAULTS,
         help="rank, driver and node are killed; spot drains a rank's node of a Ray cluster, 30 s "
-        "before its end; hang stops a rank; store fails the next "
+        "before its end; head ends a Ray cluster's head, where that is this machine, and waits for "
+        "whoever starts it anew; hang stops a rank; store fails the next "
         "publication; byte harms the newest checkpoint and kills a rank",
     )
     parser.add_argument("--rank", type=int, default=0, help="the rank it strikes; 0 when absent")

@@ -2,7 +2,8 @@
 
 The fault is an order in the attempt's folder that names a victim; the victim, wherever it runs,
 kills or stops itself; a node that its cloud is to take back is drained by the driver. So a drill
-needs no access to the nodes, and works alike on every backend.
+needs no access to the nodes, and works alike on every backend. A Ray cluster's head alone is killed
+from here, which then must be the head: whoever starts it anew resumes what was on it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from orchestrator.control.executor import observe
+from orchestrator.control.executor import executor_of, observe
 from orchestrator.control.request import start
 from orchestrator.errors import (
     AlreadyExistsError,
@@ -27,7 +28,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.plan.stages import BY_NAME
 
-Fault = Literal["rank", "driver", "node", "spot", "store", "hang", "byte"]
+Fault = Literal["rank", "driver", "node", "spot", "head", "store", "hang", "byte"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 _POLL_S = 0.5
 _END_TIMEOUT_S = 120.0
@@ -81,6 +82,9 @@ class Drill:
             raise RequestError(
                 f"{run.name}: --kill spot is for nodes of a Ray cluster; use --kill node"
             )
+        self._executor = executor_of(run.cluster())
+        if fault == "head":
+            self._executor.require_head(run)
         self.run, self._store, self._fault = run, store, fault
         self.struck_at = 0.0
         for instance in (i for i in chosen if BY_NAME[i.stage].has_ranks):
@@ -103,13 +107,7 @@ class Drill:
         num_ranks = len(self._attempt.storage.children("beats"))
         if not 0 <= rank < num_ranks:
             raise RequestError(f"--rank {rank}: this training has ranks 0..{num_ranks - 1}")
-        order: dict[str, Any] = {"kind": self._fault, "rank": rank}
-        if self._fault == "driver":
-            del order["rank"]
-        if self._fault in ("node", "spot"):
-            beat = self._attempt.storage.read_json(f"beats/rank-{rank:05d}.json")
-            victim = "node" if self._fault == "node" else DRAINED
-            order = {"kind": self._fault, victim: _machine(beat)}
+        order = self._order(rank)
         self.struck_at = time.time()
         try:
             self._attempt.storage.create_json(FAULT_ORDER, order)
@@ -120,9 +118,23 @@ class Drill:
         if self._fault == "byte":  # once nobody writes any more, and before the next attempt reads
             self._await_end()
             self._flip_a_byte()
+        if self._fault == "head":
+            self._executor.kill_head(self.run)
+            return
         supervisor = self.run.live_supervisor()
         if supervisor and _machine(supervisor.started) == order.get("node"):
             supervisor.storage.create_json(FAULT_ORDER, order)
+
+    def _order(self, rank: int) -> dict[str, Any]:
+        """What tells the victim that it is one."""
+        order: dict[str, Any] = {"kind": self._fault}
+        if self._fault in ("driver", "head"):
+            return order
+        is_of_ray = self.run.cluster().nodes_come_and_go
+        if self._fault == "spot" or (self._fault == "node" and not is_of_ray):
+            beat = self._attempt.storage.read_json(f"beats/rank-{rank:05d}.json")
+            return {**order, (DRAINED if self._fault == "spot" else "node"): _machine(beat)}
+        return {**order, "rank": rank}  # whose node it is, the rank knows
 
     def await_recovery(
         self, timeout_s: float, on_resume: Callable[[], None] = lambda: None
@@ -149,13 +161,16 @@ class Drill:
             if time.monotonic() >= look_at:
                 observed = observe(run)
                 look_at = time.monotonic() + observed.look_every_s
-                if not observed.is_alive and time.time() - self.struck_at > 2 * _POLL_S:
+                is_ours_to_resume = self._fault != "head" and not observed.is_alive
+                if is_ours_to_resume and time.time() - self.struck_at > 2 * _POLL_S:
                     start(run, self._store)
                     on_resume()
-        raise RunFailedError(
-            f"{run.name}: no new step within {timeout_s:.0f} s; "
-            f"see `orchestrator status {run.name}`"
-        )
+        remedy = f"see `orchestrator status {run.name}`"
+        if self._fault == "head":
+            remedy = (
+                "is `orchestrator resume --interrupted` the last line of its start-up commands?"
+            )
+        raise RunFailedError(f"{run.name}: no new step within {timeout_s:.0f} s; {remedy}")
 
     def _await_end(self) -> None:
         deadline = time.monotonic() + _END_TIMEOUT_S

@@ -187,6 +187,14 @@ class Executor:
             "cluster_configs/ray-aws.yaml"
         )
 
+    def require_head(self, run: RunFolder) -> None:
+        """Raises RequestError where `kill_head` cannot be called for a run from here."""
+        raise RequestError(f"{run.name}: --kill head is for a Ray cluster; use --kill node")
+
+    def kill_head(self, run: RunFolder) -> None:
+        """End the head of the cluster that a run is on, as a drill. Raises RequestError."""
+        self.require_head(run)
+
     def preview(self, request: Request) -> Sequence[JobPreview]:  # noqa: ARG002 (no scheduler)
         """The jobs that a scheduler would be given now; none where there is no scheduler."""
         return ()

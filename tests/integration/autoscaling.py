@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -144,18 +145,57 @@ def test_a_node_that_is_killed_is_replaced_and_changes_no_byte(
     assert smoke.wait_gone() == []
 
 
-def test_the_drill_that_takes_a_spot_node_says_what_it_cost(
+STRUCK = ("--set", "sweep={}", "--set", "train.steps=100000", "--until", "train")
+STRUCK += ("--set", "train.checkpoint.every_steps=500")
+
+
+def at_work(cloud: RayHead, made: Smoke, folder: Path, material: Path) -> tuple[Smoke, str]:
+    """A run whose training has made steps on a node of the cloud."""
+    smoke = on(cloud, folder, material)
+    smoke.take_artifacts(made, "train", "perplexity", "continuations")
+    run = smoke.submit(*STRUCK)
+    record = RunFolder(Storage(f"{smoke.folder}/store/runs/{run}"))
+    await_steps(record, next(i.id for i in record.plan().leaders if i.stage == "train"), 1)
+    return smoke, run
+
+
+def print_cost(told: dict[str, Any]) -> None:
+    """For benchmarks/drills.md."""
+    figures = {name: round(told[name], 1) for name in ("noticed_s", "recovered_s")}
+    print(json.dumps({told["fault"]: {**figures, "steps_lost": told["steps_lost"]}}))
+
+
+@pytest.mark.parametrize(("fault", "cause"), [("spot", "preempted"), ("node", "node_lost")])
+def test_the_drill_that_takes_a_node_says_what_it_cost(
+    fault: str, cause: str, cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+) -> None:
+    smoke, run = at_work(cloud, calm[0], tmp_path / "s", material)
+    told = json.loads(smoke.orchestrator("chaos", run, "--kill", fault, "--json").stdout)
+    assert told["cause"] == cause
+    assert told["steps_lost"] == 0 or fault == "node"
+    events = [event["kind"] for event in cloud.node_events()]
+    assert events.count("up") == 2, "another has come in its place"
+    print_cost(told)
+    smoke.orchestrator("cancel", run)
+    assert smoke.wait_gone() == []
+
+
+def test_the_drill_that_kills_the_head_waits_for_the_one_that_comes_back(
     cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
 ) -> None:
-    smoke = on(cloud, tmp_path / "s", material)
-    smoke.take_artifacts(calm[0], "train", "perplexity", "continuations")
-    words = ["--set", "sweep={}", "--set", "train.steps=6000", "--until", "train"]
-    run = smoke.submit(*words, "--set", "train.checkpoint.every_steps=500")
-    folder = RunFolder(Storage(f"{smoke.folder}/store/runs/{run}"))
-    await_steps(folder, next(i.id for i in folder.plan().leaders if i.stage == "train"), 1)
-    told = json.loads(smoke.orchestrator("chaos", run, "--kill", "spot", "--json").stdout)
-    assert (told["cause"], told["steps_lost"]) == ("preempted", 0)
-    print(json.dumps({"spot": {n: round(told[n], 1) for n in ("noticed_s", "recovered_s")}}))
+    """Whoever starts it anew resumes what was on it, as the last line of its start-up does."""
+    smoke, run = at_work(cloud, calm[0], tmp_path / "s", material)
+    (head,) = cloud.processes
+    with ThreadPoolExecutor() as beside:
+        drill = beside.submit(smoke.orchestrator, "chaos", run, "--kill", "head", "--json")
+        head.wait(60)
+        assert smoke.status(run)["state"] == "failed", "nobody supervises it"
+        cloud.kill()
+        cloud.start()
+        resumed = smoke.orchestrator("resume", "--interrupted")
+        assert f"run {run}: " in resumed.stderr
+        told = json.loads(drill.result().stdout)
+    print_cost(told)
     smoke.orchestrator("cancel", run)
     assert smoke.wait_gone() == []
 

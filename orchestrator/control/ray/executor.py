@@ -14,6 +14,7 @@ from orchestrator.control.cluster_choice import open_store
 from orchestrator.control.executor import Check, LaunchedCluster, Request
 from orchestrator.control.job import venv_python, with_setup
 from orchestrator.control.ray.head import address_of, reached, token_here
+from orchestrator.control.ray.head_processes import kill_head, require_here
 from orchestrator.control.ray.idle_nodes import idle_nodes, in_words, least_of
 from orchestrator.control.ray.launched import LaunchedRay
 from orchestrator.control.ray.node_types import too_large
@@ -69,6 +70,17 @@ class RayExecutor(SupervisedExecutor):
         """Of the job, as the head remembers them."""
         assert isinstance(backend, RayJobs)
         return last_line(backend.log(ref)), f"`ray job logs {ref.id}`"
+
+    def require_head(self, run: RunFolder) -> None:
+        """Whether this machine is the head."""
+        if supervisor := run.live_supervisor():
+            require_here(run.name, supervisor.process)
+
+    def kill_head(self, run: RunFolder) -> None:
+        """End all of its processes on this machine, the run's included."""
+        self.require_head(run)
+        if supervisor := run.live_supervisor():
+            kill_head(supervisor.process)
 
     def launched(self, cluster: Cluster, where: str) -> LaunchedCluster:
         """The cluster of its launcher file."""

@@ -122,15 +122,55 @@ def test_an_order_names_its_victim(scene: Scene, fault: Any, order: dict[str, An
     assert attempt.storage.read_json(FAULT_ORDER) == order
 
 
-def test_a_clouds_notice_is_for_nodes_of_a_ray_cluster(tmp_path: Path, scene: Scene) -> None:
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("spot", "--kill spot is for nodes of a Ray cluster; use --kill node"),
+        ("head", "--kill head is for a Ray cluster; use --kill node"),
+    ],
+)
+def test_some_faults_are_for_ray_clusters(scene: Scene, fault: Any, says: str) -> None:
     attempt_of(scene, 40)
-    with pytest.raises(RequestError, match="--kill spot is for nodes of a Ray cluster; use --kill"):
-        drill_of(scene, "spot")
-    on_ray = Scene(tmp_path / "ray", backend="ray")
-    on_ray.run.begin_supervisor(process=Process.current().__dict__)
-    attempt = attempt_of(on_ray, 40)
-    drill_of(on_ray, "spot").strike(1)
-    assert attempt.storage.read_json(FAULT_ORDER) == {"kind": "spot", "drained": "node1"}
+    with pytest.raises(RequestError, match=says):
+        drill_of(scene, fault)
+
+
+@pytest.mark.parametrize(
+    ("fault", "order"),
+    [
+        ("spot", {"kind": "spot", "drained": "node1"}),
+        ("node", {"kind": "node", "rank": 1}),
+        ("rank", {"kind": "rank", "rank": 1}),
+    ],
+)
+def test_on_a_ray_cluster_a_rank_knows_which_node_is_its_own(
+    tmp_path: Path, fault: Any, order: dict[str, Any]
+) -> None:
+    scene = Scene(tmp_path, backend="ray")
+    scene.run.begin_supervisor(process=Process.current().__dict__)
+    attempt = attempt_of(scene, 40)
+    drill_of(scene, fault).strike(1)
+    assert attempt.storage.read_json(FAULT_ORDER) == order
+
+
+def test_a_head_is_killed_on_the_head_alone(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, backend="ray")
+    elsewhere = {**Process.current().__dict__, "host": "h7/boot"}
+    scene.run.begin_supervisor(process=elsewhere)
+    attempt_of(scene, 40)
+    lease = {"number": 1, "holder": "small", "process": elsewhere, "heartbeat_at": time.time()}
+    scene.run.supervision.create_json("lease/000001.json", lease)
+    with pytest.raises(RequestError, match="this machine is none; run it on h7"):
+        drill_of(scene, "head")
+
+
+def test_a_supervisor_that_is_no_job_of_a_head_is_not_killed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, backend="ray")
+    scene.run.begin_supervisor(process=Process.current().__dict__)
+    attempt_of(scene, 40)
+    drill = drill_of(scene, "head")
+    with pytest.raises(RequestError, match="the supervisor is no job of a head here"):
+        drill.strike(0)
 
 
 @pytest.mark.parametrize("rank", [-1, 2])
