@@ -136,11 +136,18 @@ def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
     if reasons and not reasons["language"]:
         said = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
         return f"every recording is left out ({said}); see whether the data are complete"
-    languages = sorted({n or "none" for n in pc.unique(listing.left_out["language"]).to_pylist()})
-    found = ", ".join(languages) or "no audio files at all"
+    names = pc.unique(listing.left_out["language"]).to_pylist()
+    said = [name for name in names if name]
+    if names and not said:
+        return (
+            f"of {listing.left_out.num_rows} recordings none has a language that the adapter "
+            "finds; check the source's adapter, and the cluster's data, or give its language"
+        )
+    unsaid = ["some without"] * (len(said) < len(names))
+    found = ", ".join(sorted(said) + unsaid) or "no audio files at all"
     return (
         f"no recording in {', '.join(corpus.languages)} (found: {found}); "
-        "check corpus.languages, the source's language and the cluster's data"
+        "check corpus.languages, the source's adapter and language, and the cluster's data"
     )
 
 

@@ -123,6 +123,12 @@ def test_nothing_in_the_language_says_what_there_is(roots: dict[str, Root]) -> N
     assert "(found: en, es)" in said
 
 
+def test_a_source_whose_adapter_finds_no_language_says_so(roots: dict[str, Root]) -> None:
+    corpus = corpus_of(sources=[Source(name="a", adapter="mls")])
+    said = nothing_wanted(corpus, list_corpus(corpus, {"a": roots["a"]}))
+    assert "none has a language that the adapter finds; check the source's adapter" in said
+
+
 def test_a_fraction_of_few_recordings_may_be_none_of_them(roots: dict[str, Root]) -> None:
     corpus = corpus_of(data_fraction=1e-9)
     with pytest.raises(DataError, match="1e-09 of 6 recordings is none of them"):
