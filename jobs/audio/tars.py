@@ -13,6 +13,9 @@ from typing import BinaryIO, NamedTuple
 
 _BLOCK = tarfile.BLOCKSIZE
 _WINDOW = 1 << 20
+_ROOT = "."
+DEAD_LINK = "a dead link"
+"""The problem of a link to what is not in the tar."""
 
 
 class Member(NamedTuple):
@@ -67,12 +70,25 @@ def _member(path: str, info: tarfile.TarInfo) -> Member:
 
 
 def _linked(file: BinaryIO, links: Mapping[str, str]) -> Iterator[Member]:
-    """What links stand for."""
+    """What links stand for: files, and all that is in a folder."""
     ends = {path: _end(path, links) for path in links if not _is_hidden(path)}
-    wanted = frozenset(ends.values())
-    found = {m.path: m for m in _regular(file) if m.path in wanted} if wanted else {}
+    wanted = frozenset(ends.values()) - {""}
+    found: dict[str, list[Member]] = {}
+    for member in _regular(file) if wanted else ():
+        for way in wanted.intersection(_ways(member.path)):
+            found.setdefault(way, []).append(member)
     for path, end in ends.items():
-        yield found.get(end, Member("", 0, "a dead link"))._replace(path=path)
+        if end == _ROOT or path.startswith(f"{end}/"):  # a folder within itself
+            continue
+        for member in found.get(end, [Member(end, 0, DEAD_LINK)]):
+            if not _is_hidden(below := path + member.path[len(end) :]):
+                yield member._replace(path=below)
+
+
+def _ways(path: str) -> Iterator[str]:
+    """A path, and those of the folders that it is in."""
+    parts = path.split("/")
+    return ("/".join(parts[:number]) for number in range(1, len(parts) + 1))
 
 
 def _regular(file: BinaryIO) -> Iterator[Member]:
@@ -83,7 +99,7 @@ def _regular(file: BinaryIO) -> Iterator[Member]:
 
 
 def _joined(path: str, target: str) -> str:
-    """What a link at ``path`` leads to; empty for what is above the tar."""
+    """What a link at ``path`` leads to; empty for what is above the tar's own folder."""
     parts = path.split("/")[:-1]
     for part in target.split("/"):
         if part == "..":
@@ -92,16 +108,18 @@ def _joined(path: str, target: str) -> str:
             parts.pop()
         elif part not in ("", "."):
             parts.append(part)
-    return "/".join(parts)
+    return "/".join(parts) or _ROOT
 
 
 def _end(path: str, links: Mapping[str, str]) -> str:
-    """Where link after link ends; empty for links that lead to each other."""
+    """Where link after link ends; empty for what is outside, and for links to each other."""
     passed: set[str] = set()
-    while path in links and path not in passed:
-        passed.add(path)
-        path = links[path]
-    return "" if path in passed else path
+    while link := next((way for way in _ways(path) if way in links), ""):
+        if link in passed or not links[link]:
+            return ""
+        passed.add(link)
+        path = links[link] + path[len(link) :]
+    return path
 
 
 def _infos(file: BinaryIO) -> Iterator[tarfile.TarInfo]:

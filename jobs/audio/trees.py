@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from jobs.audio.decode import AUDIO_SUFFIXES
 from jobs.audio.mapped_tables import SortedRows, chunked
 from jobs.audio.place import BYTES, PATH, Place, audio_column, open_parquet
-from jobs.audio.tars import members
+from jobs.audio.tars import DEAD_LINK, members
 from orchestrator.errors import DataError
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.source_files import (
@@ -31,6 +31,7 @@ from orchestrator.ledger.source_files import (
     as_path,
     as_text,
     files_below,
+    may_be_folder,
     versions_below,
 )
 
@@ -183,6 +184,11 @@ class TarTree(_Rooted):
         try:
             with file_at.open("rb") as file:
                 for path, size, problem, offset in members(file):
+                    if problem == DEAD_LINK and may_be_folder(path):
+                        raise DataError(
+                            f"{self._root}/{archive}: {path} is a link to what is not in the tar; "
+                            "add it, or remove the link"
+                        )
                     below = (folder / as_text(path)).as_posix()
                     yield Leaf(below, size, problem, archive, offset)
         except tarfile.TarError as error:

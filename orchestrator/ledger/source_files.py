@@ -118,13 +118,18 @@ def _look(entry: os.DirEntry[str]) -> tuple[int, str]:
             raise
         if error.errno == errno.ELOOP:
             return 0, "a link to itself"
-        if not _LIKE_A_FILE.search(entry.name):
+        if may_be_folder(entry.name):
             raise FileNotFoundError(
                 f"{entry.path}: a dead link, which may stand for a folder; mount what it leads to, "
                 "or remove the link"
             ) from None
         return 0, "a dead link"
     return mode, "" if stat.S_ISREG(mode) else "no regular file"
+
+
+def may_be_folder(name: str) -> bool:
+    """Whether a link of this name that leads nowhere may stand for a folder."""
+    return not _LIKE_A_FILE.search(name)
 
 
 def as_text(path: str) -> str:

@@ -98,6 +98,29 @@ def test_links_are_what_they_stand_for(kind: bytes, target: str, holds: str) -> 
     assert found(data)["en/link.wav"] == holds
 
 
+@pytest.mark.parametrize(
+    ("target", "holds"),
+    [
+        ("en", ["link/a.wav", "link/x/b.wav"]),
+        ("./fr/../en/x", ["link/b.wav"]),
+        ("to/x", ["link/b.wav"]),
+        (".hidden", ["link/c.wav"]),
+        (".", []),
+        ("/mnt/en", ["link"]),
+    ],
+)
+def test_a_link_to_a_folder_is_all_that_is_in_it(target: str, holds: list[str]) -> None:
+    def fill(tar: tarfile.TarFile) -> None:
+        special("link", tarfile.SYMTYPE, target)(tar)
+        special("to", tarfile.SYMTYPE, "en")(tar)
+        special("en/up", tarfile.SYMTYPE, "../en")(tar)
+
+    names = ("en/a.wav", "en/x/b.wav", "en/x/.b.wav", ".hidden/c.wav")
+    paths = list(found(archive(*names, fill=fill)))
+    own = ["en/a.wav", "en/x/b.wav", "to/a.wav", "to/x/b.wav"]
+    assert sorted(paths) == sorted([*own, *holds])
+
+
 @pytest.mark.parametrize("form", ["gnu", "pax"])
 def test_a_member_without_its_zeros_is_named(tmp_path: Path, form: str) -> None:
     with (tmp_path / "holes.wav").open("wb") as file:

@@ -127,3 +127,13 @@ def test_a_compressed_tar_is_no_smaller_corpus(tmp_path: Path, name: str) -> Non
     packed(tmp_path / "deep/b.tar")
     packed(tmp_path / "b.tar")
     assert len([leaf for leaf in TarTree(tmp_path).leaves() if leaf.is_audio]) == 1
+
+
+def test_a_link_of_a_tar_that_may_stand_for_a_folder_is_no_smaller_corpus(tmp_path: Path) -> None:
+    write(tmp_path / "to", {"en/a.wav": b"1"})
+    (tmp_path / "to/fr").symlink_to("/mnt/fr")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "to/en", "en")
+        tar.add(tmp_path / "to/fr", "fr")
+    with pytest.raises(DataError, match=r"a\.tar: fr is a link to what is not in the tar; add it"):
+        list(TarTree(tmp_path).leaves())
