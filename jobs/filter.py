@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,25 +203,35 @@ class FilterWorker:
         assert corpus.filter, "only recipes that filter have such workers"
         self._out, self._roots, self._filter = Storage(out_url), roots, corpus.filter
         self._listener = listener(corpus.filter, corpus.languages, model)
-        self._last: tuple[Any, Heard | UnreadableAudioError] | None = None
 
     def __call__(self, task: FilterTask) -> int:
         """Write the decisions on some recordings; how many samples they have."""
         with closing(Decoders(1)) as decoders:
-            found = [self._decision(row, decoders) for row in task.rows]
+            files = groupby(task.rows, key=_of_file)
+            found = [one for _, rows in files for one in self._decisions(list(rows), decoders)]
         buffer = io.BytesIO()
         table = pa.Table.from_pylist(found, DECISIONS_SCHEMA)
         pq.write_table(table, buffer, compression="zstd", version="2.6")
         create_same(self._out, decisions_path(task.first), buffer.getvalue())
         return sum(row["num_samples"] for row in found)
 
-    def _decision(self, row: Row, decoders: Decoders) -> dict[str, Any]:
-        language_id = self._filter.language_id
-        identifies = language_id is not None and (language_id.hears == "all" or not row.language)
+    def _decisions(self, rows: Sequence[Row], decoders: Decoders) -> list[dict[str, Any]]:
+        """On neighbours that are stretches of one file, which is decoded once."""
+        asks = [self._identifies(row) for row in rows]
+        asked = [row.spans_s if ask else None for row, ask in zip(rows, asks, strict=True)]
+        first = rows[0]
         try:
-            heard = self._heard(row, decoders, identifies=identifies)
+            blocks = self._roots[first.source].blocks(decoders, first.leaf, channel=first.channel)
+            heard = self._listener.hear_each(blocks, asked)
         except UnreadableAudioError as error:
-            return {"id": row.id, "num_samples": 0, "unreadable": error.reason}
+            return [{"id": r.id, "num_samples": 0, "unreadable": error.reason} for r in rows]
+        return [self._decision(*one) for one in zip(rows, heard, asks, strict=True)]
+
+    def _identifies(self, row: Row) -> bool:
+        language_id = self._filter.language_id
+        return language_id is not None and (language_id.hears == "all" or not row.language)
+
+    def _decision(self, row: Row, heard: Heard, identifies: bool) -> dict[str, Any]:
         said = heard.identified
         return {
             "id": row.id,
@@ -231,21 +242,10 @@ class FilterWorker:
             **({} if said is None else said._asdict()),
         }
 
-    def _heard(self, row: Row, decoders: Decoders, *, identifies: bool) -> Heard:
-        """What the row's file is like; neighbours may be stretches of one, which is heard once."""
-        spans_s = row.spans_s if identifies else ()
-        of = (row.source, row.leaf, row.channel, spans_s, identifies)
-        if self._last is None or self._last[0] != of:
-            try:
-                blocks = self._roots[row.source].blocks(decoders, row.leaf, channel=row.channel)
-                found = self._listener.hear(blocks, spans_s, identifies=identifies)
-                self._last = of, found
-            except UnreadableAudioError as error:
-                self._last = of, error
-        heard = self._last[1]
-        if isinstance(heard, UnreadableAudioError):
-            raise heard
-        return heard
+
+def _of_file(row: Row) -> tuple[Any, ...]:
+    """In what stretches of one file agree."""
+    return row.source, row.leaf, row.channel
 
 
 def listener(wanted: Filter, languages: Sequence[str], model: str) -> Listener:

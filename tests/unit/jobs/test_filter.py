@@ -36,6 +36,7 @@ from orchestrator.errors import CorruptError, DataError, RequestError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Filter, LanguageId
 from tests.corpora import make_corpus, write_wave
+from tests.unit.jobs.audio.test_language_id import tiny_whisper
 
 MODEL = {"model": "w", "sha256": "0" * 64}
 
@@ -55,12 +56,14 @@ def roots(tmp_path: Path) -> dict[str, Root]:
 
 
 def heard_of(
-    tmp_path: Path, corpus: Corpus, roots: dict[str, Root]
+    tmp_path: Path, corpus: Corpus, roots: dict[str, Root], model: str = ""
 ) -> tuple[CorpusTables, Storage, Storage]:
     """The corpus, its artifact and that of the filter, with all decisions taken in this process."""
     listed, out = Storage(str(tmp_path / "corpus")), Storage(str(tmp_path / "filter"))
     tables = make_corpus(listed, corpus, roots)
-    FilterWorker(out.url, roots, corpus)(FilterTask(0, tuple(tables.rows(0, tables.num_rows))))
+    FilterWorker(out.url, roots, corpus, model)(
+        FilterTask(0, tuple(tables.rows(0, tables.num_rows)))
+    )
     return tables, listed, out
 
 
@@ -232,16 +235,19 @@ class CountedRoot(Root):
         return super().blocks(decoders, leaf, **more)
 
 
-def test_a_file_of_many_recordings_is_heard_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("language", ["en", ""])
+def test_a_file_of_many_recordings_is_heard_once(tmp_path: Path, language: str) -> None:
+    """Where its language is asked for as well."""
     write_wave(tmp_path / "root/a.wav", 60 * 16_000)
     (tmp_path / "root/b.wav").write_bytes(b"no")
-    rows = [f"{name}.wav,{n},1,{name}{n:02d}" for name in "ab" for n in range(1, 21)]
-    table = "\n".join(["path,offset,duration,id", *rows])
+    rows = [f"{name}.wav,{n},1,{name}{n:02d},{language}" for name in "ab" for n in range(1, 21)]
+    table = "\n".join(["path,offset,duration,id,lang", *rows])
     (tmp_path / "root/manifest.csv").write_text(table)
-    source = {"name": "s", "adapter": "manifest", "language": "en"}
-    about = {"sources": [source], "filter": {"voice_activity": {}}}
+    source = {"name": "s", "adapter": "manifest"}
+    about = {"sources": [source], "filter": {"voice_activity": {}, "language_id": MODEL}}
     roots = {"s": CountedRoot(tmp_path / "root")}
-    tables, _, out = heard_of(tmp_path, Corpus.model_validate(about), roots)
+    model = str(tiny_whisper(tmp_path / "whisper"))
+    tables, _, out = heard_of(tmp_path, Corpus.model_validate(about), roots, model)
     assert roots["s"].opened == ["a.wav", "b.wav"]
     found = read_table(out, decisions_path(0)).to_pylist()
     assert [row["num_samples"] for row in found] == [60 * 16_000] * 20 + [0] * 20

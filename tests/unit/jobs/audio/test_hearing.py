@@ -96,6 +96,29 @@ def test_a_language_is_told_only_where_it_is_asked_for(identifies: bool) -> None
     assert silent.identified is None
 
 
+def test_stretches_of_a_file_are_heard_in_one_pass_as_if_each_were_alone() -> None:
+    asked: list[Sequence[tuple[float, float]] | None] = [
+        [(30.0, 31.5)],
+        None,
+        [(32.0, 40.0)],
+        (),
+        [(120.0, 130.0), (33.0, 60.0)],
+        [(500.0, 501.0)],
+        [(5.0, 20.0)],
+    ]
+    model = Named()
+    listener = Listener(detector=Loud(), rule=RULE, language_id=model, languages=["fr"])
+    together = listener.hear_each(iter(BLOCKS), asked)
+    # The first two are in one block, which is heard once.
+    assert model.heard == [0.001, *(0.001, 0.004), *(0.001, 0.004, 0.0)]
+    assert together == [
+        listener.hear(BLOCKS, spans_s or (), identifies=spans_s is not None) for spans_s in asked
+    ]
+    assert [heard.identified is None for heard in together] == [
+        *(False, True, False, False, False, True, True)
+    ]
+
+
 def test_the_digest_is_that_of_the_samples_however_they_come() -> None:
     whole = np.concatenate(BLOCKS)
     plain = Listener().hear([whole], identifies=False)
@@ -110,7 +133,8 @@ def test_the_digest_is_that_of_the_samples_however_they_come() -> None:
 def test_memory_is_bounded_by_some_blocks(speech_at: Sequence[int]) -> None:
     listener = Listener(detector=Loud(), rule=RULE, language_id=Named(), num_windows=2)
     tracemalloc.start()
-    listener.hear((block(n, *speech_at) for n in range(60)), identifies=True)
+    every_block = [((30.0 * n, 30.0 * n + 30), (0.0, 1.0)) for n in range(60)]
+    listener.hear_each((block(n, *speech_at) for n in range(60)), [(), *every_block])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 16 * 4 * BLOCK

@@ -74,9 +74,8 @@ def test_blocks_with_little_speech_are_heard_only_where_there_is_no_other() -> N
     assert offered([0.0, 0.0]) == []
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Whisper that knows three languages, with random weights."""
+def tiny_whisper(into: Path) -> Path:
+    """A Whisper that knows three languages, with random weights; its folder."""
     torch.manual_seed(0)
     config = WhisperConfig(
         vocab_size=60,
@@ -96,12 +95,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         begin_suppress_tokens=None,
     )
     model = WhisperForConditionalGeneration(config)
-    into = tmp_path_factory.mktemp("whisper")
     model.generation_config = GenerationConfig(
         lang_to_id=LANGUAGES, is_multilingual=True, decoder_start_token_id=1
     )
     model.save_pretrained(into)
     return into
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
