@@ -211,7 +211,15 @@ def facts(listing: Listing, samples: npt.NDArray[np.int64], *, num_shards: int) 
             }
             for source in sources
         },
+        **_by_language(listing.wanted),
     }
+
+
+def _by_language(wanted: pa.Table) -> dict[str, Any]:
+    """How many recordings are in which language, where there are several."""
+    counted = pc.value_counts(wanted["language"]).to_pylist()
+    found = {one["values"] or "none": one["counts"] for one in counted}
+    return {"languages": dict(sorted(found.items()))} if len(found) > 1 else {}
 
 
 def _by_source(table: pa.Table, what: str = "count") -> dict[str, int]:

@@ -104,6 +104,13 @@ def test_facts_are_those_of_every_source(roots: dict[str, Root]) -> None:
     }
 
 
+def test_of_several_languages_each_is_counted(roots: dict[str, Root]) -> None:
+    corpus = corpus_of(languages=["en", "es"])
+    listing = list_corpus(corpus, roots)
+    samples = lengths_of(listing, roots)
+    assert facts(listing, samples, num_shards=1)["languages"] == {"en": 5, "es": 1}
+
+
 def test_a_fraction_is_part_of_every_larger_one(roots: dict[str, Root]) -> None:
     for i in range(40):
         (roots["a"].path / f"en/{i}.wav").touch()

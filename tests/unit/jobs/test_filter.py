@@ -137,6 +137,33 @@ def test_times_of_speech_are_for_recordings_without_times_of_their_own(
     assert spans["s/en/b"] == [[0.1, 0.4], [0.5, 0.9]]
 
 
+def test_a_recording_has_the_language_that_was_heard_or_else_its_own(
+    tmp_path: Path, roots: dict[str, Root]
+) -> None:
+    """Where several languages are kept, and the corpus does not name one."""
+    write_wave(roots["s"].path / "x.wav", 16_000)
+    write_wave(roots["s"].path / "y.wav", 16_000)
+    corpus = corpus_of(language_id=MODEL).model_copy(update={"languages": ("en", "fr")})
+    assert corpus.filter
+    listed = Storage(str(tmp_path / "corpus"))
+    table = make_corpus(listed, corpus, roots).table()
+    said = {"s/x": Identified("fr", 0.7, 0.9), "s/y": Identified("en", 0.8, 0.9)}
+    decided = [
+        {"id": name, "num_samples": 16_000, "digest": name}
+        | (said[name]._asdict() if name in said else {})
+        for name in table["id"].to_pylist()
+    ]
+    heard = pa.Table.from_pylist(decided, DECISIONS_SCHEMA)
+    wanted = judge(table, heard, corpus.filter, listed).listing.wanted
+    languages = dict(zip(*(wanted[n].to_pylist() for n in ("id", "language")), strict=True))
+    assert languages == {
+        **{f"s/en/{name}": "en" for name in ("a", "b", "broken", "c", "d")},
+        "s/fr/e": "fr",
+        "s/x": "fr",
+        "s/y": "en",
+    }
+
+
 def test_an_unknown_language_is_listed_only_where_it_will_be_heard(
     tmp_path: Path, roots: dict[str, Root]
 ) -> None:
