@@ -134,8 +134,8 @@ def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
             "of them; raise it or add recordings"
         )
     if reasons and not reasons["language"]:
-        said = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
-        return f"every recording is left out ({said}); see whether the data are complete"
+        why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(_NAMED))
+        return f"every recording is left out ({why}); see whether the data are complete"
     names = pc.unique(listing.left_out["language"]).to_pylist()
     said = [name for name in names if name]
     if names and not said:
