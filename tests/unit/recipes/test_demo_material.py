@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import RequestError
+from orchestrator.errors import BackendError, RequestError
 from recipes.demo_material import MARKER, REVISION, link_own, prepare, queen_clips
 
 
@@ -43,5 +46,33 @@ def test_own_recordings_must_be_a_folder(tmp_path: Path) -> None:
 def test_material_that_is_marked_whole_is_not_fetched_again(tmp_path: Path) -> None:
     known = {"models/m/model.safetensors": "ab" * 32}
     (tmp_path / MARKER).write_text(json.dumps({"revision": REVISION, "sha256": known}))
-    assert prepare(tmp_path) == known
+    assert prepare(tmp_path, speech=True) == known
     assert [p.name for p in tmp_path.iterdir()] == [MARKER]
+
+
+def test_own_recordings_need_none_of_the_demos_and_no_apt(tmp_path: Path) -> None:
+    known = {"models/m/model.safetensors": "ab" * 32}
+    marked = json.dumps({"revision": REVISION, "sha256": known, "speech": False})
+    (tmp_path / MARKER).write_text(marked)
+    (tmp_path / "mine").mkdir()
+    made = run_without_programs(tmp_path, "--audio", str(tmp_path / "mine"))
+    assert made.returncode == 0, made.stderr
+    assert "model.safetensors" in made.stdout
+    made = run_without_programs(tmp_path)
+    assert made.returncode == BackendError.exit_code
+    assert "apt-get is not on this machine; to go on without it use your own" in made.stderr
+    assert (tmp_path / MARKER).read_text() == marked
+
+
+def test_a_wrong_folder_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
+    made = run_without_programs(tmp_path, "--audio", str(tmp_path / "nowhere"))
+    assert made.returncode == RequestError.exit_code
+    assert "nowhere is not a folder" in made.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def run_without_programs(to: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The script with nothing on PATH, so that it can fetch no Debian package."""
+    command = [sys.executable, "-m", "recipes.demo_material", "--to", str(to), *options]
+    environment = os.environ | {"PATH": ""}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
