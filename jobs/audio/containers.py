@@ -68,7 +68,7 @@ def parts_of(file: BinaryIO) -> list[Part]:
     """
     size = file.seek(0, 2)
     start = _after_tags(file, 0)
-    walk = _WALKERS[_kind(_read(file, start, _HEAD_BYTES))]
+    walk = _WALKERS[_kind(read_at(file, start, _HEAD_BYTES))]
     return list(walk(file, start, size))
 
 
@@ -99,14 +99,15 @@ def _kind(head: bytes) -> Kind:
     return Kind.MP3 if _frame_bytes(head) else Kind.OTHER
 
 
-def _read(file: BinaryIO, offset: int, size: int) -> bytes:
+def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """Bytes from an offset on, as far as there are any."""
     file.seek(offset)
     return file.read(size)
 
 
-def _unpacked(file: BinaryIO, offset: int, layout: str) -> Any:
+def unpacked(file: BinaryIO, offset: int, layout: str) -> Any:
     """The values that lie there. Raises CutShortError."""
-    data = _read(file, offset, struct.calcsize(layout))
+    data = read_at(file, offset, struct.calcsize(layout))
     if len(data) < struct.calcsize(layout):
         raise CutShortError(_WITHIN_HEADER)
     return struct.unpack(layout, data)
@@ -117,7 +118,7 @@ _APE_BYTES = 32
 
 def _after_tags(file: BinaryIO, at: int) -> int:
     """Where what follows ID3v2 and APE tags begins."""
-    while size := _tag_bytes(_read(file, at, _APE_BYTES)):
+    while size := _tag_bytes(read_at(file, at, _APE_BYTES)):
         at += size
     return at
 
@@ -181,24 +182,24 @@ def _is_pipe_size(claimed: int) -> bool:
     return claimed in (zero, _UNKNOWN_LARGE) or claimed in half or claimed in full
 
 
-def _chunks(
+def chunks(
     file: BinaryIO, at: int, size: int, order: str = "<"
 ) -> Iterator[tuple[bytes, int, int]]:
     """Name, beginning and size of each chunk; ``order``: of the bytes in a number."""
     while at + 8 <= size:
-        name, claimed = _unpacked(file, at, order + "4sI")
+        name, claimed = unpacked(file, at, order + "4sI")
         yield name, at + 8, claimed
         at += 8 + claimed + claimed % 2
 
 
 def _samples_of_wav(file: BinaryIO, start: int, size: int) -> _Samples:
-    form, large, codec = _read(file, start, 4), 0, 0
+    form, large, codec = read_at(file, start, 4), 0, 0
     order = ">" if form == b"RIFX" else "<"
-    for name, begin, claimed in _chunks(file, start + _HEAD_BYTES, size, order):
+    for name, begin, claimed in chunks(file, start + _HEAD_BYTES, size, order):
         if name == b"ds64":
-            (large,) = _unpacked(file, begin, "<8xQ")
+            (large,) = unpacked(file, begin, "<8xQ")
         if name == b"fmt ":
-            (codec,) = _unpacked(file, begin, order + "H")
+            (codec,) = unpacked(file, begin, order + "H")
         if name == b"data":
             is_plain = codec in _PLAIN_CODECS and form != b"BW64"
             return _Samples(begin, large or claimed, is_plain)
@@ -207,8 +208,8 @@ def _samples_of_wav(file: BinaryIO, start: int, size: int) -> _Samples:
 
 def _next_wav(file: BinaryIO, at: int, size: int) -> int:
     """Where another file begins after samples that end at ``at``; ``size`` where none does."""
-    for _, begin, _ in _chunks(file, at + at % 2, size):
-        if _kind(_read(file, begin - 8, _HEAD_BYTES)) == Kind.WAV:
+    for _, begin, _ in chunks(file, at + at % 2, size):
+        if _kind(read_at(file, begin - 8, _HEAD_BYTES)) == Kind.WAV:
             return begin - 8
     return size
 
@@ -223,7 +224,7 @@ _WINDOW_BYTES = 1 << 20
 def _flac_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     starts = list(_flac_starts(file, start, size)) or [start]
     for begin, end in zip(starts, [*starts[1:], size], strict=True):
-        info = _read(file, begin + _FLAC_START_BYTES, _STREAMINFO_BYTES)
+        info = read_at(file, begin + _FLAC_START_BYTES, _STREAMINFO_BYTES)
         if len(info) < _STREAMINFO_BYTES:
             raise CutShortError(_WITHIN_HEADER)
         num_samples = int.from_bytes(info[13:18]) & 0xF_FFFF_FFFF
@@ -232,7 +233,7 @@ def _flac_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
 
 def _flac_starts(file: BinaryIO, start: int, size: int) -> Iterator[int]:
     for at in range(start, size, _WINDOW_BYTES):
-        window = _read(file, at, _WINDOW_BYTES + _FLAC_START_BYTES - 1)
+        window = read_at(file, at, _WINDOW_BYTES + _FLAC_START_BYTES - 1)
         yield from (at + found.start() for found in _FLAC_START.finditer(window))
 
 
@@ -269,7 +270,7 @@ def _ogg_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
 
 def _ogg_pages(file: BinaryIO, at: int) -> Iterator[_Page]:
     """Pages from ``at`` on. A decoder passes over one whose checksum is wrong."""
-    while (head := _read(file, at, _OGG_HEADER.size)).startswith(b"OggS"):
+    while (head := read_at(file, at, _OGG_HEADER.size)).startswith(b"OggS"):
         lengths = file.read(head[-1])
         body = file.read(sum(lengths))
         if len(head) < _OGG_HEADER.size or len(lengths) < head[-1] or len(body) < sum(lengths):
@@ -332,10 +333,10 @@ def _frame_bytes(head: bytes) -> int:
 def _mp3_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     """A part begins with a tag, or with a frame that counts those which follow."""
     begin = end = at = start
-    form = _format(_read(file, start, _MP3_HEAD_BYTES))
+    form = _format(read_at(file, start, _MP3_HEAD_BYTES))
     num_left = 0
     while at < size:
-        head = _read(file, at, _MP3_HEAD_BYTES)
+        head = read_at(file, at, _MP3_HEAD_BYTES)
         # Frames of one part agree in all but bitrate and padding.
         length = _frame_bytes(head)
         if length and at <= end and _format(head) != form:
@@ -377,11 +378,11 @@ def _next_frame(file: BinaryIO, at: int, size: int) -> int:
     if after > at:
         return min(after, size)
     for start in range(at, size, _WINDOW_BYTES):
-        window = _read(file, start, _WINDOW_BYTES + 3)
+        window = read_at(file, start, _WINDOW_BYTES + 3)
         for found in _SYNC.finditer(window):
             candidate = start + found.start()
             length = _frame_bytes(window[found.start() : found.start() + 4])
-            if length and _frame_bytes(_read(file, candidate + length, 4)):
+            if length and _frame_bytes(read_at(file, candidate + length, 4)):
                 return candidate
     return size
 
@@ -393,7 +394,7 @@ _SEGMENT = 0x18538067
 def _matroska_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     at = start
     while at < size:
-        head = _read(file, at, 12)
+        head = read_at(file, at, 12)
         id_bytes = _vint_bytes(head[0])
         if len(head) <= id_bytes:
             raise CutShortError(_WITHIN_HEADER)
@@ -418,9 +419,9 @@ def _vint_bytes(first: int) -> int:
 def _mp4_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     at = start
     while at + 8 <= size:
-        claimed, name = _unpacked(file, at, ">I4s")
+        claimed, name = unpacked(file, at, ">I4s")
         if claimed == 1:
-            (claimed,) = _unpacked(file, at + 8, ">Q")
+            (claimed,) = unpacked(file, at + 8, ">Q")
         if claimed < 8 or not name.isalnum():
             break
         at += claimed
@@ -436,7 +437,7 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 def _asf_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     at = start
     while at + 24 <= size:
-        (claimed,) = _unpacked(file, at + 16, "<Q")
+        (claimed,) = unpacked(file, at + 16, "<Q")
         if claimed < 24:  # of a broadcast, which did not know
             break
         at += claimed
@@ -451,14 +452,14 @@ _LARGEST_AIFF = 0x7F00_0000
 
 
 def _aiff_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
-    for name, begin, claimed in _chunks(file, start + _HEAD_BYTES, size, ">"):
+    for name, begin, claimed in chunks(file, start + _HEAD_BYTES, size, ">"):
         if name == b"SSND" and claimed < _LARGEST_AIFF:
             _require_samples(begin, claimed, size)
     yield Part(Kind.AIFF, start, size - start)
 
 
 def _au_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
-    begin, claimed = _unpacked(file, start + 4, ">II")
+    begin, claimed = unpacked(file, start + 4, ">II")
     if claimed != 0xFFFF_FFFF:
         _require_samples(start + begin, claimed, size)
     yield Part(Kind.AU, start, size - start)
@@ -467,14 +468,14 @@ def _au_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
 def _caf_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     at, codec = start + 8, b""
     while at + _HEAD_BYTES <= size:
-        name, claimed = _unpacked(file, at, ">4sq")
+        name, claimed = unpacked(file, at, ">4sq")
         at += _HEAD_BYTES
         if claimed < 0:  # up to the end
             break
         if name in (b"data", b"pakt"):
             _require_samples(at, claimed, size)
         if name == b"desc":
-            (codec,) = _unpacked(file, at + 8, "4s")
+            (codec,) = unpacked(file, at + 8, "4s")
         at += claimed
     yield Part(Kind.CAF, start, size - start, is_length_known=codec == b"alac")
 
@@ -487,7 +488,7 @@ _W64_HEADER = 24
 def _w64_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
     at = start + _W64_HEADER + len(_W64)
     while at + _W64_HEADER <= size:
-        name, claimed = _unpacked(file, at, "<16sQ")
+        name, claimed = unpacked(file, at, "<16sQ")
         if claimed < _W64_HEADER:  # of an encoder that wrote to a pipe
             break
         if name == _W64_DATA and claimed != _UNKNOWN_LARGE:
@@ -501,9 +502,9 @@ _SPHERE_SIZES = (b"sample_count", b"channel_count", b"sample_n_bytes")
 
 
 def _sphere_parts(file: BinaryIO, start: int, size: int) -> Iterator[Part]:
-    about = _read(file, start, 16)[8:].strip()
+    about = read_at(file, start, 16)[8:].strip()
     length = int(about) if about.isdigit() else 0
-    fields = dict(_SPHERE_FIELD.findall(_read(file, start, length)))
+    fields = dict(_SPHERE_FIELD.findall(read_at(file, start, length)))
     coding = fields.get(b"sample_coding", b"pcm").decode(errors="replace")
     if "," in coding:
         raise ValueError(f"its samples are coded as {coding}, which nothing here reads")

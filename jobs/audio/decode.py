@@ -29,6 +29,7 @@ import torchaudio
 from jobs.audio.channels import Channels, Mono, mono, widened
 from jobs.audio.containers import Kind, Part, frames_of, parts_of
 from jobs.audio.place import Place
+from jobs.audio.rare_containers import require_whole
 from jobs.audio.slices import Slice, Watched
 from orchestrator.errors import BackendError, OrchestratorError, os_words
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -314,6 +315,7 @@ def _parts(file: BinaryIO) -> list[Part]:
     """What the file is made of; an MP3 may begin with bytes that are none of it."""
     parts = parts_of(file)
     if parts and parts[0].kind == Kind.OTHER:
+        require_whole(file, parts[0].offset)
         with av.open(Slice(file, parts[0].offset, parts[0].size), mode="r") as container:
             is_mp3 = container.format.name == "mp3"
         return (is_mp3 and frames_of(file)) or parts
