@@ -5,27 +5,29 @@ All but Parquet may be packed: ``manifest.jsonl.gz``.
 A row is a recording, or a stretch of one. Known columns, by the names of NeMo, slm_scaling and
 minimal_hubert: the path (``audio_filepath``, ``path``, ``audio``), ``offset`` and ``duration`` in
 seconds, ``channel`` from 0 on, ``id`` (``fileid``), ``language`` (``lang``), ``speaker``
-(``speaker_id``), ``session``.
+(``speaker_id``), ``session``. A row of NeMo's long form has ``segments``, each a recording with
+``start``, ``end`` and ``speaker``: ``<id of the row>/00000`` and so on, in the order of the list.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.audio.corpora.recording import Recording, stem
+from jobs.audio.corpora.recording import NO_SPEECH, Recording, stem
 from jobs.audio.languages import language_code
-from jobs.audio.lists import Files, json_lines, rows, seconds
+from jobs.audio.lists import Files, items, json_lines, rows, seconds, value
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
 _TEXT = ("manifest.csv", "manifest.jsonl", "manifest.json")
 NAMES = (*_TEXT, "manifest.parquet", *(f"{name}.gz" for name in _TEXT))
 _PATH = ("audio_filepath", "path", "audio")
+_SEGMENTS = "segments"
 _ID, _LANGUAGE, _SPEAKER = ("id", "fileid"), ("language", "lang"), ("speaker", "speaker_id")
 
 
@@ -44,7 +46,26 @@ def recordings(tree: Tree) -> Iterator[Recording]:
                 f"{where}: has a path in none of {', '.join(_PATH)}; its columns are "
                 f"{', '.join(row)}"
             )
-        yield _recording(row, files.named(where, path), where)
+        recording = _recording(row, files.named(where, path), where)
+        if row.get(_SEGMENTS) in (None, ""):
+            yield recording
+        else:
+            yield from _segments(recording, items(row, _SEGMENTS, where), where)
+
+
+def _segments(whole: Recording, segments: Sequence[Any], where: str) -> Iterator[Recording]:
+    """The stretches of a file that a row lists; times are those of the file."""
+    if not segments:
+        yield whole._replace(left_out=NO_SPEECH)
+    for number, segment in enumerate(segments):
+        at = f"{where}: {_SEGMENTS}[{number}]"
+        start, end = (seconds(value(segment, name, at), name, at) for name in ("start", "end"))
+        yield whole._replace(
+            id=f"{whole.id}/{number:05d}",
+            spans_s=((start, end),),
+            speaker=str(_first(segment, _SPEAKER) or whole.speaker),
+            session=whole.session or whole.id,
+        )
 
 
 def _recording(row: Mapping[str, Any], leaf: Leaf, where: str) -> Recording:

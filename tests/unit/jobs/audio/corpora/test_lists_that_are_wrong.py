@@ -124,6 +124,9 @@ WRONG: list[tuple[str, Mapping[str, bytes | str], str]] = [
     ("manifest", {"manifest.jsonl": '{"path": "a.wav", "channel": [1]}'}, "channel [1]; channels"),
     ("manifest", {"manifest.jsonl": '{"audio": {"bytes": ""}}'}, "line 1: has a path in none of"),
     ("manifest", {"manifest.jsonl": '{"path": "/mnt/x/a.wav"}'}, "a.wav is: write paths from there"),
+    ("manifest", {"manifest.jsonl": '{"path": "a.wav", "segments": [{"start": 1}]}'},
+     "line 1: segments[0]: has no 'end'; repair it"),
+    ("manifest", {"manifest.jsonl": '{"path": "a.wav", "segments": {"start": 1}}'}, "is no list"),
     ("manifest", {"manifest.csv": "", "manifest.jsonl.gz": b""}, "and has manifest.csv, manifest.jso"),
     ("fairseq_tsv", {"a.wav": AUDIO}, "has no .tsv at its top; put the manifests there"),
     ("fairseq_tsv", {"t.tsv": "a.wav\t16000\n"}, "t.tsv: line 1: no root: the first line is a folder"),
@@ -163,6 +166,14 @@ RIGHT: list[tuple[str, Mapping[str, bytes | str], list[tuple[object, ...]]]] = [
      [("a", ((0.0, 1.0),), "", "", None), ("a@1", ((1.0, 2.0),), "", "", None)]),
     ("manifest", {"manifest.jsonl": '{"path": "a.wav", "speaker": NaN, "lang": NaN}'},
      [("a", (), "", "", None)]),
+    ("manifest", {"manifest.jsonl": json_lines(
+        {"id": "m", "audio_filepath": "a.wav", "language": "en", "duration": 9, "segments": [
+            {"speaker": "s0", "start": 0, "end": 2.5, "text": "a", "words": []},
+            {"speaker": "s1", "start": 2, "end": 4, "text": "b"}, {"start": 5, "end": 6}]},
+        {"audio_filepath": "b.wav", "speaker": "ana", "segments": [{"start": 1.5, "end": 2}]},
+     ), "b.wav": AUDIO},
+     [("m/00000", ((0.0, 2.5),), "en", "s0", None), ("m/00001", ((2.0, 4.0),), "en", "s1", None),
+      ("m/00002", ((5.0, 6.0),), "en", "", None), ("b/00000", ((1.5, 2.0),), "", "ana", None)]),
     ("fairseq_tsv", {"t.tsv": "\ufeff/x\r\na.wav\t16000\r\na.mp3\t9\r\n", "a.mp3": AUDIO},
      [("a.wav", (), "", ".", None), ("a.mp3", (), "", ".", None)]),
     ("gigaspeech", {"GigaSpeech.json": "\ufeff" + giga(), "a.opus": AUDIO},
@@ -179,6 +190,24 @@ def test_a_list_as_other_programs_write_it_is_read(
 ) -> None:
     found = listed(adapter, write(tmp_path, {"a.wav": AUDIO, **files}))
     assert [(r.id, r.spans_s, r.language, r.speaker, r.channel) for r in found] == expected
+
+
+def test_segments_of_one_file_are_one_session_and_a_file_without_any_has_no_speech(
+    tmp_path: Path,
+) -> None:
+    segments = [{"start": 0, "end": 1}, {"start": 1, "end": 2}]
+    rows = [
+        {"path": "a.wav", "segments": segments},
+        {"path": "b.wav", "session": "s", "segments": segments},
+        {"path": "c.wav", "segments": []},
+    ]
+    files = {"manifest.jsonl": json_lines(*rows), **dict.fromkeys(["a.wav", "b.wav"], AUDIO)}
+    found = listed("manifest", write(tmp_path, files))
+    assert [(r.session, r.left_out) for r in found] == [
+        *[("a", "")] * 2,
+        *[("s", "")] * 2,
+        ("", "no speech"),
+    ]
 
 
 def test_a_chapter_of_which_only_the_json_is_there_is_not_forgotten(tmp_path: Path) -> None:
