@@ -8,12 +8,12 @@ show's makers said, written like a list: ``['en-US']``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import Recording, by_stem
+from jobs.audio.corpora.recording import Recording, by_stem, stem
 from jobs.audio.languages import language_code
-from jobs.audio.lists import rows
+from jobs.audio.lists import NOT_BELOW_ROOT, rows
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
@@ -25,10 +25,11 @@ _COLUMNS = ("show_filename_prefix", "episode_filename_prefix", "language", "publ
 def recordings(tree: Tree) -> Iterator[Recording]:
     """All episodes; a session is a show, its publisher stands for the speaker.
 
-    Raises DataError without the table.
+    One that the table alone knows has that as its problem. Raises DataError without the table.
     """
     leaves = list(tree.leaves())
     said = _metadata(tree, leaves)
+    yield from _missing(leaves, said)
     for name, leaf in by_stem(leaves):
         path = PurePosixPath(leaf.path)
         row = said.get((path.parent.name, path.stem))
@@ -41,6 +42,23 @@ def recordings(tree: Tree) -> Iterator[Recording]:
             language=language_of(row["language"]),
             speaker=row["publisher"],
             session=path.parent.name,
+        )
+
+
+def _missing(
+    leaves: list[Leaf], said: Mapping[tuple[str, str], Mapping[str, str]]
+) -> Iterator[Recording]:
+    """Episodes of the table without a file, where it would be beside the others."""
+    paths = [PurePosixPath(leaf.path) for leaf in leaves if leaf.is_audio]
+    there = {(path.parent.name, path.stem) for path in paths}
+    root = paths[0].parents[min(3, len(paths[0].parents) - 1)] if paths else PurePosixPath()
+    for show, episode in (key for key in said if key not in there):
+        path = root / show[5:6].upper() / show[6:7].upper() / show / f"{episode}.ogg"
+        yield Recording(
+            stem(str(path)),
+            Leaf(str(path), 0, problem=NOT_BELOW_ROOT),
+            language=language_of(said[show, episode]["language"]),
+            session=show,
         )
 
 

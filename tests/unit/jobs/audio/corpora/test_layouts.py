@@ -13,6 +13,7 @@ import pytest
 
 from jobs.audio import corpora
 from jobs.audio.corpora.recording import Recording
+from jobs.audio.lists import NOT_BELOW_ROOT
 from jobs.audio.trees import TarTree
 from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Adapter
@@ -317,6 +318,48 @@ def test_shar_of_lhotse(tmp_path: Path) -> None:
     for recording in found:
         with tree.place(recording.leaf).open() as file:
             assert file.read() == AUDIO + recording.id.encode()
+
+
+def test_what_voxpopuli_lists_of_a_year_that_is_there_is_there_or_named(tmp_path: Path) -> None:
+    names = [f"20090914-0900-PLENARY-{n}" for n in range(4)]
+    events = [f"{names[0]}_en", f"{names[1]}_en", f"{names[0]}_de", "20100101-0900-PLENARY_en"]
+    files = {
+        "annotations/unlabelled_v2.tsv": "event_id\tsegment_no\tstart\tend\n"
+        + "".join(f"{event}\t0\t0\t1\n" for event in events),
+        f"raw_audios/en/2009/{names[0]}_en.ogg": AUDIO,
+        f"raw_audios/en/2009/{names[2]}_en.ogg": AUDIO,
+        f"raw_audios/es/2009/{names[2]}_es.ogg": AUDIO,
+        f"transcribed_data/en/2009/{names[0]}-en_1.ogg": AUDIO,
+        f"transcribed_data/de/2009/{names[0]}-de_1.ogg": AUDIO,
+        "transcribed_data/en/asr_dev.tsv": ASR_HEADER
+        + f"{names[0]}-en_1\tA\ta\t7\tdev\tmale\tTrue\t\n{names[0]}-en_2\tA\ta\t7\tdev\t\tTrue\t\n",
+    }
+    write(tmp_path / "folders", files)
+    root = as_tars(tmp_path / "folders", tmp_path / "tars", lambda path: "raw_audios" in path)
+    for found in (listed("voxpopuli", tmp_path / "folders"), listed_in_tars("voxpopuli", root)):
+        assert {r.id: r.leaf.problem or r.left_out or r.speaker for r in found} == {
+            f"raw_audios/en/2009/{names[0]}_en": "",
+            f"raw_audios/en/2009/{names[1]}_en": NOT_BELOW_ROOT,
+            f"raw_audios/en/2009/{names[2]}_en": "not in unlabelled_v2.tsv",
+            f"raw_audios/es/2009/{names[2]}_es": "",
+            f"transcribed_data/en/2009/{names[0]}-en_1": "7",
+            f"transcribed_data/en/2009/{names[0]}-en_2": NOT_BELOW_ROOT,
+            f"transcribed_data/de/2009/{names[0]}-de_1": "",
+        }
+        assert {r.language for r in found if r.leaf.problem} == {"en"}
+
+
+@pytest.mark.parametrize("audio_root", ["podcasts-audio/", ""])
+def test_an_episode_that_the_table_alone_knows_is_named(tmp_path: Path, audio_root: str) -> None:
+    folder = f"{audio_root}7/G/show_7gozmLqbcbr6PScMjc0Zl4"
+    files = {"metadata.tsv": SPOTIFY_HEADER + SPOTIFY_ROWS, f"{folder}/4vYO.ogg": AUDIO}
+    write(tmp_path / "folders", files)
+    root = as_tars(tmp_path / "folders", tmp_path / "tars", lambda path: "/" in path)
+    for found in (listed("spotify", tmp_path / "folders"), listed_in_tars("spotify", root)):
+        assert {r.id: (r.language, r.leaf.problem) for r in found} == {
+            f"{folder}/4vYO": ("en", ""),
+            f"{folder}/5abc": ("pt", NOT_BELOW_ROOT),
+        }
 
 
 LISTED, GONE = "a/there.wav", "a/gone.wav"
