@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> int:
             print(f"{verdict.instance}: {', '.join((size, *verdict.notes))}{end}")
             for problem in verdict.problems:
                 print(f"  {problem}")
+            if verdict.remedy:
+                print(f"  {verdict.remedy}")
     sound = not any(v.problems for v in verdicts)
     if options.json:
         stages = [dataclasses.asdict(v) for v in verdicts]

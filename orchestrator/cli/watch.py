@@ -171,6 +171,8 @@ def _failure(stage: StageStatus) -> str:
     attempt = stage.failure
     if not attempt:
         return ""
+    if attempt.state == RunState.SUCCEEDED:
+        return "was done, but its artifact is not in the store any more; resume makes it anew"
     said = (attempt.message or attempt.reason).removeprefix(f"{attempt.cause}: ")
     return ": ".join(filter(None, (attempt.cause, said)))
 

@@ -27,6 +27,8 @@ class Verdict:
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What else was proven."""
+    remedy: str = ""
+    """What to do about files that are not what the manifest says."""
 
 
 def verify(run: RunFolder, store: Store, *, is_alive: bool = False) -> Iterator[Verdict]:
@@ -48,7 +50,10 @@ def verify(run: RunFolder, store: Store, *, is_alive: bool = False) -> Iterator[
             problems.append(f"not complete; {remedy}")
         except LedgerError as error:
             problems.append(str(error))
-        yield Verdict(instance.id, len(sizes), sum(sizes), tuple(problems), notes)
+        again = f"`orchestrator resume {run.name}` makes it anew"
+        is_damaged = problems and sizes  # what has a manifest passes for complete
+        remedy = f"remove {artifact.storage.url}, then {again}" if is_damaged else ""
+        yield Verdict(instance.id, len(sizes), sum(sizes), tuple(problems), notes, remedy)
 
 
 def _problems(instance: Instance, artifact: Artifact) -> Iterator[str]:

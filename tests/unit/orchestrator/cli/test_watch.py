@@ -83,6 +83,12 @@ def test_a_failed_stage_shows_its_own_last_sentence(scene: Scene) -> None:
     assert line.endswith(": bad_request: split.valid: 0; raise it")
 
 
+def test_a_stage_whose_artifact_was_removed_says_so(scene: Scene) -> None:
+    scene.fail(state="succeeded", cause="", action="done", reason="the artifact is complete")
+    (line,) = [x for x in shown(scene.status(is_alive=False), 200) if "artifact" in x]
+    assert line.endswith("its artifact is not in the store any more; resume makes it anew")
+
+
 def test_the_end_is_told_in_the_attempts_own_words(scene: Scene) -> None:
     scene.run.begin_supervisor(process=Process.current().__dict__).finish(state="failed")
     scene.fail()

@@ -34,9 +34,10 @@ def test_a_changed_byte_is_found_in_the_file_that_has_it(before: tuple[Store, Ru
     storage = store.artifact(pack.stage, pack.key).storage
     data = storage.read_bytes("train.bin")
     storage.replace("train.bin", bytes([data[0] ^ 1]) + data[1:])
-    wrong = {v.instance: v.problems for v in verify(run, store) if v.problems}
+    wrong = {v.instance: v for v in verify(run, store) if v.problems}
     assert list(wrong) == [pack.id]
-    assert "train.bin: bytes differ" in wrong[pack.id][0]
+    assert "train.bin: bytes differ" in wrong[pack.id].problems[0]
+    assert wrong[pack.id].remedy.startswith(f"remove {storage.url}, then `orchestrator resume ")
 
 
 def test_a_step_that_is_missing_is_found(before: tuple[Store, RunFolder]) -> None:
