@@ -141,7 +141,7 @@ def nothing_wanted(corpus: Corpus, listing: Listing) -> str:
     if names and not said:
         return (
             f"of {listing.left_out.num_rows} recordings none has a language that the adapter "
-            "finds; check the source's adapter, and the cluster's data, or give its language"
+            "finds; check the source's adapter and the cluster's data, or set sources[].language"
         )
     unsaid = ["some without"] * (len(said) < len(names))
     found = ", ".join(sorted(said) + unsaid) or "no audio files at all"

@@ -25,7 +25,7 @@ from jobs.audio.corpus_tables import (
 from jobs.audio.languages import language_code
 from jobs.audio.lists import NOT_BELOW_ROOT
 from jobs.audio.mapped_tables import SortedRows, chunked
-from jobs.audio.roots import Root, unread
+from jobs.audio.roots import Root, other_container, unread
 from jobs.audio.same_ids import SameIds
 from jobs.audio.trees import Tree
 from orchestrator.errors import BackendError, DataError, OrchestratorError
@@ -76,8 +76,20 @@ def unwanted(recording: Recording, name: str, language: str, corpus: Corpus) -> 
 def _of_source(
     corpus: Corpus, source: Source, root: Root, on_empty_folder: Callable[[str], object]
 ) -> Listing:
-    ids, num_there, first_gone = SameIds(), 0, ""
     tree = root.tree(lambda path: on_empty_folder(f"{source.name}/{path}"))
+    try:
+        listing = _of_tree(corpus, source, tree)
+    except DataError as error:
+        if remedy := other_container(root):
+            raise DataError(f"{error}; {remedy}") from None
+        raise
+    if not any(table.num_rows for table in listing) and (remedy := other_container(root)):
+        raise DataError(f"data.{source.name}: no recording is found; {remedy}")
+    return listing
+
+
+def _of_tree(corpus: Corpus, source: Source, tree: Tree) -> Listing:
+    ids, num_there, first_gone = SameIds(), 0, ""
     with closing(ListingTables()) as tables:
         for chunk in chunked(_recordings(source, tree)):
             tables.add(corpus, source, chunk)
@@ -89,7 +101,7 @@ def _of_source(
             raise DataError(f"data.{source.name}: {problem}")
         if first_gone and not num_there:
             raise DataError(
-                f"data.{source.name}: none of the files that its list names is below {root.path} "
+                f"data.{source.name}: none of the files that its list names is below {tree.root} "
                 f"({first_gone} is the first); give it the root, and the container, of the list"
             )
         return tables.listing()

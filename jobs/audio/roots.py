@@ -6,18 +6,21 @@ A lost mount looks like missing files.
 from __future__ import annotations
 
 import logging
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.audio.channels import Channels
-from jobs.audio.decode import BLOCK_S, Notice, Wave
+from jobs.audio.decode import AUDIO_SUFFIXES, BLOCK_S, Notice, Wave
 from jobs.audio.decoders import Decoders
 from jobs.audio.place import Place
 from jobs.audio.trees import TREES, Leaf, Tree
 from orchestrator.errors import BackendError, os_words
 from orchestrator.ledger.bucket_path import BucketPath
+from orchestrator.ledger.source_files import files_below
 
+TAR, PARQUET = "tar", "parquet"
 _CANCELS = "the mean of its channels cancels itself; the loudest is taken in its place"
 
 log = logging.getLogger(__name__)
@@ -71,6 +74,25 @@ class Root:
             first=first,
             on_notice=tell,
         )
+
+
+def other_container(root: Root) -> str:
+    """Where files lie below a root in another container than it says, what to do; else nothing.
+
+    Raises OSError.
+    """
+    suffixes = {posixpath.splitext(file.path)[1].lower() for file in files_below(root.path)}
+    there = [
+        *(["folder"] if suffixes & AUDIO_SUFFIXES else []),
+        *(name for name, suffix in ((TAR, ".tar"), (PARQUET, ".parquet")) if suffix in suffixes),
+    ]
+    # Recordings beside tars are found as well.
+    if not there or root.container in there or (root.container == TAR and "folder" in there):
+        return ""
+    return (
+        f"{root.path} has its recordings in container {there[0]}, not {root.container}: say so in "
+        "the cluster's data"
+    )
 
 
 class RootWatch:

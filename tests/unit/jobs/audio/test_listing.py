@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
 from orchestrator.errors import BackendError, Cause, DataError
 from orchestrator.spec.cluster import Container
-from orchestrator.spec.recipe import Corpus, Source
+from orchestrator.spec.recipe import Adapter, Corpus, Source
 
 
 def listed(root: Path, languages: tuple[str, ...] = ("en",), **source: Any) -> dict[str, list[str]]:
@@ -155,3 +156,42 @@ def test_a_list_of_another_root_is_told_at_once(
         DataError, match=r"data\.s: none of .* is below .*\(x/a\.wav is the first\)"
     ):
         listed(tmp_path, adapter=adapter, language="en")
+
+
+@pytest.mark.parametrize("adapter", sorted(set(get_args(Adapter)) - {"hf_parquet"}))
+@pytest.mark.parametrize(
+    ("container", "suffix"), [("folder", "tar"), ("folder", "parquet"), ("tar", "parquet")]
+)
+def test_recordings_in_another_container_are_told_of(
+    tmp_path: Path, adapter: str, container: Container, suffix: str
+) -> None:
+    (tmp_path / "audio").mkdir()
+    if suffix == "tar":
+        with tarfile.open(tmp_path / "audio/000000.tar", "w") as tar:
+            info = tarfile.TarInfo("en/a.wav")
+            tar.addfile(info)
+    else:
+        touch(tmp_path, "audio/a.parquet")
+    corpus = Corpus(sources=(Source(name="s", adapter=adapter),))
+    with pytest.raises(DataError) as error:
+        list_corpus(corpus, {"s": Root(tmp_path, container)})
+    assert str(error.value).startswith("data.s: ")
+    assert str(error.value).endswith(
+        f"{tmp_path} has its recordings in container {suffix}, not {container}: say so in the "
+        "cluster's data"
+    )
+
+
+@pytest.mark.parametrize("name", ["en/a.wav", "en/a.tar"])
+def test_what_is_no_parquet_is_told_of(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, name)
+    corpus = Corpus(sources=(Source(name="s", adapter="hf_parquet"),))
+    with pytest.raises(DataError, match=r"no recording is found; .* not parquet: say so in"):
+        list_corpus(corpus, {"s": Root(tmp_path, "parquet")})
+
+
+def test_recordings_beside_tars_and_folders_without_any_are_as_they_are(tmp_path: Path) -> None:
+    touch(tmp_path, "en/a.wav", "b/notes.txt")
+    corpus = Corpus(sources=(Source(name="s"),))
+    assert list_corpus(corpus, {"s": Root(tmp_path, "tar")}).wanted.num_rows == 1
+    assert list_corpus(corpus, {"s": Root(tmp_path / "b", "tar")}).wanted.num_rows == 0
