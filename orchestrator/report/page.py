@@ -19,7 +19,7 @@ from typing import Any
 from orchestrator.errors import RequestError
 from orchestrator.ledger.goodput import PART_NAMES, shares_percent
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import Observed, RunState
+from orchestrator.ledger.status import Observed
 from orchestrator.ledger.store import Store
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_duration
@@ -200,20 +200,18 @@ def _time_by_stage(record: Record) -> list[tuple[str, str]]:
 
 
 def _time_of(stages: Sequence[StageRecord], now: float) -> str:
-    attempts = [a.status for stage in stages for a in stage.attempts]
+    attempts = [a for stage in stages for a in stage.attempts]
     if not attempts:
         return "reused" if all(s.status.is_reused for s in stages) else "not begun"
-    took_s = sum((a.ended_at or now) - a.started_at for a in attempts)
+    took_s = sum((a.until or now) - a.status.started_at for a in attempts)
     more = f" in {len(attempts)} attempts" if len(attempts) > 1 else ""
     return f"{format_duration(took_s)}{more}"
 
 
 def _ended_at(record: Record) -> float:
     """When the record ends: now only while something runs; a finished run's page never changes."""
-    attempts = [a.status for stage in record.stages for a in stage.attempts]
-    if not attempts or any(a.state == RunState.RUNNING for a in attempts):
-        return time.time()
-    return max(a.ended_at or a.started_at for a in attempts)
+    ends = [a.until for stage in record.stages for a in stage.attempts]
+    return max((end or time.time() for end in ends), default=time.time())
 
 
 def _units(units: Any) -> str:

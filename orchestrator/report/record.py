@@ -24,6 +24,7 @@ from orchestrator.ledger.status import (
     AttemptStatus,
     Observed,
     Reader,
+    RunState,
     RunStatus,
     StageStatus,
     run_status,
@@ -86,6 +87,9 @@ class AttemptRecord:
     """One attempt of a stage instance."""
 
     status: AttemptStatus
+    until: float | None
+    """When it ended, in seconds since the epoch, or gave its last sign of life where nobody has
+    seen it end; None while it runs."""
     progress: Mapping[str, Any]
     """How far it was at last: done, total, unit."""
     rates: Mapping[str, Any]
@@ -199,7 +203,9 @@ def _stage(reader: Reader, store: Store, status: StageStatus) -> StageRecord:
     own = status.attempts if instance.leader == instance.id else ()
     return StageRecord(
         status=status,
-        attempts=tuple(_attempt(reader, f"{instance.id} attempt {a.n}", a) for a in own),
+        attempts=tuple(
+            _attempt(reader, f"{instance.id} attempt {a.n}", a, is_newest=a is own[-1]) for a in own
+        ),
         is_complete=bool(manifest),
         facts=_mapping(manifest.get("facts")),
         producer=_mapping(manifest.get("producer")),
@@ -208,13 +214,17 @@ def _stage(reader: Reader, store: Store, status: StageStatus) -> StageRecord:
     )
 
 
-def _attempt(reader: Reader, what: str, status: AttemptStatus) -> AttemptRecord:
+def _attempt(reader: Reader, what: str, status: AttemptStatus, *, is_newest: bool) -> AttemptRecord:
     folder = status.folder
     progress = _mapping(reader.ask(f"{what}: progress.json", lambda: folder.progress, None))
     kinds = reader.ask(f"{what}: events", lambda: [e["kind"] for e in folder.events()], [])
     metrics = f"{what}: metrics"
+    until = status.ended_at
+    if until is None and not (is_newest and status.state == RunState.RUNNING):
+        until = reader.ask(f"{what}: events", folder.last_sign, status.started_at)
     return AttemptRecord(
         status=status,
+        until=until,
         progress=progress,
         rates=_mapping(progress.get("rates")),
         events=Counter(kinds),

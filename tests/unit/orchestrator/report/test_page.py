@@ -210,6 +210,22 @@ def test_a_half_finished_run_shows_what_it_has(new_ledger: NewLedger) -> None:
     assert "not yet" in words
 
 
+def test_an_attempt_without_an_end_lasts_until_its_last_sign_of_life(new_ledger: NewLedger) -> None:
+    """Not until the run's end: its supervisor died 600 s before another one went on."""
+    ledger = new_ledger()
+    corpus = ledger.of_stage("corpus")[0]
+    killed = ledger.attempt(corpus, 600.0)
+    heard = {"at": killed.started_at + 20.0, "done": 1, "total": 19, "unit": "shards"}
+    killed.storage.replace("progress.json", json.dumps(heard).encode())
+    ledger.attempt(corpus, 30.0, state="succeeded")
+    ledger.publish(corpus)
+    page = page_of(ledger)
+    assert "corpus: 50.0 s in 2 attempts" in words_of(page)
+    (drawn,) = re.findall(r'<svg class="gantt".*?</svg>', page, re.DOTALL)
+    widths = [float(bar.attrib["width"]) for bar in ET.fromstring(drawn).iter("rect")]
+    assert widths == [pytest.approx(seconds * 720 / 630, abs=0.01) for seconds in (20, 30)]
+
+
 def test_while_the_supervisor_lives_the_last_attempt_is_running(new_ledger: NewLedger) -> None:
     ledger = new_ledger()
     ledger.run.begin_supervisor(process=asdict(Process.current()))
