@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -243,6 +243,7 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> int:
             artifact.begin(instance.inputs)
         born_at = Process.current().started_at
         attempt.event("begin", stage=stage, lease=attempt.lease_n, born_at=born_at)
+        log.info("%s: attempt %d begins", options.instance, options.attempt)
         facts = work(attempt)
         for lease in held:  # this process may have been stopped for longer than others wait
             lease.beat()
@@ -322,7 +323,15 @@ def _publish(
             producer={**producer, "instance": instance.id},
             require=lease.require,
         )
+        log.info("%s is done%s", instance.id, _in_words(own))
     attempt.event("published", keys=list(attempt.keys))
+
+
+def _in_words(facts: Mapping[str, Any]) -> str:
+    """Those that are one number or word, for a log."""
+    shown = {k: v for k, v in facts.items() if isinstance(v, int | float | str)}
+    words = (f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+    return f": {', '.join(words)}" if shown else ""
 
 
 @contextmanager

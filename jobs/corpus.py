@@ -83,6 +83,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     places.create(attempt.out, where, listing.wanted)
     shards = share_out(*expected, corpus.shard_hours)
     write_tables(attempt.out, listing, lengths, shards)
+    say_what_is_not_used(listing)
     about = facts(listing, samples, num_shards=shards.num_rows - 1)
     return {**about, **empty_folders(empty)}
 
@@ -155,6 +156,19 @@ def _reasons(listing: Listing) -> Counter[str]:
     """How many recordings are left out for which reason."""
     counted = pc.value_counts(listing.left_out["reason"]).to_pylist()
     return Counter({one["values"]: one["counts"] for one in counted})
+
+
+def say_what_is_not_used(listing: Listing) -> None:
+    """Log how many recordings are left out and why, and the first that are quarantined."""
+    reasons = _reasons(listing).most_common()
+    for reason, count in reasons[:_NAMED]:
+        log.info("left out, %s: %d", reason, count)
+    if others := sum(count for _, count in reasons[_NAMED:]):
+        log.info("left out for other reasons: %d", others)
+    for row in listing.quarantine.slice(0, _NAMED).to_pylist():
+        log.info("quarantined: %s: %s", row["id"], row["reason"])
+    if (others := listing.quarantine.num_rows - _NAMED) > 0:
+        log.info("quarantined besides: %d", others)
 
 
 def empty_folders(found: Set[str]) -> dict[str, Any]:

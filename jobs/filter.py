@@ -46,7 +46,7 @@ from jobs.audio.language_id import whisper
 from jobs.audio.listing import LISTED_SCHEMA, Listing
 from jobs.audio.roots import Root
 from jobs.audio.voice_activity import Silero
-from jobs.corpus import facts, write_tables
+from jobs.corpus import facts, say_what_is_not_used, write_tables
 from jobs.enough_audio import require_enough
 from jobs.speech.account import require_readable
 from jobs.speech.pool import stage_pool
@@ -92,6 +92,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
     places.create(attempt.out, tables.places, wanted)
     shards = share_out(*expected, corpus.shard_hours)
     write_tables(attempt.out, kept.listing, kept.lengths, shards)
+    say_what_is_not_used(kept.listing)
     create_table(attempt.out, "duplicates.parquet", kept.duplicates)
     about = facts(kept.listing, expected.samples, num_shards=shards.num_rows - 1)
     return {**about, "num_duplicates": kept.duplicates.num_rows}

@@ -115,6 +115,16 @@ def test_work_that_is_done_is_published_under_its_lease(scene: Scene) -> None:
     assert lease.released_at is not None
 
 
+def test_every_stage_logs_its_begin_and_what_came_of_it(scene: Scene) -> None:
+    facts = "{'num_shards': 3, 'kept_hours': 1 / 3, 'sources': {'a': {}}, 'kind': 'x'}"
+    code, errors = scene.run_to_end("attempt.out.create('data', b'x')", f"return {facts}")
+    assert code == 0, errors
+    first, last = (line.partition("jobs.attempt ")[2] for line in errors.splitlines())
+    assert first == f"{scene.instance.id}: attempt 1 begins"
+    said = "num_shards 3, kept_hours 0.333333, kind x"
+    assert last == f"{scene.instance.id} is done: {said}"
+
+
 def test_what_killed_attempts_left_half_written_is_swept(scene: Scene) -> None:
     left = Path(scene.artifact.storage.url, "shards", f"{TEMPORARY}1")
     left.parent.mkdir(parents=True)

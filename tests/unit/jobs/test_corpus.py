@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ import soundfile
 from jobs.audio.corpus_tables import Expected
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root, RootWatch
-from jobs.corpus import empty_folders, facts, nothing_wanted, require_roots, require_usable
+from jobs.corpus import (
+    empty_folders,
+    facts,
+    nothing_wanted,
+    require_roots,
+    require_usable,
+    say_what_is_not_used,
+)
 from orchestrator.errors import BackendError, DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Source
@@ -102,6 +110,21 @@ def test_facts_are_those_of_every_source(roots: dict[str, Root]) -> None:
             },
         },
     }
+
+
+def test_a_log_says_what_is_not_used_and_why(
+    roots: dict[str, Root], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(5):
+        (roots["b"].path / f"en/dead{number}.wav").symlink_to("nowhere.wav")
+    caplog.set_level(logging.INFO)
+    say_what_is_not_used(list_corpus(corpus_of(), roots))
+    assert caplog.messages == [
+        "left out, language: 1",
+        "quarantined: b/en/dead: a dead link",
+        *(f"quarantined: b/en/dead{number}: a dead link" for number in range(3)),
+        "quarantined besides: 2",
+    ]
 
 
 def test_of_several_languages_each_is_counted(roots: dict[str, Root]) -> None:
