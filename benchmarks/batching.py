@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import HubertConfig, HubertModel
 
-from jobs.speech.hubert import Hubert, Wave, plan_batches
+from jobs.speech.grid import plan_batches
+from jobs.speech.speech_encoder import SpeechEncoder, Wave
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 LENGTHS_S = (0.5, 12.0)
@@ -31,7 +32,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.uniform(*LENGTHS_S, options.utterances) * SAMPLE_RATE_HZ
     waves = [rng.normal(0, 0.1, int(n)).astype(np.float32) for n in lengths]
-    encoder = Hubert(HubertModel(_config()).eval(), layer=4)
+    encoder = SpeechEncoder(HubertModel(_config()).eval(), layer=4)
     codebook_KD = torch.randn(100, encoder.dim)
     ratios, differing = [], 0
     for _ in range(options.rounds):
@@ -65,7 +66,7 @@ def _config() -> HubertConfig:
 
 
 def _timed(
-    encoder: Hubert, waves: list[Wave], batches: list[list[int]]
+    encoder: SpeechEncoder, waves: list[Wave], batches: list[list[int]]
 ) -> tuple[float, list[torch.Tensor]]:
     feats: list[torch.Tensor] = [torch.empty(0)] * len(waves)
     started = time.perf_counter()

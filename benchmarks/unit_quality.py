@@ -34,7 +34,7 @@ from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
 from jobs.audio.trees import Leaf
 from jobs.speech import targets
-from jobs.speech.hubert import Grid, grid_of
+from jobs.speech.grid import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit, nearest
 from orchestrator.errors import BackendError, OrchestratorError, RequestError
 from orchestrator.quantities import SAMPLE_RATE_HZ

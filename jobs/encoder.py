@@ -1,8 +1,8 @@
-"""The encoder stage: the HuBERT that turns audio into features, fixed by its weights' digest.
+"""The encoder stage: the model that turns audio into features, fixed by its weights' digest.
 
 Out: ``config.json``, ``model.safetensors`` and ``encoder.json`` (layer, frame rate, hop, receptive
-field, digest). A published model is copied into the store, so that a run needs its hub once; a
-pretrained one is that of the last ``pretrain`` node (role ``model``).
+field, digest, whether waves are normalised). A published model is copied into the store, so that a
+run needs its hub once; a pretrained one is that of the last ``pretrain`` node (role ``model``).
 """
 
 from __future__ import annotations
@@ -15,19 +15,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import HubertConfig, HubertModel
+import transformers
 
 from jobs import hub
 from jobs.attempt import Attempt, run_stage
-from jobs.speech.hubert import Grid, Hubert, grid_of
+from jobs.speech.grid import Grid, grid_of
+from jobs.speech.speech_encoder import SpeechEncoder
 from jobs.weights import SAFETENSORS, first_line, load_whole
 from orchestrator.errors import Cause, CorruptError, RequestError, SpecErrors, cause_of
 from orchestrator.ledger.storage import Storage, sha256_of
-from orchestrator.plan.model_config import encoder_problems
+from orchestrator.plan.model_config import (
+    ENCODERS,
+    encoder_problems,
+    normalizes_waveform,
+    preprocessor_problems,
+)
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Encoder
 
-CONFIG, WEIGHTS, DESCRIPTION = hub.CONFIG, SAFETENSORS, "encoder.json"
+CONFIG, PREPROCESSOR, WEIGHTS = hub.CONFIG, hub.PREPROCESSOR, SAFETENSORS
+DESCRIPTION = "encoder.json"
 QUALITY = "unit_quality.json"
 """Beside published weights: what was measured on them, with their ``sha256``."""
 
@@ -60,6 +67,7 @@ def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
         "frame_rate_hz": SAMPLE_RATE_HZ / grid.hop,
         "hop": grid.hop,
         "receptive_field": grid.field,
+        "normalize_waveform": normalizes_waveform(_json_of(folder / PREPROCESSOR), encoder),
         "sha256": sha256_of(folder / WEIGHTS),
     }
 
@@ -67,28 +75,30 @@ def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
 def require_sound(encoder: Encoder, folder: Path) -> Grid:
     """How the model in a folder cuts audio into frames.
 
-    Raises SpecErrors when it is not what the recipe means, RequestError when no HuBERT can be made
+    Raises SpecErrors when it is not what the recipe means, RequestError when no encoder can be made
     of its config, or its weights are not those of it.
     """
     require_fit(encoder, str(folder))
     try:
-        config = HubertConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
     except Exception as error:  # of many types, by what is wrong with it
         if cause_of(error) is not Cause.ERROR:
             raise
-        said = f"no HuBERT can be made of it ({first_line(error)}); mend it"
+        said = f"no encoder can be made of it ({first_line(error)}); mend it"
         raise RequestError(f"encoder.model: {folder}/{CONFIG}: {said}") from error
-    Hubert.load(folder, encoder.layer)
+    SpeechEncoder.load(folder, encoder.layer)
     return grid_of(config.conv_kernel, config.conv_stride)
 
 
 def require_fit(encoder: Encoder, source: str, revision: str | None = None) -> None:
     """Raise SpecErrors when a model's config, as it is written, is not what the recipe means.
 
-    Transformers reads the config of any family as HuBERT's, and draws what is not in the weights.
+    A model of another family would be built all the same, and what is not in the weights drawn.
     """
-    config, _ = HubertConfig.get_config_dict(source, revision=revision)
-    if problems := list(encoder_problems(config, encoder)):
+    config, _ = transformers.PretrainedConfig.get_config_dict(source, revision=revision)
+    preprocessor = _json_of(Path(source) / PREPROCESSOR)
+    problems = [*encoder_problems(config, encoder), *preprocessor_problems(preprocessor, encoder)]
+    if problems:
         raise SpecErrors(problems)
 
 
@@ -106,12 +116,29 @@ def copy_published(
         local = hub.download(source, encoder.revision, where=where, check=check)
     if (local / WEIGHTS).is_file():
         require_sound(encoder, local)  # here, where what is wrong can be mended, not in the copy
-        for name in (CONFIG, WEIGHTS):
-            shutil.copyfile(local / name, folder / name)
+        shutil.copyfile(local / WEIGHTS, folder / WEIGHTS)
+        shutil.copyfile(local / CONFIG, folder / CONFIG)
     else:
         require_fit(encoder, str(local))
-        load_whole(HubertModel, local, where=where).save_pretrained(folder)
+        family = ENCODERS[_json_of(local / CONFIG)["model_type"]]
+        model_class = getattr(transformers, f"{family}Model")
+        load_whole(model_class, local, where=where).save_pretrained(folder)
+    if (local / PREPROCESSOR).is_file():
+        shutil.copyfile(local / PREPROCESSOR, folder / PREPROCESSOR)
     _require_digest(encoder, source, sha256_of(folder / WEIGHTS))
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    """What a file says; nothing where it is not there. Raises RequestError when it is no JSON."""
+    try:
+        said = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RequestError(
+            f"encoder.model: {path} is no JSON ({error}); fetch the model again"
+        ) from None
+    return said if isinstance(said, dict) else {}
 
 
 def _require_digest(encoder: Encoder, source: str, found: str) -> None:

@@ -36,13 +36,13 @@ from orchestrator.ledger.store import MODELS
 from orchestrator.plan.keys import KEY_DIGITS
 from orchestrator.spec.loader import resolve_env
 
-CONFIG = "config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 DEADLINE_S = 600.0
 """How long a hub that does not answer is asked again within one attempt."""
 _MAX_PAUSE_S = 60.0
 _PATTERNS = (
-    (CONFIG, "model*.safetensors", f"{SAFETENSORS}.index.json"),
-    (CONFIG, "pytorch_model*.bin", f"{PICKLED}.index.json"),
+    (CONFIG, PREPROCESSOR, "model*.safetensors", f"{SAFETENSORS}.index.json"),
+    (CONFIG, PREPROCESSOR, "pytorch_model*.bin", f"{PICKLED}.index.json"),
 )
 """What is fetched of a repository: the second only where nothing safer is there."""
 _PASSING_STATUSES = frozenset({407, 408, 409, 425, 429})
@@ -85,9 +85,10 @@ def keep(
         put(storage, fetched, name, revision)
     files = _whole_files(storage)
     if sha256 and SAFETENSORS not in files:
+        weights = ", ".join(sorted(set(files) - {CONFIG, PREPROCESSOR}))
         raise RequestError(
-            f"{where}: {name} has its weights in {', '.join(sorted(set(files) - {CONFIG}))}, which "
-            f"sha256 cannot pin, but in {SAFETENSORS} alone; give revision without it"
+            f"{where}: {name} has its weights in {weights}, which sha256 cannot pin, but in "
+            f"{SAFETENSORS} alone; give revision without it"
         )
     found = files.get(SAFETENSORS, {}).get("sha256")
     if sha256 and found != sha256:
@@ -165,7 +166,7 @@ def _snapshot(name: str, revision: str | None, where: str) -> Path:
     disable_progress_bars()
     for patterns in _PATTERNS:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-        if any(p for pattern in patterns[1:] for p in folder.glob(pattern)):
+        if any(p for pattern in patterns[2:] for p in folder.glob(pattern)):
             if not (folder / CONFIG).is_file():
                 break
             return folder

@@ -19,7 +19,7 @@ from jobs.attempt import Attempt, run_stage
 from jobs.codebook import report_iteration
 from jobs.speech import sample, targets
 from jobs.speech.feature_blocks import in_order
-from jobs.speech.hubert import grid_of
+from jobs.speech.grid import grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pool import Pool, stage_pool
 from jobs.speech.units import CODEBOOK_FACTS, EncoderSpec, write_codebook

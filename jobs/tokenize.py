@@ -154,24 +154,30 @@ def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterab
     where = (source_roots(attempt), recipe.corpus.windows)
 
     def task(shard: int) -> ShardTask:
-        return ShardTask(shard=shard, rows=tables.shard(shard), missing=shards.missing[shard])
+        return ShardTask(
+            shard=shard,
+            rows=tables.shard(shard),
+            missing=shards.missing[shard],
+            was_given_before=pool.deaths_of(shard) > 0,
+        )
 
     with stage_pool(
         attempt, Tokenizer, spec, *where, codebooks, outs, recipe.tokenizer.deduplicate
     ) as pool:
-        started_at, decoded, passed_over = time.monotonic(), 0, 0
+        started_at, decoded, passed_over, ties = time.monotonic(), 0, 0, 0
         results = pool.run(shards.missing, task, tick=attempt.check)
         for done, (_, result) in enumerate(results, start=before + 1):
             samples += next(iter(result.stats.values())).num_samples
             decoded += result.decoded_samples
             passed_over += result.passed_over_samples
+            ties += result.num_ties
             rate = samples / SAMPLE_RATE_HZ / (time.monotonic() - started_at)
             attempt.progress(done, total, "shards", audio_s_per_s=round(rate, 1))
             yield result
         samples_of = {"used": samples, "decoded": decoded, "passed_over": passed_over}
         hours = {name: round(n / SAMPLE_RATE_HZ / 3600, 3) for name, n in samples_of.items()}
-        attempt.event("heard", hours=hours)
-        log.info("hours of audio: %s", hours)
+        attempt.event("heard", hours=hours, num_ties=ties)
+        log.info("hours of audio: %s; %d units are ties to fp32's rounding", hours, ties)
 
 
 if __name__ == "__main__":

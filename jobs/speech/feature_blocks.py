@@ -8,6 +8,7 @@ Shapes: N frames, D features, K clusters.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,11 @@ from jobs.audio.roots import Root
 from jobs.speech.lloyd import Answer, Question
 from jobs.speech.pool import Pool
 from jobs.speech.sample import MeasureTask
-from jobs.speech.units import EncoderSpec
+from jobs.speech.units import EncoderSpec, is_finite
 from jobs.speech.utterances import Utterance, WaveReader, batches, pages
 from orchestrator.quantities import SAMPLE_RATE_HZ
+
+log = logging.getLogger(__name__)
 
 BLOCK_SAMPLES = 240 * SAMPLE_RATE_HZ
 
@@ -42,7 +45,7 @@ class BlockWorker:
     """The codebook stage's worker: computes a block's features once and keeps them in memory."""
 
     def __init__(self, encoder: EncoderSpec, roots: Mapping[str, Root]) -> None:
-        self._hubert = encoder.load()
+        self._encoder = encoder.load()
         self._reader = WaveReader(roots)
         self._blocks: dict[int, Tensor] = {}
 
@@ -53,15 +56,18 @@ class BlockWorker:
         if task.block not in self._blocks:
             self._blocks[task.block] = self._features(task.utterances)
         question: Question[Any] = ray.get(task.question)
-        return question(self._blocks[task.block], task.block, self._hubert.device)
+        return question(self._blocks[task.block], task.block, self._encoder.device)
 
     def _features(self, utterances: Sequence[Utterance]) -> Tensor:
-        """``feats_ND`` of a block, utterances in their order."""
-        feats: list[Tensor] = [torch.empty(0)] * len(utterances)
+        """``feats_ND`` of a block, utterances in their order; none of what holds no numbers."""
+        feats: list[Tensor] = [torch.empty(0, self._encoder.dim)] * len(utterances)
         waves = (self._reader.read(utterance) for utterance in utterances)
-        for positions, batch in batches(waves, self._hubert.max_padded_samples):
-            for position, feats_TD in zip(positions, self._hubert.features(batch), strict=True):
-                feats[position] = feats_TD.cpu()
+        for positions, batch in batches(waves, self._encoder.max_padded_samples):
+            for position, feats_TD in zip(positions, self._encoder.features(batch), strict=True):
+                if is_finite(feats_TD):
+                    feats[position] = feats_TD.cpu()
+                else:
+                    log.warning("%s: its features hold NaN or infinity", utterances[position].id)
         return torch.cat(feats)
 
 

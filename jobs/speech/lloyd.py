@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,11 @@ TOLERANCE = 1e-4
 INIT_FRAMES_PER_CLUSTER = 100
 """Frames that k-means++ chooses from, per cluster."""
 MIN_FRAMES_PER_CLUSTER = 2
+FEATURE_ROUNDING = 1e-5
+"""Relative to frame and centroids: what fp32 does to features, by device, threads and batch. Units
+whose two nearest centroids are nearer than that to being equally near are ties."""
+_FP32_OF_SCORES = 4e-6
+"""The same of the products that distances are made of (sqrt(D) roundings of 6e-8, D up to 1280)."""
 _CHUNK_FRAMES = 8_192
 _CPU = torch.device("cpu")
 
@@ -95,22 +100,53 @@ class Fit:
     num_frames: int
 
 
-def nearest(feats_ND: Tensor, centroids_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """The index of each frame's nearest centroid, and the squared distance to it, in fp32.
+class Nearest(NamedTuple):
+    """What `nearest` finds of each of N frames."""
 
-    Works in chunks of a fixed number of frames, so that a frame's result depends on nothing but its
-    chunk.
+    index_N: Tensor
+    """The nearest centroid; the first of equals."""
+    distance_N: Tensor
+    """Its squared distance, fp32."""
+    is_tie_N: Tensor
+    """Whether what rounding does to features could have made another the nearest."""
+
+
+def nearest(feats_ND: Tensor, centroids_KD: Tensor) -> Nearest:
+    """The nearest centroid of each frame, exact for the features as they are given.
+
+    What frames and centroids have in common is subtracted first, as a distance is a small
+    difference of large products otherwise; where fp32 cannot tell the first from the second all the
+    same, float64 does.
     """
+    if not len(feats_ND):
+        nothing_N = feats_ND.new_zeros(0)
+        return Nearest(nothing_N.long(), nothing_N, nothing_N.bool())
+    chunks = [_nearest(chunk_ND, centroids_KD) for chunk_ND in torch.split(feats_ND, _CHUNK_FRAMES)]
+    return Nearest(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+
+def _nearest(feats_ND: Tensor, centroids_KD: Tensor) -> Nearest:
+    mean_D = centroids_KD.mean(0)
+    near_ND, near_KD = feats_ND - mean_D, centroids_KD - mean_D
+    norms_K = near_KD.square().sum(1)
+    scores_NK = torch.addmm(norms_K, near_ND, near_KD.T, alpha=-2)
+    first_N, index_N = scores_NK.min(1)
+    scores_NK.scatter_(1, index_N[:, None], torch.inf)
+    margin_N = scores_NK.min(1).values - first_N
+    length_N = near_ND.norm(dim=1)
+    reach_N = length_N * norms_K.max().sqrt()
+    close = (margin_N <= _FP32_OF_SCORES * reach_N).nonzero()[:, 0]
+    if len(close):
+        index_N[close] = _nearest_in_float64(feats_ND[close], centroids_KD)
+    distance_N = (near_ND - near_KD[index_N]).square().sum(1)
+    return Nearest(index_N, distance_N, margin_N <= FEATURE_ROUNDING * reach_N)
+
+
+def _nearest_in_float64(feats_ND: Tensor, centroids_KD: Tensor) -> Tensor:
+    mean_D = centroids_KD.double().mean(0)
+    feats_ND, centroids_KD = feats_ND.double() - mean_D, centroids_KD.double() - mean_D
     norms_K = centroids_KD.square().sum(1)
-    indices, distances = [], []
-    for chunk_ND in torch.split(feats_ND, _CHUNK_FRAMES):
-        # The frame's own norm changes no argmin; it is added for the distance alone.
-        lowest_N, index_N = torch.addmm(norms_K, chunk_ND, centroids_KD.T, alpha=-2).min(1)
-        indices.append(index_N)
-        distances.append((lowest_N + chunk_ND.square().sum(1)).clamp_min(0))
-    if not indices:
-        return feats_ND.new_zeros(0, dtype=torch.long), feats_ND.new_zeros(0)
-    return torch.cat(indices), torch.cat(distances)
+    return torch.addmm(norms_K, feats_ND, centroids_KD.T, alpha=-2).argmin(1)
 
 
 def block_sums(feats_ND: Tensor, centroids_KD: Tensor, device: torch.device) -> BlockSums:
@@ -206,8 +242,8 @@ def means(total: BlockSums, fallback_KD: Tensor) -> Tensor:
 def _assigned(
     feats_ND: Tensor, centroids_KD: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    index_N, distance_N = nearest(feats_ND.to(device), centroids_KD.to(device))
-    return index_N.cpu(), distance_N.cpu()
+    found = nearest(feats_ND.to(device), centroids_KD.to(device))
+    return found.index_N.cpu(), found.distance_N.cpu()
 
 
 def _initial(blocks: Blocks, num_clusters: int, seed: int) -> tuple[int, Tensor]:

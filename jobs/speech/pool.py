@@ -51,7 +51,7 @@ _REGAINED_BY_ITEM = 0.05
 
 
 class DeviceFaultError(Exception):
-    """A worker whose node's accelerator does not do what it is told."""
+    """A worker whose node's accelerator does not do what it is told, or gives no numbers."""
 
     def __init__(self, problem: str, node_id: str, node: str) -> None:
         super().__init__(problem, node_id, node)
@@ -181,6 +181,10 @@ class Pool:
                 self._forget(actor)
                 _kill(actor)
             self._running = {}
+
+    def deaths_of(self, item: Hashable) -> int:
+        """Workers of this run that have died of an item, on nodes that live on."""
+        return len(self._deaths.get(item, ()))
 
     def _recruit(self) -> None:
         """Ask for actors up to what the items and the size allow."""
@@ -392,6 +396,8 @@ def _picklable(act: Callable[[], Result]) -> Result:
         if _DEVICE_FAULT.search(str(error)):
             raise DeviceFaultError(str(error).splitlines()[0], *_here()) from None
         raise
+    except FloatingPointError as error:
+        raise DeviceFaultError(str(error), *_here()) from None
 
 
 def _here() -> tuple[str, str]:

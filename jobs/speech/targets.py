@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jobs.audio.roots import Root
 from jobs.speech.feature_blocks import BLOCK_SAMPLES
-from jobs.speech.hubert import Grid, grid_of
+from jobs.speech.grid import Grid, grid_of
 from jobs.speech.lloyd import nearest, subsample
 from jobs.speech.sample import MeasureTask
 from jobs.speech.units import EncoderSpec, create_same, read_codebook
@@ -151,8 +151,8 @@ class TargetWorker:
         """``encoder``: whose layer gives the features; MFCC when there is none."""
         self._features = mfcc(grid)
         if encoder:
-            hubert = encoder.load()
-            self._features = lambda wav_S: hubert.features([wav_S.numpy()])[0]
+            loaded = encoder.load()
+            self._features = lambda wav_S: loaded.features([wav_S.numpy()])[0]
         self._grid, self._reader, self._out = grid, WaveReader(roots), Storage(out_url)
 
     def __call__(self, task: TargetTask | MeasureTask) -> Any:
@@ -195,7 +195,7 @@ def label(feats_TD: Tensor, clusters: Mapping[str, Tensor]) -> Labels:
     """The nearest centroid of every frame."""
     if not len(feats_TD):
         return np.zeros(0, np.uint16)
-    index_T, _ = nearest(scaled(feats_TD, clusters), clusters["centroids"])
+    index_T = nearest(scaled(feats_TD, clusters), clusters["centroids"]).index_N
     labels_T: Labels = index_T.numpy().astype(np.uint16)
     return labels_T
 

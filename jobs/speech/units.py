@@ -29,8 +29,8 @@ from torch import Tensor
 from jobs.audio.corpus_tables import ShardRows
 from jobs.audio.roots import Root
 from jobs.speech.account import Account
-from jobs.speech.hubert import Hubert, Precision
 from jobs.speech.lloyd import Fit, nearest
+from jobs.speech.speech_encoder import Precision, SpeechEncoder
 from jobs.speech.utterances import ShardAudio, Utterance, WaveReader, batches
 from jobs.unit_shards import SCHEMA, Units, read_shard, shard_path, used
 from orchestrator.errors import AlreadyExistsError, CorruptError
@@ -200,14 +200,16 @@ class EncoderSpec:
     precision: Precision = "fp32"
     """Arithmetic."""
 
-    def load(self) -> Hubert:
+    def load(self) -> SpeechEncoder:
         """The encoder on this process's device."""
         storage = Storage(self.url)
         with tempfile.TemporaryDirectory() as folder:
             names = ("config.json", "model.safetensors", "encoder.json")
             paths = [storage.fetch(n, Path(folder)) for n in names if storage.exists(n)]
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            return Hubert.load(paths[0].parent, self.layer, device=device, precision=self.precision)
+            return SpeechEncoder.load(
+                paths[0].parent, self.layer, device=device, precision=self.precision
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +222,8 @@ class ShardTask:
     """Its recordings, or what it has of them."""
     missing: Sequence[int]
     """Positions of the codebooks whose shard is not there yet."""
+    was_given_before: bool = False
+    """Whether another worker has died of it, or has found features in it that are no numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +238,8 @@ class ShardResult:
     """That were decoded for it: windows at its edges are met twice."""
     passed_over_samples: int = 0
     """Of these, to get into files that have no other way."""
+    num_ties: int = 0
+    """Frames, of all codebooks, that rounding could have given to another unit."""
 
 
 class Tokenizer:
@@ -249,12 +255,12 @@ class Tokenizer:
         dedup: bool,
     ) -> None:
         """``codebook_urls`` and ``out_urls``: each codebook, and where its units go."""
-        self._hubert = encoder.load()
+        self._encoder = encoder.load()
         self._reader, self._windows = WaveReader(roots), windows
         self._dedup = dedup
         self._outs = [Storage(url) for url in out_urls]
         self._codebooks = [
-            read_codebook(Storage(url))["centroids"].to(self._hubert.device)
+            read_codebook(Storage(url))["centroids"].to(self._encoder.device)
             for url in codebook_urls
         ]
 
@@ -262,7 +268,8 @@ class Tokenizer:
         """Write the shard for every codebook that misses it."""
         audio, reader = ShardAudio(task.rows.parts(), self._windows), self._reader
         decoded, passed_over = reader.decoded_samples, reader.passed_over_samples
-        units = self._units(audio, task.missing)
+        self._num_ties = 0
+        units = self._units(audio, task)
         stats = {}
         for which in task.missing:
             data = shard_bytes(audio, units[which], dedup=self._dedup)
@@ -275,16 +282,42 @@ class Tokenizer:
             stats=stats,
             decoded_samples=reader.decoded_samples - decoded,
             passed_over_samples=reader.passed_over_samples - passed_over,
+            num_ties=self._num_ties,
         )
 
-    def _units(self, audio: ShardAudio, missing: Sequence[int]) -> dict[int, dict[int, Units]]:
-        units: dict[int, dict[int, Units]] = {which: {} for which in missing}
-        waves = audio.waves(self._reader)
-        for numbers, batch in batches(waves, self._hubert.max_padded_samples):
-            feats = self._hubert.features(batch)
+    def _units(self, audio: ShardAudio, task: ShardTask) -> dict[int, dict[int, Units]]:
+        units: dict[int, dict[int, Units]] = {which: {} for which in task.missing}
+        waves, no_numbers = audio.waves(self._reader), []
+        for numbers, batch in batches(waves, self._encoder.max_padded_samples):
+            feats = self._encoder.features(batch)
+            no_numbers += [
+                n for n, feats_TD in zip(numbers, feats, strict=True) if not is_finite(feats_TD)
+            ]
             lengths = [len(feats_TD) for feats_TD in feats]
             for which, found in units.items():
-                units_N = nearest(torch.cat(feats), self._codebooks[which])[0].cpu().numpy()
+                nearest_N = nearest(torch.cat(feats), self._codebooks[which])
+                self._num_ties += int(nearest_N.is_tie_N.sum())
+                units_N = nearest_N.index_N.cpu().numpy()
                 parts = np.split(units_N.astype(np.uint16), np.cumsum(lengths)[:-1])
                 found.update(zip(numbers, parts, strict=True))
+        if no_numbers:
+            judge(audio, no_numbers, is_last=task.was_given_before)
         return units
+
+
+def is_finite(feats_TD: Tensor) -> bool:
+    """Whether all features are numbers: one sum is none when one of them is not."""
+    return bool(feats_TD.sum(dtype=torch.float64).isfinite())
+
+
+def judge(audio: ShardAudio, waves: Sequence[int], *, is_last: bool) -> None:
+    """Make no unit of waves whose features are no numbers.
+
+    Raises FloatingPointError where no other worker has seen the same: it may be the device's fault.
+    """
+    used = [utterance.row.id for utterance, left_out in audio.heard if not left_out]
+    recordings = sorted({used[wave] for wave in waves})
+    if not is_last:
+        raise FloatingPointError(f"features of {', '.join(recordings[:3])} hold NaN or infinity")
+    for recording in recordings:
+        audio.unreadable[recording] = "the encoder's features of it hold NaN or infinity"

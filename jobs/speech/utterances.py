@@ -24,7 +24,7 @@ from jobs.audio.decoders import Decoders
 from jobs.audio.roots import Root
 from jobs.audio.trees import Leaf
 from jobs.enough_audio import require_enough
-from jobs.speech.hubert import plan_batches
+from jobs.speech.grid import plan_batches
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Windows
 

@@ -17,6 +17,7 @@ from orchestrator.control.hub import Hub
 from orchestrator.ledger.storage import sha256_of
 from orchestrator.plan.model_config import (
     encoder_problems,
+    preprocessor_problems,
     pretrain_problems,
     text_model_problems,
 )
@@ -25,7 +26,7 @@ from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.recipe import COMMIT, Recipe
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, PREPROCESSOR = "model.safetensors", "preprocessor_config.json"
 _LOADED_BY = {"encoder": "encoder", "model": "train"}
 """Section of a recipe to the stage that loads the model it names."""
 MAX_HASHED_BYTES = 4 * 10**9
@@ -90,7 +91,10 @@ def unfit_models(request: Request) -> list[str]:
         if isinstance(found, str):
             problems.append(f"{request.cluster_file.name}: models.{model.name}: {found}")
         elif found:
-            problems += (f"{where}: {line}" for line in _problems(model, found, request.variants))
+            said = _preprocessor_of(model, cluster)
+            problems += (
+                f"{where}: {line}" for line in _problems(model, found, said, request.variants)
+            )
     for variant in request.variants:
         problems += (f"{where}: {line}" for line in pretrain_problems(variant.recipe.encoder))
     return list(dict.fromkeys(problems))
@@ -179,8 +183,23 @@ def _config_of(hub: Hub, model: NamedModel, cluster: Cluster) -> Mapping[str, An
     return config
 
 
+def _preprocessor_of(model: NamedModel, cluster: Cluster) -> Mapping[str, Any]:
+    """How an encoder's folder here says that waves are prepared; empty where it says nothing."""
+    folder = model.folder(cluster)
+    if folder is None:
+        return {}
+    try:
+        said = json.loads((folder / PREPROCESSOR).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, Mapping) else {}
+
+
 def _problems(
-    model: NamedModel, config: Mapping[str, Any], variants: Sequence[Variant]
+    model: NamedModel,
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    variants: Sequence[Variant],
 ) -> Iterator[str]:
     for recipe in (v.recipe for v in variants):
         if model not in _models_of(recipe):
@@ -189,3 +208,4 @@ def _problems(
             yield from text_model_problems(config, recipe)
         else:
             yield from encoder_problems(config, recipe.encoder)
+            yield from preprocessor_problems(preprocessor, recipe.encoder)

@@ -29,6 +29,8 @@ _TABLE_WIDTH = ("word_embed_proj_dim",)
 _COUNTS = (_WIDTH, _HEADS, _KEY_HEADS, _LAYERS, _POSITIONS, _VOCABULARY, _TABLE_WIDTH)
 """Names under which families of models give the same size."""
 
+ENCODERS = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}
+"""Families of encoders whose features are exact here: what transformers' classes begin with."""
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 _BODY = re.compile(r"(?<!LMHead)Model$")
 _SEES_BOTH_WAYS = frozenset(
@@ -81,12 +83,17 @@ def text_model_problems(config: Config, recipe: Recipe) -> Iterator[str]:
 def encoder_problems(config: Config, encoder: Encoder) -> Iterator[str]:
     """Why units cannot be made of the layer that the recipe names of the model with this config."""
     name = encoder.model or "the pretrained encoder"
-    if (family := config.get("model_type")) != "hubert":
+    if (family := config.get("model_type")) not in ENCODERS:
         yield (
-            f"encoder.model: {name} is of model_type {_shown(family)}, not hubert: its weights "
-            "would not be read; name a HuBERT"
+            f"encoder.model: {name} is of model_type {_shown(family)}, none of "
+            f"{', '.join(ENCODERS)}; name an encoder of these families"
         )
         return
+    if config.get("adapter_attn_dim") or config.get("add_adapter"):
+        yield (
+            f"encoder.model: {name} has adapters, which features would be without; name the model "
+            "that they were added to"
+        )
     yield from _bad_sizes(config, f"encoder.model: {name}")
     num_layers = _size(config, _LAYERS)
     if num_layers and encoder.layer > num_layers:
@@ -97,6 +104,29 @@ def encoder_problems(config: Config, encoder: Encoder) -> Iterator[str]:
     strides = config.get("conv_stride")
     if isinstance(strides, list | tuple) and all(_is_size(stride) for stride in strides):
         yield from _other_frame_rate(strides, encoder)
+
+
+def preprocessor_problems(preprocessor: Config, encoder: Encoder) -> Iterator[str]:
+    """What ``preprocessor_config.json`` says of waves that the recipe should say itself.
+
+    The digest of weights does not pin that file, as a commit does, and a key must.
+    """
+    if encoder.sha256 and encoder.normalize_waveform is None and _normalizes(preprocessor):
+        yield (
+            "encoder.normalize_waveform: preprocessor_config.json of "
+            f"{encoder.model} says do_normalize, which sha256 does not pin; say true here, or "
+            "false for a codebook that was fitted without"
+        )
+
+
+def normalizes_waveform(preprocessor: Config, encoder: Encoder) -> bool:
+    """Whether the encoder takes waves of mean 0 and variance 1, or as they are."""
+    said = encoder.normalize_waveform
+    return _normalizes(preprocessor) if said is None else said
+
+
+def _normalizes(preprocessor: Config) -> bool:
+    return preprocessor.get("do_normalize") is True
 
 
 def pretrain_problems(encoder: Encoder) -> Iterator[str]:

@@ -128,11 +128,16 @@ def _pretrain(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
 
 def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     encoder = recipe.encoder
+    # Only a commit pins what a model itself says of its waves; without one, silence is no.
+    default = None if encoder.revision and not encoder.sha256 else False
+    normalize = encoder.normalize_waveform
+    is_said = normalize is not None and normalize is not default
+    waves: dict[str, Any] = {"normalize_waveform": normalize} if is_said else {}
     if encoder.pretrain:
-        return {}  # the model that it reads decides
+        return {"encoder": waves} if waves else {}  # the model that it reads decides
     if encoder.sha256:
-        return {"encoder": {"sha256": encoder.sha256}}
-    return {"encoder": {"model": encoder.model, "revision": encoder.revision}}
+        return {"encoder": {"sha256": encoder.sha256, **waves}}
+    return {"encoder": {"model": encoder.model, "revision": encoder.revision, **waves}}
 
 
 _PACKING = _of("train.context_length", "split")
@@ -177,7 +182,7 @@ def _score(name: str) -> Stage:
 STAGES: tuple[Stage, ...] = (
     Stage(name="corpus", version=3, fields=_corpus, runs_as="workers"),
     Stage(name="filter", version=1, fields=_filter, roles=("corpus",), runs_as="workers"),
-    Stage(name="targets", version=1, fields=_targets, roles=("corpus", "model"), runs_as="workers"),
+    Stage(name="targets", version=2, fields=_targets, roles=("corpus", "model"), runs_as="workers"),
     Stage(
         name="pretrain",
         version=1,
@@ -189,10 +194,10 @@ STAGES: tuple[Stage, ...] = (
         total="encoder.pretrain.steps",
         obstacle=_decay,
     ),
-    Stage(name="encoder", version=1, fields=_encoder, roles=("model",)),
+    Stage(name="encoder", version=2, fields=_encoder, roles=("model",)),
     Stage(
         name="codebook",
-        version=1,
+        version=2,
         fields=_of(
             "encoder.layer", "tokenizer.num_clusters", "tokenizer.fit_hours", "tokenizer.seed"
         ),
@@ -201,7 +206,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="tokenize",
-        version=1,
+        version=2,
         fields=_of("encoder.layer", "encoder.precision", "tokenizer.deduplicate"),
         roles=("corpus", "encoder", "codebook"),
         grouped_over="codebook",

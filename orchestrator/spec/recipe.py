@@ -296,6 +296,9 @@ class Encoder(Spec):
     ``output_layer``."""
     frame_rate_hz: PositiveFloat = 50.0
     """Frames per second; checked against the model's strides."""
+    normalize_waveform: bool | None = None
+    """Scale every wave to mean 0 and variance 1, as some models were trained; when absent, what
+    ``preprocessor_config.json`` of the model says."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the encoder; anything but fp32 changes some units, and is in the artifact's
     key."""

@@ -59,6 +59,19 @@ class DiesOf:
         return payload * payload
 
 
+class HasNoNumbersFor:
+    """Its worker has features of one item that are no numbers, as often as it is asked."""
+
+    def __init__(self, item: int) -> None:
+        self._item = item
+
+    def __call__(self, payload: tuple[int, int]) -> int:
+        item, num_before = payload
+        if item == self._item and num_before == 0:
+            raise FloatingPointError(f"features of {item} hold NaN or infinity")
+        return num_before
+
+
 class Raises:
     """Fails in the way that is asked for."""
 
@@ -168,6 +181,12 @@ def test_an_item_that_kills_twice_is_named() -> None:
         pytest.raises(RunFailedError, match="pool: item seven killed 2 workers"),
     ):
         list(pool.run(["seven"], lambda _: 7))
+
+
+def test_what_has_no_numbers_is_given_to_another_worker_which_knows() -> None:
+    with Pool(HasNoNumbersFor, 3, size=ONE) as pool:
+        found = dict(pool.run(range(5), lambda item: (item, pool.deaths_of(item))))
+    assert found == {0: 0, 1: 0, 2: 0, 3: 1, 4: 0}
 
 
 def test_a_pool_that_only_dies_gives_up() -> None:

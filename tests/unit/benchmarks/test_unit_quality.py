@@ -9,7 +9,7 @@ import torch
 from transformers import HubertModel
 
 from benchmarks.unit_quality import Spoken, compare, load_spoken, phones_at, score, speak
-from jobs.speech.hubert import Grid
+from jobs.speech.grid import Grid
 from jobs.speech.pretrain import hubert_config
 from orchestrator.errors import RequestError
 from orchestrator.spec.recipe import Pretrain

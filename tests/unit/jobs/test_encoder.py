@@ -14,6 +14,7 @@ from jobs.speech import pretrain
 from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.storage import Storage, sha256_of
 from orchestrator.spec.recipe import Encoder, Pretrain
+from tests.encoders import small_encoder
 
 SMALL = Pretrain.model_validate(
     {
@@ -57,6 +58,7 @@ def test_published_weights_are_copied_and_described(
         "frame_rate_hz": 50.0,
         "hop": 320,
         "receptive_field": 360,
+        "normalize_waveform": False,
         "sha256": digest,
     }
 
@@ -99,17 +101,47 @@ def test_a_model_of_another_family_is_refused(published: tuple[Path, str]) -> No
     """Transformers would read its config as HuBERT's, and draw weights that it does not have."""
     folder, digest = published
     config = json.loads((folder / "config.json").read_text())
-    for family in ("wav2vec2", "wavlm", "data2vec-audio"):
+    for family in ("data2vec-audio", "wav2vec2-bert", "whisper"):
         (folder / "config.json").write_text(json.dumps({**config, "model_type": family}))
-        with pytest.raises(RequestError, match=f"is of model_type '{family}', not hubert"):
+        with pytest.raises(RequestError, match=f"is of model_type '{family}', none of hubert, wav"):
             describe(encoder_of(digest), folder)
+
+
+@pytest.mark.parametrize("name", ["hubert large", "wav2vec 2.0 base", "wavlm large"])
+def test_the_whole_family_is_published(name: str, tmp_path: Path, into: Path) -> None:
+    small_encoder(name).save_pretrained(tmp_path / "model")
+    encoder = encoder_of(sha256_of(tmp_path / "model" / "model.safetensors"))
+    copy_published(encoder, str(tmp_path / "model"), into)
+    assert describe(encoder, into)["hop"] == 320
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, None), (True, True), (False, False)])
+def test_normalised_waves_are_said_by_whom_the_key_knows(
+    published: tuple[Path, str], into: Path, said: bool | None, found: bool | None
+) -> None:
+    folder, digest = published
+    (folder / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    encoder = encoder_of(digest, normalize_waveform=said)
+    if found is None:  # the digest of the weights does not pin the file
+        with pytest.raises(
+            RequestError, match=r"normalize_waveform: preprocessor_config\.json of m"
+        ):
+            copy_published(encoder, str(folder), into)
+        encoder = encoder_of(digest, sha256=None, revision="0" * 40)
+        found = True
+    copy_published(encoder, str(folder), into)
+    assert describe(encoder, into)["normalize_waveform"] is found
 
 
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("conv_stride", [5, 2, 2, 2, 2, 2, 2], "config.json: no HuBERT can be made of it .*ValueE"),
-        ("conv_dim", "many", "config.json: no HuBERT can be made of it"),
+        (
+            "conv_stride",
+            [5, 2, 2, 2, 2, 2, 2],
+            "config.json: no encoder can be made of it .*ValueE",
+        ),
+        ("conv_dim", "many", "config.json: no encoder can be made of it"),
         ("hidden_act", "nonsense", "model.safetensors: cannot be loaded"),
         ("intermediate_size", 33, "model.safetensors: encoder.layers.0.feed_forward.* has shape"),
     ],

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, HubertModel
 
 from jobs.lm.twist import build_model, require_loadable
 from jobs.speech import pretrain
-from jobs.speech.hubert import Hubert
+from jobs.speech.speech_encoder import SpeechEncoder
 from jobs.weights import dtypes, load_whole
 from orchestrator.errors import Cause, DataError, RequestError, cause_of
 from tests.unit.jobs.lm.test_twist import CONFIGS, spec
@@ -101,7 +101,7 @@ def test_weights_that_are_no_numbers_are_refused(
     with pytest.raises(RequestError, match=f"model.safetensors: {UP} holds NaN or infinity; give"):
         build(change(text_lm, spoil(UP)))
     with pytest.raises(RequestError, match=f"^encoder.model: .*{KEY} holds NaN or infinity; give"):
-        Hubert.load(change(encoder, spoil(KEY)), 2)
+        SpeechEncoder.load(change(encoder, spoil(KEY)), 2)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_every_family_names_what_it_lacks(
 def test_an_encoder_with_other_weights_is_refused(encoder: Path, how: Change, says: str) -> None:
     change(encoder, how)
     with pytest.raises(RequestError, match=says) as raised:
-        Hubert.load(encoder, 1)
+        SpeechEncoder.load(encoder, 1)
     assert str(raised.value).startswith(f"encoder.model: {encoder}/model.safetensors: ")
 
 
@@ -167,7 +167,7 @@ def test_an_encoder_may_have_heads_deeper_layers_older_names_and_no_mask(encoder
         state["lm_head.weight"] = torch.zeros(3, 16)
 
     change(encoder, as_published)
-    assert Hubert.load(encoder, 1).dim == 16
+    assert SpeechEncoder.load(encoder, 1).dim == 16
 
 
 @pytest.mark.parametrize("how", [rename("lm_head.weight", "head"), rename(UP, "renamed")])

@@ -11,7 +11,7 @@ import torch
 from transformers import HubertModel
 
 from jobs.speech import pretrain, targets
-from jobs.speech.hubert import grid_of
+from jobs.speech.grid import grid_of
 from jobs.speech.utterances import Utterance
 from orchestrator.errors import DataError
 from orchestrator.spec.recipe import Pretrain

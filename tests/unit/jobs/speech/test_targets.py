@@ -14,7 +14,7 @@ from transformers import HubertModel
 from jobs.audio.corpus_tables import CorpusTables
 from jobs.audio.roots import Root
 from jobs.speech import targets
-from jobs.speech.hubert import Grid, grid_of
+from jobs.speech.grid import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit
 from jobs.speech.pretrain import hubert_config
 from jobs.speech.units import write_codebook

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from jobs.audio.corpus_tables import Part
-from jobs.speech.lloyd import Fit
+from jobs.speech.lloyd import Fit, nearest
 from jobs.speech.units import (
     ShardStats,
     create_same,
     deduplicated,
-    nearest,
+    is_finite,
+    judge,
     read_codebook,
     shard_bytes,
     write_codebook,
@@ -49,14 +50,35 @@ def _units(*units: int) -> np.ndarray:
 def test_nearest_is_the_argmin_of_the_distance() -> None:
     torch.manual_seed(0)
     feats_ND, centroids_KD = torch.randn(300, 8) + 3, torch.randn(20, 8) + 3
-    index_N, distance_N = nearest(feats_ND, centroids_KD)
+    index_N, distance_N, _ = nearest(feats_ND, centroids_KD)
     expected = torch.cdist(feats_ND, centroids_KD).square().min(1)
     assert torch.equal(index_N, expected.indices)
     torch.testing.assert_close(distance_N, expected.values, atol=1e-3, rtol=1e-3)
 
 
+def test_nearest_is_exact_where_fp32_is_not() -> None:
+    """Frames between two centroids far from the origin: products in fp32 put some to the other."""
+    torch.manual_seed(0)
+    centroids_KD = torch.randn(50, 256) + 100 * torch.randn(256)
+    first_N, second_N = torch.randint(50, (2, 400))
+    share_N1 = 0.5 + 1e-6 * torch.randn(400, 1)
+    feats_ND = torch.lerp(centroids_KD[first_N], centroids_KD[second_N], share_N1)
+    exact = torch.cdist(feats_ND.double(), centroids_KD.double()).argmin(1)
+    naive = (centroids_KD.square().sum(1) - 2 * feats_ND @ centroids_KD.T).argmin(1)
+    found = nearest(feats_ND, centroids_KD)
+    assert (naive != exact).sum() > 20
+    assert torch.equal(found.index_N, exact)
+    assert found.is_tie_N[first_N != second_N].float().mean() > 0.9
+
+
+def test_a_frame_that_is_clearly_of_one_unit_is_no_tie() -> None:
+    torch.manual_seed(0)
+    centroids_KD = torch.randn(50, 64)
+    assert not nearest(centroids_KD + 0.01 * torch.randn(50, 64), centroids_KD).is_tie_N.any()
+
+
 def test_nearest_of_no_frames() -> None:
-    index_N, distance_N = nearest(torch.zeros(0, 4), torch.zeros(2, 4))
+    index_N, distance_N, _ = nearest(torch.zeros(0, 4), torch.zeros(2, 4))
     assert (len(index_N), len(distance_N)) == (0, 0)
 
 
@@ -102,6 +124,36 @@ def test_a_shard_has_a_row_for_what_is_not_used() -> None:
         ("b@0", [3], None, None),  # the last one, which may go on in the next shard
     ]
     assert ShardStats.of(_table(shard_bytes(audio, units, dedup=True)), 4).num_utterances == 2
+
+
+def test_features_that_are_no_numbers_are_a_verdict_when_two_workers_have_seen_them() -> None:
+    names, reasons = ("a", "still", "odd", "b"), ("", "silent", "", "")
+    heard = [
+        Heard(Utterance(f"{name}@0", row_of(name, number=number), 0, 960), reason)
+        for number, (name, reason) in enumerate(zip(names, reasons, strict=True))
+    ]
+    parts = [Part(row_of(name, number=number), 0, None) for number, name in enumerate(names)]
+    audio = ShardAudio(parts, Windows(), heard)
+    with pytest.raises(FloatingPointError, match="features of odd hold NaN or infinity"):
+        judge(audio, [1], is_last=False)
+    assert audio.unreadable == {}
+    judge(audio, [1], is_last=True)
+    units = {0: _units(1), 1: _units(0), 2: _units(3)}
+    rows = _table(shard_bytes(audio, units, dedup=True)).to_pylist()
+    assert [(r["id"], r["units"], r["unreadable"]) for r in rows] == [
+        ("a@0", [1], None),
+        ("still@0", [], None),
+        ("odd", [], "the encoder's features of it hold NaN or infinity"),
+        ("b@0", [3], None),
+    ]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_feature_that_is_no_number_is_found(bad: float) -> None:
+    feats_TD = torch.full((3, 4), 3e38)
+    assert is_finite(feats_TD)
+    feats_TD[1, 2] = bad
+    assert not is_finite(feats_TD)
 
 
 def test_without_deduplication_every_frame_is_a_token() -> None:

@@ -64,6 +64,7 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("encoder.revision", "abc", NEVER),
     ("encoder.sha256", LM, "encoder"),
     ("encoder.frame_rate_hz", 25, NEVER),
+    ("encoder.normalize_waveform", True, "encoder"),
     ("encoder.layer", 1, "codebook"),
     ("encoder.precision", "bf16", "tokenize"),
     ("tokenizer.num_clusters", 40, "codebook"),

@@ -250,14 +250,19 @@ def test_attention_that_cannot_be() -> None:
     ("over", "what"),
     [
         (
-            {"model_type": "wav2vec2"},
-            "encoder.model: hubert is of model_type 'wav2vec2', not hubert: its weights would not "
-            "be read; name a HuBERT",
+            {"model_type": "data2vec-audio"},
+            "encoder.model: hubert is of model_type 'data2vec-audio', none of hubert, wav2vec2, "
+            "wavlm; name an encoder of these families",
         ),
         (
             {"model_type": None},
-            "encoder.model: hubert is of model_type none, not hubert: its weights would not be "
-            "read; name a HuBERT",
+            "encoder.model: hubert is of model_type none, none of hubert, wav2vec2, wavlm; name an "
+            "encoder of these families",
+        ),
+        (
+            {"model_type": "wav2vec2", "adapter_attn_dim": 16},
+            "encoder.model: hubert has adapters, which features would be without; name the model "
+            "that they were added to",
         ),
         (
             {"num_hidden_layers": 1},

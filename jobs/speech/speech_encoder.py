@@ -1,0 +1,150 @@
+"""Runs an encoder of the HuBERT family so that every wave gets the features it would get alone.
+
+In: waves of mixed length. Out: ``feats_TD`` per wave, equal to transformers'
+``hidden_states[layer]`` at batch size 1 for HuBERT, wav2vec 2.0 and WavLM, base and large, with
+whatever norms they have. Stock batched inference is not: norms over time, BatchNorm, convolutions
+and attention see padding. Here nothing is padded (`jobs.speech.front_end`,
+`jobs.speech.transformer`).
+
+Shapes: B waves, S samples at 16 kHz, T frames, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from jobs.speech.front_end import FrontEnd
+from jobs.speech.transformer import Transformer
+from jobs.weights import load_whole
+from orchestrator.errors import RequestError
+from orchestrator.plan.model_config import ENCODERS
+from orchestrator.quantities import SAMPLE_RATE_HZ
+
+Wave = npt.NDArray[np.float32]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+MAX_PADDED_SAMPLES = {"cuda": 60 * SAMPLE_RATE_HZ, "cpu": 16 * SAMPLE_RATE_HZ}
+"""Samples of one batch by the kind of device, as batches decide rounding: what keeps an accelerator
+busy takes a CPU's cache twice as long."""
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WAVE_EPS = 1e-7  # of the zero-mean, unit-variance rule in transformers' Wav2Vec2FeatureExtractor
+
+
+class SpeechEncoder:
+    """An encoder cut after one layer, on one device."""
+
+    def __init__(
+        self,
+        model: Any,
+        layer: int,
+        *,
+        device: torch.device | None = None,
+        precision: Precision = "fp32",
+        normalize_waveform: bool = False,
+    ) -> None:
+        """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel."""
+        self.device = device or torch.device("cpu")
+        self.dim: int = model.config.hidden_size
+        self._normalize_waveform = normalize_waveform
+        self._front_end = FrontEnd(model.feature_extractor.conv_layers)
+        self._transformer = Transformer(model, layer)
+        for part in (self._front_end, self._transformer):
+            part.eval().requires_grad_(False).to(self.device)
+            _compute_in(_TYPES[precision], part)
+        self.grid = self._front_end.grid
+        if self.device.type == "cuda":
+            _forbid_inexact_kernels()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        layer: int,
+        *,
+        device: torch.device | None = None,
+        precision: Precision = "fp32",
+    ) -> SpeechEncoder:
+        """The encoder in ``folder`` up to ``layer``.
+
+        Reads config.json, model.safetensors and, where it is there, encoder.json.
+        Raises RequestError when it has no such layer, or other weights than its config describes.
+        """
+        import transformers  # takes seconds, which drivers need not spend
+
+        config = json.loads((folder / "config.json").read_text())
+        if not 1 <= layer <= config["num_hidden_layers"]:
+            raise RequestError(
+                f"encoder.layer: {layer} is no layer of {folder}; "
+                f"use 1..{config['num_hidden_layers']}"
+            )
+        notes = folder / "encoder.json"
+        wants_norm = notes.exists() and json.loads(notes.read_text()).get("normalize_waveform")
+        model = load_whole(
+            getattr(transformers, f"{ENCODERS[config['model_type']]}Model"),
+            folder,
+            where="encoder.model",
+            num_hidden_layers=layer,  # deeper layers cost time and memory, and change nothing
+            dtype=torch.float32,
+            use_safetensors=True,
+        )
+        return cls(
+            model, layer, device=device, precision=precision, normalize_waveform=bool(wants_norm)
+        )
+
+    @property
+    def max_padded_samples(self) -> int:
+        """Of a batch."""
+        return MAX_PADDED_SAMPLES[self.device.type]
+
+    def features(self, waves: Sequence[Wave]) -> list[Tensor]:
+        """``feats_TD`` of each wave in fp32, on the encoder's device, as if it were alone."""
+        lengths = [self.grid.num_frames(len(wav_S)) for wav_S in waves]
+        heard = [wav_S for wav_S, num_frames in zip(waves, lengths, strict=True) if num_frames]
+        if not heard:
+            return [torch.zeros(0, self.dim, device=self.device) for _ in waves]
+        with torch.inference_mode():
+            feats_ND = self._transformer(self._frames(heard), [n for n in lengths if n])
+        return list(feats_ND.split(lengths))
+
+    def _frames(self, waves: Sequence[Wave]) -> Tensor:
+        tensors = [torch.from_numpy(self._scaled(wav_S)) for wav_S in waves]
+        if self.device.type == "cpu":
+            return self._front_end.one_by_one(tensors)
+        wav_BS = torch.zeros(len(waves), max(len(wav_S) for wav_S in waves), pin_memory=True)
+        for row_S, wav_S in zip(wav_BS, tensors, strict=True):
+            row_S[: len(wav_S)] = wav_S
+        on_device_BS = wav_BS.to(self.device, non_blocking=True)
+        return self._front_end.together(on_device_BS, [len(wav_S) for wav_S in waves])
+
+    def _scaled(self, wav_S: Wave) -> Wave:
+        return np.ascontiguousarray(_standardized(wav_S) if self._normalize_waveform else wav_S)
+
+
+def _compute_in(dtype: torch.dtype, part: nn.Module) -> None:
+    """Give weights of products their type; norms, and what is added up over layers, stay fp32."""
+    for module in part.modules():
+        if not isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d):
+            for weight in module.parameters(recurse=False):
+                weight.data = weight.data.to(dtype)
+
+
+def _standardized(wav_S: Wave) -> Wave:
+    scaled_S: Wave = (wav_S - wav_S.mean()) / np.sqrt(wav_S.var() + _WAVE_EPS)
+    return scaled_S.astype(np.float32)
+
+
+def _forbid_inexact_kernels() -> None:
+    """Units must not depend on the kernel cuDNN finds fastest today, nor on TF32's rounding."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

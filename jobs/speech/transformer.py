@@ -1,0 +1,185 @@
+"""The transformer of HuBERT, wav2vec 2.0 and WavLM over frames of many waves, without padding.
+
+In: frames of all waves, one after the other. Out: ``hidden_states[layer]`` of each in transformers'
+counting (fairseq's ``output_layer``), before the norm that pre-norm models apply at the very end.
+All frames share the products with weights; what looks along time (the positional convolution,
+attention, WavLM's position bias) looks at one wave, and so finds what it finds at batch size 1.
+
+Shapes: N frames of all waves, T of one, B waves, C channels of the front end, D features, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jobs.speech.attention import Lengths, attended, by_wave, packed
+from jobs.speech.long_convolution import LongConvolution
+
+
+class Transformer(nn.Module):
+    """The layers of a model up to one of them."""
+
+    def __init__(self, model: Any, layer: int) -> None:
+        """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel."""
+        super().__init__()
+        encoder, is_pre_norm = model.encoder, model.config.do_stable_layer_norm
+        self.project = _Projection(model.feature_projection)
+        self.position = _Position(encoder.pos_conv_embed)
+        self.norm = nn.Identity() if is_pre_norm else encoder.layer_norm
+        self.layers = nn.ModuleList(_Layer(one, is_pre_norm) for one in encoder.layers[:layer])
+        first = encoder.layers[0].attention
+        self.bias = _PositionBias(first) if hasattr(first, "rel_attn_embed") else None
+
+    def forward(self, frames_NC: Tensor, lengths: Lengths) -> Tensor:
+        """``feats_ND`` in fp32; ``lengths``: frames of each wave, of which N is the sum."""
+        hidden_ND: Tensor = self.project(frames_NC)
+        hidden_ND = self.norm(hidden_ND + self.position(hidden_ND, lengths))
+        biases = None if self.bias is None else [self.bias(n) for n in lengths]
+        for layer in self.layers:
+            hidden_ND = layer(hidden_ND, lengths, biases)
+        return hidden_ND
+
+
+class _Projection(nn.Module):
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self.norm = getattr(of, "layer_norm", nn.Identity())  # some HuBERTs have none
+        self.linear = _Linear(of.projection)
+
+    def forward(self, frames_NC: Tensor) -> Tensor:
+        projected_ND: Tensor = self.linear(self.norm(frames_NC.float())).float()
+        return projected_ND
+
+
+class _Position(nn.Module):
+    """The convolution that tells frames where they are."""
+
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self.norm = getattr(of, "batch_norm", None)
+        conv = of.conv
+        self.weight_OIK = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
+        self.bias_O = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        self.groups: int = conv.groups
+        self.activation = of.activation
+        self._by_frequency: LongConvolution | None = None
+
+    def forward(self, hidden_ND: Tensor, lengths: Lengths) -> Tensor:
+        if self.norm is not None:  # its statistics are fixed: one scale and shift a feature
+            hidden_ND = self.norm(hidden_ND)
+        hidden_ND = hidden_ND.to(self.weight_OIK.dtype)
+        if hidden_ND.device.type == "cuda":
+            out_ND = packed(self._directly(by_wave(hidden_ND, lengths)), lengths)
+        else:
+            waves = torch.split(hidden_ND, list(lengths))
+            out_ND = torch.cat([self._through_frequencies(wave_TD) for wave_TD in waves])
+        positions_ND: Tensor = self.activation(out_ND + self.bias_O)
+        return positions_ND
+
+    def _directly(self, hidden_BTD: Tensor) -> Tensor:
+        out_BDT = functional.conv1d(
+            hidden_BTD.transpose(1, 2),
+            self.weight_OIK,
+            padding=self.weight_OIK.shape[2] // 2,
+            groups=self.groups,
+        )
+        return out_BDT[..., : hidden_BTD.shape[1]].transpose(1, 2)
+
+    def _through_frequencies(self, hidden_TD: Tensor) -> Tensor:
+        if self._by_frequency is None:
+            self._by_frequency = LongConvolution(self.weight_OIK, self.groups)
+        return self._by_frequency(hidden_TD)
+
+
+class _PositionBias(nn.Module):
+    """WavLM's bias for each distance between two frames (arXiv 2110.13900), for all layers."""
+
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self, num_frames: int) -> Tensor:
+        bias_HTT: Tensor = self.of.compute_bias(num_frames, num_frames)
+        return bias_HTT
+
+
+class _Layer(nn.Module):
+    def __init__(self, of: Any, is_pre_norm: bool) -> None:
+        super().__init__()
+        self.is_pre_norm = is_pre_norm
+        self.attention = _Attention(of.attention)
+        self.norm, self.final_norm = of.layer_norm, of.final_layer_norm
+        self.widen = _Linear(of.feed_forward.intermediate_dense)
+        self.activation = of.feed_forward.intermediate_act_fn
+        self.narrow = _Linear(of.feed_forward.output_dense)
+
+    def forward(
+        self, hidden_ND: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None
+    ) -> Tensor:
+        if self.is_pre_norm:
+            hidden_ND = hidden_ND + self.attention(self.norm(hidden_ND), lengths, biases)
+            return hidden_ND + self._fed_forward(self.final_norm(hidden_ND))
+        hidden_ND = self.norm(hidden_ND + self.attention(hidden_ND, lengths, biases))
+        out_ND: Tensor = self.final_norm(hidden_ND + self._fed_forward(hidden_ND))
+        return out_ND
+
+    def _fed_forward(self, hidden_ND: Tensor) -> Tensor:
+        out_ND: Tensor = self.narrow(self.activation(self.widen(hidden_ND)))
+        return out_ND
+
+
+class _Attention(nn.Module):
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self.num_heads: int = of.num_heads
+        self.query_key_value = _Linear(of.q_proj, of.k_proj, of.v_proj)
+        self.out = _Linear(of.out_proj)
+        self.gate = _Gate(of) if hasattr(of, "gru_rel_pos_linear") else None
+
+    def forward(
+        self, hidden_ND: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None
+    ) -> Tensor:
+        if self.gate is not None and biases is not None:
+            biases = self.gate(hidden_ND, lengths, biases)
+        qkv_N3HE = self.query_key_value(hidden_ND).view(len(hidden_ND), 3, self.num_heads, -1)
+        out_ND: Tensor = self.out(attended(qkv_N3HE, lengths, biases).flatten(1))
+        return out_ND
+
+
+class _Gate(nn.Module):
+    """How far each frame of each head minds WavLM's bias."""
+
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self.num_heads: int = of.num_heads
+        self.linear, self.constant = _Linear(of.gru_rel_pos_linear), of.gru_rel_pos_const
+
+    def forward(
+        self, hidden_ND: Tensor, lengths: Lengths, biases: Sequence[Tensor]
+    ) -> list[Tensor]:
+        heads_NHE = hidden_ND.view(len(hidden_ND), self.num_heads, -1)
+        gates_NH24 = self.linear(heads_NHE).view(*heads_NHE.shape[:2], 2, 4)
+        gates_NH2 = torch.sigmoid(gates_NH24.sum(3))
+        first_NH, second_NH = gates_NH2.unbind(2)
+        gate_NH = first_NH * (second_NH * self.constant.view(-1) - 1) + 2
+        parts = torch.split(gate_NH, list(lengths))
+        return [gate.T[:, :, None] * bias for gate, bias in zip(parts, biases, strict=True)]
+
+
+class _Linear(nn.Module):
+    """Linear layers of one input as one product, in the type of their weights."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        super().__init__()
+        weight_OI = torch.cat([layer.weight.detach() for layer in layers])
+        bias_O = torch.cat([layer.bias.detach() for layer in layers])
+        self.weight_OI = nn.Parameter(weight_OI, requires_grad=False)
+        self.bias_O = nn.Parameter(bias_O, requires_grad=False)
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        return functional.linear(x_NI.to(self.weight_OI.dtype), self.weight_OI, self.bias_O)
