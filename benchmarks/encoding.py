@@ -1,0 +1,201 @@
+"""Audio seconds a second of HuBERT base to layer 6, against what transformers offers, interleaved.
+
+``python -m benchmarks.encoding [--audio FOLDER]``. Rivals: transformers' model cut at the layer,
+one wave at a time and in padded batches; and the rate at which this machine multiplies matrices,
+for the same operations. Audio is read from files in all of them; without a folder it is made up,
+of the lengths that utterances have. Weights are random, of the real shapes.
+
+Then units: how many differ from those of transformers' features, of how many ties, and what padded
+batches of transformers do to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from transformers import HubertConfig, HubertModel
+
+from jobs.speech.grid import plan_batches
+from jobs.speech.lloyd import nearest
+from jobs.speech.speech_encoder import SpeechEncoder, Wave
+from orchestrator.quantities import SAMPLE_RATE_HZ
+
+LAYER = 6
+NUM_CLUSTERS = 500
+_SIDE, _PRODUCTS = 2048, 8
+Encoding = Callable[[Sequence[Path]], list[Tensor]]
+
+
+def main() -> None:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--audio", type=Path, help="16 kHz files that soundfile reads")
+    parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = HubertModel(HubertConfig(num_hidden_layers=LAYER)).eval().requires_grad_(False)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = (
+            some_of(options.audio, options.minutes)
+            if options.audio
+            else list(made_up(Path(scratch), options.minutes))
+        )
+        compare(model, files, options.rounds)
+
+
+def compare(model: Any, files: Sequence[Path], rounds: int) -> None:
+    """Print rates, ratios with their spread over the rounds, and differences of units."""
+    encoder = SpeechEncoder(model, LAYER)
+    ways: dict[str, Encoding] = {
+        "transformers, one by one": lambda paths: one_by_one(model, paths),
+        "transformers, padded": lambda paths: padded(model, paths),
+        "ours": lambda paths: ours(encoder, paths),
+    }
+    seconds = sum(soundfile.info(path).duration for path in files)
+    print(f"{seconds:.0f} s of audio in {len(files)} files, {torch.get_num_threads()} threads")
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    shares, feats = [], {}
+    for _ in range(rounds):
+        flops_per_s = matmul_rate()
+        for name, way in ways.items():
+            started = time.perf_counter()
+            feats[name] = way(files)
+            took[name].append(time.perf_counter() - started)
+        needed = sum(flops(len(feats_TD)) for feats_TD in feats["ours"])
+        shares.append(needed / took["ours"][-1] / flops_per_s)
+    for name, all_s in took.items():
+        ratios = [one / other for one, other in zip(all_s, took["ours"], strict=True)]
+        rate = f"{seconds / statistics.median(all_s):6.1f} audio s/s"
+        print(f"{name:26} {rate}; ours over it {spread(ratios)}")
+    print(f"ours of the machine's rate in matrix products: {spread(shares)}")
+    print_units(feats)
+
+
+def print_units(feats: dict[str, list[Tensor]]) -> None:
+    """How many units are others than those of transformers' features one by one."""
+    reference_ND = torch.cat(feats["transformers, one by one"])
+    rows = torch.linspace(0, len(reference_ND) - 1, NUM_CLUSTERS).long()
+    found = {name: nearest(torch.cat(parts), reference_ND[rows]) for name, parts in feats.items()}
+    expected = found.pop("transformers, one by one")
+    print(f"{len(reference_ND)} units, {int(expected.is_tie_N.sum())} of them ties")
+    for name, units in found.items():
+        is_other_N = units.index_N != expected.index_N
+        clear = int((is_other_N & ~(units.is_tie_N | expected.is_tie_N)).sum())
+        print(f"{name:26} {int(is_other_N.sum())} other units, {clear} of them no ties")
+
+
+def ours(encoder: SpeechEncoder, files: Sequence[Path]) -> list[Tensor]:
+    """As the stages do: batches of what was read."""
+    waves = [wave_of(path) for path in files]
+    feats = [torch.empty(0)] * len(waves)
+    for batch in plan_batches([len(w) for w in waves], encoder.max_padded_samples):
+        for i, feats_TD in zip(batch, encoder.features([waves[i] for i in batch]), strict=True):
+            feats[i] = feats_TD
+    return feats
+
+
+def one_by_one(model: Any, files: Sequence[Path]) -> list[Tensor]:
+    """What most scripts do."""
+    with torch.inference_mode():
+        return [hidden(model, torch.from_numpy(wave_of(path))[None])[0] for path in files]
+
+
+def padded(model: Any, files: Sequence[Path]) -> list[Tensor]:
+    """Batches as large as ours, of similar lengths, with the model's own mask."""
+    waves = [wave_of(path) for path in files]
+    feats = [torch.empty(0)] * len(waves)
+    for batch in plan_batches([len(w) for w in waves], 16 * SAMPLE_RATE_HZ):
+        wav_BS = torch.nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(waves[i]) for i in batch], batch_first=True
+        )
+        lengths_B = torch.tensor([len(waves[i]) for i in batch])
+        is_wave_BS = (torch.arange(wav_BS.shape[1]) < lengths_B[:, None]).long()
+        with torch.inference_mode():
+            feats_BTD = hidden(model, wav_BS, attention_mask=is_wave_BS)
+        frames = model._get_feat_extract_output_lengths(lengths_B).tolist()
+        for i, feats_TD, num_frames in zip(batch, feats_BTD, frames, strict=True):
+            feats[i] = feats_TD[:num_frames]
+    return feats
+
+
+def hidden(model: Any, wav_BS: Tensor, **options: Any) -> Tensor:
+    """``feats_BTD`` of the layer."""
+    found: Tensor = model(wav_BS, output_hidden_states=True, **options).hidden_states[LAYER]
+    return found
+
+
+def flops(num_frames: int) -> float:
+    """Operations of one wave: products alone, each multiplication and addition counted.
+
+    Of HuBERT base: seven convolutions, projection, positions, and six layers with attention.
+    """
+    lengths = (64, 32, 16, 8, 4, 2, 1)  # steps of each convolution for a frame
+    taps = (10, *(512 * kernel for kernel in (3, 3, 3, 3, 2, 2)))
+    convolutions = sum(n * 512 * t for n, t in zip(lengths, taps, strict=True))
+    layer = 4 * 768 * 768 + 2 * 768 * 3072 + 2 * num_frames * 768
+    return 2.0 * num_frames * (convolutions + 512 * 768 + 768 * 48 * 128 + LAYER * layer)
+
+
+def matmul_rate() -> float:
+    """Operations a second of large products in fp32."""
+    first, second = torch.randn(2, _SIDE, _SIDE)
+    started = time.perf_counter()
+    for _ in range(_PRODUCTS):
+        first @ second
+    return _PRODUCTS * 2 * _SIDE**3 / (time.perf_counter() - started)
+
+
+def wave_of(path: Path) -> Wave:
+    """A file's first channel."""
+    wav_SC, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    assert rate == SAMPLE_RATE_HZ, f"{path}: {rate} Hz; give files of {SAMPLE_RATE_HZ} Hz"
+    return np.ascontiguousarray(wav_SC[:, 0])
+
+
+def some_of(folder: Path, minutes: float) -> list[Path]:
+    """Files below a folder, in the order of their names, until they are long enough together."""
+    chosen, seconds = [], 0.0
+    for path in sorted(
+        p for p in folder.rglob("*") if p.suffix[1:].upper() in soundfile.available_formats()
+    ):
+        chosen.append(path)
+        seconds += soundfile.info(path).duration
+        if seconds > 60 * minutes:
+            break
+    return chosen
+
+
+def made_up(folder: Path, minutes: float) -> Iterator[Path]:
+    """Files of noise with the ups and downs of syllables, 1 to 16 s long."""
+    rng = np.random.default_rng(0)
+    ends = np.cumsum(rng.uniform(1, 16, int(60 * minutes)))
+    for start, end in pairwise([0.0, *ends[ends < 60 * minutes]]):
+        time_s = np.arange(int((end - start) * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+        loudness = np.abs(np.sin(2 * np.pi * 2 * time_s)) ** 2
+        noise = np.convolve(rng.normal(0, 1, len(time_s)), np.hanning(9), "same")
+        path = folder / f"{start:09.3f}.wav"
+        soundfile.write(path, 0.05 * loudness * noise, SAMPLE_RATE_HZ)
+        yield path
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median and the range."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()
