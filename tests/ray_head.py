@@ -111,8 +111,7 @@ class RayHead:
         for node in self.cloud.glob("*.json"):  # the monitor that would have ended them is gone
             with suppress(ProcessLookupError):
                 os.killpg(json.loads(node.read_text())["pid"], signal.SIGKILL)
-        left = self.temporary.parent.glob(f"{self.temporary.name}*")
-        for folder in (*self.folders, *left):
+        for folder in self.written[1:]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _ray(self, *words: str, num_cpus: int, env: Mapping[str, str] | None = None) -> None:
@@ -186,6 +185,12 @@ class RayHead:
         """What the folders of nodes that the autoscaler starts begin with."""
         return Path(f"/tmp/rn-{self.port}-")
 
+    @property
+    def written(self) -> list[Path]:
+        """All folders that its nodes have written to."""
+        of_nodes = self.temporary.parent.glob(f"{self.temporary.name}*")
+        return [self.folder, *self.folders, *of_nodes]
+
     def node_events(self) -> list[dict[str, Any]]:
         """What happened to nodes of the autoscaler, in order: ``up``, ``down`` or ``gone``."""
         path = self.cloud / EVENTS
@@ -200,7 +205,10 @@ class RayHead:
         raylets = [p for p in psutil.Process(node["pid"]).children() if p.name() == "raylet"]
         (node_id,) = (w.split("=")[1] for p in raylets for w in p.cmdline() if "--node_id=" in w)
         argv = [sys.executable, "-m", SPOT_WATCHER, "--node-id", node_id, "--address", self.address]
-        return subprocess.Popen([*argv, *words], env=self.env_of_nodes())
+        with (self.folder / "watcher.log").open("ab") as output:
+            return subprocess.Popen(
+                [*argv, *words], env=self.env_of_nodes(), stdout=output, stderr=output
+            )
 
     def env_of_nodes(self) -> dict[str, str]:
         """What its processes are started with, and whoever joins it."""

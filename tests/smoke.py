@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import yaml
@@ -103,6 +103,11 @@ class Smoke:
         ]
         return {p.relative_to(artifacts).as_posix(): _sha256(p) for p in sorted(files)}
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the store's only training."""
+        (path,) = (self.folder / "store" / "artifacts" / "train").glob("*/metrics.jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
     def begun(self) -> Counter[str]:
         """How often each stage's work was begun under a lease, over all runs of the store."""
         segments = (self.folder / "store" / "runs").glob("*/stages/*/attempts/*/events-*.jsonl")
@@ -156,6 +161,13 @@ class Smoke:
         verb, *rest = words
         argv = [sys.executable, "-m", "orchestrator.cli.main", verb, *rest]
         return [*argv, "--cluster", str(self.folder / "cluster.yaml")]
+
+
+def largest_difference_of_losses(one: Smoke, other: Smoke) -> float:
+    """Between two trainings. Raises AssertionError where their samples are not the same."""
+    ours, theirs = one.metrics(), other.metrics()
+    assert [line["sample_hash"] for line in ours] == [line["sample_hash"] for line in theirs]
+    return max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True))
 
 
 STANDBY = "jobs.training.standby"

@@ -27,9 +27,10 @@ from orchestrator.ledger.storage import Storage
 from tests.integration.conftest import BUCKET
 from tests.integration.test_ray_cluster import on
 from tests.metadata_service import MetadataService
+from tests.planted import in_arguments, in_files, in_store
 from tests.ray_head import RayHead
 from tests.ray_provider import FULL
-from tests.smoke import Smoke
+from tests.smoke import Smoke, largest_difference_of_losses
 from tests.training import wait_for
 
 TIMEOUT_S = 1500
@@ -64,9 +65,11 @@ def test_the_smoke_recipe_from_a_bucket_on_nodes_that_come_and_go(
     run = smoke.submit()  # both variants of its sweep, whose last stages run beside each other
     folder = RunFolder(Storage(f"{url}/runs/{run}"))
     (supervisor,) = folder.supervisors()
+    planted = [cloud.token, s3["AWS_SECRET_ACCESS_KEY"]]
     deadline = time.monotonic() + TIMEOUT_S
     while supervisor.end is None:
         assert time.monotonic() < deadline, smoke.status(run)
+        assert in_arguments(planted) == []
         time.sleep(5)
     why = smoke.orchestrator("logs", run, "--first-error", check=False).stdout
     assert smoke.status(run)["state"] == "succeeded", why
@@ -80,6 +83,8 @@ def test_the_smoke_recipe_from_a_bucket_on_nodes_that_come_and_go(
     assert {path.split("/")[0] for path in made} == {"tokenize", "pack", "train"}
     assert {path: artifacts.digest(path) for path in made} == made
     assert smoke.wait_gone() == []
+    assert in_files(planted, tmp_path, *cloud.written) == []
+    assert in_store(planted, Storage(url)) == []
     times = [(e["kind"], round(e["at"] - began)) for e in cloud.node_events()]
     print(json.dumps({"nodes": times, "kinds": Counter(k for k, _ in times)}))
 
@@ -101,7 +106,9 @@ def test_a_spot_notice_costs_a_training_no_step(
         (node,) = cloud.nodes()
         watcher = cloud.watch_node(node, "--cloud", "aws", "--metadata", url)
         service.ends_at = float(round(time.time() + 30))
+        assert in_arguments([cloud.token]) == []
         assert watcher.wait(30) == 0, "it has drained its node"
+        assert in_files([cloud.token], *cloud.written) == []
         wait_for(lambda: attempt_of(folder, train.id, 1).end, "its end")
         struck = attempt_of(folder, train.id, 1).end or {}
         assert time.time() < service.ends_at, "saved before the node is killed"
@@ -145,6 +152,47 @@ def test_a_node_that_is_killed_is_replaced_and_changes_no_byte(
     assert smoke.wait_gone() == []
 
 
+def test_a_run_whose_head_is_lost_goes_on_on_a_new_cluster_from_its_bucket(
+    cloud: RayHead, s3: dict[str, str], material: Path, tmp_path: Path
+) -> None:
+    """All of the head dies in the middle of a training; nothing but the bucket is left."""
+    words = ["--set", "sweep={}", "--set", f"train.steps={KILLED_STEPS}", "--until", "train"]
+    undisturbed = Smoke.create(tmp_path / "u", material)
+    assert undisturbed.finish(undisturbed.submit(*words)) == 0
+    url = f"s3://{BUCKET}/lost"
+    upload(undisturbed, Storage(f"{url}/artifacts"), "train")
+    lost = on(cloud, tmp_path / "s", material, store=url)
+    run = lost.submit(*words)
+    folder = RunFolder(Storage(f"{url}/runs/{run}"))
+    train = next(i.id for i in folder.plan().leaders if i.stage == "train")
+    await_steps(folder, train, 1)
+    for process in lost.processes():
+        process.kill()
+    cloud.stop()
+    other = RayHead(tmp_path / "other", num_cpus=0, node_types={"gpu": GPU}, idle_min=0.3)
+    other.start()
+    try:
+        smoke, began = on(other, tmp_path / "n", material, store=url), time.time()
+        smoke.orchestrator("resume", run)
+        succeeded(smoke, run)
+    finally:
+        other.stop()
+    made, artifacts = undisturbed.fingerprint(), Storage(f"{url}/artifacts")
+    assert {path: artifacts.digest(path) for path in made} == made
+    ends = [(a.end or {}).get("cause") for a in folder.attempts(train)]
+    print(json.dumps({"ends": ends, "after_s": round(time.time() - began)}))
+    assert smoke.wait_gone() == []
+
+
+def upload(made: Smoke, artifacts: Storage, *but: str) -> None:
+    """Begin with another store's artifacts, but not those of some stages."""
+    folder = made.folder / "store" / "artifacts"
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder)
+        if name.parts[0] not in but:
+            artifacts.create(name.as_posix(), path.read_bytes())
+
+
 STRUCK = ("--set", "sweep={}", "--set", "train.steps=100000", "--until", "train")
 STRUCK += ("--set", "train.checkpoint.every_steps=500")
 
@@ -165,13 +213,20 @@ def print_cost(told: dict[str, Any]) -> None:
     print(json.dumps({told["fault"]: {**figures, "steps_lost": told["steps_lost"]}}))
 
 
-@pytest.mark.parametrize(("fault", "cause"), [("spot", "preempted"), ("node", "node_lost")])
+@pytest.mark.parametrize(
+    ("fault", "causes"), [("spot", {"preempted"}), ("node", {"worker_lost", "node_lost"})]
+)
 def test_the_drill_that_takes_a_node_says_what_it_cost(
-    fault: str, cause: str, cloud: RayHead, calm: tuple[Smoke, str], material: Path, tmp_path: Path
+    fault: str,
+    causes: set[str],
+    cloud: RayHead,
+    calm: tuple[Smoke, str],
+    material: Path,
+    tmp_path: Path,
 ) -> None:
     smoke, run = at_work(cloud, calm[0], tmp_path / "s", material)
     told = json.loads(smoke.orchestrator("chaos", run, "--kill", fault, "--json").stdout)
-    assert told["cause"] == cause
+    assert told["cause"] in causes, "Ray may know of its node's end later than of the rank's"
     assert told["steps_lost"] == 0 or fault == "node"
     events = [event["kind"] for event in cloud.node_events()]
     assert events.count("up") == 2, "another has come in its place"
@@ -268,9 +323,7 @@ def test_a_training_goes_on_with_fewer_nodes_and_with_more_again(
     assert [a.nodes[-1][1] for a in attempts] == placed, "what is paid for"
     firsts = [[step["step"] for step in a.steps()] for a in attempts]
     assert [a[0] for a in firsts[1:]] == [a[-1] + 1 for a in firsts[:-1]], "no step twice"
-    theirs, ours = (lines_of(s) for s in (fixed, smoke))
-    assert [line["sample_hash"] for line in ours] == [line["sample_hash"] for line in theirs]
-    worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True))
+    worst = largest_difference_of_losses(smoke, fixed)
     assert worst < 1e-4
     print(json.dumps({"nodes": placed, "largest_difference_of_losses": worst}))
     assert smoke.wait_gone() == []
@@ -284,11 +337,6 @@ def await_steps(folder: RunFolder, instance: str, number: int) -> None:
         return there and len(list(attempt_of(folder, instance, number).steps())) > 100
 
     wait_for(found, f"steps of attempt {number}")
-
-
-def lines_of(smoke: Smoke) -> list[dict[str, Any]]:
-    (path,) = (smoke.folder / "store" / "artifacts" / "train").glob("*/metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 KILLED_STEPS = 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def serving(log: Path) -> Iterator[dict[str, str]]:
             yield {
                 "AWS_ENDPOINT_URL": url,
                 "AWS_ACCESS_KEY_ID": "anyone",
-                "AWS_SECRET_ACCESS_KEY": "anything",
+                "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16),  # looked for afterwards
                 "AWS_DEFAULT_REGION": "us-east-1",
             }
         finally:

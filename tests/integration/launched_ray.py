@@ -18,6 +18,7 @@ import yaml
 
 from jobs.training.rank import free_port
 from tests.local_machine import NO_CAPACITY, PID, LocalMachine, launcher
+from tests.planted import in_arguments, in_files
 from tests.unit.source import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray_cluster]
@@ -48,6 +49,7 @@ def site(tmp_path: Path) -> Iterator[Path]:
     )
     (tmp_path / "launchers/mine.yaml").touch()
     (tmp_path / "store").mkdir()
+    (tmp_path / "temporary").write_text(temporary)
     (tmp_path / "ray.yaml").write_text(
         "backend: ray\nstore: store\nray: {launcher: here, node_types: {head: {mem_gb: 1, "
         "min_nodes: 1, price_hour: 2}, gpu: {mem_gb: 1}}}\n"
@@ -87,6 +89,9 @@ def test_up_status_down(site: Path) -> None:
     assert ["head", "1", "0", "1", "2.00", "USD"] in rows
     assert any(row[:2] == ["gpu", "0"] for row in rows)
     assert "live runs: none" in status.stdout
+    temporary = site / "temporary"
+    assert in_arguments([token]) == []
+    assert in_files([token], site, Path(temporary.read_text())) == []
     head = psutil.Process(int((site / PID).read_text()))
     down = cluster("down")
     assert down.returncode == 0, down.stderr
@@ -97,3 +102,4 @@ def test_up_status_down(site: Path) -> None:
     said = "".join(f"{r.stdout}{r.stderr}" for r in (up, status, down, gone))
     assert "Traceback" not in said
     assert token not in said
+    assert in_files([token], site, Path(temporary.read_text())) == []

@@ -16,6 +16,7 @@ from orchestrator.errors import BackendError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import JobState
 from orchestrator.ledger.storage import Storage
+from tests.planted import in_arguments, in_files
 from tests.ray_head import RayHead
 from tests.ray_provider import REFUSED
 from tests.smoke import Smoke
@@ -96,12 +97,12 @@ def test_a_run_is_cancelled_and_nobody_else_is_let_in(
     assert refused.returncode == 3
     assert "refuses us (403)" in refused.stderr
     run = smoke.submit("--set", "sweep={}", "--until", "corpus")
+    assert in_arguments([head.token]) == []
     smoke.orchestrator("cancel", run)
     assert smoke.status(run)["state"] in ("cancelled", "succeeded")
     assert smoke.wait_gone() == []
     _of_the_api(head)
-    written = [p for f in (tmp_path, *head.folders) for p in f.rglob("*") if p.is_file()]
-    assert [p for p in written if head.token.encode() in p.read_bytes()] == []
+    assert in_files([head.token], tmp_path, *head.written) == []
 
 
 def test_a_cluster_that_never_gets_its_nodes_says_why(material: Path, tmp_path: Path) -> None:

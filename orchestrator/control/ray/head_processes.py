@@ -46,6 +46,6 @@ def _processes(raylet: psutil.Process) -> list[psutil.Process]:
     found = {raylet, *raylet.children(recursive=True)}
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if any(session in word for word in process.cmdline()):
+            if any(w.startswith("--") and session in w for w in process.cmdline()):
                 found |= {process, *process.children(recursive=True)}
     return [process for process in found if process.pid != os.getpid()]
