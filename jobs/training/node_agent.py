@@ -52,6 +52,8 @@ class Agent:
 
     def _serve(self, number: int) -> None:
         launch = Launch(**self._channel.read_json(launch_path(number)))
+        if self._node >= launch.num_nodes:
+            return  # the batch is for fewer nodes than there are
         record = Storage(json.loads(launch.config)["record_url"])
         self._ranks = NodeRanks(self._channel, number, launch, self._node)
         is_reported = False

@@ -1,4 +1,4 @@
-"""Nodes for the ranks of a training, where they come as they are asked for.
+"""Nodes for the ranks of a training, where they come as they are asked for, or as many as are free.
 
 An attempt has one number of nodes from its begin to its end: of those that divide the global batch
 the most that are there. While it has fewer than it may have, room for the next size stays asked
@@ -8,6 +8,7 @@ Rank 0 has a node that no cloud takes back, where there is one: without it the o
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,7 +20,9 @@ from jobs.attempt import Attempt
 from jobs.awaited import Awaited, awaited
 from jobs.ray_session import session
 from jobs.training.ray_train import per_rank
-from orchestrator.errors import RequestError
+from orchestrator.errors import Cause, RunFailedError
+from orchestrator.ledger.run import ALLOCATION_NODES
+from orchestrator.plan.execution import dividing
 from orchestrator.spec.cluster import NODE_GROUP, Resources, of_types
 
 _LOOK_EVERY_S = 1.0
@@ -39,13 +42,18 @@ class Place:
 def placed(attempt: Attempt, split: Callable[[int], object]) -> Iterator[Place]:
     """Give the attempt the nodes that there are.
 
-    ``split`` raises RequestError for a number of ranks that cannot share a batch. Other clusters
-    are as large as they are. Raises RunFailedError when no nodes come in time.
+    ``split`` raises RequestError for a number of ranks that cannot share a batch. Raises
+    RunFailedError when no nodes come in time.
     """
-    if not attempt.cluster.nodes_come_and_go:
+    cluster, is_range = attempt.cluster, len(attempt.resources.sizes) > 1
+    if not cluster.nodes_come_and_go:
+        if is_range:
+            attempt.resources = largest_of(
+                dividing(attempt.resources.sizes, split), int(os.environ[ALLOCATION_NODES])
+            )
+            attempt.event("placed", nodes=attempt.resources.max_nodes)
         yield Place()
         return
-    cluster = attempt.cluster
     sizes, any_of = dividing(attempt.resources.sizes, split), cluster.node_selector("training")
     with session(attempt.ray_address, num_cpus=0, log_to_driver=False):
         room = Room(sizes[0], sizes[0].max_nodes, any_of)
@@ -57,13 +65,27 @@ def placed(attempt: Attempt, split: Callable[[int], object]) -> Iterator[Place]:
         finally:
             room.leave()  # for that of Ray Train
         attempt.resources = size
-        if len(sizes) > 1:
+        if is_range:
             attempt.event("placed", nodes=size.max_nodes)
         more = More(sizes, number, any_of)
         try:
             yield Place(grows=more.is_there, selectors=selectors(size, first, any_of))
         finally:
             more.leave()
+
+
+def largest_of(sizes: Sequence[Resources], num_nodes: int) -> Resources:
+    """The largest that so many nodes have room for; ``sizes``: the largest first.
+
+    Raises RunFailedError when they are too few for any.
+    """
+    if found := next((size for size in sizes if size.max_nodes <= num_nodes), None):
+        return found
+    raise RunFailedError(
+        f"{num_nodes} nodes are too few: of those that it may have, {sizes[-1].max_nodes} is the "
+        "least that divides the global batch; raise nodes.min to that",
+        cause=Cause.BAD_REQUEST,
+    )
 
 
 def selectors(
@@ -94,20 +116,6 @@ def has_room(types: Collection[str], size: Resources, held: Mapping[str, int]) -
         return held.get(node, 0) + min(fits)
 
     return any(num_ranks(node) >= size.local_world_size for node in ids)
-
-
-def dividing(sizes: Sequence[Resources], split: Callable[[int], object]) -> tuple[Resources, ...]:
-    """Those whose ranks can share a batch. Raises RequestError when none can."""
-    found, refused = [], None
-    for size in sizes:
-        try:
-            split(size.world_size)
-            found.append(size)
-        except RequestError as error:
-            refused = refused or error
-    if refused and not found:
-        raise refused
-    return tuple(found)
 
 
 class More:

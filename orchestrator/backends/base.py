@@ -21,7 +21,9 @@ class Shape:
     """The resources a scheduler gives to a job, on each of its nodes."""
 
     num_nodes: int = 1
-    """Nodes that start together; the command runs once on each."""
+    """Nodes that start together, at most; the command runs once on each."""
+    min_nodes: int | None = None
+    """The fewest of them that will do; all of them when absent."""
     array: int = 0
     """How many such jobs, each by itself; 0: one job that is no array."""
     cpus: int = 1
@@ -30,6 +32,21 @@ class Shape:
     walltime_min: int = 240
     warn_s: int = 90
     """How long before the end of its walltime the job is warned, in seconds."""
+
+    @property
+    def fewest_nodes(self) -> int:
+        """Nodes without which it does not start."""
+        return self.num_nodes if self.min_nodes is None else self.min_nodes
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the number of nodes is known beforehand."""
+        return self.fewest_nodes == self.num_nodes
+
+    @property
+    def nodes(self) -> str:
+        """How many nodes: ``4``, or ``2-4``."""
+        return str(self.num_nodes) if self.is_fixed else f"{self.fewest_nodes}-{self.num_nodes}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -309,8 +309,9 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
     condition, joined = _CONDITIONS[job.start]
     asked = {
         "job_name": job.name,
-        "nodes": shape.num_nodes,
-        "ntasks_per_node": 1,
+        "nodes": shape.nodes,
+        # Of a range Slurm (22.05) gives the fewest nodes that hold the tasks that it knows of.
+        "ntasks_per_node": 1 if shape.is_fixed else None,
         "cpus_per_task": cpus,
         **_memory(options, options.mem_gb or shape.mem_gb, cpus),
         "time": options.walltime_min or shape.walltime_min,
@@ -327,12 +328,7 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
             *guarded(ours.setup),
             *(f"export {k}={shlex.quote(v)}" for k, v in job.env.items()),
         ],
-        "srun_args": [
-            "--export=ALL",  # what the set-up lines have set, whatever sbatch was told to export
-            f"--cpus-per-task={cpus}",  # not taken over from sbatch since Slurm 22.05
-            "--kill-on-bad-exit=1",
-            *ours.srun,
-        ],
+        "srun_args": _srun_args(job, cpus),
         "teardown": list(ours.teardown) or None,
         "gres": f"{options.gres}:{shape.gpus}" if options.gres and shape.gpus else None,
         "gpus_per_node": shape.gpus if not options.gres and shape.gpus else None,
@@ -349,6 +345,17 @@ def _parameters(job: Job, after: Sequence[JobRef]) -> dict[str, Any]:
     }
     # submitit would name a wckey, and some sites refuse unknown ones.
     return {**_given(asked), "wckey": None}
+
+
+def _srun_args(job: Job, cpus: int) -> list[str]:
+    """What starts the command, once on each node."""
+    return [
+        "--export=ALL",  # what the set-up lines have set, whatever sbatch was told to export
+        f"--cpus-per-task={cpus}",  # not taken over from sbatch since Slurm 22.05
+        "--kill-on-bad-exit=1",
+        *([] if job.shape.is_fixed else ["--ntasks-per-node=1"]),
+        *job_options(job).srun,
+    ]
 
 
 def _memory(options: SlurmOptions, mem_gb: float, cpus: int) -> dict[str, str]:

@@ -59,6 +59,8 @@ class Allocation:
     """Network address of node 0, as the others reach it."""
     cluster: str = ""
     """Slurm's name of the cluster."""
+    num_nodes: int = 1
+    """How many nodes the job was given."""
 
     @classmethod
     def current(cls) -> Self:
@@ -73,6 +75,7 @@ class Allocation:
             node=os.environ["SLURMD_NODENAME"],
             leader_address=os.environ["SLURM_LAUNCH_NODE_IPADDR"],
             cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
+            num_nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", "1")),
         )
 
     @property

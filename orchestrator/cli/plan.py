@@ -110,7 +110,7 @@ def jobs_table(request: Request, jobs: Sequence[JobPreview], cost: Estimate) -> 
         gpus = f"{format_several(shape.gpus, 'GPU')}, " if shape.gpus else ""
         table.add_row(
             job.name,
-            f"<={shape.array}" if shape.array else str(shape.num_nodes),
+            f"<={shape.array}" if shape.array else shape.nodes,
             f"{gpus}{format_several(shape.cpus, 'CPU')}, {shape.mem_gb:g} GB",
             format_duration(60 * shape.walltime_min),
             job.queue,

@@ -9,8 +9,7 @@ import importlib.metadata
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from orchestrator.control.executor import Request, executor_of
@@ -20,13 +19,13 @@ from orchestrator.control.models import models_of, unfit_models
 from orchestrator.errors import RequestError
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.source_files import root_at
-from orchestrator.plan.execution import execution_of, pretrain_execution
+from orchestrator.plan.execution import splits_of
 from orchestrator.plan.planner import Plan, Variant
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.model import variable_in
-from orchestrator.spec.recipe import Execution, Recipe, Source
+from orchestrator.spec.recipe import Recipe, Source
 
 JOB_PACKAGES = (
     "torch",
@@ -180,10 +179,7 @@ def impossible_splits(
     """Why this cluster's ranks cannot share the variants' batches, and which sizes would do."""
     problems = []
     for variant in variants:
-        train, pretrain = variant.recipe.train, variant.recipe.encoder.pretrain
-        splits: dict[str, Callable[[int], Execution]] = {"train": partial(execution_of, train)}
-        if pretrain:
-            splits["pretrain"] = partial(pretrain_execution, pretrain)
+        splits = splits_of(variant.recipe)
         for stage, split in ((s, split) for s, split in splits.items() if s in plan.scope.stages):
             refused = {}
             for size in (sizes := cluster.resources_of(stage).sizes):
@@ -191,9 +187,13 @@ def impossible_splits(
                     split(size.world_size)
                 except RequestError as error:
                     refused[size.world_size] = str(error)
-            if len(refused) == len(sizes):
-                world_size, why = next(iter(refused.items()))
-                problems.append(f"{where}: resources.{stage}: {world_size} ranks: {why}")
+            # What a queue gives it has to start with; elsewhere it waits for more.
+            is_fit = cluster.nodes_come_and_go or sizes[-1].world_size not in refused
+            if len(refused) < len(sizes) and is_fit:
+                continue
+            world_size = (sizes[-1] if len(refused) < len(sizes) else sizes[0]).world_size
+            ranks = f"{where}: resources.{stage}: {world_size} ranks"
+            problems.append(f"{ranks}: {refused[world_size]}")
     return tuple(dict.fromkeys(problems))
 
 

@@ -41,6 +41,8 @@ ALLOCATION_FOLDER = "ORCHESTRATOR_ALLOCATION"
 """Environment variable with the URL of the folder where an allocation's nodes talk."""
 ALLOCATION_ADDRESS = "ORCHESTRATOR_ALLOCATION_ADDRESS"
 """Environment variable with the address of an allocation's first node, as the others reach it."""
+ALLOCATION_NODES = "ORCHESTRATOR_ALLOCATION_NODES"
+"""Environment variable with the number of an allocation's nodes."""
 STANDBY = "ORCHESTRATOR_STANDBY"
 """Environment variable with the address of the process that forks this node's training ranks."""
 CODE = ("orchestrator", "jobs")

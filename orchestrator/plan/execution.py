@@ -5,8 +5,12 @@ Pure, so that a split that cannot be is refused before anything starts.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 from orchestrator.errors import RequestError
-from orchestrator.spec.recipe import Execution, Pretrain, Train
+from orchestrator.spec.cluster import Resources
+from orchestrator.spec.recipe import Execution, Pretrain, Recipe, Train
 
 MAX_MICRO_BATCH_TOKENS = 16_384
 DEVICE_OOM = (
@@ -91,3 +95,27 @@ def _indivisible(train: Train, world_size: int) -> str:
         f"of {train.context_length}, which {world_size} ranks cannot share equally; "
         f"use {sizes} tokens, or a number of ranks out of {_divisors(train.global_batch)}"
     )
+
+
+def dividing(sizes: Sequence[Resources], split: Callable[[int], object]) -> tuple[Resources, ...]:
+    """Those whose ranks can share a batch.
+
+    ``split`` raises RequestError for a number of ranks that cannot. Raises it when none can.
+    """
+    found, refused = [], None
+    for size in sizes:
+        try:
+            split(size.world_size)
+            found.append(size)
+        except RequestError as error:
+            refused = refused or error
+    if refused and not found:
+        raise refused
+    return tuple(found)
+
+
+def splits_of(recipe: Recipe) -> dict[str, Callable[[int], Execution]]:
+    """How ranks share a batch, by the stages that have any."""
+    pretrain = recipe.encoder.pretrain
+    splits: dict[str, Callable[[int], Execution]] = {"train": partial(execution_of, recipe.train)}
+    return splits | ({"pretrain": partial(pretrain_execution, pretrain)} if pretrain else {})

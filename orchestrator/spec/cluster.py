@@ -105,8 +105,8 @@ class Resources(Spec):
 
     nodes: Nodes = 1
     """Nodes of a training job; most nodes that a data stage's workers spread over on Slurm. A
-    training on Ray may have a range, ``{min: 2, max: 4}``: each of its attempts has the most that
-    are there and divide the global batch."""
+    training on Ray or Slurm may have a range, ``{min: 2, max: 4}``: each of its attempts has the
+    most that are there and divide the global batch."""
     gpus_per_node: Count = 0
     """Accelerators on each node; 0 computes on CPUs."""
     ranks_per_node: PositiveInt = 1
@@ -150,6 +150,11 @@ class Resources(Spec):
         return self.nodes.max if isinstance(self.nodes, NodeRange) else self.nodes
 
     @property
+    def min_nodes(self) -> int:
+        """Fewest nodes of a training."""
+        return self.nodes.min if isinstance(self.nodes, NodeRange) else self.nodes
+
+    @property
     def sizes(self) -> tuple[Resources, ...]:
         """The same with each number of nodes that a training may have, the most first."""
         if not isinstance(self.nodes, NodeRange):
@@ -180,7 +185,7 @@ class Retry(Spec):
     """The same before the first step, while models load and compile, in seconds."""
     resize_wait_s: PositiveFloat = 300.0
     """How long a training whose nodes are a range waits for those it had or could have, in seconds,
-    before it goes on with fewer."""
+    before it goes on with fewer. On Slurm it starts with those that it is given."""
     notice_s: PositiveFloat = 90.0
     """Seconds between a preemption notice and the end: what is saved must be published by then."""
     mtbf_h: PositiveFloat | None = None
@@ -575,12 +580,14 @@ class Cluster(Spec):
 
     @model_validator(mode="after")
     def _fit_for_ray(self) -> Self:
-        if self.backend != "ray":
+        if self.backend not in ("ray", "slurm"):
             ranges = [n for n, r in self.resources.items() if isinstance(r.nodes, NodeRange)]
             if ranges:
                 raise ValueError(
-                    f"resources.{ranges[0]}.nodes: a range is for backend ray; give a number"
+                    f"resources.{ranges[0]}.nodes: a range is for backends ray and slurm; give a "
+                    "number"
                 )
+        if self.backend != "ray":
             return self
         if self.rank_launcher != "ray_train":
             raise ValueError(f"launcher: {self.launcher} is not for Ray; leave it out")

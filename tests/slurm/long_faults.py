@@ -13,7 +13,8 @@ import pytest
 
 from orchestrator.backends.slurm_reasons import LAUNCH_FAILED
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.rig import RESOURCES, SlurmSmoke, saved_step, wait_for
+from tests.slurm.rig import RESOURCES, SETTINGS, SlurmSmoke, saved_step, wait_for
+from tests.smoke import Smoke, largest_difference_of_losses
 
 
 @pytest.mark.usefixtures("same_bytes")
@@ -280,3 +281,40 @@ def test_chaos_strikes_runs_on_slurm_too(smoke: SlurmSmoke) -> None:
     assert smoke.causes(name, "train")[0] == "worker_lost"
     smoke.orchestrator("cancel", name)
     assert smoke.status(name)["state"] == "cancelled"
+
+
+def test_a_training_takes_the_nodes_that_there_are(
+    slurm: SlurmCluster,
+    undisturbed: tuple[SlurmSmoke, str],
+    smoke: SlurmSmoke,
+    material: Path,
+    tmp_path: Path,
+) -> None:
+    """3, 1 and 3 ranks of a global batch of 12: the same samples, and losses within 1e-4."""
+    words = {"train.steps": "1000", "train.global_batch_tokens": str(12 * 32)}
+    fixed = Smoke.create(
+        tmp_path / "f", material, cpus=4, resources={"train": {"ranks_per_node": 3}}
+    )
+    fixed.take_artifacts(undisturbed[0], "train", "perplexity", "continuations")
+    settings = [w for k, v in {**SETTINGS, **words}.items() for w in ("--set", f"{k}={v}")]
+    assert fixed.finish(fixed.submit(*settings, "--until", "train")) == 0
+    elastic = {"mem_gb": 2, "nodes": {"min": 1, "max": 3}}
+    retry = {"heartbeat_timeout_s": 6, "notice_s": 30}
+    smoke.change(resources={**RESOURCES, "train": elastic}, retry=retry)
+    name = smoke.submit("--until", "train", **words)
+    smoke.await_step(name, 60)
+    occupied = slurm.occupy(*slurm.nodes[:3], seconds=600)
+    wait_for(lambda: len(smoke.attempts(name, "train")) > 1, "another attempt")
+    wait_for(lambda: list(smoke.attempts(name, "train")[1].steps())[60:], "its steps")
+    slurm.run("scancel", occupied)
+    slurm.occupy(slurm.nodes[3], seconds=3)  # and it is started anew, with all that it may have
+    assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
+    attempts = smoke.attempts(name, "train")
+    placed = [e["nodes"] for a in attempts for e in a.events() if e["kind"] == "placed"]
+    assert placed == [3, 1, 3]
+    assert [a.started["cpus"] for a in attempts] == placed, "what is paid for"
+    firsts = [[step["step"] for step in a.steps()] for a in attempts]
+    assert [a[0] for a in firsts[1:]] == [a[-1] + 1 for a in firsts[:-1]], "no step twice"
+    worst = largest_difference_of_losses(smoke, fixed)
+    assert worst < 1e-4
+    print(json.dumps({"nodes": placed, "largest_difference_of_losses": worst}))

@@ -220,7 +220,7 @@ def _probe_job(cluster: Cluster, folder: RunFolder, part: Part) -> Job:
     context = _context(cluster, folder)
     kinds = [s.name for s in STAGES if (s.has_ranks if part == "training" else s.is_elastic)]
     stage = max(kinds, key=lambda name: cluster.resources_of(name).gpus_per_node)
-    shape = replace(shape_of(cluster, stage), num_nodes=1, walltime_min=5)
+    shape = replace(shape_of(cluster, stage), num_nodes=1, min_nodes=None, walltime_min=5)
     part_options = cluster.slurm.head if part == "head" else None
     options = options_of(context, stage, part_options)
     options = options.model_copy(update={"walltime_min": None})

@@ -165,6 +165,7 @@ def shape_of(cluster: Cluster, stage: str, node: str = "") -> Shape:
     ranks = resources.local_world_size if has_ranks else 1
     return Shape(
         num_nodes=resources.max_nodes if has_ranks else 1,
+        min_nodes=resources.min_nodes if has_ranks else None,
         cpus=resources.cpus_per_worker * ranks,
         gpus=0 if BY_NAME[stage].is_elastic else resources.gpus_per_node,
         mem_gb=resources.mem_gb,

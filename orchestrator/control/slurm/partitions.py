@@ -169,8 +169,8 @@ def _refusal(
             f"asked of one ({there})"
         ), of_all
     num_nodes = min(sum(k.num_nodes for k in fit), max(k.max_nodes for k in fit))
-    if shape.num_nodes > num_nodes:
-        reason = f"{shape.num_nodes} nodes asked, {partition} gives {num_nodes:g} of this size"
+    if shape.fewest_nodes > num_nodes:
+        reason = f"{shape.fewest_nodes} nodes asked, {partition} gives {num_nodes:g} of this size"
         return reason, frozenset({"nodes"})
     max_min = max(k.max_min for k in fit)
     if shape.walltime_min > max_min and not options.qos:  # a QOS may allow more
@@ -184,6 +184,7 @@ def asked_of(part: PlannedJob) -> Shape:
     shape, options = part.job.shape, job_options(part.job).sbatch
     return Shape(
         num_nodes=shape.num_nodes,
+        min_nodes=shape.min_nodes,
         cpus=options.cpus or shape.cpus,
         gpus=shape.gpus,
         mem_gb=options.mem_gb or shape.mem_gb,

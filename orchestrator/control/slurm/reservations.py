@@ -76,7 +76,7 @@ def _needs(
     if job_options(part.job).sbatch.reservation == reservation.name:
         return False
     there = [set[str]().union(*(hosts[k.hosts] for k in own)) for own in partitions_of(part, kinds)]
-    held, num_nodes = hosts[reservation.nodes], part.job.shape.num_nodes
+    held, num_nodes = hosts[reservation.nodes], part.job.shape.fewest_nodes
     enough = [own for own in there if len(own) >= num_nodes]
     return bool(enough) and all(len(own - held) < num_nodes for own in enough)
 

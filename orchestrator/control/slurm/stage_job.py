@@ -41,6 +41,7 @@ from orchestrator.ledger.run import (
     ALLOCATION_ADDRESS,
     ALLOCATION_ENDED,
     ALLOCATION_FOLDER,
+    ALLOCATION_NODES,
     RunFolder,
 )
 from orchestrator.ledger.spending import held
@@ -99,6 +100,7 @@ def _work(argv: Sequence[str] | None) -> int:
         os.execv(sys.executable, (sys.executable, *words))
     allocation = replace(allocation, leader_address=allocation.reachable_address())
     os.environ[ALLOCATION_ADDRESS] = allocation.leader_address
+    os.environ[ALLOCATION_NODES] = str(allocation.num_nodes)
     log.info("%s: start %s on %s", options.instance, allocation.restart_id, allocation.node)
     with suppress(OSError):  # of one that somebody has put back into the queue after its end
         run.submissions.reopen(allocation.job_id)
@@ -184,7 +186,7 @@ def supervise(
         backend_of_drivers(cluster, allocation.node),
         only=instance.id,
         past=_past(run, instance.id),
-        about={**allocation.noted, "moves": run.num_moves, **_held(cluster, instance)},
+        about={**allocation.noted, "moves": run.num_moves, **_held(cluster, instance, allocation)},
         start_ray=ray.start_head if ray else None,
         standby=_standby(run, allocation, instance.id),
         beat=beat,
@@ -225,10 +227,11 @@ def _standby(run: RunFolder, allocation: Allocation, instance_id: str) -> Standb
     return Standby(run, Path(folder, f"standby-{allocation.node_index:05d}.log"))
 
 
-def _held(cluster: Cluster, instance: Instance) -> dict[str, float]:
+def _held(cluster: Cluster, instance: Instance, allocation: Allocation) -> dict[str, float]:
     """What the job holds; a data stage's is its head, whose workers note theirs themselves."""
     shape = shape_of(cluster, instance.stage, instance.node)
-    return held(shape.num_nodes * shape.gpus, shape.num_nodes * shape.cpus, cluster.prices)
+    num_nodes = allocation.num_nodes
+    return held(num_nodes * shape.gpus, num_nodes * shape.cpus, cluster.prices)
 
 
 def _heed_warnings(supervisor: Supervisor, walltime_ends_s: float, signals: list[int]) -> None:

@@ -27,13 +27,13 @@ class Serving:
         self.agent = Agent(self.channel, 1, poll_s=POLL_S)
         self.thread = threading.Thread(target=self.agent.serve)
 
-    def launch(self, number: int, script: str) -> None:
+    def launch(self, number: int, script: str, num_nodes: int = 2) -> None:
         """Order a launch of one rank a node."""
         launch = Launch(
             config=self.config.model_dump_json(),
             host="127.0.0.1",
             port=1,
-            num_nodes=2,
+            num_nodes=num_nodes,
             ranks_per_node=1,
             command=("bash", "-c", script),
         )
@@ -69,6 +69,16 @@ def test_each_launch_is_served_once_and_reported(serving: Serving, tmp_path: Pat
         assert serving.report(number) == {"1": code}
         serving.channel.replace(over_path(number), b"{}")
     assert (tmp_path / "starts").read_text() == "x\nx\n"
+
+
+def test_a_launch_on_fewer_nodes_than_there_are_is_others(serving: Serving, tmp_path: Path) -> None:
+    serving.launch(1, f"echo x >> {tmp_path}/starts", num_nodes=1)
+    serving.channel.replace(over_path(1), b"{}")
+    serving.launch(2, f"echo y >> {tmp_path}/starts")
+    assert serving.report(2) == {"1": 0}
+    serving.channel.replace(over_path(2), b"{}")
+    assert (tmp_path / "starts").read_text() == "y\n"
+    assert not serving.channel.exists(report_path(1, 1))
 
 
 def test_a_rank_knows_where_it_stands_and_whom_to_meet(serving: Serving, tmp_path: Path) -> None:

@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.training.placement import dividing, selectors
-from orchestrator.errors import RequestError
+from jobs.training.placement import largest_of, selectors
+from orchestrator.errors import RunFailedError
 from orchestrator.spec.cluster import Resources
 
 
-def of_twelve(world_size: int) -> int:
-    if 12 % world_size:
-        raise RequestError(f"{world_size} ranks cannot share 12")
-    return 12 // world_size
-
-
-@pytest.mark.parametrize(
-    ("nodes", "ranks", "found"),
-    [
-        ({"min": 1, "max": 6}, 1, [6, 4, 3, 2, 1]),
-        ({"min": 2, "max": 5}, 1, [4, 3, 2]),
-        ({"min": 1, "max": 4}, 2, [6, 4, 2]),
-        ({"min": 2, "max": 2}, 1, [2]),
-        (3, 2, [6]),
-    ],
-)
-def test_the_sizes_are_those_that_divide_the_batch(
-    nodes: object, ranks: int, found: list[int]
+@pytest.mark.parametrize(("there", "takes"), [(9, 4), (4, 4), (3, 3), (2, None)])
+def test_of_the_nodes_that_were_given_as_many_as_divide_the_batch(
+    there: int, takes: int | None
 ) -> None:
-    resources = Resources.model_validate({"nodes": nodes, "ranks_per_node": ranks})
-    assert [size.world_size for size in dividing(resources.sizes, of_twelve)] == found
-
-
-def test_where_none_divides_the_largest_is_the_fault() -> None:
-    resources = Resources.model_validate({"nodes": {"min": 7, "max": 8}})
-    with pytest.raises(RequestError, match="8 ranks cannot share 12"):
-        dividing(resources.sizes, of_twelve)
+    sizes = [Resources(nodes=nodes) for nodes in (4, 3)]
+    if takes:
+        assert largest_of(sizes, there).max_nodes == takes
+    else:
+        with pytest.raises(RunFailedError, match=r"2 nodes are too few: .*, 3 is the least"):
+            largest_of(sizes, there)
 
 
 def test_the_ranks_of_the_first_node_have_labels_of_their_own() -> None:

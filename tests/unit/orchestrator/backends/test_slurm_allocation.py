@@ -66,6 +66,7 @@ def test_a_job_is_read_from_its_environment(
     found = Allocation.current()
     assert found.restart_id == restart_id
     assert (found.node_index, found.node, found.leader_address) == (2, "node3", "10.0.0.1")
+    assert found.num_nodes == 3
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,23 @@ def test_ranks_that_cannot_share_the_batch(project: Path) -> None:
     assert line.endswith("use 96 or 192 tokens, or a number of ranks out of 1, 2, 4")
 
 
+@pytest.mark.parametrize(
+    ("backend", "nodes", "says"),
+    [
+        ("slurm", {"min": 1, "max": 3}, ""),
+        ("slurm", {"min": 3, "max": 4}, "c.yaml: resources.train: 3 ranks: "),
+        ("ray", {"min": 3, "max": 4}, ""),
+        ("ray", {"min": 3, "max": 3}, "c.yaml: resources.train: 3 ranks: "),
+    ],
+)
+def test_the_fewest_nodes_share_the_batch_where_a_queue_gives_them(
+    project: Path, backend: str, nodes: dict[str, int], says: str
+) -> None:
+    found = lacking(project, backend=backend, resources={"train": {"nodes": nodes}})
+    splits = [line for line in found if "ranks" in line]
+    assert [line.startswith(says) for line in splits] == [True] * bool(says)
+
+
 def test_mixed_precision_needs_accelerators_on_any_cluster(project: Path) -> None:
     (problem,) = lacking(project, "train.precision=bf16", backend="slurm")
     assert "resources.train.gpus_per_node: 0, but train.precision is bf16" in problem

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import RequestError
-from orchestrator.plan.execution import execution_of, pretrain_execution
+from orchestrator.plan.execution import dividing, execution_of, pretrain_execution
+from orchestrator.spec.cluster import Resources
 from orchestrator.spec.recipe import Execution, Pretrain, Train
 
 
@@ -87,3 +88,32 @@ def test_a_rank_takes_all_its_crops_at_once_unless_they_did_not_fit() -> None:
         RequestError, match=r"batch_size: 12 crops .* by 5 ranks; .* 1, 2, 3, 4, 6, 12"
     ):
         pretrain_execution(pretrain, 5)
+
+
+def of_twelve(world_size: int) -> int:
+    if 12 % world_size:
+        raise RequestError(f"{world_size} ranks cannot share 12")
+    return 12 // world_size
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "found"),
+    [
+        ({"min": 1, "max": 6}, 1, [6, 4, 3, 2, 1]),
+        ({"min": 2, "max": 5}, 1, [4, 3, 2]),
+        ({"min": 1, "max": 4}, 2, [6, 4, 2]),
+        ({"min": 2, "max": 2}, 1, [2]),
+        (3, 2, [6]),
+    ],
+)
+def test_the_sizes_are_those_that_divide_the_batch(
+    nodes: object, ranks: int, found: list[int]
+) -> None:
+    resources = Resources.model_validate({"nodes": nodes, "ranks_per_node": ranks})
+    assert [size.world_size for size in dividing(resources.sizes, of_twelve)] == found
+
+
+def test_where_none_divides_the_largest_is_the_fault() -> None:
+    resources = Resources.model_validate({"nodes": {"min": 7, "max": 8}})
+    with pytest.raises(RequestError, match="8 ranks cannot share 12"):
+        dividing(resources.sizes, of_twelve)

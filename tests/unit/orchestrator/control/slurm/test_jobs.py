@@ -20,7 +20,7 @@ from orchestrator.control.slurm.jobs import PlannedJob, SubmissionContext, jobs_
 from orchestrator.ledger.run import RunFolder, to_yaml
 from orchestrator.ledger.storage import Storage
 from orchestrator.plan.planner import Plan
-from orchestrator.spec.cluster import Cluster, Environment
+from orchestrator.spec.cluster import Cluster, Environment, Resources
 from orchestrator.spec.loader import parse_cluster
 from tests.unit.orchestrator.recipes import cluster, plan_of, recipe, swept
 
@@ -106,6 +106,21 @@ def test_a_set_up_line_that_fails_ends_the_job(tmp_path: Path, line: str, runs: 
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash"], input=script(planned(spec)[0].job), text=True, env=env)
     assert (done.returncode == 0, (tmp_path / "ran").exists()) == (runs, runs)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked"), [({"min": 2, "max": 4}, "2-4"), ({"min": 3, "max": 3}, "3"), (3, "3")]
+)
+def test_a_training_may_start_with_fewer_nodes(nodes: object, asked: str) -> None:
+    resources = {"train": Resources.model_validate({"nodes": nodes, "ranks_per_node": 2})}
+    spec = where().model_copy(update={"resources": resources})
+    train = next(p for p in planned(spec) if p.instance.startswith("train"))
+    text = script(train.job)
+    assert f"#SBATCH --nodes={asked}\n" in text
+    tasks = [
+        line.startswith("#SBATCH") for line in text.splitlines() if "--ntasks-per-node=1" in line
+    ]
+    assert tasks == [asked == "3"], "of a range Slurm would give the fewest"
 
 
 def test_flags_and_tiny_memories() -> None:
