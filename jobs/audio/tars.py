@@ -128,7 +128,10 @@ def _infos(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     while at < size or not size:
         file.seek(at)
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            yield from tar
+            while (info := tar.next()) is not None:
+                yield info
+                # It keeps them all otherwise, a kilobyte each; typeshed does not know.
+                tar.members.clear()  # type: ignore[attr-defined]
             at = _after_end(file, tar.offset, size)
 
 

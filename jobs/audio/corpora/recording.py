@@ -40,7 +40,7 @@ def by_stem(leaves: Iterable[Leaf]) -> Iterator[tuple[str, Leaf]]:
 
     With it where two differ in that, and where another is called so: ``a.wav.flac`` by ``a.wav``.
     """
-    for alike in _up_to_a_dot(leaf for leaf in leaves if leaf.is_audio):
+    for alike in up_to_a_dot(leaf for leaf in leaves if leaf.is_audio):
         paths = frozenset(leaf.path for leaf in alike)
         stems = Counter(map(stem, paths))
         for leaf in alike:  # two of one path, in two tars, have one name: they are refused by it
@@ -48,8 +48,11 @@ def by_stem(leaves: Iterable[Leaf]) -> Iterator[tuple[str, Leaf]]:
             yield (name if stems[name] == 1 and name not in paths else leaf.path), leaf
 
 
-def _up_to_a_dot(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
-    """Files with the same path up to the first dot of their names; between them may be a folder."""
+def up_to_a_dot(leaves: Iterable[Leaf]) -> Iterator[list[Leaf]]:
+    """Files with the same path up to the first dot of their names; between them may be a folder.
+
+    ``leaves`` in the order of their paths.
+    """
     pending: list[tuple[str, list[Leaf]]] = []
     for leaf in leaves:
         folder, slash, name = leaf.path.rpartition("/")

@@ -7,11 +7,10 @@ have is told apart by their names.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from jobs.audio.corpora.recording import Recording
+from jobs.audio.corpora.recording import Recording, up_to_a_dot
 from jobs.audio.languages import language_code
 from jobs.audio.lists import json_of
 from jobs.audio.trees import Leaf, Tree
@@ -20,24 +19,29 @@ from orchestrator.errors import DataError
 
 def recordings(tree: Tree) -> Iterator[Recording]:
     """One recording a sample. Raises DataError when a sample has two audio files."""
-    samples: dict[tuple[str, str], list[Leaf]] = {}
-    for leaf in tree.leaves():
-        samples.setdefault((leaf.archive, key_of(leaf.path)), []).append(leaf)
-    times = Counter(key for _, key in samples)
-    for (archive, key), leaves in samples.items():
-        audio = [leaf for leaf in leaves if leaf.is_audio]
-        if len(audio) > 1:
-            names = " and ".join(leaf.path for leaf in audio)
-            raise DataError(f"{key}: {names} are one sample; name them apart")
-        about = [leaf for leaf in leaves if leaf.path == f"{key}.json"]
-        facts = json_of(tree, about[0]) if audio and about else {}
-        for leaf in audio:
-            yield Recording(
-                key if times[key] == 1 else f"{archive}/{key}",
-                leaf,
-                language=language_code(str(facts.get("language") or "")),
-                speaker=str(facts.get("speaker") or ""),
-            )
+    for alike in up_to_a_dot(tree.leaves()):
+        samples: dict[str, list[Leaf]] = {}
+        for leaf in alike:
+            samples.setdefault(leaf.archive, []).append(leaf)
+        for sample in samples.values():
+            yield from _of_sample(tree, sample, is_one_of_several=len(samples) > 1)
+
+
+def _of_sample(tree: Tree, leaves: list[Leaf], *, is_one_of_several: bool) -> Iterator[Recording]:
+    """Its recording, where it has one; ``is_one_of_several``: of this key, in as many tars."""
+    key, audio = key_of(leaves[0].path), [leaf for leaf in leaves if leaf.is_audio]
+    if len(audio) > 1:
+        names = " and ".join(leaf.path for leaf in audio)
+        raise DataError(f"{key}: {names} are one sample; name them apart")
+    about = [leaf for leaf in leaves if leaf.path == f"{key}.json"]
+    facts = json_of(tree, about[0]) if audio and about else {}
+    for leaf in audio:
+        yield Recording(
+            f"{leaf.archive}/{key}" if is_one_of_several else key,
+            leaf,
+            language=language_code(str(facts.get("language") or "")),
+            speaker=str(facts.get("speaker") or ""),
+        )
 
 
 def key_of(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,6 +169,16 @@ def test_what_is_damaged_is_no_smaller_corpus(harm: str) -> None:
         data[:512] = b"x" * 512
     with pytest.raises(tarfile.TarError):
         list(members(io.BytesIO(bytes(data))))
+
+
+def test_memory_holds_no_members() -> None:
+    names = [f"en/{number:05d}.wav" for number in range(5_000)]
+    file = io.BytesIO(archive(*names))
+    tracemalloc.start()
+    assert sum(1 for _ in members(file)) == len(names)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 100 * len(names)
 
 
 def test_places_of_members_are_in_the_whole_file() -> None:
