@@ -63,7 +63,8 @@ def add_watch(parser: argparse.ArgumentParser) -> None:
 def prepared(options: argparse.Namespace) -> Request:
     """The plan that a recipe's arguments ask for; says on stderr which cluster was chosen."""
     if not options.recipe.is_file():
-        raise RequestError(f"{options.recipe}: no such recipe; check the path")
+        what = "is no file" if options.recipe.exists() else "no such recipe"
+        raise RequestError(f"{options.recipe}: {what}; check the path")
     name = getattr(options, "name", None)
     if name is not None:
         require_name(name, where="--name")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.arguments import run_and_store
+from orchestrator.cli.arguments import prepared, run_and_store
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
@@ -41,3 +41,8 @@ def test_a_run_that_is_not_there_is_refused(store: Store, name: str) -> None:
     with pytest.raises(RequestError, match=r"^nope: no such run in .*/runs/nope"):
         run_and_store(named(name))
     assert store.runs() == ("small",)
+
+
+def test_a_folder_is_no_recipe_and_is_there(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"is no file; check the path"):
+        prepared(argparse.Namespace(recipe=tmp_path))
