@@ -16,9 +16,14 @@ from jobs.audio.lists import json_of
 from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 
+NO_AUDIO = "has a .json in its tar, and no audio"
+
 
 def recordings(tree: Tree) -> Iterator[Recording]:
-    """One recording a sample. Raises DataError when a sample has two audio files."""
+    """One recording a sample; a member of a tar that is JSON alone has that as its problem.
+
+    Raises DataError when a sample has two audio files.
+    """
     for alike in up_to_a_dot(tree.leaves()):
         samples: dict[str, list[Leaf]] = {}
         for leaf in alike:
@@ -34,8 +39,9 @@ def _of_sample(tree: Tree, leaves: list[Leaf], *, is_one_of_several: bool) -> It
         names = " and ".join(leaf.path for leaf in audio)
         raise DataError(f"{key}: {names} are one sample; name them apart")
     about = [leaf for leaf in leaves if leaf.path == f"{key}.json"]
-    facts = json_of(tree, about[0]) if audio and about else {}
-    for leaf in audio:
+    is_lost = not audio and bool(about) and bool(about[0].archive)
+    facts = json_of(tree, about[0]) if about and (audio or is_lost) else {}
+    for leaf in [about[0]._replace(problem=NO_AUDIO)] if is_lost else audio:
         yield Recording(
             f"{leaf.archive}/{key}" if is_one_of_several else key,
             leaf,

@@ -216,6 +216,19 @@ def test_a_chapter_of_which_only_the_json_is_there_is_not_forgotten(tmp_path: Pa
     assert found == {CHAPTER: "", "small/1/b/gone_64kb": NOT_BELOW_ROOT}
 
 
+def test_a_sample_of_which_only_the_json_is_there_is_not_forgotten(tmp_path: Path) -> None:
+    folder = write(tmp_path / "x", {"a.mp3": AUDIO, "b.json": '{"language": "de"}', "c.txt": ""})
+    write(tmp_path / "tars", {"stats.json": "{}"})
+    with tarfile.open(tmp_path / "tars/x.tar", "w") as tar_of:
+        for member in sorted(folder.iterdir()):
+            tar_of.add(member, member.name)
+    found = listed_in_tars("webdataset", tmp_path / "tars")
+    assert [(r.id, r.language, r.leaf.problem) for r in found] == [
+        ("a", "", ""),
+        ("b", "de", "has a .json in its tar, and no audio"),
+    ]
+
+
 def test_keys_that_several_tars_have_are_told_apart(tmp_path: Path) -> None:
     """Tars that count from 0 on each unpack into one folder."""
     for name in ("x", "y"):
