@@ -6,7 +6,8 @@ for the same operations. Audio is read from files in all of them; without a fold
 of the lengths that utterances have. Weights are random, of the real shapes.
 
 Then units: how many differ from those of transformers' features, of how many ties, and what padded
-batches of transformers do to them.
+batches of transformers do to them. With ``--family``, units alone, of every architecture in its
+real shape, for waves of 0.1 to 30 s in batches of 1 to 32.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from transformers import HubertConfig, HubertModel
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+)
 
 from jobs.speech.grid import plan_batches
 from jobs.speech.lloyd import nearest
@@ -34,6 +42,33 @@ from orchestrator.quantities import SAMPLE_RATE_HZ
 LAYER = 6
 NUM_CLUSTERS = 500
 _SIDE, _PRODUCTS = 2048, 8
+_STRIDES_25HZ = {
+    "conv_dim": (512,) * 8,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2, 2),
+    "num_feat_extract_layers": 8,
+    "conv_pos_batch_norm": True,
+}
+_LARGE = {
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+}
+FAMILY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "HuBERT base, mHuBERT-147": (HubertModel, HubertConfig, {}),
+    "HuBERT large": (HubertModel, HubertConfig, _LARGE),
+    "mHuBERT 25 Hz": (HubertModel, HubertConfig, _STRIDES_25HZ),
+    "wav2vec 2.0 base": (Wav2Vec2Model, Wav2Vec2Config, {}),
+    "wav2vec 2.0 large": (Wav2Vec2Model, Wav2Vec2Config, _LARGE),
+    "WavLM base": (WavLMModel, WavLMConfig, {}),
+    "WavLM large": (WavLMModel, WavLMConfig, {**_LARGE, "conv_bias": False}),
+}
+"""Architectures in their real shapes, cut at the layer that is compared."""
+_BATCHES = (1, 2, 5, 32)
+_REFERENCE = "transformers, one by one"
 Encoding = Callable[[Sequence[Path]], list[Tensor]]
 
 
@@ -44,9 +79,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--family", action="store_true", help="units of all architectures alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    if options.family:
+        compare_family()
+        return
     model = HubertModel(HubertConfig(num_hidden_layers=LAYER)).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as scratch:
         files = (
@@ -61,7 +100,7 @@ def compare(model: Any, files: Sequence[Path], rounds: int) -> None:
     """Print rates, ratios with their spread over the rounds, and differences of units."""
     encoder = SpeechEncoder(model, LAYER)
     ways: dict[str, Encoding] = {
-        "transformers, one by one": lambda paths: one_by_one(model, paths),
+        _REFERENCE: lambda paths: one_by_one(model, paths),
         "transformers, padded": lambda paths: padded(model, paths),
         "ours": lambda paths: ours(encoder, paths),
     }
@@ -87,15 +126,38 @@ def compare(model: Any, files: Sequence[Path], rounds: int) -> None:
 
 def print_units(feats: dict[str, list[Tensor]]) -> None:
     """How many units are others than those of transformers' features one by one."""
-    reference_ND = torch.cat(feats["transformers, one by one"])
+    reference_ND = torch.cat(feats[_REFERENCE])
     rows = torch.linspace(0, len(reference_ND) - 1, NUM_CLUSTERS).long()
     found = {name: nearest(torch.cat(parts), reference_ND[rows]) for name, parts in feats.items()}
-    expected = found.pop("transformers, one by one")
+    expected = found.pop(_REFERENCE)
     print(f"{len(reference_ND)} units, {int(expected.is_tie_N.sum())} of them ties")
     for name, units in found.items():
         is_other_N = units.index_N != expected.index_N
         clear = int((is_other_N & ~(units.is_tie_N | expected.is_tie_N)).sum())
         print(f"{name:26} {int(is_other_N.sum())} other units, {clear} of them no ties")
+
+
+def compare_family() -> None:
+    """Print for each architecture how many units are others than those of waves one by one."""
+    rng = np.random.default_rng(0)
+    seconds = (0.1, 30.0, *rng.uniform(0.1, 6, 30))
+    waves = [noise_of(rng, length_s) for length_s in seconds]
+    for name, (model_class, config_class, shape) in FAMILY.items():
+        torch.manual_seed(0)
+        config = config_class(**{"num_hidden_layers": LAYER + 1, **shape})
+        model = model_class(config).eval().requires_grad_(False)
+        encoder = SpeechEncoder(model, LAYER)
+        with torch.inference_mode():
+            alone = [hidden(model, torch.from_numpy(wav_S)[None])[0] for wav_S in waves]
+        feats: dict[str, list[Tensor]] = {_REFERENCE: alone}
+        for size in _BATCHES:
+            feats[f"batches of {size}"] = [
+                feats_TD
+                for start in range(0, len(waves), size)
+                for feats_TD in encoder.features(waves[start : start + size])
+            ]
+        print(name)
+        print_units(feats)
 
 
 def ours(encoder: SpeechEncoder, files: Sequence[Path]) -> list[Tensor]:
@@ -180,16 +242,21 @@ def some_of(folder: Path, minutes: float) -> list[Path]:
 
 
 def made_up(folder: Path, minutes: float) -> Iterator[Path]:
-    """Files of noise with the ups and downs of syllables, 1 to 16 s long."""
+    """Files of `noise_of`, 1 to 16 s long."""
     rng = np.random.default_rng(0)
     ends = np.cumsum(rng.uniform(1, 16, int(60 * minutes)))
     for start, end in pairwise([0.0, *ends[ends < 60 * minutes]]):
-        time_s = np.arange(int((end - start) * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-        loudness = np.abs(np.sin(2 * np.pi * 2 * time_s)) ** 2
-        noise = np.convolve(rng.normal(0, 1, len(time_s)), np.hanning(9), "same")
         path = folder / f"{start:09.3f}.wav"
-        soundfile.write(path, 0.05 * loudness * noise, SAMPLE_RATE_HZ)
+        soundfile.write(path, noise_of(rng, end - start), SAMPLE_RATE_HZ)
         yield path
+
+
+def noise_of(rng: np.random.Generator, seconds: float) -> Wave:
+    """Noise with the ups and downs of syllables."""
+    time_s = np.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    loudness = np.abs(np.sin(2 * np.pi * 2 * time_s)) ** 2
+    noise = np.convolve(rng.normal(0, 1, len(time_s)), np.hanning(9), "same")
+    return (0.05 * loudness * noise).astype(np.float32)
 
 
 def spread(values: Sequence[float]) -> str:
