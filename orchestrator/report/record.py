@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WrapValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
 
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.artifact import MANIFEST
@@ -49,7 +56,17 @@ def _none_when_wrong(value: Any, check: Callable[[Any], Any]) -> Any:
 
 
 _LENIENT = WrapValidator(_none_when_wrong)
-"""A figure that is no number, such as the interval of a single utterance, hides no other."""
+"""A figure that is none hides no other."""
+
+
+def _require_width(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Raises ValueError for the interval of a single utterance, which says nothing of others."""
+    if ends and ends[0] >= ends[1]:
+        raise ValueError("an interval without width")
+    return ends
+
+
+_WIDE = AfterValidator(_require_width)
 
 
 class Measure(BaseModel):
@@ -58,7 +75,7 @@ class Measure(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     perplexity: PositiveFloat
-    perplexity_95: Annotated[tuple[PositiveFloat, PositiveFloat] | None, _LENIENT] = None
+    perplexity_95: Annotated[tuple[PositiveFloat, PositiveFloat] | None, _WIDE, _LENIENT] = None
     """Ends of the 95 % interval."""
     nats_per_s: Annotated[NonNegativeFloat | None, _LENIENT] = None
     """NLL per second of audio; 0 where every unit is certain."""

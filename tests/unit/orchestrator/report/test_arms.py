@@ -77,6 +77,17 @@ def test_without_intervals_nothing_is_claimed(new_ledger: NewLedger) -> None:
     )
 
 
+def test_of_a_single_test_utterance_nothing_is_claimed(new_ledger: NewLedger) -> None:
+    """Its interval has no width, so that two of them never overlap."""
+    ledger = new_ledger()
+    for name, perplexity in {"init=twist": 10.85, "init=cold": 12.13}.items():
+        ledger.finish_variant(name, scores_of(perplexity, perplexity, half_width=0.0))
+    assert contest_of(ledger).sentences[0] == (
+        "In this run, no difference can be claimed: test perplexity 10.85 warm, 12.13 cold, "
+        "and no 95 % intervals."
+    )
+
+
 def test_an_interval_spans_those_of_all_seeds(new_ledger: NewLedger) -> None:
     sweep = {"model.init": ["twist", "cold"], "seed": [0, 1, 2]}
     warm = {f"init=twist,seed={n}": (p, p) for n, p in enumerate((13.0, 14.0, 15.0))}
