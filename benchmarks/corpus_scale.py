@@ -125,7 +125,7 @@ def main() -> int:
 def _request(folder: Path) -> Request:
     """The paper's recipe for the made-up corpus, on a cluster that is this machine."""
     source = f"{{name: {_SOURCE}, adapter: folder, language: en}}"
-    (folder / "audio").mkdir(exist_ok=True)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(
         f"extends: {_RECIPES}/twist-350m.yaml\n"
         f"name: {_RUN}\ncorpus: {{sources: [{source}], shard_hours: 1.0}}\n"
