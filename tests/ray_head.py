@@ -235,6 +235,16 @@ class RayHead:
         }
 
 
+def jobs_on_head(store_url: str) -> list[psutil.Process]:
+    """Supervisors and drivers of a store's runs on this machine, by what they were called with."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if store_url in words and "--run" in words:
+            found.append(process)
+    return found
+
+
 def _answers(jobs: RayJobs) -> bool:
     try:
         return bool(jobs.version())

@@ -26,7 +26,7 @@ import psutil
 from orchestrator.ledger.storage import Storage
 from tests.integration.conftest import BUCKET, serving
 from tests.integration.test_ray_cluster import on
-from tests.ray_head import RayHead
+from tests.ray_head import RayHead, jobs_on_head
 from tests.smoke import Smoke
 
 MAX_KILLS_A_RUN = 5
@@ -37,7 +37,7 @@ WORDS = ("--set", "sweep={}", "--set", "corpus.shard_hours=0.001", "--set", "tra
 ON_HEAD = {"orchestrator.control.ray.supervisor": "supervisor", "-m jobs.": "driver"}
 
 
-def processes_of(cloud: RayHead, smoke: Smoke) -> dict[str, list[psutil.Process]]:
+def processes_of(cloud: RayHead, store_url: str) -> dict[str, list[psutil.Process]]:
     """What may be killed alone, by kind."""
     found: dict[str, list[psutil.Process]] = {}
     for node in cloud.nodes():
@@ -47,7 +47,7 @@ def processes_of(cloud: RayHead, smoke: Smoke) -> dict[str, list[psutil.Process]
                     found.setdefault("raylet", []).append(process)
                 elif process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"):
                     found.setdefault("actor", []).append(process)
-    for process in smoke.processes():
+    for process in jobs_on_head(store_url):
         with suppress(psutil.Error):
             command = " ".join(process.cmdline())
             for word, kind in ON_HEAD.items():
@@ -57,9 +57,9 @@ def processes_of(cloud: RayHead, smoke: Smoke) -> dict[str, list[psutil.Process]
     return found
 
 
-def strike(cloud: RayHead, smoke: Smoke, rng: random.Random) -> str:
+def strike(cloud: RayHead, store_url: str, rng: random.Random) -> str:
     """Kill one, each kind as likely as any other; which kind it was."""
-    there = processes_of(cloud, smoke)
+    there = processes_of(cloud, store_url)
     kind = rng.choice([*sorted(there), "head"])
     if kind == "head":
         cloud.kill()
@@ -82,7 +82,7 @@ def await_end(smoke: Smoke, run: str) -> int:
 
 
 def once(
-    cloud: RayHead, smoke: Smoke, wanted: int, rng: random.Random
+    cloud: RayHead, smoke: Smoke, store_url: str, wanted: int, rng: random.Random
 ) -> tuple[str, list[str], int]:
     """A run with up to so many kills: its name, what was killed, and how often it was resumed."""
     run, killed = smoke.submit(*WORDS), list[str]()
@@ -90,7 +90,7 @@ def once(
         time.sleep(rng.uniform(*PAUSE_S))
         if smoke.status(run)["state"] == "succeeded":
             break
-        killed.append(strike(cloud, smoke, rng))
+        killed.append(strike(cloud, store_url, rng))
         if killed[-1] in ("head", "supervisor"):
             smoke.orchestrator("resume", "--interrupted", check=False)
     return run, killed, await_end(smoke, run)
@@ -109,10 +109,10 @@ def drill(
             url, began = f"s3://{BUCKET}/run{number}", time.monotonic()
             smoke = on(cloud, folder / f"run{number}", folder / "material", store=url)
             most = min(MAX_KILLS_A_RUN, wanted - kills.total())
-            _, killed, resumes = once(cloud, smoke, most, rng)
+            _, killed, resumes = once(cloud, smoke, url, most, rng)
             artifacts = Storage(f"{url}/artifacts")
             same = {path: artifacts.digest(path) for path in calm} == calm
-            left = smoke.wait_gone()
+            left = jobs_on_head(url)
             kills.update(killed)
             bad += not same or bool(left)
             print(

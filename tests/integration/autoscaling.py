@@ -28,7 +28,7 @@ from tests.integration.conftest import BUCKET
 from tests.integration.test_ray_cluster import on
 from tests.metadata_service import MetadataService
 from tests.planted import in_arguments, in_files, in_store
-from tests.ray_head import RayHead
+from tests.ray_head import RayHead, jobs_on_head
 from tests.ray_provider import FULL
 from tests.smoke import Smoke, largest_difference_of_losses
 from tests.training import wait_for
@@ -166,7 +166,7 @@ def test_a_run_whose_head_is_lost_goes_on_on_a_new_cluster_from_its_bucket(
     folder = RunFolder(Storage(f"{url}/runs/{run}"))
     train = next(i.id for i in folder.plan().leaders if i.stage == "train")
     await_steps(folder, train, 1)
-    for process in lost.processes():
+    for process in jobs_on_head(url):
         process.kill()
     cloud.stop()
     other = RayHead(tmp_path / "other", num_cpus=0, node_types={"gpu": GPU}, idle_min=0.3)
