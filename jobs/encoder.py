@@ -62,12 +62,13 @@ def work(attempt: Attempt) -> dict[str, Any]:
 def describe(encoder: Encoder, folder: Path) -> dict[str, Any]:
     """What later stages need to know. Raises RequestError when the recipe means another model."""
     grid = require_sound(encoder, folder)
+    normalizes = normalizes_waveform(_json_of(folder / PREPROCESSOR), encoder)
     return {
+        **({"normalize_waveform": True} if normalizes else {}),
         "layer": encoder.layer,
         "frame_rate_hz": SAMPLE_RATE_HZ / grid.hop,
         "hop": grid.hop,
         "receptive_field": grid.field,
-        "normalize_waveform": normalizes_waveform(_json_of(folder / PREPROCESSOR), encoder),
         "sha256": sha256_of(folder / WEIGHTS),
     }
 

@@ -128,11 +128,12 @@ def _pretrain(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
 
 def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     encoder = recipe.encoder
-    # Only a commit pins what a model itself says of its waves; without one, silence is no.
-    default = None if encoder.revision and not encoder.sha256 else False
-    normalize = encoder.normalize_waveform
-    is_said = normalize is not None and normalize is not default
-    waves: dict[str, Any] = {"normalize_waveform": normalize} if is_said else {}
+    # Waves as they are were the only ones once, so that saying nothing means them where weights
+    # alone are pinned; a commit pins what the model itself says of its waves.
+    normalize: bool | str | None = encoder.normalize_waveform
+    if normalize is None and not (encoder.sha256 or encoder.pretrain):
+        normalize = "as the model says"
+    waves: dict[str, Any] = {"normalize_waveform": normalize} if normalize else {}
     if encoder.pretrain:
         return {"encoder": waves} if waves else {}  # the model that it reads decides
     if encoder.sha256:
@@ -194,7 +195,7 @@ STAGES: tuple[Stage, ...] = (
         total="encoder.pretrain.steps",
         obstacle=_decay,
     ),
-    Stage(name="encoder", version=2, fields=_encoder, roles=("model",)),
+    Stage(name="encoder", version=1, fields=_encoder, roles=("model",)),
     Stage(
         name="codebook",
         version=2,

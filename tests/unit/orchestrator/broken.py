@@ -1141,7 +1141,7 @@ UNFIT = (
             "hubert: hubert, tiny-lm: tiny-lm", "hubert: tiny-lm, tiny-lm: hubert", CLUSTER
         ),
         says=(
-            "r.yaml: encoder.model: hubert is of model_type 'opt', not hubert: its weights would not be read; name a HuBERT",
+            "r.yaml: encoder.model: hubert is of model_type 'opt', none of hubert, wav2vec2, wavlm; name an encoder of these families",
             f"r.yaml: model.text_model: tiny-lm is no causal LM (hubert); {_NO_LM}",
         ),
     ),
@@ -1203,9 +1203,9 @@ UNFIT = (
     ),
     Broken(
         id="an encoder of another family",
-        configs=_with("hubert", model_type="wav2vec2"),
+        configs=_with("hubert", model_type="data2vec-audio"),
         says=(
-            "r.yaml: encoder.model: hubert is of model_type 'wav2vec2', not hubert: its weights would not be read; name a HuBERT",
+            "r.yaml: encoder.model: hubert is of model_type 'data2vec-audio', none of hubert, wav2vec2, wavlm; name an encoder of these families",
         ),
     ),
     Broken(

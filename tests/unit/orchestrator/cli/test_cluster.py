@@ -164,7 +164,9 @@ def test_status_shows_nodes_and_runs(
         {"type": "gpu", "alive": 2, "pending": 1, "problems": ["no capacity"]},
         {"type": "headgroup", "alive": 1, "pending": 0, "problems": []},
     ]
-    head.on_submit = lambda job: job.update(status="SUCCEEDED", logs=json.dumps(counts))
+    head.on_submit = lambda job: job.update(
+        status="SUCCEEDED", logs=json.dumps({"counts": counts, "there": []})
+    )
     assert site.cluster("status") == 0
     first, names, *rows = capsys.readouterr().out.splitlines()
     assert first.endswith("answers, Ray 2.60.0")

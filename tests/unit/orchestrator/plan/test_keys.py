@@ -205,6 +205,17 @@ def test_a_later_iteration_changes_nothing_of_those_before() -> None:
         assert changed(base, other) == after(first, base)
 
 
+def test_waves_as_they_are_change_no_key_of_pinned_weights() -> None:
+    """They were the only ones once; what a model says of its own waves is pinned by a commit."""
+    assert changed(recipe(), recipe(**{"encoder.normalize_waveform": False})) == []
+    pin = {"encoder.sha256": None, "encoder.revision": "abc"}
+    silent = recipe(**pin)
+    for said in (True, False):
+        assert changed(silent, recipe(**pin, **{"encoder.normalize_waveform": said})) == after(
+            "encoder"
+        )
+
+
 def test_a_pretrained_encoder_depends_on_its_corpus() -> None:
     base, other = pretrained_recipe(), pretrained_recipe(**{"corpus.data_fraction": 0.5})
     assert changed(base, other) == after("corpus", base)
