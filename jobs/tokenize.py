@@ -3,7 +3,7 @@
 In: corpus, encoder and one codebook per key. Out, per key: ``shards/000/000017.parquet``, the table
 of utterances with their units; ``left_out.parquet`` and ``quarantine.parquet``, the recordings of
 which nothing is used, and why. A shard that is there is done: a later attempt does what is missing.
-HuBERT runs once per shard, however many codebooks want it.
+The encoder runs once per shard, however many codebooks want it.
 """
 
 from __future__ import annotations
@@ -154,12 +154,7 @@ def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterab
     where = (source_roots(attempt), recipe.corpus.windows)
 
     def task(shard: int) -> ShardTask:
-        return ShardTask(
-            shard=shard,
-            rows=tables.shard(shard),
-            missing=shards.missing[shard],
-            was_given_before=pool.deaths_of(shard) > 0,
-        )
+        return ShardTask(shard=shard, rows=tables.shard(shard), missing=shards.missing[shard])
 
     with stage_pool(
         attempt, Tokenizer, spec, *where, codebooks, outs, recipe.tokenizer.deduplicate

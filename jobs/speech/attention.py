@@ -46,13 +46,20 @@ def _all_at_once(qkv_N3HE: Tensor, lengths: Lengths) -> Tensor:
     if len(set(lengths)) == 1:
         shape = (len(lengths), lengths[0], *qkv_N3HE.shape[1:])
         return _of_equal_lengths(qkv_N3HE.view(shape)).flatten(0, 1)
-    if qkv_N3HE.dtype in (torch.float16, torch.bfloat16):
+    if _has_flash(qkv_N3HE):
         return _of_any_lengths(qkv_N3HE, lengths)
     padded_BTX = by_wave(qkv_N3HE.flatten(1), lengths)
     lengths_B = torch.tensor(lengths, device=qkv_N3HE.device)
     is_wave_BT = torch.arange(padded_BTX.shape[1], device=qkv_N3HE.device) < lengths_B[:, None]
     qkv_BT3HE = padded_BTX.view(*padded_BTX.shape[:2], *qkv_N3HE.shape[1:])
     return packed(_of_equal_lengths(qkv_BT3HE, is_wave_BT[:, None, None]), lengths)
+
+
+def _has_flash(qkv_N3HE: Tensor) -> bool:
+    """Whether there is FlashAttention's kernel: in 16 bits, from NVIDIA's Ampere on."""
+    if qkv_N3HE.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(qkv_N3HE.device)[0] >= 8
 
 
 def _of_equal_lengths(qkv_BT3HE: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -71,7 +78,7 @@ def _of_any_lengths(qkv_N3HE: Tensor, lengths: Lengths) -> Tensor:
     starts_B1 = functional.pad(ends_B, (1, 0)).to(torch.int32)
     query_NHE, key_NHE, value_NHE = (part.contiguous() for part in qkv_N3HE.unbind(1))
     longest = max(lengths)
-    # One split: a frame's sum is then the same whatever lies beside its wave.
+    # One split: what is added up for a frame depends on its wave alone.
     found = varlen_attn(
         *(query_NHE, key_NHE, value_NHE, starts_B1, starts_B1, longest, longest), num_splits=1
     )

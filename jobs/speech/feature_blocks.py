@@ -21,7 +21,8 @@ from jobs.audio.roots import Root
 from jobs.speech.lloyd import Answer, Question
 from jobs.speech.pool import Pool
 from jobs.speech.sample import MeasureTask
-from jobs.speech.units import EncoderSpec, is_finite
+from jobs.speech.speech_encoder import is_finite
+from jobs.speech.units import EncoderSpec
 from jobs.speech.utterances import Utterance, WaveReader, batches, pages
 from orchestrator.quantities import SAMPLE_RATE_HZ
 

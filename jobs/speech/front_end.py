@@ -43,7 +43,7 @@ class FrontEnd(nn.Module):
 
     def one_by_one(self, waves: Sequence[Tensor]) -> Tensor:
         """``frames_NO`` wave after wave, in chunks: what suits a CPU, and no wave meets another."""
-        return torch.cat([part for wav_S in waves for part in self._chunks(wav_S)])
+        return torch.cat([part for wav_S in waves for part in self._chunks(self._centred(wav_S))])
 
     def together(self, wav_BS: Tensor, lengths: Sequence[int]) -> Tensor:
         """``frames_NO`` of all rows at once: what suits a GPU.
@@ -51,6 +51,10 @@ class FrontEnd(nn.Module):
         Rows are padded to whole hops, so that each begins where a row of every layer does; frames
         that look into the next row are computed and dropped.
         """
+        wav_BS = torch.nn.utils.rnn.pad_sequence(
+            [self._centred(wav_S[:n]) for wav_S, n in zip(wav_BS, lengths, strict=True)],
+            batch_first=True,
+        )
         weights, biases = zip(
             *(self.first.of_wave(wav_S[:n]) for wav_S, n in zip(wav_BS, lengths, strict=True)),
             strict=True,
@@ -64,6 +68,12 @@ class FrontEnd(nn.Module):
             for row, n in enumerate(lengths)
         ]
         return frames_NO[torch.cat(kept)]
+
+    def _centred(self, wav_S: Tensor) -> Tensor:
+        """Without its mean, where the first norm takes that away: products are exacter so."""
+        if self.first.norm_over_time is None:
+            return wav_S
+        return wav_S - wav_S.mean(dtype=torch.float64).to(wav_S.dtype)
 
     def _chunks(self, wav_S: Tensor) -> Iterator[Tensor]:
         weight_KO, bias_O = self.first.of_wave(wav_S)

@@ -36,11 +36,16 @@ INIT_FRAMES_PER_CLUSTER = 100
 """Frames that k-means++ chooses from, per cluster."""
 MIN_FRAMES_PER_CLUSTER = 2
 FEATURE_ROUNDING = 1e-5
-"""Relative to frame and centroids: what fp32 does to features, by device, threads and batch. Units
-whose two nearest centroids are nearer than that to being equally near are ties."""
+"""Of features, what fp32 does to them, by device, threads and batch. A unit is a tie when the two
+smallest squared distances differ by less than that share of frame times longest centroid, both from
+the centroids' mean."""
 _FP32_OF_SCORES = 4e-6
 """The same of the products that distances are made of (sqrt(D) roundings of 6e-8, D up to 1280)."""
 _CHUNK_FRAMES = 8_192
+_NO_NUMBERS = (
+    "encoder: its features hold NaN or infinity; encode in fp32, and see that its weights and the "
+    "recordings are whole"
+)
 _CPU = torch.device("cpu")
 
 
@@ -134,8 +139,10 @@ def _nearest(feats_ND: Tensor, centroids_KD: Tensor) -> Nearest:
     scores_NK.scatter_(1, index_N[:, None], torch.inf)
     margin_N = scores_NK.min(1).values - first_N
     length_N = near_ND.norm(dim=1)
-    reach_N = length_N * norms_K.max().sqrt()
-    close = (margin_N <= _FP32_OF_SCORES * reach_N).nonzero()[:, 0]
+    longest = norms_K.max().sqrt()
+    reach_N = length_N * longest
+    rounding_N = _FP32_OF_SCORES * (reach_N + longest.square())
+    close = (margin_N <= rounding_N).nonzero()[:, 0]
     if len(close):
         index_N[close] = _nearest_in_float64(feats_ND[close], centroids_KD)
     distance_N = (near_ND - near_KD[index_N]).square().sum(1)
@@ -213,10 +220,7 @@ def fit(
     for iteration in range(1, MAX_ITERATIONS + 1):
         total = _total(blocks, centroids_KD)
         if not math.isfinite(total.inertia):
-            raise DataError(
-                "encoder: its features hold NaN or infinity; encode in fp32, and see that its "
-                "weights and the recordings are whole"
-            )
+            raise DataError(_NO_NUMBERS)
         on_iteration(iteration, total.inertia)
         empty_clusters = np.flatnonzero(total.counts == 0)
         settled = before is not None and abs(before - total.inertia) <= TOLERANCE * before
@@ -255,6 +259,8 @@ def _initial(blocks: Blocks, num_clusters: int, seed: int) -> tuple[int, Tensor]
 
     parts = list(blocks.ask(sampled))
     num_frames = sum(count for count, _ in parts)
+    if not num_frames:
+        raise DataError(_NO_NUMBERS)
     needed = MIN_FRAMES_PER_CLUSTER * num_clusters
     if num_frames < needed:
         raise DataError(

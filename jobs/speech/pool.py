@@ -182,10 +182,6 @@ class Pool:
                 _kill(actor)
             self._running = {}
 
-    def deaths_of(self, item: Hashable) -> int:
-        """Workers of this run that have died of an item, on nodes that live on."""
-        return len(self._deaths.get(item, ()))
-
     def _recruit(self) -> None:
         """Ask for actors up to what the items and the size allow."""
         leaving = sum(node in self._draining.ids() for node in self._nodes.values())

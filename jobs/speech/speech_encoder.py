@@ -12,7 +12,7 @@ Shapes: B waves, S samples at 16 kHz, T frames, D features.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,11 +50,16 @@ class SpeechEncoder:
         device: torch.device | None = None,
         precision: Precision = "fp32",
         normalize_waveform: bool = False,
+        on_cpu: Callable[[], SpeechEncoder] | None = None,
     ) -> None:
-        """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel."""
+        """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel, which is used up.
+
+        ``on_cpu`` loads the same encoder there, to tell a wave's fault from a device's.
+        """
         self.device = device or torch.device("cpu")
         self.dim: int = model.config.hidden_size
         self._normalize_waveform = normalize_waveform
+        self._on_cpu = on_cpu or (lambda: self)
         self._front_end = FrontEnd(model.feature_extractor.conv_layers)
         self._transformer = Transformer(model, layer)
         for part in (self._front_end, self._transformer):
@@ -72,6 +77,7 @@ class SpeechEncoder:
         *,
         device: torch.device | None = None,
         precision: Precision = "fp32",
+        on_cpu: Callable[[], SpeechEncoder] | None = None,
     ) -> SpeechEncoder:
         """The encoder in ``folder`` up to ``layer``.
 
@@ -81,10 +87,10 @@ class SpeechEncoder:
         import transformers  # takes seconds, which drivers need not spend
 
         config = json.loads((folder / "config.json").read_text())
-        if not 1 <= layer <= config["num_hidden_layers"]:
+        num_layers = transformers.AutoConfig.from_pretrained(folder).num_hidden_layers
+        if not 1 <= layer <= num_layers:
             raise RequestError(
-                f"encoder.layer: {layer} is no layer of {folder}; "
-                f"use 1..{config['num_hidden_layers']}"
+                f"encoder.layer: {layer} is no layer of {folder}; use 1..{num_layers}"
             )
         notes = folder / "encoder.json"
         wants_norm = notes.exists() and json.loads(notes.read_text()).get("normalize_waveform")
@@ -97,7 +103,12 @@ class SpeechEncoder:
             use_safetensors=True,
         )
         return cls(
-            model, layer, device=device, precision=precision, normalize_waveform=bool(wants_norm)
+            model,
+            layer,
+            device=device,
+            precision=precision,
+            normalize_waveform=bool(wants_norm),
+            on_cpu=on_cpu,
         )
 
     @property
@@ -106,7 +117,27 @@ class SpeechEncoder:
         return MAX_PADDED_SAMPLES[self.device.type]
 
     def features(self, waves: Sequence[Wave]) -> list[Tensor]:
-        """``feats_TD`` of each wave in fp32, on the encoder's device, as if it were alone."""
+        """``feats_TD`` of each wave in fp32, on the encoder's device, as if it were alone.
+
+        They hold NaN or infinity only where they do on a CPU too. Raises FloatingPointError where
+        they do on this device alone.
+        """
+        feats = self._features(waves)
+        if feats and not is_finite(torch.cat(feats)):
+            for wav_S, feats_TD in zip(waves, feats, strict=True):
+                if not is_finite(feats_TD):
+                    self._require_so_on_cpu(wav_S)
+        return feats
+
+    def _require_so_on_cpu(self, wav_S: Wave) -> None:
+        (again_TD,) = self._on_cpu()._features([wav_S])
+        if is_finite(again_TD):
+            raise FloatingPointError(
+                f"{self.device.type}: features of a wave hold NaN or infinity that a second try on "
+                "a CPU does not find"
+            )
+
+    def _features(self, waves: Sequence[Wave]) -> list[Tensor]:
         lengths = [self.grid.num_frames(len(wav_S)) for wav_S in waves]
         heard = [wav_S for wav_S, num_frames in zip(waves, lengths, strict=True) if num_frames]
         if not heard:
@@ -127,6 +158,11 @@ class SpeechEncoder:
 
     def _scaled(self, wav_S: Wave) -> Wave:
         return np.ascontiguousarray(_standardized(wav_S) if self._normalize_waveform else wav_S)
+
+
+def is_finite(feats_TD: Tensor) -> bool:
+    """Whether all features are numbers: one sum is none when one of them is not."""
+    return bool(feats_TD.sum(dtype=torch.float64).isfinite())
 
 
 def _compute_in(dtype: torch.dtype, part: nn.Module) -> None:

@@ -27,9 +27,11 @@ from jobs.speech.feature_blocks import BLOCK_SAMPLES
 from jobs.speech.grid import Grid, grid_of
 from jobs.speech.lloyd import nearest, subsample
 from jobs.speech.sample import MeasureTask
+from jobs.speech.speech_encoder import is_finite
 from jobs.speech.units import EncoderSpec, create_same, read_codebook
 from jobs.speech.utterances import Utterance, WaveReader, pages
 from jobs.unit_shards import shard_path
+from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Pretrain
@@ -195,6 +197,11 @@ def label(feats_TD: Tensor, clusters: Mapping[str, Tensor]) -> Labels:
     """The nearest centroid of every frame."""
     if not len(feats_TD):
         return np.zeros(0, np.uint16)
+    if not is_finite(feats_TD):
+        raise DataError(
+            "targets: features hold NaN or infinity; see that the recordings and the weights of "
+            "the iteration before are whole"
+        )
     index_T = nearest(scaled(feats_TD, clusters), clusters["centroids"]).index_N
     labels_T: Labels = index_T.numpy().astype(np.uint16)
     return labels_T

@@ -30,7 +30,7 @@ from jobs.audio.corpus_tables import ShardRows
 from jobs.audio.roots import Root
 from jobs.speech.account import Account
 from jobs.speech.lloyd import Fit, nearest
-from jobs.speech.speech_encoder import Precision, SpeechEncoder
+from jobs.speech.speech_encoder import Precision, SpeechEncoder, is_finite
 from jobs.speech.utterances import ShardAudio, Utterance, WaveReader, batches
 from jobs.unit_shards import SCHEMA, Units, read_shard, shard_path, used
 from orchestrator.errors import AlreadyExistsError, CorruptError
@@ -200,15 +200,19 @@ class EncoderSpec:
     precision: Precision = "fp32"
     """Arithmetic."""
 
-    def load(self) -> SpeechEncoder:
-        """The encoder on this process's device."""
+    def load(self, device: torch.device | None = None) -> SpeechEncoder:
+        """The encoder, on this process's device where none is given."""
         storage = Storage(self.url)
         with tempfile.TemporaryDirectory() as folder:
             names = ("config.json", "model.safetensors", "encoder.json")
             paths = [storage.fetch(n, Path(folder)) for n in names if storage.exists(n)]
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            here = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
             return SpeechEncoder.load(
-                paths[0].parent, self.layer, device=device, precision=self.precision
+                paths[0].parent,
+                self.layer,
+                device=here,
+                precision=self.precision,
+                on_cpu=None if here.type == "cpu" else lambda: self.load(torch.device("cpu")),
             )
 
 
@@ -222,8 +226,6 @@ class ShardTask:
     """Its recordings, or what it has of them."""
     missing: Sequence[int]
     """Positions of the codebooks whose shard is not there yet."""
-    was_given_before: bool = False
-    """Whether another worker has died of it, or has found features in it that are no numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +271,7 @@ class Tokenizer:
         audio, reader = ShardAudio(task.rows.parts(), self._windows), self._reader
         decoded, passed_over = reader.decoded_samples, reader.passed_over_samples
         self._num_ties = 0
-        units = self._units(audio, task)
+        units = self._units(audio, task.missing)
         stats = {}
         for which in task.missing:
             data = shard_bytes(audio, units[which], dedup=self._dedup)
@@ -285,8 +287,8 @@ class Tokenizer:
             num_ties=self._num_ties,
         )
 
-    def _units(self, audio: ShardAudio, task: ShardTask) -> dict[int, dict[int, Units]]:
-        units: dict[int, dict[int, Units]] = {which: {} for which in task.missing}
+    def _units(self, audio: ShardAudio, missing: Sequence[int]) -> dict[int, dict[int, Units]]:
+        units: dict[int, dict[int, Units]] = {which: {} for which in missing}
         waves, no_numbers = audio.waves(self._reader), []
         for numbers, batch in batches(waves, self._encoder.max_padded_samples):
             feats = self._encoder.features(batch)
@@ -300,24 +302,5 @@ class Tokenizer:
                 units_N = nearest_N.index_N.cpu().numpy()
                 parts = np.split(units_N.astype(np.uint16), np.cumsum(lengths)[:-1])
                 found.update(zip(numbers, parts, strict=True))
-        if no_numbers:
-            judge(audio, no_numbers, is_last=task.was_given_before)
+        audio.set_aside(no_numbers, "the encoder's features of it hold NaN or infinity")
         return units
-
-
-def is_finite(feats_TD: Tensor) -> bool:
-    """Whether all features are numbers: one sum is none when one of them is not."""
-    return bool(feats_TD.sum(dtype=torch.float64).isfinite())
-
-
-def judge(audio: ShardAudio, waves: Sequence[int], *, is_last: bool) -> None:
-    """Make no unit of waves whose features are no numbers.
-
-    Raises FloatingPointError where no other worker has seen the same: it may be the device's fault.
-    """
-    used = [utterance.row.id for utterance, left_out in audio.heard if not left_out]
-    recordings = sorted({used[wave] for wave in waves})
-    if not is_last:
-        raise FloatingPointError(f"features of {', '.join(recordings[:3])} hold NaN or infinity")
-    for recording in recordings:
-        audio.unreadable[recording] = "the encoder's features of it hold NaN or infinity"

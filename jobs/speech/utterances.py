@@ -268,6 +268,11 @@ class ShardAudio:
                 nothing = Utterance(part.row.id, part.row, 0, 0)
                 self.heard.append(Heard(nothing, "ends before the speech that its corpus lists"))
 
+    def set_aside(self, waves: Sequence[int], reason: str) -> None:
+        """Make nothing of the recordings of some waves, by their numbers."""
+        used = [utterance.row.id for utterance, left_out in self.heard if not left_out]
+        self.unreadable.update((used[wave], reason) for wave in waves)
+
     def _waves_of(self, part: Part, reader: WaveReader) -> Iterator[Wave]:
         for window in reader.windows(part, self.windows):
             reason = window.left_out(self.windows)

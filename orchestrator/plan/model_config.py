@@ -133,6 +133,11 @@ def pretrain_problems(encoder: Encoder) -> Iterator[str]:
     """Why an encoder that is pretrained here would not be the one that its recipe means."""
     if encoder.pretrain:
         yield from _other_frame_rate(encoder.pretrain.conv_stride, encoder)
+    if encoder.pretrain and encoder.normalize_waveform:
+        yield (
+            "encoder.normalize_waveform: pretraining hears waves as they are; leave it out, or "
+            "name a model that was trained on normalised ones"
+        )
 
 
 def _other_frame_rate(strides: Sequence[int], encoder: Encoder) -> Iterator[str]:

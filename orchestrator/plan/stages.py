@@ -181,8 +181,8 @@ def _score(name: str) -> Stage:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage(name="corpus", version=3, fields=_corpus, runs_as="workers"),
-    Stage(name="filter", version=1, fields=_filter, roles=("corpus",), runs_as="workers"),
+    Stage(name="corpus", version=4, fields=_corpus, runs_as="workers"),
+    Stage(name="filter", version=2, fields=_filter, roles=("corpus",), runs_as="workers"),
     Stage(name="targets", version=2, fields=_targets, roles=("corpus", "model"), runs_as="workers"),
     Stage(
         name="pretrain",

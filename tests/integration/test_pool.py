@@ -59,17 +59,17 @@ class DiesOf:
         return payload * payload
 
 
-class HasNoNumbersFor:
-    """Its worker has features of one item that are no numbers, as often as it is asked."""
+class HasNoNumbers:
+    """Is of no use for one item, the first time that it is given."""
 
-    def __init__(self, item: int) -> None:
-        self._item = item
+    def __init__(self, item: int, once: Path) -> None:
+        self._item, self._once = item, once
 
-    def __call__(self, payload: tuple[int, int]) -> int:
-        item, num_before = payload
-        if item == self._item and num_before == 0:
-            raise FloatingPointError(f"features of {item} hold NaN or infinity")
-        return num_before
+    def __call__(self, payload: int) -> int:
+        if payload == self._item and not self._once.exists():
+            self._once.touch()
+            raise FloatingPointError("features of a wave hold NaN or infinity")
+        return os.getpid()
 
 
 class Raises:
@@ -183,10 +183,11 @@ def test_an_item_that_kills_twice_is_named() -> None:
         list(pool.run(["seven"], lambda _: 7))
 
 
-def test_what_has_no_numbers_is_given_to_another_worker_which_knows() -> None:
-    with Pool(HasNoNumbersFor, 3, size=ONE) as pool:
-        found = dict(pool.run(range(5), lambda item: (item, pool.deaths_of(item))))
-    assert found == {0: 0, 1: 0, 2: 0, 3: 1, 4: 0}
+def test_a_worker_that_gives_no_numbers_is_replaced(tmp_path: Path) -> None:
+    with Pool(HasNoNumbers, 3, tmp_path / "once", size=ONE) as pool:
+        found = dict(pool.run(range(5), int))
+    assert len(found) == 5
+    assert len({found[0], found[4]}) == 2
 
 
 def test_a_pool_that_only_dies_gives_up() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from jobs.speech.speech_encoder import Precision, SpeechEncoder
+from jobs.speech.speech_encoder import Precision, SpeechEncoder, is_finite
 from orchestrator.errors import RequestError
 from tests.encoders import FAMILY, small_encoder, stock_features
 
@@ -115,3 +115,30 @@ def test_gain_is_nothing_to_a_model_of_normalized_waves() -> None:
     (wave,) = _waves(16_000)
     loud, faint = encoder.features([wave, np.float32(0.05) * wave])
     torch.testing.assert_close(loud, faint, atol=1e-3, rtol=1e-3)
+
+
+def _with_no_numbers() -> SpeechEncoder:
+    """Features of what is loud overflow."""
+    model = small_encoder("hubert large")
+    model.feature_projection.projection.weight.data.fill_(float("inf"))
+    return SpeechEncoder(model, 2)
+
+
+def test_what_has_no_numbers_on_a_cpu_either_is_given_as_it_is() -> None:
+    (feats,) = _with_no_numbers().features(_waves(8_000))
+    assert not is_finite(feats)
+
+
+def test_what_has_no_numbers_on_one_device_alone_is_the_devices_fault() -> None:
+    faulty, sound = _with_no_numbers(), SpeechEncoder(small_encoder("hubert large"), 2)
+    faulty._on_cpu = lambda: sound
+    with pytest.raises(FloatingPointError, match="a second try on a CPU does not find"):
+        faulty.features(_waves(8_000))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_feature_that_is_no_number_is_found(bad: float) -> None:
+    feats_TD = torch.full((3, 4), 3e38)
+    assert is_finite(feats_TD)
+    feats_TD[1, 2] = bad
+    assert not is_finite(feats_TD)

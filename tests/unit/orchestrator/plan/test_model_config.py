@@ -11,10 +11,11 @@ from orchestrator.plan.model_config import (
     encoder_problems,
     is_rotary,
     num_positions,
+    pretrain_problems,
     text_model_problems,
 )
 from tests.unit.orchestrator import broken
-from tests.unit.orchestrator.recipes import recipe
+from tests.unit.orchestrator.recipes import pretrained_recipe, recipe
 
 OPT = broken.CONFIGS["tiny-lm"]
 LLAMA = {
@@ -285,3 +286,9 @@ def test_encoders_that_the_recipe_does_not_mean(over: dict[str, Any], what: str)
 
 def test_an_encoder_that_says_little_is_not_judged() -> None:
     assert list(encoder_problems({"model_type": "hubert"}, recipe().encoder)) == []
+
+
+def test_what_is_pretrained_here_hears_waves_as_they_are() -> None:
+    encoder = pretrained_recipe(**{"encoder.normalize_waveform": True}).encoder
+    (line,) = pretrain_problems(encoder)
+    assert line.startswith("encoder.normalize_waveform: pretraining hears waves as they are; leave")
