@@ -91,13 +91,14 @@ def require_sound(encoder: Encoder, folder: Path) -> Grid:
     return grid_of(config.conv_kernel, config.conv_stride)
 
 
-def require_fit(encoder: Encoder, source: str, revision: str | None = None) -> None:
+def require_fit(encoder: Encoder, source: str) -> None:
     """Raise SpecErrors when a model's config, as it is written, is not what the recipe means.
 
     A model of another family would be built all the same, and what is not in the weights drawn.
     """
-    config, _ = transformers.PretrainedConfig.get_config_dict(source, revision=revision)
-    preprocessor = _json_of(Path(source) / PREPROCESSOR)
+    config, _ = transformers.PretrainedConfig.get_config_dict(source)
+    path = Path(source) / PREPROCESSOR
+    preprocessor = _json_of(path) if path.exists() else None
     problems = [*encoder_problems(config, encoder), *preprocessor_problems(preprocessor, encoder)]
     if problems:
         raise SpecErrors(problems)

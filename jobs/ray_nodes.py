@@ -79,12 +79,17 @@ def draining_hosts() -> set[str]:
     return {n["NodeManagerHostname"] for n in ray.nodes() if n["NodeID"] in draining}
 
 
-def dead_nodes() -> set[str]:
-    """Ids of the nodes that have left the Ray cluster."""
+def nodes() -> list[dict[str, Any]]:
+    """Ray's table of the nodes that are and were in the cluster."""
     import ray
 
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return {node["NodeID"] for node in nodes if not node["Alive"]}
+    table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no types
+    return table
+
+
+def dead_nodes() -> set[str]:
+    """Ids of the nodes that have left the Ray cluster."""
+    return {node["NodeID"] for node in nodes() if not node["Alive"]}
 
 
 def drain_host(host: str) -> None:
@@ -101,8 +106,7 @@ def drain_host(host: str) -> None:
     process: Any = worker.global_worker
     reason = protocol.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     ends_at_ms = int(1000 * (time.time() + NOTICE_S))
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    ids = [n["NodeID"] for n in nodes if n["Alive"] and n["NodeManagerHostname"] == host]
+    ids = [n["NodeID"] for n in nodes() if n["Alive"] and n["NodeManagerHostname"] == host]
     with_ranks = [n for n in ids if n != process.current_node_id.hex()]  # the driver's own is none
     if with_ranks:
         process.node.get_gcs_client().drain_node(with_ranks[0], reason, "a drill", ends_at_ms)

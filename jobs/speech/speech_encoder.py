@@ -32,8 +32,8 @@ Wave = npt.NDArray[np.float32]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 MAX_PADDED_SAMPLES = {"cuda": 60 * SAMPLE_RATE_HZ, "cpu": 16 * SAMPLE_RATE_HZ}
-"""Samples of one batch by the kind of device, as batches decide rounding: what keeps an accelerator
-busy takes a CPU's cache twice as long."""
+"""Samples of one batch by the kind of device, each wave counted as long as the longest, which it is
+on an accelerator. Batches decide rounding."""
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WAVE_EPS = 1e-7  # of the zero-mean, unit-variance rule in transformers' Wav2Vec2FeatureExtractor

@@ -270,8 +270,7 @@ class Tokenizer:
         """Write the shard for every codebook that misses it."""
         audio, reader = ShardAudio(task.rows.parts(), self._windows), self._reader
         decoded, passed_over = reader.decoded_samples, reader.passed_over_samples
-        self._num_ties = 0
-        units = self._units(audio, task.missing)
+        units, num_ties = self._units(audio, task.missing)
         stats = {}
         for which in task.missing:
             data = shard_bytes(audio, units[which], dedup=self._dedup)
@@ -284,12 +283,15 @@ class Tokenizer:
             stats=stats,
             decoded_samples=reader.decoded_samples - decoded,
             passed_over_samples=reader.passed_over_samples - passed_over,
-            num_ties=self._num_ties,
+            num_ties=num_ties,
         )
 
-    def _units(self, audio: ShardAudio, missing: Sequence[int]) -> dict[int, dict[int, Units]]:
+    def _units(
+        self, audio: ShardAudio, missing: Sequence[int]
+    ) -> tuple[dict[int, dict[int, Units]], int]:
+        """By codebook and number of the wave, and how many of all are ties."""
         units: dict[int, dict[int, Units]] = {which: {} for which in missing}
-        waves, no_numbers = audio.waves(self._reader), []
+        waves, no_numbers, num_ties = audio.waves(self._reader), [], 0
         for numbers, batch in batches(waves, self._encoder.max_padded_samples):
             feats = self._encoder.features(batch)
             no_numbers += [
@@ -298,9 +300,9 @@ class Tokenizer:
             lengths = [len(feats_TD) for feats_TD in feats]
             for which, found in units.items():
                 nearest_N = nearest(torch.cat(feats), self._codebooks[which])
-                self._num_ties += int(nearest_N.is_tie_N.sum())
+                num_ties += int(nearest_N.is_tie_N.sum())
                 units_N = nearest_N.index_N.cpu().numpy()
                 parts = np.split(units_N.astype(np.uint16), np.cumsum(lengths)[:-1])
                 found.update(zip(numbers, parts, strict=True))
         audio.set_aside(no_numbers, "the encoder's features of it hold NaN or infinity")
-        return units
+        return units, num_ties

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from jobs import ray_nodes
 from jobs.attempt import Attempt
 from jobs.awaited import Awaited, awaited
 from jobs.ray_session import session
@@ -103,12 +104,15 @@ def has_room(types: Collection[str], size: Resources, held: Mapping[str, int]) -
 
     ``held``: how many ranks each node has room for that is held for them.
     """
-    import ray
     from ray._private.state import available_resources_per_node
 
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    ids = [n["NodeID"] for n in nodes if n["Alive"] and n["Labels"].get(NODE_GROUP) in types]
-    free: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    ids = [
+        n["NodeID"]
+        for n in ray_nodes.nodes()
+        if n["Alive"] and n["Labels"].get(NODE_GROUP) in types
+    ]
+    free: dict[str, dict[str, float]]
+    free = available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray has no types
     needed = per_rank(size)
 
     def num_ranks(node: str) -> float:

@@ -85,7 +85,8 @@ def _trainer(
         scaling_config=ScalingConfig(
             num_workers=resources.world_size,
             use_gpu=config.device == "cuda",
-            label_selector=[dict(s) for s in selectors] or None,  # type: ignore[call-arg]  # of version 2
+            # Its types are those of version 1 of Ray Train, which had no such option.
+            label_selector=[dict(s) for s in selectors] or None,  # type: ignore[call-arg]
             resources_per_worker=per_rank(resources),
         ),
         backend_config=SharedDevicesConfig(),

@@ -183,13 +183,18 @@ def _config_of(hub: Hub, model: NamedModel, cluster: Cluster) -> Mapping[str, An
     return config
 
 
-def _preprocessor_of(model: NamedModel, cluster: Cluster) -> Mapping[str, Any]:
-    """How an encoder's folder here says that waves are prepared; empty where it says nothing."""
+def _preprocessor_of(model: NamedModel, cluster: Cluster) -> Mapping[str, Any] | None:
+    """How an encoder's folder here says that waves are prepared; None where it does not.
+
+    Empty for what cannot be seen from here.
+    """
     folder = model.folder(cluster)
     if folder is None:
         return {}
     try:
         said = json.loads((folder / PREPROCESSOR).read_bytes())
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, Mapping) else {}
@@ -198,7 +203,7 @@ def _preprocessor_of(model: NamedModel, cluster: Cluster) -> Mapping[str, Any]:
 def _problems(
     model: NamedModel,
     config: Mapping[str, Any],
-    preprocessor: Mapping[str, Any],
+    preprocessor: Mapping[str, Any] | None,
     variants: Sequence[Variant],
 ) -> Iterator[str]:
     for recipe in (v.recipe for v in variants):

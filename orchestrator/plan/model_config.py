@@ -106,12 +106,20 @@ def encoder_problems(config: Config, encoder: Encoder) -> Iterator[str]:
         yield from _other_frame_rate(strides, encoder)
 
 
-def preprocessor_problems(preprocessor: Config, encoder: Encoder) -> Iterator[str]:
-    """What ``preprocessor_config.json`` says of waves that the recipe should say itself.
+def preprocessor_problems(preprocessor: Config | None, encoder: Encoder) -> Iterator[str]:
+    """What the recipe should say of waves itself.
 
-    The digest of weights does not pin that file, as a commit does, and a key must.
+    ``preprocessor``: ``preprocessor_config.json``, None where it is not there. The digest of
+    weights does not pin that file, as a commit does, and a key must.
     """
-    if encoder.sha256 and encoder.normalize_waveform is None and _normalizes(preprocessor):
+    if encoder.normalize_waveform is not None or not encoder.model:
+        return
+    if preprocessor is None and not encoder.sha256:
+        yield (
+            f"encoder.normalize_waveform: {encoder.model} has no preprocessor_config.json, which "
+            "would say whether it takes waves of mean 0 and variance 1; say true or false here"
+        )
+    if encoder.sha256 and _normalizes(preprocessor or {}):
         yield (
             "encoder.normalize_waveform: preprocessor_config.json of "
             f"{encoder.model} says do_normalize, which sha256 does not pin; say true here, or "

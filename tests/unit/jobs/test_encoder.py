@@ -165,3 +165,17 @@ def test_figures_count_only_for_the_weights_they_were_measured_on(
         quality = {"sha256": sha256, "encoder_pnmi": 0.5}
         (folder / "unit_quality.json").write_text(json.dumps(quality))
         assert measured(folder, into) == ({"unit_quality": quality} if found else {})
+
+
+def test_a_model_that_says_nothing_of_its_waves_is_asked_about(
+    published: tuple[Path, str], into: Path
+) -> None:
+    """A folder or an old cache may lack the file that the commit has."""
+    folder, digest = published
+    pinned = {"sha256": None, "revision": "0" * 40}
+    with pytest.raises(RequestError, match=r"normalize_waveform: m has no preprocessor_config\.js"):
+        copy_published(encoder_of(digest, **pinned), str(folder), into)
+    copy_published(encoder_of(digest, **pinned, normalize_waveform=False), str(folder), into)
+    assert "normalize_waveform" not in describe(
+        encoder_of(digest, **pinned, normalize_waveform=False), into
+    )

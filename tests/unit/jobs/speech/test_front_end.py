@@ -43,6 +43,4 @@ def test_an_offset_and_a_faint_wave_are_normed_as_exactly() -> None:
     shifted = torch.from_numpy((1e-3 * wave + 0.5).astype(np.float32))
     with torch.inference_mode():
         stock = model.feature_extractor(shifted.double()[None])[0].T
-        torch.testing.assert_close(
-            exact.one_by_one([shifted]).double(), stock, atol=2e-3, rtol=2e-3
-        )
+        torch.testing.assert_close(exact.one_by_one([shifted]).double(), stock, atol=1e-6, rtol=0)
