@@ -12,8 +12,7 @@ from pathlib import Path
 
 from jobs import hub
 from jobs.attempt import Attempt
-from jobs.lm.spec import TEXT_MODEL
-from jobs.weights import SAFETENSORS
+from jobs.weights import SAFETENSORS, TEXT_MODEL
 from orchestrator.errors import Cause, CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
 from orchestrator.plan.model_config import text_model_problems

@@ -15,6 +15,8 @@ from typing import Any
 
 from orchestrator.errors import Cause, OrchestratorError, RequestError, cause_of
 
+TEXT_MODEL = "model.text_model"
+"""The key of the recipe that messages about the text model begin with."""
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 _SHOWN = 3
 _REMEDY = "give the weights that belong to its config.json, in Hugging Face format"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from tests.smoke import Smoke
@@ -39,18 +38,19 @@ def group_of(nodeid: str) -> str:
         return module
     if module.endswith(WITHOUT_RUN):
         return "numerics"
-    return tier if tier in {"slurm", "numerics"} else "local"
-
-
-class ByGroup(LoadScopeScheduling):
-    """Groups with more tests first. (``--dist loadgroup`` does nothing under pytest 9.2.)"""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return group_of(nodeid)
+    return tier if tier in {"slurm", "numerics", "gpu"} else "local"
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling  # make gpu does without
+
+    class ByGroup(LoadScopeScheduling):
+        """Groups with more tests first. (``--dist loadgroup`` does nothing under pytest 9.2.)"""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
     return ByGroup(config, log)
 
 

@@ -13,8 +13,6 @@ from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Model, Schedule, Train
 
 TASK = "jobs.lm.task:LanguageModel"
-TEXT_MODEL = "model.text_model"
-"""The key of the recipe that messages about the text model begin with."""
 
 
 class LanguageModelSpec(Spec):

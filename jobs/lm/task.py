@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
+from jobs.lm.objective import flops_per_token, next_token_loss
 from jobs.lm.spec import LanguageModelSpec
 from jobs.lm.token_stream import Tokens, TokenStream, bin_name, open_tokens
 from jobs.lm.twist import build_model
@@ -34,19 +34,6 @@ MODEL_FOLDER = "model"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAX_VALID_WINDOWS = 256
 _COSINE_FLOOR = 0.1
-
-
-def flops_per_token(model: Any, context_length: int) -> float:
-    """FLOPs of one token's forward and backward pass.
-
-    ``6 N + 12 L H Q T`` (PaLM, arXiv 2204.02311, appendix B): N parameters but for an embedding
-    table that is not the head's too, L layers, H heads of Q features, T tokens of context.
-    """
-    config = model.config
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    parameters = model.num_parameters() - (0 if head is table else table.numel())
-    attention = config.num_hidden_layers * config.hidden_size * context_length
-    return float(6 * parameters + 12 * attention)
 
 
 class LanguageModel:
@@ -115,10 +102,7 @@ class LanguageModel:
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         """Mean NLL in nats over all targets of some windows."""
         (tokens_BL1,) = micro_batch
-        logits_BLV = module(input_ids=tokens_BL1[:, :-1], use_cache=False).logits
-        return functional.cross_entropy(
-            logits_BLV.flatten(0, 1).float(), tokens_BL1[:, 1:].flatten()
-        )
+        return next_token_loss(module, tokens_BL1)
 
     def validate(self, loss_of: LossOf, group: RankGroup, tick: Tick) -> dict[str, Any] | None:
         """Mean NLL over the validation windows."""

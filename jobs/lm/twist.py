@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from jobs.lm.spec import TEXT_MODEL
-from jobs.weights import first_line, load_whole, tables
+from jobs.weights import TEXT_MODEL, first_line, load_whole, tables
 from orchestrator.errors import Cause, RequestError, cause_of
-from orchestrator.spec.recipe import Model
+
+if TYPE_CHECKING:  # pydantic is not everywhere that a model is built
+    from orchestrator.spec.recipe import Model
 
 
 def build_model(

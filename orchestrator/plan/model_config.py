@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from orchestrator.quantities import SAMPLE_RATE_HZ
-from orchestrator.spec.recipe import Encoder, Recipe
+
+if TYPE_CHECKING:  # the encoder needs this module where there is no pydantic
+    from orchestrator.spec.recipe import Encoder, Recipe
 
 Config = Mapping[str, Any]
 

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from jobs.lm.task import flops_per_token, learning_rate, validation_windows
+from jobs.lm.task import learning_rate, validation_windows
 from orchestrator.spec.recipe import Schedule
 
 
@@ -27,22 +26,6 @@ def test_validation_of_a_large_split_is_spread_over_it() -> None:
 )
 def test_validation_of_a_small_split(num_tokens: int, shape: tuple[int, int]) -> None:
     assert validation_windows(np.arange(num_tokens, dtype="<u2"), 8).shape == shape
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_flops_of_a_llama(tied: bool) -> None:
-    config = LlamaConfig(
-        vocab_size=10,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-    )
-    model = LlamaForCausalLM(config)
-    # Attention 4 x 8 x 8, MLP 3 x 8 x 16, two norms of 8 a layer; last norm; the head.
-    parameters = 2 * (256 + 384 + 16) + 8 + 80
-    assert flops_per_token(model, context_length=32) == 6 * parameters + 12 * 2 * 8 * 32
 
 
 def rates(kind: str, steps: int = 100, warmup: int = 10) -> list[float]:
