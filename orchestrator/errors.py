@@ -119,6 +119,17 @@ STORAGE_WORDS = (
     r"OutOfDiskError|is over [\d.]+% full"
 )
 """What the OS and libraries say of a disk that is full or gone: a regular expression."""
+DEVICE_OOM = (
+    r"(CUDA|HIP|XPU)( error:)? out of memory|OutOfMemoryError|STATUS_ALLOC_FAILED|"
+    r"Cuda failure (2 )?'out of memory'"
+)
+"""What a log says when a batch does not fit the device: a regular expression."""
+HOST_OOM = (
+    r"oom[-_]kill|: Out Of Memory$|exceeded (job )?memory limit|Out of memory: Killed|"
+    r"running low on memory|[Cc]an( ?no|')t allocate memory|std::bad_alloc|\bMemoryError\b|"
+    r"ArrayMemoryError|(malloc|realloc) of size \d+ failed"
+)
+"""What it says when the node's memory was too small; Ray calls that OutOfMemoryError too."""
 
 
 class OrchestratorError(Exception):

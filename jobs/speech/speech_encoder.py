@@ -12,6 +12,9 @@ Shapes: B waves, S samples at 16 kHz, T frames, D features.
 from __future__ import annotations
 
 import json
+import logging
+import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +27,7 @@ from torch import Tensor, nn
 from jobs.speech.front_end import FrontEnd
 from jobs.speech.transformer import Transformer
 from jobs.weights import load_whole
-from orchestrator.errors import RequestError
+from orchestrator.errors import DEVICE_OOM, HOST_OOM, RequestError
 from orchestrator.plan.model_config import ENCODERS
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -36,6 +39,7 @@ MAX_PADDED_SAMPLES = {"cuda": 60 * SAMPLE_RATE_HZ, "cpu": 16 * SAMPLE_RATE_HZ}
 on an accelerator. Batches decide rounding."""
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+log = logging.getLogger(__name__)
 _WAVE_EPS = 1e-7  # of the zero-mean, unit-variance rule in transformers' Wav2Vec2FeatureExtractor
 
 
@@ -60,6 +64,8 @@ class SpeechEncoder:
         self.dim: int = model.config.hidden_size
         self._normalize_waveform = normalize_waveform
         self._on_cpu = on_cpu or (lambda: self)
+        self._too_many_samples: float = math.inf
+        """Of a batch, each wave as long as the longest: the fewest that did not fit the memory."""
         self._front_end = FrontEnd(model.feature_extractor.conv_layers)
         self._transformer = Transformer(model, layer)
         for part in (self._front_end, self._transformer):
@@ -120,7 +126,7 @@ class SpeechEncoder:
         """``feats_TD`` of each wave in fp32, on the encoder's device, as if it were alone.
 
         They hold NaN or infinity only where they do on a CPU too. Raises FloatingPointError where
-        they do on this device alone.
+        they do on this device alone, RequestError for a wave that alone does not fit its memory.
         """
         feats = self._features(waves)
         if feats and not is_finite(torch.cat(feats)):
@@ -138,6 +144,25 @@ class SpeechEncoder:
             )
 
     def _features(self, waves: Sequence[Wave]) -> list[Tensor]:
+        """Of all waves at once, or of each half of them where memory is too small for that."""
+        num_samples = len(waves) * max((len(wav_S) for wav_S in waves), default=0)
+        if len(waves) < 2 or num_samples < self._too_many_samples:
+            try:
+                return self._at_once(waves)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(waves) == 1:
+                    raise RequestError(_too_long(waves[0], self.device)) from error
+            # Only here is the error gone, and with it what its traceback held of the batch.
+            self._too_many_samples = num_samples
+            log.warning("%s: no memory for a batch of %d waves; halved", self.device, len(waves))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        half = len(waves) // 2
+        return [*self._features(waves[:half]), *self._features(waves[half:])]
+
+    def _at_once(self, waves: Sequence[Wave]) -> list[Tensor]:
         lengths = [self.grid.num_frames(len(wav_S)) for wav_S in waves]
         heard = [wav_S for wav_S, num_frames in zip(waves, lengths, strict=True) if num_frames]
         if not heard:
@@ -163,6 +188,19 @@ class SpeechEncoder:
 def is_finite(feats_TD: Tensor) -> bool:
     """Whether all features are numbers: one sum is none when one of them is not."""
     return bool(feats_TD.sum(dtype=torch.float64).isfinite())
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator of the device, or of the host, had nothing left."""
+    said = f"{type(error).__name__}: {error}"
+    return bool(re.search(DEVICE_OOM, said) or re.search(HOST_OOM, said))
+
+
+def _too_long(wav_S: Wave, device: torch.device) -> str:
+    return (
+        f"corpus.windows.max_s: a window of {len(wav_S) / SAMPLE_RATE_HZ:.1f} s does not fit the "
+        f"memory of {device} even alone; lower it, or let fewer workers share a device"
+    )
 
 
 def _compute_in(dtype: torch.dtype, part: nn.Module) -> None:

@@ -27,12 +27,11 @@ from jobs.training.monitor import RankMonitor
 from jobs.training.placement import Place
 from jobs.training.rank import RankConfig, TrainingSettings
 from jobs.training.tracker_processes import tracked
-from orchestrator.errors import Cause, RequestError, RunFailedError
+from orchestrator.errors import DEVICE_OOM, HOST_OOM, Cause, RequestError, RunFailedError
 from orchestrator.ledger import checkpoints, extension
 from orchestrator.ledger.extension import Length
 from orchestrator.ledger.lease import Process
 from orchestrator.ledger.storage import to_json
-from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM
 from orchestrator.spec.cluster import Resources, Retry
 from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.model import Spec

@@ -13,17 +13,6 @@ from orchestrator.spec.cluster import Resources
 from orchestrator.spec.recipe import Execution, Pretrain, Recipe, Train
 
 MAX_MICRO_BATCH_TOKENS = 16_384
-DEVICE_OOM = (
-    r"(CUDA|HIP|XPU)( error:)? out of memory|OutOfMemoryError|STATUS_ALLOC_FAILED|"
-    r"Cuda failure (2 )?'out of memory'"
-)
-"""What a log says when a micro-batch does not fit the device: a regular expression."""
-HOST_OOM = (
-    r"oom[-_]kill|: Out Of Memory$|exceeded (job )?memory limit|Out of memory: Killed|"
-    r"running low on memory|[Cc]an( ?no|')t allocate memory|std::bad_alloc|\bMemoryError\b|"
-    r"ArrayMemoryError|(malloc|realloc) of size \d+ failed"
-)
-"""What it says when the node's memory was too small; Ray calls that OutOfMemoryError too."""
 
 
 def execution_of(train: Train, world_size: int, max_micro_batch: int | None = None) -> Execution:

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.errors import STORAGE_WORDS, Cause, ExitCode
-from orchestrator.plan.execution import DEVICE_OOM, HOST_OOM
+from orchestrator.errors import DEVICE_OOM, HOST_OOM, STORAGE_WORDS, Cause, ExitCode
 
 Action = Literal["done", "wait", "resume", "elsewhere", "smaller", "stop"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
-from jobs.speech.speech_encoder import Precision, SpeechEncoder, is_finite
+from jobs.speech.speech_encoder import Precision, SpeechEncoder, is_finite, is_out_of_memory
 from orchestrator.errors import RequestError
 from tests.encoders import FAMILY, small_encoder, stock_features
 
@@ -142,3 +142,47 @@ def test_one_feature_that_is_no_number_is_found(bad: float) -> None:
     assert is_finite(feats_TD)
     feats_TD[1, 2] = bad
     assert not is_finite(feats_TD)
+
+
+class _OfLimitedMemory(torch.nn.Module):
+    """An activation that has no memory for more frames than a few."""
+
+    def __init__(self, most_frames: int) -> None:
+        super().__init__()
+        self.most_frames, self.met = most_frames, list[int]()
+
+    def forward(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        self.met.append(len(hidden_ND))
+        if len(hidden_ND) > self.most_frames:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return torch.nn.functional.gelu(hidden_ND)
+
+
+def _limited(most_frames: int) -> tuple[SpeechEncoder, _OfLimitedMemory]:
+    model, activation = small_encoder("hubert base"), _OfLimitedMemory(most_frames)
+    model.encoder.layers[0].feed_forward.intermediate_act_fn = activation
+    return SpeechEncoder(model, 1), activation
+
+
+def test_a_batch_that_memory_is_too_small_for_is_halved_until_it_fits() -> None:
+    waves = _waves(16_000, 12_000, 8_000, 8_000, 3_000)  # 49, 37, 24, 24 and 9 frames
+    encoder, activation = _limited(50)
+    expected = SpeechEncoder(small_encoder("hubert base"), 1).features(waves)
+    for mine, alone in zip(encoder.features(waves), expected, strict=True):
+        torch.testing.assert_close(mine, alone, atol=2e-5, rtol=1e-4)
+    assert activation.met == [143, 86, 49, 37, 57, 24, 33]
+    activation.met.clear()
+    encoder.features(waves)  # what did not fit before is not tried again
+    assert activation.met == [49, 37, 24, 33]
+
+
+def test_a_wave_that_does_not_fit_even_alone_is_named_by_its_length() -> None:
+    encoder, _ = _limited(30)
+    with pytest.raises(RequestError, match=r"corpus\.windows\.max_s: a window of 1\.0 s does not"):
+        encoder.features(_waves(8_000, 16_000, 3_000))
+
+
+def test_other_errors_of_a_device_halve_nothing() -> None:
+    assert is_out_of_memory(RuntimeError("CUDNN_STATUS_ALLOC_FAILED"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
