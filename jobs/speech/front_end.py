@@ -15,6 +15,8 @@ N frames of all waves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ _Activation = Callable[[Tensor], Tensor]
 
 CHUNK_FRAMES = 50
 """Frames that a CPU takes through all convolutions before the next, so that they stay in cache."""
+_ROWS_IN_FLOAT64 = 1 << 17
+"""Steps of a wave whose moments are taken at a time: 41 s of it, as 31 MB."""
 
 
 class FrontEnd(nn.Module):
@@ -46,28 +50,36 @@ class FrontEnd(nn.Module):
         return torch.cat([part for wav_S in waves for part in self._chunks(self._centred(wav_S))])
 
     def together(self, wav_BS: Tensor, lengths: Sequence[int]) -> Tensor:
-        """``frames_NO`` of all rows at once: what suits a GPU.
-
-        Rows are padded to whole hops, so that each begins where a row of every layer does; frames
-        that look into the next row are computed and dropped.
-        """
-        wav_BS = torch.nn.utils.rnn.pad_sequence(
-            [self._centred(wav_S[:n]) for wav_S, n in zip(wav_BS, lengths, strict=True)],
-            batch_first=True,
-        )
-        weights, biases = zip(
-            *(self.first.of_wave(wav_S[:n]) for wav_S, n in zip(wav_BS, lengths, strict=True)),
-            strict=True,
-        )
-        num_slots = -(-wav_BS.shape[1] // self.grid.hop)
-        past = num_slots * self.grid.hop + self.first.kernel - self.first.stride
-        wav_BS = nn.functional.pad(wav_BS, (0, past - wav_BS.shape[1]))
-        frames_NO = self._frames(wav_BS, torch.stack(weights), torch.stack(biases))
+        """``frames_NO`` of all rows at once: what suits a GPU."""
+        frames_NO = self.in_rows(wav_BS, torch.tensor(lengths, device=wav_BS.device))
+        per_row = len(frames_NO) // len(wav_BS)
         kept = [
-            torch.arange(self.grid.num_frames(n), device=wav_BS.device) + row * num_slots
-            for row, n in enumerate(lengths)
+            torch.arange(self.grid.num_frames(n)) + row * per_row for row, n in enumerate(lengths)
         ]
-        return frames_NO[torch.cat(kept)]
+        return frames_NO[torch.cat(kept).to(wav_BS.device)]
+
+    def in_rows(self, wav_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """``frames_NO``, equally many of each row: those past its wave's are computed for nothing.
+
+        ``lengths_B``: samples, of a whole frame at least; the host need not know them. Rows are
+        padded to whole hops, so that each begins where a row of every layer does.
+        """
+        wav_BS = self._centred_rows(wav_BS, lengths_B)
+        weight_BKO, bias_BO = self.first.of_waves(wav_BS, lengths_B)
+        num_hops = -(-wav_BS.shape[1] // self.grid.hop)
+        past = num_hops * self.grid.hop + self.first.kernel - self.first.stride
+        wav_BS = nn.functional.pad(wav_BS, (0, past - wav_BS.shape[1]))
+        frames_NO = self._frames(wav_BS, weight_BKO, bias_BO)
+        return nn.functional.pad(frames_NO, (0, 0, 0, len(wav_BS) * num_hops - len(frames_NO)))
+
+    def _centred_rows(self, wav_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """As `_centred`, with zeros past each wave."""
+        is_wave_BS = torch.arange(wav_BS.shape[1], device=wav_BS.device) < lengths_B[:, None]
+        wav_BS = wav_BS.where(is_wave_BS, 0)
+        if self.first.norm_over_time is None:
+            return wav_BS
+        mean_B = wav_BS.sum(1, dtype=torch.float64) / lengths_B
+        return (wav_BS - mean_B.to(wav_BS.dtype)[:, None]).where(is_wave_BS, 0)
 
     def _centred(self, wav_S: Tensor) -> Tensor:
         """Without its mean, where the first norm takes that away: products are exacter so."""
@@ -119,18 +131,38 @@ class _First(nn.Module):
 
     def of_wave(self, wav_S: Tensor) -> tuple[Tensor, Tensor]:
         """``weight_KO`` and ``bias_O`` of a wave that holds a frame."""
-        dtype = self.bias_O.dtype
         if self.norm_over_time is None:
-            return self.taps_KO.to(dtype), self.bias_O
-        norm, taps_KO = self.norm_over_time, self.taps_KO.double()
-        rows_TK = wav_S.double().unfold(0, self.kernel, self.stride)
-        mean_K = rows_TK.mean(0)
-        centred_TK = rows_TK - mean_K
-        spread_KK = centred_TK.T @ centred_TK / len(rows_TK)
-        var_O = ((spread_KK @ taps_KO) * taps_KO).sum(0)
+            return self.taps_KO.to(self.bias_O.dtype), self.bias_O
+        rows_TK = wav_S.unfold(0, self.kernel, self.stride)
+        parts = torch.split(rows_TK, _ROWS_IN_FLOAT64)
+        mean_K = reduce(add, (part_TK.double().sum(0) for part_TK in parts)) / len(rows_TK)
+        centred = (part_TK.double() - mean_K for part_TK in parts)
+        spread_KK = reduce(add, (part_TK.T @ part_TK for part_TK in centred)) / len(rows_TK)
+        return self._normed(self.norm_over_time, mean_K, spread_KK)
+
+    def of_waves(self, wav_BS: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """``weight_BKO`` and ``bias_BO`` of rows that hold a frame each, and zeros after it."""
+        if self.norm_over_time is None:
+            weight_KO, num_waves = self.taps_KO.to(self.bias_O.dtype), len(wav_BS)
+            return weight_KO.expand(num_waves, -1, -1), self.bias_O.expand(num_waves, -1)
+        rows_BTK = wav_BS.double().unfold(1, self.kernel, self.stride)
+        num_rows_B = (lengths_B - self.kernel) // self.stride + 1
+        steps_T = torch.arange(rows_BTK.shape[1], device=wav_BS.device)
+        is_row_BT1 = (steps_T < num_rows_B[:, None])[..., None]
+        mean_BK = rows_BTK.where(is_row_BT1, 0).sum(1) / num_rows_B[:, None]
+        centred_BTK = (rows_BTK - mean_BK[:, None]).where(is_row_BT1, 0)
+        spread_BKK = centred_BTK.mT @ centred_BTK / num_rows_B[:, None, None]
+        return self._normed(self.norm_over_time, mean_BK, spread_BKK)
+
+    def _normed(
+        self, norm: nn.GroupNorm, mean_K: Tensor, spread_KK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weights with the norm in them, of each wave where mean and spread are of several."""
+        taps_KO, dtype = self.taps_KO.double(), self.bias_O.dtype
+        var_O = ((spread_KK @ taps_KO) * taps_KO).sum(-2)
         scale_O = norm.weight.double() / torch.sqrt(var_O + norm.eps)
         shift_O = norm.bias.double() - mean_K @ taps_KO * scale_O  # its own bias cancels
-        return (taps_KO * scale_O).to(dtype), shift_O.to(dtype)
+        return (taps_KO * scale_O[..., None, :]).to(dtype), shift_O.to(dtype)
 
 
 class _Later(nn.Module):

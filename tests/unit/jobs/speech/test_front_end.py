@@ -44,3 +44,13 @@ def test_an_offset_and_a_faint_wave_are_normed_as_exactly() -> None:
     with torch.inference_mode():
         stock = model.feature_extractor(shifted.double()[None])[0].T
         torch.testing.assert_close(exact.one_by_one([shifted]).double(), stock, atol=1e-6, rtol=0)
+
+
+def test_the_moments_of_a_long_wave_take_little_memory_and_are_the_same() -> None:
+    front_end = FrontEnd(small_encoder("hubert base").feature_extractor.conv_layers)
+    wave = torch.from_numpy(speechlike(100.0)[0])
+    lengths = torch.tensor([len(wave)])
+    for mine, whole in zip(
+        front_end.first.of_wave(wave), front_end.first.of_waves(wave[None], lengths), strict=True
+    ):
+        torch.testing.assert_close(mine, whole[0], atol=0, rtol=1e-6)
