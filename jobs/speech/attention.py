@@ -8,13 +8,35 @@ Shapes: N frames of all waves, T of one, B waves, H heads, E features of one hea
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Lengths = Sequence[int]
+
+class Rows(NamedTuple):
+    """Waves in rows of equally many frames, each at the beginning of its row.
+
+    The host knows no more than the shape, so that what is computed can be recorded once for all.
+    """
+
+    num_frames: int
+    """Of each row."""
+    lengths_B: Tensor
+    """Frames of each wave."""
+
+    @property
+    def is_wave(self) -> Tensor:
+        """BxT: which frames are of a wave."""
+        frames_T = torch.arange(self.num_frames, device=self.lengths_B.device)
+        return frames_T < self.lengths_B[:, None]
+
+
+Lengths = Sequence[int] | Rows
+"""Frames of each wave: of waves that lie one after the other, or that begin a row each."""
 
 
 def attended(qkv_N3HE: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None = None) -> Tensor:
@@ -22,6 +44,8 @@ def attended(qkv_N3HE: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None
 
     ``biases``: ``bias_HTT`` of each wave, which is added before the softmax.
     """
+    if isinstance(lengths, Rows):
+        return _in_rows(qkv_N3HE, lengths)
     if biases is None and qkv_N3HE.device.type == "cuda":
         return _all_at_once(qkv_N3HE, lengths)
     outs = []
@@ -33,26 +57,41 @@ def attended(qkv_N3HE: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None
 
 def by_wave(packed_ND: Tensor, lengths: Lengths) -> Tensor:
     """Frames as ``padded_BTD``, with zeros after each wave's."""
+    if isinstance(lengths, Rows):
+        rows_BTD = packed_ND.view(-1, lengths.num_frames, packed_ND.shape[1])
+        return rows_BTD.where(lengths.is_wave[..., None], 0)
     waves = torch.split(packed_ND, list(lengths))
     return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
 
 
 def packed(padded_BTD: Tensor, lengths: Lengths) -> Tensor:
     """The inverse of `by_wave`."""
+    if isinstance(lengths, Rows):
+        return padded_BTD.flatten(0, 1)
     return torch.cat([row_TD[:n] for row_TD, n in zip(padded_BTD, lengths, strict=True)])
 
 
-def _all_at_once(qkv_N3HE: Tensor, lengths: Lengths) -> Tensor:
+def _in_rows(qkv_N3HE: Tensor, rows: Rows) -> Tensor:
+    """What lies behind a wave in its row sees itself alone, or the wave: it is of no use."""
+    if _has_flash(qkv_N3HE):
+        starts_B = torch.arange(len(rows.lengths_B), device=qkv_N3HE.device) * rows.num_frames
+        edges_B2 = torch.stack([starts_B + rows.lengths_B, starts_B + rows.num_frames], 1)
+        return _between(qkv_N3HE, edges_B2.flatten(), rows.num_frames)
+    qkv_BT3HE = qkv_N3HE.view(-1, rows.num_frames, *qkv_N3HE.shape[1:])
+    return _of_equal_lengths(qkv_BT3HE, rows.is_wave[:, None, None]).flatten(0, 1)
+
+
+def _all_at_once(qkv_N3HE: Tensor, lengths: Sequence[int]) -> Tensor:
     if len(set(lengths)) == 1:
         shape = (len(lengths), lengths[0], *qkv_N3HE.shape[1:])
         return _of_equal_lengths(qkv_N3HE.view(shape)).flatten(0, 1)
     if _has_flash(qkv_N3HE):
-        return _of_any_lengths(qkv_N3HE, lengths)
+        ends_B = torch.tensor(lengths, device=qkv_N3HE.device).cumsum(0)
+        return _between(qkv_N3HE, ends_B, max(lengths))
     padded_BTX = by_wave(qkv_N3HE.flatten(1), lengths)
-    lengths_B = torch.tensor(lengths, device=qkv_N3HE.device)
-    is_wave_BT = torch.arange(padded_BTX.shape[1], device=qkv_N3HE.device) < lengths_B[:, None]
-    qkv_BT3HE = padded_BTX.view(*padded_BTX.shape[:2], *qkv_N3HE.shape[1:])
-    return packed(_of_equal_lengths(qkv_BT3HE, is_wave_BT[:, None, None]), lengths)
+    rows = Rows(padded_BTX.shape[1], torch.tensor(lengths, device=qkv_N3HE.device))
+    out_NHE = _in_rows(padded_BTX.view(-1, *qkv_N3HE.shape[1:]), rows)
+    return packed(out_NHE.view(len(lengths), -1, *out_NHE.shape[1:]), lengths)
 
 
 def _has_flash(qkv_N3HE: Tensor) -> bool:
@@ -70,16 +109,17 @@ def _of_equal_lengths(qkv_BT3HE: Tensor, mask: Tensor | None = None) -> Tensor:
     return out_BHTE.transpose(1, 2)
 
 
-def _of_any_lengths(qkv_N3HE: Tensor, lengths: Lengths) -> Tensor:
-    """FlashAttention's kernel for waves of any length, which knows 16 bits alone."""
+def _between(qkv_N3HE: Tensor, ends_B: Tensor, longest: int) -> Tensor:
+    """FlashAttention's kernel, which knows 16 bits alone, for frames up to each of some ends."""
     from torch.nn.attention.varlen import varlen_attn
 
-    ends_B = torch.tensor(lengths, device=qkv_N3HE.device).cumsum(0)
-    starts_B1 = functional.pad(ends_B, (1, 0)).to(torch.int32)
+    edges_B1 = functional.pad(ends_B, (1, 0)).to(torch.int32)
     query_NHE, key_NHE, value_NHE = (part.contiguous() for part in qkv_N3HE.unbind(1))
-    longest = max(lengths)
-    # One split: what is added up for a frame depends on its wave alone.
+    # One split: what is added up for a frame depends on its wave alone. Older releases always do.
+    asked: dict[str, Any] = (
+        {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
+    )
     found = varlen_attn(
-        *(query_NHE, key_NHE, value_NHE, starts_B1, starts_B1, longest, longest), num_splits=1
+        *(query_NHE, key_NHE, value_NHE, edges_B1, edges_B1, longest, longest), **asked
     )
     return found if isinstance(found, Tensor) else found[0]

@@ -6,6 +6,9 @@ whatever norms they have. Stock batched inference is not: norms over time, Batch
 and attention see padding. Here nothing is padded (`jobs.speech.front_end`,
 `jobs.speech.transformer`).
 
+A CPU takes waves in turn. An accelerator takes a batch at once, from pinned memory, and on request
+as a recorded graph (`jobs.speech.replays`).
+
 Shapes: B waves, S samples at 16 kHz, T frames, D features.
 """
 
@@ -24,7 +27,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from jobs.speech.attention import Rows
 from jobs.speech.front_end import FrontEnd
+from jobs.speech.replays import Bucket, Record, Replays, bucket_of
 from jobs.speech.transformer import Transformer
 from jobs.weights import load_whole
 from orchestrator.errors import DEVICE_OOM, HOST_OOM, RequestError
@@ -55,10 +60,14 @@ class SpeechEncoder:
         precision: Precision = "fp32",
         normalize_waveform: bool = False,
         on_cpu: Callable[[], SpeechEncoder] | None = None,
+        all_at_once: bool | None = None,
+        record: Record | None = None,
     ) -> None:
         """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel, which is used up.
 
         ``on_cpu`` loads the same encoder there, to tell a wave's fault from a device's.
+        ``all_at_once``: how a batch is taken; by default as suits the device. ``record``: batches
+        are replayed in buckets of their lengths, but for WavLM's; by default none is.
         """
         self.device = device or torch.device("cpu")
         self.dim: int = model.config.hidden_size
@@ -72,6 +81,9 @@ class SpeechEncoder:
             part.eval().requires_grad_(False).to(self.device)
             _compute_in(_TYPES[precision], part)
         self.grid = self._front_end.grid
+        self._all_at_once = self.device.type != "cpu" if all_at_once is None else all_at_once
+        can_replay = record is not None and self._transformer.bias is None
+        self._replays = Replays(self._of_rows, record) if can_replay else None
         if self.device.type == "cuda":
             _forbid_inexact_kernels()
 
@@ -152,34 +164,64 @@ class SpeechEncoder:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(waves) == 1:
+                has_recorded = self._replays is not None and self._replays.forget()
+                if len(waves) == 1 and not has_recorded:
                     raise RequestError(_too_long(waves[0], self.device)) from error
             # Only here is the error gone, and with it what its traceback held of the batch.
-            self._too_many_samples = num_samples
-            log.warning("%s: no memory for a batch of %d waves; halved", self.device, len(waves))
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+            if has_recorded:
+                return self._features(waves)
+            self._too_many_samples = num_samples
+            log.warning("%s: no memory for a batch of %d waves; halved", self.device, len(waves))
         half = len(waves) // 2
         return [*self._features(waves[:half]), *self._features(waves[half:])]
 
     def _at_once(self, waves: Sequence[Wave]) -> list[Tensor]:
         lengths = [self.grid.num_frames(len(wav_S)) for wav_S in waves]
-        heard = [wav_S for wav_S, num_frames in zip(waves, lengths, strict=True) if num_frames]
+        heard = [self._scaled(wav_S) for wav_S, n in zip(waves, lengths, strict=True) if n]
         if not heard:
             return [torch.zeros(0, self.dim, device=self.device) for _ in waves]
         with torch.inference_mode():
-            feats_ND = self._transformer(self._frames(heard), [n for n in lengths if n])
-        return list(feats_ND.split(lengths))
+            feats_ND = self._of_heard([torch.from_numpy(wav_S) for wav_S in heard])
+        return list(torch.split(feats_ND, lengths))
 
-    def _frames(self, waves: Sequence[Wave]) -> Tensor:
-        tensors = [torch.from_numpy(self._scaled(wav_S)) for wav_S in waves]
-        if self.device.type == "cpu":
-            return self._front_end.one_by_one(tensors)
-        wav_BS = torch.zeros(len(waves), max(len(wav_S) for wav_S in waves), pin_memory=True)
-        for row_S, wav_S in zip(wav_BS, tensors, strict=True):
+    def _of_heard(self, waves: Sequence[Tensor]) -> Tensor:
+        """``feats_ND`` of waves that hold a frame each."""
+        samples = [len(wav_S) for wav_S in waves]
+        frames = [self.grid.num_frames(n) for n in samples]
+        feats_ND: Tensor
+        if not self._all_at_once:
+            feats_ND = self._transformer(self._front_end.one_by_one(waves), frames)
+            return feats_ND
+        if self._replays and (bucket := bucket_of(samples, self.grid, self.max_padded_samples)):
+            return self._replayed(self._replays, waves, bucket)
+        wav_BS = self._brought(waves, Bucket(len(waves), max(samples)))
+        feats_ND = self._transformer(self._front_end.together(wav_BS, samples), frames)
+        return feats_ND
+
+    def _brought(self, waves: Sequence[Tensor], bucket: Bucket) -> Tensor:
+        """Waves as rows on the device, by way of memory that it reads by itself."""
+        wav_BS = torch.zeros(bucket, pin_memory=self.device.type == "cuda")
+        for row_S, wav_S in zip(wav_BS, waves, strict=False):
             row_S[: len(wav_S)] = wav_S
-        on_device_BS = wav_BS.to(self.device, non_blocking=True)
-        return self._front_end.together(on_device_BS, [len(wav_S) for wav_S in waves])
+        return wav_BS.to(self.device, non_blocking=True)
+
+    def _replayed(self, replays: Replays, waves: Sequence[Tensor], bucket: Bucket) -> Tensor:
+        """Rows that have no wave are as long as the bucket, and silent."""
+        samples = [len(wav_S) for wav_S in waves]
+        lengths_B = torch.tensor(samples + [bucket.num_samples] * (bucket.num_rows - len(waves)))
+        feats_BTD = replays(self._brought(waves, bucket), lengths_B.to(self.device))
+        frames = [self.grid.num_frames(n) for n in samples]
+        return torch.cat([row[:n] for row, n in zip(feats_BTD, frames, strict=False)])
+
+    def _of_rows(self, wav_BS: Tensor, lengths_B: Tensor) -> Tensor:
+        """``feats_BTD``, of which each wave's frames come first in its row."""
+        frames_NC = self._front_end.in_rows(wav_BS, lengths_B)
+        num_frames_B = (lengths_B - self.grid.field) // self.grid.hop + 1
+        rows = Rows(len(frames_NC) // len(wav_BS), num_frames_B)
+        feats_ND: Tensor = self._transformer(frames_NC, rows)
+        return feats_ND.view(len(wav_BS), rows.num_frames, -1)
 
     def _scaled(self, wav_S: Wave) -> Wave:
         return np.ascontiguousarray(_standardized(wav_S) if self._normalize_waveform else wav_S)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.speech.attention import Lengths, attended, by_wave, packed
+from jobs.speech.attention import Lengths, Rows, attended, by_wave, packed
 from jobs.speech.long_convolution import LongConvolution
 
 
@@ -39,7 +39,12 @@ class Transformer(nn.Module):
         """``feats_ND`` in fp32; ``lengths``: frames of each wave, of which N is the sum."""
         hidden_ND: Tensor = self.project(frames_NC)
         hidden_ND = self.norm(hidden_ND + self.position(hidden_ND, lengths))
-        biases = None if self.bias is None else [self.bias(n) for n in lengths]
+        if self.bias is None:
+            biases = None
+        elif isinstance(lengths, Rows):
+            raise TypeError("a position bias needs the length of each wave; give those")
+        else:
+            biases = [self.bias(n) for n in lengths]
         for layer in self.layers:
             hidden_ND = layer(hidden_ND, lengths, biases)
         return hidden_ND
@@ -73,11 +78,11 @@ class _Position(nn.Module):
         if self.norm is not None:  # its statistics are fixed: one scale and shift a feature
             hidden_ND = self.norm(hidden_ND)
         hidden_ND = hidden_ND.to(self.weight_OIK.dtype)
-        if hidden_ND.device.type == "cuda":
-            out_ND = packed(self._directly(by_wave(hidden_ND, lengths)), lengths)
-        else:
+        if not isinstance(lengths, Rows) and hidden_ND.device.type == "cpu":
             waves = torch.split(hidden_ND, list(lengths))
             out_ND = torch.cat([self._through_frequencies(wave_TD) for wave_TD in waves])
+        else:
+            out_ND = packed(self._directly(by_wave(hidden_ND, lengths)), lengths)
         positions_ND: Tensor = self.activation(out_ND + self.bias_O)
         return positions_ND
 
@@ -144,7 +149,7 @@ class _Attention(nn.Module):
     def forward(
         self, hidden_ND: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None
     ) -> Tensor:
-        if self.gate is not None and biases is not None:
+        if self.gate and biases is not None and not isinstance(lengths, Rows):
             biases = self.gate(hidden_ND, lengths, biases)
         qkv_N3HE = self.query_key_value(hidden_ND).view(len(hidden_ND), 3, self.num_heads, -1)
         out_ND: Tensor = self.out(attended(qkv_N3HE, lengths, biases).flatten(1))
@@ -160,7 +165,7 @@ class _Gate(nn.Module):
         self.linear, self.constant = _Linear(of.gru_rel_pos_linear), of.gru_rel_pos_const
 
     def forward(
-        self, hidden_ND: Tensor, lengths: Lengths, biases: Sequence[Tensor]
+        self, hidden_ND: Tensor, lengths: Sequence[int], biases: Sequence[Tensor]
     ) -> list[Tensor]:
         heads_NHE = hidden_ND.view(len(hidden_ND), self.num_heads, -1)
         gates_NH24 = self.linear(heads_NHE).view(*heads_NHE.shape[:2], 2, 4)

@@ -26,3 +26,22 @@ def test_packing_is_undone() -> None:
     assert padded.shape == (3, 3, 2)
     assert not padded[0, 1:].any()
     assert torch.equal(attention.packed(padded, [1, 3, 2]), feats)
+
+
+@pytest.mark.parametrize("lengths", [(5, 9, 1), (4, 4)])
+def test_waves_in_rows_see_the_same(lengths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    rows = attention.Rows(10, torch.tensor(lengths))
+    qkv = torch.randn(10 * len(lengths), 3, 2, 8)
+    kept = rows.is_wave.flatten()
+    found = attention.attended(qkv, rows)
+    torch.testing.assert_close(found[kept], attention.attended(qkv[kept], lengths))
+
+
+def test_what_lies_behind_a_wave_in_its_row_is_nothing_to_a_convolution() -> None:
+    rows = attention.Rows(3, torch.tensor([1, 3]))
+    padded = attention.by_wave(torch.full((6, 2), torch.nan), rows)
+    assert padded.isnan().sum(dim=(1, 2)).tolist() == [2, 6]
+    assert not padded[0, 1:].any()
+    feats = torch.arange(12.0).view(6, 2)
+    assert torch.equal(attention.packed(attention.by_wave(feats, rows), rows)[3:], feats[3:])
