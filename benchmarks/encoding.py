@@ -25,15 +25,8 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from transformers import (
-    HubertConfig,
-    HubertModel,
-    Wav2Vec2Config,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-)
 
+from benchmarks.encoders import FAMILY, HUBERT_BASE, flops, hidden, noise_of, random_model
 from jobs.speech.grid import plan_batches
 from jobs.speech.lloyd import nearest
 from jobs.speech.speech_encoder import SpeechEncoder, Wave
@@ -42,31 +35,6 @@ from orchestrator.quantities import SAMPLE_RATE_HZ
 LAYER = 6
 NUM_CLUSTERS = 500
 _SIDE, _PRODUCTS = 2048, 8
-_STRIDES_25HZ = {
-    "conv_dim": (512,) * 8,
-    "conv_kernel": (10, 3, 3, 3, 3, 2, 2, 2),
-    "conv_stride": (5, 2, 2, 2, 2, 2, 2, 2),
-    "num_feat_extract_layers": 8,
-    "conv_pos_batch_norm": True,
-}
-_LARGE = {
-    "hidden_size": 1024,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-    "conv_bias": True,
-}
-FAMILY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "HuBERT base, mHuBERT-147": (HubertModel, HubertConfig, {}),
-    "HuBERT large": (HubertModel, HubertConfig, _LARGE),
-    "mHuBERT 25 Hz": (HubertModel, HubertConfig, _STRIDES_25HZ),
-    "wav2vec 2.0 base": (Wav2Vec2Model, Wav2Vec2Config, {}),
-    "wav2vec 2.0 large": (Wav2Vec2Model, Wav2Vec2Config, _LARGE),
-    "WavLM base": (WavLMModel, WavLMConfig, {}),
-    "WavLM large": (WavLMModel, WavLMConfig, {**_LARGE, "conv_bias": False}),
-}
-"""Architectures in their real shapes, cut at the layer that is compared."""
 _BATCHES = (1, 2, 5, 32)
 _REFERENCE = "transformers, one by one"
 Encoding = Callable[[Sequence[Path]], list[Tensor]]
@@ -82,11 +50,10 @@ def main() -> None:
     parser.add_argument("--family", action="store_true", help="units of all architectures alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     if options.family:
         compare_family()
         return
-    model = HubertModel(HubertConfig(num_hidden_layers=LAYER)).eval().requires_grad_(False)
+    model = random_model(HUBERT_BASE, LAYER)
     with tempfile.TemporaryDirectory() as scratch:
         files = (
             some_of(options.audio, options.minutes)
@@ -114,7 +81,7 @@ def compare(model: Any, files: Sequence[Path], rounds: int) -> None:
             started = time.perf_counter()
             feats[name] = way(files)
             took[name].append(time.perf_counter() - started)
-        needed = sum(flops(len(feats_TD)) for feats_TD in feats["ours"])
+        needed = sum(flops(model.config, LAYER, len(feats_TD)) for feats_TD in feats["ours"])
         shares.append(needed / took["ours"][-1] / flops_per_s)
     for name, all_s in took.items():
         ratios = [one / other for one, other in zip(all_s, took["ours"], strict=True)]
@@ -142,13 +109,11 @@ def compare_family() -> None:
     rng = np.random.default_rng(0)
     seconds = (0.1, 30.0, *rng.uniform(0.1, 6, 30))
     waves = [noise_of(rng, length_s) for length_s in seconds]
-    for name, (model_class, config_class, shape) in FAMILY.items():
-        torch.manual_seed(0)
-        config = config_class(**{"num_hidden_layers": LAYER + 1, **shape})
-        model = model_class(config).eval().requires_grad_(False)
+    for name in FAMILY:
+        model = random_model(name, LAYER + 1)
         encoder = SpeechEncoder(model, LAYER)
         with torch.inference_mode():
-            alone = [hidden(model, torch.from_numpy(wav_S)[None])[0] for wav_S in waves]
+            alone = [hidden(model, torch.from_numpy(wav_S)[None], LAYER)[0] for wav_S in waves]
         feats: dict[str, list[Tensor]] = {_REFERENCE: alone}
         for size in _BATCHES:
             feats[f"batches of {size}"] = [
@@ -173,7 +138,7 @@ def ours(encoder: SpeechEncoder, files: Sequence[Path]) -> list[Tensor]:
 def one_by_one(model: Any, files: Sequence[Path]) -> list[Tensor]:
     """What most scripts do."""
     with torch.inference_mode():
-        return [hidden(model, torch.from_numpy(wave_of(path))[None])[0] for path in files]
+        return [hidden(model, torch.from_numpy(wave_of(path))[None], LAYER)[0] for path in files]
 
 
 def padded(model: Any, files: Sequence[Path]) -> list[Tensor]:
@@ -187,29 +152,11 @@ def padded(model: Any, files: Sequence[Path]) -> list[Tensor]:
         lengths_B = torch.tensor([len(waves[i]) for i in batch])
         is_wave_BS = (torch.arange(wav_BS.shape[1]) < lengths_B[:, None]).long()
         with torch.inference_mode():
-            feats_BTD = hidden(model, wav_BS, attention_mask=is_wave_BS)
+            feats_BTD = hidden(model, wav_BS, LAYER, attention_mask=is_wave_BS)
         frames = model._get_feat_extract_output_lengths(lengths_B).tolist()
         for i, feats_TD, num_frames in zip(batch, feats_BTD, frames, strict=True):
             feats[i] = feats_TD[:num_frames]
     return feats
-
-
-def hidden(model: Any, wav_BS: Tensor, **options: Any) -> Tensor:
-    """``feats_BTD`` of the layer."""
-    found: Tensor = model(wav_BS, output_hidden_states=True, **options).hidden_states[LAYER]
-    return found
-
-
-def flops(num_frames: int) -> float:
-    """Operations of one wave: products alone, each multiplication and addition counted.
-
-    Of HuBERT base: seven convolutions, projection, positions, and six layers with attention.
-    """
-    lengths = (64, 32, 16, 8, 4, 2, 1)  # steps of each convolution for a frame
-    taps = (10, *(512 * kernel for kernel in (3, 3, 3, 3, 2, 2)))
-    convolutions = sum(n * 512 * t for n, t in zip(lengths, taps, strict=True))
-    layer = 4 * 768 * 768 + 2 * 768 * 3072 + 2 * num_frames * 768
-    return 2.0 * num_frames * (convolutions + 512 * 768 + 768 * 48 * 128 + LAYER * layer)
 
 
 def matmul_rate() -> float:
@@ -249,14 +196,6 @@ def made_up(folder: Path, minutes: float) -> Iterator[Path]:
         path = folder / f"{start:09.3f}.wav"
         soundfile.write(path, noise_of(rng, end - start), SAMPLE_RATE_HZ)
         yield path
-
-
-def noise_of(rng: np.random.Generator, seconds: float) -> Wave:
-    """Noise with the ups and downs of syllables."""
-    time_s = np.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    loudness = np.abs(np.sin(2 * np.pi * 2 * time_s)) ** 2
-    noise = np.convolve(rng.normal(0, 1, len(time_s)), np.hanning(9), "same")
-    return (0.05 * loudness * noise).astype(np.float32)
 
 
 def spread(values: Sequence[float]) -> str:

@@ -6,36 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    HubertConfig,
-    HubertModel,
-    Wav2Vec2Config,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-)
+from transformers import HubertConfig, HubertModel
 
-SMALL = {
-    "hidden_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 192,
-    "num_conv_pos_embeddings": 32,
-    "num_conv_pos_embedding_groups": 4,
-}
-BASE = {
-    "conv_dim": (64,) * 7,
-    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
-    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
-}
-BASE_25HZ = {
-    "conv_dim": (64,) * 8,
-    "conv_kernel": (*BASE["conv_kernel"], 2),
-    "conv_stride": (*BASE["conv_stride"], 2),
-    "num_feat_extract_layers": 8,
-    "conv_pos_batch_norm": True,
-}
-LARGE = {**BASE, "feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+from benchmarks import encoders
+
 SLIM = {
     "conv_dim": (32, 64, 128, 192, 192),
     "conv_kernel": (10, 8, 4, 4, 4),
@@ -44,19 +18,15 @@ SLIM = {
     "do_stable_layer_norm": True,
 }
 FAMILY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "hubert base": (HubertModel, HubertConfig, BASE),
-    "hubert large": (HubertModel, HubertConfig, LARGE),
-    "mhubert 25 Hz": (HubertModel, HubertConfig, BASE_25HZ),
+    name: (*classes, {**about, **encoders.SMALL, **encoders.small_convolutions(about)})
+    for name, (*classes, about) in encoders.FAMILY.items()
+} | {
     "slim hubert": (HubertModel, HubertConfig, {**SLIM, "feat_extract_norm": "layer"}),
     "slim hubert without a norm": (
         HubertModel,
         HubertConfig,
         {**SLIM, "feat_proj_layer_norm": False},
     ),
-    "wav2vec 2.0 base": (Wav2Vec2Model, Wav2Vec2Config, BASE),
-    "wav2vec 2.0 large": (Wav2Vec2Model, Wav2Vec2Config, LARGE),
-    "wavlm base": (WavLMModel, WavLMConfig, BASE),
-    "wavlm large": (WavLMModel, WavLMConfig, LARGE),
 }
 """By name: classes of transformers, and what makes the architecture."""
 
@@ -66,7 +36,7 @@ def small_encoder(name: str, **more: Any) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model_class, config_class, about = FAMILY[name]
-    model = model_class(config_class(**{**SMALL, **about, **more})).eval()
+    model = model_class(config_class(**{**encoders.SMALL, **about, **more})).eval()
     for weight in model.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
     norm = getattr(model.encoder.pos_conv_embed, "batch_norm", None)
