@@ -9,7 +9,7 @@ Pauses are not scored: they are digital silence, which any features tell apart.
     python -m benchmarks.unit_quality --encoder recipes/assets/hubert-demo
         --train material/speech --lowpass-hz 5500
 
-Shapes: T frames, D features, K clusters, P phones.
+Shapes: T frames, D features, K clusters.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ import numpy.typing as npt
 import torch
 from transformers import HubertModel
 
+from jobs.audio.alignments import Phone, lab
 from jobs.audio.decode import UnreadableAudioError, Wave, decode
 from jobs.audio.listing import list_corpus
 from jobs.audio.roots import Root
 from jobs.audio.trees import Leaf
+from jobs.scoring.unit_quality import Quality, labels_at, quality
 from jobs.speech import targets
 from jobs.speech.grid import Grid, grid_of
 from jobs.speech.lloyd import BlocksInMemory, fit, nearest
@@ -41,8 +43,6 @@ from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Corpus, Source
 
 VOICES = ("kal_diphone", "ked_diphone")
-PAUSES = frozenset(("pau", "h#", "sil"))
-Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 SENTENCES = (
@@ -93,20 +93,7 @@ class Spoken(NamedTuple):
     """Test speech with the phone that is being said at any time."""
 
     wav_S: Wave
-    ends_s: tuple[float, ...]
-    """When each phone ends."""
-    phones: tuple[str, ...]
-
-
-class Score(NamedTuple):
-    """How units and phones go together, each in [0, 1]."""
-
-    pnmi: float
-    """Mutual information of phone and unit, as a share of the phones' entropy."""
-    phone_purity: float
-    """Share of frames that have the commonest phone of their unit."""
-    cluster_purity: float
-    """Share of frames that have the commonest unit of their phone."""
+    phones: Sequence[Phone]
 
 
 class Scored(NamedTuple):
@@ -114,35 +101,7 @@ class Scored(NamedTuple):
 
     features: str
     num_clusters: int
-    score: Score
-
-
-def score(phones_T: Integers, units_T: Integers) -> Score:
-    """PNMI and both purities. Raises RequestError without frames, or with a single phone."""
-    if len(phones_T) != len(units_T) or not len(phones_T) or len(np.unique(phones_T)) < 2:
-        raise RequestError(
-            "unit quality: needs as many phones as units, and two phones at least; "
-            "check the test speech"
-        )
-    joint_PK = np.zeros((phones_T.max() + 1, units_T.max() + 1))
-    np.add.at(joint_PK, (phones_T, units_T), 1)
-    joint_PK /= joint_PK.sum()
-    phone_P, unit_K = joint_PK.sum(1), joint_PK.sum(0)
-    information = _entropy(phone_P) + _entropy(unit_K) - _entropy(joint_PK.ravel())
-    return Score(
-        pnmi=float(information / _entropy(phone_P)),
-        phone_purity=float(joint_PK.max(0).sum()),
-        cluster_purity=float(joint_PK.max(1).sum()),
-    )
-
-
-def phones_at(spoken: Spoken, grid: Grid) -> list[str]:
-    """The phone at the centre of every frame; ``pau`` after the last one."""
-    centres_s = (
-        np.arange(grid.num_frames(len(spoken.wav_S))) * grid.hop + grid.field / 2
-    ) / SAMPLE_RATE_HZ
-    places = np.searchsorted(spoken.ends_s, centres_s, side="right")
-    return [spoken.phones[i] if i < len(spoken.phones) else "pau" for i in places]
+    quality: Quality
 
 
 def compare(
@@ -158,17 +117,18 @@ def compare(
     k-means is fitted on the training speech, as it is for the tokenizer.
     """
     grid = grid_of(model.config.conv_kernel, model.config.conv_stride)
-    spoken = [phones_at(s, grid) for s in test]
-    names = sorted({phone for phones in spoken for phone in phones} - PAUSES)
+    labels = [
+        label
+        for spoken in test
+        for label in labels_at(spoken.phones, grid, grid.num_frames(len(spoken.wav_S)))
+    ]
     rows = []
     for name, features in _contenders(model, grid, train, layers):
         train_feats = BlocksInMemory([torch.from_numpy(features(wav_S)) for wav_S in train])
         test_TD = torch.from_numpy(np.concatenate([features(s.wav_S) for s in test]))
-        phones_T = np.array([names.index(p) if p in names else -1 for ps in spoken for p in ps])
-        is_phone_T = phones_T >= 0
         for k in num_clusters:
             units_T = nearest(test_TD, fit(train_feats, k, seed).centroids)[0].numpy()
-            rows.append(Scored(name, k, score(phones_T[is_phone_T], units_T[is_phone_T])))
+            rows.append(Scored(name, k, quality(labels, units_T)))
     return rows
 
 
@@ -199,12 +159,13 @@ def speak(into: Path, voices: Sequence[str] = VOICES, sentences: Sequence[str] =
 
 def load_spoken(folder: Path, lowpass_hz: float | None) -> list[Spoken]:
     """Every ``.wav`` beside a ``.lab`` (xwaves' format: end in seconds, colour, phone)."""
-    found = []
-    for lab in sorted(folder.glob("*.lab")):
-        marks = [line.split() for line in lab.read_text().splitlines()]
-        marks = [m for m in marks if len(m) == 3]
-        wav_S = decode(lab.with_suffix(".wav"), lowpass_hz=lowpass_hz)
-        found.append(Spoken(wav_S, tuple(float(m[0]) for m in marks), tuple(m[2] for m in marks)))
+    found = [
+        Spoken(
+            decode(marks.with_suffix(".wav"), lowpass_hz=lowpass_hz),
+            lab(marks.read_text(), str(marks)),
+        )
+        for marks in sorted(folder.glob("*.lab"))
+    ]
     if not found:
         raise RequestError(
             f"{folder}: holds no .wav with a .lab beside it; give a folder with phone times"
@@ -241,14 +202,17 @@ def main() -> int:
     if options.json:
         print(
             json.dumps(
-                [{"features": r.features, "K": r.num_clusters, **r.score._asdict()} for r in rows],
+                [
+                    {"features": r.features, "K": r.num_clusters, **r.quality._asdict()}
+                    for r in rows
+                ],
                 indent=1,
             )
         )
         return 0
     print(f"{'features':<20} {'K':>5} {'PNMI':>7} {'phone purity':>13} {'cluster purity':>15}")
     for row in rows:
-        pnmi, phone, cluster = row.score
+        pnmi, phone, cluster = row.quality
         print(
             f"{row.features:<20} {row.num_clusters:>5} {pnmi:>7.3f} {phone:>13.3f} {cluster:>15.3f}"
         )
@@ -266,12 +230,6 @@ def _run(options: argparse.Namespace) -> list[Scored]:
         test = load_spoken(folder, options.lowpass_hz)
     layers = options.layers or range(1, model.config.num_hidden_layers + 1)
     return compare(model, train, test, options.clusters, layers)
-
-
-def _entropy(shares: npt.NDArray[np.float64]) -> float:
-    """Entropy in nats; cells of probability 0 add nothing."""
-    positive = shares[shares > 0]
-    return float(-(positive * np.log(positive)).sum())
 
 
 def _contenders(

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.unit_quality import PAUSES, Spoken, load_spoken, speak
+from benchmarks.unit_quality import Spoken, load_spoken, speak
 from jobs.audio.decode import BLOCK_S, Wave
 from jobs.audio.voice_activity import Detector, Silero, Stretch, speech
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -68,9 +68,7 @@ def assemble(spoken: Sequence[Spoken], seconds: float, min_pause_s: float, seed:
 
 
 def _said(spoken: Spoken, min_pause_s: float) -> Iterator[tuple[float, float]]:
-    starts_s = (0.0, *spoken.ends_s)
-    phones = zip(starts_s, spoken.ends_s, spoken.phones, strict=False)
-    said = [(a, b) for a, b, phone in phones if phone not in PAUSES]
+    said = [(phone.start_s, phone.end_s) for phone in spoken.phones if phone.label]
     first_s, last_s = said[0]
     for start_s, end_s in said[1:]:
         if start_s - last_s >= min_pause_s:

@@ -37,6 +37,8 @@ LISTS = {
     "webdataset": re.compile(r".*\.json"),
 }
 """Adapter to the paths of the files that say which recordings there are, or what they are."""
+ALIGNMENTS = re.compile(r".*\.(textgrid|phn|ctm|lab)", re.IGNORECASE)
+"""Files of phone times."""
 WITHOUT_LISTS = ("peoples_speech", "webdataset")
 """Those of them that find recordings where there are no lists, as in rows of Parquet."""
 _READERS = 8
@@ -53,23 +55,48 @@ def fingerprint(
 
     Raises RequestError where that would take long, OSError when a part cannot be listed or read.
     """
-    files = list(islice(files_below(root), max_files + 1))
-    if len(files) > max_files:
-        raise RequestError(
-            f"{root} has more than {max_files:,} files; give corpus.snapshot, a label for the "
-            "state of the data, in place of their names and sizes"
-        )
+    files = _files(root, max_files)
     if container == "parquet":
         files = [file for file in files if file.path.lower().endswith(".parquet")]
     files.sort(key=lambda file: Path(file.path))
     digest = hashlib.sha256(b"" if container == "folder" else f"{container}\0".encode())
     for path, size, problem in files:
         digest.update(f"{path}\0{problem or size}\n".encode())
-    lists = _lists(source, root, files)
-    with ThreadPoolExecutor(_READERS) as threads:
-        for file, of_list in zip(lists, threads.map(partial(_digest, root), lists), strict=True):
-            digest.update(f"{file.path}\0{of_list}\n".encode())
+    pattern = LISTS.get(source.adapter)
+    _add_bytes(digest, root, _matching(root, files, pattern) if pattern else [])
     return digest.hexdigest()
+
+
+def fingerprint_alignments(root: Path | BucketPath, container: Container) -> str:
+    """SHA-256 of the bytes of files of phone times; of names and sizes where they are in tars.
+
+    Raises what `fingerprint` does.
+    """
+    files = _files(root, MAX_FILES)
+    files.sort(key=lambda file: Path(file.path))
+    digest = hashlib.sha256()
+    if container == "folder":
+        _add_bytes(digest, root, _matching(root, files, ALIGNMENTS))
+    else:
+        for path, size, problem in files:
+            digest.update(f"{path}\0{problem or size}\n".encode())
+    return digest.hexdigest()
+
+
+def _files(root: Path | BucketPath, max_files: int) -> list[SourceFile]:
+    files = list(islice(files_below(root), max_files + 1))
+    if len(files) > max_files:
+        raise RequestError(
+            f"{root} has more than {max_files:,} files; give corpus.snapshot, a label for the "
+            "state of the data, in place of their names and sizes"
+        )
+    return files
+
+
+def _add_bytes(digest: hashlib._Hash, root: Path | BucketPath, files: list[SourceFile]) -> None:
+    with ThreadPoolExecutor(_READERS) as threads:
+        for file, of_file in zip(files, threads.map(partial(_digest, root), files), strict=True):
+            digest.update(f"{file.path}\0{of_file}\n".encode())
 
 
 def _digest(root: Path | BucketPath, file: SourceFile) -> str:
@@ -77,10 +104,11 @@ def _digest(root: Path | BucketPath, file: SourceFile) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _lists(source: Source, root: Path | BucketPath, files: list[SourceFile]) -> list[SourceFile]:
+def _matching(
+    root: Path | BucketPath, files: list[SourceFile], pattern: re.Pattern[str]
+) -> list[SourceFile]:
     """The files whose bytes count."""
-    pattern = LISTS.get(source.adapter)
-    found = [f for f in files if pattern and not f.problem and pattern.fullmatch(f.path)]
+    found = [f for f in files if not f.problem and pattern.fullmatch(f.path)]
     if sum(file.size for file in found) > MAX_LIST_BYTES:
         raise RequestError(
             f"{root} has lists of more than {MAX_LIST_BYTES >> 30} GiB; give corpus.snapshot, a "

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -20,7 +20,7 @@ from orchestrator.control.executor import (
     observe,
     require_submittable,
 )
-from orchestrator.control.fingerprint import fingerprint
+from orchestrator.control.fingerprint import fingerprint, fingerprint_alignments
 from orchestrator.control.models import moving_revisions, wrong_digests
 from orchestrator.control.requirements import (
     impossible_splits,
@@ -48,7 +48,7 @@ from orchestrator.ledger.stuck_files import answer_within_s
 from orchestrator.plan.graph import nodes_of, nodes_until
 from orchestrator.plan.planner import Variant, make_plan
 from orchestrator.plan.stages import Facts
-from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.cluster import Cluster, Container
 from orchestrator.spec.loader import (
     load_cluster,
     load_recipe,
@@ -260,24 +260,40 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
         return Facts()
     problems = list(unmapped_sources(recipe, cluster, where, chosen))
     problems += unfit_containers(recipe, cluster, where)
-    mapped = [source for source in recipe.corpus.sources if source.name in cluster.data]
-    listings: dict[str, str] = {}
-    for source in mapped:
-        root = root_of(cluster, source)
-        try:
-            if isinstance(root, BucketPath):
-                root.require(answer_within_s())
-            container = cluster.data_roots[source.name].container
-            listings[source.name] = fingerprint(source, root, container)
-        except RequestError as error:
-            problems.append(f"{where}: data.{source.name}: {error}")
-        except ConnectionError as error:
-            raise BackendError(f"{where}: data.{source.name}: {error}") from None
-        except OSError as error:
-            problems.append(f"{where}: data.{source.name}: {_unlisted(root, error)}")
+    listed = partial(_listed, cluster, where, problems)
+    listings = {
+        source.name: listed(source.name, partial(fingerprint, source))
+        for source in recipe.corpus.sources
+        if source.name in cluster.data
+    }
+    judged = recipe.evaluate.unit_quality
+    is_judged = judged and judged.alignments in cluster.data
+    alignments = listed(judged.alignments, fingerprint_alignments) if judged and is_judged else ""
     if problems:
         raise SpecErrors(problems)
-    return Facts(listings=listings)
+    return Facts(listings=listings, alignments=alignments)
+
+
+def _listed(
+    cluster: Cluster,
+    where: str,
+    problems: list[str],
+    name: str,
+    digest: Callable[[Path | BucketPath, Container], str],
+) -> str:
+    """The digest of what lies under a name of ``data``; a problem more where it cannot be had."""
+    root = root_of(cluster, name)
+    try:
+        if isinstance(root, BucketPath):
+            root.require(answer_within_s())
+        return digest(root, cluster.data_roots[name].container)
+    except RequestError as error:
+        problems.append(f"{where}: data.{name}: {error}")
+    except ConnectionError as error:
+        raise BackendError(f"{where}: data.{name}: {error}") from None
+    except OSError as error:
+        problems.append(f"{where}: data.{name}: {_unlisted(root, error)}")
+    return ""
 
 
 def _unlisted(root: Path | BucketPath, error: OSError) -> str:

@@ -25,7 +25,7 @@ from orchestrator.plan.stages import BY_NAME
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.model import variable_in
-from orchestrator.spec.recipe import Recipe, Source
+from orchestrator.spec.recipe import Recipe
 
 JOB_PACKAGES = (
     "torch",
@@ -127,11 +127,11 @@ def missing_hook(cluster: Cluster, where: str) -> Iterator[str]:
 
 
 def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Iterator[str]:
-    """Sources of the recipe for which the cluster names no folder; ``chosen``: which file, why."""
-    for source in recipe.corpus.sources:
-        if source.name not in cluster.data:
+    """What the recipe reads and the cluster names no folder of; ``chosen``: which file, why."""
+    for name in recipe.data_names:
+        if name not in cluster.data:
             yield (
-                f"{where}: data.{source.name}: missing; map the source to its folder in {chosen}, "
+                f"{where}: data.{name}: missing; map the source to its folder in {chosen}, "
                 "or give another file by --cluster"
             )
 
@@ -225,7 +225,7 @@ def num_gpus() -> int:
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
-def root_of(cluster: Cluster, source: Source) -> Path | BucketPath:
+def root_of(cluster: Cluster, name: str) -> Path | BucketPath:
     """Where a source lies on the cluster. Raises RequestError when that is no place."""
-    where = f"cluster: data.{source.name}"
-    return root_at(resolve_env(cluster.data_roots[source.name].root, where=where), where=where)
+    where = f"cluster: data.{name}"
+    return root_at(resolve_env(cluster.data_roots[name].root, where=where), where=where)

@@ -15,6 +15,8 @@ from orchestrator.errors import RequestError
 from orchestrator.plan.stages import BY_NAME, Stage
 from orchestrator.spec.recipe import Recipe
 
+UNIT_QUALITY = "unit_quality"
+"""The section of ``evaluate`` that needs no language model."""
 _PART = re.compile(r"[a-z0-9_]*")
 
 
@@ -69,15 +71,17 @@ def nodes_of(recipe: Recipe) -> tuple[Node, ...]:
     """The nodes of one variant, each after those that it reads."""
     is_filtered = recipe.corpus.filter is not None
     corpus = "filter" if is_filtered else "corpus"
+    units = {"corpus": corpus, "encoder": "encoder", "codebook": "codebook"}
     return (
         _node("corpus"),
         *([_node("filter", corpus="corpus")] if is_filtered else []),
         *_encoder_nodes(recipe, corpus),
         _node("codebook", corpus=corpus, encoder="encoder"),
-        _node("tokenize", corpus=corpus, encoder="encoder", codebook="codebook"),
+        *([_node(UNIT_QUALITY, **units)] if recipe.evaluate.unit_quality else []),
+        _node("tokenize", **units),
         _node("pack", tokenize="tokenize"),
         _node("train", pack="pack", codebook="codebook"),
-        *(_node(name, pack="pack", train="train") for name, section in recipe.evaluate if section),
+        *(_node(name, pack="pack", train="train") for name in _scores(recipe)),
     )
 
 
@@ -111,6 +115,11 @@ def _encoder_nodes(recipe: Recipe, corpus: str) -> Iterator[Node]:
         yield _node(f"pretrain.{number}", corpus=corpus, targets=f"targets.{number}")
         model = {"model": f"pretrain.{number}"}
     yield _node("encoder", **model)
+
+
+def _scores(recipe: Recipe) -> Iterator[str]:
+    """What is measured of the language model."""
+    return (name for name, section in recipe.evaluate if section and name != UNIT_QUALITY)
 
 
 def _node(name: str, **inputs: str) -> Node:

@@ -22,6 +22,8 @@ class Facts:
 
     listings: Mapping[str, str] = field(default_factory=dict)
     """Source name to the digest of its listing, where the root is visible."""
+    alignments: str = ""
+    """Digest of the phone times that units are judged by."""
 
 
 Fields = Callable[[Recipe, Facts, str], dict[str, Any]]
@@ -141,6 +143,13 @@ def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     return {"encoder": {"model": encoder.model, "revision": encoder.revision, **waves}}
 
 
+_JUDGED = _of("encoder.layer", "encoder.precision", "evaluate.unit_quality")
+
+
+def _unit_quality(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
+    return {**_JUDGED(recipe, facts, part), "alignments": facts.alignments}
+
+
 _PACKING = _of("train.context_length", "split")
 
 
@@ -203,6 +212,13 @@ STAGES: tuple[Stage, ...] = (
             "encoder.layer", "tokenizer.num_clusters", "tokenizer.fit_hours", "tokenizer.seed"
         ),
         roles=("corpus", "encoder"),
+        runs_as="workers",
+    ),
+    Stage(
+        name="unit_quality",
+        version=1,
+        fields=_unit_quality,
+        roles=("corpus", "encoder", "codebook"),
         runs_as="workers",
     ),
     Stage(

@@ -21,6 +21,14 @@ _HEX_DIGITS_SHOWN = 12
 _MAX_ITEMS = 8
 _SPLITS = ("train", "valid", "test")
 _SUFFIXES = (("_hz", " Hz"), ("_bits", " bits"))
+UNIT_MEASURES = {
+    "pnmi": "PNMI, more is better",
+    "phone_purity": "phone purity, more is better",
+    "cluster_purity": "cluster purity, more is better",
+    "abx_within": "ABX error within speakers, chance 0.5",
+    "abx_across": "ABX error across speakers, chance 0.5",
+}
+"""What the stage unit_quality measures, and how it is to be read."""
 _HASH = re.compile(r"^[0-9a-f]{40,64}$")
 _RATE = re.compile(r"^(\w+)_per_s$")
 _UNIT = re.compile(r"_(s|bytes|hours|hz|bits)$")
@@ -86,6 +94,11 @@ def _split_row(name: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
     rate = f"{tokens / audio_s:.1f}" if audio_s else "-"
     numbers = (counts.get(n, 0) for n in ("num_recordings", "num_utterances", "num_tokens"))
     return (name, *(f"{n:,}" for n in numbers), format_duration(audio_s), rate)
+
+
+def share(value: float | None) -> str:
+    """A number in [0, 1] to three places; "none" where there is none."""
+    return "none" if value is None else f"{value:.3f}"
 
 
 def unit_quality(encoder_facts: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

@@ -26,8 +26,10 @@ from orchestrator.quantities import format_bytes, format_duration
 from orchestrator.report import plots
 from orchestrator.report.arms import ARMS, Comparison, baseline, comparisons, measure
 from orchestrator.report.facts import (
+    UNIT_MEASURES,
     fact_rows,
     label,
+    share,
     shown,
     split_rows,
     unit_quality,
@@ -123,6 +125,8 @@ def _template() -> Any:
         "shares_percent": shares_percent,
         "split_rows": split_rows,
         "throughput": _throughput,
+        "share": share,
+        "unit_measures": UNIT_MEASURES,
         "unit_quality": unit_quality,
         "unit_verdict": unit_verdict,
     }

@@ -38,6 +38,7 @@ StageName = Literal[
     "pretrain",
     "encoder",
     "codebook",
+    "unit_quality",
     "tokenize",
     "pack",
     "train",

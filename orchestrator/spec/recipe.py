@@ -475,8 +475,23 @@ class Continuations(Spec):
     """Seed of sampling."""
 
 
+class UnitQuality(Spec):
+    """What the units tell of phones, where it is known when which phone is said."""
+
+    alignments: Name
+    """Name in the cluster's ``data``: phone times of recordings of the corpus, called as they are;
+    Praat TextGrids with a tier ``phones``, ``.PHN``, ``.ctm`` or ``.lab``."""
+    hours: PositiveFloat = 2.0
+    """Hours of audio that are judged; all with phone times when there are fewer."""
+    seed: Count = 0
+    """Seed of the choice of recordings, and of the clusters of MFCC to compare with."""
+
+
 class Evaluate(Spec):
-    """What is measured on the trained model: a section for each score; null leaves it out."""
+    """What is measured: a section for each score; null leaves it out."""
+
+    unit_quality: UnitQuality | None = None
+    """PNMI, purities and ABX of the units, beside those of MFCC; needs no language model."""
 
     perplexity: Perplexity | None = Perplexity()
     """Perplexity and nats per second on the validation and test splits."""
@@ -641,6 +656,13 @@ class Recipe(Spec):
                 f"{MAX_MIXTURE_TERMS}; round them"
             )
         return self
+
+    @property
+    def data_names(self) -> tuple[str, ...]:
+        """The names in the cluster's ``data`` that it reads from."""
+        judged = self.evaluate.unit_quality
+        names = [source.name for source in self.corpus.sources]
+        return tuple(dict.fromkeys([*names, *([judged.alignments] if judged else [])]))
 
     @property
     def mixture_ratio(self) -> dict[str, int]:

@@ -69,10 +69,10 @@ class LocalExecutor(SupervisedExecutor):
     def problems(self, request: Request) -> Iterator[str]:
         """Folders, accelerators, cores, memory and packages that this machine lacks."""
         cluster, where = request.cluster, request.cluster_file.name
-        for source in request.recipe.corpus.sources:
-            root = root_of(cluster, source) if source.name in cluster.data else None
+        for name in request.recipe.data_names:
+            root = root_of(cluster, name) if name in cluster.data else None
             if isinstance(root, Path) and not root.is_dir():
-                yield f"{where}: data.{source.name}: {root} is not a folder; check the path"
+                yield f"{where}: data.{name}: {root} is not a folder; check the path"
         for model in models_of(request.variants, request.plan):
             if (folder := model.folder(cluster)) is None:
                 continue

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.unit_quality import SENTENCES, VOICES, Spoken, load_spoken, speak
 from benchmarks.voice_activity import FRAME_S, Known, as_frames, assemble, detect, noisy, score
+from jobs.audio.alignments import Phone
 from jobs.audio.voice_activity import Silero, Stretch
 from orchestrator.spec.recipe import VoiceActivity
 
@@ -26,10 +27,11 @@ def test_scores_by_hand() -> None:
 
 
 def test_a_recording_says_when_its_speech_is() -> None:
-    ends_s, phones = (0.2, 0.5, 0.6, 0.7, 1.0), ("pau", "a", "pau", "b", "pau")
-    known = assemble([Spoken(SECOND, ends_s, phones)], 30.0, min_pause_s=0.3, seed=0)
+    times_s = (0.0, 0.2, 0.5, 0.6, 0.7, 1.0)
+    phones = [Phone(*at) for at in zip(times_s, times_s[1:], ("", "a", "", "b", ""), strict=False)]
+    known = assemble([Spoken(SECOND, phones)], 30.0, min_pause_s=0.3, seed=0)
     assert all(b - a == pytest.approx(0.5) for a, b in known.stretches)
-    split = assemble([Spoken(SECOND, ends_s, phones)], 30.0, min_pause_s=0.05, seed=0)
+    split = assemble([Spoken(SECOND, phones)], 30.0, min_pause_s=0.05, seed=0)
     assert len(split.stretches) == 2 * len(known.stretches)
 
 

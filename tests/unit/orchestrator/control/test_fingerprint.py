@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from orchestrator.control.fingerprint import fingerprint
+from orchestrator.control.fingerprint import fingerprint, fingerprint_alignments
 from orchestrator.errors import RequestError
 from orchestrator.spec.cluster import Container
 from orchestrator.spec.recipe import Source
@@ -107,3 +107,14 @@ def test_the_same_files_read_as_folders_tars_and_parquet_are_three_states(tmp_pa
     states = [of(root, container=container) for container in get_args(Container)]
     assert len({*states, of(rows)}) == len(states) + 1
     assert of(rows, container="parquet") == of(root, container="parquet")
+
+
+def test_phone_times_count_by_their_bytes(tmp_path: Path) -> None:
+    phones = tmp_path / "a" / "x.TextGrid"
+    phones.parent.mkdir()
+    phones.write_text("one")
+    before = fingerprint_alignments(tmp_path, "folder")
+    (tmp_path / "a" / "x.wav").write_bytes(b"RIFF")
+    assert fingerprint_alignments(tmp_path, "folder") == before
+    phones.write_text("two")
+    assert fingerprint_alignments(tmp_path, "folder") != before

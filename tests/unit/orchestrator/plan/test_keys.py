@@ -216,6 +216,22 @@ def test_waves_as_they_are_change_no_key_of_pinned_weights() -> None:
         )
 
 
+def test_judging_units_is_a_node_of_its_own() -> None:
+    section = {"alignments": "speech"}
+    judged = recipe(**{"evaluate.unit_quality": section})
+    assert changed(recipe(), judged) == []
+    for change in ({"alignments": "other"}, {"hours": 1}, {"seed": 1}):
+        other = recipe(**{"evaluate.unit_quality": section | change})
+        assert changed(judged, other) == ["unit_quality"]
+    exact = {"evaluate.unit_quality": section, "encoder.precision": "bf16"}
+    assert "unit_quality" in changed(judged, recipe(**exact))
+    before, after = (
+        keys_of(plan_of(judged, facts=Facts(listings=FACTS.listings, alignments=digit * 64)))
+        for digit in "ab"
+    )
+    assert [node for node in before if before[node] != after[node]] == ["unit_quality"]
+
+
 def test_a_pretrained_encoder_depends_on_its_corpus() -> None:
     base, other = pretrained_recipe(), pretrained_recipe(**{"corpus.data_fraction": 0.5})
     assert changed(base, other) == after("corpus", base)
@@ -223,6 +239,7 @@ def test_a_pretrained_encoder_depends_on_its_corpus() -> None:
 
 def test_no_field_of_the_recipe_was_forgotten_here() -> None:
     known = {name for name, _, _ in FIELDS} | {"sweep", "encoder.pretrain"}
+    known |= {"evaluate.unit_quality"}
     known |= {f"encoder.pretrain.{name}" for name, _, _ in PRETRAIN_FIELDS}
     fields = {*_leaves(recipe().model_dump()), *_leaves(pretrained_recipe().model_dump())}
     assert fields - {"corpus.sources"} == known - {"corpus.sources"}
