@@ -62,11 +62,12 @@ def small_convolutions(about: dict[str, Any], channels: int = 64) -> dict[str, A
     return {"conv_dim": (channels,) * len(about.get("conv_dim", HubertConfig().conv_dim))}
 
 
-def random_model(name: str, num_layers: int, **shape: Any) -> Any:
+def random_model(name: str, num_layers: int, *, small: bool = False) -> Any:
     """An architecture with random weights, the same each time."""
     torch.manual_seed(0)
     model_class, config_class, about = FAMILY[name]
-    config = config_class(**{**about, **shape, "num_hidden_layers": num_layers})
+    shape = {**about, **SMALL, **small_convolutions(about)} if small else about
+    config = config_class(**{**shape, "num_hidden_layers": num_layers})
     return model_class(config).eval().requires_grad_(False)
 
 

@@ -77,6 +77,10 @@ def _in_rows(qkv_N3HE: Tensor, rows: Rows) -> Tensor:
         starts_B = torch.arange(len(rows.lengths_B), device=qkv_N3HE.device) * rows.num_frames
         edges_B2 = torch.stack([starts_B + rows.lengths_B, starts_B + rows.num_frames], 1)
         return _between(qkv_N3HE, edges_B2.flatten(), rows.num_frames)
+    return _with_mask(qkv_N3HE, rows)
+
+
+def _with_mask(qkv_N3HE: Tensor, rows: Rows) -> Tensor:
     qkv_BT3HE = qkv_N3HE.view(-1, rows.num_frames, *qkv_N3HE.shape[1:])
     return _of_equal_lengths(qkv_BT3HE, rows.is_wave[:, None, None]).flatten(0, 1)
 
