@@ -49,10 +49,13 @@ def figures(setting: Setting) -> Iterator[Figure]:
     yield _of_tf32(setting, missed, encoder, waves)
 
 
-def batched(encoder: SpeechEncoder, waves: Sequence[Any]) -> Tensor:
-    """``feats_ND`` of waves in their order, computed in the stages' batches."""
+def batched(
+    encoder: SpeechEncoder, waves: Sequence[Any], max_padded_samples: int | None = None
+) -> Tensor:
+    """``feats_ND`` of waves in their order, computed in batches; by default, the stages'."""
+    most = max_padded_samples or encoder.max_padded_samples
     feats = [torch.empty(0)] * len(waves)
-    for batch in plan_batches([len(w) for w in waves], encoder.max_padded_samples):
+    for batch in plan_batches([len(w) for w in waves], most):
         for i, feats_TD in zip(batch, encoder.features([waves[i] for i in batch]), strict=True):
             feats[i] = feats_TD
     return torch.cat(feats)

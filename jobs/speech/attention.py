@@ -35,24 +35,41 @@ class Rows(NamedTuple):
         return frames_T < self.lengths_B[:, None]
 
 
+_MOST_BIASES = 1 << 22
+"""Of one head at a time, which a wave of 41 s has at 50 Hz."""
 Lengths = Sequence[int] | Rows
 """Frames of each wave: of waves that lie one after the other, or that begin a row each."""
 
 
-def attended(qkv_N3HE: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None = None) -> Tensor:
-    """Attention (arXiv 1706.03762) of each wave's frames to all of that wave; ``out_NHE``.
+class Bias(NamedTuple):
+    """What is added to a wave's attention before the softmax: by distance, minded more or less.
 
-    ``biases``: ``bias_HTT`` of each wave, which is added before the softmax.
+    Of a wave's frames to each other it would be T x T numbers for each head; here it is 2 T.
     """
+
+    by_distance_HX: Tensor
+    """From the last frame to the first, to from the first to the last: X = 2 T - 1."""
+    gate_HT: Tensor
+    """Of the frame that looks."""
+
+    def of_frames(self, start: int, stop: int) -> Tensor:
+        """``bias_HQT`` of some frames that look at all."""
+        num_frames = self.gate_HT.shape[1]
+        seen_HTT = self.by_distance_HX.unfold(1, num_frames, 1)  # row T - 1 - i is frame i's
+        seen_HQT = seen_HTT[:, num_frames - stop : num_frames - start].flip(1)
+        return self.gate_HT[:, start:stop, None] * seen_HQT
+
+
+def attended(qkv_N3HE: Tensor, lengths: Lengths, biases: Sequence[Bias] | None = None) -> Tensor:
+    """Attention (arXiv 1706.03762) of each wave's frames to all of that wave; ``out_NHE``."""
     if isinstance(lengths, Rows):
         return _in_rows(qkv_N3HE, lengths)
     if biases is None and qkv_N3HE.device.type == "cuda":
         return _all_at_once(qkv_N3HE, lengths)
-    outs = []
-    for number, part_T3HE in enumerate(torch.split(qkv_N3HE, list(lengths))):
-        bias_1HTT = None if biases is None else biases[number][None].to(qkv_N3HE.dtype)
-        outs.append(_of_equal_lengths(part_T3HE[None], bias_1HTT)[0])
-    return torch.cat(outs)
+    parts = torch.split(qkv_N3HE, list(lengths))
+    if biases is None:
+        return torch.cat([_of_equal_lengths(part_T3HE[None])[0] for part_T3HE in parts])
+    return torch.cat([_biased(*one) for one in zip(parts, biases, strict=True)])
 
 
 def by_wave(packed_ND: Tensor, lengths: Lengths) -> Tensor:
@@ -69,6 +86,25 @@ def packed(padded_BTD: Tensor, lengths: Lengths) -> Tensor:
     if isinstance(lengths, Rows):
         return padded_BTD.flatten(0, 1)
     return torch.cat([row_TD[:n] for row_TD, n in zip(padded_BTD, lengths, strict=True)])
+
+
+def _biased(qkv_T3HE: Tensor, bias: Bias) -> Tensor:
+    """So many frames at a time that their biases take bounded memory, however long the wave is."""
+    query_HTE, key_HTE, value_HTE = qkv_T3HE.permute(1, 2, 0, 3)
+    num_frames = len(qkv_T3HE)
+    step = max(1, _MOST_BIASES // num_frames)
+    # Written in place: what is kept between pieces keeps a CPU's allocator from using theirs again.
+    out_HTE = torch.empty_like(query_HTE)
+    for start in range(0, num_frames, step):
+        stop = min(start + step, num_frames)
+        bias_HQT = bias.of_frames(start, stop).to(qkv_T3HE.dtype)
+        out_HTE[:, start:stop] = functional.scaled_dot_product_attention(
+            query_HTE[None, :, start:stop],
+            key_HTE[None],
+            value_HTE[None],
+            attn_mask=bias_HQT[None],
+        )[0]
+    return out_HTE.transpose(0, 1)
 
 
 def _in_rows(qkv_N3HE: Tensor, rows: Rows) -> Tensor:

@@ -15,6 +15,7 @@ N frames of all waves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import reduce
 from operator import add
 from typing import Any
@@ -118,7 +119,7 @@ class _First(nn.Module):
             block.conv.weight.new_zeros(len(block.conv.weight)) if bias_O is None else bias_O
         )
         norm = getattr(block, "layer_norm", None)
-        self.norm_over_time = norm if isinstance(norm, nn.GroupNorm) else None
+        self.norm_over_time = deepcopy(norm) if isinstance(norm, nn.GroupNorm) else None
         self.norm = _norm_over_channels(block)
         self.activation: _Activation = block.activation
 
@@ -212,7 +213,7 @@ class _OverChannels(nn.Module):
 
 def _norm_over_channels(block: Any) -> nn.Module:
     norm = getattr(block, "layer_norm", None)
-    return _OverChannels(norm) if isinstance(norm, nn.LayerNorm) else nn.Identity()
+    return _OverChannels(deepcopy(norm)) if isinstance(norm, nn.LayerNorm) else nn.Identity()
 
 
 def _fixed(weight: Tensor) -> nn.Parameter:

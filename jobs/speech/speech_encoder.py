@@ -63,7 +63,7 @@ class SpeechEncoder:
         all_at_once: bool | None = None,
         record: Record | None = None,
     ) -> None:
-        """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel, which is used up.
+        """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel; it stays as it is.
 
         ``on_cpu`` loads the same encoder there, to tell a wave's fault from a device's.
         ``all_at_once``: how a batch is taken; by default as suits the device. ``record``: batches

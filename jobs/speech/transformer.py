@@ -11,18 +11,19 @@ Shapes: N frames of all waves, T of one, B waves, C channels of the front end, D
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jobs.speech.attention import Lengths, Rows, attended, by_wave, packed
+from jobs.speech.attention import Bias, Lengths, Rows, attended, by_wave, packed
 from jobs.speech.long_convolution import LongConvolution
 
 
 class Transformer(nn.Module):
-    """The layers of a model up to one of them."""
+    """The layers of a model up to one of them; nothing of the model itself is kept or changed."""
 
     def __init__(self, model: Any, layer: int) -> None:
         """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel."""
@@ -30,7 +31,7 @@ class Transformer(nn.Module):
         encoder, is_pre_norm = model.encoder, model.config.do_stable_layer_norm
         self.project = _Projection(model.feature_projection)
         self.position = _Position(encoder.pos_conv_embed)
-        self.norm = nn.Identity() if is_pre_norm else encoder.layer_norm
+        self.norm = nn.Identity() if is_pre_norm else deepcopy(encoder.layer_norm)
         self.layers = nn.ModuleList(_Layer(one, is_pre_norm) for one in encoder.layers[:layer])
         first = encoder.layers[0].attention
         self.bias = _PositionBias(first) if hasattr(first, "rel_attn_embed") else None
@@ -53,7 +54,7 @@ class Transformer(nn.Module):
 class _Projection(nn.Module):
     def __init__(self, of: Any) -> None:
         super().__init__()
-        self.norm = getattr(of, "layer_norm", nn.Identity())  # some HuBERTs have none
+        self.norm = deepcopy(getattr(of, "layer_norm", nn.Identity()))  # some HuBERTs have none
         self.linear = _Linear(of.projection)
 
     def forward(self, frames_NC: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class _Position(nn.Module):
 
     def __init__(self, of: Any) -> None:
         super().__init__()
-        self.norm = getattr(of, "batch_norm", None)
+        self.norm = deepcopy(getattr(of, "batch_norm", None))
         conv = of.conv
         self.weight_OIK = nn.Parameter(conv.weight.detach().clone(), requires_grad=False)
         self.bias_O = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
@@ -106,11 +107,14 @@ class _PositionBias(nn.Module):
 
     def __init__(self, of: Any) -> None:
         super().__init__()
-        self.of = of
+        self.embed = deepcopy(of.rel_attn_embed)
+        self._bucket_of = of._relative_positions_bucket  # transformers' rule: it knows no weights
 
     def forward(self, num_frames: int) -> Tensor:
-        bias_HTT: Tensor = self.of.compute_bias(num_frames, num_frames)
-        return bias_HTT
+        """``by_distance_HX`` of a `Bias`."""
+        distances_X = torch.arange(1 - num_frames, num_frames, device=self.embed.weight.device)
+        by_distance_XH: Tensor = self.embed(self._bucket_of(distances_X))
+        return by_distance_XH.T
 
 
 class _Layer(nn.Module):
@@ -118,7 +122,7 @@ class _Layer(nn.Module):
         super().__init__()
         self.is_pre_norm = is_pre_norm
         self.attention = _Attention(of.attention)
-        self.norm, self.final_norm = of.layer_norm, of.final_layer_norm
+        self.norm, self.final_norm = deepcopy(of.layer_norm), deepcopy(of.final_layer_norm)
         self.widen = _Linear(of.feed_forward.intermediate_dense)
         self.activation = of.feed_forward.intermediate_act_fn
         self.narrow = _Linear(of.feed_forward.output_dense)
@@ -149,10 +153,11 @@ class _Attention(nn.Module):
     def forward(
         self, hidden_ND: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None
     ) -> Tensor:
+        gated = None
         if self.gate and biases is not None and not isinstance(lengths, Rows):
-            biases = self.gate(hidden_ND, lengths, biases)
+            gated = self.gate(hidden_ND, lengths, biases)
         qkv_N3HE = self.query_key_value(hidden_ND).view(len(hidden_ND), 3, self.num_heads, -1)
-        out_ND: Tensor = self.out(attended(qkv_N3HE, lengths, biases).flatten(1))
+        out_ND: Tensor = self.out(attended(qkv_N3HE, lengths, gated).flatten(1))
         return out_ND
 
 
@@ -162,18 +167,18 @@ class _Gate(nn.Module):
     def __init__(self, of: Any) -> None:
         super().__init__()
         self.num_heads: int = of.num_heads
-        self.linear, self.constant = _Linear(of.gru_rel_pos_linear), of.gru_rel_pos_const
+        self.linear, self.constant = _Linear(of.gru_rel_pos_linear), deepcopy(of.gru_rel_pos_const)
 
     def forward(
         self, hidden_ND: Tensor, lengths: Sequence[int], biases: Sequence[Tensor]
-    ) -> list[Tensor]:
+    ) -> list[Bias]:
         heads_NHE = hidden_ND.view(len(hidden_ND), self.num_heads, -1)
         gates_NH24 = self.linear(heads_NHE).view(*heads_NHE.shape[:2], 2, 4)
         gates_NH2 = torch.sigmoid(gates_NH24.sum(3))
         first_NH, second_NH = gates_NH2.unbind(2)
         gate_NH = first_NH * (second_NH * self.constant.view(-1) - 1) + 2
         parts = torch.split(gate_NH, list(lengths))
-        return [gate.T[:, :, None] * bias for gate, bias in zip(parts, biases, strict=True)]
+        return [Bias(bias_HX, gate.T) for gate, bias_HX in zip(parts, biases, strict=True)]
 
 
 class _Linear(nn.Module):

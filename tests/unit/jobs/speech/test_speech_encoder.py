@@ -186,3 +186,22 @@ def test_other_errors_of_a_device_halve_nothing() -> None:
     assert is_out_of_memory(RuntimeError("CUDNN_STATUS_ALLOC_FAILED"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
+
+
+def _all_of(model: torch.nn.Module) -> dict[str, object]:
+    """Each part and weight of a model, as it is."""
+    weights = {
+        name: (id(w), w.dtype, w.requires_grad, w.detach().clone().flatten().tolist()[:9])
+        for name, w in model.named_parameters()
+    }
+    return weights | {f"{name}.training": part.training for name, part in model.named_modules()}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_model_that_an_encoder_is_made_of_stays_as_it_is(name: str) -> None:
+    model = small_encoder(name)
+    for norm in (m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)):
+        norm.train()
+    before = _all_of(model)
+    SpeechEncoder(model, 2, precision="bf16").features(_waves(3_000))
+    assert _all_of(model) == before
