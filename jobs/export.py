@@ -8,11 +8,7 @@ where they come from. The folder appears whole or not at all.
 from __future__ import annotations
 
 import argparse
-import glob
-import shutil
 import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -32,6 +28,7 @@ from orchestrator.errors import (
     os_words,
 )
 from orchestrator.ledger.artifact import Artifact
+from orchestrator.ledger.new_folder import new_folder
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import sha256_of, to_json
 from orchestrator.ledger.store import Store
@@ -40,8 +37,6 @@ from orchestrator.spec.recipe import Recipe, Split
 
 _COLUMNS = ["id", "recording", "units", "durations", "num_samples"]
 ABOUT = "export.json"
-_LEFT_FOR_S = 3600.0
-"""An export writes more often than that."""
 
 
 def export(run: RunFolder, store: Store, instance: Instance, form: str, to: Path) -> None:
@@ -56,12 +51,7 @@ def export(run: RunFolder, store: Store, instance: Instance, form: str, to: Path
             f"{instance.id}: not finished; `orchestrator resume {run.name}` goes on with it"
         )
     recipe = _recipe_of(run, instance)
-    require_free(to)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    sweep(to)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as temporary:
-        folder = Path(temporary, "units")
-        folder.mkdir()
+    with new_folder(to, "--units") as folder:
         written = _write(units, recipe, form, folder)
         about = {
             "run": run.storage.url,
@@ -75,23 +65,6 @@ def export(run: RunFolder, store: Store, instance: Instance, form: str, to: Path
             **written,
         }
         (folder / ABOUT).write_bytes(to_json(about))
-        if to.exists():
-            to.rmdir()  # empty, as was seen; another process may have filled it since
-        folder.rename(to)
-
-
-def sweep(to: Path) -> None:
-    """Remove what exports to the same folder have left that were killed and wrote nothing since."""
-    for left in to.parent.glob(f".{glob.escape(to.name)}-*"):
-        written_at = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-        if time.time() - written_at > _LEFT_FOR_S:
-            shutil.rmtree(left, ignore_errors=True)  # another export may do the same
-
-
-def require_free(to: Path) -> None:
-    """Raises RequestError when something is there already."""
-    if to.is_symlink() or (to.exists() and not (to.is_dir() and not any(to.iterdir()))):
-        raise RequestError(f"--units: {to} is there already; name a new folder, or an empty one")
 
 
 def _recipe_of(run: RunFolder, instance: Instance) -> Recipe:

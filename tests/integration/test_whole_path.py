@@ -6,9 +6,13 @@ import json
 import os
 import random
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.ledger import checkpoints
@@ -176,3 +180,42 @@ def test_a_cancelled_training_saves_first_however_slow_the_store(
     assert [m.step for m in checkpoints.committed(artifact.storage)] == [live()["step"]]
     assert live()["stopped"]
     assert smoke.wait_gone() == []
+
+
+def test_a_model_that_is_exported_scores_as_the_run_says(
+    calm: tuple[Smoke, str], tmp_path: Path
+) -> None:
+    """Read by plain transformers, from its folder alone."""
+    smoke, run = calm
+    (made,) = smoke.orchestrator(
+        "export", run, "--to", str(tmp_path / "cold"), "--variant", "init=cold"
+    ).stdout.split()
+    script = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, HubertModel
+folder, units = sys.argv[1], [int(unit) for unit in sys.argv[2].split()]
+model = AutoModelForCausalLM.from_pretrained(folder)
+assert model.config.offset == 0
+HubertModel.from_pretrained(folder + "/encoder")
+tokens = torch.tensor([units])
+with torch.inference_mode():
+    logits = model(input_ids=tokens).logits[0, :-1].double()
+print(json.dumps(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()))
+"""
+    artifacts = smoke.folder / "store" / "artifacts"
+    record = json.loads((Path(made) / "lineage.json").read_text())["artifacts"]
+    scored = pq.read_table(
+        artifacts / "perplexity" / record["perplexity"]["key"][:12] / "test.nll.parquet"
+    )
+    shards = pa.concat_tables(
+        pq.read_table(path, columns=["id", "units"])
+        for path in (artifacts / "tokenize" / record["tokenize"]["key"][:12]).rglob("shards/*/*")
+    )
+    units = dict(zip(shards["id"].to_pylist(), shards["units"].to_pylist(), strict=True))
+    row = next(r for r in scored.to_pylist() if 2 <= len(units[r["id"]]) <= 32)
+    words = " ".join(map(str, units[row["id"]]))
+    done = subprocess.run(
+        [sys.executable, "-c", script, made, words], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == pytest.approx(row["nll"], abs=1e-4)

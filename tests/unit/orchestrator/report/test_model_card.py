@@ -1,0 +1,58 @@
+"""What a model card says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from orchestrator.report.model_card import encoder_text, model_card
+from orchestrator.report.record import read_record
+from orchestrator.spec.recipe import Encoder
+from tests.unit.orchestrator.report.conftest import TEST_PERPLEXITY, Ledger
+
+UNITS: dict[str, Any] = {
+    "num_units": 100,
+    "deduplicated": True,
+    "normalize_waveform": False,
+    "codebook": {"dim": 192, "sha256": "e" * 64},
+}
+
+
+def cards(ledger: Ledger) -> dict[str, str]:
+    """By the init of the variant."""
+    record = read_record(ledger.run, ledger.store, ledger.observed)
+    recipes = {v.name: v.recipe for v in ledger.run.variants()}
+    return {
+        v.name.removeprefix("init="): model_card(record, v, recipes[v.name], UNITS)
+        for v in record.variants
+    }
+
+
+def test_it_tells_the_arms_apart_and_gives_their_scores(finished: Ledger) -> None:
+    found = cards(finished)
+    assert "whose vocabulary was replaced by 100 units" in found["twist"]
+    assert "every weight drawn anew (the cold arm)" in found["cold"]
+    for init, perplexity in TEST_PERPLEXITY.items():
+        interval = f"[{perplexity - 0.4:.2f}, {perplexity + 0.4:.2f}]"
+        assert f"| test | {perplexity:.2f} {interval} | 96.30 [" in found[init]
+        for stage in ("tokenize", "pack", "train"):
+            assert any(f"| `{i.key}` |" in found[init] for i in finished.of_stage(stage))
+
+
+def test_its_front_matter_is_yaml(finished: Ledger) -> None:
+    for card in cards(finished).values():
+        _, front, _ = card.split("---\n", 2)
+        assert yaml.safe_load(front)["library_name"] == "transformers"
+
+
+def test_a_run_without_scores_says_so(finished: Ledger) -> None:
+    for instance in finished.of_stage("perplexity"):
+        finished.artifact(instance).storage.delete("scores.json")
+    assert all("None: the run has scored nothing yet." in card for card in cards(finished).values())
+
+
+def test_encoders() -> None:
+    hub = Encoder(model="a/b", revision="0123456789abcdef" * 2 + "01234567", layer=3)
+    assert encoder_text(hub) == "`a/b` at `0123456789ab`"
+    assert encoder_text(Encoder(model="x", sha256="c" * 64, layer=3)).endswith(f"`{'c' * 64}`")
