@@ -6,15 +6,16 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModelForCausalLM, HubertModel
 
+from jobs.scoring.perplexity import score_model
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.storage import Storage
@@ -190,32 +191,22 @@ def test_a_model_that_is_exported_scores_as_the_run_says(
     (made,) = smoke.orchestrator(
         "export", run, "--to", str(tmp_path / "cold"), "--variant", "init=cold"
     ).stdout.split()
-    script = """
-import json, sys
-import torch
-from transformers import AutoModelForCausalLM, HubertModel
-folder, units = sys.argv[1], [int(unit) for unit in sys.argv[2].split()]
-model = AutoModelForCausalLM.from_pretrained(folder)
-assert model.config.offset == 0
-HubertModel.from_pretrained(folder + "/encoder")
-tokens = torch.tensor([units])
-with torch.inference_mode():
-    logits = model(input_ids=tokens).logits[0, :-1].double()
-print(json.dumps(torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()))
-"""
+    model = AutoModelForCausalLM.from_pretrained(made)
+    assert model.config.offset == 0
+    HubertModel.from_pretrained(Path(made) / "encoder")
     artifacts = smoke.folder / "store" / "artifacts"
-    record = json.loads((Path(made) / "lineage.json").read_text())["artifacts"]
-    scored = pq.read_table(
-        artifacts / "perplexity" / record["perplexity"]["key"][:12] / "test.nll.parquet"
-    )
+    about = json.loads((Path(made) / "lineage.json").read_text())["artifacts"]
+    keys = {name: about[name]["key"][:12] for name in ("perplexity", "tokenize")}
+    of_run = pq.read_table(artifacts / "perplexity" / keys["perplexity"] / "test.nll.parquet")
     shards = pa.concat_tables(
         pq.read_table(path, columns=["id", "units"])
-        for path in (artifacts / "tokenize" / record["tokenize"]["key"][:12]).rglob("shards/*/*")
+        for path in (artifacts / "tokenize" / keys["tokenize"]).rglob("shards/*/*")
     )
     units = dict(zip(shards["id"].to_pylist(), shards["units"].to_pylist(), strict=True))
-    row = next(r for r in scored.to_pylist() if 2 <= len(units[r["id"]]) <= 32)
-    words = " ".join(map(str, units[row["id"]]))
-    done = subprocess.run(
-        [sys.executable, "-c", script, made, words], capture_output=True, text=True, check=True
+    scored = score_model(
+        model,
+        [np.array(units[name]) for name in of_run["id"].to_pylist()],
+        context_length=32,
+        num_samples=of_run["num_samples"].to_numpy(),
     )
-    assert json.loads(done.stdout) == pytest.approx(row["nll"], abs=1e-4)
+    assert scored.nll.tolist() == pytest.approx(of_run["nll"].to_pylist(), rel=1e-5)
