@@ -50,7 +50,7 @@ def rank_config(attempt: Attempt) -> RankConfig:
         global_batch=pretrain.batch_size,
         seed=pretrain.seed,
         optimizer=OPTIMIZER.model_copy(update={"lr": pretrain.lr}),
-        precision="fp32",
+        precision=pretrain.precision,
         checkpoint=pretrain.checkpoint,
     )
     most, world_size = driver.max_micro_batch(attempt), attempt.resources.world_size

@@ -26,12 +26,11 @@ from jobs.lm.token_stream import Tokens, TokenStream, bin_name, open_tokens
 from jobs.lm.twist import build_model
 from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig
-from jobs.training.task import LossOf, MicroBatch, Samples, Tick
+from jobs.training.task import DTYPES, LossOf, MicroBatch, Samples, Tick
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Schedule
 
 MODEL_FOLDER = "model"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAX_VALID_WINDOWS = 256
 _COSINE_FLOOR = 0.1
 

@@ -33,7 +33,7 @@ from jobs.speech import sample, targets
 from jobs.speech.utterances import WaveReader
 from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig
-from jobs.training.task import LossOf, MicroBatch, Samples, Tick
+from jobs.training.task import DTYPES, LossOf, MicroBatch, Samples, Tick
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -75,6 +75,7 @@ class Learner(nn.Module):
 
     def forward(self, wav_BS: Tensor, is_masked_BT: Tensor) -> Tensor:
         """``logits_BTK``."""
+        wav_BS = wav_BS.to(self.head.weight.dtype)
         hidden_BTD = self.hubert(wav_BS, mask_time_indices=is_masked_BT).last_hidden_state
         logits_BTK: Tensor = self.head(hidden_BTD)
         return logits_BTK
@@ -211,7 +212,7 @@ class MaskedPrediction:
         spec = self._spec
         name = f"pretrain {spec.pretrain.seed} {spec.number}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
-        return self._new_learner()
+        return self._new_learner().to(DTYPES[spec.pretrain.precision])
 
     def _new_learner(self) -> Learner:
         spec = self._spec

@@ -28,6 +28,8 @@ Samples = npt.NDArray[np.int64]
 """Numbers of samples, each from 0 to ``num_samples`` - 1."""
 MicroBatch = tuple[torch.Tensor, ...]
 """Samples along the first dimension of each tensor."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Of weights, by the precision of a training."""
 LossOf = Callable[[MicroBatch], torch.Tensor]
 Tick = Callable[[str], None]
 """Tells the heartbeat that work was done, and in which phase."""

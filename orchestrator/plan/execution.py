@@ -55,6 +55,7 @@ def pretrain_execution(
 ) -> Execution:
     """How ranks share a batch of crops: all of a rank's at once, where they fit the device.
 
+    In bf16 by ZeRO 1, as `execution_of` says.
     Raises RequestError when the batch does not divide.
     """
     share, rest = divmod(pretrain.batch_size, world_size)
@@ -63,7 +64,10 @@ def pretrain_execution(
             f"encoder.pretrain.batch_size: {pretrain.batch_size} crops cannot be shared equally by "
             f"{world_size} ranks; use a number of ranks out of {_divisors(pretrain.batch_size)}"
         )
-    return Execution(zero_stage=0, micro_batch=_divisor(share, max_micro_batch or share))
+    return Execution(
+        zero_stage=int(pretrain.precision == "bf16"),
+        micro_batch=_divisor(share, max_micro_batch or share),
+    )
 
 
 def _divisor(share: int, at_most: int) -> int:

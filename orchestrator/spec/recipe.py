@@ -248,6 +248,8 @@ class Pretrain(Spec):
     """Frames in a masked span."""
     unmasked_weight: NonNegativeFloat = 0.5
     """Weight of the loss on frames that were not masked."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the training; optimizer state is fp32 in either. bf16 is for accelerators."""
     max_hours: PositiveFloat = 8.0
     """Hours after which no further utterance is drawn from the corpus: the last one may end beyond
     them."""

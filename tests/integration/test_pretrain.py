@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -52,11 +52,13 @@ SMALL = Pretrain.model_validate(
 class Pretraining(Training):
     """The first iteration of a tiny HuBERT."""
 
+    precision: Literal["fp32", "bf16"] = "fp32"
+
     def trained(self) -> dict[str, Any]:
         """Masked prediction in place of the language model."""
         roots = {"s": Root(self.inputs / "speech")}
         spec = MaskedPredictionSpec(
-            pretrain=SMALL,
+            pretrain=SMALL.model_copy(update={"precision": self.precision}),
             number=1,
             corpus_url=str(self.inputs / "corpus"),
             targets_url=str(self.inputs / "targets"),
@@ -68,7 +70,7 @@ class Pretraining(Training):
             global_batch=SMALL.batch_size,
             seed=SMALL.seed,
             optimizer=OPTIMIZER.model_copy(update={"lr": SMALL.lr}),
-            precision="fp32",
+            precision=self.precision,
             checkpoint=Checkpoint(every_steps=self.every_steps),
         )
         return {"task": TASK, "spec": spec.model_dump(mode="json"), "settings": settings}
@@ -126,6 +128,16 @@ def test_it_learns_more_than_how_often_each_target_occurs(inputs: Path, alone: P
     entropy = -(share_K * np.log(share_K)).sum() * (1 + SMALL.unmasked_weight)
     losses = [line["loss"] for line in alone.lines()]
     assert np.mean(losses[-10:]) < 0.8 * entropy < np.mean(losses[:3])
+
+
+def test_it_learns_as_much_in_bf16(inputs: Path, alone: Pretraining, tmp_path: Path) -> None:
+    training = Pretraining(
+        inputs=inputs, root=tmp_path, micro_batch=4, precision="bf16", zero_stage=1
+    )
+    assert training.run(world_size=1) == [0]
+    losses, exact = ([line["loss"] for line in t.lines()] for t in (training, alone))
+    assert losses != exact
+    assert np.mean(losses[-10:]) == pytest.approx(np.mean(exact[-10:]), rel=0.1)
 
 
 def test_killed_at_random_and_resumed_it_gives_the_same_weights(

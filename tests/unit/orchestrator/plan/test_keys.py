@@ -129,6 +129,7 @@ PRETRAIN_FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("mask_prob", 0.1, "pretrain.1"),
     ("mask_length", 5, "pretrain.1"),
     ("unmasked_weight", 0, "pretrain.1"),
+    ("precision", "bf16", "pretrain.1"),
     ("max_hours", 1, "targets.1"),
     ("seed", 3, "targets.1"),
     ("checkpoint.every_steps", 5, NEVER),
