@@ -40,9 +40,9 @@ def figures(setting: Setting) -> Iterator[Figure]:
             )
             work = sum(flops(model.config, layer, encoder.grid.num_frames(len(w))) for w in waves)
             timed = partial(_timed, setting, case, encoder, waves, work, peaks[precision])
-            yield timed(encoder.max_padded_samples // SAMPLE_RATE_HZ)
+            yield timed("", encoder.max_padded_samples // SAMPLE_RATE_HZ)
             if precision == "bf16" and not has_graphs:
-                yield from (timed(batch_s) for batch_s in _BATCHES_S)
+                yield from (timed(f", batches of {n} s", n) for n in _BATCHES_S)
 
 
 def _timed(
@@ -52,12 +52,13 @@ def _timed(
     waves: Sequence[Wave],
     work: float,
     best: Peak,
+    of: str,
     batch_s: int,
 ) -> Figure:
     took_s = seconds_of(setting, lambda: batched(encoder, waves, batch_s * SAMPLE_RATE_HZ))
     return Figure(
         row=ROW,
-        case=case,
+        case=case + of,
         value=sum(map(len, waves)) / SAMPLE_RATE_HZ / took_s,
         unit="audio s/s",
         share=work / took_s / best.flops_per_s,
