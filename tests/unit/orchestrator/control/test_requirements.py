@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ import yaml
 from orchestrator.control.executor import Request
 from orchestrator.control.request import prepare
 from orchestrator.control.requirements import missing, num_gpus, unfit_variables
+from orchestrator.errors import RequestError
 from orchestrator.ledger.store import Store
+from orchestrator.plan.execution import splits_of
+from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.loader import load_cluster, load_recipe
+from orchestrator.spec.recipe import Recipe
 from tests.unit.orchestrator import broken
 from tests.unit.orchestrator.recipes import cluster, recipe
+from tests.unit.source import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HERE = os.cpu_count() or 1
@@ -295,3 +302,25 @@ def _set(name: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     else:
         monkeypatch.setenv(name, value)
+
+
+def batches_of(of: Recipe, where: Cluster) -> Iterator[str]:
+    """How each number of ranks of a cluster shares the recipe's batches, or why it cannot."""
+    for stage, split in splits_of(of).items():
+        for size in where.resources_of(stage).sizes:
+            try:
+                execution = split(size.world_size)
+                said = f"micro-batch {execution.micro_batch}, ZeRO {execution.zero_stage}"
+            except RequestError as error:
+                said = str(error)
+            yield f"{stage} on {size.world_size}: {said}"
+
+
+def test_every_recipe_on_every_cluster(golden: Callable[[str, str], None]) -> None:
+    lines = []
+    for recipe_file in sorted((ROOT / "recipes").glob("*.yaml")):
+        of = load_recipe(recipe_file)
+        for cluster_file in sorted((ROOT / "cluster_configs").glob("*.yaml")):
+            lines.append(f"{recipe_file.name}, {cluster_file.name}")
+            lines += [f"  {line}" for line in batches_of(of, load_cluster(cluster_file))]
+    golden("recipes_on_clusters.txt", "\n".join(lines) + "\n")
