@@ -1,6 +1,7 @@
 """How many units differ from those of transformers' features, one wave at a time in fp32.
 
-HuBERT base to layer 6 in its real shape, random weights, a codebook fitted on the features.
+HuBERT base to layer 6 in its real shape, random weights, a codebook fitted on other waves: those
+that it was fitted on lie nearer to its centroids than any that are to come.
 """
 
 from __future__ import annotations
@@ -19,23 +20,21 @@ from jobs.speech.speech_encoder import SpeechEncoder
 
 ROW = "units"
 LAYER = 6
+_LEAST_SAMPLES = 400
+"""Of one frame."""
 
 
 def figures(setting: Setting) -> Iterator[Figure]:
     """Miss rates of batches and of precisions."""
     layer = setting.sized(LAYER, 2)
     model = random_model(HUBERT_BASE, layer, small=setting.is_tiny).to(setting.torch_device)
-    waves = setting.waves(setting.sized(180, 12), longest_s=setting.sized(16, 2))
-    waves = [wav_S for wav_S in waves if len(wav_S) > 400]
+    waves = setting.waves(setting.sized(300, 24), longest_s=setting.sized(16, 2))
+    waves = [wav_S for wav_S in waves if len(wav_S) > _LEAST_SAMPLES]
     encoder = SpeechEncoder(model, layer, device=setting.torch_device)  # it forbids TF32
-    with torch.inference_mode():
-        alone = [
-            hidden(model, torch.from_numpy(w)[None].to(setting.torch_device), layer)[0]
-            for w in waves
-        ]
-    reference_ND = torch.cat(alone)
-    num_clusters = setting.sized(500, 20)
-    codebook = fit(BlocksInMemory([reference_ND.cpu()]), num_clusters, seed=0)
+    heard, waves = waves[::3], [wav_S for n, wav_S in enumerate(waves) if n % 3]
+    reference_ND = _alone(setting, model, layer, waves)
+    blocks = BlocksInMemory([_alone(setting, model, layer, heard).cpu()])
+    codebook = fit(blocks, setting.sized(500, 50), seed=0)
     centroids_KD = codebook.centroids.to(setting.torch_device)
 
     def missed(case: str, feats_ND: Tensor) -> Figure:
@@ -47,6 +46,13 @@ def figures(setting: Setting) -> Iterator[Figure]:
         low = SpeechEncoder(model, layer, device=setting.torch_device, precision=precision)
         yield missed(f"{precision}, batches", batched(low, waves))
     yield _of_tf32(setting, missed, encoder, waves)
+
+
+def _alone(setting: Setting, model: Any, layer: int, waves: Sequence[Any]) -> Tensor:
+    """``feats_ND`` as transformers computes them, one wave at a time."""
+    tensors = (torch.from_numpy(wav_S)[None].to(setting.torch_device) for wav_S in waves)
+    with torch.inference_mode():
+        return torch.cat([hidden(model, wav_1S, layer)[0] for wav_1S in tensors])
 
 
 def batched(

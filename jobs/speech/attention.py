@@ -76,7 +76,7 @@ def by_wave(packed_ND: Tensor, lengths: Lengths) -> Tensor:
     """Frames as ``padded_BTD``, with zeros after each wave's."""
     if isinstance(lengths, Rows):
         rows_BTD = packed_ND.view(-1, lengths.num_frames, packed_ND.shape[1])
-        return rows_BTD.where(lengths.is_wave[..., None], 0)
+        return rows_BTD.masked_fill(~lengths.is_wave[..., None], 0)
     waves = torch.split(packed_ND, list(lengths))
     return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True)
 

@@ -76,11 +76,11 @@ class FrontEnd(nn.Module):
     def _centred_rows(self, wav_BS: Tensor, lengths_B: Tensor) -> Tensor:
         """As `_centred`, with zeros past each wave."""
         is_wave_BS = torch.arange(wav_BS.shape[1], device=wav_BS.device) < lengths_B[:, None]
-        wav_BS = wav_BS.where(is_wave_BS, 0)
+        wav_BS = wav_BS.masked_fill(~is_wave_BS, 0)
         if self.first.norm_over_time is None:
             return wav_BS
         mean_B = wav_BS.sum(1, dtype=torch.float64) / lengths_B
-        return (wav_BS - mean_B.to(wav_BS.dtype)[:, None]).where(is_wave_BS, 0)
+        return (wav_BS - mean_B.to(wav_BS.dtype)[:, None]).masked_fill(~is_wave_BS, 0)
 
     def _centred(self, wav_S: Tensor) -> Tensor:
         """Without its mean, where the first norm takes that away: products are exacter so."""
@@ -150,8 +150,8 @@ class _First(nn.Module):
         num_rows_B = (lengths_B - self.kernel) // self.stride + 1
         steps_T = torch.arange(rows_BTK.shape[1], device=wav_BS.device)
         is_row_BT1 = (steps_T < num_rows_B[:, None])[..., None]
-        mean_BK = rows_BTK.where(is_row_BT1, 0).sum(1) / num_rows_B[:, None]
-        centred_BTK = (rows_BTK - mean_BK[:, None]).where(is_row_BT1, 0)
+        mean_BK = rows_BTK.masked_fill(~is_row_BT1, 0).sum(1) / num_rows_B[:, None]
+        centred_BTK = (rows_BTK - mean_BK[:, None]).masked_fill(~is_row_BT1, 0)
         spread_BKK = centred_BTK.mT @ centred_BTK / num_rows_B[:, None, None]
         return self._normed(self.norm_over_time, mean_BK, spread_BKK)
 

@@ -56,6 +56,8 @@ def test_every_row_runs_on_a_bare_machine(bare: dict[str, str], tmp_path: Path) 
     assert all("graphs" in case or "tf32" in case or "window" in case for case in unmeasured)
     (batches,) = (f for f in report["figures"] if f["case"] == "fp32, batches")
     assert batches["note"].endswith(", 0 of them no ties")
+    (rounded,) = (f for f in report["figures"] if f["case"] == "bf16, batches")
+    assert 0 < rounded["value"] < 10  # the row can tell
 
 
 def test_the_tests_of_the_tier_run_on_a_bare_machine(bare: dict[str, str]) -> None:
