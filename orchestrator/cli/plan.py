@@ -15,11 +15,13 @@ from rich.text import Text
 from orchestrator.cli.arguments import add_recipe, prepared
 from orchestrator.cli.terminal import Terminal
 from orchestrator.control.executor import JobPreview, Request, executor_of
+from orchestrator.control.models import text_model_config
 from orchestrator.control.requirements import missing
 from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import Spending, spending, spending_figures
 from orchestrator.ledger.storage import to_json
+from orchestrator.plan.device_memory import device_memory, shape_of
 from orchestrator.plan.estimate import (
     Estimate,
     SourceEstimate,
@@ -29,6 +31,7 @@ from orchestrator.plan.estimate import (
     gpu_hours,
     walltimes,
 )
+from orchestrator.plan.execution import execution_of
 from orchestrator.plan.planner import Instance
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_count, format_duration, format_several
@@ -51,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         where = {"cluster": str(request.cluster_file), "store": request.store.storage.url}
         sources = [asdict(source) for source in _sources(request)]
-        document = {**request.plan.to_json(), **where, "sources": sources}
+        memory = {"device_memory": _device_memory(request)}
+        document = {**request.plan.to_json(), **where, **memory, "sources": sources}
         sys.stdout.write(to_json(document).decode())
         return 0
     if options.scripts:
@@ -227,6 +231,40 @@ def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
         parts.append(f"audio: {cost.audio_hours:.2f} h kept")
     if parts:
         console.print("a variant: " + ", ".join(parts))
+    if memory := _device_memory(request):
+        console.print(_memory_line(memory))
+
+
+def _device_memory(request: Request) -> dict[str, Any] | None:
+    """What the first variant's training puts into a device's memory; None where nobody knows."""
+    if not request.plan.scope.trains:
+        return None
+    recipe, cluster = request.variants[0].recipe, request.cluster
+    shape = shape_of(recipe, text_model_config(recipe, cluster))
+    world_size = cluster.resources_of("train").world_size
+    try:
+        execution = execution_of(recipe.train, world_size)
+    except RequestError:  # said by itself
+        return None
+    if shape is None:
+        return None
+    parts = device_memory(recipe, shape, execution, world_size)
+    return {
+        "world_size": world_size,
+        **execution.model_dump(include={"micro_batch", "zero_stage", "offload"}),
+        **{f"{name}_bytes": round(size) for name, size in parts._asdict().items()},
+        "total_bytes": round(parts.total),
+    }
+
+
+def _memory_line(memory: Mapping[str, Any]) -> str:
+    parts = ("weights", "gradients", "optimizer", "activations")
+    said = ", ".join(f"{name} {format_bytes(memory[f'{name}_bytes'])}" for name in parts)
+    return (
+        f"memory of each of {memory['world_size']} ranks, about "
+        f"{format_bytes(memory['total_bytes'])}: {said} (micro-batch {memory['micro_batch']}, ZeRO "
+        f"{memory['zero_stage']})"
+    )
 
 
 def _training_parts(request: Request, cost: Estimate) -> list[str]:

@@ -183,6 +183,13 @@ def _config_of(hub: Hub, model: NamedModel, cluster: Cluster) -> Mapping[str, An
     return config
 
 
+def text_model_config(recipe: Recipe, cluster: Cluster) -> Mapping[str, Any]:
+    """The config of a recipe's text model where its folder is here and says it; else nothing."""
+    model = next(m for m in _models_of(recipe) if m.section == "model")
+    found = _config_of(Hub(), model, cluster) if model.folder(cluster) else {}
+    return {} if isinstance(found, str) else found
+
+
 def _preprocessor_of(model: NamedModel, cluster: Cluster) -> Mapping[str, Any] | None:
     """How an encoder's folder here says that waves are prepared; None where it does not.
 
