@@ -28,7 +28,9 @@ def work(attempt: Attempt) -> dict[str, Any]:
     torch.set_num_threads(1)  # k-means++ runs here: one fixed thread count, one rounding
     tokenizer = attempt.recipe.tokenizer
     encoder = EncoderSpec(
-        url=attempt.upstream["encoder"].storage.url, layer=attempt.recipe.encoder.layer
+        url=attempt.upstream["encoder"].storage.url,
+        layer=attempt.recipe.encoder.layer,
+        output=attempt.recipe.encoder.output,
     )
     tables = read_corpus(attempt)
     with stage_pool(attempt, BlockWorker, encoder, source_roots(attempt)) as pool:

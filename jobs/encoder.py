@@ -87,7 +87,7 @@ def require_sound(encoder: Encoder, folder: Path) -> Grid:
             raise
         said = f"no encoder can be made of it ({first_line(error)}); mend it"
         raise RequestError(f"encoder.model: {folder}/{CONFIG}: {said}") from error
-    SpeechEncoder.load(folder, encoder.layer)
+    SpeechEncoder.load(folder, encoder.layer, output=encoder.output)
     return grid_of(config.conv_kernel, config.conv_stride)
 
 

@@ -62,6 +62,7 @@ def export(run: RunFolder, store: Store, instance: Instance, form: str, to: Path
             "deduplicated": recipe.tokenizer.deduplicate,
             "encoder": recipe.encoder.model or "pretrained by the recipe",
             "layer": recipe.encoder.layer,
+            "output": recipe.encoder.output,
             **written,
         }
         (folder / ABOUT).write_bytes(to_json(about))

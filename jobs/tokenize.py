@@ -147,6 +147,7 @@ def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterab
     spec = EncoderSpec(
         url=attempt.upstream["encoder"].storage.url,
         layer=recipe.encoder.layer,
+        output=recipe.encoder.output,
         precision=recipe.encoder.precision,
     )
     codebooks = [upstream["codebook"].storage.url for upstream in attempt.upstreams]

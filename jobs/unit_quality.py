@@ -175,6 +175,7 @@ def _heard(attempt: Attempt, rows: Sequence[Row]) -> tuple[list[Judged], Spread,
     encoder = EncoderSpec(
         url=attempt.upstream["encoder"].storage.url,
         layer=recipe.encoder.layer,
+        output=recipe.encoder.output,
         precision=recipe.encoder.precision,
     )
     tasks = [

@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from jobs.speech.attention import Rows
 from jobs.speech.front_end import FrontEnd
 from jobs.speech.replays import Bucket, Record, Replays, bucket_of
-from jobs.speech.transformer import Transformer
+from jobs.speech.transformer import Output, Transformer, View
 from jobs.weights import load_whole
 from orchestrator.errors import DEVICE_OOM, HOST_OOM, RequestError
 from orchestrator.plan.model_config import ENCODERS
@@ -38,6 +38,7 @@ from orchestrator.quantities import SAMPLE_RATE_HZ
 
 Wave = npt.NDArray[np.float32]
 Precision = Literal["fp32", "bf16", "fp16"]
+Answer = TypeVar("Answer")
 
 MAX_PADDED_SAMPLES = {"cuda": 60 * SAMPLE_RATE_HZ, "cpu": 16 * SAMPLE_RATE_HZ}
 """Samples of one batch by the kind of device, each wave counted as long as the longest, which it is
@@ -56,6 +57,7 @@ class SpeechEncoder:
         model: Any,
         layer: int,
         *,
+        output: Output = "after_residual",
         device: torch.device | None = None,
         precision: Precision = "fp32",
         normalize_waveform: bool = False,
@@ -76,7 +78,7 @@ class SpeechEncoder:
         self._too_many_samples: float = math.inf
         """Of a batch, each wave as long as the longest: the fewest that did not fit the memory."""
         self._front_end = FrontEnd(model.feature_extractor.conv_layers)
-        self._transformer = Transformer(model, layer)
+        self._transformer = Transformer(model, layer, output)
         for part in (self._front_end, self._transformer):
             part.eval().requires_grad_(False).to(self.device)
             _compute_in(_TYPES[precision], part)
@@ -91,13 +93,14 @@ class SpeechEncoder:
     def load(
         cls,
         folder: Path,
-        layer: int,
+        layer: int | None,
         *,
+        output: Output = "after_residual",
         device: torch.device | None = None,
         precision: Precision = "fp32",
         on_cpu: Callable[[], SpeechEncoder] | None = None,
     ) -> SpeechEncoder:
-        """The encoder in ``folder`` up to ``layer``.
+        """The encoder in ``folder`` up to ``layer``, or up to its last.
 
         Reads config.json, model.safetensors and, where it is there, encoder.json.
         Raises RequestError when it has no such layer, or other weights than its config describes.
@@ -106,6 +109,7 @@ class SpeechEncoder:
 
         config = json.loads((folder / "config.json").read_text())
         num_layers = transformers.AutoConfig.from_pretrained(folder).num_hidden_layers
+        layer = num_layers if layer is None else layer
         if not 1 <= layer <= num_layers:
             raise RequestError(
                 f"encoder.layer: {layer} is no layer of {folder}; use 1..{num_layers}"
@@ -123,6 +127,7 @@ class SpeechEncoder:
         return cls(
             model,
             layer,
+            output=output,
             device=device,
             precision=precision,
             normalize_waveform=bool(wants_norm),
@@ -146,6 +151,20 @@ class SpeechEncoder:
                 if not is_finite(feats_TD):
                     self._require_so_on_cpu(wav_S)
         return feats
+
+    def views(
+        self, waves: Sequence[Wave], measured: Callable[[Tensor], Answer]
+    ) -> dict[View, Answer]:
+        """What is measured of ``feats_ND``, all waves' together, of every view up to the layer.
+
+        Of none where no wave holds a frame.
+        """
+        heard = [self._scaled(wav_S) for wav_S in waves if self.grid.num_frames(len(wav_S))]
+        if not heard:
+            return {}
+        with torch.inference_mode():
+            given = self._frames_of([torch.from_numpy(wav_S) for wav_S in heard])
+            return {view: measured(feats_ND) for view, feats_ND in self._transformer.views(*given)}
 
     def _require_so_on_cpu(self, wav_S: Wave) -> None:
         (again_TD,) = self._on_cpu()._features([wav_S])
@@ -188,17 +207,21 @@ class SpeechEncoder:
 
     def _of_heard(self, waves: Sequence[Tensor]) -> Tensor:
         """``feats_ND`` of waves that hold a frame each."""
+        if self._all_at_once and self._replays:
+            samples = [len(wav_S) for wav_S in waves]
+            if bucket := bucket_of(samples, self.grid, self.max_padded_samples):
+                return self._replayed(self._replays, waves, bucket)
+        feats_ND: Tensor = self._transformer(*self._frames_of(waves))
+        return feats_ND
+
+    def _frames_of(self, waves: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """``frames_NC`` of the front end, and how many of them are each wave's."""
         samples = [len(wav_S) for wav_S in waves]
         frames = [self.grid.num_frames(n) for n in samples]
-        feats_ND: Tensor
         if not self._all_at_once:
-            feats_ND = self._transformer(self._front_end.one_by_one(waves), frames)
-            return feats_ND
-        if self._replays and (bucket := bucket_of(samples, self.grid, self.max_padded_samples)):
-            return self._replayed(self._replays, waves, bucket)
+            return self._front_end.one_by_one(waves), frames
         wav_BS = self._brought(waves, Bucket(len(waves), max(samples)))
-        feats_ND = self._transformer(self._front_end.together(wav_BS, samples), frames)
-        return feats_ND
+        return self._front_end.together(wav_BS, samples), frames
 
     def _brought(self, waves: Sequence[Tensor], bucket: Bucket) -> Tensor:
         """Waves as rows on the device, by way of memory that it reads by itself."""

@@ -1,18 +1,19 @@
 """The transformer of HuBERT, wav2vec 2.0 and WavLM over frames of many waves, without padding.
 
-In: frames of all waves, one after the other. Out: ``hidden_states[layer]`` of each in transformers'
-counting (fairseq's ``output_layer``), before the norm that pre-norm models apply at the very end.
-All frames share the products with weights; what looks along time (the positional convolution,
-attention, WavLM's position bias) looks at one wave, and so finds what it finds at batch size 1.
+In: frames of all waves, one after the other. Out: by default ``hidden_states[layer]`` of each in
+transformers' counting (fairseq's ``output_layer``), before the norm that pre-norm models apply at
+the very end. All frames share the products with weights; what looks along time (the positional
+convolution, attention, WavLM's position bias) looks at one wave, and so finds what it finds at
+batch size 1.
 
 Shapes: N frames of all waves, T of one, B waves, C channels of the front end, D features, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,35 +21,79 @@ from torch.nn import functional
 
 from jobs.speech.attention import Bias, Lengths, Rows, attended, by_wave, packed
 from jobs.speech.long_convolution import LongConvolution
+from orchestrator.errors import RequestError
+
+Output = Literal["after_residual", "before_residual", "final_norm"]
+"""What is taken of a layer: its output, what its feed-forward adds to its input, or its output
+after the norm at the end of pre-norm models."""
+
+
+class View(NamedTuple):
+    """Which features of a model."""
+
+    layer: int
+    output: Output = "after_residual"
 
 
 class Transformer(nn.Module):
     """The layers of a model up to one of them; nothing of the model itself is kept or changed."""
 
-    def __init__(self, model: Any, layer: int) -> None:
-        """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel."""
+    def __init__(self, model: Any, layer: int, output: Output = "after_residual") -> None:
+        """``model``: of transformers' HubertModel, Wav2Vec2Model or WavLMModel.
+
+        Raises RequestError for an output that it does not have.
+        """
         super().__init__()
         encoder, is_pre_norm = model.encoder, model.config.do_stable_layer_norm
         self.project = _Projection(model.feature_projection)
         self.position = _Position(encoder.pos_conv_embed)
         self.norm = nn.Identity() if is_pre_norm else deepcopy(encoder.layer_norm)
         self.layers = nn.ModuleList(_Layer(one, is_pre_norm) for one in encoder.layers[:layer])
+        self.final_norm = deepcopy(encoder.layer_norm) if is_pre_norm else nn.Identity()
+        if output == "final_norm" and not is_pre_norm:
+            raise RequestError(
+                "encoder.output: the model norms after each layer and has no norm at its end; "
+                "leave it out"
+            )
+        self._output, self._is_pre_norm = output, is_pre_norm
         first = encoder.layers[0].attention
         self.bias = _PositionBias(first) if hasattr(first, "rel_attn_embed") else None
 
     def forward(self, frames_NC: Tensor, lengths: Lengths) -> Tensor:
         """``feats_ND`` in fp32; ``lengths``: frames of each wave, of which N is the sum."""
+        hidden_ND, biases = self._begun(frames_NC, lengths)
+        for layer in self._each():
+            before_ND, added_ND = layer.parts(hidden_ND, lengths, biases)
+            hidden_ND = layer.joined(before_ND, added_ND)
+        if self._output == "before_residual":
+            hidden_ND = added_ND.float()
+        elif self._output == "final_norm":
+            hidden_ND = self.final_norm(hidden_ND)
+        return hidden_ND
+
+    def views(self, frames_NC: Tensor, lengths: Lengths) -> Iterator[tuple[View, Tensor]]:
+        """``feats_ND`` of every layer in every way that the model has."""
+        hidden_ND, biases = self._begun(frames_NC, lengths)
+        for number, layer in enumerate(self._each(), start=1):
+            before_ND, added_ND = layer.parts(hidden_ND, lengths, biases)
+            hidden_ND = layer.joined(before_ND, added_ND)
+            yield View(number, "after_residual"), hidden_ND
+            yield View(number, "before_residual"), added_ND.float()
+            if self._is_pre_norm:
+                yield View(number, "final_norm"), self.final_norm(hidden_ND)
+
+    def _each(self) -> list[_Layer]:
+        return [layer for layer in self.layers if isinstance(layer, _Layer)]
+
+    def _begun(self, frames_NC: Tensor, lengths: Lengths) -> tuple[Tensor, list[Tensor] | None]:
+        """What the first layer is given, and WavLM's bias for each wave."""
         hidden_ND: Tensor = self.project(frames_NC)
         hidden_ND = self.norm(hidden_ND + self.position(hidden_ND, lengths))
         if self.bias is None:
-            biases = None
-        elif isinstance(lengths, Rows):
+            return hidden_ND, None
+        if isinstance(lengths, Rows):
             raise TypeError("a position bias needs the length of each wave; give those")
-        else:
-            biases = [self.bias(n) for n in lengths]
-        for layer in self.layers:
-            hidden_ND = layer(hidden_ND, lengths, biases)
-        return hidden_ND
+        return hidden_ND, [self.bias(n) for n in lengths]
 
 
 class _Projection(nn.Module):
@@ -127,14 +172,21 @@ class _Layer(nn.Module):
         self.activation = of.feed_forward.intermediate_act_fn
         self.narrow = _Linear(of.feed_forward.output_dense)
 
-    def forward(
+    def parts(
         self, hidden_ND: Tensor, lengths: Lengths, biases: Sequence[Tensor] | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """What the feed-forward is given to add to, and what it adds."""
         if self.is_pre_norm:
             hidden_ND = hidden_ND + self.attention(self.norm(hidden_ND), lengths, biases)
-            return hidden_ND + self._fed_forward(self.final_norm(hidden_ND))
+            return hidden_ND, self._fed_forward(self.final_norm(hidden_ND))
         hidden_ND = self.norm(hidden_ND + self.attention(hidden_ND, lengths, biases))
-        out_ND: Tensor = self.final_norm(hidden_ND + self._fed_forward(hidden_ND))
+        return hidden_ND, self._fed_forward(hidden_ND)
+
+    def joined(self, before_ND: Tensor, added_ND: Tensor) -> Tensor:
+        """The layer's output."""
+        out_ND = before_ND + added_ND
+        if not self.is_pre_norm:
+            out_ND = self.final_norm(out_ND)
         return out_ND
 
     def _fed_forward(self, hidden_ND: Tensor) -> Tensor:

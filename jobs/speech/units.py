@@ -31,6 +31,7 @@ from jobs.audio.roots import Root
 from jobs.speech.account import Account
 from jobs.speech.lloyd import Fit, nearest
 from jobs.speech.speech_encoder import Precision, SpeechEncoder, is_finite
+from jobs.speech.transformer import Output
 from jobs.speech.utterances import ShardAudio, Utterance, WaveReader, batches
 from jobs.unit_shards import SCHEMA, Units, read_shard, shard_path, used
 from orchestrator.errors import AlreadyExistsError, CorruptError
@@ -197,6 +198,8 @@ class EncoderSpec:
     """Folder of the encoder's artifact."""
     layer: int
     """HF ``hidden_states`` index."""
+    output: Output = "after_residual"
+    """What is taken of it."""
     precision: Precision = "fp32"
     """Arithmetic."""
 
@@ -210,6 +213,7 @@ class EncoderSpec:
             return SpeechEncoder.load(
                 paths[0].parent,
                 self.layer,
+                output=self.output,
                 device=here,
                 precision=self.precision,
                 on_cpu=None if here.type == "cpu" else lambda: self.load(torch.device("cpu")),

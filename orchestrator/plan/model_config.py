@@ -103,6 +103,11 @@ def encoder_problems(config: Config, encoder: Encoder) -> Iterator[str]:
             f"encoder.layer: is {encoder.layer}, but the model has {num_layers} layers; "
             f"give 1..{num_layers}"
         )
+    if encoder.output == "final_norm" and config.get("do_stable_layer_norm") is False:
+        yield (
+            f"encoder.output: {name} norms after each layer and has no norm at its end; "
+            "leave it out"
+        )
     strides = config.get("conv_stride")
     if isinstance(strides, list | tuple) and all(_is_size(stride) for stride in strides):
         yield from _other_frame_rate(strides, encoder)

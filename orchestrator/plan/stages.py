@@ -92,6 +92,19 @@ def _of(*names: str) -> Fields:
     return fields
 
 
+def _of_features(*names: str) -> Fields:
+    """As `_of`, and what is taken of the encoder's layer where that is not its output."""
+    named = _of("encoder.layer", *names)
+
+    def fields(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
+        chosen = named(recipe, facts, part)
+        encoder = keyed(recipe.encoder)
+        chosen["encoder"] |= {name: encoder[name] for name in ("output",) if name in encoder}
+        return chosen
+
+    return fields
+
+
 def _corpus(recipe: Recipe, facts: Facts, _part: str) -> dict[str, Any]:
     names = [source.name for source in recipe.corpus.sources]
     listings = {name: facts.listings[name] for name in names if name in facts.listings}
@@ -143,7 +156,7 @@ def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     return {"encoder": {"model": encoder.model, "revision": encoder.revision, **waves}}
 
 
-_JUDGED = _of("encoder.layer", "encoder.precision", "evaluate.unit_quality")
+_JUDGED = _of_features("encoder.precision", "evaluate.unit_quality")
 
 
 def _unit_quality(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
@@ -208,9 +221,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="codebook",
         version=2,
-        fields=_of(
-            "encoder.layer", "tokenizer.num_clusters", "tokenizer.fit_hours", "tokenizer.seed"
-        ),
+        fields=_of_features("tokenizer.num_clusters", "tokenizer.fit_hours", "tokenizer.seed"),
         roles=("corpus", "encoder"),
         runs_as="workers",
     ),
@@ -224,7 +235,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="tokenize",
         version=2,
-        fields=_of("encoder.layer", "encoder.precision", "tokenizer.deduplicate"),
+        fields=_of_features("encoder.precision", "tokenizer.deduplicate"),
         roles=("corpus", "encoder", "codebook"),
         grouped_over="codebook",
         runs_as="workers",

@@ -296,6 +296,9 @@ class Encoder(Spec):
     layer: PositiveInt
     """Transformer layer whose output is quantised; HF ``hidden_states[layer]``, fairseq
     ``output_layer``."""
+    output: Literal["after_residual", "before_residual", "final_norm"] = "after_residual"
+    """What is taken of the layer: its output, what its feed-forward adds to its input, or its
+    output after the norm at the end of pre-norm models (``last_hidden_state`` of one cut there)."""
     frame_rate_hz: PositiveFloat = 50.0
     """Frames per second; checked against the model's strides."""
     normalize_waveform: bool | None = None

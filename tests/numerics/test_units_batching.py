@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 from jobs.speech.grid import plan_batches
 from jobs.speech.lloyd import nearest
 from jobs.speech.speech_encoder import SpeechEncoder
+from jobs.speech.transformer import View
+from orchestrator.errors import RequestError
 from tests.encoders import FAMILY, small_encoder, speechlike, stock_features
 
 NUM_CLUSTERS = 100
@@ -51,6 +55,67 @@ def test_batches_give_the_units_of_batch_size_one(name: str, layer: int) -> None
     for mine, stock in zip(feats, reference, strict=True):
         torch.testing.assert_close(mine, stock, atol=5e-5, rtol=1e-4)
     assert _miss_rate(feats, reference) == 0.0
+
+
+def _stock_views(model: Any, wave: np.ndarray) -> dict[View, torch.Tensor]:
+    """What transformers computes on its way, and in the end when it is cut after a layer."""
+    is_pre_norm, layers = model.config.do_stable_layer_norm, model.encoder.layers
+    wav_BS, norm = torch.from_numpy(wave)[None], model.encoder.layer_norm
+    if is_pre_norm:
+        model.encoder.layer_norm = torch.nn.Identity()  # which it adds to the last state
+    with torch.inference_mode():
+        states = model(wav_BS, output_hidden_states=True).hidden_states
+    model.encoder.layer_norm = norm
+    found = {View(number): state[0] for number, state in enumerate(states) if number}
+    for number in range(1, len(layers) + 1):
+        model.encoder.layers = layers[:number]
+        with torch.inference_mode(), _caught(layers[number - 1].feed_forward) as added:
+            last = model(wav_BS).last_hidden_state
+        found[View(number, "before_residual")] = added[0][0]
+        if is_pre_norm:
+            found[View(number, "final_norm")] = last[0]
+    return found
+
+
+@contextmanager
+def _caught(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """What a module gives."""
+    given: list[torch.Tensor] = []
+    hook = module.register_forward_hook(lambda _module, _args, out: given.append(out))
+    yield given
+    hook.remove()
+
+
+@pytest.mark.parametrize("all_at_once", [False, True])
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_view_is_that_of_transformers(name: str, all_at_once: bool) -> None:
+    (wave,) = speechlike(1.3)
+    stock = _stock_views(small_encoder(name), wave)
+    assert len(stock) == (9 if View(1, "final_norm") in stock else 6)
+    found = SpeechEncoder(small_encoder(name), 3, all_at_once=all_at_once).views(
+        [wave, wave[:100]], lambda feats_ND: feats_ND
+    )
+    assert found.keys() == stock.keys()
+    for view, feats_ND in stock.items():
+        encoder = SpeechEncoder(
+            small_encoder(name), view.layer, output=view.output, all_at_once=all_at_once
+        )
+        torch.testing.assert_close(encoder.features([wave])[0], feats_ND, atol=5e-5, rtol=1e-4)
+        torch.testing.assert_close(found[view], feats_ND, atol=5e-5, rtol=1e-4)
+
+
+def test_views_are_not_alike() -> None:
+    """What the test above is about tells them apart."""
+    (wave,) = speechlike(1.3)
+    feats = list(_stock_views(small_encoder("hubert large"), wave).values())
+    for number, one in enumerate(feats):
+        for other in feats[:number]:
+            assert (one - other).abs().mean() > 0.05
+
+
+def test_a_model_without_a_norm_at_its_end_has_none() -> None:
+    with pytest.raises(RequestError, match=r"encoder\.output: .*has no norm at its end"):
+        SpeechEncoder(small_encoder("hubert base"), 2, output="final_norm")
 
 
 @pytest.mark.parametrize("name", SEEN_WHEN_PADDED)

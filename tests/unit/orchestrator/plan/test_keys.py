@@ -66,6 +66,7 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("encoder.frame_rate_hz", 25, NEVER),
     ("encoder.normalize_waveform", True, "encoder"),
     ("encoder.layer", 1, "codebook"),
+    ("encoder.output", "before_residual", "codebook"),
     ("encoder.precision", "bf16", "tokenize"),
     ("tokenizer.num_clusters", 40, "codebook"),
     ("tokenizer.fit_hours", 1, "codebook"),

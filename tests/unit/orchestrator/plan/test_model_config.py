@@ -284,6 +284,15 @@ def test_encoders_that_the_recipe_does_not_mean(over: dict[str, Any], what: str)
     assert list(encoder_problems(config, recipe().encoder)) == [what]
 
 
+def test_a_norm_at_the_end_is_there_or_not_named() -> None:
+    encoder = recipe(**{"encoder.output": "final_norm"}).encoder
+    config = broken.CONFIGS["hubert"]
+    assert list(encoder_problems({**config, "do_stable_layer_norm": True}, encoder)) == []
+    assert list(encoder_problems({**config, "do_stable_layer_norm": False}, encoder)) == [
+        "encoder.output: hubert norms after each layer and has no norm at its end; leave it out"
+    ]
+
+
 def test_an_encoder_that_says_little_is_not_judged() -> None:
     assert list(encoder_problems({"model_type": "hubert"}, recipe().encoder)) == []
 
