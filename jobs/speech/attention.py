@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ class Rows(NamedTuple):
         return frames_T < self.lengths_B[:, None]
 
 
+_VARLEN = "torch.nn.attention.varlen"
 _MOST_BIASES = 1 << 22
 """Of one head at a time, which a wave of 41 s has at 50 Hz."""
 Lengths = Sequence[int] | Rows
@@ -135,8 +137,8 @@ def _all_at_once(qkv_N3HE: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def _has_flash(qkv_N3HE: Tensor) -> bool:
-    """Whether there is FlashAttention's kernel: in 16 bits, from NVIDIA's Ampere on."""
-    if qkv_N3HE.dtype not in (torch.float16, torch.bfloat16):
+    """Whether there is FlashAttention's kernel: in 16 bits, from Ampere and torch 2.10 on."""
+    if qkv_N3HE.dtype not in (torch.float16, torch.bfloat16) or find_spec(_VARLEN) is None:
         return False
     return torch.cuda.is_available() and torch.cuda.get_device_capability(qkv_N3HE.device)[0] >= 8
 
