@@ -52,6 +52,7 @@ drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 
 bench: setup ## ratios, interleaved
 	$(RUN)/python -m benchmarks.encoding
+	$(RUN)/python -m benchmarks.kmeans
 	$(RUN)/python -m benchmarks.corpus_scale
 	$(RUN)/python -m benchmarks.step_time
 	$(RUN)/python -m benchmarks.checkpoint_stall

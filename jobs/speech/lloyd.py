@@ -41,7 +41,9 @@ smallest squared distances differ by less than that share of frame times longest
 the centroids' mean."""
 _FP32_OF_SCORES = 4e-6
 """The same of the products that distances are made of (sqrt(D) roundings of 6e-8, D up to 1280)."""
-_CHUNK_FRAMES = 8_192
+_CHUNK_FRAMES = {"cpu": 1_024, "cuda": 65_536}
+"""Frames taken at a time, by the kind of device: on a CPU what its caches hold."""
+_PRODUCT_FRAMES = 16_384
 _NO_NUMBERS = (
     "encoder: its features hold NaN or infinity; encode in fp32, and see that its weights and the "
     "recordings are whole"
@@ -123,30 +125,46 @@ def nearest(feats_ND: Tensor, centroids_KD: Tensor) -> Nearest:
     difference of large products otherwise; where fp32 cannot tell the first from the second all the
     same, float64 does.
     """
-    if not len(feats_ND):
-        nothing_N = feats_ND.new_zeros(0)
-        return Nearest(nothing_N.long(), nothing_N, nothing_N.bool())
-    chunks = [_nearest(chunk_ND, centroids_KD) for chunk_ND in torch.split(feats_ND, _CHUNK_FRAMES)]
+    centroids = _Centroids.of(centroids_KD)
+    chunks = [centroids.nearest(chunk_ND) for chunk_ND in _chunks(feats_ND)]
     return Nearest(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
 
 
-def _nearest(feats_ND: Tensor, centroids_KD: Tensor) -> Nearest:
-    mean_D = centroids_KD.mean(0)
-    near_ND, near_KD = feats_ND - mean_D, centroids_KD - mean_D
-    norms_K = near_KD.square().sum(1)
-    scores_NK = torch.addmm(norms_K, near_ND, near_KD.T, alpha=-2)
-    first_N, index_N = scores_NK.min(1)
-    scores_NK.scatter_(1, index_N[:, None], torch.inf)
-    margin_N = scores_NK.min(1).values - first_N
-    length_N = near_ND.norm(dim=1)
-    longest = norms_K.max().sqrt()
-    reach_N = length_N * longest
-    rounding_N = _FP32_OF_SCORES * (reach_N + longest.square())
-    close = (margin_N <= rounding_N).nonzero()[:, 0]
-    if len(close):
-        index_N[close] = _nearest_in_float64(feats_ND[close], centroids_KD)
-    distance_N = (near_ND - near_KD[index_N]).square().sum(1)
-    return Nearest(index_N, distance_N, margin_N <= FEATURE_ROUNDING * reach_N)
+class _Centroids(NamedTuple):
+    """What finding the nearest takes of centroids alone."""
+
+    given_KD: Tensor
+    mean_D: Tensor
+    near_KD: Tensor
+    """The given less their mean."""
+    norms_K: Tensor
+    """Squared, of these."""
+
+    @classmethod
+    def of(cls, centroids_KD: Tensor) -> _Centroids:
+        mean_D = centroids_KD.mean(0)
+        near_KD = centroids_KD - mean_D
+        return cls(centroids_KD, mean_D, near_KD, near_KD.square().sum(1))
+
+    def nearest(self, feats_ND: Tensor) -> Nearest:
+        near_ND = feats_ND - self.mean_D
+        scores_NK = torch.addmm(self.norms_K, near_ND, self.near_KD.T, alpha=-2)
+        first_N, index_N = scores_NK.min(1)
+        scores_NK.scatter_(1, index_N[:, None], torch.inf)
+        margin_N = scores_NK.amin(1) - first_N
+        longest = self.norms_K.max().sqrt()
+        reach_N = near_ND.norm(dim=1) * longest
+        rounding_N = _FP32_OF_SCORES * (reach_N + longest.square())
+        close = (margin_N <= rounding_N).nonzero()[:, 0]
+        if len(close):
+            index_N[close] = _nearest_in_float64(feats_ND[close], self.given_KD)
+        distance_N = near_ND.sub_(self.near_KD[index_N]).square_().sum(1)
+        return Nearest(index_N, distance_N, margin_N <= FEATURE_ROUNDING * reach_N)
+
+
+def _chunks(feats_ND: Tensor) -> Sequence[Tensor]:
+    """Frames in parts; one that is empty where there are none."""
+    return torch.split(feats_ND, _CHUNK_FRAMES[feats_ND.device.type])
 
 
 def _nearest_in_float64(feats_ND: Tensor, centroids_KD: Tensor) -> Tensor:
@@ -158,23 +176,46 @@ def _nearest_in_float64(feats_ND: Tensor, centroids_KD: Tensor) -> Tensor:
 
 def block_sums(feats_ND: Tensor, centroids_KD: Tensor, device: torch.device) -> BlockSums:
     """Sums, counts and inertia of a block under the given centroids."""
-    index_N, distance_N = _assigned(feats_ND, centroids_KD, device)
-    # On the CPU, one row after the other: on a GPU, atomics would add in any order.
-    sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64)
-    sums_KD.index_add_(0, index_N, feats_ND.double())
-    counts_K = torch.bincount(index_N, minlength=len(centroids_KD))
+    feats_ND, centroids = feats_ND.to(device), _Centroids.of(centroids_KD.to(device))
+    sums_KD = torch.zeros(centroids_KD.shape, dtype=torch.float64, device=device)
+    indices, distances = [], []
+    for chunk_ND in _chunks(feats_ND):
+        found = centroids.nearest(chunk_ND)
+        indices.append(found.index_N)
+        distances.append(found.distance_N)
+        add_sums(sums_KD, chunk_ND, found.index_N)
+    counts_K = torch.bincount(torch.cat(indices), minlength=len(centroids_KD))
     return BlockSums(
-        sums=sums_KD.numpy(),
-        counts=counts_K.numpy(),
-        inertia=float(np.sum(distance_N.double().numpy())),
+        sums=sums_KD.cpu().numpy(),
+        counts=counts_K.cpu().numpy(),
+        inertia=float(np.sum(torch.cat(distances).double().cpu().numpy())),
     )
+
+
+def add_sums(sums_KD: Tensor, feats_ND: Tensor, index_N: Tensor) -> None:
+    """Add each frame to the sum of its cluster, in float64 and in an order that is always one."""
+    if feats_ND.device.type == "cpu":
+        sums_KD.index_add_(0, index_N, feats_ND.double())
+    else:  # atomics would add in any order
+        add_product(sums_KD, feats_ND, index_N)
+
+
+def add_product(sums_KD: Tensor, feats_ND: Tensor, index_N: Tensor) -> None:
+    """`add_sums` as a product of matrices, which accelerators do in one order."""
+    chunks = (torch.split(all_N, _PRODUCT_FRAMES) for all_N in (feats_ND, index_N))
+    for chunk_ND, index_C in zip(*chunks, strict=True):
+        member_CK = torch.zeros(
+            len(chunk_ND), len(sums_KD), dtype=torch.float64, device=sums_KD.device
+        )
+        member_CK.scatter_(1, index_C[:, None], 1)
+        sums_KD.addmm_(member_CK.T, chunk_ND.double())
 
 
 def farthest_frames(
     feats_ND: Tensor, centroids_KD: Tensor, count: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The ``count`` frames farthest from their centroid: squared distances and frames, in order."""
-    _, distance_N = _assigned(feats_ND, centroids_KD, device)
+    distance_N = nearest(feats_ND.to(device), centroids_KD.to(device)).distance_N.cpu()
     order = torch.argsort(distance_N, descending=True, stable=True)[:count]
     return distance_N[order], feats_ND[order]
 
@@ -241,13 +282,6 @@ def means(total: BlockSums, fallback_KD: Tensor) -> Tensor:
     counts_K1 = total.counts[:, None]
     means_KD = torch.from_numpy((total.sums / np.maximum(counts_K1, 1)).astype(np.float32))
     return torch.where(torch.from_numpy(counts_K1 > 0), means_KD, fallback_KD)
-
-
-def _assigned(
-    feats_ND: Tensor, centroids_KD: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    found = nearest(feats_ND.to(device), centroids_KD.to(device))
-    return found.index_N.cpu(), found.distance_N.cpu()
 
 
 def _initial(blocks: Blocks, num_clusters: int, seed: int) -> tuple[int, Tensor]:

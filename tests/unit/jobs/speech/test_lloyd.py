@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.speech.lloyd import BlocksInMemory, block_sums, farthest_frames, fit, means, plus_plus
+from jobs.speech.lloyd import (
+    BlocksInMemory,
+    add_product,
+    add_sums,
+    block_sums,
+    farthest_frames,
+    fit,
+    means,
+    plus_plus,
+)
 from orchestrator.errors import DataError
 
 CPU = torch.device("cpu")
@@ -92,3 +101,23 @@ def test_frames_that_are_no_numbers_fit_nothing(value: float, num_frames: int) -
     feats_ND[:num_frames, 2] = value
     with pytest.raises(DataError, match=r"^encoder: its features hold NaN or infinity; "):
         fit(BlocksInMemory([feats_ND[:500], feats_ND[500:]]), 10, seed=0)
+
+
+def test_sums_as_a_product_are_those_of_frames_one_by_one() -> None:
+    feats_ND, index_N = _islands(), torch.arange(1_000) % 7
+    one_by_one, product = torch.zeros(2, 10, 4, dtype=torch.float64)
+    add_sums(one_by_one, feats_ND, index_N)
+    add_product(product, feats_ND, index_N)
+    torch.testing.assert_close(product, one_by_one, rtol=1e-12, atol=1e-12)
+    assert not product[7:].any()
+
+
+def test_chunks_change_nothing() -> None:
+    """More frames than a chunk has, or none."""
+    torch.manual_seed(0)
+    feats_ND = torch.randn(3_000, 4)
+    sums = block_sums(feats_ND, feats_ND[:10], CPU)
+    distance_NK = torch.cdist(feats_ND.double(), feats_ND[:10].double()).square()
+    assert sums.counts.tolist() == distance_NK.argmin(1).bincount(minlength=10).tolist()
+    assert sums.inertia == pytest.approx(float(distance_NK.amin(1).sum()))
+    assert not block_sums(feats_ND[:0], feats_ND[:10], CPU).counts.any()
