@@ -71,7 +71,7 @@ def _wave(setting: Setting, seconds: float) -> list[Wave]:
 def _refusal(encoder: SpeechEncoder, waves: list[Wave]) -> str:
     try:
         encoder.features(waves)
-    except RequestError as error:
+    except (RequestError, torch.OutOfMemoryError) as error:  # of a CPU, the allocator's own
         return str(error)
     return ""
 

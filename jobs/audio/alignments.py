@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -22,12 +21,19 @@ from jobs.audio.trees import Leaf, Tree
 from orchestrator.errors import DataError
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
-SUFFIXES = frozenset((".textgrid", ".phn", ".ctm", ".lab"))
-_PAUSES = frozenset(("", "#", "<p:>", "<p>", "<eps>", "epi", "h#", "noise", "pau"))
-_PAUSE = re.compile(r"<?(sil|sp|spn|silence)>?")
+SUFFIXES = (".textgrid", ".phn", ".ctm", ".lab")
+"""Of files, best first where several have one name: transcripts are ``.lab`` files too."""
+_NO_PHONES = frozenset(
+    (
+        *("", "#", "_", "brth", "breath", "epi", "h#", "lau", "noise", "nsn", "pau"),
+        *("sil", "silence", "sp", "spn"),
+    )
+)
+_IN_BRACKETS = re.compile(r"<.*>|\[.*\]|\{.*\}")
 _ARPABET_STRESS = re.compile(r"^([A-Z]{2})[0-2]$")
 _KALDI_PLACE = re.compile(r"_[BIES]$")
 _PHONE_TIER = re.compile(r"(.* - )?(phones?|phonemes?|mau|phn|segments?)", re.IGNORECASE)
+_CHANNELS = {"1": 0, "A": 0, "2": 1, "B": 1}
 _TIER_SIZE = re.compile(
     r'"IntervalTier"\s+(?:name\s*=\s*)?"(?:[^"]|"")*"\s+'
     r"(?:xmin\s*=\s*)?[-\d.eE+]+\s+(?:xmax\s*=\s*)?[-\d.eE+]+\s+"
@@ -38,7 +44,7 @@ _HTK_UNITS_PER_S = 10_000_000
 
 
 class Phone(NamedTuple):
-    """One phone of a recording, in seconds from its beginning."""
+    """One phone of a recording, in seconds from the beginning of its file."""
 
     start_s: float
     end_s: float
@@ -46,55 +52,88 @@ class Phone(NamedTuple):
     """Empty for a pause, and for noises that are no phone."""
 
 
+Name = tuple[str, ...]
+"""The parts of a path without its ending."""
+
+
 class Alignments:
-    """The phones of the recordings that a tree has files for."""
+    """The phones of the recordings that a tree has files for.
+
+    A file is that of the recording whose id ends with its whole path, or whose id, without its
+    source, ends that path; the names of a ``.ctm`` count as paths.
+    """
 
     def __init__(self, tree: Tree) -> None:
         """Raises DataError where the tree holds nothing of the kind."""
         self._tree = tree
         leaves = [leaf for leaf in tree.leaves() if _suffix(leaf) in SUFFIXES and not leaf.problem]
-        self._of: dict[str, list[tuple[tuple[str, ...], Leaf]]] = {}
-        for leaf in sorted(leaves):
-            names = _in_ctm(self._text(leaf)) if _suffix(leaf) == ".ctm" else [_stem(leaf.path)]
-            for name in names:
-                parts = PurePosixPath(name).parts
-                self._of.setdefault(parts[-1], []).append((parts, leaf))
+        self._of: dict[str, dict[Name, Leaf]] = {}
+        for leaf in sorted(leaves, key=lambda leaf: (SUFFIXES.index(_suffix(leaf)), leaf.path)):
+            for name in self._names(leaf):
+                self._of.setdefault(name[-1], {}).setdefault(name, leaf)
         if not self._of:
             raise DataError(
                 "evaluate.unit_quality.alignments: no TextGrid, .PHN, .ctm or .lab file is there; "
                 "map its name in the cluster's data to the folder of the aligner's output"
             )
-        self._ctm = lru_cache(maxsize=2)(self._read_ctm)
 
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
 
-    def has(self, recording: str) -> bool:
-        """Whether there is a file, or a part of one, called as the recording."""
-        return recording.rpartition("/")[2] in self._of
+    @property
+    def last_parts(self) -> list[str]:
+        """The last parts of all names: only recordings whose ids end so can have phone times."""
+        return sorted(self._of)
 
-    def phones(self, recording: str) -> list[Phone]:
-        """Those of a recording, by its id; `has` says whether there are any.
+    def name_of(self, recording: str) -> Name | None:
+        """The phone times that are a recording's, by its id; None where there are none.
 
-        Of several files of its name that is meant whose folders are called most alike. Raises
-        DataError for two that are as near, and for files that cannot be understood.
+        Raises DataError where two are as near.
         """
         wanted = PurePosixPath(recording).parts
-        found = [(_alike(parts, wanted), parts, leaf) for parts, leaf in self._of[wanted[-1]]]
-        nearest = max(alike for alike, _, _ in found)
-        best = [(parts, leaf) for alike, parts, leaf in found if alike == nearest]
+        names = self._of.get(wanted[-1], {})
+        found = [n for n in names if _ends_with(wanted, n) or _ends_with(n, wanted[1:])]
+        longest = max(map(len, found), default=0)
+        best = [name for name in found if len(name) == longest]
         if len(best) > 1:
             raise DataError(
-                f"{recording}: {best[0][1].path} and {best[1][1].path} are both its phone times; "
-                "remove one, or call their folders as the corpus does"
+                f"{recording}: {names[best[0]].path} and {names[best[1]].path} are both its phone "
+                "times; remove one, or call their folders as the corpus does"
             )
-        ((parts, leaf),) = best
-        if _suffix(leaf) == ".ctm":
-            return in_order(self._ctm(leaf)["/".join(parts)], leaf.path)
-        return in_order(_parse(leaf, self._text(leaf)), leaf.path)
+        return best[0] if best else None
 
-    def _read_ctm(self, leaf: Leaf) -> Mapping[str, list[Phone]]:
-        return ctm(self._text(leaf), leaf.path)
+    def phones(self, names: Iterable[Name]) -> dict[Name, list[Phone]]:
+        """The phones of each name; every file is read once.
+
+        Raises DataError for files that cannot be understood.
+        """
+        by_leaf: dict[Leaf, set[Name]] = {}
+        for name in names:
+            by_leaf.setdefault(self._of[name[-1]][name], set()).add(name)
+        found: dict[Name, list[Phone]] = {}
+        for leaf, wanted in sorted(by_leaf.items()):
+            if _suffix(leaf) == ".ctm":
+                some: Mapping[Name, Iterable[Phone]] = ctm(self._lines(leaf), leaf.path, wanted)
+            else:
+                some = {name: _parse(leaf, self._text(leaf)) for name in wanted}
+            found |= {name: in_order(phones, leaf.path) for name, phones in some.items()}
+        return found
+
+    def _names(self, leaf: Leaf) -> Iterable[Name]:
+        if _suffix(leaf) != ".ctm":
+            return [PurePosixPath(leaf.path).with_suffix("").parts]
+        lines = (words for _, words in _words(self._lines(leaf)))
+        return dict.fromkeys(name for words in lines for name in _names_in_ctm(words))
+
+    def _lines(self, leaf: Leaf) -> Iterator[str]:
+        with self._tree.place(leaf).open() as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield str(line, "utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(
+                        f"{leaf.path}:{number}: is no text in utf-8 ({error.reason})"
+                    ) from None
 
     def _text(self, leaf: Leaf) -> str:
         with self._tree.place(leaf).open() as file:
@@ -104,6 +143,10 @@ class Alignments:
             return str(data, encoding)
         except UnicodeDecodeError as error:
             raise DataError(f"{leaf.path}: is no text in {encoding} ({error.reason})") from None
+
+
+def _ends_with(path: Name, end: Name) -> bool:
+    return bool(end) and path[-len(end) :] == end
 
 
 def in_order(phones: Iterable[Phone], path: str) -> list[Phone]:
@@ -121,22 +164,35 @@ def in_order(phones: Iterable[Phone], path: str) -> list[Phone]:
 def label_of(written: str) -> str:
     """A phone's label as it is counted; empty for a pause."""
     label = _KALDI_PLACE.sub("", written.strip())
-    if label.lower() in _PAUSES or _PAUSE.fullmatch(label.lower()):
+    if label.lower() in _NO_PHONES or _IN_BRACKETS.fullmatch(label.lower()):
         return ""
     return _ARPABET_STRESS.sub(r"\1", label)
 
 
-def ctm(text: str, path: str) -> dict[str, list[Phone]]:
-    """``recording channel start duration phone`` in each line, by recording."""
-    found: dict[str, list[Phone]] = {}
-    for number, words in _lines(text):
-        try:
-            recording, _, start, duration, label = words[:5]
-            phone = Phone(float(start), float(start) + float(duration), label_of(label))
-        except ValueError:
-            raise _no_phone(path, number, "recording channel start duration phone") from None
-        found.setdefault(recording, []).append(phone)
+def ctm(lines: Iterable[str], path: str, wanted: Collection[Name]) -> dict[Name, list[Phone]]:
+    """``recording channel start duration phone`` in each line: the phones of some names.
+
+    A channel of a recording is called as the corpus calls it: ``x#0``.
+    """
+    found: dict[Name, list[Phone]] = {name: [] for name in wanted}
+    for number, words in _words(lines):
+        for name in _names_in_ctm(words):
+            if name in found:
+                try:
+                    start_s, duration_s, label = float(words[2]), float(words[3]), words[4]
+                except (ValueError, IndexError):
+                    expected = "recording channel start duration phone"
+                    raise _no_phone(path, number, expected) from None
+                found[name].append(Phone(start_s, start_s + duration_s, label_of(label)))
     return found
+
+
+def _names_in_ctm(words: Sequence[str]) -> Iterator[Name]:
+    """What a line of a ``.ctm`` is of: nothing for a comment."""
+    if not words[0].startswith(";;"):
+        yield PurePosixPath(words[0]).parts
+        if len(words) > 1 and words[1] in _CHANNELS:
+            yield PurePosixPath(f"{words[0]}#{_CHANNELS[words[1]]}").parts
 
 
 def phn(text: str, path: str) -> list[Phone]:
@@ -146,14 +202,12 @@ def phn(text: str, path: str) -> list[Phone]:
 
 def lab(text: str, path: str) -> list[Phone]:
     """HTK's ``start end phone`` in units of 100 ns, or xwaves' ``end colour phone`` in seconds."""
-    first = next((words for _, words in _lines(text)), [])
-    if "#" not in text.split() and "." not in "".join(first[:1]):
+    lines = list(_words(text.splitlines()))
+    header = next((n for n, (_, words) in enumerate(lines) if words == ["#"]), None)
+    if header is None and not any("." in words[0] for _, words in lines):
         return list(_timed(text, path, _HTK_UNITS_PER_S))
-    phones, start_s, in_header = list[Phone](), 0.0, "#" in text.split()
-    for number, words in _lines(text):
-        if in_header:
-            in_header = words != ["#"]
-            continue
+    phones, start_s = list[Phone](), 0.0
+    for number, words in lines[0 if header is None else header + 1 :]:
         try:
             end_s, label = float(words[0]), words[2] if len(words) > 2 else ""
         except ValueError:
@@ -200,7 +254,7 @@ def _parse(leaf: Leaf, text: str) -> list[Phone]:
 
 
 def _timed(text: str, path: str, units_per_s: int) -> Iterator[Phone]:
-    for number, words in _lines(text):
+    for number, words in _words(text.splitlines()):
         try:
             start, end, label = int(words[0]), int(words[1]), words[2] if len(words) > 2 else ""
         except (ValueError, IndexError):
@@ -208,15 +262,11 @@ def _timed(text: str, path: str, units_per_s: int) -> Iterator[Phone]:
         yield Phone(start / units_per_s, end / units_per_s, label_of(label))
 
 
-def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
+def _words(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """The words of lines that have some, with their numbers."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if words := line.split():
             yield number, words
-
-
-def _in_ctm(text: str) -> list[str]:
-    return list(dict.fromkeys(words[0] for _, words in _lines(text)))
 
 
 def _no_phone(path: str, line: int, expected: str) -> DataError:
@@ -225,15 +275,3 @@ def _no_phone(path: str, line: int, expected: str) -> DataError:
 
 def _suffix(leaf: Leaf) -> str:
     return PurePosixPath(leaf.path).suffix.lower()
-
-
-def _stem(path: str) -> str:
-    return str(PurePosixPath(path).with_suffix(""))
-
-
-def _alike(parts: tuple[str, ...], wanted: tuple[str, ...]) -> int:
-    """How many parts of two paths are the same, from their ends on."""
-    pairs = zip(reversed(parts), reversed(wanted), strict=False)
-    return next(
-        (n for n, (one, other) in enumerate(pairs) if one != other), min(len(parts), len(wanted))
-    )

@@ -46,6 +46,8 @@ on an accelerator. Batches decide rounding."""
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 log = logging.getLogger(__name__)
+_OTHERS_SHARE = 0.1
+"""Of a device's memory: a driver and contexts of processes take less."""
 _WAVE_EPS = 1e-7  # of the zero-mean, unit-variance rule in transformers' Wav2Vec2FeatureExtractor
 
 
@@ -185,6 +187,8 @@ class SpeechEncoder:
                     raise
                 has_recorded = self._replays is not None and self._replays.forget()
                 if len(waves) == 1 and not has_recorded:
+                    if not has_device_alone(self.device):  # another time there may be room
+                        raise
                     raise RequestError(_too_long(waves[0], self.device)) from error
             # Only here is the error gone, and with it what its traceback held of the batch.
             if self.device.type == "cuda":
@@ -259,6 +263,14 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocator of the device, or of the host, had nothing left."""
     said = f"{type(error).__name__}: {error}"
     return bool(re.search(DEVICE_OOM, said) or re.search(HOST_OOM, said))
+
+
+def has_device_alone(device: torch.device) -> bool:
+    """Whether hardly anybody else takes memory of an accelerator; a CPU's is everybody's."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device) < _OTHERS_SHARE * total
 
 
 def _too_long(wav_S: Wave, device: torch.device) -> str:

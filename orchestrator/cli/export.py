@@ -57,9 +57,14 @@ def _models(folder: RunFolder, store: Store, to: Path, variant: str | None) -> N
         observed = observe(folder)
     except BROKEN as error:  # what is finished can be had all the same
         observed = Observed(is_alive=False, problem=f"Who is at work cannot be told ({error}).")
+    exported = set[str]()
     for made, whose in export_models(folder, store, observed, to, variant):
+        exported.add(whose)
         print(f"model of {whose}", file=sys.stderr)
         print(made)
+    trained = {v["instances"].get("train"): v["name"] for v in reversed(folder.plan().variants)}
+    for whose in () if variant else sorted(set(trained.values()) - exported):
+        print(f"model of {whose}: not finished; export again when it is", file=sys.stderr)
 
 
 def _units(folder: RunFolder, store: Store, to: Path, form: str) -> None:

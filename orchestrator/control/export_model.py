@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.artifact import Artifact
-from orchestrator.ledger.new_folder import new_folder
+from orchestrator.ledger.new_folder import new_folder, require_free
 from orchestrator.ledger.run import RunFolder, to_yaml
 from orchestrator.ledger.status import Observed
 from orchestrator.ledger.storage import sha256_of, to_json
@@ -26,7 +26,7 @@ from orchestrator.report.record import Record, VariantRecord, read_record
 from orchestrator.spec.recipe import Recipe
 
 MODEL, CODEBOOK = "model/", "codebook.safetensors"
-UNITS = "units.json"
+UNITS, LINEAGE = "units.json", "lineage.json"
 
 
 def export_models(
@@ -34,37 +34,56 @@ def export_models(
 ) -> Iterator[tuple[Path, str]]:
     """Export every model that is trained, or that of a variant: where it is, and whose it is.
 
-    Several get a folder each in ``to``, called as the training. Raises RequestError where there is
-    none, and for a folder that is there; CorruptError for a file that is not what was published.
+    A run of several trainings has a folder for each in ``to``, called as the training; one that
+    is there already stays. Raises RequestError where there is none, and for a folder of something
+    else; CorruptError for a file that is not what was published.
     """
     record = read_record(run, store, observed)
-    chosen = _chosen(record, variant)
-    recipes = {v.name: v.recipe for v in run.variants()}
-    for instance, of in chosen.items():
-        folder = (to if len(chosen) == 1 else to / instance).absolute()
-        with new_folder(folder, "--to") as made:
-            _write(record, store, of, recipes[of.name], made)
-        yield folder, of.name
-
-
-def _chosen(record: Record, wanted: str | None) -> dict[str, VariantRecord]:
-    """By training, the first variant that it is of. Raises RequestError for none."""
-    names = [variant.name for variant in record.variants]
-    if wanted is not None and wanted not in names:
-        raise RequestError(f"--variant: {wanted}: no such variant; the run has {', '.join(names)}")
+    planned = _planned(record, variant)
     finished = {stage.instance.id for stage in record.stages if stage.is_complete}
-    chosen: dict[str, VariantRecord] = {}
-    for variant in record.variants:
-        training = variant.instances.get("train", "")
-        if wanted in (None, variant.name) and training in finished:
-            chosen.setdefault(training, variant)
-    if not chosen:
-        whose = f" of {wanted}" if wanted else ""
+    folders = {i: (to if len(planned) == 1 else to / i).absolute() for i in planned}
+    wanted = {i: of for i, of in planned.items() if i in finished}
+    if not wanted:
+        whose = f" of {variant}" if variant else ""
         raise RequestError(
             f"{record.plan.run}: no training{whose} is finished; "
             f"`orchestrator status {record.plan.run}` says how far they are"
         )
-    return chosen
+    missing = [i for i in wanted if not _is_exported(record, i, folders[i])]
+    for instance in missing:
+        require_free(folders[instance], "--to")
+    recipes = {v.name: v.recipe for v in run.variants()}
+    for instance, of in wanted.items():
+        if instance in missing:
+            with new_folder(folders[instance], "--to") as made:
+                _write(record, store, of, recipes[of.name], made)
+        yield folders[instance], of.name
+
+
+def _planned(record: Record, wanted: str | None) -> dict[str, VariantRecord]:
+    """By training, the first variant that it is of. Raises RequestError for none."""
+    names = [variant.name for variant in record.variants]
+    if wanted is not None and wanted not in names:
+        raise RequestError(f"--variant: {wanted}: no such variant; the run has {', '.join(names)}")
+    planned: dict[str, VariantRecord] = {}
+    for variant in record.variants:
+        if "train" in variant.instances and wanted in (None, variant.name):
+            planned.setdefault(variant.instances["train"], variant)
+    if not planned:
+        raise RequestError(
+            f"{record.plan.run}: trains no model: it was submitted to stop before that; submit "
+            "the recipe without --until"
+        )
+    return planned
+
+
+def _is_exported(record: Record, instance: str, folder: Path) -> bool:
+    """Whether the folder is an export of that training."""
+    try:
+        about = json.loads((folder / LINEAGE).read_bytes())
+        return bool(about["artifacts"]["train"]["key"] == record.plan.instance(instance).key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write(record: Record, store: Store, variant: VariantRecord, recipe: Recipe, to: Path) -> None:
@@ -81,7 +100,7 @@ def _write(record: Record, store: Store, variant: VariantRecord, recipe: Recipe,
     (to / "config.json").write_bytes(to_json({**config, "offset": units["offset"]}))
     (to / UNITS).write_bytes(to_json(units))
     (to / "recipe.yaml").write_bytes(to_yaml(recipe))
-    (to / "lineage.json").write_bytes(to_json(lineage(record, own)))
+    (to / LINEAGE).write_bytes(to_json(lineage(record, own)))
     (to / "README.md").write_text(model_card(record, variant, recipe, units), encoding="utf-8")
 
 

@@ -55,7 +55,8 @@ def fingerprint(
 
     Raises RequestError where that would take long, OSError when a part cannot be listed or read.
     """
-    files = _files(root, max_files)
+    label = "give corpus.snapshot, a label for the state of the data, in place of names and sizes"
+    files = _files(root, max_files, label)
     if container == "parquet":
         files = [file for file in files if file.path.lower().endswith(".parquet")]
     files.sort(key=lambda file: Path(file.path))
@@ -72,7 +73,7 @@ def fingerprint_alignments(root: Path | BucketPath, container: Container) -> str
 
     Raises what `fingerprint` does.
     """
-    files = _files(root, MAX_FILES)
+    files = _files(root, MAX_FILES, "put phone times into one .ctm for each part of the corpus")
     files.sort(key=lambda file: Path(file.path))
     digest = hashlib.sha256()
     if container == "folder":
@@ -83,13 +84,10 @@ def fingerprint_alignments(root: Path | BucketPath, container: Container) -> str
     return digest.hexdigest()
 
 
-def _files(root: Path | BucketPath, max_files: int) -> list[SourceFile]:
+def _files(root: Path | BucketPath, max_files: int, remedy: str) -> list[SourceFile]:
     files = list(islice(files_below(root), max_files + 1))
     if len(files) > max_files:
-        raise RequestError(
-            f"{root} has more than {max_files:,} files; give corpus.snapshot, a label for the "
-            "state of the data, in place of their names and sizes"
-        )
+        raise RequestError(f"{root} has more than {max_files:,} files; {remedy}")
     return files
 
 

@@ -251,24 +251,25 @@ def require_fit(run: RunFolder, cluster: Cluster, where: str) -> None:
 
 
 def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
-    """A fingerprint of each source's listing; a snapshot label stands for all of them.
+    """Fingerprints of phone times, and of sources' listings, for which a snapshot label stands.
 
     Raises SpecErrors for sources that cannot be listed here: their keys would be other ones than
     where they can; BackendError for a bucket that does not answer.
     """
-    if recipe.corpus.snapshot:
-        return Facts()
-    problems = list(unmapped_sources(recipe, cluster, where, chosen))
-    problems += unfit_containers(recipe, cluster, where)
+    problems: list[str] = []
     listed = partial(_listed, cluster, where, problems)
+    judged, alignments = recipe.evaluate.unit_quality, ""
+    if judged and judged.alignments in cluster.data:
+        alignments = listed(judged.alignments, fingerprint_alignments)
+    if recipe.corpus.snapshot and not problems:
+        return Facts(alignments=alignments)
+    problems += unmapped_sources(recipe, cluster, where, chosen)
+    problems += unfit_containers(recipe, cluster, where)
     listings = {
         source.name: listed(source.name, partial(fingerprint, source))
         for source in recipe.corpus.sources
         if source.name in cluster.data
     }
-    judged = recipe.evaluate.unit_quality
-    is_judged = judged and judged.alignments in cluster.data
-    alignments = listed(judged.alignments, fingerprint_alignments) if judged and is_judged else ""
     if problems:
         raise SpecErrors(problems)
     return Facts(listings=listings, alignments=alignments)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.errors import RequestError
 
+_MARK = ".in-the-making-"
 _LEFT_FOR_S = 3600.0
 """Whoever makes a folder writes more often than that."""
 
@@ -25,7 +26,7 @@ def new_folder(to: Path, option: str) -> Iterator[Path]:
     require_free(to, option)
     to.parent.mkdir(parents=True, exist_ok=True)
     sweep(to)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}{_MARK}", dir=to.parent) as temporary:
         folder = Path(temporary, "made")
         folder.mkdir()
         yield folder
@@ -42,7 +43,10 @@ def require_free(to: Path, option: str) -> None:
 
 def sweep(to: Path) -> None:
     """Remove what makers of the same folder have left that were killed and wrote nothing since."""
-    for left in to.parent.glob(f".{glob.escape(to.name)}-*"):
-        written_at = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+    for left in to.parent.glob(f".{glob.escape(to.name)}{_MARK}????????"):
+        try:
+            written_at = max(path.lstat().st_mtime for path in (left, *left.rglob("*")))
+        except FileNotFoundError:  # another maker removes it, or is at work in it
+            continue
         if time.time() - written_at > _LEFT_FOR_S:
             shutil.rmtree(left, ignore_errors=True)  # another maker may do the same

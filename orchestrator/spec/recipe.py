@@ -485,7 +485,8 @@ class UnitQuality(Spec):
 
     alignments: Name
     """Name in the cluster's ``data``: phone times of recordings of the corpus, called as they are;
-    Praat TextGrids with a tier ``phones``, ``.PHN``, ``.ctm`` or ``.lab``."""
+    Praat TextGrids with a tier ``phones``, ``.PHN``, ``.ctm`` or ``.lab``. Times count from the
+    beginning of a file, also of a stretch of it."""
     hours: PositiveFloat = 2.0
     """Hours of audio that are judged; all with phone times when there are fewer."""
     seed: Count = 0

@@ -138,6 +138,11 @@ def _absent_packages(variants: Sequence[Variant]) -> Iterator[str]:
     """What the jobs need of this Python."""
     if absent := [name for name in JOB_PACKAGES if not _is_installed(name)]:
         yield f"this Python: {', '.join(absent)} not installed; pip install '.[jobs]'"
+    if any(v.recipe.evaluate.unit_quality for v in variants) and not _is_installed("praatio"):
+        yield (
+            "this Python: praatio not installed, which evaluate.unit_quality needs; "
+            "pip install '.[jobs]'"
+        )
     executions = [v.recipe.train.execution for v in variants]
     # Transformers takes the same attention from either.
     has_flash = any(_is_installed(name) for name in ("flash_attn", "kernels"))

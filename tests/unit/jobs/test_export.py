@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -109,19 +107,6 @@ def test_an_empty_folder_may_be_there_and_nothing_else(
     (world.folder / "link").symlink_to("nowhere")
     assert world.export(world.folder / "link") == 2
     assert world.export(to / "export.json") == 2
-
-
-def test_what_a_killed_export_left_is_swept_once_it_is_old(world: World) -> None:
-    world.tokenize()
-    for name, age_s in ((".out-old", 7200), (".out-young", 0), (".outer-old", 7200)):
-        (world.folder / name / "units").mkdir(parents=True)
-        (world.folder / name / "units" / "train.npy").touch()
-        then = time.time() - age_s
-        for path in (world.folder / name).rglob("*"):
-            os.utime(path, (then, then))
-        os.utime(world.folder / name, (then, then))
-    assert world.export(world.folder / "out") == 0
-    assert sorted(world.left()) == [".out-young", ".outer-old", "out"]
 
 
 def test_units_that_are_not_finished_are_refused(

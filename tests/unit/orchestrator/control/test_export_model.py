@@ -66,7 +66,25 @@ def test_one_variant_is_the_folder_itself(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"--variant: x: no such .* has init=twist, init=cold"):
         exported(ledger, tmp_path / "other", "x")
     with pytest.raises(RequestError, match=r"--to: .* is there already"):
-        exported(ledger, tmp_path / "out", "init=cold")
+        exported(ledger, tmp_path / "out", "init=twist")
+
+
+def test_what_is_exported_stays_and_the_rest_joins_it(tmp_path: Path) -> None:
+    ledger = trained(tmp_path / "ledger")
+    last = ledger.of_stage("train")[-1]
+    manifest = ledger.artifact(last).storage.read_bytes("MANIFEST.json")
+    ledger.artifact(last).storage.delete("MANIFEST.json")
+    (first,) = exported(ledger, tmp_path / "out").values()
+    assert first.parent == tmp_path / "out"
+    (first / "README.md").write_text("mine")
+    ledger.artifact(last).storage.create("MANIFEST.json", manifest)
+    assert len(exported(ledger, tmp_path / "out")) == 2
+    assert (first / "README.md").read_text() == "mine"
+    (tmp_path / "other" / last.id).mkdir(parents=True)
+    (tmp_path / "other" / last.id / "file").touch()
+    with pytest.raises(RequestError, match="is there already"):
+        exported(ledger, tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == [last.id]
 
 
 def test_bytes_that_are_others_than_published_are_refused(tmp_path: Path) -> None:

@@ -52,10 +52,14 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_maker_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
-    old, new = tmp_path / ".made-old", tmp_path / ".made-new"
-    for left in (old, new):
+    names = (".made.in-the-making-aaaaaaaa", ".made.in-the-making-bbbbbbbb", ".made-mine")
+    old, new, mine = (tmp_path / name for name in names)
+    for left in (old, new, mine):
         left.mkdir()
-    os.utime(old, (time.time() - 7200,) * 2)
+        (left / "link").symlink_to("nowhere")
+    for left in (old, mine):
+        os.utime(left / "link", (time.time() - 7200,) * 2, follow_symlinks=False)
+        os.utime(left, (time.time() - 7200,) * 2)
     with new_folder(tmp_path / "made", "--to"):
         pass
-    assert (old.exists(), new.exists()) == (False, True)
+    assert [left.exists() for left in (old, new, mine)] == [False, True, True]
