@@ -2,7 +2,8 @@
 
 In: the corpus and the encoder. Out: ``codebook.safetensors`` (``centroids``, KxD fp32) and
 ``codebook.json``, and ``sample.parquet``, what it is fitted on. Features are fp32 whatever
-precision tokenizing uses, so one codebook serves every precision.
+precision tokenizing uses, so one codebook serves every precision. A published one is checked on
+the sample instead (`jobs.published`).
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from typing import Any
 import torch
 
 from jobs.attempt import Attempt, run_stage
+from jobs.published import facts_of, imported
 from jobs.speech import sample
 from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker
 from jobs.speech.lloyd import MAX_ITERATIONS, Fit, fit
 from jobs.speech.pool import stage_pool
 from jobs.speech.units import EncoderSpec, write_codebook
 from jobs.speech.utterances import read_corpus, source_roots
-from orchestrator.quantities import SAMPLE_RATE_HZ
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
-    """Fit and write the codebook; returns how the fit went."""
+    """Fit and write the codebook, or import a published one; returns how it fits."""
     torch.set_num_threads(1)  # k-means++ runs here: one fixed thread count, one rounding
     tokenizer = attempt.recipe.tokenizer
     encoder = EncoderSpec(
@@ -32,6 +33,9 @@ def work(attempt: Attempt) -> dict[str, Any]:
         layer=attempt.recipe.encoder.layer,
         output=attempt.recipe.encoder.output,
     )
+    if tokenizer.codebook is not None:
+        report = partial(report_iteration, attempt)
+        return imported(attempt, tokenizer.codebook, encoder, report)
     tables = read_corpus(attempt)
     with stage_pool(attempt, BlockWorker, encoder, source_roots(attempt)) as pool:
         utterances = sample.drawn(attempt, tables, pool, tokenizer.fit_hours, tokenizer.seed)
@@ -42,14 +46,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
             on_iteration=partial(report_iteration, attempt),
         )
     report_fit(attempt, fitted)
-    about = write_codebook(attempt.out, fitted)
-    del about["dim"]
-    return {
-        **about,
-        "num_frames": fitted.num_frames,
-        "num_utterances": len(utterances),
-        "audio_s": sum(u.num_samples for u in utterances) / SAMPLE_RATE_HZ,
-    }
+    return facts_of(write_codebook(attempt.out, fitted), fitted.num_frames, utterances)
 
 
 def report_iteration(attempt: Attempt, number: int, inertia: float) -> None:

@@ -92,7 +92,7 @@ def _require_pretraining(recipe: Recipe, num_samples: Samples) -> None:
 
 
 def _require_codebook(recipe: Recipe, num_samples: Samples) -> None:
-    hours, most = recipe.tokenizer.fit_hours, recipe.tokenizer.num_clusters
+    hours, most = recipe.codebook_hours, recipe.tokenizer.num_clusters
     _require_frames(recipe, num_samples, hours, most, "tokenizer", "tokenizer.fit_hours")
 
 

@@ -106,14 +106,15 @@ def download(
     *,
     where: str,
     check: Callable[[], None] = lambda: None,
+    file: str = "",
     deadline_s: float = DEADLINE_S,
     pause_s: float = 1.0,
 ) -> Path:
     """A local folder with config and weights of a hub's model; from its cache where they are there.
 
-    ``check`` is called before each try; ``pause_s`` is the first pause, and doubles. Raises
-    RequestError for what the hub refuses or the cache lacks offline, OSError of a disk,
-    RunFailedError when the hub was away until the deadline.
+    ``file``: what of it is wanted instead, by its path. ``check`` is called before each try;
+    ``pause_s`` is the first pause, and doubles. Raises RequestError for what the hub refuses or the
+    cache lacks offline, OSError of a disk, RunFailedError when the hub was away until the deadline.
     """
     if Path(name).is_absolute():
         raise RequestError(
@@ -123,7 +124,7 @@ def download(
     while True:
         check()
         try:
-            return _snapshot(name, revision, where)
+            return _with_file(name, revision, file) if file else _snapshot(name, revision, where)
         except Exception as error:  # noqa: BLE001 (what may not pass is raised again)
             reason = _passing_reason(error, f"{where}: {name} cannot be loaded")
             pause_s = max(pause_s, _asked_pause_s(error))
@@ -174,6 +175,16 @@ def _snapshot(name: str, revision: str | None, where: str) -> Path:
         f"{where}: {name} at {revision or 'main'} has no {CONFIG} with {SAFETENSORS} or {PICKLED}; "
         "name a model in Hugging Face format"
     )
+
+
+def _with_file(name: str, revision: str | None, file: str) -> Path:
+    """One try for one file; the folder that it lies in by its path. Raises the library's errors."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    path = Path(hf_hub_download(name, file, revision=revision))
+    return path.parents[file.count("/")]
 
 
 def _passing_reason(error: Exception, problem: str) -> str:

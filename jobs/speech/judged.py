@@ -17,7 +17,7 @@ from jobs.audio.corpus_tables import Part
 from jobs.audio.decode import UnreadableAudioError, Wave
 from jobs.audio.roots import Root
 from jobs.speech import targets
-from jobs.speech.lloyd import nearest
+from jobs.speech.lloyd import Nearest, nearest
 from jobs.speech.speech_encoder import is_finite
 from jobs.speech.units import EncoderSpec, read_codebook
 from jobs.speech.utterances import WaveReader, batches
@@ -47,6 +47,13 @@ class Spread(NamedTuple):
     """Sum of squares of all features."""
     inertia: float
     """Sum of squared distances to the nearest centroid."""
+
+    @classmethod
+    def of(cls, feats_ND: torch.Tensor, found: Nearest) -> Spread:
+        """Of frames and their nearest centroids."""
+        exact_ND = feats_ND.double()
+        sum_D, squares = exact_ND.sum(0).cpu().numpy(), float(exact_ND.square().sum())
+        return cls(len(feats_ND), sum_D, squares, float(found.distance_N.double().sum()))
 
     def __add__(self, other: tuple[object, ...]) -> Spread:
         """Both together."""
@@ -103,10 +110,9 @@ class JudgeWorker:
             return []  # the stage that reads all of it says so
 
     def _units(self, feats_TD: torch.Tensor) -> tuple[Units, Spread]:
-        found, exact_TD = nearest(feats_TD, self._centroids_KD), feats_TD.double()
+        found = nearest(feats_TD, self._centroids_KD)
         units_T: Units = found.index_N.cpu().numpy().astype(np.uint16)
-        sum_D, squares = exact_TD.sum(0).cpu().numpy(), float(exact_TD.square().sum())
-        return units_T, Spread(len(units_T), sum_D, squares, float(found.distance_N.double().sum()))
+        return units_T, Spread.of(feats_TD, found)
 
     def _mfcc_of(self, wav_S: Wave) -> npt.NDArray[np.float32]:
         with torch.inference_mode():

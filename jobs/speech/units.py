@@ -196,8 +196,8 @@ class EncoderSpec:
 
     url: str
     """Folder of the encoder's artifact."""
-    layer: int
-    """HF ``hidden_states`` index."""
+    layer: int | None
+    """HF ``hidden_states`` index; the model's last where None."""
     output: Output = "after_residual"
     """What is taken of it."""
     precision: Precision = "fp32"

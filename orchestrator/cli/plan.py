@@ -143,7 +143,7 @@ def _gpu_hours(request: Request, instance: Instance, cost: Estimate) -> float | 
     prices, stage = request.cluster.prices, BY_NAME[instance.stage]
     if stage.has_ranks:  # the estimate is of the language model's training
         return gpu_hours(cost.train_flop, prices) if "train" in instance.inputs["fields"] else None
-    fit_hours = request.variants[0].recipe.tokenizer.fit_hours if stage.is_elastic else None
+    fit_hours = request.variants[0].recipe.codebook_hours if stage.is_elastic else None
     audio_hours = cost.audio_hours if stage.counts else fit_hours
     return audio_hours / prices.encode_speed if audio_hours and prices.encode_speed else None
 

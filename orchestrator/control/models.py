@@ -27,7 +27,8 @@ from orchestrator.spec.loader import resolve_env
 from orchestrator.spec.recipe import COMMIT, Recipe
 
 WEIGHTS, PREPROCESSOR = "model.safetensors", "preprocessor_config.json"
-_LOADED_BY = {"encoder": "encoder", "model": "train"}
+_CODEBOOK = "tokenizer.codebook"
+_LOADED_BY = {"encoder": "encoder", "model": "train", _CODEBOOK: "codebook"}
 """Section of a recipe to the stage that loads the model it names."""
 MAX_HASHED_BYTES = 4 * 10**9
 """Larger weights are left to the node that loads them: nobody waits that long for a submission."""
@@ -37,10 +38,19 @@ MAX_HASHED_BYTES = 4 * 10**9
 class NamedModel:
     """A model that a recipe names."""
 
-    section: Literal["encoder", "model"]
+    section: Literal["encoder", "model", "tokenizer.codebook"]
     name: str
     revision: str | None
     sha256: str | None
+    file: str = WEIGHTS
+    """What ``sha256`` is of."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Files that a folder must have."""
+        if self.section == _CODEBOOK:
+            return (self.file,)
+        return ("config.json", self.file) if self.sha256 else ("config.json",)
 
     def is_from_hub(self, cluster: Cluster) -> bool:
         """Whether nodes would fetch it: the cluster names no folder of it."""
@@ -83,10 +93,12 @@ def unfit_models(request: Request) -> list[str]:
         f"{where}: {m.section}.revision: missing, and {m.name} comes from the hub, where it can "
         f"move; {_commit_to_write(hub, m.name, 'main')}"
         for m in models
-        if m.is_from_hub(cluster) and m.revision is None
+        if m.is_from_hub(cluster) and m.revision is None and m.section != _CODEBOOK
     ]
     for model in models:
         problems += _other_commit(model, cluster, where)
+        if model.section == _CODEBOOK:
+            continue
         found = _config_of(hub, model, cluster)
         if isinstance(found, str):
             problems.append(f"{request.cluster_file.name}: models.{model.name}: {found}")
@@ -106,7 +118,7 @@ def wrong_digests(request: Request) -> list[str]:
     problems = []
     for model in models_of([v for v in request.variants if v.name in left], request.plan):
         folder = model.folder(request.cluster)
-        weights = folder / WEIGHTS if folder else None
+        weights = folder / model.file if folder else None
         if model.sha256 is None or weights is None or not weights.is_file():
             continue
         if weights.stat().st_size > MAX_HASHED_BYTES:
@@ -131,6 +143,14 @@ def _models_of(recipe: Recipe) -> Iterator[NamedModel]:
     yield NamedModel(
         section="model", name=model.text_model, revision=model.revision, sha256=model.sha256
     )
+    if codebook := recipe.tokenizer.codebook:
+        yield NamedModel(
+            section="tokenizer.codebook",
+            name=codebook.model,
+            revision=codebook.revision,
+            sha256=codebook.sha256,
+            file=codebook.file,
+        )
 
 
 def _commit_to_write(hub: Hub, model: str, revision: str) -> str:

@@ -156,6 +156,19 @@ def _encoder(recipe: Recipe, _facts: Facts, _part: str) -> dict[str, Any]:
     return {"encoder": {"model": encoder.model, "revision": encoder.revision, **waves}}
 
 
+_FITTED = _of_features("tokenizer.num_clusters", "tokenizer.fit_hours", "tokenizer.seed")
+_CHECKED = _of_features("tokenizer.num_clusters", "tokenizer.seed")
+
+
+def _codebook(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
+    if (codebook := recipe.tokenizer.codebook) is None:
+        return _FITTED(recipe, facts, part)
+    fields = _CHECKED(recipe, facts, part)
+    pin = {"sha256": codebook.sha256} if codebook.sha256 else keyed(codebook)
+    fields["tokenizer"]["codebook"] = pin
+    return fields
+
+
 _JUDGED = _of_features("encoder.precision", "evaluate.unit_quality")
 
 
@@ -221,7 +234,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="codebook",
         version=2,
-        fields=_of_features("tokenizer.num_clusters", "tokenizer.fit_hours", "tokenizer.seed"),
+        fields=_codebook,
         roles=("corpus", "encoder"),
         runs_as="workers",
     ),

@@ -39,6 +39,9 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 """A revision that cannot move; a branch or tag is refused where a recipe is planned, and read where
 a run was submitted with it before."""
 Commit = Annotated[str, Field(json_schema_extra={"pattern": rf"^{COMMIT.pattern}$"})]
+DEFAULT_FIT_HOURS = 10.0
+CHECKED_S, CHECKED_FRAMES_PER_CLUSTER = 300.0, 40
+"""A published codebook is checked on at least so much speech, and on so many frames of it."""
 MAX_VARIANTS = 1000
 """Most points of one sweep; more is a slip of the pen."""
 MAX_MIXTURE_TERMS = 100_000
@@ -321,17 +324,50 @@ class Encoder(Spec):
         return self
 
 
+class Codebook(Spec):
+    """A published codebook: checked on this corpus' speech, and imported where it fits it."""
+
+    model: Line
+    """Hugging Face id, or a name in the cluster's ``models``: where the file is."""
+    file: Line
+    """Its path there: centroids as ``.npy``, a joblib or pickle of scikit-learn's KMeans or
+    MiniBatchKMeans (of which nothing is run), or a flat L2 index of faiss."""
+    revision: Commit | None = None
+    """Commit of the Hugging Face repository, 40 hex digits; pins the file."""
+    sha256: Sha256 | None = None
+    """SHA-256 of the file; pins one of a folder."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if not (self.revision or self.sha256):
+            raise ValueError(
+                "codebook needs revision (a Hugging Face commit) or sha256 (of its file)"
+            )
+        if ".." in self.file.split("/") or self.file.startswith("/"):
+            raise ValueError("file must be a path below model, without ..")
+        return self
+
+
 class Tokenizer(Spec):
     """How features become units."""
 
+    codebook: Codebook | None = None
+    """Take a published codebook instead of fitting one."""
+
     num_clusters: Annotated[Int, Field(ge=2, le=65_535)] = 500
-    """Units in the codebook; they must fit a uint16."""
-    fit_hours: PositiveFloat = 10.0
+    """Units in the codebook, a published one's rows; they must fit a uint16."""
+    fit_hours: PositiveFloat = DEFAULT_FIT_HOURS
     """Hours of audio whose frames k-means is fitted on."""
     deduplicate: bool = True
     """Merge runs of one unit into one token, as TWIST does."""
     seed: Count = 0
     """Seed of the sample and of k-means++."""
+
+    @model_validator(mode="after")
+    def _fits_or_is_given(self) -> Self:
+        if self.codebook is not None and self.fit_hours != DEFAULT_FIT_HOURS:
+            raise ValueError("fit_hours: nothing is fitted where a codebook is given; leave it out")
+        return self
 
 
 class Model(Spec):
@@ -669,6 +705,14 @@ class Recipe(Spec):
         judged = self.evaluate.unit_quality
         names = [source.name for source in self.corpus.sources]
         return tuple(dict.fromkeys([*names, *([judged.alignments] if judged else [])]))
+
+    @property
+    def codebook_hours(self) -> float:
+        """Hours of audio that the codebook is fitted on, or a published one is checked on."""
+        if self.tokenizer.codebook is None:
+            return self.tokenizer.fit_hours
+        frames = CHECKED_FRAMES_PER_CLUSTER * self.tokenizer.num_clusters
+        return max(CHECKED_S, frames / self.encoder.frame_rate_hz) / 3600
 
     @property
     def mixture_ratio(self) -> dict[str, int]:

@@ -27,9 +27,9 @@ import sys, json
 from pathlib import Path
 from jobs.hub import download
 from orchestrator.errors import cause_of
-deadline_s, name = float(sys.argv[1]), sys.argv[2]
+deadline_s, name, file = float(sys.argv[1]), sys.argv[2], sys.argv[4]
 try:
-    folder = download(name, sys.argv[3], where="x", deadline_s=deadline_s, pause_s=0.1)
+    folder = download(name, sys.argv[3], where="x", file=file, deadline_s=deadline_s, pause_s=0.1)
     print(json.dumps({"files": sorted(p.name for p in folder.iterdir())}))
 except Exception as error:
     print(json.dumps({"type": type(error).__name__, "cause": cause_of(error), "says": str(error)}))
@@ -126,7 +126,13 @@ def server() -> Iterator[Hub]:
 
 
 def fetched(
-    url: str, home: Path, *, deadline_s: float = 60, name: str = "org/model", **more: str
+    url: str,
+    home: Path,
+    *,
+    deadline_s: float = 60,
+    name: str = "org/model",
+    file: str = "",
+    **more: str,
 ) -> dict[str, Any]:
     """What a fresh process gets, whose hub is at this address."""
     env = {
@@ -137,7 +143,7 @@ def fetched(
         "HF_HUB_OFFLINE": "0",
         **more,
     }
-    command = [sys.executable, "-c", DRIVER, str(deadline_s), name, COMMIT]
+    command = [sys.executable, "-c", DRIVER, str(deadline_s), name, COMMIT, file]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -158,6 +164,16 @@ def test_a_hub_that_fails_for_a_while_is_asked_again(
     server.faults = [fault if fault != 200 else "" for fault in faults]
     assert fetched(server.url, tmp_path) == {"files": sorted(FILES)}
     assert server.faults == []
+
+
+def test_one_file_is_had_by_its_path(server: Hub, tmp_path: Path) -> None:
+    server.files["units/km.bin"] = b"centroids"
+    server.faults = [503]
+    assert fetched(server.url, tmp_path, file="units/km.bin") == {"files": ["units"]}
+    assert not any("model.safetensors" in path for path in server.asked)
+    end = fetched(server.url, tmp_path, file="units/no.bin")
+    assert end["cause"] == Cause.BAD_REQUEST
+    assert end["says"].startswith("x: org/model cannot be loaded (")
 
 
 @pytest.mark.parametrize(

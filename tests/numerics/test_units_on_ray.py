@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,13 @@ from jobs.ray_session import session
 from jobs.speech.units import read_codebook
 from jobs.speech.utterances import source_roots
 from jobs.unit_shards import shard_paths
+from orchestrator.errors import CorruptError, RequestError
 from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster, Resources
 from orchestrator.spec.loader import load_recipe
+from orchestrator.spec.recipe import Codebook
 from recipes.smoke_material import babble, make_text_lm
 from tests.corpora import make_corpus
 
@@ -131,6 +134,7 @@ def _make_encoder(world: World) -> None:
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=2,
         conv_dim=(16,) * 7,
+        initializer_range=0.3,  # layers that are much alike could not be told apart
     )
     HubertModel(config).save_pretrained(world.artifact("encoder").storage.url)
 
@@ -217,3 +221,58 @@ def test_units_are_those_of_each_utterance_alone(world: World) -> None:
             units_T = torch.cdist(feats_TD, centroids_KD).argmin(1).numpy()
             assert np.repeat(row["units"], row["durations"]).tolist() == units_T.tolist()
             assert all(a != b for a, b in zip(row["units"], row["units"][1:], strict=False))
+
+
+def _published(world: World, name: str, array: np.ndarray, **over: Any) -> Observed:
+    """An attempt that imports centroids from ``km/<name>``, an array or a pickled estimator."""
+    (folder := world.folder / "km").mkdir(exist_ok=True)
+    if name.endswith(".npy"):
+        np.save(folder / name, array)
+    else:
+        state = pickle.dumps({"n_clusters": len(array), "cluster_centers_": array}, 2)
+        estimator = b"\x80\x02csklearn.cluster._kmeans\nKMeans\n)\x81"
+        (folder / name).write_bytes(estimator + state[2:-1] + b"b.")
+    attempt = world.attempt("codebook", name, workers=1)
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    given = Codebook(model="km", file=name, sha256=over.pop("sha256", digest))
+    attempt.cluster.models["km"] = str(folder)
+    recipe = attempt.recipe
+    tokenizer = recipe.tokenizer.model_copy(update={"codebook": given})
+    encoder = recipe.encoder.model_copy(update=over)
+    attempt.recipe = recipe.model_copy(update={"tokenizer": tokenizer, "encoder": encoder})
+    return attempt
+
+
+def _centroids(world: World) -> np.ndarray:
+    return read_codebook(world.artifact("codebook", "one").storage)["centroids"].numpy()
+
+
+def test_a_published_codebook_gives_the_units_of_the_fit_that_it_is(world: World) -> None:
+    facts = world.fit("km.bin", _published(world, "km.bin", _centroids(world)))
+    assert facts["sha256"] == world.artifact("codebook", "one").facts["sha256"]
+    about = world.artifact("codebook", "km.bin").storage.read_json("published.json")
+    assert about == facts["published"]
+    assert (about["format"], about["dtype"], len(about["views"])) == ("joblib", "float32", 6)
+    tokenize.work(world.attempt("tokenize", "fitted", workers=1, codebooks=("one",)))
+    tokenize.work(world.attempt("tokenize", "km.bin", workers=1, codebooks=("km.bin",)))
+    assert world.bytes_of("tokenize", "km.bin") == world.bytes_of("tokenize", "fitted")
+
+
+def test_a_codebook_of_another_layer_is_refused_with_its_inertia(world: World) -> None:
+    with pytest.raises(RequestError, match="the stated layer 1 after_residual") as error:
+        codebook.work(_published(world, "km.npy", _centroids(world), layer=1))
+    assert "set encoder.layer: 2 and encoder.output: after_residual" in str(error.value)
+
+
+def test_a_codebook_of_other_sizes_or_digest_is_refused(world: World) -> None:
+    centroids_KD = _centroids(world)
+    for array, says in (
+        (centroids_KD[:, :30], "centroids of 30 numbers, but the encoder's features have 32"),
+        (centroids_KD[:7], "num_clusters: is 20, but .* has 7 centroids; give 7"),
+    ):
+        with pytest.raises(RequestError, match=says):
+            codebook.work(_published(world, "sizes.npy", array))
+    with pytest.raises(
+        CorruptError, match=r"tokenizer\.codebook\.sha256: .* has [0-9a-f]{64}, not"
+    ):
+        codebook.work(_published(world, "digest.npy", centroids_KD, sha256="0" * 64))

@@ -76,8 +76,7 @@ class LocalExecutor(SupervisedExecutor):
         for model in models_of(request.variants, request.plan):
             if (folder := model.folder(cluster)) is None:
                 continue
-            needed = ("config.json", *([WEIGHTS] if model.sha256 else []))
-            for name in [n for n in needed if not (folder / n).is_file()][:1]:
+            for name in [n for n in model.needed if not (folder / n).is_file()][:1]:
                 remedy = "check the path"
                 if name == WEIGHTS and any(folder.glob(f"{name}.index.json")):
                     remedy = f"{model.section}.sha256 pins one file; merge its parts into one"

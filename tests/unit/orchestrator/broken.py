@@ -533,6 +533,32 @@ RECIPES = (
         ),
     ),
     Broken(
+        id="unpinned codebook",
+        overrides=("tokenizer.codebook={model: km, file: km.npy}",),
+        says=(
+            "r.yaml: tokenizer.codebook: codebook needs revision (a Hugging Face commit) or sha256 (of its file)",
+        ),
+    ),
+    Broken(
+        id="codebook outside of its folder",
+        overrides=(f"tokenizer.codebook={{model: km, file: a/../../b, sha256: {'b' * 64}}}",),
+        says=("r.yaml: tokenizer.codebook: file must be a path below model, without ..",),
+    ),
+    Broken(
+        id="codebook that is fitted",
+        overrides=(
+            f"tokenizer={{fit_hours: 3, codebook: {{model: km, file: a, sha256: {'b' * 64}}}}}",
+        ),
+        says=(
+            "r.yaml: tokenizer: fit_hours: nothing is fitted where a codebook is given; leave it out",
+        ),
+    ),
+    Broken(
+        id="codebook of no model",
+        overrides=(f"tokenizer.codebook={{model: km, file: a, sha256: {'b' * 64}}}",),
+        says=("c.yaml: models.km: missing; map it to a folder in Hugging Face format",),
+    ),
+    Broken(
         id="short digest",
         recipe=edited("b" * 64, "b" * 63),
         says=(
@@ -890,8 +916,8 @@ SETS = (
             id=f"set a key called {key}",
             overrides=(f"tokenizer.{key}=5",),
             says=(
-                f"r.yaml: tokenizer.{key}: unknown key; known here: num_clusters, fit_hours, "
-                "deduplicate, seed",
+                f"r.yaml: tokenizer.{key}: unknown key; known here: codebook, num_clusters, "
+                "fit_hours, deduplicate, seed",
             ),
         )
         for key in ("int", "bool", "none")

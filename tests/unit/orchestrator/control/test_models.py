@@ -9,7 +9,13 @@ import pytest
 
 from orchestrator.cli.main import main
 from orchestrator.control import models
-from orchestrator.control.models import WEIGHTS, models_of, moving_revisions, unfit_models
+from orchestrator.control.models import (
+    WEIGHTS,
+    models_of,
+    moving_revisions,
+    unfit_models,
+    wrong_digests,
+)
 from orchestrator.control.request import prepare, submit
 from orchestrator.errors import SpecErrors
 from orchestrator.ledger.run import RunFolder
@@ -89,6 +95,20 @@ def test_weights_are_compared_with_their_digest_before_anything_is_created(proje
     assert line.startswith(f"r.yaml: model.sha256: {project}/tiny-lm/{WEIGHTS} has ")
     assert line.endswith("; give the digest of the model you mean, or fetch it again")
     assert request.store.runs() == ()
+
+
+def test_a_codebook_is_compared_with_its_digest_too(project: Path) -> None:
+    (project / "tiny-lm" / "km.npy").write_bytes(b"other centroids")
+    given = f"tokenizer.codebook={{model: tiny-lm, file: km.npy, sha256: {'c' * 64}}}"
+    request = prepare(project / "r.yaml", project / "c.yaml", (given,))
+    assert unfit_models(request) == []
+    (line,) = wrong_digests(request)
+    assert line.startswith(f"r.yaml: tokenizer.codebook.sha256: {project}/tiny-lm/km.npy has ")
+
+
+def test_a_hubs_codebook_needs_one_pin_alone(project: Path) -> None:
+    for pin in (f"sha256: {'c' * 64}", f"revision: {COMMIT}"):
+        assert unfit(project, f"tokenizer.codebook={{model: a/b, file: km.bin, {pin}}}") == []
 
 
 def test_digests_of_what_is_done_already_are_not_asked_for(project: Path) -> None:

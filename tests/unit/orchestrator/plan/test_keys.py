@@ -68,6 +68,7 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("encoder.layer", 1, "codebook"),
     ("encoder.output", "before_residual", "codebook"),
     ("encoder.precision", "bf16", "tokenize"),
+    ("tokenizer.codebook", {"model": "m", "file": "km.bin", "sha256": LM}, "codebook"),
     ("tokenizer.num_clusters", 40, "codebook"),
     ("tokenizer.fit_hours", 1, "codebook"),
     ("tokenizer.seed", 1, "codebook"),
@@ -216,6 +217,21 @@ def test_waves_as_they_are_change_no_key_of_pinned_weights() -> None:
         assert changed(silent, recipe(**pin, **{"encoder.normalize_waveform": said})) == after(
             "encoder"
         )
+
+
+def test_a_published_codebook_is_its_digest_or_its_commit() -> None:
+    def given(**over: Any) -> Recipe:
+        pinned = {"model": "m", "file": "km.bin", "sha256": LM} | over
+        return recipe(**{"tokenizer.codebook": pinned})
+
+    base = given()
+    for elsewhere in ({"model": "n"}, {"file": "other.npy"}, {"revision": "abc"}):
+        assert changed(base, given(**elsewhere)) == []
+    assert changed(base, given(sha256="1" * 64)) == after("codebook")
+    unpinned = {"sha256": None, "revision": "abc"}
+    by_commit = given(**unpinned)
+    for other in ({"model": "n"}, {"file": "other.npy"}, {"revision": "def"}):
+        assert changed(by_commit, given(**{**unpinned, **other})) == after("codebook")
 
 
 def test_judging_units_is_a_node_of_its_own() -> None:
