@@ -141,6 +141,7 @@ def units_of(recipe: Recipe, encoder: Artifact, folder: Path) -> dict[str, Any]:
         "deduplicated": recipe.tokenizer.deduplicate,
         "encoder": {"folder": "encoder"} if spec.pretrain else origin,
         "layer": spec.layer,
+        "output": spec.output,
         "frame_rate_hz": spec.frame_rate_hz,
         "precision": spec.precision,
         "normalize_waveform": bool(notes.read_json("encoder.json").get("normalize_waveform")),

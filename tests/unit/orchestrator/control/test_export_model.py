@@ -52,6 +52,7 @@ def test_each_training_is_a_folder_of_its_own(tmp_path: Path) -> None:
         assert json.loads((folder / "config.json").read_text()) == {"vocab_size": 100, "offset": 0}
         units = json.loads((folder / "units.json").read_text())
         assert (units["num_units"], units["normalize_waveform"]) == (100, True)
+        assert units["output"] == "after_residual"
         lineage = json.loads((folder / "lineage.json").read_text())
         assert lineage["artifacts"]["train"]["key"] == trainings[name].key
         assert lineage["artifacts"]["train"]["facts"] == FACTS["train"]
