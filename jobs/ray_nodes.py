@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 NOTICE_S = 30.0
 """What clouds give at least, from the notice to the end."""
 _LOOK_EVERY_S = 2.0
+ANOTHER_HEAD = "WrongClusterID"
+"""What Ray says when a head is asked by somebody who had joined another."""
 
 
 class DrainingNodes:
@@ -55,6 +57,22 @@ def cluster_state(timeout_s: float) -> tuple[Any, Path]:
     reply = protocol.GetClusterStatusReply()
     reply.ParseFromString(node.get_gcs_client().get_cluster_status(timeout_s=timeout_s))
     return reply, Path(node.get_logs_dir_path())
+
+
+def is_another_head(timeout_s: float) -> bool:
+    """Whether a head answers that is not the one which this process has joined.
+
+    One that was started anew at the same address remembers nothing. Ray neither ends nor tells who
+    waits for nodes, actors or results of the old one.
+    """
+    from ray._private import worker
+
+    process: Any = worker.global_worker
+    try:
+        process.gcs_client.check_alive([], timeout_s)
+    except Exception as error:  # noqa: BLE001 (Ray raises of several kinds; one away is noticed elsewhere)
+        return ANOTHER_HEAD in str(error)
+    return False
 
 
 def draining_nodes() -> dict[str, int]:

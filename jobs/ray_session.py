@@ -8,13 +8,19 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from jobs.ray_nodes import ANOTHER_HEAD, is_another_head
 from jobs.training.rank import last_line
-from orchestrator.errors import Cause, RunFailedError
+from orchestrator.errors import Cause, ExitCode, RunFailedError
 from orchestrator.ledger.run import CODE, RAY_CODE
+
+log = logging.getLogger(__name__)
+
+_LOOK_EVERY_S = 2.0
+_ANSWER_TIMEOUT_S = 3.0
 
 
 @contextmanager
@@ -52,9 +58,31 @@ def session(address: str, num_cpus: int, *, log_to_driver: bool = True) -> Itera
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # ray.init puts its own in place of the stage's
         try:
-            yield
+            with _watched_head(address) if address else nullcontext():
+                yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _watched_head(address: str) -> Iterator[None]:
+    """Ends this process when its head is replaced, as Ray ends one whose head stays away."""
+    is_left = threading.Event()
+    watch = threading.Thread(target=_watch_head, args=(address, is_left), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        is_left.set()
+        watch.join()
+
+
+def _watch_head(address: str, is_left: threading.Event) -> None:
+    while not is_left.wait(_LOOK_EVERY_S):
+        if is_another_head(_ANSWER_TIMEOUT_S):
+            # The policy knows the cause by the word; what this thread raises nobody would see.
+            log.error("ray: the head at %s was started anew (%s)", address, ANOTHER_HEAD)
+            os._exit(ExitCode.FAILED)
 
 
 def _code() -> dict[str, list[str]]:

@@ -91,7 +91,8 @@ class RayHead:
             left += [c for p in with_children for c in (p, *p.children(recursive=True))]
         ours = [p for p in left if _is_ray(p)]
         for process in ours:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended with one that was killed before it
+                process.kill()
         psutil.wait_procs(ours, timeout=20)
         for started in self.processes:
             started.wait()
@@ -108,9 +109,9 @@ class RayHead:
                 started.kill()
                 started.wait()
         self.processes.clear()
-        for node in self.cloud.glob("*.json"):  # the monitor that would have ended them is gone
+        for node in self.nodes():  # the monitor that would have ended them is gone
             with suppress(ProcessLookupError):
-                os.killpg(json.loads(node.read_text())["pid"], signal.SIGKILL)
+                os.killpg(node["pid"], signal.SIGKILL)
         for folder in self.written[1:]:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -198,7 +199,11 @@ class RayHead:
 
     def nodes(self) -> list[dict[str, Any]]:
         """What the cloud knows of each node that it has: ``id``, ``pid``."""
-        return [json.loads(path.read_text()) for path in self.cloud.glob("*.json")]
+        found = []
+        for path in self.cloud.glob("*.json"):
+            with suppress(FileNotFoundError):  # it went in between
+                found.append(json.loads(path.read_text()))
+        return found
 
     def watch_node(self, node: Mapping[str, Any], *words: str) -> subprocess.Popen[bytes]:
         """Start the watcher of one of these nodes, as a launcher file does beside it."""

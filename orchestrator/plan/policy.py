@@ -100,6 +100,7 @@ _FOREIGN_WORDS: tuple[tuple[Cause, str], ...] = (
     (Cause.DEVICE_OOM, DEVICE_OOM),
     (Cause.COMM_HANG, r"Watchdog caught collective operation timeout"),
     (Cause.STORAGE, STORAGE_WORDS),
+    (Cause.RAY_LOST, r"WrongClusterID"),  # a head that was started anew; its workers are lost too
     (
         Cause.WORKER_LOST,
         r"ActorDiedError|WorkerCrashedError|worker process has died|died unexpectedly|"

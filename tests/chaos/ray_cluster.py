@@ -91,6 +91,7 @@ def once(
         if smoke.status(run)["state"] == "succeeded":
             break
         killed.append(strike(cloud, store_url, rng))
+        print(f"  {time.strftime('%H:%M:%S')} {killed[-1]}", flush=True)
         if killed[-1] in ("head", "supervisor"):
             smoke.orchestrator("resume", "--interrupted", check=False)
     return run, killed, await_end(smoke, run)

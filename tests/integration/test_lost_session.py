@@ -12,6 +12,8 @@ import pytest
 
 from orchestrator.backends.ray_session import RaySession
 from orchestrator.errors import Cause
+from tests.ray_head import RayHead
+from tests.training import wait_for
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
@@ -48,3 +50,34 @@ def test_who_joins_a_session_that_has_gone_does_not_wait_for_ever(tmp_path: Path
     finally:
         session.stop()
     assert joined.stdout.strip() == Cause.RAY_LOST
+
+
+WAIT = """
+import os, time
+from jobs.ray_session import session
+with session(os.environ["RAY_ADDRESS"], num_cpus=1):
+    print("joined", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_who_has_joined_a_head_that_is_started_anew_ends(tmp_path: Path) -> None:
+    """Ray itself leaves it waiting for what the new head knows nothing of."""
+    head, log = RayHead(tmp_path / "ray", num_cpus=1), tmp_path / "log"
+    head.start()
+    try:
+        with log.open("wb") as output:
+            env = {**head.env_of_nodes(), **CODE_ENV, "RAY_ADDRESS": head.address}
+            waits = subprocess.Popen(
+                [sys.executable, "-c", WAIT], env=env, stdout=output, stderr=output
+            )
+        try:
+            wait_for(lambda: "joined" in log.read_text(), "its session")
+            head.kill()
+            head.start()
+            assert waits.wait(60) == 1
+        finally:
+            waits.kill()
+            waits.wait()
+    finally:
+        head.stop()

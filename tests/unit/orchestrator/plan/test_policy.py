@@ -77,6 +77,7 @@ SIGNS = (
     # What Ray says of any death, and of its own.
     ("(raylet) A worker died or was killed; ActorDiedError", "worker_lost", "resume"),
     ("The raylet has died", "ray_lost", "resume"),
+    ("worker process has died\nCheck failed: RPC error: WrongClusterID", "ray_lost", "resume"),
     ("ActorDiedError ... (1) killed by the OOM killer due to high memory", "worker_lost", "resume"),
     ("OSError: [Errno 28] No space left on device", "storage", "resume"),
     ("RuntimeError: [enforce fail at ...cc:672] . unexpected pos 640 vs 598", "storage", "resume"),
