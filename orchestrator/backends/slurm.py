@@ -145,6 +145,12 @@ class SlurmBackend:
                 return str(error)
         return ""
 
+    def is_waited_for(self, partition: str) -> bool:
+        """Whether anybody's job waits for nodes of a partition. Raises BackendError."""
+        words = ("--noheader", "--all", "--states=PENDING", "--format=%r")
+        reasons = ask("squeue", *words, f"--partition={partition}").split()
+        return not _FOR_NODES.isdisjoint(reasons)
+
     def poll(self, refs: Sequence[JobRef]) -> dict[JobRef, JobStatus]:
         """One question to the books, and one to the queue about those that may be in it again.
 
@@ -252,6 +258,8 @@ class SlurmBackend:
         return None
 
 
+_FOR_NODES = frozenset({"Priority", "Resources"})
+"""Why a job waits that could start if there were more nodes."""
 _ALL_UNKNOWN = "Invalid job id"
 """What squeue says when it knows none of the jobs it was asked about."""
 _IS_OVER = rf"{_ALL_UNKNOWN}|already completing or completed"

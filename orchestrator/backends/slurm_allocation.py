@@ -61,6 +61,8 @@ class Allocation:
     """Slurm's name of the cluster."""
     num_nodes: int = 1
     """How many nodes the job was given."""
+    partition: str = ""
+    """Where Slurm has started it, of the partitions that it may run in."""
 
     @classmethod
     def current(cls) -> Self:
@@ -76,6 +78,7 @@ class Allocation:
             leader_address=os.environ["SLURM_LAUNCH_NODE_IPADDR"],
             cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
             num_nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", "1")),
+            partition=os.environ.get("SLURM_JOB_PARTITION", ""),
         )
 
     @property

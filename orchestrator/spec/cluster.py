@@ -186,7 +186,8 @@ class Retry(Spec):
     """The same before the first step, while models load and compile, in seconds."""
     resize_wait_s: PositiveFloat = 300.0
     """How long a training whose nodes are a range waits for those it had or could have, in seconds,
-    before it goes on with fewer. On Slurm it starts with those that it is given."""
+    before it goes on with fewer. On Slurm it starts with those that it is given, and looks for more
+    after so long; twice as long each time that it has asked for them and got none."""
     notice_s: PositiveFloat = 90.0
     """Seconds between a preemption notice and the end: what is saved must be published by then."""
     mtbf_h: PositiveFloat | None = None
@@ -318,6 +319,14 @@ class Slurm(SlurmOptions):
     missing_timeout_s: PositiveFloat = 900.0
     """How long the scheduler may know nothing of a job, without a break, before it counts as
     lost."""
+
+
+def not_shared(store: str) -> str:
+    """What is wrong with a store that is no path, where jobs run on Slurm."""
+    return (
+        f"store: {store} is no path; jobs on Slurm need a folder that all nodes share: name one, "
+        "to which `orchestrator resume` moves the runs of a bucket by their URLs"
+    )
 
 
 NODE_GROUP = "ray.io/node-group"
@@ -563,9 +572,7 @@ class Cluster(Spec):
         if self.launcher == "ray_train":
             raise ValueError("launcher: ray_train is not for Slurm; leave it out, or say submitit")
         if "://" in self.store and "file://" not in self.store:
-            raise ValueError(
-                f"store: {self.store} is no path; jobs on Slurm need a folder that all nodes share"
-            )
+            raise ValueError(not_shared(self.store))
         if "%" in self.store:
             raise ValueError(
                 f"store: {self.store}: % in a log's path means a number to Slurm; name a folder "

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.backends.slurm_reasons import LAUNCH_FAILED
+from orchestrator.control.slurm.more_nodes import ASKED
+from orchestrator.ledger.attempt import AttemptFolder
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.rig import RESOURCES, SETTINGS, SlurmSmoke, saved_step, wait_for
 from tests.smoke import Smoke, largest_difference_of_losses
@@ -283,38 +286,90 @@ def test_chaos_strikes_runs_on_slurm_too(smoke: SlurmSmoke) -> None:
     assert smoke.status(name)["state"] == "cancelled"
 
 
-def test_a_training_takes_the_nodes_that_there_are(
-    slurm: SlurmCluster,
-    undisturbed: tuple[SlurmSmoke, str],
-    smoke: SlurmSmoke,
-    material: Path,
-    tmp_path: Path,
-) -> None:
-    """3, 1 and 3 ranks of a global batch of 12: the same samples, and losses within 1e-4."""
-    words = {"train.steps": "1000", "train.global_batch_tokens": str(12 * 32)}
-    fixed = Smoke.create(
-        tmp_path / "f", material, cpus=4, resources={"train": {"ranks_per_node": 3}}
-    )
-    fixed.take_artifacts(undisturbed[0], "train", "perplexity", "continuations")
-    settings = [w for k, v in {**SETTINGS, **words}.items() for w in ("--set", f"{k}={v}")]
-    assert fixed.finish(fixed.submit(*settings, "--until", "train")) == 0
+OF_TWELVE = {
+    "train.steps": "1000",
+    "train.global_batch_tokens": str(12 * 32),
+    "train.validate_every_steps": "2",
+    "train.checkpoint.every_steps": "20",
+}
+"""What 1, 2 and 3 ranks can share, with a while between the steps."""
+
+
+@pytest.fixture(scope="module")
+def fixed(
+    undisturbed: tuple[SlurmSmoke, str], material: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Smoke:
+    """The same training by 3 ranks throughout."""
+    folder = tmp_path_factory.mktemp("fixed") / "run"
+    smoke = Smoke.create(folder, material, cpus=4, resources={"train": {"ranks_per_node": 3}})
+    smoke.take_artifacts(undisturbed[0], "train", "perplexity", "continuations")
+    settings = [w for k, v in {**SETTINGS, **OF_TWELVE}.items() for w in ("--set", f"{k}={v}")]
+    assert smoke.finish(smoke.submit(*settings, "--until", "train")) == 0
+    return smoke
+
+
+def train_with_a_range(smoke: SlurmSmoke, **retry: float) -> str:
+    """Submit a training of 1 to 3 nodes; the run's name."""
     elastic = {"mem_gb": 2, "nodes": {"min": 1, "max": 3}}
-    retry = {"heartbeat_timeout_s": 6, "notice_s": 30}
+    retry = {"heartbeat_timeout_s": 6, "notice_s": 30, **retry}
     smoke.change(resources={**RESOURCES, "train": elastic}, retry=retry)
-    name = smoke.submit("--until", "train", **words)
-    smoke.await_step(name, 60)
-    occupied = slurm.occupy(*slurm.nodes[:3], seconds=600)
-    wait_for(lambda: len(smoke.attempts(name, "train")) > 1, "another attempt")
-    wait_for(lambda: list(smoke.attempts(name, "train")[1].steps())[60:], "its steps")
-    slurm.run("scancel", occupied)
-    slurm.occupy(slurm.nodes[3], seconds=3)  # and it is started anew, with all that it may have
+    return smoke.submit("--until", "train", **OF_TWELVE)
+
+
+def require_equal(smoke: SlurmSmoke, name: str, fixed: Smoke, sizes: list[int]) -> None:
+    """Assert that attempts of these sizes have trained as ranks of one number do."""
     assert smoke.await_end(name) == "succeeded", smoke.jobs_output(name)
     attempts = smoke.attempts(name, "train")
     placed = [e["nodes"] for a in attempts for e in a.events() if e["kind"] == "placed"]
-    assert placed == [3, 1, 3]
+    assert placed == sizes
     assert [a.started["cpus"] for a in attempts] == placed, "what is paid for"
-    firsts = [[step["step"] for step in a.steps()] for a in attempts]
-    assert [a[0] for a in firsts[1:]] == [a[-1] + 1 for a in firsts[:-1]], "no step twice"
+    steps = [[step["step"] for step in a.steps()] for a in attempts]
+    assert [a[0] for a in steps[1:]] == [a[-1] + 1 for a in steps[:-1]], "no step twice"
     worst = largest_difference_of_losses(smoke, fixed)
     assert worst < 1e-4
     print(json.dumps({"nodes": placed, "largest_difference_of_losses": worst}))
+
+
+def attempt_that_trains(smoke: SlurmSmoke, name: str, number: int) -> AttemptFolder:
+    """Wait until an attempt has made some steps."""
+    wait_for(lambda: len(smoke.attempts(name, "train")) >= number, f"attempt {number}")
+    attempt = smoke.attempts(name, "train")[number - 1]
+    wait_for(lambda: list(attempt.steps())[60:], "its steps")
+    return attempt
+
+
+def test_a_training_takes_the_nodes_that_there_are(
+    slurm: SlurmCluster, smoke: SlurmSmoke, fixed: Smoke
+) -> None:
+    """3, 1 and 3 ranks of a global batch of 12: the same samples, and losses within 1e-4."""
+    name = train_with_a_range(smoke)
+    smoke.await_step(name, 60)
+    occupied = slurm.occupy(*slurm.nodes[:3], seconds=600)
+    attempt_that_trains(smoke, name, 2)
+    slurm.run("scancel", occupied)
+    slurm.occupy(slurm.nodes[3], seconds=3)  # and it is started anew, with all that it may have
+    require_equal(smoke, name, fixed, [3, 1, 3])
+
+
+def test_a_training_goes_for_more_nodes_once_they_are_idle(
+    slurm: SlurmCluster, smoke: SlurmSmoke, fixed: Smoke
+) -> None:
+    """At first somebody else takes them meanwhile: 2, 2 and 3 ranks."""
+    occupied = slurm.occupy(*slurm.nodes[2:], seconds=600)
+    name = train_with_a_range(smoke, resize_wait_s=2)
+    first = attempt_that_trains(smoke, name, 1)
+    assert first.end is None, "no node is idle"
+    slurm.run("scancel", "--full", "--signal=KILL", occupied)
+    job, instance = smoke.job(name, "train"), first.storage.url.split("/")[-3]
+
+    def asked(start: int) -> Any:
+        return smoke.run(name).allocation(instance, f"{job}-{start}").find_json(ASKED)
+
+    assert wait_for(lambda: asked(0), "its wish for more") == {"had": 2, "tries": 1}
+    occupied = slurm.occupy(*slurm.nodes[2:], seconds=600)
+    second = attempt_that_trains(smoke, name, 2)
+    assert saved_step(second) == list(first.steps())[-1]["step"], "it left nothing undone"
+    slurm.run("scancel", "--full", "--signal=KILL", occupied)
+    require_equal(smoke, name, fixed, [2, 2, 3])
+    assert asked(1) == {"had": 2, "tries": 2}
+    assert smoke.causes(name, "train") == ["preempted", "preempted", ""]

@@ -83,8 +83,9 @@ class SlurmSmoke(Smoke):
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **cluster}))
 
     def run(self, name: str) -> RunFolder:
-        """The run's folder."""
-        return RunFolder(Storage(str(self.folder / "store" / "runs" / name)))
+        """The run's folder, in the store that the cluster file names now."""
+        store = yaml.safe_load((self.folder / "cluster.yaml").read_text())["store"]
+        return RunFolder(Storage(f"{store}/runs/{name}"))
 
     def attempts(self, name: str, stage: str) -> tuple[AttemptFolder, ...]:
         """The attempts of a stage."""

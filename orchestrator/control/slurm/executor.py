@@ -5,6 +5,7 @@ All state lies in the run's folder and with the scheduler, so any login node can
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,9 +43,9 @@ from orchestrator.control.slurm.jobs import (
     PlannedJob,
     SubmissionContext,
     jobs_of,
-    not_shared,
     resized,
 )
+from orchestrator.control.slurm.more_nodes import has_room
 from orchestrator.control.slurm.partitions import impossible_jobs, node_kinds
 from orchestrator.control.slurm.reservations import blocked_jobs, reservations
 from orchestrator.errors import BackendError, LeaseHeldError, RequestError, RunFailedError
@@ -55,7 +56,7 @@ from orchestrator.ledger.store import Store
 from orchestrator.ledger.submission import SubmittedJob, Submitter
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.quantities import format_several
-from orchestrator.spec.cluster import Cluster
+from orchestrator.spec.cluster import Cluster, not_shared
 
 CLUSTER_NAME = "ClusterName"
 """Slurm's word for what a cluster is called, here and in the environment of its jobs."""
@@ -63,6 +64,8 @@ SUBMIT_WAIT_S = 300.0
 """How long to wait for somebody else who is submitting the same run."""
 CANCEL_SLACK_S = 60.0
 _CANCEL_POLL_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class SlurmExecutor(Executor):
@@ -260,6 +263,18 @@ class SlurmExecutor(Executor):
             _record(run, number, part, late, time.time())
             return 0
         return self._submit_workers(context, part, [head])
+
+    def has_room(
+        self, run: RunFolder, store: Store, instance: str, partition: str, num_nodes: int
+    ) -> bool:
+        """Whether a stage's job would be given so many nodes more; not where Slurm is silent."""
+        context = self._context(run, store.storage.url, run.submissions.all()[-1].number)
+        part, *_ = jobs_of(context, run.plan(), [run.plan().instance(instance)])
+        try:
+            return has_room(self._backend, part.job, partition, num_nodes)
+        except BackendError as error:
+            log.warning("more nodes: %s", error)
+            return False
 
     def avoid_nodes(self, run: RunFolder, instance: str, nodes: Sequence[str]) -> None:
         """Take workers off nodes, and keep those that wait off them. Raises BackendError."""

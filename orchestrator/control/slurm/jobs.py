@@ -22,7 +22,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.submission import JobKind, Submissions
 from orchestrator.plan.planner import Instance, Plan
 from orchestrator.plan.stages import BY_NAME
-from orchestrator.spec.cluster import Cluster, SlurmOptions
+from orchestrator.spec.cluster import Cluster, SlurmOptions, not_shared
 from orchestrator.spec.loader import resolve_env
 
 STAGE = "orchestrator.control.slurm.stage_job"
@@ -114,11 +114,6 @@ class SubmissionContext:
     def log(self, name: str) -> Path:
         """A path in the folder of a job."""
         return self.folder / Submissions.folder(self.submission) / name / "log"
-
-
-def not_shared(store_url: str) -> str:
-    """What is wrong with a store that is no path."""
-    return f"store: {store_url} is no path; jobs on Slurm need a folder that all nodes share"
 
 
 def jobs_of(

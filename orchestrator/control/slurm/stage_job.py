@@ -18,14 +18,17 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from orchestrator.backends.slurm_allocation import Allocation
 from orchestrator.control.job import log_to_stderr, run_parser, store_and_run
 from orchestrator.control.notify import Notifier
+from orchestrator.control.slurm.executor import SlurmExecutor
 from orchestrator.control.slurm.job_states import close_attempts, last_known, note_own_end
 from orchestrator.control.slurm.jobs import shape_of
+from orchestrator.control.slurm.more_nodes import MoreNodes, sizes_of, tries_in_vain
 from orchestrator.control.slurm.other_runs import OtherRuns
 from orchestrator.control.slurm.ray_cluster import RayCluster, dismiss_workers
 from orchestrator.control.standby import Standby
@@ -165,6 +168,7 @@ def supervise(
     is_elastic = BY_NAME[instance.stage].is_elastic
     ray = RayCluster(store, run, instance.id, allocation) if is_elastic else None
     here = run.allocation(instance.id, allocation.restart_id)
+    more = _more_nodes(store, run, instance, allocation)
 
     def tell() -> None:
         while signals:
@@ -175,8 +179,7 @@ def supervise(
     def beat() -> None:
         tell()
         _obey_drill(run, instance.id, allocation.restart_id)
-        if supervisor.waits_for_others and others.will_take_long():
-            supervisor.stop(Cause.LEASE_HELD)
+        _make_way(supervisor, others, more)
         if ray:
             ray.look()
 
@@ -208,6 +211,34 @@ def supervise(
     if ray:
         dismiss_workers(run, instance.id)
     return state
+
+
+def _make_way(supervisor: Supervisor, others: OtherRuns, more: MoreNodes) -> None:
+    """Stop for a run that does the same, or for more nodes."""
+    if supervisor.waits_for_others and others.will_take_long():
+        supervisor.stop(Cause.LEASE_HELD)
+    if not supervisor.is_stopped and more.are_there():
+        supervisor.stop(Cause.PREEMPTED)
+
+
+def _more_nodes(
+    store: Store, run: RunFolder, instance: Instance, allocation: Allocation
+) -> MoreNodes:
+    """The nodes that the stage's ranks could have besides those of this job."""
+    cluster = run.cluster()
+    recipe = next(v.recipe for v in run.variants() if v.name in instance.variants)
+    # A job that may not go back into the queue by itself keeps what it has.
+    sizes = sizes_of(cluster, recipe, instance) if cluster.slurm.requeue else ()
+    ask = partial(SlurmExecutor().has_room, run, store, instance.id, allocation.partition)
+    return MoreNodes(
+        held=allocation.num_nodes,
+        sizes=sizes,
+        tries=tries_in_vain(run, instance.id, allocation) if sizes else 0,
+        wait_s=cluster.retry.resize_wait_s,
+        has_room=ask,
+        saved_step=lambda: store.progress(instance),
+        note=run.allocation(instance.id, allocation.restart_id),
+    )
 
 
 def _previous_end(

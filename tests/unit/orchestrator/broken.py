@@ -1530,7 +1530,7 @@ CLUSTERS = (
         ),
         says=(
             "c.yaml: store: s3://bucket/x is no path; jobs on Slurm need a folder that all nodes "
-            "share",
+            "share: name one, to which `orchestrator resume` moves the runs of a bucket by their URLs",
         ),
     ),
     Broken(

@@ -210,7 +210,8 @@ def test_a_slurm_store_must_be_a_folder(project: Path) -> None:
     """Known only once the variable is filled in."""
     assert in_a_bucket(project, "slurm") == [
         "c.yaml: store: s3://bucket/requirements is no path; "
-        "jobs on Slurm need a folder that all nodes share"
+        "jobs on Slurm need a folder that all nodes share: name one, to which "
+        "`orchestrator resume` moves the runs of a bucket by their URLs"
     ]
 
 
