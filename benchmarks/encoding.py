@@ -7,7 +7,8 @@ of the lengths that utterances have. Weights are random, of the real shapes.
 
 Then units: how many differ from those of transformers' features, of how many ties, and what padded
 batches of transformers do to them. With ``--family``, units alone, of every architecture in its
-real shape, for waves of 0.1 to 30 s in batches of 1 to 32.
+real shape, for waves of 0.1 to 30 s in batches of 1 to 32. With ``--codebooks``, what units of four
+codebooks of one pass take over those of one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.encoders import FAMILY, HUBERT_BASE, flops, hidden, noise_of, random_model
+from jobs.audio.decode import AUDIO_SUFFIXES, UnreadableAudioError, decode
 from jobs.speech.grid import plan_batches
 from jobs.speech.lloyd import nearest
 from jobs.speech.speech_encoder import SpeechEncoder, Wave
@@ -43,11 +45,12 @@ Encoding = Callable[[Sequence[Path]], list[Tensor]]
 def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--audio", type=Path, help="16 kHz files that soundfile reads")
+    parser.add_argument("--audio", type=Path, help="a folder of speech, in whatever formats")
     parser.add_argument("--minutes", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--family", action="store_true", help="units of all architectures alone")
+    parser.add_argument("--codebooks", action="store_true", help="four codebooks in one pass")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.family:
@@ -60,7 +63,7 @@ def main() -> None:
             if options.audio
             else list(made_up(Path(scratch), options.minutes))
         )
-        compare(model, files, options.rounds)
+        (compare_codebooks if options.codebooks else compare)(model, files, options.rounds)
 
 
 def compare(model: Any, files: Sequence[Path], rounds: int) -> None:
@@ -71,7 +74,7 @@ def compare(model: Any, files: Sequence[Path], rounds: int) -> None:
         "transformers, padded": lambda paths: padded(model, paths),
         "ours": lambda paths: ours(encoder, paths),
     }
-    seconds = sum(soundfile.info(path).duration for path in files)
+    seconds = sum(len(wave_of(path)) for path in files) / SAMPLE_RATE_HZ
     print(f"{seconds:.0f} s of audio in {len(files)} files, {torch.get_num_threads()} threads")
     took: dict[str, list[float]] = {name: [] for name in ways}
     shares, feats = [], {}
@@ -102,6 +105,26 @@ def print_units(feats: dict[str, list[Tensor]]) -> None:
         is_other_N = units.index_N != expected.index_N
         clear = int((is_other_N & ~(units.is_tie_N | expected.is_tie_N)).sum())
         print(f"{name:26} {int(is_other_N.sum())} other units, {clear} of them no ties")
+
+
+def compare_codebooks(model: Any, files: Sequence[Path], rounds: int) -> None:
+    """Print how much longer units of four codebooks take than those of one, of one pass each."""
+    encoder = SpeechEncoder(model, LAYER)
+    feats_ND = torch.cat(ours(encoder, files))
+    codebooks = [
+        feats_ND[torch.linspace(n, len(feats_ND) - 1, NUM_CLUSTERS).long()] for n in range(4)
+    ]
+    ratios = []
+    for _ in range(rounds):
+        took = []
+        for some in (codebooks[:1], codebooks):
+            started = time.perf_counter()
+            found_ND = torch.cat(ours(encoder, files))
+            for centroids_KD in some:
+                nearest(found_ND, centroids_KD)
+            took.append(time.perf_counter() - started)
+        ratios.append(took[1] / took[0])
+    print(f"four codebooks of {NUM_CLUSTERS} take {spread(ratios)} of the time of one")
 
 
 def compare_family() -> None:
@@ -169,21 +192,25 @@ def matmul_rate() -> float:
 
 
 def wave_of(path: Path) -> Wave:
-    """A file's first channel."""
-    wav_SC, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    assert rate == SAMPLE_RATE_HZ, f"{path}: {rate} Hz; give files of {SAMPLE_RATE_HZ} Hz"
-    return np.ascontiguousarray(wav_SC[:, 0])
+    """A file as the stages hear it."""
+    return decode(path)
 
 
 def some_of(folder: Path, minutes: float) -> list[Path]:
-    """Files below a folder, in the order of their names, until they are long enough together."""
-    chosen, seconds = [], 0.0
-    for path in sorted(
-        p for p in folder.rglob("*") if p.suffix[1:].upper() in soundfile.available_formats()
-    ):
-        chosen.append(path)
-        seconds += soundfile.info(path).duration
-        if seconds > 60 * minutes:
+    """Files below a folder that can be read, by their names, until they are long enough together.
+
+    Those of less than a second are left out.
+    """
+    chosen, missing = [], 60 * minutes * SAMPLE_RATE_HZ
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in AUDIO_SUFFIXES):
+        try:
+            num_samples = len(wave_of(path))
+        except UnreadableAudioError:
+            continue
+        if num_samples >= SAMPLE_RATE_HZ:
+            chosen.append(path)
+            missing -= num_samples
+        if missing <= 0:
             break
     return chosen
 
