@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.store import Store
 
 _LOOK_EVERY_S = 1.0
+_MAX_BEGINNINGS = 4
 _PIECE_BYTES = 1 << 20
 
 log = logging.getLogger(__name__)
@@ -100,14 +101,34 @@ def _elsewhere(stage: str, words: Sequence[str], options: argparse.Namespace) ->
             max_restarts=0,
             label_selector=cluster.node_selector("data"),
         )
-        process = there.remote(f"jobs.{stage}", list(words))
-        return follow(process, awaited)
+        return followed(lambda: there.remote(f"jobs.{stage}", list(words)), awaited)
+
+
+class NeverAnsweredError(RunFailedError):
+    """A `Process` that was lost before it could say where it is."""
+
+
+def followed(begin: Callable[[], Any], awaited: Awaited) -> int:
+    """`follow` what is begun; anew where a node took it along before it had answered.
+
+    For some seconds Ray goes on to send actors to a node that has gone.
+    """
+    for left in reversed(range(_MAX_BEGINNINGS)):
+        try:
+            return follow(begin(), awaited)
+        except NeverAnsweredError as error:
+            if not left:
+                raise
+            log.warning("%s; begun anew", error)
+            time.sleep(_LOOK_EVERY_S)
+    raise AssertionError("the last time ends in one way or the other")
 
 
 def follow(process: Any, awaited: Awaited) -> int:
     """Print what a `Process` prints until it ends; its exit code.
 
-    Raises RunFailedError when no node comes for it, or its node goes, or a signal ends it.
+    Raises RunFailedError when no node comes for it, or its node goes, or a signal ends it;
+    NeverAnsweredError when it was lost before it said on which node it is.
     """
     import ray
     from ray.exceptions import RayActorError
@@ -133,7 +154,7 @@ def follow(process: Any, awaited: Awaited) -> int:
             if is_warned:
                 return ExitCode.STOPPED
             gone = node in dead_nodes()
-            raise RunFailedError(
+            raise (RunFailedError if node else NeverAnsweredError)(
                 f"the process on its node was lost with {'it' if gone else 'its worker'} ({error})",
                 cause=Cause.NODE_LOST if gone else Cause.WORKER_LOST,
             ) from None

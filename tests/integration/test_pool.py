@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
 
 from jobs.audio.decode import UnreadableAudioError
+from jobs.awaited import Awaited
+from jobs.on_node import Process, followed
 from jobs.ray_session import session
 from jobs.speech.pool import Pool
 from orchestrator.errors import Cause, RunFailedError
@@ -223,3 +226,23 @@ def test_pending_actors_do_no_harm_and_ticks_go_on() -> None:
 
 def test_the_session_leaves_signal_handlers_alone() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_process_that_is_lost_before_it_answers_is_begun_anew() -> None:
+    """As of a node that has gone, to which Ray goes on to send actors for some seconds."""
+    begun: list[Any] = []
+
+    def begin(num_lost: int) -> Any:
+        process = ray.remote(Process).remote("timeit", ["-n", "1", "-r", "1", "pass"])
+        begun.append(process)
+        if len(begun) <= num_lost:
+            ray.kill(process)
+        return process
+
+    assert followed(lambda: begin(num_lost=2), Awaited("stage")) == 0
+    assert len(begun) == 3
+    begun.clear()
+    with pytest.raises(RunFailedError, match="the process on its node was lost") as lost:
+        followed(lambda: begin(num_lost=9), Awaited("stage"))
+    assert lost.value.cause == Cause.WORKER_LOST
+    assert len(begun) == 4
