@@ -18,11 +18,12 @@ from orchestrator.ledger.storage import Storage
 from tests.integration.conftest import BUCKET, serving
 from tests.ray_head import RayHead
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.rig import SlurmSmoke
+from tests.slurm.rig import SlurmSmoke, wait_for
 from tests.smoke import Smoke
 
-HOPS = (("local", 100), ("ray", 220), ("slurm", 340))
-"""Where the training is, and the step beyond which it is taken away from there."""
+HOPS = ("local", "ray", "slurm")
+"""Where the training is until it has made some steps there."""
+STEPS = 40
 
 
 @pytest.fixture
@@ -65,21 +66,30 @@ def through_all(
     files, backends = cluster_files(smoke, head, **store), []
     write(smoke, files["local"])
     run = smoke.submit()
-    for name, step in HOPS:
+    for number, name in enumerate(HOPS, 1):
         place = smoke.run(run).storage.url
         write(smoke, files[name])
         if backends:
             smoke.orchestrator("resume", place)
-        smoke.await_step(run, step)
+        await_steps(smoke, run, number)
         backends.append(smoke.status(run)["backend"])
         smoke.orchestrator("cancel", run)
     place = smoke.run(run).storage.url
     write(smoke, files["local"])
     smoke.orchestrator("resume", place, "--watch")
-    assert backends == ["local", "ray", "slurm"]
+    assert tuple(backends) == HOPS
     assert smoke.status(run)["state"] == "succeeded"
-    print(json.dumps({"attempts": smoke.causes(run, "train")}))
+    assert smoke.causes(run, "train") == ["cancelled", "cancelled", "cancelled", ""]
+    steps = [[step["step"] for step in a.steps()] for a in smoke.attempts(run, "train")]
+    print(json.dumps({"steps": [(own[0], own[-1]) for own in steps]}))
     return smoke, run
+
+
+def await_steps(smoke: SlurmSmoke, run: str, number: int) -> None:
+    """Wait until an attempt at the training has made some steps of its own."""
+    wait_for(lambda: len(smoke.attempts(run, "train")) >= number, f"attempt {number}")
+    attempt = smoke.attempts(run, "train")[number - 1]
+    wait_for(lambda: list(attempt.steps())[STEPS:], f"steps of attempt {number}")
 
 
 def write(smoke: Smoke, cluster: Mapping[str, Any]) -> None:
