@@ -132,9 +132,11 @@ def test_workers_that_are_not_needed_any_more_leave_and_come_again() -> None:
         assert set(pool._nodes) == set(pool._free), "nobody else is known"
         assert len(pool._free) == 1
         assert pool._starting == {}
-        later = {r[0] for _, r in pool.run(range(30), lambda _: 0.3)}
-        assert last[0][0] in later
-        assert len(later) > 1
+        # Another worker takes as long to come as the machine needs, longer than one run at times.
+        later = ({r[0] for _, r in pool.run(range(30), lambda _: 0.3)} for _ in range(20))
+        first = next(later)
+        assert last[0][0] in first
+        assert len(first) > 1 or any(len(workers) > 1 for workers in later)
 
 
 def test_sticky_items_return_to_the_actor_that_did_them(two_actors: Pool) -> None:
