@@ -7,20 +7,19 @@ context available. Perplexity is exp(total NLL / scored units); the NLL per seco
 total by the seconds of audio behind the utterances, and so compares tokenisers of different rates,
 which perplexity cannot.
 
-Shape legend: B utterances, L tokens (padded), V units.
+Shape legend: V units.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional
 
+from jobs.scoring.likelihood import log_probs, pieces_of, plan_batches, summed
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 MAX_BIGRAM_UNITS = 4_096
@@ -30,7 +29,6 @@ RULE = (
     "scored; longer utterances in windows of context_length advancing by half; perplexity = "
     "exp(sum of NLL / scored units), natural logarithm"
 )
-_BATCH_TOKENS = 4_096
 _COUNT_CHUNK = 1 << 22
 
 
@@ -87,16 +85,6 @@ def _bootstrap(
     return (low, high), (low_s, high_s)
 
 
-def windows_of(num_tokens: int, context_length: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, first scored target) of each window of an utterance; each target once."""
-    start, scored = 0, 1
-    while scored < num_tokens:
-        end = min(start + context_length + 1, num_tokens)
-        yield start, end, scored
-        start, scored = end - 1 - context_length // 2, end
-
-
-@torch.inference_mode()
 def score_model(
     model: Any,
     utterances: Sequence[np.ndarray],
@@ -106,56 +94,20 @@ def score_model(
     tick: Callable[[int], None] = lambda _: None,
 ) -> Scored:
     """NLL of each utterance under a causal LM. ``tick`` is told how many windows are done."""
-    pieces = [
-        (n, start, end, scored)
-        for n, units in enumerate(utterances)
-        for start, end, scored in windows_of(len(units), context_length)
-    ]
-    nll = np.zeros(len(utterances))
+    batches = plan_batches([len(units) for units in utterances], context_length)
+    scored: dict[int, list[float]] = {}
     done = 0
-    for batch in _batches(pieces):
-        for (n, *_), value in zip(batch, _nll_of(model, utterances, batch), strict=True):
-            nll[n] += value
+    for number, batch in enumerate(batches):
+        scored[number] = log_probs(model, pieces_of(utterances, batch))
         done += len(batch)
         tick(done)
+    nll = 0.0 - summed(len(utterances), scored, batches)  # no -0.0 where nothing is scored
     return Scored(nll=nll, num_scored=num_scored(utterances), num_samples=num_samples)
 
 
 def num_scored(utterances: Sequence[np.ndarray]) -> np.ndarray:
     """Units of each utterance that the rule scores."""
     return np.array([max(len(units) - 1, 0) for units in utterances], dtype=np.int64)
-
-
-def _batches(pieces: list[tuple[int, int, int, int]]) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Windows of like length together, so that little is padded."""
-    batch: list[tuple[int, int, int, int]] = []
-    for piece in sorted(pieces, key=lambda p: (p[2] - p[1], p[0], p[1])):
-        length = piece[2] - piece[1]
-        if batch and (len(batch) + 1) * length > _BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield batch
-
-
-def _nll_of(
-    model: Any, utterances: Sequence[np.ndarray], batch: list[tuple[int, int, int, int]]
-) -> list[float]:
-    longest = max(end - start for _, start, end, _ in batch)
-    tokens_BL = torch.zeros(len(batch), longest, dtype=torch.long)
-    scored_BL = torch.zeros(len(batch), longest, dtype=torch.bool)
-    for row, (n, start, end, first) in enumerate(batch):
-        tokens_BL[row, : end - start] = torch.from_numpy(utterances[n][start:end].astype(np.int64))
-        scored_BL[row, first - start : end - start] = True
-    # Padding on the right needs no mask: a causal model's earlier positions cannot see it.
-    logits_BLV = (
-        model(input_ids=tokens_BL[:, :-1].to(model.device), use_cache=False).logits.float().cpu()
-    )
-    nll_BL = functional.cross_entropy(
-        logits_BLV.transpose(1, 2), tokens_BL[:, 1:], reduction="none"
-    )
-    return (nll_BL.double() * scored_BL[:, 1:]).sum(1).tolist()
 
 
 def count(tokens: np.ndarray, num_units: int) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from jobs.scoring.likelihood import windows_of
 from jobs.scoring.perplexity import (
     MAX_BIGRAM_UNITS,
     Scored,
@@ -14,7 +15,6 @@ from jobs.scoring.perplexity import (
     score_counts,
     score_model,
     summary,
-    windows_of,
 )
 
 NUM_UNITS = 6
@@ -69,15 +69,6 @@ def test_long_utterances_keep_half_a_context(model: LlamaForCausalLM) -> None:
         expected -= sum(float(log_p[t - 1 - start, units[t]]) for t in range(first, end))
     assert scored.nll[0] == pytest.approx(expected, abs=1e-4)
     assert scored.num_scored[0] == 39
-
-
-@pytest.mark.parametrize("num_tokens", [0, 1, 2, 8, 9, 10, 13, 40, 41])
-def test_windows_score_every_target_once(num_tokens: int) -> None:
-    windows = list(windows_of(num_tokens, 8))
-    scored = [t for _, end, first in windows for t in range(first, end)]
-    assert scored == list(range(1, num_tokens))
-    assert all(end - start <= 9 for start, end, _ in windows)
-    assert all(first - start > 4 for start, _, first in windows[1:]), "too little context"
 
 
 def test_progress_is_told(model: LlamaForCausalLM) -> None:
