@@ -1,0 +1,105 @@
+"""The tables that the official scorers write, byte for byte: CSV, scores with four decimals.
+
+Where a suite's scorer writes none (spoken StoryCloze, SALMon), there is none here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jobs.scoring.suites.scores import Floats, SplitScores, score_split
+from jobs.scoring.suites.suite import Suite, natural
+from jobs.scoring.suites.swuggy import BANDS, OFFICIAL_BANDS
+
+
+def tables(suite: Suite, log_probs: Mapping[str, float]) -> dict[str, str]:
+    """File name to text, for each split that has pairs. Raises DataError as `score_suite` does."""
+    write = _TABLES.get(suite.kind)
+    found: dict[str, str] = {}
+    for split in suite.splits if write else ():
+        scored = score_split(suite, log_probs, split)
+        if write and scored.items:
+            found |= write(split, scored)
+    return found
+
+
+def lexical_tables(split: str, scored: SplitScores) -> dict[str, str]:
+    """By pair, by frequency (in the official bands, by their official labels), by length."""
+    first = [pairs[0] for pairs in scored.items.values()]
+    by_pair = [(*pair.texts, four(score)) for pair, score in zip(first, scored.scores, strict=True)]
+    name = f"score_lexical_{split}_by_"
+    return {
+        f"{name}pair.csv": as_csv(("word", "non word", "score"), by_pair),
+        **word_tables(name, [pair.groups for pair in first], scored.scores),
+    }
+
+
+def word_tables(name: str, groups: Sequence[Mapping[str, str]], scores: Floats) -> dict[str, str]:
+    """The tables by frequency and by length of items whose groups are given in order."""
+    lengths = sorted({g["length"] for g in groups} - {""}, key=natural)
+    labels = zip(BANDS, OFFICIAL_BANDS, strict=True)
+    return {
+        f"{name}frequency.csv": _breakdown("frequency", labels, groups, scores),
+        f"{name}length.csv": _breakdown(
+            "length", zip(lengths, lengths, strict=True), groups, scores
+        ),
+    }
+
+
+def syntactic_tables(split: str, scored: SplitScores) -> dict[str, str]:
+    """By pair and by type."""
+    first = [pairs[0] for pairs in scored.items.values()]
+    by_pair = [(*pair.texts, four(score)) for pair, score in zip(first, scored.scores, strict=True)]
+    name = f"score_syntactic_{split}_by_"
+    return {
+        f"{name}pair.csv": as_csv(("sentence", "non sentence", "score"), by_pair),
+        f"{name}type.csv": type_table([pair.groups for pair in first], scored.scores),
+    }
+
+
+def type_table(groups: Sequence[Mapping[str, str]], scores: Floats) -> str:
+    """The table by type of items whose groups are given in order."""
+    kinds = sorted({g["type"] for g in groups})
+    return _breakdown("type", zip(kinds, kinds, strict=True), groups, scores)
+
+
+def _breakdown(
+    column: str,
+    labels: Iterable[tuple[str, str]],
+    groups: Sequence[Mapping[str, str]],
+    scores: Floats,
+) -> str:
+    """One row for each value: how many, mean and sample standard deviation."""
+    rows = []
+    for value, label in labels:
+        own = scores[[n for n, g in enumerate(groups) if g[column] == value]]
+        mean = four(float(own.mean())) if len(own) else ""
+        rows.append(
+            (label, len(own), mean, four(float(np.std(own, ddof=1))) if len(own) > 1 else "")
+        )
+    return as_csv((column, "n", "score", "std"), rows)
+
+
+def four(value: float) -> str:
+    """A score as the official tables print it."""
+    return f"{value:.4f}"
+
+
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV with a header, as pandas writes it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+_TABLES: dict[str, Callable[[str, SplitScores], dict[str, str]]] = {
+    "swuggy": lexical_tables,
+    "sblimp": syntactic_tables,
+}
