@@ -38,7 +38,7 @@ def group_of(nodeid: str) -> str:
         return module
     if module.endswith(WITHOUT_RUN):
         return "numerics"
-    return tier if tier in {"slurm", "numerics", "gpu"} else "local"
+    return tier if tier in {"slurm", "numerics", "gpu", "browser"} else "local"
 
 
 @pytest.hookimpl(optionalhook=True)

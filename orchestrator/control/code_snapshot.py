@@ -25,6 +25,8 @@ from orchestrator.ledger.temporary import own_temporary_folder
 
 FORMAT = 2
 """Of code and run folder together: a run whose record names another is executed by nothing here."""
+_SUFFIXES = (".py", ".html", ".css", ".js", ".txt")
+"""Modules, and what the report's page is made of."""
 _REMEDY = "submit the recipe again with another --name: finished stages are reused"
 
 
@@ -116,7 +118,7 @@ def _fetch(run: RunFolder, sha256: str, name: str) -> Path:
 
 def _code_in(folder: Path) -> dict[str, bytes]:
     """Relative path to bytes of all code below a folder."""
-    paths = (p for p in sorted(folder.rglob("*")) if p.suffix in (".py", ".html") and p.is_file())
+    paths = (p for p in sorted(folder.rglob("*")) if p.suffix in _SUFFIXES and p.is_file())
     try:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     except FileNotFoundError:  # a sweep goes on

@@ -1,20 +1,14 @@
 """The report page: one HTML file that needs nothing else, and its short form for a terminal.
 
-In: a run's folder, its store, and how it was observed. Out: ``report.html``. The page
-loads nothing: styles and figures are inline, and its content policy forbids the rest. All text goes
-through the template's escaping.
+In: a run's folder, its store, and how it was observed. Out: ``report.html``, whose parts are put
+together in `template`.
 """
 
 from __future__ import annotations
 
-import datetime
-import functools
-import json
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.errors import RequestError
 from orchestrator.ledger.goodput import PART_NAMES, shares_percent
@@ -22,23 +16,32 @@ from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import Observed
 from orchestrator.ledger.store import Store
 from orchestrator.plan.stages import BY_NAME
-from orchestrator.quantities import format_bytes, format_duration
-from orchestrator.report import plots
-from orchestrator.report.arms import ARMS, Comparison, baseline, comparisons, measure
+from orchestrator.quantities import format_duration
+from orchestrator.report.arms import baseline, comparisons, measure
+from orchestrator.report.curves import NUM_RAW_CURVES, drawn, figures, window
 from orchestrator.report.facts import (
     UNIT_MEASURES,
-    fact_rows,
     label,
-    share,
     shown,
     split_rows,
     unit_quality,
     unit_verdict,
 )
+from orchestrator.report.plots import figure_svg
 from orchestrator.report.record import AttemptRecord, Record, StageRecord, read_record
+from orchestrator.report.template import Draw, render_page
 
 PAGE = "report.html"
-_MAX_UNITS_SHOWN = 64
+SECTIONS = {
+    "scores": "Scores",
+    "curves": "Training",
+    "speech": "Speech and tokens",
+    "units": "Encoder and codebook",
+    "time": "Time and throughput",
+    "lineage": "Lineage",
+    "recipe": "Recipe",
+}
+"""The page's parts by their anchor; what a run may lack is no part of its own."""
 _DULL_EVENTS = ("begin", "published")
 
 
@@ -81,74 +84,34 @@ def summary(run: RunFolder, store: Store, observed: Observed) -> list[str]:
     return lines
 
 
-def render(record: Record, draw: Callable[[Sequence[plots.Curve]], str] = plots.curves_svg) -> str:
-    """The page's text. What draws its curves may be replaced, for it takes most of the time."""
-    from markupsafe import Markup
-
-    matches, ended_at = comparisons(record), _ended_at(record)
-    curves = _curves(record, matches)
-    page: str = _template().render(
+def render(record: Record, draw: Draw = figure_svg) -> str:
+    """The page's text. What draws its figures may be replaced, for it takes most of the time."""
+    matches = comparisons(record)
+    best = set[str]().union(*(comparison.best for comparison in matches))
+    return render_page(
+        "page.html",
+        figures(record, best),
+        draw,
         record=record,
-        ended_at=ended_at,
+        ended_at=_ended_at(record),
         comparisons=matches,
-        curves=curves,
-        curves_svg=Markup(draw(curves)),
-        window=max((plots.mean_window(len(v.training)) for v in record.variants), default=1),
-        is_raw_shown=len(curves) <= plots.NUM_RAW_CURVES,
+        window=window(record),
+        is_raw_shown=len(drawn(record, best)) <= NUM_RAW_CURVES,
         began_at=min((a.status.started_at for s in record.stages for a in s.attempts), default=0.0),
         by_stage=_time_by_stage(record),
         versions=_versions(record.stages),
+        sections=SECTIONS,
+        baseline=baseline,
+        measure=measure,
+        part_names=PART_NAMES,
+        remarks=_remarks,
+        shares_percent=shares_percent,
+        split_rows=split_rows,
+        throughput=_throughput,
+        unit_measures=UNIT_MEASURES,
+        unit_quality=unit_quality,
+        unit_verdict=unit_verdict,
     )
-    return page
-
-
-@functools.cache
-def _template() -> Any:
-    """The page without its data; jinja2 takes a while to import and to compile it."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "bytes": format_bytes,
-        "duration": format_duration,
-        "units": _units,
-        "utc": _utc,
-    }
-    environment.globals |= {
-        "baseline": baseline,
-        "fact_rows": fact_rows,
-        "measure": measure,
-        "part_names": PART_NAMES,
-        "remarks": _remarks,
-        "shares_percent": shares_percent,
-        "split_rows": split_rows,
-        "throughput": _throughput,
-        "share": share,
-        "unit_measures": UNIT_MEASURES,
-        "unit_quality": unit_quality,
-        "unit_verdict": unit_verdict,
-    }
-    return environment.from_string(
-        (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    )
-
-
-def _curves(record: Record, matches: Sequence[Comparison]) -> list[plots.Curve]:
-    drawn = [v for v in record.variants if v.training or v.validation]
-    best = set[str]().union(*(comparison.best for comparison in matches))
-    seen: Counter[str] = Counter()
-    curves = []
-    for variant in drawn:
-        curve = plots.Curve(
-            variant=variant,
-            dash=plots.DASHES[seen[variant.arm] % len(plots.DASHES)],
-            is_best=variant.name in best or len(drawn) <= len(ARMS),
-        )
-        seen[variant.arm] += 1
-        curves.append(curve)
-    return curves
 
 
 def _versions(stages: Sequence[StageRecord]) -> dict[str, list[str]]:
@@ -216,14 +179,3 @@ def _ended_at(record: Record) -> float:
     """When the record ends: now only while something runs; a finished run's page never changes."""
     ends = [a.until for stage in record.stages for a in stage.attempts]
     return max((end or time.time() for end in ends), default=time.time())
-
-
-def _units(units: Any) -> str:
-    if not isinstance(units, list):
-        return json.dumps(units)
-    more = f" … ({len(units)} units)" if len(units) > _MAX_UNITS_SHOWN else ""
-    return " ".join(map(str, units[:_MAX_UNITS_SHOWN])) + more
-
-
-def _utc(at_s: float) -> str:
-    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

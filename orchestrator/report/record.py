@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -113,8 +113,15 @@ class AttemptRecord:
     """How fast it was at last."""
     events: Mapping[str, int]
     """How often each kind of event was recorded."""
-    tokens_per_s: float | None
-    """Median over its optimizer steps; None when it did not train."""
+    speeds: tuple[Point, ...]
+    """Tokens per second at each optimizer step; empty when it did not train."""
+    mfu: float | None
+    """Median model FLOPs utilisation over its steps; None where the device's peak is unknown."""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Median over its optimizer steps; None when it did not train."""
+        return _median(speed for _, speed in self.speeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,11 +159,17 @@ class VariantRecord:
     recipe: Recipe | None
     """None when the run's recipe cannot be read."""
     training: tuple[Point, ...]
+    """Loss of each step's batch, in nats per token."""
     validation: tuple[Point, ...]
     scores: Scores
     """Empty when there is no ``scores.json``."""
     continuations: tuple[Mapping[str, Any], ...]
     """``continuations.json``; empty when there is none."""
+    learning_rate: tuple[Point, ...] = ()
+    grad_norm: tuple[Point, ...] = ()
+    """Norm of the gradient before clipping."""
+    perplexity: StageRecord | None = None
+    """The instance that scored it; None where the recipe asks for no such score."""
 
     @property
     def arm(self) -> str:
@@ -235,7 +248,7 @@ def _attempt(reader: Reader, what: str, status: AttemptStatus, *, is_newest: boo
     folder = status.folder
     progress = _mapping(reader.ask(f"{what}: progress.json", lambda: folder.progress, None))
     kinds = reader.ask(f"{what}: events", lambda: [e["kind"] for e in folder.events()], [])
-    metrics = f"{what}: metrics"
+    speeds, mfu = reader.ask(f"{what}: metrics", lambda: _speeds(folder.storage), ((), None))
     until = status.ended_at
     if until is None and not (is_newest and status.state == RunState.RUNNING):
         until = reader.ask(f"{what}: events", folder.last_sign, status.started_at)
@@ -245,15 +258,23 @@ def _attempt(reader: Reader, what: str, status: AttemptStatus, *, is_newest: boo
         progress=progress,
         rates=_mapping(progress.get("rates")),
         events=Counter(kinds),
-        tokens_per_s=reader.ask(metrics, lambda: _median_tokens_per_s(folder.storage), None),
+        speeds=speeds,
+        mfu=mfu,
     )
 
 
-def _median_tokens_per_s(attempt: Storage) -> float | None:
+def _speeds(attempt: Storage) -> tuple[tuple[Point, ...], float | None]:
+    """Tokens per second by step, and the median MFU."""
     lines = _json_lines(attempt, (n for n in attempt.children() if n.startswith("metrics-")))
-    timed = (x for x in lines if x.get("step_s") and "tokens_seen" in x)  # a language model's
-    rates = sorted(x["tokens_seen"] / x["step"] / x["step_s"] for x in timed)
-    return rates[len(rates) // 2] if rates else None
+    timed = [x for x in lines if x.get("step_s") and "tokens_seen" in x]  # a language model's
+    speeds = ((int(x["step"]), x["tokens_seen"] / x["step"] / x["step_s"]) for x in timed)
+    return tuple(speeds), _median(x["mfu"] for x in timed if x.get("mfu"))
+
+
+def _median(values: Iterable[float]) -> float | None:
+    """The upper one of the two in the middle; None of nothing."""
+    ranked = sorted(values)
+    return ranked[len(ranked) // 2] if ranked else None
 
 
 def _variant(
@@ -268,13 +289,17 @@ def _variant(
     perplexity, continuations = (
         stages.get(instances.get(name, retired)) for name in ("perplexity", "continuations")
     )
+    metrics = _curves(reader, train, "metrics", ("loss", "lr", "grad_norm"))
     return VariantRecord(
         name=str(row["name"]),
         overrides=row["overrides"],
         instances=instances,
         recipe=recipe,
-        training=_curve(reader, train, "metrics"),
-        validation=_curve(reader, train, "validation"),
+        training=metrics["loss"],
+        learning_rate=metrics["lr"],
+        grad_norm=metrics["grad_norm"],
+        validation=_curves(reader, train, "validation", ("loss",))["loss"],
+        perplexity=perplexity,
         scores=_finished(reader, perplexity, "scores.json", _SCORES, Scores()),
         continuations=_finished(reader, continuations, "continuations.json", _CONTINUATIONS, ()),
     )
@@ -299,16 +324,20 @@ def _finished(
     return reader.ask(f"{stage.instance.id}: {path}", read, default)
 
 
-def _curve(reader: Reader, train: StageRecord | None, name: str) -> tuple[Point, ...]:
-    """Losses by step: the finished sequence, or as far as the newest checkpoint."""
+def _curves(
+    reader: Reader, train: StageRecord | None, name: str, fields: Sequence[str]
+) -> dict[str, tuple[Point, ...]]:
+    """Some fields by step: the finished sequence, or as far as the newest checkpoint."""
+    nothing: dict[str, tuple[Point, ...]] = dict.fromkeys(fields, ())
     if train is None:
-        return ()
+        return nothing
     out, whole = train.storage, [f"{name}.jsonl"] if train.is_complete else None
-    return reader.ask(
-        f"{train.instance.id}: {name}.jsonl",
-        lambda: _points(_json_lines(out, whole or _segments(out, name))),
-        (),
-    )
+
+    def read() -> dict[str, tuple[Point, ...]]:
+        lines = _json_lines(out, whole or _segments(out, name))
+        return {field: _points(lines, field) for field in fields}
+
+    return reader.ask(f"{train.instance.id}: {name}.jsonl", read, nothing)
 
 
 def _segments(out: Storage, name: str) -> list[str]:
@@ -326,9 +355,10 @@ def _json_lines(storage: Storage, paths: Iterable[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _points(lines: Iterable[Mapping[str, Any]]) -> tuple[Point, ...]:
-    losses = ((int(line["step"]), line["loss"]) for line in lines)
-    return tuple((step, math.nan if loss is None else float(loss)) for step, loss in losses)
+def _points(lines: Iterable[Mapping[str, Any]], field: str) -> tuple[Point, ...]:
+    found = ((int(line["step"]), line.get(field, math.nan)) for line in lines)
+    points = tuple((step, math.nan if value is None else float(value)) for step, value in found)
+    return points if any(math.isfinite(value) for _, value in points) else ()
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -176,7 +176,10 @@ class Ledger:
 
     def write_training(self, instance: Instance, drop: float) -> None:
         lines = [{"step": n, "loss": 4.6 - drop * n / STEPS} for n in range(1, STEPS + 1)]
-        self._write_lines(instance, "metrics.jsonl", lines)
+        driven = [
+            {**line, "lr": 3e-3, "grad_norm": 0.8 + 0.1 * (n % 3)} for n, line in enumerate(lines)
+        ]
+        self._write_lines(instance, "metrics.jsonl", driven)
         self._write_lines(instance, "validation.jsonl", lines[9::10])
 
     def _write_lines(self, instance: Instance, path: str, lines: list[dict[str, Any]]) -> None:

@@ -149,17 +149,18 @@ def test_the_same_ledger_gives_the_same_bytes(untouched: tuple[Ledger, str]) -> 
     assert page_of(ledger) == page
 
 
-def test_both_figures_use_the_pages_colours_and_share_no_id(
+def test_all_figures_use_the_pages_colours_and_share_no_id(
     untouched: tuple[Ledger, str],
 ) -> None:
     _, page = untouched
-    figures = re.findall(r'<div class="figure">(.*?)</svg>', page, re.DOTALL)
-    assert len(figures) == 2
+    figures = re.findall(r'<figure class="figure.*?</figure>', page, re.DOTALL)
+    assert len(figures) == 4
     for figure in figures:
         assert not re.search(r"#[0-9a-f]{6}", figure)
-    assert "var(--warm)" in figures[0]
-    assert "var(--cold)" in figures[0]
-    assert "var(--preempted, var(--muted))" in figures[1]
+    for curves in figures[:3]:
+        assert "var(--warm)" in curves
+        assert "var(--cold)" in curves
+    assert "var(--preempted, var(--muted))" in figures[3]
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {
@@ -180,8 +181,13 @@ def test_hostile_names_stay_text(new_ledger: NewLedger) -> None:
     )
     ledger.attempt(train, 1.0, state="failed", cause=HOSTILE, reason=HOSTILE)
     text = _Text()
-    text.feed(page_of(ledger))
-    assert "script" not in text.tags
+    page = page_of(ledger)
+    text.feed(page)
+    num_figures = page.count('<figure class="figure curves"')
+    assert num_figures == 3
+    # The page's own two, and the data of each figure, which is none to a browser.
+    assert text.tags.count("script") == 2 + num_figures
+    assert page.count('<script type="application/json">') == num_figures
     assert " ".join(text.words).count("alert(1)") >= 4
 
 
@@ -260,7 +266,9 @@ def test_a_training_under_way_is_drawn_up_to_its_newest_checkpoint(new_ledger: N
             ),
         )
     page = page_of(ledger)
-    assert "var(--warm)" in re.findall(r'<div class="figure">(.*?)</svg>', page, re.DOTALL)[0]
+    assert (
+        "var(--warm)" in re.findall(r'<figure class="figure curves".*?</svg>', page, re.DOTALL)[0]
+    )
     assert read_record(ledger.run, ledger.store, ledger.observed).variants[0].training == (
         (1, 4.0),
         (2, 4.0),
@@ -333,6 +341,22 @@ def test_the_summary_gives_both_arms_the_times_and_the_page(finished: Ledger) ->
     )
     where = write_report(finished.run, finished.store, finished.observed)
     assert summary(finished.run, finished.store, finished.observed)[-1] == f"report: {where}"
+
+
+def test_what_scrolls_can_be_reached_by_keyboard_and_has_a_name(
+    untouched: tuple[Ledger, str],
+) -> None:
+    _, page = untouched
+    scrolls = re.findall(r'<(?:div class="(?:wide|static)"|pre)[^>]*>', page)
+    assert len(scrolls) > 8
+    for tag in scrolls:
+        if 'class="static" role="img"' not in tag:
+            assert 'tabindex="0"' in tag
+        assert tag.startswith("<pre") or 'aria-label="' in tag
+    assert len(re.findall("<h1", page)) == 1
+    assert "<th>" not in page
+    for anchor in re.findall(r'<a href="#([^"]*)"', page):
+        assert f'<section id="{anchor}">' in page
 
 
 def test_importing_the_page_imports_neither_matplotlib_nor_jinja() -> None:

@@ -1,40 +1,91 @@
 from __future__ import annotations
 
+import json
 import math
 import re
 import xml.etree.ElementTree as ET
 
-from orchestrator.report.plots import Curve, curves_svg, running_mean, thinned
-from orchestrator.report.record import Point, Scores, VariantRecord
+import pytest
+
+from orchestrator.report.plots import (
+    COLOURS,
+    Figure,
+    Line,
+    Panel,
+    Style,
+    figure_data,
+    figure_of,
+    figure_svg,
+    running_mean,
+    styles_of,
+    tables,
+    thinned,
+)
+from orchestrator.report.record import Point
+
+WARM = Style(label="warm base", colour="warm", dash="7 3")
+COLD = Style(label="cold base", colour="cold", dash="none", is_best=False)
 
 
-def curve(arm: str, training: list[Point], validation: list[Point]) -> Curve:
-    variant = VariantRecord(
-        name=arm,
-        overrides={"model.init": arm},
-        instances={},
-        recipe=None,
-        training=tuple(training),
-        validation=tuple(validation),
-        scores=Scores(),
-        continuations=(),
-    )
-    return Curve(variant=variant, dash="7 3", is_best=True)
+def figure(*panels: tuple[Line, ...]) -> Figure:
+    shown = (Panel(title=f"panel {n}", unit="nats", lines=ls) for n, ls in enumerate(panels))
+    return Figure(name="losses", title="Loss", panels=tuple(shown), shares_scale=True)
+
+
+def line(style: Style, *points: Point) -> Line:
+    return Line(style=style, points=points)
+
+
+POINTS: tuple[Point, ...] = ((1, 4.0), (2, 3.0))
 
 
 def test_the_figure_is_wellformed_and_has_no_colour_of_its_own() -> None:
-    points = [(1, 4.0), (2, 3.0)]
-    svg = curves_svg([curve("warm", points, points)])
+    svg = figure_svg(figure((line(WARM, *POINTS),), (line(COLD, *POINTS),)))
     assert ET.fromstring(svg).tag.endswith("svg")
     assert not re.search(r"#[0-9a-f]{6}", svg)
+    assert "var(--warm)" in svg
+    assert "var(--cold)" in svg
 
 
-def test_a_training_without_validation_is_drawn() -> None:
-    assert "var(--cold)" in curves_svg([curve("cold", [(1, 4.0)], [])])
+@pytest.mark.parametrize("colour", COLOURS)
+def test_each_colour_is_a_variable_of_the_page(colour: str) -> None:
+    svg = figure_svg(figure((line(Style(label="a", colour=colour, dash="none"), *POINTS),)))
+    assert f"var(--{colour})" in svg
 
 
-def test_nothing_to_draw_is_no_figure() -> None:
-    assert curves_svg([]) == ""
+def test_lines_and_panels_without_points_are_left_out() -> None:
+    kept = figure_of(figure((line(WARM, *POINTS), line(COLD)), (line(COLD),)))
+    assert kept
+    assert [[ln.style for ln in panel.lines] for panel in kept.panels] == [[WARM]]
+    assert kept.styles == (WARM,)
+    assert kept.steps == (1, 2)
+    assert figure_of(figure((line(WARM),))) is None
+
+
+def test_the_script_gets_the_same_lines_with_null_where_there_is_no_value() -> None:
+    raw = Line(style=WARM, points=((1, 4.0), (2, math.nan)), raw=((1, 4.123456), (2, math.inf)))
+    data = json.loads(json.dumps(figure_data(figure((raw,), (line(COLD, *POINTS),)))))
+    assert [c["label"] for c in data["curves"]] == ["warm base", "cold base"]
+    assert [c["dash"] for c in data["curves"]] == [[7.0, 3.0], []]
+    assert data["panels"][0]["lines"] == [
+        {"curve": 0, "points": [[1, 2], [4.0, None]], "raw": [[1, 2], [4.1235, None]]}
+    ]
+    assert data["panels"][1]["lines"][0]["curve"] == 1
+
+
+def test_a_table_has_a_dozen_steps_with_the_last_and_a_column_a_curve() -> None:
+    long = tuple((n, float(n)) for n in range(1, 1001))
+    (table,) = tables(figure((line(WARM, *long), line(COLD, (1, 0.5)))))
+    assert table.title == "panel 0, nats"
+    assert table.columns == ("warm base", "cold base")
+    assert len(table.rows) <= 13
+    assert table.rows[0] == ("1", "1", "0.5")
+    assert table.rows[-1] == ("1,000", "1000", "")
+
+
+def test_a_dozen_curves_of_equal_standing_look_different() -> None:
+    looks = {(s.colour, s.dash) for s in styles_of(str(n) for n in range(12))}
+    assert len(looks) == 12
 
 
 def test_the_running_mean_looks_back_only() -> None:
