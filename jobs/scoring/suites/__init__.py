@@ -14,7 +14,7 @@ from types import ModuleType
 from jobs.scoring.suites.suite import Suite
 from orchestrator.errors import RequestError
 
-KINDS = ("swuggy", "sblimp")
+KINDS = ("swuggy", "sblimp", "prosaudit", "ssc", "tsc", "salmon", "babyslm")
 
 
 def layout(kind: str) -> ModuleType:

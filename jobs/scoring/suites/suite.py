@@ -150,6 +150,12 @@ def absent(kind: str, root: Path, *, wanted: str, source: str) -> RequestError:
     return RequestError(f"{kind}: {root}: holds no {wanted}; get it from {source}")
 
 
+def subfolders(folder: Path) -> dict[str, Path]:
+    """The folders right in one that may not be there, by name, hidden ones left out."""
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    return {path.name: path for path in inner if path.is_dir() and not path.name.startswith(".")}
+
+
 def wavs(root: Path, folder: Path, prefix: str = "") -> dict[str, tuple[str, int]]:
     """The WAV files right in a folder: id (``prefix`` and the stem) to path and size.
 

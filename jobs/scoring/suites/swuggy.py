@@ -99,14 +99,14 @@ def figures(items: Mapping[str, Sequence[Pair]]) -> list[Figure]:
     return found + word_tables(first)
 
 
-def word_tables(first: Sequence[Mapping[str, str]]) -> list[Figure]:
-    """By frequency and by length, of items whose groups are given in order."""
+def word_tables(first: Sequence[Mapping[str, str]], *, corpus: str = "LibriSpeech") -> list[Figure]:
+    """By frequency (in a corpus) and by length, of items whose groups are given in order."""
     labels = dict(zip(BANDS, OFFICIAL_BANDS, strict=True))
     return [
         *(
             Figure(
                 name=f"frequency {band}",
-                definition=f"words that LibriSpeech has {band} times (official label {label})",
+                definition=f"words that {corpus} has {band} times (official label {label})",
                 strata=(where,),
                 table="frequency",
             )
@@ -120,7 +120,7 @@ def word_tables(first: Sequence[Mapping[str, str]]) -> list[Figure]:
                 strata=(at(first, "length", length),),
                 table="length",
             )
-            for length in sorted({g["length"] for g in first} - {""}, key=natural)
+            for length in sorted({g.get("length", "") for g in first} - {""}, key=natural)
         ),
     ]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jobs.scoring.suites.babyslm import LEXICAL, SYNTACTIC
 from jobs.scoring.suites.scores import Floats, SplitScores, score_split
 from jobs.scoring.suites.suite import Suite, natural
 from jobs.scoring.suites.swuggy import BANDS, OFFICIAL_BANDS
@@ -99,7 +100,47 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return out.getvalue()
 
 
+def prosodic_tables(split: str, scored: SplitScores) -> dict[str, str]:
+    """By pair and by type."""
+    groups = [pairs[0].groups for pairs in scored.items.values()]
+    by_pair = [(g["id"], g["type"], four(v)) for g, v in zip(groups, scored.scores, strict=True)]
+    name = f"score_prosodic_english_{split}_by_"
+    return {
+        f"{name}pair.csv": as_csv(("id", "type", "score"), by_pair),
+        f"{name}type.csv": type_table(groups, scored.scores),
+    }
+
+
+def baby_tables(split: str, scored: SplitScores) -> dict[str, str]:
+    """Of words, by word, frequency and length; of sentences, by pair and type; and both numbers."""
+    found: dict[str, str] = {}
+    for task, write in ((LEXICAL, baby_words), (SYNTACTIC, syntactic_tables)):
+        where = [n for n, (p, *_) in enumerate(scored.items.values()) if p.groups["task"] == task]
+        if where:
+            named = list(scored.items.items())
+            part = scored._replace(items=dict(named[n] for n in where), scores=scored.scores[where])
+            overall = f"{part.scores.mean()}\n"
+            found |= {f"overall_accuracy_{task}_{split}.txt": overall} | write(split, part)
+    return found
+
+
+def baby_words(split: str, scored: SplitScores) -> dict[str, str]:
+    """By word (all its non-words and voices in one row), by frequency, by length."""
+    rows = []
+    for pairs, score in zip(scored.items.values(), scored.scores, strict=True):
+        voices = sorted({pair.voice for pair in pairs})
+        non_words = [pair.texts[1] for pair in pairs if pair.voice == voices[0]]
+        rows.append((pairs[0].texts[0], "/".join(non_words), "/".join(voices), four(score)))
+    name = f"score_lexical_{split}_by_"
+    return {
+        f"{name}pair.csv": as_csv(("word", "non words", "voices", "score"), sorted(rows)),
+        **word_tables(name, [pairs[0].groups for pairs in scored.items.values()], scored.scores),
+    }
+
+
 _TABLES: dict[str, Callable[[str, SplitScores], dict[str, str]]] = {
     "swuggy": lexical_tables,
     "sblimp": syntactic_tables,
+    "prosaudit": prosodic_tables,
+    "babyslm": baby_tables,
 }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 LEXICAL = ("filename", "id", "voice", "frequency", "word", "phones", "length", "correct")
+PROSODIC = ("filename", "id", "voice", "type", "subtype", "correct")
 SYNTACTIC = ("filename", "id", "voice", "type", "subtype", "transcription", "correct")
 
 Rows = list[dict[str, str]]
@@ -19,6 +20,12 @@ def write_part(folder: Path, header: Iterable[str], rows: Rows) -> None:
     write_gold(folder / "gold.csv", header, rows)
     for n, row in enumerate(rows):
         (folder / f"{row['filename']}.wav").write_bytes(b"RIFF" + bytes(n))
+
+
+def write_wavs(folder: Path, stems: Iterable[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem in stems:
+        (folder / f"{stem}.wav").write_bytes(b"RIFF")
 
 
 def write_gold(file: Path, header: Iterable[str], rows: Rows) -> None:
@@ -80,6 +87,40 @@ def syntactic_rows() -> Rows:
                         | {"filename": name, "transcription": f"{stem} {kind} {n}"}
                         | {"correct": correct}
                     )
+    return rows
+
+
+def prosodic_rows() -> Rows:
+    """Ids of both types, in 1 or 2 voices; those of `lexical` twice in the first."""
+    rows = []
+    for kind, size in (("protosyntax", 4), ("lexical", 6)):
+        for n in range(size):
+            voices = [*VOICES[: 1 + n % 2], *(["A"] if kind == "lexical" else [])]
+            for take, voice in enumerate(voices):
+                pause = {"id": str(n), "voice": voice, "type": kind, "subtype": kind}
+                for correct, stem in (("1", "s"), ("0", "x")):
+                    name = f"{stem}{kind}{n}{take}{voice}"
+                    rows.append(pause | {"filename": name, "correct": correct})
+    return rows
+
+
+def baby_rows() -> Rows:
+    """Words with 1 to 3 non-words in 1 or 2 voices, as many in each; a row for each non-word."""
+    rows, number = [], 0
+    for n in range(14):
+        for _ in range(1 + n % 3):
+            number += 1
+            for voice in VOICES[: 1 + n % 2]:
+                word = {
+                    "id": str(number),
+                    "voice": voice,
+                    "frequency": FREQUENCIES[n % len(FREQUENCIES)],
+                    "length": str(3 + n % 4),
+                }
+                spelt = {"filename": f"word{n}-{voice}", "word": f"word{n}", "phones": f"w {n}"}
+                rows.append(word | spelt | {"correct": "1"})
+                unspelt = {"filename": f"n_{number}-{voice}", "word": "", "phones": f"n {number}"}
+                rows.append(word | unspelt | {"frequency": "", "correct": "0"})
     return rows
 
 

@@ -3,7 +3,9 @@
 ``golden/`` holds what zerospeech-benchmarks 0.9.4 (with pandas 2.0.3) wrote of the suites of
 `material`. To see it again, make an environment with ``pip install zerospeech-benchmarks==0.9.4
 'pandas<2.1' 'numpy<2' 'pydantic<2'`` and let ORCHESTRATOR_TEST_ZEROSPEECH name its Python; with
-``--update-golden`` the files are written anew.
+``--update-golden`` the files are written anew. ``golden/children`` is what the scripts of
+github.com/MarvinLvn/BabySLM (scripts/metrics/compute_lexical.py and compute_syntactic.py) wrote,
+with the same pandas, of BabySLM's suite of `material`.
 """
 
 from __future__ import annotations
@@ -22,10 +24,13 @@ from jobs.scoring.suites.suite import Suite
 from jobs.scoring.suites.tables import tables
 from tests.unit.jobs.scoring.suites.material import (
     LEXICAL,
+    PROSODIC,
     SYNTACTIC,
     Rows,
+    baby_rows,
     lexical_rows,
     log_probs_of,
+    prosodic_rows,
     syntactic_rows,
     write_part,
 )
@@ -37,12 +42,14 @@ CASES: dict[str, tuple[str, str, tuple[str, ...], Callable[[], Rows]]] = {
     "spelt": ("swuggy", "lexical", LEXICAL, lexical_rows),
     "unspelt": ("swuggy", "lexical", LEXICAL, lambda: lexical_rows(spelt=False)),
     "sentences": ("sblimp", "syntactic", SYNTACTIC, syntactic_rows),
+    "pauses": ("prosaudit", "prosodic", PROSODIC, prosodic_rows),
 }
+FOLDERS = {"prosodic": "english"}
 
 
 def opened(case: str, folder: Path) -> tuple[Suite, dict[str, float]]:
     kind, task, header, rows = CASES[case]
-    write_part(folder / task / "dev", header, rows())
+    write_part(folder / FOLDERS.get(task, task) / "dev", header, rows())
     suite = open_suite(kind, folder)
     return suite, log_probs_of(suite.files)
 
@@ -52,6 +59,14 @@ def test_tables_are_the_public_scorers(case: str, tmp_path: Path) -> None:
     found = tables(*opened(case, tmp_path))
     golden = {path.name: path.read_text() for path in (GOLDEN / case).glob("*.csv")}
     assert found == golden
+
+
+def test_tables_are_those_of_babyslms_scripts(tmp_path: Path) -> None:
+    write_part(tmp_path / "lexical/dev", LEXICAL, baby_rows())
+    write_part(tmp_path / "syntactic/dev", SYNTACTIC, syntactic_rows())
+    suite = open_suite("babyslm", tmp_path)
+    found = tables(suite, log_probs_of(suite.files))
+    assert found == {path.name: path.read_text() for path in (GOLDEN / "children").iterdir()}
 
 
 @pytest.mark.skipif(not SCORER, reason="ORCHESTRATOR_TEST_ZEROSPEECH names no Python")
@@ -67,9 +82,9 @@ def test_the_public_scorer_writes_the_golden_tables(
     update = request.config.getoption("--update-golden")
     out = GOLDEN / case if update else tmp_path / "out"
     out.mkdir(exist_ok=True, parents=True)
-    gold = tmp_path / task / "dev/gold.csv"
+    gold = tmp_path / FOLDERS.get(task, task) / "dev/gold.csv"
     command = [SCORER, str(Path(__file__).with_name("official.py")), task, str(gold)]
-    name = f"score_{task}_dev_by_{{}}.csv"
+    name = f"score_{'_'.join((task, *FOLDERS.get(task, '').split()))}_dev_by_{{}}.csv"
     subprocess.run([*command, str(submission), name, str(out)], check=True, capture_output=True)
     found = {path.name: path.read_text() for path in out.glob("*.csv")}
     assert found == {path.name: path.read_text() for path in (GOLDEN / case).glob("*.csv")}
