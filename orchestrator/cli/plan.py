@@ -21,7 +21,7 @@ from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import Spending, spending, spending_figures
 from orchestrator.ledger.storage import to_json
-from orchestrator.plan.device_memory import device_memory, shape_of
+from orchestrator.plan.device_memory import device_memory, device_of, shape_of
 from orchestrator.plan.estimate import (
     Estimate,
     SourceEstimate,
@@ -240,18 +240,20 @@ def _device_memory(request: Request) -> dict[str, Any] | None:
     if not request.plan.scope.trains:
         return None
     recipe, cluster = request.variants[0].recipe, request.cluster
-    shape = shape_of(recipe, text_model_config(recipe, cluster))
-    world_size = cluster.resources_of("train").world_size
+    config, resources = text_model_config(recipe, cluster), cluster.resources_of("train")
+    shape, world_size = shape_of(recipe, config), resources.world_size
     try:
-        execution = execution_of(recipe.train, world_size)
+        device = device_of(recipe, resources, config)
+        execution = execution_of(recipe.train, world_size, device=device)
     except RequestError:  # said by itself
         return None
     if shape is None:
         return None
-    parts = device_memory(recipe, shape, execution, world_size)
+    parts = device_memory(recipe.train, shape, execution, world_size)
+    chosen = {"micro_batch", "zero_stage", "offload", "activation_checkpointing"}
     return {
         "world_size": world_size,
-        **execution.model_dump(include={"micro_batch", "zero_stage", "offload"}),
+        **execution.model_dump(include=chosen),
         **{f"{name}_bytes": round(size) for name, size in parts._asdict().items()},
         "total_bytes": round(parts.total),
     }
@@ -260,10 +262,15 @@ def _device_memory(request: Request) -> dict[str, Any] | None:
 def _memory_line(memory: Mapping[str, Any]) -> str:
     parts = ("weights", "gradients", "optimizer", "activations")
     said = ", ".join(f"{name} {format_bytes(memory[f'{name}_bytes'])}" for name in parts)
+    ways = {
+        "activation_checkpointing": ", activations recomputed",
+        "offload": ", optimizer offloaded",
+    }
+    also = "".join(words for name, words in ways.items() if memory[name])
     return (
         f"memory of each of {memory['world_size']} ranks, about "
         f"{format_bytes(memory['total_bytes'])}: {said} (micro-batch {memory['micro_batch']}, ZeRO "
-        f"{memory['zero_stage']})"
+        f"{memory['zero_stage']}{also})"
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from orchestrator.control.executor import Request, executor_of
 from orchestrator.control.fingerprint import LISTS, WITHOUT_LISTS
 from orchestrator.control.hooks import address_of
-from orchestrator.control.models import models_of, unfit_models
+from orchestrator.control.models import models_of, text_model_config, unfit_models
 from orchestrator.errors import RequestError
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.source_files import root_at
@@ -179,7 +179,8 @@ def impossible_splits(
     """Why this cluster's ranks cannot share the variants' batches, and which sizes would do."""
     problems = []
     for variant in variants:
-        splits = splits_of(variant.recipe)
+        config = text_model_config(variant.recipe, cluster)
+        splits = splits_of(variant.recipe, cluster.resources_of("train"), config)
         for stage, split in ((s, split) for s, split in splits.items() if s in plan.scope.stages):
             refused = {}
             for size in (sizes := cluster.resources_of(stage).sizes):

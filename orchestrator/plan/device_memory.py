@@ -9,9 +9,11 @@ and fragments, come on top.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.spec.recipe import Execution, Recipe
+from orchestrator.spec.cluster import Resources
+from orchestrator.spec.recipe import Execution, Recipe, Train
 
 
 class Shape(NamedTuple):
@@ -49,6 +51,8 @@ _FAMILIES_WITH_GATES = frozenset(("gemma", "llama", "mistral", "phi3", "qwen2", 
 _BYTES = {"bf16": 2, "fp32": 4}
 _ACTIVATIONS_PER_CELL = 34
 """Bytes in 16 bits of a layer, a token and a feature."""
+_SHARE = 0.85
+"""Of a device's memory, for the parts that are counted here."""
 
 
 class DeviceMemory(NamedTuple):
@@ -75,11 +79,49 @@ def shape_of(recipe: Recipe, config: Mapping[str, Any] | None = None) -> Shape |
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """What a training has to fit into: the memory of each of its devices."""
+
+    shape: Shape
+    num_bytes: float
+    fewest_ranks: int
+    """Ranks of the smallest world that it may have."""
+    zero_stage: int | None = None
+    """That of a training which has begun, by which its state is cut."""
+
+    def has_room(self, train: Train, execution: Execution, world_size: int) -> bool:
+        """Whether it fits, with a seventh of the memory left for what is not counted."""
+        parts = device_memory(train, self.shape, execution, world_size)
+        return parts.total <= _SHARE * self.num_bytes
+
+
+def device_of(
+    recipe: Recipe,
+    resources: Resources,
+    config: Mapping[str, Any] | None = None,
+    zero_stage: int | None = None,
+) -> Device | None:
+    """The device that a recipe's training has; None where its memory or the model is not known.
+
+    ``resources``: the cluster's, of training; ``config``: the text model's, where it is at hand.
+    """
+    shape = shape_of(recipe, config)
+    if shape is None or not resources.gpus_per_node or resources.gpu_memory_gb is None:
+        return None
+    return Device(
+        shape=shape,
+        num_bytes=resources.gpu_memory_gb * 1e9,
+        fewest_ranks=resources.min_nodes * resources.local_world_size,
+        zero_stage=zero_stage,
+    )
+
+
 def device_memory(
-    recipe: Recipe, shape: Shape, execution: Execution, world_size: int
+    train: Train, shape: Shape, execution: Execution, world_size: int
 ) -> DeviceMemory:
-    """The parts of each of so many devices, by the recipe's precision and an execution."""
-    precision, stage = recipe.train.precision, execution.zero_stage
+    """The parts of each of so many devices, by the training's precision and an execution."""
+    precision, stage = train.precision, execution.zero_stage
     count, width = shape.num_parameters, _BYTES[precision]
 
     def shared(from_stage: int) -> float:
@@ -87,7 +129,7 @@ def device_memory(
 
     # Adam's two moments in fp32, and weights in fp32 where those of the model are not.
     state = 8 if precision == "fp32" and stage == 0 else 12
-    layer = execution.micro_batch * recipe.train.context_length * shape.width * width
+    layer = execution.micro_batch * train.context_length * shape.width * width
     per_layer = layer * _ACTIVATIONS_PER_CELL / 2
     is_recomputed = execution.activation_checkpointing
     return DeviceMemory(

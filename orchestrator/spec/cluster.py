@@ -114,6 +114,10 @@ class Resources(Spec):
     """Training ranks on each node where there are no accelerators."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores of one worker or rank; also its intra-op threads."""
+    gpu_memory_gb: PositiveFloat | None = None
+    """Memory of one accelerator, in GB: 80 for an H100. With it ZeRO stage, micro-batch,
+    recomputation and offload of a training are derived where its recipe has no ``execution``; what
+    fits no device is refused."""
     gpus_per_worker: PositiveFloat = 1.0
     """Share of an accelerator that one actor of a data stage holds, where gpus_per_node is not 0;
     0.5 puts two on one."""

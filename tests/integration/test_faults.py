@@ -9,15 +9,17 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from jobs import train
+from jobs import text_model, train
 from jobs.training import driver
 from jobs.training.rank import log_path
 from orchestrator.errors import Cause, RequestError, RunFailedError
 from orchestrator.ledger import checkpoints
+from orchestrator.plan.execution import execution_of
 from tests.integration.test_train import World, make_world
 from tests.training import Training, finish, make_inputs, wait_for
 
@@ -163,11 +165,13 @@ def test_a_notice_shorter_than_an_upload_publishes_what_is_staged(
 
 def test_a_device_without_memory_gets_half_the_micro_batch_from_then_on(world: World) -> None:
     attempt = world.attempt("train", name="6")
-    config = train.rank_config(attempt)
+    source = text_model.place(attempt, attempt.recipe)
+    split = partial(execution_of, attempt.recipe.train)
+    config = train.rank_config(attempt, source, split)
     assert config.execution.micro_batch == 2
     with pytest.raises(RunFailedError), driver.halving_on_oom(attempt, config, train.TOO_LARGE):
         raise RunFailedError("a rank failed: torch.OutOfMemoryError: CUDA out of memory")
-    again = train.rank_config(attempt)
+    again = train.rank_config(attempt, source, split)
     assert again.execution.micro_batch == 1
     assert again.settings.global_batch == config.settings.global_batch
     with (

@@ -38,9 +38,8 @@ def sizes_of(cluster: Cluster, recipe: Recipe, instance: Instance) -> tuple[int,
     resources = cluster.resources_of(instance.stage, instance.node)
     if len(resources.sizes) == 1 or not BY_NAME[instance.stage].has_ranks:
         return ()
-    return tuple(
-        size.max_nodes for size in dividing(resources.sizes, splits_of(recipe)[instance.stage])
-    )
+    splits = splits_of(recipe, cluster.resources_of("train"))
+    return tuple(size.max_nodes for size in dividing(resources.sizes, splits[instance.stage]))
 
 
 def idle_nodes(partition: str, *, is_reserved: bool = False) -> tuple[int, tuple[str, ...]]:

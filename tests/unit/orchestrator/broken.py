@@ -1402,7 +1402,7 @@ CLUSTERS = (
         id="unknown resource",
         cluster=added("resources: {train: {gpus: 1}}", CLUSTER),
         says=(
-            "c.yaml: resources.train.gpus: unknown key; known here: nodes, gpus_per_node, ranks_per_node, cpus_per_worker, gpus_per_worker, mem_gb, walltime_min, min_workers, max_workers",
+            "c.yaml: resources.train.gpus: unknown key; known here: nodes, gpus_per_node, ranks_per_node, cpus_per_worker, gpu_memory_gb, gpus_per_worker, mem_gb, walltime_min, min_workers, max_workers",
         ),
     ),
     Broken(

@@ -307,11 +307,13 @@ def _set(name: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def batches_of(of: Recipe, where: Cluster) -> Iterator[str]:
     """How each number of ranks of a cluster shares the recipe's batches, or why it cannot."""
-    for stage, split in splits_of(of).items():
+    for stage, split in splits_of(of, where.resources_of("train")).items():
         for size in where.resources_of(stage).sizes:
             try:
                 execution = split(size.world_size)
                 said = f"micro-batch {execution.micro_batch}, ZeRO {execution.zero_stage}"
+                said += ", recomputed" * execution.activation_checkpointing
+                said += ", offloaded" * execution.offload
             except RequestError as error:
                 said = str(error)
             yield f"{stage} on {size.world_size}: {said}"

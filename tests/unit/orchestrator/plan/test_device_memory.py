@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.plan.device_memory import SHAPES, Shape, device_memory, shape_of
+from orchestrator.plan.device_memory import SHAPES, Shape, device_memory, device_of, shape_of
+from orchestrator.spec.cluster import Resources
 from orchestrator.spec.recipe import Execution
 from tests.unit.orchestrator.recipes import recipe
 
@@ -37,7 +38,7 @@ def test_the_parts_by_hand() -> None:
 
     def parts(world_size: int, **execution: object) -> tuple[float, ...]:
         given = Execution.model_validate({"micro_batch": 2, **execution})
-        return tuple(device_memory(of, shape, given, world_size))
+        return tuple(device_memory(of.train, shape, given, world_size))
 
     activations = 10 * 34 * 2 * 64 * 1000
     assert parts(1, zero_stage=1) == (2 * count, 4 * count, 12 * count, activations)
@@ -65,3 +66,20 @@ def test_shapes_are_read_from_configs() -> None:
     assert shape_of(of) is None
     known = recipe(**{"model.text_model": "facebook/opt-125m", "model.num_layers": 3})
     assert shape_of(known) == Shape(3, 768, 3072)
+
+
+def test_what_a_training_has_to_fit_into() -> None:
+    of = recipe(**{"model.text_model": "facebook/opt-125m"})
+    known = {"gpus_per_node": 8, "gpu_memory_gb": 80}
+
+    def found(**resources: object) -> object:
+        return device_of(of, Resources.model_validate(resources))
+
+    device = device_of(of, Resources.model_validate({**known, "nodes": {"min": 2, "max": 4}}))
+    assert device
+    assert device.shape == SHAPES["facebook/opt-125m"]
+    assert (device.num_bytes, device.fewest_ranks, device.zero_stage) == (80e9, 16, None)
+    assert found(gpus_per_node=8) is None, "nobody said how much memory it has"
+    assert found(gpu_memory_gb=80) is None, "it trains on CPUs"
+    unknown = recipe(**{"model.text_model": "own-model"})
+    assert device_of(unknown, Resources.model_validate(known)) is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.errors import RequestError
+from orchestrator.plan.device_memory import SHAPES, Device
 from orchestrator.plan.execution import dividing, execution_of, pretrain_execution
 from orchestrator.spec.cluster import Resources
 from orchestrator.spec.recipe import Execution, Pretrain, Train
@@ -78,6 +79,58 @@ def test_a_micro_batch_that_did_not_fit_is_made_smaller_at_the_same_global_batch
     assert execution_of(train(32, micro_batch=8), 2, max_micro_batch=4).micro_batch == 4
     assert execution_of(train(12), 2, max_micro_batch=4).micro_batch == 3
     assert execution_of(train(32, micro_batch=2), 2, max_micro_batch=4).micro_batch == 2
+
+
+LLAMA_7B = SHAPES["huggyllama/llama-7b"]
+OFFLOADED = {
+    "zero_stage": 3, "micro_batch": 1, "offload": True, "activation_checkpointing": True,
+}  # fmt: skip
+LONG = train(1024, context_length=2048, precision="bf16")
+
+
+def device(gb: float, fewest_ranks: int, zero_stage: int | None = None) -> Device:
+    return Device(
+        shape=LLAMA_7B, num_bytes=gb * 1e9, fewest_ranks=fewest_ranks, zero_stage=zero_stage
+    )
+
+
+@pytest.mark.parametrize(
+    ("gb", "ranks", "chosen"),
+    # 6.5e9 weights: 13 GB in bf16, 26 GB of gradients, 78 GB of optimizer state; 9.1 GB of
+    # activations a sequence, 0.8 GB where they are recomputed. Of an 80 GB device 68 are used.
+    [
+        (80, 32, {"zero_stage": 1, "micro_batch": 2}),
+        (80, 8, {"zero_stage": 1, "micro_batch": 2}),
+        (80, 4, {"zero_stage": 1, "micro_batch": 1}),
+        (80, 2, {"zero_stage": 2, "micro_batch": 2, "activation_checkpointing": True}),
+        (40, 8, {"zero_stage": 2, "micro_batch": 8, "activation_checkpointing": True}),
+        (24, 8, {"zero_stage": 3, "micro_batch": 4, "activation_checkpointing": True}),
+        (24, 2, OFFLOADED),
+    ],
+)
+def test_an_execution_is_the_least_that_fits_the_device(
+    gb: float, ranks: int, chosen: dict[str, object]
+) -> None:
+    found = execution_of(LONG, ranks, device=device(gb, ranks))
+    assert found.model_dump(exclude_defaults=True) == chosen
+
+
+def test_the_stage_is_that_of_the_smallest_world_and_of_what_has_begun() -> None:
+    small = device(80, fewest_ranks=2)
+    assert [execution_of(LONG, ranks, device=small).zero_stage for ranks in (2, 32, 128)] == [2] * 3
+    begun = device(80, fewest_ranks=2, zero_stage=3)
+    assert execution_of(LONG, 32, device=begun).zero_stage == 3
+    stated = train(1024, context_length=2048, precision="bf16", zero_stage=1, micro_batch=1)
+    assert execution_of(stated, 4, device=small) == stated.execution, "what a recipe says stands"
+    fitting = execution_of(LONG, 32, max_micro_batch=1, device=small)
+    assert fitting.micro_batch == 1, "what was too much is not tried again"
+
+
+def test_what_fits_no_device_is_refused_with_what_it_takes() -> None:
+    with pytest.raises(RequestError, match=r"gpu_memory_gb: 8 GB is too little .* on each of 2"):
+        execution_of(LONG, 2, device=device(8, 2))
+    with pytest.raises(RequestError, match=r"offloaded as far as ZeRO 1 can"):
+        execution_of(LONG, 2, device=device(24, 2, zero_stage=1))
 
 
 def test_a_rank_takes_all_its_crops_at_once_unless_they_did_not_fit() -> None:
