@@ -83,14 +83,19 @@ def store_of(options: argparse.Namespace) -> Store:
 
 def run_and_store(options: argparse.Namespace) -> tuple[RunFolder, Store]:
     """The run that ``RUN`` names, and the store it lies in. Raises RequestError for none."""
-    if not options.run.strip():
+    return named_run(options, options.run)
+
+
+def named_run(options: argparse.Namespace, name: str) -> tuple[RunFolder, Store]:
+    """As `run_and_store`, of one of several names."""
+    if not name.strip():
         raise RequestError("RUN: empty; `orchestrator status` lists the runs")
-    if is_folder(options.run):
-        run = RunFolder(Storage(_url_of(options.run)))
+    if is_folder(name):
+        run = RunFolder(Storage(_url_of(name)))
         store = Store.open(run.storage.url.rsplit("/", 2)[0])
     else:
         store = store_of(options)
-        run = RunFolder(store.run_storage(options.run))
+        run = RunFolder(store.run_storage(name))
     run.plan()
     return run, store
 

@@ -27,7 +27,7 @@ VERBS = {
     "resume": "continue a run that stopped",
     "cancel": "stop a run, or one stage of it",
     "verify": "re-hash everything a run produced",
-    "report": "write a run's report page",
+    "report": "write a run's report page, or compare runs on one",
     "export": "write a run's units as files for other trainers",
     "chaos": "inject a fault into a running training, and say what it cost",
     "cluster": "start, look at or end the Ray cluster of a cluster file",

@@ -4,8 +4,9 @@ In: the variants of a run with their ``scores.json``. Out: `Comparison`, one for
 variants that may be compared at all: the same test units, architecture and training budget. A
 variant's *setting* is everything swept but the seed; the best setting of an arm is chosen by its
 mean validation NLL over seeds and reported on test, where the interval of an arm spans those of all
-its seeds. Two such intervals that do not touch differ by more than the choice of test utterances
-explains; when they touch, nothing is claimed.
+its seeds. Which arm is better is a matter of their paired difference on the test utterances
+(`report.paired`). Where NLL by utterance cannot be read, two intervals that do not touch differ by
+more than the choice of utterances explains; when they touch, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.report.record import Measure, Record, VariantRecord
+from orchestrator.report.paired import Difference, PairedScores
+from orchestrator.report.record import Measure, Point, Record, VariantRecord
 from orchestrator.spec.cluster import RETIRED
 
 ARMS = ("warm", "cold")
@@ -37,6 +39,22 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convergence:
+    """How soon the warm arm was where the cold one ended, by validation loss, over the seeds."""
+
+    ratios: tuple[float, ...]
+    """Updates that warm needed for cold's last loss, over cold's updates; one a seed of both."""
+    num_never: int
+    """Seeds with which warm did not get there."""
+
+    @property
+    def text(self) -> str:
+        """``0.25``, or the range over seeds."""
+        ends = sorted({f"{ratio:.2f}" for ratio in self.ratios})
+        return ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Variants that may be compared."""
 
@@ -47,6 +65,10 @@ class Comparison:
     """By name; an arm without scores is not there."""
     sentences: tuple[str, ...]
     """The comparison, and what limits it."""
+    paired: Difference | None = None
+    """Warm less cold on the test utterances, where NLL by utterance can be read."""
+    convergence: Convergence | None = None
+    """None where either arm has no validation losses, or warm never got where cold ended."""
 
     @property
     def best(self) -> set[str]:
@@ -70,7 +92,8 @@ def comparisons(record: Record) -> tuple[Comparison, ...]:
     for variant in record.variants:
         group = _budget(variant), variant.instances.get("pack")
         groups.setdefault(group, []).append(variant)
-    return tuple(_comparison_of(label, members) for (label, _), members in groups.items())
+    scores = PairedScores()
+    return tuple(_comparison_of(label, vs, scores) for (label, _), vs in groups.items())
 
 
 def _budget(variant: VariantRecord) -> str:
@@ -83,11 +106,22 @@ def _budget(variant: VariantRecord) -> str:
     return f"{units}; {model.text_model}{layers}; {budget}"
 
 
-def _comparison_of(label: str, variants: Sequence[VariantRecord]) -> Comparison:
+def _comparison_of(
+    label: str, variants: Sequence[VariantRecord], scores: PairedScores
+) -> Comparison:
     best = {name: _best([v for v in variants if v.arm == name], name) for name in ARMS}
     arms = {name: arm for name, arm in best.items() if arm}
+    paired = convergence = None
+    if len(arms) == len(ARMS):
+        warm, cold = ([v for v in variants if v.name in arms[name].variants] for name in ARMS)
+        paired, convergence = scores.between(warm, cold), converged(warm, cold)
     return Comparison(
-        label=label, variants=tuple(variants), arms=arms, sentences=_sentences(arms, variants)
+        label=label,
+        variants=tuple(variants),
+        arms=arms,
+        sentences=_sentences(arms, variants, paired, convergence),
+        paired=paired,
+        convergence=convergence,
     )
 
 
@@ -128,16 +162,21 @@ def _pooled(seeds: Sequence[Measure]) -> Measure:
     return Measure(perplexity=math.exp(_mean_nll(seeds)), perplexity_95=widest)
 
 
-def _sentences(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> tuple[str, ...]:
+def _sentences(
+    arms: Mapping[str, Arm],
+    variants: Sequence[VariantRecord],
+    paired: Difference | None,
+    convergence: Convergence | None,
+) -> tuple[str, ...]:
     if len(arms) < len(ARMS):
         return (_one_sided(arms, variants), *_against_bigram(arms, variants))
     warm, cold = arms["warm"], arms["cold"]
     num_waiting = sum(measure(v, "test") is None for v in variants)
     return (
-        _comparison(warm, cold, num_waiting),
+        _comparison(warm, cold, num_waiting, paired),
         _choice(warm, cold),
         _seeds(warm, cold),
-        *_catching_up(warm, cold, variants),
+        *_catching_up(warm, cold, variants, convergence),
         *_against_bigram(arms, variants),
     )
 
@@ -153,19 +192,32 @@ def _one_sided(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> st
     return f"{figure}; {why}, so nothing can be compared."
 
 
-def _comparison(warm: Arm, cold: Arm, num_waiting: int) -> str:
+def _comparison(warm: Arm, cold: Arm, num_waiting: int, paired: Difference | None) -> str:
     lead = f"So far, with {num_waiting} variants not scored yet" if num_waiting else "In this run"
     figures = f"test perplexity {warm.test.text} warm, {cold.test.text} cold"
     better, worse = sorted((warm, cold), key=lambda arm: arm.test.perplexity)
+    if paired:
+        return f"{lead}, {_claim(better, worse, paired, figures)}"
     if not better.test.perplexity_95 or not worse.test.perplexity_95:
         return f"{lead}, no difference can be claimed: {figures}, and no 95 % intervals."
     if better.test.perplexity_95[1] >= worse.test.perplexity_95[0]:
         return f"{lead}, no difference can be claimed: {figures}; the 95 % intervals overlap."
-    less = 100 * (1 - better.test.perplexity / worse.test.perplexity)
     return (
-        f"{lead}, {better.name} start is better: {figures}, {less:.1f} % lower; "
+        f"{lead}, {better.name} start is better: {figures}, {_percent_lower(better, worse)}; "
         "the 95 % intervals do not overlap."
     )
+
+
+def _claim(better: Arm, worse: Arm, paired: Difference, figures: str) -> str:
+    by = f"{paired.text} on {paired.num_utterances:,} test utterances, paired (95 %)"
+    if not paired.excludes_zero:
+        return f"no difference can be claimed: {figures}; warm less cold is {by}, which holds 0."
+    less = _percent_lower(better, worse)
+    return f"{better.name} start is better: {figures}, {less}; warm less cold is {by}."
+
+
+def _percent_lower(better: Arm, worse: Arm) -> str:
+    return f"{100 * (1 - better.test.perplexity / worse.test.perplexity):.1f} % lower"
 
 
 def _choice(warm: Arm, cold: Arm) -> str:
@@ -190,11 +242,43 @@ def _seeds(warm: Arm, cold: Arm) -> str:
     )
 
 
-def _catching_up(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> tuple[str, ...]:
+def converged(warm: Sequence[VariantRecord], cold: Sequence[VariantRecord]) -> Convergence | None:
+    """The convergence ratio of variants of both arms, seed by seed in their order.
+
+    Between two validations the loss is taken to fall straight. None where nothing can be said.
+    """
+    pairs = [(w.validation, c.validation) for w, c in zip(warm, cold, strict=False)]
+    found = [_ratio(w, c) for w, c in pairs if w and c]
+    ratios = tuple(ratio for ratio in found if ratio is not None)
+    if not ratios:
+        return None
+    return Convergence(ratios=ratios, num_never=len(found) - len(ratios))
+
+
+def _ratio(warm: Sequence[Point], cold: Sequence[Point]) -> float | None:
+    """Where the first curve gets as low as the second ends, over its steps; None: never."""
+    last_step, goal = cold[-1]
+    before: Point | None = None
+    for step, loss in warm:
+        if loss <= goal:
+            if before is None or before[1] <= loss:
+                return step / last_step
+            share = (before[1] - goal) / (before[1] - loss)
+            return (before[0] + share * (step - before[0])) / last_step
+        before = step, loss
+    return None
+
+
+def _catching_up(
+    warm: Arm,
+    cold: Arm,
+    variants: Sequence[VariantRecord],
+    convergence: Convergence | None,
+) -> tuple[str, ...]:
     """How soon the warm arm was where the cold one ended, by their validation losses."""
     by_name = {v.name: v for v in variants}
     warm_curve, cold_curve = (by_name[a.variants[0]].validation for a in (warm, cold))
-    if not warm_curve or not cold_curve:
+    if not warm_curve or not cold_curve or convergence is None:
         return ()
     last_step, goal = cold_curve[-1]
     reached = next((step for step, loss in warm_curve if loss <= goal), None)
@@ -202,7 +286,8 @@ def _catching_up(warm: Arm, cold: Arm, variants: Sequence[VariantRecord]) -> tup
         return ()
     return (
         f"On validation, warm has cold's last loss ({goal:.3f}, step {last_step:,}) by step "
-        f"{reached:,}; validated only at the steps that the curve marks.",
+        f"{reached:,}; validated only at the steps that the curve marks. Between them the loss is "
+        f"taken to fall straight: warm needs {convergence.text} of cold's updates.",
     )
 
 

@@ -56,6 +56,11 @@ def write_report(
     if target is None:
         run.storage.replace(PAGE, page)
         return f"{run.storage.url}/{PAGE}"
+    return write_to(target, page)
+
+
+def write_to(target: Path, page: bytes) -> str:
+    """Write a page where ``-o`` says; returns where that is. Raises RequestError."""
     try:
         target.write_bytes(page)
     except OSError as error:

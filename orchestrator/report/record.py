@@ -79,6 +79,19 @@ class Measure(BaseModel):
     """Ends of the 95 % interval."""
     nats_per_s: Annotated[NonNegativeFloat | None, _LENIENT] = None
     """NLL per second of audio; 0 where every unit is certain."""
+    nats_per_s_95: Annotated[tuple[NonNegativeFloat, NonNegativeFloat] | None, _WIDE, _LENIENT] = (
+        None
+    )
+    """Ends of the 95 % interval."""
+
+    @property
+    def per_second_text(self) -> str:
+        """``74.09 [73.50, 74.70]``; empty where it is not known."""
+        if self.nats_per_s is None:
+            return ""
+        ends = self.nats_per_s_95
+        interval = f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else ""
+        return f"{self.nats_per_s:.2f}{interval}"
 
     @property
     def text(self) -> str:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from orchestrator.report.comparison import write_comparison
 from orchestrator.report.page import write_report
 from tests.browser.conftest import Open
 from tests.unit.orchestrator.report.conftest import finish
+from tests.unit.orchestrator.report.test_across import EASY, run_of
 
 TRAINING = "training loss, nats per token: value at a step"
 
@@ -20,6 +22,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ledger = finish(folder)
     target = folder / "report.html"
     write_report(ledger.run, ledger.store, ledger.observed, target)
+    return target
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("comparison")
+    ledgers = [run_of(folder / name, name, EASY) for name in ("one", "other")]
+    target = folder / "comparison.html"
+    write_comparison([(x.run, x.store, x.observed) for x in ledgers], target)
     return target
 
 
@@ -46,6 +57,19 @@ def test_it_opens_without_a_complaint_and_fits(
     assert opened.overflow_px == 0
     for figure in opened.page.locator("figure.curves .static").all():
         assert not figure.is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", ["phone", "wide"])
+def test_so_does_the_page_that_compares_runs(
+    comparison: Path, open_page: Open, width: str, scheme: str
+) -> None:
+    opened = open_page(comparison, width, scheme=scheme)
+    expect(opened.page.locator(".u-wrap")).to_have_count(2)
+    opened.page.locator(".u-over").first.hover()
+    expect(opened.page.locator(".tip").first).to_contain_text("other-")
+    assert opened.complaints == []
+    assert opened.overflow_px == 0
 
 
 def test_pointing_at_a_curve_shows_its_values(report: Path, open_page: Open) -> None:

@@ -390,6 +390,17 @@ def test_report(project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert page.read_text().startswith("<!doctype html>")
 
 
+def test_a_report_of_one_run_given_twice_is_refused(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, page = project.plan.run, tmp_path / "page.html"
+    assert project.orchestrator("report", name, name, "-o", str(page)) == 2
+    assert capsys.readouterr().err == f"{name}: given twice; name different runs\n"
+    assert project.orchestrator("report", name, "nobody", "-o", str(page)) == 2
+    assert "nobody: no such run" in capsys.readouterr().err
+    assert not page.exists()
+
+
 def test_cancelling_what_is_over(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert project.orchestrator("cancel", project.plan.run) == 0
     assert capsys.readouterr().err == (f"run {project.plan.run}: not running; nothing to cancel\n")

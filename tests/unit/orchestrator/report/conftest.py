@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.ledger.artifact import Artifact
@@ -75,6 +79,21 @@ def scores_of(valid: float, test: float, half_width: float = 0.4) -> dict[str, A
             "test": {"model": split_scores(test, half_width), **baselines},
         },
     }
+
+
+def nll_table(nll: Sequence[float], *, num_scored: int) -> bytes:
+    """``test.nll.parquet`` of utterances of a second each."""
+    table = pa.table(
+        {
+            "id": [f"utt-{n}" for n in range(len(nll))],
+            "nll": np.array(nll, dtype=np.float64),
+            "num_scored": np.full(len(nll), num_scored),
+            "num_samples": np.full(len(nll), 16_000),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
 
 
 FACTS: dict[str, dict[str, Any]] = {

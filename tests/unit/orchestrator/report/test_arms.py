@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from orchestrator.report.arms import Comparison, comparisons
 from orchestrator.report.record import read_record
-from tests.unit.orchestrator.report.conftest import Ledger, scores_of
+from tests.unit.orchestrator.report.conftest import Ledger, nll_table, scores_of
 
 NewLedger = Callable[..., Ledger]
 SWEEP = {"model.init": ["twist", "cold"], "train.optimizer.lr": [0.001, 0.003]}
@@ -168,5 +169,56 @@ def test_warm_catches_up_with_colds_last_validation_loss(new_ledger: NewLedger) 
     ledger.artifact(cold).storage.replace("validation.jsonl", lines)
     assert (
         "On validation, warm has cold's last loss (4.000, step 40) by step 20; validated only at "
-        "the steps that the curve marks."
+        "the steps that the curve marks. Between them the loss is taken to fall straight: warm "
+        "needs 0.30 of cold's updates."
     ) in contest_of(ledger).sentences
+
+
+def test_the_convergence_ratio_is_read_between_validations(new_ledger: NewLedger) -> None:
+    """Warm falls by 2.0 over 40 steps and cold by 1.6: warm is there at step 32."""
+    comparison = scored(new_ledger(), {"init=twist": (14.0, 14.0), "init=cold": (18.0, 18.0)})
+    assert comparison.convergence
+    assert comparison.convergence.ratios == (pytest.approx(0.8),)
+    assert comparison.convergence.num_never == 0
+
+
+def test_the_convergence_ratio_has_a_range_over_seeds(new_ledger: NewLedger) -> None:
+    sweep = {"model.init": ["twist", "cold"], "seed": [0, 1, 2]}
+    ledger = new_ledger(sweep)
+    ends = {"init=twist": (14.0, 14.0), "init=cold": (18.0, 18.0)}
+    for name, scores in ends.items():
+        for seed in (0, 1, 2):
+            ledger.finish_variant(f"{name},seed={seed}", scores_of(*scores))
+    cold = [i for i in ledger.of_stage("train") if "cold" in i.variants[0]]
+    for train, last in zip(cold, (4.0, 3.0, 1.0), strict=True):
+        line = json.dumps({"step": 40, "loss": last}) + "\n"
+        ledger.artifact(train).storage.replace("validation.jsonl", line.encode())
+    found = contest_of(ledger).convergence
+    assert found
+    assert found.text == "0.30 to 0.80"
+    assert found.num_never == 1
+
+
+@pytest.mark.parametrize(
+    ("worse_by", "start", "end"),
+    [
+        ([1.0, 1.2, 0.8, 1.1], "warm start is better", "on 4 test utterances, paired (95 %)."),
+        ([-9.0, 8.0, 9.5, -8.0], "no difference can be claimed", "which holds 0."),
+    ],
+)
+def test_what_is_paired_decides_which_arm_is_better(
+    new_ledger: NewLedger, worse_by: list[float], start: str, end: str
+) -> None:
+    """Both arms' own intervals overlap."""
+    ledger = new_ledger()
+    warm = [20.0, 40.0, 25.0, 60.0]
+    nll = {"init=twist": warm, "init=cold": [w + d for w, d in zip(warm, worse_by, strict=True)]}
+    for name, values in nll.items():
+        instances = next(v for v in ledger.plan.variants if v["name"] == name)["instances"]
+        storage = ledger.artifact(ledger.plan.instance(instances["perplexity"])).storage
+        storage.create("test.nll.parquet", nll_table(values, num_scored=10))
+    comparison = scored(ledger, {"init=twist": (14.0, 14.0), "init=cold": (14.5, 14.5)})
+    assert comparison.paired
+    assert comparison.paired.value == pytest.approx(-sum(worse_by) / 40)
+    assert comparison.sentences[0].startswith(f"In this run, {start}: test perplexity 14.00 [")
+    assert comparison.sentences[0].endswith(end)
