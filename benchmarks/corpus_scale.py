@@ -80,7 +80,7 @@ class Answering:
         used = Counter({_SOURCE: size * len(parts)})
         account = Account(tuple(edges), (), between, used, Counter())
         stats = ShardStats(len(parts), size * len(parts), np.ones(_NUM_UNITS, np.int64))
-        return ShardResult(shard=shard, account=account, stats={0: stats})
+        return ShardResult(shard=shard, accounts={0: account}, stats={0: stats})
 
 
 class CountedStorage(Storage):
@@ -263,8 +263,8 @@ def _drive(folder: Path, num_shards: int, num_workers: int) -> None:
         with _measured(f"{num_shards:,} shards driven", num_shards - 1):
             for _, result in results:
                 shards.add(result)
-                shards.books.require_readable(tables.num_rows, 1)
-            write_fates(units, shards.books)
+                shards.require_readable(tables.num_rows, 1)
+            write_fates(units, shards.books[0])
     print(f"store calls: {opened} to open, {CountedStorage.num_calls - opened} besides")
     if num_shards <= _MOST_RESUMED:
         _resume(units, num_shards)
@@ -277,7 +277,7 @@ def _resume(units: CountedStorage, num_shards: int) -> None:
     with _measured(f"{num_shards:,} shards found", num_shards):
         shards = Shards(num_shards, [units], [_NUM_UNITS])
         shards.add_earlier()
-    assert shards.books.facts()["num_recordings"] == num_shards * _ROWS
+    assert shards.books[0].facts()["num_recordings"] == num_shards * _ROWS
     print(f"store calls: {CountedStorage.num_calls}")
 
 

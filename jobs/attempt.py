@@ -92,7 +92,7 @@ class Attempt:
     resources: Resources
     """This stage's share of the cluster."""
     artifacts: tuple[Artifact, ...]
-    """What this attempt produces: one artifact, or one per codebook."""
+    """What this attempt produces: one artifact, or all that one pass of the encoder serves."""
     upstreams: tuple[dict[str, Artifact], ...]
     """For each of ``artifacts``, the complete artifacts it is made of, by role."""
     lease_n: int
@@ -110,6 +110,9 @@ class Attempt:
     """What tells its node apart from others of its stage: ``1`` of ``pretrain.1``."""
     interruptions: tuple[int, float] = (0, 0.0)
     """How many attempts before this one did not succeed, and how many seconds they lasted."""
+    own_recipes: tuple[Recipe, ...] = ()
+    """For each of ``artifacts``, the resolved recipe of a variant that needs it; the one ``recipe``
+    when absent."""
     recipes: tuple[Recipe, ...] = ()
     """Resolved recipes of all variants that need it, where there are several."""
     scope: Scope = field(default_factory=Scope)
@@ -129,6 +132,11 @@ class Attempt:
     def outs(self) -> tuple[Storage, ...]:
         """The folders of the artifacts, work in progress included."""
         return tuple(a.storage for a in self.artifacts)
+
+    @property
+    def each_recipe(self) -> tuple[Recipe, ...]:
+        """The resolved recipe of each artifact."""
+        return self.own_recipes or (self.recipe,) * len(self.artifacts)
 
     @property
     def out(self) -> Storage:
@@ -274,6 +282,7 @@ def _attempt(
     folder.mkdir(parents=True, exist_ok=True)
     return Attempt(
         recipe=recipes[leader.variants[0]],
+        own_recipes=tuple(recipes[i.variants[0]] for i in members),
         recipes=tuple(recipes.values()),
         scope=plan.scope,
         cluster=cluster,

@@ -1,8 +1,9 @@
 """The codebook stage: k-means over encoder features of a sample of the corpus.
 
-In: the corpus and the encoder. Out: ``codebook.safetensors`` (``centroids``, KxD fp32) and
+In: the corpus and the encoder. Out, per key: ``codebook.safetensors`` (``centroids``, KxD fp32) and
 ``codebook.json``, and ``sample.parquet``, what it is fitted on. Features are fp32 whatever
-precision tokenizing uses, so one codebook serves every precision. A published one is checked on
+precision tokenizing uses, so one codebook serves every precision. The encoder hears the sample
+once, whatever the number of codebooks, their sizes and their layers. A published one is checked on
 the sample instead (`jobs.published`).
 """
 
@@ -17,43 +18,50 @@ import torch
 from jobs.attempt import Attempt, run_stage
 from jobs.published import facts_of, imported
 from jobs.speech import sample
-from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker
+from jobs.speech.feature_blocks import BlocksOnPool, BlockWorker, block_pool
 from jobs.speech.lloyd import MAX_ITERATIONS, Fit, fit
-from jobs.speech.pool import stage_pool
-from jobs.speech.units import EncoderSpec, write_codebook
-from jobs.speech.utterances import read_corpus, source_roots
+from jobs.speech.units import view_of, write_codebook
+from jobs.speech.utterances import read_corpus
+from orchestrator.spec.recipe import Recipe
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
-    """Fit and write the codebook, or import a published one; returns how it fits."""
+    """Fit and write the codebooks, or import a published one; returns how they fit."""
     torch.set_num_threads(1)  # k-means++ runs here: one fixed thread count, one rounding
     tokenizer = attempt.recipe.tokenizer
-    encoder = EncoderSpec(
-        url=attempt.upstream["encoder"].storage.url,
-        layer=attempt.recipe.encoder.layer,
-        output=attempt.recipe.encoder.output,
-    )
     if tokenizer.codebook is not None:
-        report = partial(report_iteration, attempt)
-        return imported(attempt, tokenizer.codebook, encoder, report)
-    tables = read_corpus(attempt)
-    with stage_pool(attempt, BlockWorker, encoder, source_roots(attempt)) as pool:
+        return imported(attempt, tokenizer.codebook, partial(report_iteration, attempt))
+    tables, recipes = read_corpus(attempt), attempt.each_recipe
+    views = list(dict.fromkeys(view_of(recipe.encoder) for recipe in recipes))
+    facts = {}
+    with block_pool(attempt, BlockWorker, views) as pool:
         utterances = sample.drawn(attempt, tables, pool, tokenizer.fit_hours, tokenizer.seed)
-        fitted = fit(
-            BlocksOnPool(pool, utterances, tick=attempt.check),
-            tokenizer.num_clusters,
-            tokenizer.seed,
-            on_iteration=partial(report_iteration, attempt),
-        )
+        for key, out, recipe in zip(attempt.keys, attempt.outs, recipes, strict=True):
+            blocks = BlocksOnPool(pool, utterances, view_of(recipe.encoder), tick=attempt.check)
+            of = _name(recipe) if len(recipes) > 1 else ""
+            report = partial(report_iteration, attempt, of=of)
+            num_clusters, seed = recipe.tokenizer.num_clusters, recipe.tokenizer.seed
+            fitted = fit(blocks, num_clusters, seed, on_iteration=report)
+            facts[key] = facts_of(write_codebook(out, fitted), fitted.num_frames, utterances)
     report_fit(attempt, fitted)
-    return facts_of(write_codebook(attempt.out, fitted), fitted.num_frames, utterances)
+    return {"per_key": facts}
 
 
-def report_iteration(attempt: Attempt, number: int, inertia: float) -> None:
-    """Say how far k-means is. Raises LeaseHeldError when the attempt must end."""
+def _name(recipe: Recipe) -> str:
+    view = view_of(recipe.encoder)
+    return f"{recipe.tokenizer.num_clusters} clusters of layer {view.layer} {view.output}"
+
+
+def report_iteration(attempt: Attempt, number: int, inertia: float, *, of: str = "") -> None:
+    """Say how far k-means is, and of which codebook where there are several.
+
+    Raises LeaseHeldError when the attempt must end.
+    """
     attempt.check()
-    attempt.event("iteration", number=number, inertia=inertia)
-    attempt.progress(number, MAX_ITERATIONS, "iterations", inertia=inertia)
+    which = {"of": of} if of else {}
+    attempt.event("iteration", number=number, inertia=inertia, **which)
+    unit = f"iterations for {of}" if of else "iterations"
+    attempt.progress(number, MAX_ITERATIONS, unit, inertia=inertia)
 
 
 def report_fit(attempt: Attempt, fitted: Fit) -> None:

@@ -18,13 +18,12 @@ from jobs import hub
 from jobs.attempt import Attempt
 from jobs.speech import sample
 from jobs.speech.codebook_files import PublishedCodebook, read_published
-from jobs.speech.feature_blocks import BlocksOnPool
+from jobs.speech.feature_blocks import BlocksOnPool, block_pool
 from jobs.speech.judged import Spread
 from jobs.speech.lloyd import Fit, fit
-from jobs.speech.pool import stage_pool
 from jobs.speech.transformer import View
-from jobs.speech.units import EncoderSpec, create_same, write_codebook
-from jobs.speech.utterances import Utterance, read_corpus, source_roots
+from jobs.speech.units import create_same, view_of, write_codebook
+from jobs.speech.utterances import Utterance, read_corpus
 from jobs.speech.views import ViewWorker, spreads_of
 from orchestrator.errors import Cause, CorruptError, DataError, RequestError
 from orchestrator.ledger.storage import sha256_of, to_json
@@ -42,9 +41,7 @@ log = logging.getLogger(__name__)
 Report = Callable[[int, float], None]
 
 
-def imported(
-    attempt: Attempt, wanted: Codebook, encoder: EncoderSpec, on_iteration: Report
-) -> dict[str, Any]:
+def imported(attempt: Attempt, wanted: Codebook, on_iteration: Report) -> dict[str, Any]:
     """Check the codebook and write it; the facts of a fit, and how it was checked.
 
     Raises RequestError for a file that is no codebook of this encoder, CorruptError for one of
@@ -52,17 +49,17 @@ def imported(
     """
     path = fetched(attempt, wanted)
     published = read_published(path, where=WHERE)
-    config = attempt.upstream["encoder"].storage.read_json("config.json")
+    encoder, stated = attempt.upstream["encoder"].storage, view_of(attempt.recipe.encoder)
+    config = encoder.read_json("config.json")
     require_shape(published, path, attempt.recipe.tokenizer.num_clusters, config["hidden_size"])
     centroids_KD = torch.from_numpy(published.centroids_KD)
     tables, seed = read_corpus(attempt), attempt.recipe.tokenizer.seed
-    with stage_pool(attempt, ViewWorker, encoder, source_roots(attempt)) as pool:
+    with block_pool(attempt, ViewWorker, [stated]) as pool:
         hours = attempt.recipe.codebook_hours
         utterances = sample.drawn(attempt, tables, pool, hours, seed)
         spreads = spreads_of(pool, utterances, centroids_KD, tick=attempt.check)
-        blocks = BlocksOnPool(pool, utterances, tick=attempt.check)
+        blocks = BlocksOnPool(pool, utterances, stated, tick=attempt.check)
         fresh = fit(blocks, len(centroids_KD), seed, on_iteration=on_iteration)
-    stated = View(attempt.recipe.encoder.layer, attempt.recipe.encoder.output)
     require_fit(spreads, stated, fresh)
     about = {
         "model": wanted.model,

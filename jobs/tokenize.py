@@ -3,7 +3,8 @@
 In: corpus, encoder and one codebook per key. Out, per key: ``shards/000/000017.parquet``, the table
 of utterances with their units; ``left_out.parquet`` and ``quarantine.parquet``, the recordings of
 which nothing is used, and why. A shard that is there is done: a later attempt does what is missing.
-The encoder runs once per shard, however many codebooks want it.
+The encoder runs once per shard, up to the highest layer that a codebook is of, however many
+codebooks want it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +25,15 @@ from jobs.audio.corpus_tables import QUARANTINE_SCHEMA, CorpusTables, create_tab
 from jobs.audio.mapped_tables import chunked
 from jobs.speech.account import Account, Books, Fate
 from jobs.speech.pool import stage_pool
-from jobs.speech.units import EncoderSpec, ShardResult, ShardStats, ShardTask, Tokenizer
+from jobs.speech.units import (
+    EncoderSpec,
+    ShardResult,
+    ShardStats,
+    ShardTask,
+    Tokenizer,
+    WantedUnits,
+    view_of,
+)
 from jobs.speech.utterances import read_corpus, source_roots
 from jobs.unit_shards import QUARANTINE, read_shard, shard_path
 from orchestrator.ledger.storage import Storage
@@ -45,11 +54,11 @@ def work(attempt: Attempt) -> dict[str, Any]:
     most_percent = attempt.recipe.corpus.max_quarantine_percent
     for result in _tokenized(attempt, tables, shards) if shards.missing else ():
         shards.add(result)
-        shards.books.require_readable(num_listed, most_percent)
+        shards.require_readable(num_listed, most_percent)
     shards.add_earlier()
-    shards.books.require_readable(num_listed, most_percent)
-    for out in attempt.outs:
-        write_fates(out, shards.books)
+    shards.require_readable(num_listed, most_percent)
+    for out, books in zip(attempt.outs, shards.books, strict=True):
+        write_fates(out, books)
     return facts(attempt.keys, shards, num_shards=tables.num_shards)
 
 
@@ -63,10 +72,9 @@ class Shards:
         self._num_shards, self._outs, self._num_clusters = num_shards, outs, num_clusters
         self.missing = missing_shards(range(num_shards), outs)
         """For each shard that some output misses, the positions of those outputs."""
-        self.books = Books()
+        self.books = [Books() for _ in outs]
         self.totals = [ShardStats(0, 0, np.zeros(k, np.int64)) for k in num_clusters]
         """What each output holds."""
-        self._booked: set[int] = set()
 
     @classmethod
     def of(cls, attempt: Attempt) -> Shards:
@@ -76,10 +84,15 @@ class Shards:
         return cls(num_shards, attempt.outs, num_clusters)
 
     def add(self, result: ShardResult) -> None:
-        """Count what this attempt has made of a shard."""
-        self._book(result.shard, result.account)
+        """Count what was made of a shard."""
         for which, stats in result.stats.items():
+            self.books[which].add(result.shard, result.accounts[which])
             self.totals[which] += stats
+
+    def require_readable(self, num_listed: int, most_percent: float) -> None:
+        """Raise DataError when more recordings are unreadable than the recipe allows."""
+        for books in self.books:
+            books.require_readable(num_listed, most_percent)
 
     def add_earlier(self) -> None:
         """Count what earlier attempts have made; after the rest, since a killed one has read it."""
@@ -98,12 +111,7 @@ class Shards:
         which, shard = which_shard
         table = read_shard(self._outs[which].read_bytes(shard_path(shard)))
         stats = {which: ShardStats.of(table, self._num_clusters[which])}
-        return ShardResult(shard=shard, account=Account.of(table), stats=stats)
-
-    def _book(self, shard: int, account: Account) -> None:
-        if shard not in self._booked:  # the audio is the same for all outputs
-            self._booked.add(shard)
-            self.books.add(shard, account)
+        return ShardResult(shard=shard, accounts={which: Account.of(table)}, stats=stats)
 
 
 def missing_shards(shards: Iterable[int], outs: Sequence[Storage]) -> dict[int, tuple[int, ...]]:
@@ -124,19 +132,31 @@ def write_fates(out: Storage, books: Books) -> None:
 
 
 def facts(keys: Sequence[str], shards: Shards, *, num_shards: int) -> dict[str, Any]:
-    """What the manifests say: the audio is the same for all keys, the units are each key's own."""
-    totals = shards.totals
-    per_key: Mapping[str, Any] = {
-        key: {"num_tokens": total.num_tokens, "unit_entropy_bits": total.entropy_bits}
-        for key, total in zip(keys, totals, strict=True)
+    """What the manifests say, each of its own units."""
+    per_key = {
+        key: {
+            "num_utterances": total.num_utterances,
+            "audio_s": total.audio_s,
+            **books.facts(),
+            "num_tokens": total.num_tokens,
+            "unit_entropy_bits": total.entropy_bits,
+        }
+        for key, total, books in zip(keys, shards.totals, shards.books, strict=True)
     }
-    return {
-        "num_shards": num_shards,
-        "num_utterances": totals[0].num_utterances,
-        "audio_s": totals[0].audio_s,
-        **shards.books.facts(),
-        "per_key": per_key,
-    }
+    return {"num_shards": num_shards, "per_key": per_key}
+
+
+def _wanted(attempt: Attempt) -> list[WantedUnits]:
+    return [
+        WantedUnits(
+            view=view_of(recipe.encoder),
+            codebook_url=upstream["codebook"].storage.url,
+            out_url=out.url,
+        )
+        for recipe, upstream, out in zip(
+            attempt.each_recipe, attempt.upstreams, attempt.outs, strict=True
+        )
+    ]
 
 
 def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterable[ShardResult]:
@@ -144,22 +164,16 @@ def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterab
     total, samples, recipe = tables.num_shards, 0, attempt.recipe
     before = total - len(shards.missing)
     attempt.progress(before, total, "shards")
-    spec = EncoderSpec(
-        url=attempt.upstream["encoder"].storage.url,
-        layer=recipe.encoder.layer,
-        output=recipe.encoder.output,
-        precision=recipe.encoder.precision,
-    )
-    codebooks = [upstream["codebook"].storage.url for upstream in attempt.upstreams]
-    outs = [out.url for out in attempt.outs]
+    wanted = _wanted(attempt)
+    url, views = attempt.upstream["encoder"].storage.url, [one.view for one in wanted]
+    spec = EncoderSpec.up_to(views, url, recipe.encoder.precision)
     where = (source_roots(attempt), recipe.corpus.windows)
 
     def task(shard: int) -> ShardTask:
         return ShardTask(shard=shard, rows=tables.shard(shard), missing=shards.missing[shard])
 
-    with stage_pool(
-        attempt, Tokenizer, spec, *where, codebooks, outs, recipe.tokenizer.deduplicate
-    ) as pool:
+    dedup = recipe.tokenizer.deduplicate
+    with stage_pool(attempt, Tokenizer, spec, *where, wanted, dedup) as pool:
         started_at, decoded, passed_over, ties = time.monotonic(), 0, 0, 0
         results = pool.run(shards.missing, task, tick=attempt.check)
         for done, (_, result) in enumerate(results, start=before + 1):

@@ -1,7 +1,8 @@
-"""Features of a sample of the corpus, held block by block in the memory of the pool's workers.
+"""Features of a sample of the corpus, held block by block by the pool's workers.
 
 In: a sample of utterances, cut into blocks that are a pure function of it. Out: what
 `jobs.speech.lloyd` asks of each block, in the order of blocks, whichever worker finishes first.
+One pass of the encoder gives a block's features of every view that is asked about.
 
 Shapes: N frames, D features, K clusters.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +19,18 @@ import ray
 import torch
 from torch import Tensor
 
+from jobs.attempt import Attempt
 from jobs.audio.roots import Root
+from jobs.speech.held_frames import HeldFrames
 from jobs.speech.lloyd import Answer, Question
-from jobs.speech.pool import Pool
+from jobs.speech.pool import Pool, stage_pool
 from jobs.speech.sample import MeasureTask
 from jobs.speech.speech_encoder import is_finite
+from jobs.speech.transformer import View
 from jobs.speech.units import EncoderSpec
-from jobs.speech.utterances import Utterance, WaveReader, batches, pages
+from jobs.speech.utterances import Utterance, WaveReader, batches, pages, source_roots
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.spec.loader import resolve_env
 
 log = logging.getLogger(__name__)
 
@@ -38,17 +44,28 @@ class BlockTask:
     block: int
     utterances: Sequence[Utterance]
     """Its utterances, for a worker that does not hold the block's frames."""
+    view: View
+    """Of its frames."""
     question: ray.ObjectRef[Any]
     """A `jobs.speech.lloyd.Question`, in Ray's object store."""
 
 
 class BlockWorker:
-    """The codebook stage's worker: computes a block's features once and keeps them in memory."""
+    """The codebook stage's worker: computes a block's features once and keeps them."""
 
-    def __init__(self, encoder: EncoderSpec, roots: Mapping[str, Root]) -> None:
+    def __init__(
+        self,
+        encoder: EncoderSpec,
+        roots: Mapping[str, Root],
+        views: Sequence[View],
+        scratch: str | None = None,
+    ) -> None:
+        """``encoder``: of the views' highest layer. ``scratch``: for frames that find no memory."""
+        self.spec, self._views = encoder, list(views)
         self._encoder = encoder.load()
         self._reader = WaveReader(roots)
-        self._blocks: dict[int, Tensor] = {}
+        self._held = HeldFrames(scratch)
+        self._blocks: dict[int, dict[View, Tensor]] = {}
 
     def __call__(self, task: BlockTask | MeasureTask) -> Any:
         """The block's answer, or the windows that were to be found."""
@@ -57,28 +74,45 @@ class BlockWorker:
         if task.block not in self._blocks:
             self._blocks[task.block] = self._features(task.utterances)
         question: Question[Any] = ray.get(task.question)
-        return question(self._blocks[task.block], task.block, self._encoder.device)
+        feats_ND = self._blocks[task.block][task.view]
+        return question(feats_ND, task.block, self._encoder.device)
 
-    def _features(self, utterances: Sequence[Utterance]) -> Tensor:
+    def _features(self, utterances: Sequence[Utterance]) -> dict[View, Tensor]:
         """``feats_ND`` of a block, utterances in their order; none of what holds no numbers."""
-        feats: list[Tensor] = [torch.empty(0, self._encoder.dim)] * len(utterances)
+        nothing_TD = torch.empty(0, self._encoder.dim)
+        feats = {view: [nothing_TD] * len(utterances) for view in self._views}
         waves = (self._reader.read(utterance) for utterance in utterances)
         for positions, batch in batches(waves, self._encoder.max_padded_samples):
-            for position, feats_TD in zip(positions, self._encoder.features(batch), strict=True):
-                if is_finite(feats_TD):
-                    feats[position] = feats_TD.cpu()
-                else:
-                    log.warning("%s: its features hold NaN or infinity", utterances[position].id)
-        return torch.cat(feats)
+            for view, found in self._encoder.features_of(batch, self._views).items():
+                for position, feats_TD in zip(positions, found, strict=True):
+                    if is_finite(feats_TD):
+                        feats[view][position] = feats_TD.cpu()
+                    else:
+                        name = utterances[position].id
+                        log.warning("%s: its features hold NaN or infinity", name)
+        return {view: self._held(torch.cat(own)) for view, own in feats.items()}
+
+
+@contextmanager
+def block_pool(
+    attempt: Attempt, worker: type[BlockWorker], views: Sequence[View]
+) -> Iterator[Pool]:
+    """The workers of a stage that holds features of some views."""
+    encoder = EncoderSpec.up_to(views, attempt.upstream["encoder"].storage.url)
+    scratch = attempt.cluster.scratch
+    folder = resolve_env(scratch, where="cluster: scratch") if scratch else None
+    with stage_pool(attempt, worker, encoder, source_roots(attempt), views, folder) as pool:
+        yield pool
 
 
 class BlocksOnPool:
-    """`lloyd.Blocks` that a pool of `BlockWorker` holds; ``tick`` is called once a second."""
+    """`lloyd.Blocks` of one view that a pool of `BlockWorker` holds."""
 
     def __init__(
-        self, pool: Pool, utterances: Sequence[Utterance], *, tick: Callable[[], None]
+        self, pool: Pool, utterances: Sequence[Utterance], view: View, *, tick: Callable[[], None]
     ) -> None:
-        self._pool, self._tick = pool, tick
+        """``tick`` is called once a second."""
+        self._pool, self._view, self._tick = pool, view, tick
         self._blocks = list(pages(utterances, lambda u: u.num_samples, BLOCK_SAMPLES))
 
     def __len__(self) -> int:
@@ -89,7 +123,8 @@ class BlocksOnPool:
         asked = ray.put(question)
 
         def task(block: int) -> BlockTask:
-            return BlockTask(block=block, utterances=self._blocks[block], question=asked)
+            utterances = self._blocks[block]
+            return BlockTask(block=block, utterances=utterances, view=self._view, question=asked)
 
         return in_order(self._pool.run(range(len(self)), task, sticky=True, tick=self._tick))
 

@@ -110,18 +110,24 @@ def drawn(
 ) -> list[Utterance]:
     """A random sample of at least so many hours, or all utterances, in the corpus' order.
 
-    Drawn where the artifact has none yet. The order of choice is that of names' hashes: another
-    corpus with the same recording treats it alike. Raises DataError when nothing can be heard.
+    Drawn where no artifact of the attempt has it yet; then all have. The order of choice is that of
+    names' hashes: another corpus with the same recording treats it alike. Raises DataError when
+    nothing can be heard.
     """
-    out, windows = attempt.out, attempt.recipe.corpus.windows
-    if not out.exists(SAMPLE):
+    windows = attempt.recipe.corpus.windows
+    missing = [out for out in attempt.outs if not out.exists(SAMPLE)]
+    there = [out for out in attempt.outs if out not in missing]
+    if missing and not there:
 
         def measured(tasks: Sequence[MeasureTask]) -> Iterable[list[Measured]]:
             results = pool.run(range(len(tasks)), tasks.__getitem__, tick=attempt.check)
             return (some for _, some in results)
 
-        keep(out, draw(tables, hours, seed, windows, measured))
-    return read(out, tables)
+        there = [missing.pop()]
+        keep(there[0], draw(tables, hours, seed, windows, measured))
+    for out in missing:
+        out.create(SAMPLE, there[0].read_bytes(SAMPLE))
+    return read(attempt.out, tables)
 
 
 def keep(out: Storage, found: Iterable[Measured]) -> None:

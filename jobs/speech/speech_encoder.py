@@ -18,7 +18,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -75,6 +75,7 @@ class SpeechEncoder:
         """
         self.device = device or torch.device("cpu")
         self.dim: int = model.config.hidden_size
+        self._view = View(layer, output)
         self._normalize_waveform = normalize_waveform
         self._on_cpu = on_cpu or (lambda: self)
         self._too_many_samples: float = math.inf
@@ -147,20 +148,37 @@ class SpeechEncoder:
         They hold NaN or infinity only where they do on a CPU too. Raises FloatingPointError where
         they do on this device alone, RequestError for a wave that alone does not fit its memory.
         """
-        feats = self._features(waves)
-        if feats and not is_finite(torch.cat(feats)):
-            for wav_S, feats_TD in zip(waves, feats, strict=True):
-                if not is_finite(feats_TD):
-                    self._require_so_on_cpu(wav_S)
+        return self.features_of(waves, [self._view])[self._view]
+
+    def features_of(
+        self, waves: Sequence[Wave], wanted: Sequence[View]
+    ) -> dict[View, list[Tensor]]:
+        """`features` of several views up to the layer: those of an encoder for each view alone.
+
+        Layers above the highest wanted are not computed.
+        """
+        feats = self._features(waves, wanted)
+        for view, own in feats.items():
+            if own and not is_finite(torch.cat(own)):
+                for wav_S, feats_TD in zip(waves, own, strict=True):
+                    if not is_finite(feats_TD):
+                        self._require_so_on_cpu(wav_S, view)
         return feats
 
     def views(
         self, waves: Sequence[Wave], measured: Callable[[Tensor], Answer]
-    ) -> dict[View, Answer]:
-        """What is measured of ``feats_ND``, all waves' together, of every view up to the layer.
+    ) -> list[dict[View, Answer]]:
+        """What is measured of ``feats_ND`` of every view up to the layer: of all waves together.
 
-        Of none where no wave holds a frame.
+        Of a part of the waves after the other where memory is too small for all at once; of no view
+        where no wave of a part holds a frame. Raises RequestError for a wave that alone does not
+        fit.
         """
+        return self._in_parts(waves, lambda some: self._measured(some, measured))
+
+    def _measured(
+        self, waves: Sequence[Wave], measured: Callable[[Tensor], Answer]
+    ) -> dict[View, Answer]:
         heard = [self._scaled(wav_S) for wav_S in waves if self.grid.num_frames(len(wav_S))]
         if not heard:
             return {}
@@ -168,20 +186,26 @@ class SpeechEncoder:
             given = self._frames_of([torch.from_numpy(wav_S) for wav_S in heard])
             return {view: measured(feats_ND) for view, feats_ND in self._transformer.views(*given)}
 
-    def _require_so_on_cpu(self, wav_S: Wave) -> None:
-        (again_TD,) = self._on_cpu()._features([wav_S])
+    def _require_so_on_cpu(self, wav_S: Wave, view: View) -> None:
+        (again_TD,) = self._on_cpu()._features([wav_S], [view])[view]
         if is_finite(again_TD):
             raise FloatingPointError(
                 f"{self.device.type}: features of a wave hold NaN or infinity that a second try on "
                 "a CPU does not find"
             )
 
-    def _features(self, waves: Sequence[Wave]) -> list[Tensor]:
+    def _features(self, waves: Sequence[Wave], wanted: Sequence[View]) -> dict[View, list[Tensor]]:
+        parts = self._in_parts(waves, lambda some: self._at_once(some, wanted))
+        return {view: [feats_TD for part in parts for feats_TD in part[view]] for view in wanted}
+
+    def _in_parts(
+        self, waves: Sequence[Wave], act: Callable[[Sequence[Wave]], Answer]
+    ) -> list[Answer]:
         """Of all waves at once, or of each half of them where memory is too small for that."""
         num_samples = len(waves) * max((len(wav_S) for wav_S in waves), default=0)
         if len(waves) < 2 or num_samples < self._too_many_samples:
             try:
-                return self._at_once(waves)
+                return [act(waves)]
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -194,29 +218,31 @@ class SpeechEncoder:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             if has_recorded:
-                return self._features(waves)
+                return self._in_parts(waves, act)
             self._too_many_samples = num_samples
             log.warning("%s: no memory for a batch of %d waves; halved", self.device, len(waves))
         half = len(waves) // 2
-        return [*self._features(waves[:half]), *self._features(waves[half:])]
+        return [*self._in_parts(waves[:half], act), *self._in_parts(waves[half:], act)]
 
-    def _at_once(self, waves: Sequence[Wave]) -> list[Tensor]:
+    def _at_once(self, waves: Sequence[Wave], wanted: Sequence[View]) -> dict[View, list[Tensor]]:
         lengths = [self.grid.num_frames(len(wav_S)) for wav_S in waves]
         heard = [self._scaled(wav_S) for wav_S, n in zip(waves, lengths, strict=True) if n]
         if not heard:
-            return [torch.zeros(0, self.dim, device=self.device) for _ in waves]
+            nothing_TD = torch.zeros(0, self.dim, device=self.device)
+            return {view: [nothing_TD] * len(waves) for view in wanted}
         with torch.inference_mode():
-            feats_ND = self._of_heard([torch.from_numpy(wav_S) for wav_S in heard])
-        return list(torch.split(feats_ND, lengths))
+            found = self._of_heard([torch.from_numpy(wav_S) for wav_S in heard], wanted)
+            return {view: list(torch.split(feats_ND, lengths)) for view, feats_ND in found}
 
-    def _of_heard(self, waves: Sequence[Tensor]) -> Tensor:
+    def _of_heard(
+        self, waves: Sequence[Tensor], wanted: Sequence[View]
+    ) -> Iterable[tuple[View, Tensor]]:
         """``feats_ND`` of waves that hold a frame each."""
-        if self._all_at_once and self._replays:
+        if self._all_at_once and self._replays and list(wanted) == [self._view]:
             samples = [len(wav_S) for wav_S in waves]
             if bucket := bucket_of(samples, self.grid, self.max_padded_samples):
-                return self._replayed(self._replays, waves, bucket)
-        feats_ND: Tensor = self._transformer(*self._frames_of(waves))
-        return feats_ND
+                return [(self._view, self._replayed(self._replays, waves, bucket))]
+        return self._transformer.views(*self._frames_of(waves), wanted)
 
     def _frames_of(self, waves: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         """``frames_NC`` of the front end, and how many of them are each wave's."""

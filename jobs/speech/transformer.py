@@ -11,7 +11,7 @@ Shapes: N frames of all waves, T of one, B waves, C channels of the front end, D
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
@@ -50,12 +50,8 @@ class Transformer(nn.Module):
         self.norm = nn.Identity() if is_pre_norm else deepcopy(encoder.layer_norm)
         self.layers = nn.ModuleList(_Layer(one, is_pre_norm) for one in encoder.layers[:layer])
         self.final_norm = deepcopy(encoder.layer_norm) if is_pre_norm else nn.Identity()
-        if output == "final_norm" and not is_pre_norm:
-            raise RequestError(
-                "encoder.output: the model norms after each layer and has no norm at its end; "
-                "leave it out"
-            )
         self._output, self._is_pre_norm = output, is_pre_norm
+        self._require(output)
         first = encoder.layers[0].attention
         self.bias = _PositionBias(first) if hasattr(first, "rel_attn_embed") else None
 
@@ -65,22 +61,44 @@ class Transformer(nn.Module):
         for layer in self._each():
             before_ND, added_ND = layer.parts(hidden_ND, lengths, biases)
             hidden_ND = layer.joined(before_ND, added_ND)
-        if self._output == "before_residual":
-            hidden_ND = added_ND.float()
-        elif self._output == "final_norm":
-            hidden_ND = self.final_norm(hidden_ND)
-        return hidden_ND
+        return self._taken(self._output, hidden_ND, added_ND)
 
-    def views(self, frames_NC: Tensor, lengths: Lengths) -> Iterator[tuple[View, Tensor]]:
-        """``feats_ND`` of every layer in every way that the model has."""
+    def views(
+        self, frames_NC: Tensor, lengths: Lengths, wanted: Collection[View] = ()
+    ) -> Iterator[tuple[View, Tensor]]:
+        """``feats_ND`` of the wanted views, or of every layer in every way that the model has.
+
+        Layers above the highest wanted are not computed. Raises RequestError for an output that
+        the model does not have.
+        """
+        for view in wanted:
+            self._require(view.output)
+        highest = max((view.layer for view in wanted), default=len(self.layers))
         hidden_ND, biases = self._begun(frames_NC, lengths)
-        for number, layer in enumerate(self._each(), start=1):
+        for number, layer in enumerate(self._each()[:highest], start=1):
             before_ND, added_ND = layer.parts(hidden_ND, lengths, biases)
             hidden_ND = layer.joined(before_ND, added_ND)
-            yield View(number, "after_residual"), hidden_ND
-            yield View(number, "before_residual"), added_ND.float()
-            if self._is_pre_norm:
-                yield View(number, "final_norm"), self.final_norm(hidden_ND)
+            for view in (View(number, output) for output in self._outputs):
+                if not wanted or view in wanted:
+                    yield view, self._taken(view.output, hidden_ND, added_ND)
+
+    @property
+    def _outputs(self) -> tuple[Output, ...]:
+        of_any: tuple[Output, ...] = ("after_residual", "before_residual")
+        return (*of_any, "final_norm") if self._is_pre_norm else of_any
+
+    def _require(self, output: Output) -> None:
+        if output not in self._outputs:
+            raise RequestError(
+                "encoder.output: the model norms after each layer and has no norm at its end; "
+                "leave it out"
+            )
+
+    def _taken(self, output: Output, hidden_ND: Tensor, added_ND: Tensor) -> Tensor:
+        """Of a layer, by what it gives to the next one and what its feed-forward has added."""
+        if output == "before_residual":
+            return added_ND.float()
+        return self.final_norm(hidden_ND) if output == "final_norm" else hidden_ND
 
     def _each(self) -> list[_Layer]:
         return [layer for layer in self.layers if isinstance(layer, _Layer)]

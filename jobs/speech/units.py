@@ -12,8 +12,8 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,21 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from jobs.audio.corpus_tables import ShardRows
+from jobs.audio.decode import Wave
 from jobs.audio.roots import Root
 from jobs.speech.account import Account
 from jobs.speech.lloyd import Fit, nearest
 from jobs.speech.speech_encoder import Precision, SpeechEncoder, is_finite
-from jobs.speech.transformer import Output
+from jobs.speech.transformer import Output, View
 from jobs.speech.utterances import ShardAudio, Utterance, WaveReader, batches
 from jobs.unit_shards import SCHEMA, Units, read_shard, shard_path, used
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
-from orchestrator.spec.recipe import Windows
+from orchestrator.spec.recipe import Encoder, Windows
 
 _NO_UNITS: Units = np.zeros(0, np.uint16)
+_NO_NUMBERS = "the encoder's features of it hold NaN or infinity"
 CODEBOOK, CODEBOOK_FACTS = "codebook.safetensors", "codebook.json"
 
 
@@ -203,6 +205,12 @@ class EncoderSpec:
     precision: Precision = "fp32"
     """Arithmetic."""
 
+    @classmethod
+    def up_to(cls, views: Sequence[View], url: str, precision: Precision = "fp32") -> EncoderSpec:
+        """One that has all these views, and no layer above them."""
+        layer, output = max(views, key=lambda view: view.layer)
+        return cls(url=url, layer=layer, output=output, precision=precision)
+
     def load(self, device: torch.device | None = None) -> SpeechEncoder:
         """The encoder, on this process's device where none is given."""
         storage = Storage(self.url)
@@ -220,6 +228,22 @@ class EncoderSpec:
             )
 
 
+def view_of(encoder: Encoder) -> View:
+    """What a recipe takes of its encoder."""
+    return View(encoder.layer, encoder.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedUnits:
+    """Units of one codebook."""
+
+    view: View
+    """Of which features."""
+    codebook_url: str
+    out_url: str
+    """Where they go."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
     """One shard to be tokenized."""
@@ -229,7 +253,7 @@ class ShardTask:
     rows: ShardRows
     """Its recordings, or what it has of them."""
     missing: Sequence[int]
-    """Positions of the codebooks whose shard is not there yet."""
+    """Positions of the units whose shard is not there yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,9 +261,9 @@ class ShardResult:
     """What a shard turned out to hold."""
 
     shard: int
-    account: Account
+    accounts: Mapping[int, Account]
     stats: Mapping[int, ShardStats]
-    """By position of the codebook."""
+    """Both by position of the units."""
     decoded_samples: int = 0
     """That were decoded for it: windows at its edges are met twice."""
     passed_over_samples: int = 0
@@ -256,57 +280,69 @@ class Tokenizer:
         encoder: EncoderSpec,
         roots: Mapping[str, Root],
         windows: Windows,
-        codebook_urls: Sequence[str],
-        out_urls: Sequence[str],
+        wanted: Sequence[WantedUnits],
         dedup: bool,
     ) -> None:
-        """``codebook_urls`` and ``out_urls``: each codebook, and where its units go."""
+        """``encoder``: of the highest layer that is wanted."""
         self._encoder = encoder.load()
         self._reader, self._windows = WaveReader(roots), windows
         self._dedup = dedup
-        self._outs = [Storage(url) for url in out_urls]
+        self._views = [one.view for one in wanted]
+        self._outs = [Storage(one.out_url) for one in wanted]
         self._codebooks = [
-            read_codebook(Storage(url))["centroids"].to(self._encoder.device)
-            for url in codebook_urls
+            read_codebook(Storage(one.codebook_url))["centroids"].to(self._encoder.device)
+            for one in wanted
         ]
 
     def __call__(self, task: ShardTask) -> ShardResult:
-        """Write the shard for every codebook that misses it."""
+        """Write the shard of all units that miss it."""
         audio, reader = ShardAudio(task.rows.parts(), self._windows), self._reader
         decoded, passed_over = reader.decoded_samples, reader.passed_over_samples
-        units, num_ties = self._units(audio, task.missing)
-        stats = {}
-        for which in task.missing:
-            data = shard_bytes(audio, units[which], dedup=self._dedup)
+        found = self._units(audio.waves(reader), task.missing)
+        accounts, stats = {}, {}
+        for which, units in found.items():
+            own = audio.without(units.no_numbers, _NO_NUMBERS)
+            data = shard_bytes(own, units.by_wave, dedup=self._dedup)
             create_same(self._outs[which], shard_path(task.shard), data)
             table = read_shard(data)
+            accounts[which] = Account.of(table)
             stats[which] = ShardStats.of(table, len(self._codebooks[which]))
         return ShardResult(
             shard=task.shard,
-            account=Account.of(table),
+            accounts=accounts,
             stats=stats,
             decoded_samples=reader.decoded_samples - decoded,
             passed_over_samples=reader.passed_over_samples - passed_over,
-            num_ties=num_ties,
+            num_ties=sum(units.num_ties for units in found.values()),
         )
 
-    def _units(
-        self, audio: ShardAudio, missing: Sequence[int]
-    ) -> tuple[dict[int, dict[int, Units]], int]:
-        """By codebook and number of the wave, and how many of all are ties."""
-        units: dict[int, dict[int, Units]] = {which: {} for which in missing}
-        waves, no_numbers, num_ties = audio.waves(self._reader), [], 0
+    def _units(self, waves: Iterator[Wave], missing: Sequence[int]) -> dict[int, _Found]:
+        """By position of the units."""
+        found = {which: _Found() for which in missing}
+        views = list(dict.fromkeys(self._views[which] for which in missing))
         for numbers, batch in batches(waves, self._encoder.max_padded_samples):
-            feats = self._encoder.features(batch)
-            no_numbers += [
-                n for n, feats_TD in zip(numbers, feats, strict=True) if not is_finite(feats_TD)
-            ]
-            lengths = [len(feats_TD) for feats_TD in feats]
-            for which, found in units.items():
-                nearest_N = nearest(torch.cat(feats), self._codebooks[which])
-                num_ties += int(nearest_N.is_tie_N.sum())
-                units_N = nearest_N.index_N.cpu().numpy()
-                parts = np.split(units_N.astype(np.uint16), np.cumsum(lengths)[:-1])
-                found.update(zip(numbers, parts, strict=True))
-        audio.set_aside(no_numbers, "the encoder's features of it hold NaN or infinity")
-        return units, num_ties
+            feats = self._encoder.features_of(batch, views)
+            for which, units in found.items():
+                units.add(numbers, feats[self._views[which]], self._codebooks[which])
+        return found
+
+
+@dataclass
+class _Found:
+    """Units of one codebook while a shard is heard."""
+
+    by_wave: dict[int, Units] = field(default_factory=dict)
+    """By number of the wave."""
+    no_numbers: list[int] = field(default_factory=list)
+    """Waves that have none."""
+    num_ties: int = 0
+
+    def add(self, numbers: Sequence[int], feats: Sequence[Tensor], centroids_KD: Tensor) -> None:
+        """Those of a batch."""
+        waves = list(zip(numbers, feats, strict=True))
+        self.no_numbers += [n for n, feats_TD in waves if not is_finite(feats_TD)]
+        nearest_N = nearest(torch.cat(list(feats)), centroids_KD)
+        self.num_ties += int(nearest_N.is_tie_N.sum())
+        units_N = nearest_N.index_N.cpu().numpy().astype(np.uint16)
+        parts = np.split(units_N, np.cumsum([len(feats_TD) for feats_TD in feats])[:-1])
+        self.by_wave.update(zip(numbers, parts, strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -268,10 +268,11 @@ class ShardAudio:
                 nothing = Utterance(part.row.id, part.row, 0, 0)
                 self.heard.append(Heard(nothing, "ends before the speech that its corpus lists"))
 
-    def set_aside(self, waves: Sequence[int], reason: str) -> None:
-        """Make nothing of the recordings of some waves, by their numbers."""
+    def without(self, waves: Sequence[int], reason: str) -> ShardAudio:
+        """The same with nothing made of the recordings of some waves, by their numbers."""
         used = [utterance.row.id for utterance, left_out in self.heard if not left_out]
-        self.unreadable.update((used[wave], reason) for wave in waves)
+        unreadable = self.unreadable | {used[wave]: reason for wave in waves}
+        return replace(self, unreadable=unreadable)
 
     def _waves_of(self, part: Part, reader: WaveReader) -> Iterator[Wave]:
         for window in reader.windows(part, self.windows):

@@ -15,7 +15,6 @@ from typing import Any
 import ray
 from torch import Tensor
 
-from jobs.audio.roots import Root
 from jobs.speech.feature_blocks import BLOCK_SAMPLES, BlockTask, BlockWorker, in_order
 from jobs.speech.judged import Spread
 from jobs.speech.lloyd import nearest
@@ -23,7 +22,6 @@ from jobs.speech.pool import Pool
 from jobs.speech.sample import MeasureTask
 from jobs.speech.speech_encoder import SpeechEncoder
 from jobs.speech.transformer import View
-from jobs.speech.units import EncoderSpec
 from jobs.speech.utterances import Utterance, batches, pages
 
 
@@ -39,22 +37,21 @@ class ViewTask:
 class ViewWorker(BlockWorker):
     """A worker for fits, which also measures a codebook in every view."""
 
-    def __init__(self, encoder: EncoderSpec, roots: Mapping[str, Root]) -> None:
-        super().__init__(encoder, roots)
-        self._spec = encoder
-        self._whole: SpeechEncoder | None = None
+    _whole: SpeechEncoder | None = None
+    """All layers, once they are asked for."""
 
     def __call__(self, task: BlockTask | MeasureTask | ViewTask) -> Any:
         """What `BlockWorker` gives, or the spread of each view."""
         if not isinstance(task, ViewTask):
             return super().__call__(task)
         if self._whole is None:
-            self._whole = replace(self._spec, layer=None, output="after_residual").load()
+            self._whole = replace(self.spec, layer=None, output="after_residual").load()
         centroids_KD = ray.get(task.centroids).to(self._whole.device)
         waves = (self._reader.read(utterance) for utterance in task.utterances)
         found: dict[View, Spread] = {}
         for _, batch in batches(waves, self._whole.max_padded_samples):
-            add(found, self._whole.views(batch, lambda feats_ND: spread_of(feats_ND, centroids_KD)))
+            for some in self._whole.views(batch, lambda f_ND: spread_of(f_ND, centroids_KD)):
+                add(found, some)
         return found
 
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.plan.extension import obstacle, relatives
 from orchestrator.plan.graph import Node, Scope, nodes_of
-from orchestrator.plan.keys import KEY_DIGITS, key_of, nearest_changes
+from orchestrator.plan.keys import KEY_DIGITS, flatten, key_of, nearest_changes
 from orchestrator.plan.stages import BY_NAME, Facts, inputs_of
 from orchestrator.spec.recipe import Recipe
 
@@ -63,7 +63,8 @@ class Instance:
     """Role to the id of the instance that is read as that."""
     variants: tuple[str, ...]
     leader: str
-    """Instance whose job does the work: its own id, or another's that shares one HuBERT pass."""
+    """Instance whose job does the work: its own id, or another's that shares one pass of the
+    encoder."""
     decision: Decision = "run"
     reason: str = ""
     """Why: the key input that changed, or what is there already."""
@@ -234,13 +235,13 @@ def _instance(
 
 
 def _grouped(instances: Sequence[Instance]) -> tuple[Instance, ...]:
-    """Instances that differ in one role alone follow one leader: codebooks share a HuBERT pass."""
+    """Instances that one pass of the encoder can serve follow one leader."""
     leaders: dict[str, str] = {}
     grouped = []
     for instance in instances:
-        if role := BY_NAME[instance.stage].grouped_over:
-            upstream = {r: key for r, key in instance.inputs["upstream"].items() if r != role}
-            common = key_of({**instance.inputs, "upstream": upstream})
+        stage, inputs = BY_NAME[instance.stage], flatten(instance.inputs)
+        if stage.apart and not (stage.alone and any(n.startswith(stage.alone) for n in inputs)):
+            common = key_of({n: value for n, value in inputs.items() if n not in stage.apart})
             instance = replace(instance, leader=leaders.setdefault(common, instance.id))
         grouped.append(instance)
     return tuple(grouped)

@@ -40,8 +40,11 @@ class Stage:
     keys; the text is the node's part: ``1`` of ``pretrain.1``."""
     roles: tuple[str, ...] = ()
     """What its artifacts are made of; a node may leave some of them out."""
-    grouped_over: str = ""
-    """Role in which nodes may differ and still be done by one job, in one pass."""
+    apart: tuple[str, ...] = ()
+    """Inputs, as dotted keys, in which nodes may differ and still be done by one job: of one pass
+    of the encoder."""
+    alone: str = ""
+    """An input with which a node is done by itself all the same."""
     runs_as: Literal["process", "workers", "ranks"] = "process"
     """One process; elastic workers, which may come and go; ranks, which start and end together."""
     counts: Literal["", "shards", "steps"] = ""
@@ -215,6 +218,9 @@ def _score(name: str) -> Stage:
     return Stage(name=name, version=1, fields=_of(f"evaluate.{name}"), roles=("pack", "train"))
 
 
+_VIEW = ("fields.encoder.layer", "fields.encoder.output")
+"""What is taken of an encoder."""
+
 STAGES: tuple[Stage, ...] = (
     Stage(name="corpus", version=4, fields=_corpus, runs_as="workers"),
     Stage(name="filter", version=2, fields=_filter, roles=("corpus",), runs_as="workers"),
@@ -236,6 +242,8 @@ STAGES: tuple[Stage, ...] = (
         version=2,
         fields=_codebook,
         roles=("corpus", "encoder"),
+        apart=(*_VIEW, "fields.tokenizer.num_clusters"),
+        alone="fields.tokenizer.codebook",  # what one is refused for is no matter of the others
         runs_as="workers",
     ),
     Stage(
@@ -250,7 +258,7 @@ STAGES: tuple[Stage, ...] = (
         version=2,
         fields=_of_features("encoder.precision", "tokenizer.deduplicate"),
         roles=("corpus", "encoder", "codebook"),
-        grouped_over="codebook",
+        apart=(*_VIEW, "upstream.codebook"),
         runs_as="workers",
         counts="shards",
     ),

@@ -522,8 +522,8 @@ class Cluster(Spec):
     """What each stage asks for, or one node of it where it asks for something else than its stage;
     what is not named here gets the defaults."""
     scratch: Location | None = None
-    """Node-local folder (relative to this file) for checkpoints on their way to the store; the
-    system's temporary folder when absent."""
+    """Node-local folder (relative to this file) for checkpoints on their way to the store, and for
+    what k-means finds no memory for; the system's temporary folder when absent."""
     launcher: Literal["ray_train", "submitit"] | None = None
     """What starts the ranks of training; absent: submitit on Slurm, else Ray Train."""
     cpus: PositiveInt | None = None

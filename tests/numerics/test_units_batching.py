@@ -92,7 +92,7 @@ def test_every_view_is_that_of_transformers(name: str, all_at_once: bool) -> Non
     (wave,) = speechlike(1.3)
     stock = _stock_views(small_encoder(name), wave)
     assert len(stock) == (9 if View(1, "final_norm") in stock else 6)
-    found = SpeechEncoder(small_encoder(name), 3, all_at_once=all_at_once).views(
+    (found,) = SpeechEncoder(small_encoder(name), 3, all_at_once=all_at_once).views(
         [wave, wave[:100]], lambda feats_ND: feats_ND
     )
     assert found.keys() == stock.keys()

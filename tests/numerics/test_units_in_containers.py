@@ -17,7 +17,8 @@ from transformers import HubertConfig, HubertModel
 
 from jobs.audio.roots import Root
 from jobs.speech.lloyd import Fit
-from jobs.speech.units import EncoderSpec, ShardTask, Tokenizer, write_codebook
+from jobs.speech.transformer import View
+from jobs.speech.units import EncoderSpec, ShardTask, Tokenizer, WantedUnits, write_codebook
 from jobs.unit_shards import read_shard, shard_path
 from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.ledger.storage import Storage
@@ -96,7 +97,8 @@ def shards_of(
     corpus = Corpus(sources=(source,), windows=WINDOWS, shard_hours=8 / 3600)
     tables = make_corpus(Storage(str(folder / "corpus")), corpus, roots)
     out, spec = Storage(str(folder / "units")), EncoderSpec(url=str(models / "encoder"), layer=2)
-    tokenizer = Tokenizer(spec, roots, WINDOWS, [str(models / "codebook")], [out.url], True)
+    units = WantedUnits(view=View(2), codebook_url=str(models / "codebook"), out_url=out.url)
+    tokenizer = Tokenizer(spec, roots, WINDOWS, [units], True)
     for shard in range(tables.num_shards):
         tokenizer(ShardTask(shard=shard, rows=tables.shard(shard), missing=[0]))
     return [out.read_bytes(shard_path(shard)) for shard in range(tables.num_shards)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from orchestrator.ledger.artifact import Artifact
 from orchestrator.ledger.attempt import AttemptFolder
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.cluster import Cluster, Resources
-from orchestrator.spec.loader import load_recipe
+from orchestrator.spec.loader import load_recipe, variant_recipe
 from orchestrator.spec.recipe import Codebook
 from recipes.smoke_material import babble, make_text_lm
 from tests.corpora import make_corpus
@@ -38,7 +38,7 @@ from tests.corpora import make_corpus
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent.parent
 NUM_RECORDINGS, NUM_SHARDS = 24, 6
-SHARD_HOURS = 0.026
+SHARD_HOURS, NUM_LAYERS = 0.026, 3
 
 
 @dataclass
@@ -64,13 +64,26 @@ class World:
         return Artifact(stage, key, Storage(str(self.folder / stage / name)))
 
     def attempt(
-        self, stage: str, *names: str, workers: int, codebooks: tuple[str, ...] = ()
+        self,
+        stage: str,
+        *names: str,
+        workers: int,
+        codebooks: tuple[str, ...] = (),
+        settings: Sequence[tuple[int, int]] = (),
     ) -> Observed:
+        """``settings``: layer and number of clusters of each name; by default the recipe's."""
         upstream = {"corpus": self.artifact("corpus"), "encoder": self.artifact("encoder")}
         folder = self.folder / "attempts" / stage / "-".join(names)
         folder.mkdir(parents=True, exist_ok=True)
+        given = ["tokenizer.fit_hours=1", f"encoder.pretrain.num_layers={NUM_LAYERS}"]
+        recipe = load_recipe(ROOT / "recipes" / "smoke.yaml", given)
+        own = [
+            variant_recipe(recipe, {"encoder.layer": layer, "tokenizer.num_clusters": k})
+            for layer, k in settings
+        ]
         return Observed(
-            recipe=load_recipe(ROOT / "recipes" / "smoke.yaml", ["tokenizer.fit_hours=1"]),
+            recipe=own[0] if own else recipe,
+            own_recipes=tuple(own),
             cluster=Cluster(
                 backend="local",
                 store="unused",
@@ -88,11 +101,13 @@ class World:
             record=AttemptFolder(1, Storage(str(folder))),
         )
 
-    def fit(self, name: str, attempt: Attempt) -> dict[str, Any]:
+    def fit(self, attempt: Attempt) -> None:
+        """Make codebooks, and publish them."""
         facts = codebook.work(attempt)
-        artifact = self.artifact("codebook", name)
-        artifact.publish(inputs={}, facts=facts, producer={})
-        return facts
+        per_key = facts.pop("per_key", {})
+        for artifact in attempt.artifacts:
+            own = {**facts, **per_key.get(artifact.key, {})}
+            artifact.publish(inputs={}, facts=own, producer={})
 
     def bytes_of(self, stage: str, name: str) -> dict[str, bytes]:
         storage = self.artifact(stage, name).storage
@@ -107,8 +122,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     _make_encoder(world)
     make_text_lm(world.folder / "lm")
     with session("", num_cpus=2):
-        world.fit("one", world.attempt("codebook", "one", workers=1))
+        world.fit(world.attempt("codebook", "one", workers=1))
         yield world
+
+
+@pytest.fixture(scope="module")
+def fitted(world: World) -> dict[str, bytes]:
+    """Shards of units of the codebook ``one``."""
+    tokenize.work(world.attempt("tokenize", "alone", workers=1, codebooks=("one",)))
+    return world.bytes_of("tokenize", "alone")
 
 
 def _make_corpus(world: World) -> None:
@@ -128,7 +150,7 @@ def _make_encoder(world: World) -> None:
     torch.manual_seed(0)
     config = HubertConfig(
         hidden_size=32,
-        num_hidden_layers=3,
+        num_hidden_layers=NUM_LAYERS,
         num_attention_heads=2,
         intermediate_size=48,
         num_conv_pos_embeddings=16,
@@ -166,28 +188,46 @@ def test_a_codebook_is_the_same_with_two_workers_that_die(
     attempt = world.attempt("codebook", "two", workers=2)
     attempt.on_progress = lambda done: _kill_all_actors() if done == 2 else None
     with caplog.at_level(logging.WARNING):
-        facts = world.fit("two", attempt)
+        world.fit(attempt)
     assert "a worker died" in caplog.text
     assert world.bytes_of("codebook", "two") == world.bytes_of("codebook", "one")
+    facts = world.artifact("codebook", "two").facts
     assert facts == world.artifact("codebook", "one").facts
     assert facts["iterations"] > 2
 
 
-def test_shards_are_the_same_with_two_workers_of_which_one_dies(
-    world: World, caplog: pytest.LogCaptureFixture
+def test_codebooks_and_units_of_one_pass_are_those_of_a_pass_for_each(
+    world: World, fitted: dict[str, bytes]
 ) -> None:
-    alone = tokenize.work(world.attempt("tokenize", "alone", workers=1, codebooks=("one",)))
+    """Of two layers and two sizes; ``one`` was fitted, and its units were made, by itself."""
+    settings = {"deep": (3, 20), "same": (2, 20), "more": (2, 30)}
+    own = {"workers": 2, "settings": list(settings.values())}
+    world.fit(world.attempt("codebook", *settings, **own))
+    tokenize.work(world.attempt("tokenize", *settings, codebooks=tuple(settings), **own))
+    assert world.bytes_of("codebook", "same") == world.bytes_of("codebook", "one")
+    assert world.artifact("codebook", "same").facts == world.artifact("codebook", "one").facts
+    assert world.bytes_of("tokenize", "same") == fitted
+    for stage in ("codebook", "tokenize"):
+        made = [world.bytes_of(stage, name) for name in settings]
+        assert len({tuple(files) for files in made}) == 1
+        assert len({tuple(files.values()) for files in made}) == 3
+    assert world.artifact("codebook", "more").facts["num_clusters"] == 30
+
+
+def test_shards_are_the_same_with_two_workers_of_which_one_dies(
+    world: World, fitted: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     attempt = world.attempt("tokenize", "a", "b", workers=2, codebooks=("one", "one"))
     attempt.on_progress = lambda done: _actors()[-1].kill() if done == 1 else None
     with caplog.at_level(logging.WARNING):
         both = tokenize.work(attempt)
     assert "a worker died" in caplog.text
-    expected = world.bytes_of("tokenize", "alone")
-    assert len(shard_paths(expected)) == NUM_SHARDS
-    assert world.bytes_of("tokenize", "a") == world.bytes_of("tokenize", "b") == expected
-    assert list(both["per_key"].values()) == 2 * list(alone["per_key"].values())
-    assert alone["num_recordings"] == NUM_RECORDINGS
-    assert alone["num_utterances"] > 2 * NUM_RECORDINGS
+    assert len(shard_paths(fitted)) == NUM_SHARDS
+    assert world.bytes_of("tokenize", "a") == world.bytes_of("tokenize", "b") == fitted
+    one, other = both["per_key"].values()
+    assert one == other
+    assert one["num_recordings"] == NUM_RECORDINGS
+    assert one["num_utterances"] > 2 * NUM_RECORDINGS
 
 
 def test_a_later_attempt_makes_what_is_missing_and_nothing_else(world: World) -> None:
@@ -204,13 +244,11 @@ def test_a_later_attempt_makes_what_is_missing_and_nothing_else(world: World) ->
     assert changed == {paths[2]}
 
 
-def test_units_are_those_of_each_utterance_alone(world: World) -> None:
+def test_units_are_those_of_each_utterance_alone(world: World, fitted: dict[str, bytes]) -> None:
     """Shards against stock inference at batch size 1, deduplicated by hand."""
-    tokenize.work(world.attempt("tokenize", "exact", workers=2, codebooks=("one",)))
     model = HubertModel.from_pretrained(world.artifact("encoder").storage.url).eval()
     centroids_KD = read_codebook(world.artifact("codebook", "one").storage)["centroids"]
-    shards = world.bytes_of("tokenize", "exact")
-    for data in (shards[path] for path in shard_paths(shards)):
+    for data in (fitted[path] for path in shard_paths(fitted)):
         for row in pq.read_table(pa.BufferReader(data)).to_pylist():
             path = world.folder / "speech" / row["recording"].removeprefix("smoke/")
             wave, _ = soundfile.read(f"{path}.wav", dtype="float32")
@@ -247,20 +285,22 @@ def _centroids(world: World) -> np.ndarray:
     return read_codebook(world.artifact("codebook", "one").storage)["centroids"].numpy()
 
 
-def test_a_published_codebook_gives_the_units_of_the_fit_that_it_is(world: World) -> None:
-    facts = world.fit("km.bin", _published(world, "km.bin", _centroids(world)))
+def test_a_published_codebook_gives_the_units_of_the_fit_that_it_is(
+    world: World, fitted: dict[str, bytes]
+) -> None:
+    world.fit(_published(world, "km.npy", _centroids(world)))
+    facts = world.artifact("codebook", "km.npy").facts
     assert facts["sha256"] == world.artifact("codebook", "one").facts["sha256"]
-    about = world.artifact("codebook", "km.bin").storage.read_json("published.json")
+    about = world.artifact("codebook", "km.npy").storage.read_json("published.json")
     assert about == facts["published"]
-    assert (about["format"], about["dtype"], len(about["views"])) == ("joblib", "float32", 6)
-    tokenize.work(world.attempt("tokenize", "fitted", workers=1, codebooks=("one",)))
-    tokenize.work(world.attempt("tokenize", "km.bin", workers=1, codebooks=("km.bin",)))
-    assert world.bytes_of("tokenize", "km.bin") == world.bytes_of("tokenize", "fitted")
+    assert (about["format"], about["dtype"], len(about["views"])) == ("npy", "float32", 6)
+    tokenize.work(world.attempt("tokenize", "km.npy", workers=1, codebooks=("km.npy",)))
+    assert world.bytes_of("tokenize", "km.npy") == fitted
 
 
 def test_a_codebook_of_another_layer_is_refused_with_its_inertia(world: World) -> None:
     with pytest.raises(RequestError, match="the stated layer 1 after_residual") as error:
-        codebook.work(_published(world, "km.npy", _centroids(world), layer=1))
+        codebook.work(_published(world, "km.joblib", _centroids(world), layer=1))
     assert "set encoder.layer: 2 and encoder.output: after_residual" in str(error.value)
 
 

@@ -12,6 +12,14 @@ from jobs.speech.lloyd import MAX_ITERATIONS, Fit
 from tests.unit.jobs.test_attempt import attempt_in
 
 
+def test_of_several_codebooks_the_one_in_question_is_named(tmp_path: Path) -> None:
+    attempt = attempt_in(tmp_path)
+    report_iteration(attempt, 3, inertia=2.0, of="100 clusters of layer 6 after_residual")
+    assert attempt.record.progress["unit"] == (
+        "iterations for 100 clusters of layer 6 after_residual"
+    )
+
+
 @pytest.mark.parametrize("iterations", [1, 22, MAX_ITERATIONS])
 def test_a_finished_fit_is_whole(tmp_path: Path, iterations: int) -> None:
     attempt = attempt_in(tmp_path)

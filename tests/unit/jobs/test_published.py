@@ -37,7 +37,7 @@ def spread(inertia: float) -> Spread:
 @pytest.mark.parametrize("name", ["hubert base", "hubert large", "wavlm large"])
 def test_a_codebook_fits_its_own_view_alone(name: str) -> None:
     encoder, waves = SpeechEncoder(small_encoder(name), 3), speechlike(2.0, 3.1)
-    features = encoder.views(waves, lambda feats_ND: feats_ND)
+    (features,) = encoder.views(waves, lambda feats_ND: feats_ND)
     for stated, feats_ND in features.items():
         fitted = fit(BlocksInMemory([feats_ND]), 10, seed=0)
         spreads = {view: spread_of(feats, fitted.centroids) for view, feats in features.items()}

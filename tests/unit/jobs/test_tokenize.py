@@ -41,7 +41,7 @@ def shard(number: int) -> bytes:
 def result(number: int, which: int = 0) -> ShardResult:
     table = pq.read_table(io.BytesIO(shard(number)))
     stats = {which: ShardStats.of(table, NUM_CLUSTERS)}
-    return ShardResult(shard=number, account=Account.of(table), stats=stats)
+    return ShardResult(shard=number, accounts={which: Account.of(table)}, stats=stats)
 
 
 def test_finished_shards_are_read_once_and_after_the_missing_ones(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_finished_shards_are_read_once_and_after_the_missing_ones(tmp_path: Path
     (total,) = shards.totals
     assert total.num_utterances == NUM_SHARDS
     assert total.unit_counts.tolist() == [NUM_SHARDS, NUM_SHARDS, 0]
-    assert shards.books.facts()["num_recordings"] == NUM_SHARDS
+    assert shards.books[0].facts()["num_recordings"] == NUM_SHARDS
 
 
 def test_recordings_are_counted_once_for_several_codebooks(tmp_path: Path) -> None:
@@ -70,15 +70,10 @@ def test_recordings_are_counted_once_for_several_codebooks(tmp_path: Path) -> No
         shards.add(result(1, which))
     shards.add_earlier()
     about = facts(["k", "l"], shards, num_shards=2)
-    assert (
-        about["per_key"]["k"]
-        == about["per_key"]["l"]
-        == {
-            "num_tokens": 4,
-            "unit_entropy_bits": 1.0,
-        }
-    )
-    assert (about["num_utterances"], about["audio_s"], about["num_recordings"]) == (2, 0.2, 2)
+    one, other = (about["per_key"][key] for key in ("k", "l"))
+    assert one == other
+    assert (one["num_tokens"], one["unit_entropy_bits"]) == (4, 1.0)
+    assert (one["num_utterances"], one["audio_s"], one["num_recordings"]) == (2, 0.2, 2)
 
 
 def test_what_is_not_used_is_listed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from jobs.speech.speech_encoder import (
     is_finite,
     is_out_of_memory,
 )
+from jobs.speech.transformer import View
 from orchestrator.errors import RequestError
 from tests.encoders import FAMILY, small_encoder, stock_features
 
@@ -180,6 +181,57 @@ def test_a_batch_that_memory_is_too_small_for_is_halved_until_it_fits() -> None:
     activation.met.clear()
     encoder.features(waves)  # what did not fit before is not tried again
     assert activation.met == [49, 37, 24, 33]
+
+
+def test_views_of_a_batch_that_memory_is_too_small_for_are_measured_in_parts() -> None:
+    waves = _waves(16_000, 12_000, 8_000, 8_000, 3_000)
+    encoder, activation = _limited(50)
+    (whole,) = SpeechEncoder(small_encoder("hubert base"), 1).views(waves, lambda f_ND: f_ND)
+    parts = encoder.views(waves, lambda feats_ND: feats_ND)
+    assert activation.met == [143, 86, 49, 37, 57, 24, 33]
+    for view, feats_ND in whole.items():
+        mine_ND = torch.cat([part[view] for part in parts])
+        torch.testing.assert_close(mine_ND, feats_ND, atol=2e-5, rtol=1e-4)
+    activation.met.clear()
+    encoder.views(waves, len)
+    assert activation.met == [49, 37, 24, 33]
+
+
+@pytest.mark.parametrize("name", ["hubert base", "hubert large", "wavlm base"])
+def test_views_of_one_pass_are_those_of_a_pass_for_each(name: str) -> None:
+    """To the bit."""
+    waves = _waves(16_000, 399, 12_000, 3_000)
+    wanted = [View(2), View(1), View(2, "before_residual"), View(3, "before_residual")]
+    wanted += [View(2, "final_norm")] if name == "hubert large" else []
+    found = SpeechEncoder(small_encoder(name), 3).features_of(waves, wanted)
+    assert list(found) == wanted
+    for view, feats in found.items():
+        alone = SpeechEncoder(small_encoder(name), view.layer, output=view.output).features(waves)
+        assert [tuple(f.shape) for f in feats] == [tuple(f.shape) for f in alone]
+        assert all(torch.equal(one, other) for one, other in zip(feats, alone, strict=True))
+
+
+def test_layers_above_the_highest_wanted_are_not_computed() -> None:
+    model, activation = small_encoder("hubert base"), _OfLimitedMemory(1_000)
+    model.encoder.layers[2].feed_forward.intermediate_act_fn = activation
+    encoder = SpeechEncoder(model, 3)
+    encoder.features_of(_waves(8_000), [View(1), View(2)])
+    assert not activation.met
+    encoder.features_of(_waves(8_000), [View(1), View(3)])
+    assert activation.met == [24]
+
+
+def test_a_view_that_the_model_does_not_have_is_refused() -> None:
+    encoder = SpeechEncoder(small_encoder("hubert base"), 2)
+    with pytest.raises(RequestError, match=r"encoder\.output: .*has no norm at its end"):
+        encoder.features_of(_waves(8_000), [View(1), View(2, "final_norm")])
+
+
+def test_what_has_no_numbers_has_them_below() -> None:
+    model = small_encoder("hubert base")
+    model.encoder.layers[1].feed_forward.output_dense.weight.data.fill_(float("inf"))
+    found = SpeechEncoder(model, 2).features_of(_waves(8_000), [View(1), View(2)])
+    assert [is_finite(*feats) for feats in found.values()] == [True, False]
 
 
 def test_what_a_cpu_has_no_memory_for_now_it_may_have_later() -> None:

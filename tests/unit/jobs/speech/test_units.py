@@ -12,9 +12,17 @@ import pytest
 import torch
 
 from jobs.audio.corpus_tables import Part
+from jobs.audio.roots import Root
+from jobs.speech.account import Fate
 from jobs.speech.lloyd import Fit, nearest
+from jobs.speech.transformer import View
 from jobs.speech.units import (
+    EncoderSpec,
+    ShardResult,
     ShardStats,
+    ShardTask,
+    Tokenizer,
+    WantedUnits,
     create_same,
     deduplicated,
     read_codebook,
@@ -26,8 +34,9 @@ from jobs.tokenize import missing_shards
 from jobs.unit_shards import SCHEMA, shard_path
 from orchestrator.errors import CorruptError
 from orchestrator.ledger.storage import Storage
-from orchestrator.spec.recipe import Windows
-from tests.corpora import row_of
+from orchestrator.spec.recipe import Corpus, Source, Windows
+from tests.corpora import make_corpus, row_of, write_wave
+from tests.encoders import small_encoder
 
 
 def _shard(samples: dict[str, int], *units: np.ndarray, dedup: bool = True) -> bytes:
@@ -141,8 +150,9 @@ def test_recordings_whose_features_are_no_numbers_are_set_aside() -> None:
         for number, (name, reason) in enumerate(zip(names, reasons, strict=True))
     ]
     parts = [Part(row_of(name, number=number), 0, None) for number, name in enumerate(names)]
-    audio = ShardAudio(parts, Windows(), heard)
-    audio.set_aside([1], "no numbers")
+    whole = ShardAudio(parts, Windows(), heard)
+    audio = whole.without([1], "no numbers")
+    assert not whole.unreadable, "another layer's features may be numbers"
     units = {0: _units(1), 1: _units(0), 2: _units(3)}
     rows = _table(shard_bytes(audio, units, dedup=True)).to_pylist()
     assert [(r["id"], r["units"], r["unreadable"]) for r in rows] == [
@@ -151,6 +161,54 @@ def test_recordings_whose_features_are_no_numbers_are_set_aside() -> None:
         ("odd", [], "no numbers"),
         ("b@0", [3], None),
     ]
+
+
+def _heard(folder: Path, views: dict[str, View], missing: list[int]) -> ShardResult:
+    """The one shard of a corpus whose encoder has no numbers after its second layer.
+
+    ``views``: where units go, and of which features.
+    """
+    write_wave(folder / "speech" / "one.wav", 16_000)
+    write_wave(folder / "speech" / "two.wav", 24_000, seed=1)
+    roots, source = {"s": Root(folder / "speech")}, Source(name="s", language="en")
+    corpus = Corpus(sources=(source,), windows=Windows())
+    tables = make_corpus(Storage(str(folder / "corpus")), corpus, roots)
+    model = small_encoder("hubert base")
+    model.encoder.layers[1].feed_forward.output_dense.weight.data.fill_(3e38)  # overflows
+    model.save_pretrained(folder / "encoder")
+    centroids_KD = torch.randn(7, 96, generator=torch.Generator().manual_seed(0))
+    fit = Fit(centroids=centroids_KD, inertia=1.0, iterations=1, num_frames=100)
+    write_codebook(Storage(str(codebook := folder / "codebook")), fit)
+    wanted = [
+        WantedUnits(view=view, codebook_url=str(codebook), out_url=str(folder / name))
+        for name, view in views.items()
+    ]
+    spec = EncoderSpec.up_to(list(views.values()), str(folder / "encoder"))
+    tokenizer = Tokenizer(spec, roots, Windows(), wanted, True)
+    return tokenizer(ShardTask(shard=0, rows=tables.shard(0), missing=missing))
+
+
+def test_features_that_are_no_numbers_in_one_layer_are_no_matter_of_others(tmp_path: Path) -> None:
+    """The shard of a lower layer is the same with a higher one beside it, to the byte."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    _heard(alone, {"low": View(1)}, [0])
+    result = _heard(both, {"high": View(2), "low": View(1)}, [0, 1])
+    low, high = (Storage(str(both / name)).read_bytes(shard_path(0)) for name in ("low", "high"))
+    assert low == Storage(str(alone / "low")).read_bytes(shard_path(0))
+    assert all(len(units) > 9 for units in _table(low)["units"].to_pylist())
+    assert _table(high)["units"].to_pylist() == [[], []]
+    assert set(_table(high)["unreadable"].to_pylist()) == {
+        "the encoder's features of it hold NaN or infinity"
+    }
+    fates = {n: [edge.fate for edge in account.edges] for n, account in result.accounts.items()}
+    assert fates == {0: [Fate.UNREADABLE] * 2, 1: [Fate.USED] * 2}
+    assert [stats.num_utterances for stats in result.stats.values()] == [0, 2]
+
+
+def test_units_that_are_there_are_not_made_again(tmp_path: Path) -> None:
+    result = _heard(tmp_path, {"high": View(2), "low": View(1)}, [1])
+    assert result.stats.keys() == result.accounts.keys() == {1}
+    assert not (tmp_path / "high").exists()
 
 
 def test_without_deduplication_every_frame_is_a_token() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from orchestrator.plan.graph import Node, nodes_of
 from orchestrator.plan.planner import Finder, Found, Plan
@@ -111,21 +114,54 @@ def test_variants_share_what_they_agree_on() -> None:
     )  # fmt: skip
 
 
-def test_codebooks_of_one_sweep_share_one_hubert_pass() -> None:
-    plan = plan_of(swept(recipe(), **{"tokenizer.num_clusters": [20, 40, 60]}))
-    tokenize = [i for i in plan.instances if i.stage == "tokenize"]
-    assert len(tokenize) == 3
-    assert {i.leader for i in tokenize} == {tokenize[0].id}
-    assert plan.group(tokenize[0].id) == tuple(tokenize)
-    codebooks = [i for i in plan.instances if i.stage == "codebook"]
-    assert len({i.leader for i in codebooks}) == 3
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {"tokenizer.num_clusters": [20, 40, 60, 80]},
+        {"encoder.layer": [2, 1, 3, 4]},
+        {"encoder.output": ["after_residual", "before_residual"], "encoder.layer": [1, 2]},
+        {"tokenizer.num_clusters": [20, 40], "encoder.layer": [1, 2]},
+    ],
+)
+def test_codebooks_and_units_of_one_encoder_share_a_pass_each(sweep: dict[str, list[Any]]) -> None:
+    plan = plan_of(swept(recipe(), **sweep))
+    for stage in ("codebook", "tokenize"):
+        own = [i for i in plan.instances if i.stage == stage]
+        assert len(own) == 4
+        assert {i.leader for i in own} == {own[0].id}
+        assert plan.group(own[0].id) == tuple(own)
+    assert len({i.leader for i in plan.instances if i.stage == "train"}) == 4
 
 
-def test_another_layer_or_deduplication_is_another_pass() -> None:
-    for key, values in (("encoder.layer", [1, 2]), ("tokenizer.deduplicate", [True, False])):
-        plan = plan_of(swept(recipe(), **{key: values}))
-        tokenize = [i for i in plan.instances if i.stage == "tokenize"]
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {"tokenizer.fit_hours": [1.0, 2.0]},
+        {"tokenizer.seed": [0, 1]},
+        {"encoder.sha256": ["0" * 64, "1" * 64]},
+        {"corpus.data_fraction": [1.0, 0.5]},
+    ],
+)
+def test_another_sample_or_encoder_is_another_pass(sweep: dict[str, list[Any]]) -> None:
+    codebooks = plan_of(swept(recipe(), **sweep)).chosen("codebook")
+    assert [i.leader for i in codebooks] == [i.id for i in codebooks]
+    assert len(codebooks) == 2
+
+
+def test_another_precision_or_deduplication_is_another_pass() -> None:
+    for key, values in (("encoder.precision", ["fp32", "bf16"]), ("tokenizer.deduplicate", [1, 0])):
+        tokenize = plan_of(swept(recipe(), **{key: values})).chosen("tokenize")
         assert [i.leader for i in tokenize] == [i.id for i in tokenize]
+        assert len(tokenize) == 2
+
+
+def test_what_a_published_codebook_is_refused_for_is_no_matter_of_others() -> None:
+    given = {"model": "km", "file": "km.npy", "sha256": "0" * 64}
+    plan = plan_of(swept(recipe(**{"tokenizer.codebook": given}), **{"encoder.layer": [1, 2]}))
+    codebooks = plan.chosen("codebook")
+    assert [i.leader for i in codebooks] == [i.id for i in codebooks]
+    assert len(codebooks) == 2
+    assert len({i.leader for i in plan.chosen("tokenize")}) == 1
 
 
 def test_the_leader_comes_first_in_its_group() -> None:
