@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jobs import hub
 from jobs.attempt import Attempt
@@ -53,6 +54,8 @@ def imported(attempt: Attempt, wanted: Codebook, on_iteration: Report) -> dict[s
     config = encoder.read_json("config.json")
     require_shape(published, path, attempt.recipe.tokenizer.num_clusters, config["hidden_size"])
     centroids_KD = torch.from_numpy(published.centroids_KD)
+    if alike := num_alike(centroids_KD):
+        log.warning("%s: %s has %d centroids that no frame can get", WHERE, path, alike)
     tables, seed = read_corpus(attempt), attempt.recipe.tokenizer.seed
     with block_pool(attempt, ViewWorker, [stated]) as pool:
         hours = attempt.recipe.codebook_hours
@@ -117,6 +120,11 @@ def fetched(attempt: Attempt, wanted: Codebook) -> Path:
             cause=Cause.BAD_REQUEST,
         )
     return path
+
+
+def num_alike(centroids_KD: Tensor) -> int:
+    """How many are equal to one before them, which is then the nearest."""
+    return len(centroids_KD) - len(torch.unique(centroids_KD, dim=0))
 
 
 def require_shape(published: PublishedCodebook, path: Path, num_clusters: int, dim: int) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import tokenize
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +31,11 @@ _MAX_RATIO = 256
 """What is compressed better than this is no codebook."""
 _MAX_CLUSTERS = 65_535
 _NPY = b"\x93NUMPY"
+_OF_BAD_HEADERS = (
+    *(tokenize.TokenError, SyntaxError, TypeError),
+    *(OverflowError, RecursionError, MemoryError),
+)
+"""What numpy raises, beside ValueError, for headers that say nonsense."""
 _ESTIMATORS = frozenset({"KMeans", "MiniBatchKMeans"})
 _REMEDY = (
     "give the centroids as an .npy of floats, one row a unit, a joblib of scikit-learn's KMeans, "
@@ -63,12 +70,21 @@ def _read(path: Path) -> PublishedCodebook:
     with path.open("rb") as file:
         start = file.read(len(_NPY))
     if start == _NPY:
-        # Mapped, since a header may promise more than the file holds.
-        return _sound(np.load(path, mmap_mode="r", allow_pickle=False), "npy")
+        return _sound(_npy(path), "npy")
     data = path.read_bytes()
     if is_faiss(data):
         return _sound(flat_vectors(data), "faiss")
     return _sound(_centers(read_inert(_decompressed(data))), "joblib")
+
+
+def _npy(path: Path) -> npt.NDArray[Any]:
+    """Mapped, since a header may promise more than the file holds."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what numpy thinks of headers of Python 2
+            array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _OF_BAD_HEADERS as error:
+        raise ValueError("its header is damaged") from error
+    return array
 
 
 def _centers(estimator: Any) -> npt.NDArray[Any]:

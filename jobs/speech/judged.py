@@ -61,9 +61,9 @@ class Spread(NamedTuple):
 
     @property
     def unexplained(self) -> float:
-        """Share of the features' variance that is left within clusters."""
+        """Share of the features' variance that is left within clusters; 1 where there is none."""
         variance = self.squares - float(self.sum_D @ self.sum_D) / self.num_frames
-        return self.inertia / variance
+        return self.inertia / variance if variance > 0 else 1.0
 
 
 class JudgeWorker:

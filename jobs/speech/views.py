@@ -62,9 +62,10 @@ def spread_of(feats_ND: Tensor, centroids_KD: Tensor) -> Spread:
 
 
 def add(total: dict[View, Spread], more: Mapping[View, Spread]) -> None:
-    """Add to the spread of each view."""
+    """Add to the spread of each view that has frames."""
     for view, spread in more.items():
-        total[view] = total[view] + spread if view in total else spread
+        if spread.num_frames:
+            total[view] = total[view] + spread if view in total else spread
 
 
 def spreads_of(

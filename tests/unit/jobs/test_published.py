@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.published import fetched, require_fit, require_shape
+from jobs.published import fetched, num_alike, require_fit, require_shape
 from jobs.speech.codebook_files import PublishedCodebook
 from jobs.speech.judged import Spread
-from jobs.speech.lloyd import BlocksInMemory, Fit, fit
+from jobs.speech.lloyd import BlocksInMemory, Fit, fit, nearest
 from jobs.speech.speech_encoder import SpeechEncoder
 from jobs.speech.transformer import View
 from jobs.speech.views import spread_of
@@ -94,6 +94,12 @@ def test_frames_without_numbers_count_nothing() -> None:
     assert (found.num_frames, found.inertia) == (5, expected.inertia)
     with pytest.raises(DataError, match="nothing can be heard"):
         require_fit({}, STATED, fresh(1.0))
+
+
+def test_centroids_that_are_equal_are_counted() -> None:
+    centroids_KD = torch.tensor([[0.0, 1.0], [2.0, 3.0], [0.0, 1.0], [0.0, 1.0]])
+    assert (num_alike(centroids_KD), num_alike(centroids_KD[:2])) == (2, 0)
+    assert nearest(centroids_KD, centroids_KD).index_N.tolist() == [0, 1, 0, 0]
 
 
 def test_other_sizes_are_refused() -> None:

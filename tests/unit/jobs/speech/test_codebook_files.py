@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,48 @@ def test_a_header_that_promises_more_is_refused(tmp_path: Path) -> None:
     whole = (DATA / "expected.npy").read_bytes()
     (tmp_path / "a.npy").write_bytes(whole.replace(b"(5, 6), }       ", b"(5000000, 60), }"))
     assert "greater than file size" in refusal(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(" * 3_000,
+        "-" * 9_000 + "1",
+        "'''",
+        "{1: 2, 'descr': 3}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (9" + "9" * 30 + ", 0)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True, True)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -3)}",
+        "{'descr': [('a', '<f4'), ('b', '|O')], 'fortran_order': False, 'shape': (2, 3)}",
+        "{'descr': '<M8[ns]', 'fortran_order': False, 'shape': (2, 3)}",
+        "{'descr': '(2,)<f4', 'fortran_order': False, 'shape': (2, 3)}",
+        "{'descr': __import__('os').system('touch poisoned'), 'shape': (2, 3)}",
+    ],
+)
+def test_a_header_that_says_nonsense_is_refused(
+    header: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = struct.pack("<I", len(header) + 1)
+    Path("a.npy").write_bytes(b"\x93NUMPY\x02\x00" + size + header.encode() + b"\n" + bytes(96))
+    refusal(Path("a.npy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_damage_anywhere_is_refused_or_harmless(name: str, tmp_path: Path) -> None:
+    """Bytes changed, put in and left out, as a disk or an attacker would."""
+    whole, rng = (DATA / name).read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        at, data = int(rng.integers(len(whole))), bytearray(whole)
+        data[at : at + int(rng.integers(4))] = rng.bytes(int(rng.integers(4)))
+        (tmp_path / "damaged").write_bytes(data)
+        try:
+            read = read_published(tmp_path / "damaged", where="here")
+        except RequestError:
+            continue
+        assert np.isfinite(read.centroids_KD).all()
 
 
 @pytest.mark.parametrize("name", READ)
