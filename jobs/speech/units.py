@@ -31,9 +31,10 @@ from jobs.audio.decode import Wave
 from jobs.audio.roots import Root
 from jobs.speech.account import Account
 from jobs.speech.lloyd import Fit, nearest
+from jobs.speech.reading_ahead import ReadersAhead, num_readers
 from jobs.speech.speech_encoder import Precision, SpeechEncoder, is_finite
 from jobs.speech.transformer import Output, View
-from jobs.speech.utterances import ShardAudio, Utterance, WaveReader, batches
+from jobs.speech.utterances import ShardAudio, Utterance, batches
 from jobs.unit_shards import SCHEMA, Units, read_shard, shard_path, used
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
@@ -285,7 +286,8 @@ class Tokenizer:
     ) -> None:
         """``encoder``: of the highest layer that is wanted."""
         self._encoder = encoder.load()
-        self._reader, self._windows = WaveReader(roots), windows
+        self._readers = ReadersAhead(roots, num_readers(self._encoder.device))
+        self._windows = windows
         self._dedup = dedup
         self._views = [one.view for one in wanted]
         self._outs = [Storage(one.out_url) for one in wanted]
@@ -296,9 +298,10 @@ class Tokenizer:
 
     def __call__(self, task: ShardTask) -> ShardResult:
         """Write the shard of all units that miss it."""
-        audio, reader = ShardAudio(task.rows.parts(), self._windows), self._reader
-        decoded, passed_over = reader.decoded_samples, reader.passed_over_samples
-        found = self._units(audio.waves(reader), task.missing)
+        audio, readers = ShardAudio(task.rows.parts(), self._windows), self._readers
+        decoded, passed_over = readers.decoded_samples, readers.passed_over_samples
+        with readers.ahead(audio.parts, self._windows) as source:
+            found = self._units(audio.waves(source), task.missing)
         accounts, stats = {}, {}
         for which, units in found.items():
             own = audio.without(units.no_numbers, _NO_NUMBERS)
@@ -311,8 +314,8 @@ class Tokenizer:
             shard=task.shard,
             accounts=accounts,
             stats=stats,
-            decoded_samples=reader.decoded_samples - decoded,
-            passed_over_samples=reader.passed_over_samples - passed_over,
+            decoded_samples=readers.decoded_samples - decoded,
+            passed_over_samples=readers.passed_over_samples - passed_over,
             num_ties=sum(units.num_ties for units in found.values()),
         )
 

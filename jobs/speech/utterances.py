@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -150,6 +150,13 @@ class Window(NamedTuple):
         return SILENT if is_silent(self.wav_S) else ""
 
 
+class WindowSource(Protocol):
+    """Whoever decodes recordings."""
+
+    def windows(self, part: Part, of: Windows, /) -> Iterator[Window]:
+        """The windows of a part of a recording, as it turns out to be."""
+
+
 class WaveReader:
     """Reads utterances; neighbours in a recording are taken from one pass over it."""
 
@@ -255,7 +262,7 @@ class ShardAudio:
     unreadable: dict[str, str] = field(default_factory=dict)
     """Recordings that cannot be decoded to their end, and why; none of their windows is used."""
 
-    def waves(self, reader: WaveReader) -> Iterator[Wave]:
+    def waves(self, reader: WindowSource) -> Iterator[Wave]:
         """The waves of all windows that may be used."""
         for part in self.parts:
             num_before = len(self.heard)
@@ -274,7 +281,7 @@ class ShardAudio:
         unreadable = self.unreadable | {used[wave]: reason for wave in waves}
         return replace(self, unreadable=unreadable)
 
-    def _waves_of(self, part: Part, reader: WaveReader) -> Iterator[Wave]:
+    def _waves_of(self, part: Part, reader: WindowSource) -> Iterator[Wave]:
         for window in reader.windows(part, self.windows):
             reason = window.left_out(self.windows)
             self.heard.append(Heard(window.utterance, reason))
