@@ -272,7 +272,7 @@ def _attempt(
     needed_by = {name for member in members for name in member.variants}
     recipe = run.recipe()
     recipes = {
-        v["name"]: variant_recipe(recipe, v["overrides"], where=run.name)
+        v["name"]: variant_recipe(recipe, v["overrides"], where=run.name, name=v["name"])
         for v in plan.variants
         if v["name"] in needed_by
     }

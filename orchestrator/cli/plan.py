@@ -33,6 +33,7 @@ from orchestrator.plan.estimate import (
 )
 from orchestrator.plan.execution import execution_of
 from orchestrator.plan.planner import Instance
+from orchestrator.plan.sharing import Sharing, sharing
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_count, format_duration, format_several
 from orchestrator.spec.cluster import Prices
@@ -54,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         where = {"cluster": str(request.cluster_file), "store": request.store.storage.url}
         sources = [asdict(source) for source in _sources(request)]
-        memory = {"device_memory": _device_memory(request)}
-        document = {**request.plan.to_json(), **where, **memory, "sources": sources}
+        more = {"device_memory": _device_memory(request), "sharing": asdict(_sharing(request))}
+        document = {**request.plan.to_json(), **where, **more, "sources": sources}
         sys.stdout.write(to_json(document).decode())
         return 0
     if options.scripts:
@@ -95,6 +96,8 @@ def show(request: Request, console: Console) -> None:
         shared = f" (with {instance.leader})" if instance.leader != instance.id else ""
         table.add_row(instance.id, variants, instance.decision, instance.reason + shared)
     console.print(table)
+    if len(request.variants) > 1:
+        console.print(sharing_line(_sharing(request)))
     cost = _estimate(request)
     if jobs := executor_of(request.cluster).preview(request):
         console.print(jobs_table(request, jobs, cost))
@@ -103,6 +106,21 @@ def show(request: Request, console: Console) -> None:
         console.print(sources_table(sources))
     if line := _limits_line(request, cost):
         console.print(line)
+
+
+def sharing_line(shared: Sharing) -> str:
+    """What the variants have in common, and what that saves."""
+    line = (
+        f"shared: {shared.num_variants} variants are {shared.num_instances} pieces of work, "
+        f"{shared.num_nodes} if each were a run of its own"
+    )
+    if not shared.num_encodings:
+        return line
+    times = f"audio is encoded {format_several(shared.num_passes, 'time')}"
+    hours = ""
+    if shared.hours_encoded is not None and shared.hours_wanted is not None:
+        hours = f": {shared.hours_encoded:,.2f} h in place of {shared.hours_wanted:,.2f} h"
+    return f"{line}; {times} in place of {shared.num_encodings}{hours}"
 
 
 def jobs_table(request: Request, jobs: Sequence[JobPreview], cost: Estimate) -> Table:
@@ -188,6 +206,13 @@ def _corpus_facts(request: Request) -> Mapping[str, Any]:
 def _facts(request: Request, instances: Sequence[Instance]) -> list[Mapping[str, Any]]:
     wanted = {i.id: f"{i.stage}/{i.key}" for i in instances}
     return [found.facts for found in request.store.find(wanted).values()]
+
+
+def _sharing(request: Request) -> Sharing:
+    """What the variants share; hours once every corpus of theirs is there."""
+    corpora = [i for i in request.plan.instances if i.stage in ("corpus", "filter")]
+    found = zip(corpora, _facts(request, corpora), strict=True)
+    return sharing(request.plan, {i.id: facts.get("kept_hours") for i, facts in found})
 
 
 def _sources(request: Request) -> tuple[SourceEstimate, ...]:

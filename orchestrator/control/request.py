@@ -52,11 +52,10 @@ from orchestrator.spec.cluster import Cluster, Container
 from orchestrator.spec.loader import (
     load_cluster,
     load_recipe,
-    sweep_points,
-    variant_name,
     variant_recipe,
 )
 from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.sweep import sweep_points
 
 
 class ClusterUsed(Enum):
@@ -98,11 +97,11 @@ def prepare(
     store = open_store(cluster)
     variants = tuple(
         Variant(
-            name=variant_name(point),
-            overrides=point,
-            recipe=variant_recipe(recipe, point, where=recipe_file.name),
+            name=point.name,
+            overrides=point.overrides,
+            recipe=variant_recipe(recipe, point.overrides, where=recipe_file.name, name=point.name),
         )
-        for point in sweep_points(recipe)
+        for point in sweep_points(recipe.sweep)
     )
     if problems := moving_revisions(variants, recipe_file.name):
         raise SpecErrors(problems)

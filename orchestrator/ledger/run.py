@@ -170,7 +170,9 @@ class RunFolder:
                 Variant(
                     name=row["name"],
                     overrides=row["overrides"],
-                    recipe=variant_recipe(recipe, row["overrides"], where=self.name),
+                    recipe=variant_recipe(
+                        recipe, row["overrides"], where=self.name, name=row["name"]
+                    ),
                 )
                 for row in plan.variants
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import difflib
-import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from orchestrator.errors import RequestError, SpecErrors
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.model import LARGEST_COUNT, Name, Spec
 from orchestrator.spec.recipe import Recipe, moved_to
+from orchestrator.spec.sweep import sweep_points
 
 MAX_FILE_BYTES = 1_000_000
 _ENV = re.compile(r"\$\{env:([^}]*)\}")
@@ -93,8 +93,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(raw: Mapping[str, Any], *, where: str) -> Recipe:
     """The recipe of plain data, with every variant of its sweep checked. Raises SpecErrors."""
     recipe = _validated(Recipe, raw, where)
-    for overrides in sweep_points(recipe):
-        variant_recipe(recipe, overrides, where=where)
+    for point in sweep_points(recipe.sweep):
+        variant_recipe(recipe, point.overrides, where=where, name=point.name)
     return recipe
 
 
@@ -140,27 +140,15 @@ def require_name(value: str, *, where: str) -> None:
         raise SpecErrors(_lines(Spec, found, where, value)) from None
 
 
-def sweep_points(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """The overrides of each variant: the product of the sweep's lists, or one empty mapping."""
-    for values in itertools.product(*recipe.sweep.values()):
-        yield dict(zip(recipe.sweep, values, strict=True))
-
-
-def variant_name(overrides: Mapping[str, Any]) -> str:
-    """``base``, or the last part of each swept key with its value; whole keys where those clash."""
-    short = [key.rsplit(".", 1)[-1] for key in overrides]
-    names = short if len(set(short)) == len(short) else overrides
-    pairs = zip(names, overrides.values(), strict=True)
-    return ",".join(f"{name}={value}" for name, value in pairs) or "base"
-
-
-def variant_recipe(recipe: Recipe, overrides: Mapping[str, Any], *, where: str = "sweep") -> Recipe:
-    """The recipe of one variant, without its sweep. Raises SpecErrors."""
+def variant_recipe(
+    recipe: Recipe, overrides: Mapping[str, Any], *, where: str = "sweep", name: str = ""
+) -> Recipe:
+    """The recipe of the variant of a name, without its sweep. Raises SpecErrors."""
+    at = f"{where}: sweep {name}" if name and overrides else where
     raw = recipe.model_dump(mode="json", exclude_unset=True)
     raw.pop("sweep", None)
     for key, value in overrides.items():
-        _assign(raw, key, value, f"{where}: sweep.{key}")
-    at = f"{where}: sweep {variant_name(overrides)}" if overrides else where
+        _assign(raw, key, value, f"{where}: sweep.{key}" if key in recipe.sweep else f"{at}: {key}")
     return _validated(Recipe, raw, at)
 
 

@@ -34,6 +34,7 @@ from orchestrator.spec.model import (
     Spec,
     variable_in,
 )
+from orchestrator.spec.sweep import Sweep, require_sound
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """A revision that cannot move; a branch or tag is refused where a recipe is planned, and read where
@@ -42,8 +43,6 @@ Commit = Annotated[str, Field(json_schema_extra={"pattern": rf"^{COMMIT.pattern}
 DEFAULT_FIT_HOURS = 10.0
 CHECKED_S, CHECKED_FRAMES_PER_CLUSTER = 300.0, 40
 """A published codebook is checked on at least so much speech, and on so many frames of it."""
-MAX_VARIANTS = 1000
-"""Most points of one sweep; more is a slip of the pen."""
 MAX_MIXTURE_TERMS = 100_000
 """Most windows after which a mixture repeats which source each is of."""
 
@@ -678,10 +677,10 @@ class Recipe(Spec):
     """Which scores."""
     tracking: Tracking = Tracking()
     """Where curves go."""
-    sweep: dict[
-        str, Annotated[tuple[str | int | float | bool | None, ...], Field(min_length=1)]
-    ] = Field(default_factory=dict)
-    """Dotted key to values; the product of all lists gives the variants."""
+    sweep: Sweep = Field(default_factory=dict)
+    """Dotted key to values; or a name of your own to named points, each a mapping of the dotted
+    keys that it sets: {tokenizer: {coarse: {encoder.layer: 9, tokenizer.num_clusters: 100}}}. The
+    product of all axes gives the variants."""
     seed: Count = 0
     """Seed of the training: weights, data order and dropout."""
 
@@ -728,12 +727,5 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _distinct_variants(self) -> Self:
-        for key, values in self.sweep.items():
-            texts = [str(value) for value in values]
-            # 1 and 1.0 are one value with two names, 1 and '1' two values with one.
-            counts = [max(values.count(v), texts.count(str(v))) for v in values]
-            if twice := next((t for t, n in zip(texts, counts, strict=True) if n > 1), None):
-                raise ValueError(f"sweep.{key}: {twice} is given twice; keep one")
-        if (num_variants := math.prod(map(len, self.sweep.values()))) > MAX_VARIANTS:
-            raise ValueError(f"sweep: {num_variants} variants; keep it to {MAX_VARIANTS}")
+        require_sound(self.sweep)
         return self

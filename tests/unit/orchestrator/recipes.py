@@ -10,8 +10,9 @@ import yaml
 from orchestrator.plan.planner import Plan, Variant, make_plan
 from orchestrator.plan.stages import Facts
 from orchestrator.spec.cluster import Cluster
-from orchestrator.spec.loader import parse_recipe, sweep_points, variant_name, variant_recipe
+from orchestrator.spec.loader import parse_recipe, variant_recipe
 from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.sweep import sweep_points
 from tests.unit.orchestrator import broken
 
 FACTS = Facts(listings={"speech": "c" * 64})
@@ -32,8 +33,8 @@ def pretrained_recipe(**overrides: Any) -> Recipe:
     return variant_recipe(parse_recipe(raw, where="r.yaml"), overrides)
 
 
-def swept(recipe: Recipe, **sweep: list[Any]) -> Recipe:
-    """The recipe with a sweep over dotted keys."""
+def swept(recipe: Recipe, **sweep: list[Any] | dict[str, Any]) -> Recipe:
+    """The recipe with a sweep over dotted keys, or over named points."""
     raw = recipe.model_dump(mode="json", exclude_unset=True)
     return parse_recipe({**raw, "sweep": sweep}, where="r.yaml")
 
@@ -41,8 +42,12 @@ def swept(recipe: Recipe, **sweep: list[Any]) -> Recipe:
 def variants_of(recipe: Recipe) -> tuple[Variant, ...]:
     """All variants of a recipe."""
     return tuple(
-        Variant(name=variant_name(point), overrides=point, recipe=variant_recipe(recipe, point))
-        for point in sweep_points(recipe)
+        Variant(
+            name=point.name,
+            overrides=point.overrides,
+            recipe=variant_recipe(recipe, point.overrides),
+        )
+        for point in sweep_points(recipe.sweep)
     )
 
 

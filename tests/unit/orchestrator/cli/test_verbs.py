@@ -167,6 +167,27 @@ def test_plan_counts_what_a_filter_has_left(
         assert f"{hours:.2f}" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_plan_says_what_variants_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codebooks = (
+        "sweep={of: {small: {tokenizer.num_clusters: 10}, large: {tokenizer.num_clusters: 40}}}"
+    )
+    words = ["plan", *broken.SOUND.write(tmp_path), "--set", codebooks]
+    prepared = prepare(tmp_path / "r.yaml", tmp_path / "c.yaml", [codebooks])
+    shared = "2 variants are 14 pieces of work, 16 if each were a run of its own; audio is encoded"
+    assert main(words) == 0
+    assert f"shared: {shared} 1 time in place of 2" in capsys.readouterr().out.splitlines()
+    (corpus,) = prepared.plan.corpora
+    artifact = prepared.store.artifact("corpus", corpus.key)
+    artifact.publish(inputs=corpus.inputs, facts={"kept_hours": 1234.5}, producer={})
+    assert main(words) == 0
+    line = f"shared: {shared} 1 time in place of 2: 1,234.50 h in place of 2,469.00 h"
+    assert line in capsys.readouterr().out.splitlines()
+    assert main([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["sharing"]["hours_encoded"] == 1234.5
+    assert [v["name"] for v in document["variants"]] == ["small", "large"]
+
+
 def test_plan_says_what_each_source_gives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,6 @@ import pytest
 from orchestrator.plan.graph import Node, nodes_of
 from orchestrator.plan.planner import Finder, Found, Plan
 from orchestrator.plan.stages import BY_NAME, STAGES, Facts
-from orchestrator.spec.loader import variant_name
 from orchestrator.spec.recipe import Recipe
 from tests.unit.orchestrator.recipes import plan_of, pretrained_recipe, recipe, swept
 
@@ -368,13 +367,6 @@ def test_the_order_of_a_sweep_does_not_rename_the_run() -> None:
     one, other = ([1, 2], [2, 1])
     runs = {plan_of(swept(recipe(), seed=values)).run for values in (one, other)}
     assert len(runs) == 1
-
-
-def test_variant_names_use_whole_keys_where_last_parts_clash() -> None:
-    assert variant_name({}) == "base"
-    assert variant_name({"model.init": "cold", "seed": 1}) == "init=cold,seed=1"
-    clashing = {"tokenizer.seed": 1, "evaluate.perplexity.seed": 2}
-    assert variant_name(clashing) == "tokenizer.seed=1,evaluate.perplexity.seed=2"
 
 
 def test_the_plan_of_a_sweep(golden: Callable[[str, str], None]) -> None:

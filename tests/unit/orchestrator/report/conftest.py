@@ -21,12 +21,12 @@ from orchestrator.ledger.lease import Process
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.status import Observed
 from orchestrator.ledger.store import Store
-from orchestrator.plan.planner import Instance, Plan, Variant, make_plan
+from orchestrator.plan.planner import Instance, Plan, make_plan
 from orchestrator.plan.stages import Facts
 from orchestrator.report.page import write_report
 from orchestrator.spec.cluster import Cluster
-from orchestrator.spec.loader import sweep_points, variant_name, variant_recipe
 from orchestrator.spec.recipe import Recipe
+from tests.unit.orchestrator.recipes import variants_of
 
 BEGAN_AT = 1_700_000_000.0
 STEPS = 40
@@ -49,11 +49,7 @@ def recipe_of(sweep: dict[str, list[Any]], **over: Any) -> Recipe:
 
 
 def plan_of(recipe: Recipe) -> Plan:
-    variants = [
-        Variant(name=variant_name(o), overrides=o, recipe=variant_recipe(recipe, o))
-        for o in sweep_points(recipe)
-    ]
-    return make_plan(variants, Facts())
+    return make_plan(variants_of(recipe), Facts())
 
 
 def split_scores(perplexity: float, half_width: float) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from orchestrator.spec.loader import (
     load_recipe,
     read_yaml,
     resolve_env,
-    sweep_points,
     variant_recipe,
 )
 from orchestrator.spec.model import Spec
@@ -136,17 +135,6 @@ def test_the_last_override_wins_and_sections_are_made(write: Write) -> None:
 def test_an_override_may_add_to_the_sweep(write: Write) -> None:
     loaded = load_recipe(write("r.yaml", broken.RECIPE), ["sweep.train.optimizer.lr=[1e-3, 3e-3]"])
     assert loaded.sweep == {"train.optimizer.lr": (0.001, 0.003)}
-
-
-def test_a_sweep_is_the_product_of_its_lists() -> None:
-    points = list(sweep_points(swept(recipe(), seed=[1, 2], **{"model.init": ["twist", "cold"]})))
-    assert points == [
-        {"seed": 1, "model.init": "twist"},
-        {"seed": 1, "model.init": "cold"},
-        {"seed": 2, "model.init": "twist"},
-        {"seed": 2, "model.init": "cold"},
-    ]
-    assert list(sweep_points(recipe())) == [{}]
 
 
 def test_swept_values_keep_their_types() -> None:
