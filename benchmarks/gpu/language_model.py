@@ -46,6 +46,7 @@ class _FromRandomWeights:
     init: str = "cold"
     num_layers: int | None = None
     init_std: float | None = None
+    embedding_init: str = "random"
 
 
 def unit_model(setting: Setting, name: str, **options: Any) -> Any:

@@ -50,8 +50,9 @@ class LanguageModel:
         self._source = local_folder(
             Storage(spec.source), group, Path(config.scratch) / "text_model"
         )
+        self._tokens = open_tokens(train_bin)
         self._stream = TokenStream(
-            open_tokens(train_bin),
+            self._tokens,
             context_length=spec.context_length,
             stream_tokens=spec.stream_tokens,
         )
@@ -77,6 +78,7 @@ class LanguageModel:
             seed=self._config.settings.seed,
             dtype=DTYPES[self._config.settings.precision],
             attention=execution.attention,
+            tokens=self._tokens,
         )
         if execution.activation_checkpointing:
             model.gradient_checkpointing_enable()

@@ -6,7 +6,7 @@ unit id.
 
 ``twist`` keeps every other weight bit for bit. ``cold`` is the same architecture with every matrix
 drawn anew. The unit table is drawn first in both, from the same generator, so that the two arms of
-a comparison share it.
+a comparison share it; or it begins as rows of the text model's table (`jobs.lm.unit_table`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from jobs.lm.unit_table import NO_TOKENS, RowsOf, Tokens, unit_rows
 from jobs.weights import TEXT_MODEL, first_line, load_whole, tables
 from orchestrator.errors import Cause, RequestError, cause_of
 
@@ -33,8 +34,11 @@ def build_model(
     seed: int,
     dtype: torch.dtype = torch.float32,
     attention: str = "sdpa",
+    tokens: Tokens = NO_TOKENS,
 ) -> Any:
     """The initial ``PreTrainedModel``; a pure function of the arguments and the folder ``source``.
+
+    ``tokens``: of the training split; they are counted for ``embedding_init: text_nearest`` alone.
 
     Raises RequestError when the folder's weights are not those of its config.
     """
@@ -58,7 +62,9 @@ def build_model(
             dtype=dtype,
             **asked,
         )
-    kept = _replace_vocabulary(model, num_units, std, generator)
+    table_VD = model.get_input_embeddings().weight
+    rows_of = unit_rows(spec.embedding_init, table_VD, num_units, std, generator, tokens)
+    kept = _replace_vocabulary(model, num_units, rows_of)
     if spec.init == "cold":
         _draw_anew(model, kept, std, generator)
     # The text model's generation defaults name its special tokens, which no longer exist.
@@ -157,27 +163,18 @@ def _cut(config: Any, num_layers: int | None, source: str) -> None:
             config.layer_types = config.layer_types[:num_layers]
 
 
-def _replace_vocabulary(
-    model: Any, num_units: int, std: float, generator: torch.Generator
-) -> set[int]:
-    """Give the tables one row per unit; returns the ids of the parameters drawn here."""
+def _replace_vocabulary(model: Any, num_units: int, rows_of: RowsOf) -> set[int]:
+    """Give the tables one row per unit; returns the ids of the parameters made here."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is table.weight
-    table.weight = _drawn_like(table.weight, num_units, std, generator)
+    table.weight = nn.Parameter(rows_of(table.weight))
     table.num_embeddings, table.padding_idx = num_units, None
-    head.weight = table.weight if tied else _drawn_like(head.weight, num_units, std, generator)
+    head.weight = table.weight if tied else nn.Parameter(rows_of(head.weight))
     head.out_features = num_units
     if head.bias is not None:
         head.bias = nn.Parameter(torch.zeros(num_units, dtype=head.bias.dtype))
     model.config.vocab_size = num_units
     return {id(table.weight), id(head.weight)}
-
-
-def _drawn_like(
-    old_VD: nn.Parameter, num_units: int, std: float, generator: torch.Generator
-) -> nn.Parameter:
-    new_KD = torch.empty(num_units, old_VD.shape[1]).normal_(0.0, std, generator=generator)
-    return nn.Parameter(new_KD.to(old_VD.dtype))
 
 
 @torch.no_grad()

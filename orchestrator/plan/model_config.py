@@ -79,7 +79,18 @@ def text_model_problems(config: Config, recipe: Recipe) -> Iterator[str]:
         )
     yield from _too_many_layers(config, recipe)
     yield from _too_long(config, recipe)
+    yield from _too_few_tokens(config, recipe)
     yield from _attention_problems(config, recipe)
+
+
+def _too_few_tokens(config: Config, recipe: Recipe) -> Iterator[str]:
+    num_tokens, num_units = _size(config, _VOCABULARY), recipe.tokenizer.num_clusters
+    is_of_one_each = recipe.model.embedding_init in ("text_sample", "text_nearest")
+    if is_of_one_each and num_tokens and num_tokens < num_units:
+        yield (
+            f"model.embedding_init: {recipe.model.text_model} has {num_tokens} tokens, fewer than "
+            f"the {num_units} units that are to begin as one each; use random or text_mean"
+        )
 
 
 def encoder_problems(config: Config, encoder: Encoder) -> Iterator[str]:

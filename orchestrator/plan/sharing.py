@@ -31,8 +31,10 @@ class Sharing:
 
 
 def sharing(plan: Plan, corpus_hours: Mapping[str, float | None]) -> Sharing:
-    """What a plan's variants share; ``corpus_hours``: instance of a corpus, or of what a filter
-    leaves of one, to its hours."""
+    """What a plan's variants share.
+
+    ``corpus_hours``: instance of a corpus, or of what a filter leaves of one, to its hours.
+    """
     units = {instance.id: instance for instance in plan.units}
     wanted = [units[id_] for v in plan.variants for id_ in v["instances"].values() if id_ in units]
     passes = [instance for instance in units.values() if instance.leader == instance.id]

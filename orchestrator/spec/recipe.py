@@ -385,12 +385,21 @@ class Model(Spec):
     init_std: PositiveFloat | None = None
     """Std of re-initialised weights (the unit table; for ``cold`` every matrix); the model config's
     when absent."""
+    embedding_init: Literal["random", "text_mean", "text_sample", "text_nearest"] = "random"
+    """What the units' embeddings begin as: draws, as TWIST has them; all the mean of the text
+    tokens'; those of text tokens drawn at random; or of the text token that is nearest to the unit
+    by what it occurs beside, no token for two units."""
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
         if not (self.revision or self.sha256):
             raise ValueError(
                 "text_model needs revision (a Hugging Face commit) or sha256 (of its weights file)"
+            )
+        if self.init == "cold" and self.embedding_init != "random":
+            raise ValueError(
+                f"embedding_init: {self.embedding_init} begins with the text model's embeddings, "
+                "and a cold start with none of its weights; leave it out, or set init: twist"
             )
         return self
 

@@ -626,6 +626,30 @@ RECIPES = (
         ),
     ),
     Broken(
+        id="a point of nothing",
+        recipe=added("sweep: {tokenizer: {fine: {}}}"),
+        says=("r.yaml: sweep.tokenizer.fine: sets nothing; give it dotted keys, or leave it out",),
+    ),
+    Broken(
+        id="a point with an unknown key",
+        recipe=added("sweep: {tokenizer: {fine: {tokenizer.num_cluster: 40}}, seed: [1, 2]}"),
+        says=(
+            "r.yaml: sweep fine,seed=1: tokenizer.num_cluster: unknown key; did you mean 'num_clusters'?",
+        ),
+    ),
+    Broken(
+        id="a key of two axes",
+        recipe=added("sweep: {a: {x: {seed: 1}}, seed: [1, 2]}"),
+        says=("r.yaml: sweep: seed is set by a and by seed; leave it to one of them",),
+    ),
+    Broken(
+        id="a cold start with the text model's embeddings",
+        recipe=edited("model: {", "model: {init: cold, embedding_init: text_mean, "),
+        says=(
+            "r.yaml: model: embedding_init: text_mean begins with the text model's embeddings, and a cold start with none of its weights; leave it out, or set init: twist",
+        ),
+    ),
+    Broken(
         id="mixture of an unknown source",
         recipe=added("mixture: {speach: 1}"),
         says=("r.yaml: mixture: 'speach' is no source; they are speech",),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,6 +16,7 @@ from transformers import (
     MambaConfig,
     OPTConfig,
     PreTrainedConfig,
+    Qwen2Config,
 )
 
 from jobs.lm.twist import build_model, require_loadable
@@ -53,6 +55,16 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         num_attention_heads=2,
         intermediate_size=32,
     ),
+    "qwen2": Qwen2Config(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        intermediate_size=32,
+        tie_word_embeddings=True,
+    ),
     "llama-tied": LlamaConfig(
         vocab_size=50,
         hidden_size=16,
@@ -64,7 +76,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 TABLES = {"opt", "opt-projected", "gpt2"}
 """Whose positions are rows of a table."""
-TIED = {"gpt2", "opt", "opt-projected", "bloom", "llama-tied"}
+TIED = {"gpt2", "opt", "opt-projected", "bloom", "qwen2", "llama-tied"}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -104,6 +116,58 @@ def test_twist_keeps_the_body_bit_for_bit(text_lm: tuple[str, Path]) -> None:
     assert len(body) > 10
     for name, parameter in body.items():
         assert torch.equal(parameter, original[name]), name
+
+
+def test_the_body_answers_as_the_text_models_does(text_lm: tuple[str, Path]) -> None:
+    """Buffers, positions, projections and the norm after a table included, and dropout is off."""
+    _, folder = text_lm
+    text = AutoModelForCausalLM.from_pretrained(folder).eval()
+    units = build(folder).train()
+    width = text.get_input_embeddings().weight.shape[1]
+    embeddings_BLD = torch.randn((2, 7, width), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        answers = [m.base_model(inputs_embeds=embeddings_BLD)[0] for m in (text, units)]
+    assert torch.equal(*answers)
+
+
+def test_units_begin_as_draws_of_the_seed(text_lm: tuple[str, Path]) -> None:
+    """The unit table is drawn first, then a head of its own: what both arms, and keys, rely on."""
+    name, folder = text_lm
+    model, generator = build(folder, seed=3), torch.Generator().manual_seed(3)
+    table = model.get_input_embeddings().weight
+    tables = [table] if name in TIED else [table, model.get_output_embeddings().weight]
+    for weight in tables:
+        drawn_KD = torch.empty(weight.shape).normal_(0.0, STD, generator=generator)
+        assert torch.equal(weight, drawn_KD)
+
+
+@pytest.mark.parametrize("embedding_init", ["text_mean", "text_sample", "text_nearest"])
+def test_units_may_begin_as_text_tokens(text_lm: tuple[str, Path], embedding_init: str) -> None:
+    """Table and head take the rows of the same tokens, and the body stays the text model's."""
+    _, folder = text_lm
+    text = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = np.random.default_rng(0).integers(0, NUM_UNITS, 500).astype(np.uint16)
+    model = build_model(
+        spec(embedding_init=embedding_init),
+        source=str(folder),
+        num_units=NUM_UNITS,
+        seed=0,
+        tokens=tokens,
+    )
+    old_VD, old_head_VD = (t.weight for t in (text.get_input_embeddings(), text.lm_head))
+    new_KD, new_head_KD = (t.weight for t in (model.get_input_embeddings(), model.lm_head))
+    if embedding_init == "text_mean":
+        torch.testing.assert_close(new_KD, old_VD.mean(0).expand(NUM_UNITS, -1))
+        torch.testing.assert_close(new_head_KD, old_head_VD.mean(0).expand(NUM_UNITS, -1))
+    else:
+        chosen = [(old_VD == row).all(1).nonzero().item() for row in new_KD]
+        assert len(set(chosen)) == NUM_UNITS
+        assert torch.equal(new_head_KD, old_head_VD[chosen])
+    original = dict(text.named_parameters())
+    for name, parameter in model.named_parameters():
+        if not is_vocabulary(model, parameter):
+            assert torch.equal(parameter, original[name]), name
+    model(input_ids=torch.arange(NUM_UNITS)[None]).logits.logsumexp(-1).sum().backward()
 
 
 def test_the_vocabulary_is_the_units(text_lm: tuple[str, Path]) -> None:

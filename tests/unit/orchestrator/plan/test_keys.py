@@ -85,6 +85,7 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("model.num_layers", 3, "train"),
     ("model.init", "cold", "train"),
     ("model.init_std", 0.05, "train"),
+    ("model.embedding_init", "text_mean", "train"),
     ("seed", 1, "train"),
     ("train.global_batch_tokens", 256, "train"),
     ("train.steps", 13, "train"),

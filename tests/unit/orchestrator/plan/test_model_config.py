@@ -228,6 +228,17 @@ def test_half_precision_is_a_float() -> None:
         assert said({**LLAMA, "dtype": dtype}) == []
 
 
+@pytest.mark.parametrize("embedding_init", ["text_sample", "text_nearest"])
+def test_units_cannot_begin_as_more_tokens_than_there_are(embedding_init: str) -> None:
+    few = {**OPT, "vocab_size": 19}
+    assert said(few, **{"model.embedding_init": embedding_init}) == [
+        "model.embedding_init: tiny-lm has 19 tokens, fewer than the 20 units that are to begin as "
+        "one each; use random or text_mean"
+    ]
+    assert said({**OPT, "vocab_size": 20}, **{"model.embedding_init": embedding_init}) == []
+    assert said(few, **{"model.embedding_init": "text_mean"}) == []
+
+
 def test_more_layers_than_there_are() -> None:
     assert said({**LLAMA}, **{"model.num_layers": 5}) == [
         "model.num_layers: tiny-lm has 4 layers, not 5; give 1..4"
