@@ -210,7 +210,8 @@ def _facts(request: Request, instances: Sequence[Instance]) -> list[Mapping[str,
 
 def _sharing(request: Request) -> Sharing:
     """What the variants share; hours once every corpus of theirs is there."""
-    corpora = [i for i in request.plan.instances if i.stage in ("corpus", "filter")]
+    encoded = {i.needs["corpus"] for i in request.plan.units}
+    corpora = [i for i in request.plan.instances if i.id in encoded]
     found = zip(corpora, _facts(request, corpora), strict=True)
     return sharing(request.plan, {i.id: facts.get("kept_hours") for i, facts in found})
 

@@ -25,7 +25,7 @@ def choose_cluster(explicit: str | None, recipe_file: Path | None) -> tuple[Path
         file, why = "slurm.yaml", "sbatch is on PATH"
     else:
         file, why = "local.yaml", "no RAY_ADDRESS and no sbatch here"
-    beside = [recipe_file.resolve().parent.parent] if recipe_file else []
+    beside = recipe_file.resolve().parents[1:3] if recipe_file else []
     candidates = [folder / "cluster_configs" / file for folder in (*beside, Path.cwd())]
     for path in candidates:
         if path.is_file():

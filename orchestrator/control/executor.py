@@ -44,6 +44,11 @@ class Request:
     store: Store
     plan: Plan
 
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Those of the variants."""
+        return tuple(variant.recipe for variant in self.variants)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Started:

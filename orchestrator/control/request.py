@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -54,7 +54,7 @@ from orchestrator.spec.loader import (
     load_recipe,
     variant_recipe,
 )
-from orchestrator.spec.recipe import Recipe
+from orchestrator.spec.recipe import Recipe, Source
 from orchestrator.spec.sweep import sweep_points
 
 
@@ -106,7 +106,8 @@ def prepare(
     if problems := moving_revisions(variants, recipe_file.name):
         raise SpecErrors(problems)
     chosen = f"{cluster_file} ({why})" if why else str(cluster_file)
-    facts = _facts(recipe, cluster, cluster_file.name, chosen)
+    recipes = tuple(variant.recipe for variant in variants)
+    facts = _facts(recipes, cluster, cluster_file.name, chosen)
     plan = make_plan(
         variants,
         facts,
@@ -249,7 +250,7 @@ def require_fit(run: RunFolder, cluster: Cluster, where: str) -> None:
     require_within_limits(run, cluster)
 
 
-def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
+def _facts(recipes: Sequence[Recipe], cluster: Cluster, where: str, chosen: str) -> Facts:
     """Fingerprints of phone times, and of sources' listings, for which a snapshot label stands.
 
     Raises SpecErrors for sources that cannot be listed here: their keys would be other ones than
@@ -257,21 +258,36 @@ def _facts(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Facts:
     """
     problems: list[str] = []
     listed = partial(_listed, cluster, where, problems)
-    judged, alignments = recipe.evaluate.unit_quality, ""
-    if judged and judged.alignments in cluster.data:
-        alignments = listed(judged.alignments, fingerprint_alignments)
-    if recipe.corpus.snapshot and not problems:
-        return Facts(alignments=alignments)
-    problems += unmapped_sources(recipe, cluster, where, chosen)
-    problems += unfit_containers(recipe, cluster, where)
-    listings = {
-        source.name: listed(source.name, partial(fingerprint, source))
-        for source in recipe.corpus.sources
-        if source.name in cluster.data
+    judged = dict.fromkeys(r.evaluate.unit_quality for r in recipes if r.evaluate.unit_quality)
+    alignments = {
+        score.alignments: listed(score.alignments, fingerprint_alignments)
+        for score in judged
+        if score.alignments in cluster.data
     }
+    are_labelled = {bool(recipe.corpus.snapshot) for recipe in recipes}
+    if are_labelled == {True} and not problems:
+        return Facts(alignments=alignments)
+    if len(are_labelled) > 1:
+        problems.append("sweep: corpus.snapshot: give a label to every variant, or to none")
+    problems += unmapped_sources(recipes, cluster, where, chosen)
+    problems += unfit_containers(recipes, cluster, where)
+    listings: dict[str, str] = {}
+    for source in _listed_alike(recipes):
+        if source.name in cluster.data:
+            digest = listed(source.name, partial(fingerprint, source))
+            if listings.setdefault(source.name, digest) != digest:
+                problems.append(
+                    f"sweep: corpus.sources: {source.name} is listed by several adapters; give the "
+                    "source of each a name of its own"
+                )
     if problems:
         raise SpecErrors(problems)
     return Facts(listings=listings, alignments=alignments)
+
+
+def _listed_alike(recipes: Sequence[Recipe]) -> Iterable[Source]:
+    """One source for each thing that is listed: what is found below a root is its adapter's."""
+    return {(s.name, s.adapter): s for r in recipes for s in r.corpus.sources}.values()
 
 
 def _listed(

@@ -54,8 +54,8 @@ def missing(request: Request) -> list[str]:
     """Everything that keeps the request's cluster from running its recipe."""
     cluster, where = request.cluster, request.cluster_file.name
     return [
-        *unmapped_sources(request.recipe, cluster, where, request.chosen),
-        *unfit_containers(request.recipe, cluster, where),
+        *unmapped_sources(request.recipes, cluster, where, request.chosen),
+        *unfit_containers(request.recipes, cluster, where),
         *_missing_models(request, where),
         *_missing_accelerators(request, where),
         *impossible_splits(request.variants, request.plan, cluster, where),
@@ -126,9 +126,11 @@ def missing_hook(cluster: Cluster, where: str) -> Iterator[str]:
         )
 
 
-def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str, chosen: str) -> Iterator[str]:
-    """What the recipe reads and the cluster names no folder of; ``chosen``: which file, why."""
-    for name in recipe.data_names:
+def unmapped_sources(
+    recipes: Sequence[Recipe], cluster: Cluster, where: str, chosen: str
+) -> Iterator[str]:
+    """What recipes read and the cluster names no folder of; ``chosen``: which file, why."""
+    for name in dict.fromkeys(name for recipe in recipes for name in recipe.data_names):
         if name not in cluster.data:
             yield (
                 f"{where}: data.{name}: missing; map the source to its folder in {chosen}, "
@@ -136,10 +138,11 @@ def unmapped_sources(recipe: Recipe, cluster: Cluster, where: str, chosen: str) 
             )
 
 
-def unfit_containers(recipe: Recipe, cluster: Cluster, where: str) -> Iterator[str]:
+def unfit_containers(recipes: Sequence[Recipe], cluster: Cluster, where: str) -> Iterator[str]:
     """Sources in a container in which their adapter finds nothing."""
     roots = cluster.data_roots
-    for source in (source for source in recipe.corpus.sources if source.name in roots):
+    sources = dict.fromkeys(s for recipe in recipes for s in recipe.corpus.sources)
+    for source in (source for source in sources if source.name in roots):
         container, adapter = roots[source.name].container, source.adapter
         named = f"{where}: data.{source.name}.container: {container}, but {adapter}"
         if adapter == "hf_parquet" and container != "parquet":

@@ -22,8 +22,8 @@ class Facts:
 
     listings: Mapping[str, str] = field(default_factory=dict)
     """Source name to the digest of its listing, where the root is visible."""
-    alignments: str = ""
-    """Digest of the phone times that units are judged by."""
+    alignments: Mapping[str, str] = field(default_factory=dict)
+    """Name in the cluster's ``data`` to the digest of the phone times that lie there."""
 
 
 Fields = Callable[[Recipe, Facts, str], dict[str, Any]]
@@ -176,7 +176,10 @@ _JUDGED = _of_features("encoder.precision", "evaluate.unit_quality")
 
 
 def _unit_quality(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
-    return {**_JUDGED(recipe, facts, part), "alignments": facts.alignments}
+    judged = recipe.evaluate.unit_quality
+    assert judged, "only recipes that judge units have such a node"
+    alignments = facts.alignments.get(judged.alignments, "")
+    return {**_JUDGED(recipe, facts, part), "alignments": alignments}
 
 
 _PACKING = _of("train.context_length", "split")

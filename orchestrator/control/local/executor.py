@@ -69,7 +69,7 @@ class LocalExecutor(SupervisedExecutor):
     def problems(self, request: Request) -> Iterator[str]:
         """Folders, accelerators, cores, memory and packages that this machine lacks."""
         cluster, where = request.cluster, request.cluster_file.name
-        for name in request.recipe.data_names:
+        for name in dict.fromkeys(n for r in request.recipes for n in r.data_names):
             root = root_of(cluster, name) if name in cluster.data else None
             if isinstance(root, Path) and not root.is_dir():
                 yield f"{where}: data.{name}: {root} is not a folder; check the path"

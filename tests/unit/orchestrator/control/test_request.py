@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,49 @@ def test_variants_of_a_sweep_are_prepared(project: Path) -> None:
     prepared = prepare(project / "r.yaml", project / "c.yaml", ["sweep.seed=[1, 2]"])
     assert [v.name for v in prepared.variants] == ["seed=1", "seed=2"]
     assert [v.recipe.seed for v in prepared.variants] == [1, 2]
+
+
+def of_two_sources(**second: Any) -> str:
+    """A sweep over the source that is there, and another."""
+    points = {
+        "one": {"corpus.sources": [{"name": "speech", "language": "en"}]},
+        "two": {"corpus.sources": [{"name": "more", "language": "en"} | second]},
+    }
+    return f"sweep={json.dumps({'speech': points})}"
+
+
+def test_every_variants_sources_are_looked_for_and_listed(project: Path) -> None:
+    with pytest.raises(SpecErrors, match=r"^c.yaml: data.more: missing; map the source"):
+        prepare(project / "r.yaml", project / "c.yaml", [of_two_sources()])
+    shutil.copytree(project / "speech", project / "more")
+    (project / "more" / "b.wav").write_bytes(b"x")
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    data = {"speech": "speech", "more": "more"}
+    (project / "c.yaml").write_text(yaml.safe_dump({**spec, "data": data}))
+    made = prepare(project / "r.yaml", project / "c.yaml", [of_two_sources()])
+    listings = [i.inputs["fields"]["listing"] for i in made.plan.instances if i.stage == "corpus"]
+    assert [list(listing) for listing in listings] == [["speech"], ["more"]]
+    assert listings[0]["speech"] != listings[1]["more"]
+
+
+def test_what_several_adapters_find_under_one_name_has_no_key(project: Path) -> None:
+    (project / "speech" / "manifest.csv").write_text("path\n")
+    with pytest.raises(SpecErrors) as raised:
+        prepare(
+            project / "r.yaml",
+            project / "c.yaml",
+            [of_two_sources(name="speech", adapter="manifest")],
+        )
+    assert str(raised.value) == (
+        "sweep: corpus.sources: speech is listed by several adapters; give the source of each a "
+        "name of its own"
+    )
+
+
+def test_a_label_is_of_all_variants_or_of_none(project: Path) -> None:
+    labels = "sweep={of: {labelled: {corpus.snapshot: v1}, listed: {corpus.snapshot: null}}}"
+    with pytest.raises(SpecErrors, match=r"^sweep: corpus.snapshot: give a label to every variant"):
+        prepare(project / "r.yaml", project / "c.yaml", [labels])
 
 
 @pytest.mark.parametrize("backend", ["local", "slurm"])

@@ -245,7 +245,9 @@ def test_judging_units_is_a_node_of_its_own() -> None:
     exact = {"evaluate.unit_quality": section, "encoder.precision": "bf16"}
     assert "unit_quality" in changed(judged, recipe(**exact))
     before, after = (
-        keys_of(plan_of(judged, facts=Facts(listings=FACTS.listings, alignments=digit * 64)))
+        keys_of(
+            plan_of(judged, facts=Facts(listings=FACTS.listings, alignments={"speech": digit * 64}))
+        )
         for digit in "ab"
     )
     assert [node for node in before if before[node] != after[node]] == ["unit_quality"]
