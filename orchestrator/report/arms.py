@@ -99,11 +99,14 @@ def comparisons(record: Record) -> tuple[Comparison, ...]:
 def _budget(variant: VariantRecord) -> str:
     if variant.recipe is None:
         return "recipe unknown"
-    model, train = variant.recipe.model, variant.recipe.train
+    recipe, model, train = variant.recipe, variant.recipe.model, variant.recipe.train
     layers = f", first {model.num_layers} layers" if model.num_layers else ""
-    units = f"{variant.recipe.tokenizer.num_clusters} units"
+    rate, languages = recipe.encoder.frame_rate_hz, ", ".join(recipe.corpus.languages)
+    units = f"{recipe.tokenizer.num_clusters} units at {rate:g} Hz of {languages}"
     budget = f"{train.steps:,} steps of {train.global_batch_tokens:,} tokens"
-    return f"{units}; {model.text_model}{layers}; {budget}"
+    share = recipe.split.train_fraction
+    of_all = f", {100 * share:g} % of the training split" if share < 1 else ""
+    return f"{units}; {model.text_model}{layers}; {budget}{of_all}"
 
 
 def _comparison_of(

@@ -21,7 +21,7 @@ from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import load_cluster, load_recipe
 from orchestrator.spec.recipe import Recipe
 from tests.unit.orchestrator import broken
-from tests.unit.orchestrator.recipes import cluster, recipe
+from tests.unit.orchestrator.recipes import cluster, recipe, variants_of
 from tests.unit.source import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -321,9 +321,11 @@ def batches_of(of: Recipe, where: Cluster) -> Iterator[str]:
 
 def test_every_recipe_on_every_cluster(golden: Callable[[str, str], None]) -> None:
     lines = []
-    for recipe_file in sorted((ROOT / "recipes").glob("*.yaml")):
-        of = load_recipe(recipe_file)
+    for recipe_file in sorted((ROOT / "recipes").rglob("*.yaml")):
+        variants = [v.recipe for v in variants_of(load_recipe(recipe_file))]
         for cluster_file in sorted((ROOT / "cluster_configs").glob("*.yaml")):
-            lines.append(f"{recipe_file.name}, {cluster_file.name}")
-            lines += [f"  {line}" for line in batches_of(of, load_cluster(cluster_file))]
+            where = load_cluster(cluster_file)
+            lines.append(f"{recipe_file.relative_to(ROOT / 'recipes')}, {cluster_file.name}")
+            found = dict.fromkeys(line for of in variants for line in batches_of(of, where))
+            lines += [f"  {line}" for line in found]
     golden("recipes_on_clusters.txt", "\n".join(lines) + "\n")

@@ -222,3 +222,37 @@ def test_what_is_paired_decides_which_arm_is_better(
     assert comparison.paired.value == pytest.approx(-sum(worse_by) / 40)
     assert comparison.sentences[0].startswith(f"In this run, {start}: test perplexity 14.00 [")
     assert comparison.sentences[0].endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("swept", "labels"),
+    [
+        ({"split.train_fraction": [0.1, 1.0]}, ("10 % of the training split", "")),
+        (
+            {
+                "corpus.languages": {
+                    "en": {"corpus.languages": ["en"]},
+                    "fr": {"corpus.languages": ["fr"]},
+                }
+            },
+            ("en", "fr"),
+        ),
+        (
+            {
+                "rate": {
+                    "a": {"encoder.layer": 1, "encoder.frame_rate_hz": 25},
+                    "b": {"encoder.layer": 2},
+                }
+            },
+            ("25 Hz", "50 Hz"),
+        ),
+    ],
+)
+def test_comparisons_are_told_apart(
+    new_ledger: NewLedger, swept: dict[str, Any], labels: tuple[str, str]
+) -> None:
+    ledger = new_ledger({"model.init": ["twist", "cold"], **swept})
+    found = comparisons(read_record(ledger.run, ledger.store, ledger.observed))
+    for comparison, label in zip(found, labels, strict=True):
+        assert label in comparison.label
+    assert found[0].label != found[1].label

@@ -23,10 +23,10 @@ from orchestrator.spec.model import Spec
 from orchestrator.spec.recipe import Recipe
 from orchestrator.spec.schema import FILES, schema_text
 from tests.unit.orchestrator import broken
-from tests.unit.orchestrator.recipes import recipe, swept
+from tests.unit.orchestrator.recipes import recipe, swept, variants_of
 
 ROOT = Path(__file__).parent.parent.parent.parent.parent
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CLUSTERS = sorted((ROOT / "cluster_configs").glob("*.yaml"))
 
 
@@ -56,11 +56,26 @@ def test_every_cluster_of_the_project_loads(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_no_recipe_names_a_place_of_some_cluster(path: Path) -> None:
-    recipe = load_recipe(path)
-    text = json.dumps(recipe.model_dump(mode="json"))
-    for hub_id in filter(None, (recipe.model.text_model, recipe.encoder.model)):
-        text = text.replace(hub_id, hub_id.replace("/", " ", 1))
-    assert "/" not in text
+    for variant in variants_of(load_recipe(path)):
+        recipe = variant.recipe
+        text = json.dumps(recipe.model_dump(mode="json"))
+        for hub_id in filter(None, (recipe.model.text_model, recipe.encoder.model)):
+            text = text.replace(hub_id, hub_id.replace("/", " ", 1))
+        assert "/" not in text
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_has_a_cold_arm(path: Path) -> None:
+    """By one override; of those that sweep the start, which the override leaves alone, too."""
+    variants = variants_of(load_recipe(path, ["model.init=cold"]))
+    assert "cold" in {variant.recipe.model.init for variant in variants}
+
+
+def test_every_study_has_a_small_sibling() -> None:
+    names = {path.stem for path in (ROOT / "recipes/studies").glob("*.yaml")}
+    large = {name for name in names if not name.endswith("-demo")}
+    assert large
+    assert names == large | {f"{name}-demo" for name in large}
 
 
 @pytest.mark.parametrize("path", FILES)
