@@ -6,6 +6,7 @@ Shape legend: B = 1, L tokens, V units.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,11 +27,15 @@ def work(attempt: Attempt) -> dict[str, Any]:
     model = load_model(attempt)
     split = HeldOut(attempt.upstream["pack"].storage, "test", attempt.cache)
     chosen = choose(np.array([len(units) for units in split.utterances]), settings.num_prompts)
-    continuations = []
+    continuations: list[dict[str, Any]] = []
+    started_at = time.monotonic()
     for n in chosen:
         attempt.check()
         continuations.append(_continuation(attempt, model, split, n, settings))
-        attempt.progress(len(continuations), len(chosen), "continuations")
+        sampled = len(continuations) * settings.num_tokens / (time.monotonic() - started_at)
+        attempt.progress(
+            len(continuations), len(chosen), "continuations", tokens_per_s=round(sampled, 1)
+        )
     attempt.out.replace("continuations.json", to_json(continuations))
     return {"num_continuations": len(continuations)}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import shutil
 import signal
 import time
@@ -249,6 +250,7 @@ class Rank:
         rates = {
             f"{self._task.unit}_per_s": self._units_per_step / step_s,
             "mfu": self._mfu(step_s),
+            "peak_memory_bytes": self._peak_memory_bytes(),
             "checkpoint_every_s": self._interval.interval_s,
         }
         known = {name: value for name, value in rates.items() if value is not None}
@@ -265,6 +267,12 @@ class Rank:
         peak = PEAK_FLOPS.get(device)
         flops = self._engine.flops_per_sample * self._settings.global_batch / step_s
         return flops / (peak * self._group.info.world_size) if peak and flops else None
+
+    def _peak_memory_bytes(self) -> float:
+        """Most memory that this rank has held so far: of its device, on a CPU its own."""
+        if self._config.device == "cuda":
+            return float(torch.cuda.max_memory_allocated())
+        return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     @torch.no_grad()
     def _validate(self) -> None:

@@ -37,6 +37,7 @@ from orchestrator.plan.sharing import Sharing, sharing
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_count, format_duration, format_several
 from orchestrator.spec.cluster import Prices
+from orchestrator.spec.recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,11 +101,11 @@ def show(request: Request, console: Console) -> None:
         console.print(sharing_line(_sharing(request)))
     cost = _estimate(request)
     if jobs := executor_of(request.cluster).preview(request):
-        console.print(jobs_table(request, jobs, cost))
+        console.print(jobs_table(request, jobs))
     _show_estimate(request, cost, console)
     if sources := _sources(request):
         console.print(sources_table(sources))
-    if line := _limits_line(request, cost):
+    if line := _limits_line(request):
         console.print(line)
 
 
@@ -123,7 +124,7 @@ def sharing_line(shared: Sharing) -> str:
     return f"{line}; {times} in place of {shared.num_encodings}{hours}"
 
 
-def jobs_table(request: Request, jobs: Sequence[JobPreview], cost: Estimate) -> Table:
+def jobs_table(request: Request, jobs: Sequence[JobPreview]) -> Table:
     """One row a job: what it asks for, and what it will take as far as that is known."""
     names = Column("job", no_wrap=True)
     table = Table(names, "nodes", "of each", "time", "queue", "GPU hours", box=None, pad_edge=False)
@@ -136,32 +137,44 @@ def jobs_table(request: Request, jobs: Sequence[JobPreview], cost: Estimate) -> 
             f"{gpus}{format_several(shape.cpus, 'CPU')}, {shape.mem_gb:g} GB",
             format_duration(60 * shape.walltime_min),
             job.queue,
-            _hours(request, job, cost),
+            _hours(request, job),
         )
     return table
 
 
-def _hours(request: Request, job: JobPreview, cost: Estimate) -> str:
+def _hours(request: Request, job: JobPreview) -> str:
     """Accelerator hours, their price, and over how many walltimes they stretch."""
     prices, shape = request.cluster.prices, job.shape
     if not shape.gpus or not job.instance:
         return ""
     instance = request.plan.instance(job.instance)
-    hours = _gpu_hours(request, instance, cost)
+    hours = _gpu_hours(request, instance)
     if hours is None:
-        return _hours_by_audio(instance, cost, prices)
+        return _hours_by_audio(instance, _estimate_of(request, instance), prices)
     price = f", {hours * prices.gpu_hour:,.0f} {prices.currency}" if prices.gpu_hour else ""
     num_gpus = shape.gpus * (shape.array or shape.num_nodes)
     chain = walltimes(hours, num_gpus, shape.walltime_min)
     return f"{hours:,.1f}{price}" + (f", {chain} walltimes" if chain > 1 else "")
 
 
-def _gpu_hours(request: Request, instance: Instance, cost: Estimate) -> float | None:
+def _estimate_of(request: Request, instance: Instance) -> Estimate:
+    """The estimate of the first variant that an instance is of, whose model and corpus it has."""
+    recipe = _recipe_of(request, instance)
+    corpora = [request.plan.instance(i) for role, i in instance.needs.items() if role == "corpus"]
+    return estimate(recipe, _facts(request, corpora)[0] if corpora else _corpus_facts(request))
+
+
+def _recipe_of(request: Request, instance: Instance) -> Recipe:
+    return next(v.recipe for v in request.variants if v.name in instance.variants)
+
+
+def _gpu_hours(request: Request, instance: Instance) -> float | None:
     """What a stage takes on accelerators, in hours; None where that is not known."""
     prices, stage = request.cluster.prices, BY_NAME[instance.stage]
+    cost = _estimate_of(request, instance)
     if stage.has_ranks:  # the estimate is of the language model's training
         return gpu_hours(cost.train_flop, prices) if "train" in instance.inputs["fields"] else None
-    fit_hours = request.variants[0].recipe.codebook_hours if stage.is_elastic else None
+    fit_hours = _recipe_of(request, instance).codebook_hours if stage.is_elastic else None
     audio_hours = cost.audio_hours if stage.counts else fit_hours
     return audio_hours / prices.encode_speed if audio_hours and prices.encode_speed else None
 
@@ -174,14 +187,14 @@ def _hours_by_audio(instance: Instance, cost: Estimate, prices: Prices) -> str:
     return f"{per_hour:.2f} for 1,000 h of audio" if per_hour else ""
 
 
-def _limits_line(request: Request, cost: Estimate) -> str:
+def _limits_line(request: Request) -> str:
     """What the rest is estimated to take beside what the run may spend; empty without limits."""
     cluster, run = request.cluster, RunFolder(request.store.run_storage(request.plan.run))
     if not cluster.limits.has_any:
         return ""
     left = [i for i in request.plan.leaders if i.decision != "reuse"]
     on_gpus = [i for i in left if cluster.resources_of(i.stage, i.node).gpus_per_node]
-    hours = [_gpu_hours(request, i, cost) for i in on_gpus]
+    hours = [_gpu_hours(request, i) for i in on_gpus]
     known = sum(h for h in hours if h is not None)
     nothing = Spending(gpu_hours=0.0, price=0.0)
     spent = spending(run, run.plan(), is_alive=False) if run.exists() else nothing
@@ -256,7 +269,8 @@ def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
     if cost.audio_hours is not None:
         parts.append(f"audio: {cost.audio_hours:.2f} h kept")
     if parts:
-        console.print("a variant: " + ", ".join(parts))
+        which = f"variant {request.variants[0].name}" if len(request.variants) > 1 else "a variant"
+        console.print(f"{which}: " + ", ".join(parts))
     if memory := _device_memory(request):
         console.print(_memory_line(memory))
 

@@ -51,6 +51,14 @@ def test_the_filter_and_the_quarantine_worked(calm: tuple[Smoke, str]) -> None:
     assert facts["corpus"]["num_recordings"] == sum(facts["tokenize"][fate] for fate in fates)
 
 
+def test_it_is_said_how_fast_units_are_sampled(calm: tuple[Smoke, str]) -> None:
+    smoke, run = calm
+    attempts = (smoke.folder / "store" / "runs" / run / "stages").glob("continuations-*/attempts/*")
+    rates = [json.loads((path / "progress.json").read_text())["rates"] for path in attempts]
+    assert len(rates) == 2
+    assert all(rate["tokens_per_s"] > 0 for rate in rates)
+
+
 def test_submitting_again_reuses_everything(calm: tuple[Smoke, str]) -> None:
     smoke, run = calm
     before = smoke.status(run)
