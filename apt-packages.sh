@@ -4,6 +4,7 @@ set -euo pipefail
 
 packages=(
   chromium              # tests/browser: opens the report page
+  espeak-ng             # speaks suites made here (recipes/suite_material.py)
   festival              # speaks test material with exact phone times (benchmarks/unit_quality.py)
   festvox-kallpc16k     # its first voice
   festvox-kdlpc16k      # its second voice

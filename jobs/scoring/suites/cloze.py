@@ -43,7 +43,7 @@ def open_cloze(kind: str, name: str, root: Path) -> Suite:
     if not any(found.values()):
         source = (
             f"github.com/slp-rl/SpokenStoryCloze (the {name} archive) and unpack it there; or "
-            "speak a StoryCloze text file yourself (python recipes/suite_material.py --help)"
+            "speak a StoryCloze text file yourself (python -m recipes.suite_material --help)"
         )
         wanted = "<n>_<story>_correct.wav and _incorrect.wav"
         raise absent(kind, root, wanted=wanted, source=source)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from jobs.scoring.suites import open_suite
+from jobs.scoring.suites.scores import score_suite
+from orchestrator.errors import BackendError, RequestError
+from recipes.suite_material import (
+    STORIES,
+    Settings,
+    make_cloze,
+    make_sblimp,
+    make_swuggy,
+    mnemonics,
+    opaque,
+    synthesiser,
+)
+from recipes.suite_texts import read_stories
+from tests.unit.recipes.test_suite_texts import lexicon
+
+needs_espeak = pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
+SETTINGS = Settings(
+    words=3,
+    sentences=2,
+    stories=STORIES,
+    synthesiser="espeak-ng",
+    voices=("en-us", "en-gb"),
+    seed=0,
+)
+BEEP = (
+    f'{sys.executable} -I -S -c \'import sys, wave; out = wave.open(sys.argv[1], "wb"); '
+    'out.setparams((1, 2, 16000, 0, "NONE", "")); '
+    'out.writeframes(b"0." * (800 + 8 * len(sys.stdin.read()))); out.close()\' {wav}'
+)
+"""A synthesiser of the user's: as long a tone as the text has letters."""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@needs_espeak
+def test_words_are_in_the_official_layout_and_the_same_bytes_twice(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_swuggy(tmp_path / name / "swuggy-like", lexicon(), SETTINGS)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    suite = open_suite("swuggy", tmp_path / "one/swuggy-like")
+    assert (len(suite.pairs), len(suite.items("dev"))) == (6, 3)
+    assert {pair.voice for pair in suite.pairs} == {"en-us", "en-gb"}
+    header = soundfile.info(tmp_path / "one/swuggy-like" / suite.files[suite.pairs[0].positive])
+    assert (header.samplerate, header.channels, header.subtype) == (16_000, 1, "PCM_16")
+    assert header.duration > 0.2
+
+
+@needs_espeak
+def test_a_word_and_its_non_word_do_not_sound_the_same(tmp_path: Path) -> None:
+    make_swuggy(tmp_path, lexicon(), SETTINGS)
+    suite = open_suite("swuggy", tmp_path)
+    for pair in suite.pairs:
+        word, non_word = (tmp_path / suite.files[id_] for id_ in (pair.positive, pair.negative))
+        assert word.read_bytes() != non_word.read_bytes()
+
+
+def test_sentences_are_in_the_official_layout(tmp_path: Path) -> None:
+    make_sblimp(tmp_path / "sblimp-like", SETTINGS, synthesiser(BEEP))
+    suite = open_suite("sblimp", tmp_path / "sblimp-like")
+    log_probs = dict.fromkeys(suite.files, -1.0)
+    document = score_suite(suite, log_probs, bootstrap_samples=100, seed=0)
+    figures = document["splits"]["dev"]["figures"]
+    assert [f["num_pairs"] for f in figures] == [8, 8, 2, 2, 2, 2]
+    note = (tmp_path / "sblimp-like/NOT_THE_PUBLISHED_SUITE.txt").read_text()
+    assert note.startswith("sblimp-like: made by")
+
+
+@pytest.mark.parametrize("voices", [("a",), ("a", "b")])
+def test_stories_are_in_the_published_layout(tmp_path: Path, voices: tuple[str, ...]) -> None:
+    stories = read_stories(STORIES)[:3]
+    make_cloze(tmp_path, "sSC", stories, voices, synthesiser(BEEP))
+    suite = open_suite("ssc", tmp_path)
+    assert list(suite.items("all")) == sorted(story.id for story in stories)
+    assert len(suite.pairs) == 3 * len(voices)
+    lengths = {
+        pair.item: soundfile.info(tmp_path / suite.files[pair.positive]).frames
+        for pair in suite.pairs
+    }
+    letters = {story.id: len(f"{story.context} {story.right}") for story in stories}
+    assert lengths == {id_: 800 + 8 * number for id_, number in letters.items()}
+
+
+def test_phones_are_spelt_for_the_synthesiser_with_their_stress() -> None:
+    assert mnemonics(("AH0", "B", "AW1", "T", "ER0", "CH", "ER2")) == "@|b|'aU|t|3|tS|,3:"
+
+
+def test_file_names_tell_nothing() -> None:
+    names = {opaque(0, "word", n) for n in range(100)}
+    assert len(names) == 100
+    assert all(len(name) == 16 and name.isalpha() for name in names)
+
+
+def test_a_command_that_names_no_file_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"names no {wav}; write where"):
+        synthesiser("say something")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("no-such-program {wav}", "^no-such-program: not on this machine; install it"),
+        ("false {wav}", "^false: cannot say 'a text' in voice x"),
+        ("true {wav}", "^true: cannot say 'a text' in voice x"),
+    ],
+)
+def test_a_synthesiser_that_does_not_speak_is_named(
+    tmp_path: Path, command: str, message: str
+) -> None:
+    with pytest.raises(BackendError, match=message):
+        synthesiser(command)("a text", "x", tmp_path / "a.wav")
