@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.report.over_seeds import geometric_mean_95
 from orchestrator.report.paired import Difference, PairedScores
 from orchestrator.report.record import Measure, Point, Record, VariantRecord
 from orchestrator.spec.cluster import RETIRED
@@ -49,9 +50,13 @@ class Convergence:
 
     @property
     def text(self) -> str:
-        """``0.25``, or the range over seeds."""
+        """``0.25``, or the range over seeds with their mean and its interval."""
         ends = sorted({f"{ratio:.2f}" for ratio in self.ratios})
-        return ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
+        if len(ends) == 1:
+            return ends[0]
+        mean, (low, high) = geometric_mean_95(self.ratios)
+        seeds = f"over {len(self.ratios)} seeds"
+        return f"{ends[0]} to {ends[-1]} (mean {mean:.2f} [{low:.2f}, {high:.2f}], 95 % {seeds})"
 
 
 @dataclass(frozen=True, kw_only=True)
