@@ -76,9 +76,8 @@ def keep(
     refuses, RunFailedError of the network, CorruptError when the bytes are not those of the
     manifest or of ``sha256``.
     """
-    digest = hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:KEY_DIGITS]
-    folder = f"{name.replace('/', '--')}-{digest}"
-    storage = Storage(resolve_env(attempt.cluster.store, where="cluster: store")).at(MODELS, folder)
+    store = Storage(resolve_env(attempt.cluster.store, where="cluster: store"))
+    storage = place_of(store, name, revision)
     if not storage.exists(MANIFEST):
         fetched = download(name, revision, where=where, check=attempt.check)
         judge(fetched)
@@ -98,6 +97,12 @@ def keep(
             cause=Cause.BAD_REQUEST,
         )
     return storage
+
+
+def place_of(store: Storage, name: str, revision: str | None) -> Storage:
+    """The folder of a store in which a hub's model is kept."""
+    digest = hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:KEY_DIGITS]
+    return store.at(MODELS, f"{name.replace('/', '--')}-{digest}")
 
 
 def download(

@@ -35,7 +35,7 @@ from jobs.speech.units import (
     view_of,
 )
 from jobs.speech.utterances import read_corpus, source_roots
-from jobs.unit_shards import QUARANTINE, read_shard, shard_path
+from jobs.unit_shards import QUARANTINE, missing_shards, read_shard, shard_path
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -112,16 +112,6 @@ class Shards:
         table = read_shard(self._outs[which].read_bytes(shard_path(shard)))
         stats = {which: ShardStats.of(table, self._num_clusters[which])}
         return ShardResult(shard=shard, accounts={which: Account.of(table)}, stats=stats)
-
-
-def missing_shards(shards: Iterable[int], outs: Sequence[Storage]) -> dict[int, tuple[int, ...]]:
-    """For each shard that some output misses, the positions of those outputs."""
-    present = [out.list("shards") for out in outs]
-    missing = {
-        shard: tuple(i for i, paths in enumerate(present) if shard_path(shard) not in paths)
-        for shard in shards
-    }
-    return {shard: which for shard, which in missing.items() if which}
 
 
 def write_fates(out: Storage, books: Books) -> None:

@@ -52,6 +52,16 @@ def shard_paths(units: Iterable[str]) -> list[str]:
     return sorted(path for path in units if path.startswith("shards/"))
 
 
+def missing_shards(shards: Iterable[int], outs: Sequence[Storage]) -> dict[int, tuple[int, ...]]:
+    """For each shard that some output misses, the positions of those outputs."""
+    present = [out.list("shards") for out in outs]
+    missing = {
+        shard: tuple(i for i, paths in enumerate(present) if shard_path(shard) not in paths)
+        for shard in shards
+    }
+    return {shard: which for shard, which in missing.items() if which}
+
+
 def read_shard(data: bytes) -> pa.Table:
     """All rows of a shard."""
     return pq.read_table(io.BytesIO(data))

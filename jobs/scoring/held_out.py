@@ -10,7 +10,7 @@ import torch
 
 from jobs.attempt import Attempt
 from jobs.lm.token_stream import bin_name, index_name, open_tokens
-from jobs.weights import load_whole
+from jobs.scoring import unit_model
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 
@@ -33,16 +33,10 @@ def load_model(attempt: Attempt) -> Any:
 
     Raises DataError when its weights are not those of its config.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # theirs is untyped
     torch.set_num_threads(attempt.resources.cpus_per_worker)
     train, cache = attempt.upstream["train"].storage, attempt.cache
     for path in train.list("model"):
         train.fetch(path, cache)
     folder = (train.local_root or cache) / "model"
-    model: Any = load_whole(
-        AutoModelForCausalLM, folder, where="train", refusal=DataError, dtype=torch.float32
-    )
-    return (model.cuda() if attempt.resources.gpus_per_node else model).eval()
+    device = torch.device("cuda" if attempt.resources.gpus_per_node else "cpu")
+    return unit_model.load_model(folder, where="train", refusal=DataError, device=device)

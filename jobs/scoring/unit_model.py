@@ -19,7 +19,7 @@ import torch
 
 from jobs.scoring.likelihood import Tokens
 from jobs.weights import load_whole
-from orchestrator.errors import RequestError
+from orchestrator.errors import OrchestratorError, RequestError
 from orchestrator.plan.model_config import num_positions
 
 UNITS, CONFIG = "units.json", "config.json"
@@ -87,17 +87,25 @@ def vocabulary_of(folder: Path) -> Vocabulary:
     )
 
 
-def load_model(folder: Path, *, where: str, device: torch.device | None = None) -> Any:
+def load_model(
+    folder: Path,
+    *,
+    where: str,
+    refusal: type[OrchestratorError] = RequestError,
+    device: torch.device | None = None,
+) -> Any:
     """The model in fp32, ready to score, on this process's device where none is given.
 
-    Raises RequestError when its weights are not those of its config.
+    Raises ``refusal``, beginning with ``where``, when its weights are not those of its config.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # theirs is untyped
     here = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = load_whole(AutoModelForCausalLM, folder, where=where, dtype=torch.float32)
+    model: Any = load_whole(
+        AutoModelForCausalLM, folder, where=where, refusal=refusal, dtype=torch.float32
+    )
     return model.to(here).eval()
 
 

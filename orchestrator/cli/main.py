@@ -29,6 +29,7 @@ VERBS = {
     "verify": "re-hash everything a run produced",
     "report": "write a run's report page, or compare runs on one",
     "export": "write a run's units as files for other trainers",
+    "score": "score a model on suites of pairs, such as sWUGGY",
     "chaos": "inject a fault into a running training, and say what it cost",
     "cluster": "start, look at or end the Ray cluster of a cluster file",
     "doctor": "check this machine and the cluster",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ def _export(run: RunFolder, store: Store, instance: Instance, to: Path, form: st
         argv, stderr=subprocess.PIPE, errors="replace", env={**os.environ, **own}, check=False
     )
     if done.returncode:
-        end = f"{' '.join(argv[:3])}: ended with code {done.returncode} and without a word"
-        said = done.stderr.strip().splitlines() or [end]
-        raise _ERRORS.get(done.returncode, RunFailedError)(said[-1])
+        raise ended_badly(argv, done.returncode, done.stderr)
+
+
+def ended_badly(argv: Sequence[str], code: int, stderr: str) -> OrchestratorError:
+    """What a module of ``jobs`` that was run from here ended with: its last line, as an error."""
+    end = f"{' '.join(argv[:3])}: ended with code {code} and without a word"
+    said = stderr.strip().splitlines() or [end]
+    return _ERRORS.get(code, RunFailedError)(said[-1])

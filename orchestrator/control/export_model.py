@@ -138,6 +138,7 @@ def units_of(recipe: Recipe, encoder: Artifact, folder: Path) -> dict[str, Any]:
         "offset": 0,
         "bos": None,
         "eos": None,
+        "context_length": recipe.train.context_length,
         "deduplicated": recipe.tokenizer.deduplicate,
         "encoder": {"folder": "encoder"} if spec.pretrain else origin,
         "layer": spec.layer,

@@ -39,6 +39,10 @@ LISTS = {
 """Adapter to the paths of the files that say which recordings there are, or what they are."""
 ALIGNMENTS = re.compile(r".*\.(textgrid|phn|ctm|lab)", re.IGNORECASE)
 """Files of phone times."""
+BESIDE_RECORDINGS = re.compile(r".*\.(csv|tsv|txt|jsonl?|yaml)", re.IGNORECASE)
+"""What says which recordings of a suite are a pair."""
+MAX_SUITE_FILES = 1_000_000
+"""The sWUGGY of 2021 has more than 200,000."""
 WITHOUT_LISTS = ("peoples_speech", "webdataset")
 """Those of them that find recordings where there are no lists, as in rows of Parquet."""
 _READERS = 8
@@ -81,6 +85,23 @@ def fingerprint_alignments(root: Path | BucketPath, container: Container) -> str
     else:
         for path, size, problem in files:
             digest.update(f"{path}\0{problem or size}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_suite(root: Path | BucketPath, container: Container) -> str:
+    """SHA-256 of the names and sizes of a suite's recordings, and of the bytes of all else.
+
+    Raises RequestError for what is no folder of files, and what `fingerprint` does.
+    """
+    if isinstance(root, BucketPath) or container != "folder":
+        what = "a bucket" if isinstance(root, BucketPath) else f"in container {container}"
+        raise RequestError(f"{root} is {what}; unpack the suite into a folder that all nodes see")
+    files = _files(root, MAX_SUITE_FILES, "name the folder of the suite alone")
+    files.sort(key=lambda file: Path(file.path))
+    digest = hashlib.sha256()
+    for path, size, problem in files:
+        digest.update(f"{path}\0{problem or size}\n".encode())
+    _add_bytes(digest, root, _matching(root, files, BESIDE_RECORDINGS))
     return digest.hexdigest()
 
 

@@ -20,7 +20,11 @@ from orchestrator.control.executor import (
     observe,
     require_submittable,
 )
-from orchestrator.control.fingerprint import fingerprint, fingerprint_alignments
+from orchestrator.control.fingerprint import (
+    fingerprint,
+    fingerprint_alignments,
+    fingerprint_suite,
+)
 from orchestrator.control.models import moving_revisions, wrong_digests
 from orchestrator.control.requirements import (
     impossible_splits,
@@ -251,7 +255,7 @@ def require_fit(run: RunFolder, cluster: Cluster, where: str) -> None:
 
 
 def _facts(recipes: Sequence[Recipe], cluster: Cluster, where: str, chosen: str) -> Facts:
-    """Fingerprints of phone times, and of sources' listings, for which a snapshot label stands.
+    """Fingerprints of phone times and suites, and of sources, for which a snapshot label stands.
 
     Raises SpecErrors for sources that cannot be listed here: their keys would be other ones than
     where they can; BackendError for a bucket that does not answer.
@@ -264,9 +268,15 @@ def _facts(recipes: Sequence[Recipe], cluster: Cluster, where: str, chosen: str)
         for score in judged
         if score.alignments in cluster.data
     }
+    asked = (s.data for recipe in recipes for s in recipe.evaluate.asked_suites.values())
+    suites = {
+        name: listed(name, fingerprint_suite)
+        for name in dict.fromkeys(asked)
+        if name in cluster.data
+    }
     are_labelled = {bool(recipe.corpus.snapshot) for recipe in recipes}
     if are_labelled == {True} and not problems:
-        return Facts(alignments=alignments)
+        return Facts(alignments=alignments, suites=suites)
     if len(are_labelled) > 1:
         problems.append("sweep: corpus.snapshot: give a label to every variant, or to none")
     problems += unmapped_sources(recipes, cluster, where, chosen)
@@ -282,7 +292,7 @@ def _facts(recipes: Sequence[Recipe], cluster: Cluster, where: str, chosen: str)
                 )
     if problems:
         raise SpecErrors(problems)
-    return Facts(listings=listings, alignments=alignments)
+    return Facts(listings=listings, alignments=alignments, suites=suites)
 
 
 def _listed_alike(recipes: Sequence[Recipe]) -> Iterable[Source]:

@@ -1,7 +1,7 @@
 """Which nodes a recipe has, and what each of them reads: a pure function of the recipe.
 
 A node is a stage with a name of its own, so that a stage can stand in a plan more than once:
-``tokenize`` and ``tokenize.sblimp``. The scores are the sections of the recipe's
+``suite_scores.swuggy`` and ``suite_scores.sblimp``. The scores are the sections of the recipe's
 ``evaluate``; what they read beyond the model, such as the audio of a suite, is more nodes here.
 """
 
@@ -26,7 +26,7 @@ class Node:
 
     stage: Stage
     part: str = ""
-    """Tells apart the nodes of one stage: ``sblimp`` of ``tokenize.sblimp``."""
+    """Tells apart the nodes of one stage: ``sblimp`` of ``suite_scores.sblimp``."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Role to the name of the node whose artifact is read as that."""
 
@@ -82,6 +82,7 @@ def nodes_of(recipe: Recipe) -> tuple[Node, ...]:
         _node("pack", tokenize="tokenize"),
         _node("train", pack="pack", codebook="codebook"),
         *(_node(name, pack="pack", train="train") for name in _scores(recipe)),
+        *_suite_nodes(recipe),
     )
 
 
@@ -119,7 +120,15 @@ def _encoder_nodes(recipe: Recipe, corpus: str) -> Iterator[Node]:
 
 def _scores(recipe: Recipe) -> Iterator[str]:
     """What is measured of the language model."""
-    return (name for name, section in recipe.evaluate if section and name != UNIT_QUALITY)
+    others = (UNIT_QUALITY, "suites")
+    return (name for name, section in recipe.evaluate if section and name not in others)
+
+
+def _suite_nodes(recipe: Recipe) -> Iterator[Node]:
+    """The units of each suite, which all models of one codebook share, and each model's scores."""
+    for name in recipe.evaluate.asked_suites:
+        yield _node(f"suite_units.{name}", encoder="encoder", codebook="codebook")
+        yield _node(f"suite_scores.{name}", units=f"suite_units.{name}", train="train")
 
 
 def _node(name: str, **inputs: str) -> Node:

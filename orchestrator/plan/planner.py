@@ -55,7 +55,7 @@ class Instance:
     """``<node>-<first 12 digits of the key>``."""
     stage: str
     node: str
-    """Name of the node, the first of those that share it: ``tokenize.sblimp``."""
+    """Name of the node, the first of those that share it: ``suite_scores.sblimp``."""
     key: str
     inputs: Mapping[str, Any]
     """What the key is the digest of."""

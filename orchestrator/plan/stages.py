@@ -24,6 +24,8 @@ class Facts:
     """Source name to the digest of its listing, where the root is visible."""
     alignments: Mapping[str, str] = field(default_factory=dict)
     """Name in the cluster's ``data`` to the digest of the phone times that lie there."""
+    suites: Mapping[str, str] = field(default_factory=dict)
+    """Name in the cluster's ``data`` to the digest of the suite that lies there."""
 
 
 Fields = Callable[[Recipe, Facts, str], dict[str, Any]]
@@ -221,6 +223,21 @@ def _score(name: str) -> Stage:
     return Stage(name=name, version=1, fields=_of(f"evaluate.{name}"), roles=("pack", "train"))
 
 
+_SUITE_UNITS = _of_features("encoder.precision", "tokenizer.deduplicate")
+
+
+def _suite_units(recipe: Recipe, facts: Facts, part: str) -> dict[str, Any]:
+    kind, data, _ = recipe.evaluate.asked_suites[part]
+    suite = {"kind": kind, "listing": facts.suites.get(data, "")}
+    return {**_SUITE_UNITS(recipe, facts, part), "suite": suite}
+
+
+def _suite_scores(recipe: Recipe, _facts: Facts, part: str) -> dict[str, Any]:
+    settings = keyed(recipe.evaluate.asked_suites[part].settings)
+    elsewhere = ("kind", "data")  # the units that it reads are of them
+    return {"suite": {name: value for name, value in settings.items() if name not in elsewhere}}
+
+
 _VIEW = ("fields.encoder.layer", "fields.encoder.output")
 """What is taken of an encoder."""
 
@@ -279,6 +296,21 @@ STAGES: tuple[Stage, ...] = (
     ),
     _score("perplexity"),
     _score("continuations"),
+    Stage(
+        name="suite_units",
+        version=1,
+        fields=_suite_units,
+        roles=("encoder", "codebook"),
+        apart=("upstream.codebook",),
+        runs_as="workers",
+    ),
+    Stage(
+        name="suite_scores",
+        version=1,
+        fields=_suite_scores,
+        roles=("units", "train"),
+        runs_as="workers",
+    ),
 )
 
 BY_NAME: dict[str, Stage] = {stage.name: stage for stage in (*STAGES, _score(RETIRED))}

@@ -96,6 +96,24 @@ def _split_row(name: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
     return (name, *(f"{n:,}" for n in numbers), format_duration(audio_s), rate)
 
 
+def suite_rows(suite_facts: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Split, figure, score in percent [95 %], chance, pairs: what papers quote of a suite."""
+    splits = suite_facts.get("splits")
+    if not isinstance(splits, Mapping):
+        return ()
+    return tuple(
+        (split, name, *_suite_cells(row))
+        for split, rows in splits.items()
+        for name, row in rows.items()
+    )
+
+
+def _suite_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    low, high = (100 * end for end in row["interval_95"])
+    score = f"{100 * row['value']:.1f} [{low:.1f}, {high:.1f}]"
+    return score, f"{100 * row['chance']:.0f}", f"{row['num_pairs']:,}"
+
+
 def share(value: float | None) -> str:
     """A number in [0, 1] to three places; "none" where there is none."""
     return "none" if value is None else f"{value:.3f}"

@@ -24,6 +24,7 @@ from orchestrator.report.facts import (
     label,
     shown,
     split_rows,
+    suite_rows,
     unit_quality,
     unit_verdict,
 )
@@ -112,6 +113,7 @@ def render(record: Record, draw: Draw = figure_svg) -> str:
         remarks=_remarks,
         shares_percent=shares_percent,
         split_rows=split_rows,
+        suite_rows=suite_rows,
         throughput=_throughput,
         unit_measures=UNIT_MEASURES,
         unit_quality=unit_quality,

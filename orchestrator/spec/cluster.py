@@ -44,6 +44,8 @@ StageName = Literal[
     "train",
     "perplexity",
     "continuations",
+    "suite_units",
+    "suite_scores",
 ]
 """The stages of `plan.stages`, which the layers above this one describe."""
 RETIRED = "evaluate"
@@ -54,7 +56,7 @@ def _node_name(value: str) -> str:
     stages = get_args(StageName)
     stage, _, part = value.partition(".")
     if stage == RETIRED:
-        raise ValueError(f"is now one stage for each score; write {' and '.join(stages[-2:])}")
+        raise ValueError("is now one stage for each score; write perplexity and continuations")
     if stage not in stages:
         close = difflib.get_close_matches(stage, stages, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(stages)}"

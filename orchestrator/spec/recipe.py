@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from fractions import Fraction as Rational
 from itertools import accumulate
 from operator import mul
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast, get_args
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.model import (
@@ -537,6 +537,34 @@ class UnitQuality(Spec):
     """Seed of the choice of recordings, and of the clusters of MFCC to compare with."""
 
 
+SuiteKind = Literal["swuggy", "sblimp", "prosaudit", "ssc", "tsc", "salmon", "babyslm"]
+"""The suites whose official layouts are read."""
+SuiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
+
+
+class Suite(Spec):
+    """Pairs of recordings of which a model should find the first likelier."""
+
+    kind: SuiteKind | None = None
+    """Which suite; what the section is called when absent."""
+    data: Name | None = None
+    """Name in the cluster's ``data``: its folder, in its official layout; what the section is
+    called when absent."""
+    bootstrap_samples: Annotated[Int, Field(ge=100)] = 1000
+    """Resamplings of pairs, all voices of each together, behind the 95 % intervals."""
+    seed: Count = 0
+    """Seed of the bootstrap."""
+
+
+class AskedSuite(NamedTuple):
+    """A suite that is scored."""
+
+    kind: SuiteKind
+    data: str
+    """Name in the cluster's ``data``."""
+    settings: Suite
+
+
 class Evaluate(Spec):
     """What is measured: a section for each score; null leaves it out."""
 
@@ -547,6 +575,26 @@ class Evaluate(Spec):
     """Perplexity and nats per second on the validation and test splits."""
     continuations: Continuations | None = Continuations()
     """Sampled continuations of test utterances."""
+    suites: dict[SuiteName, Suite | None] = Field(default_factory=dict)
+    """Suites that are scored, each by a name: ``{swuggy: {}, sblimp: {data: slm21}}``; null leaves
+    one out."""
+
+    @property
+    def asked_suites(self) -> dict[str, AskedSuite]:
+        """The suites that are scored, by their names here."""
+        return {
+            name: AskedSuite(suite.kind or cast(SuiteKind, name), suite.data or name, suite)
+            for name, suite in self.suites.items()
+            if suite
+        }
+
+    @model_validator(mode="after")
+    def _known_suites(self) -> Self:
+        kinds = get_args(SuiteKind)
+        for name, suite in self.suites.items():
+            if suite and not suite.kind and name not in kinds:
+                raise ValueError(f"suites.{name}.kind: missing; give one of {', '.join(kinds)}")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -712,7 +760,8 @@ class Recipe(Spec):
         """The names in the cluster's ``data`` that it reads from."""
         judged = self.evaluate.unit_quality
         names = [source.name for source in self.corpus.sources]
-        return tuple(dict.fromkeys([*names, *([judged.alignments] if judged else [])]))
+        suites = [suite.data for suite in self.evaluate.asked_suites.values()]
+        return tuple(dict.fromkeys([*names, *([judged.alignments] if judged else []), *suites]))
 
     @property
     def codebook_hours(self) -> float:

@@ -30,8 +30,7 @@ from jobs.speech.units import (
     write_codebook,
 )
 from jobs.speech.utterances import Heard, ShardAudio, Utterance
-from jobs.tokenize import missing_shards
-from jobs.unit_shards import SCHEMA, shard_path
+from jobs.unit_shards import SCHEMA, missing_shards, shard_path
 from orchestrator.errors import CorruptError
 from orchestrator.ledger.storage import Storage
 from orchestrator.spec.recipe import Corpus, Source, Windows

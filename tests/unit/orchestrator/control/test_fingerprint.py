@@ -8,8 +8,13 @@ from typing import get_args
 
 import pytest
 
-from orchestrator.control.fingerprint import fingerprint, fingerprint_alignments
+from orchestrator.control.fingerprint import (
+    fingerprint,
+    fingerprint_alignments,
+    fingerprint_suite,
+)
 from orchestrator.errors import RequestError
+from orchestrator.ledger.bucket_path import BucketPath
 from orchestrator.spec.cluster import Container
 from orchestrator.spec.recipe import Source
 
@@ -89,6 +94,24 @@ def test_of_parquet_only_its_files_count(tmp_path: Path) -> None:
     assert of(tmp_path, container="parquet") == before
     write(tmp_path, a_parquet=b"12")
     assert of(tmp_path, container="parquet") != before
+
+
+def test_recordings_of_a_suite_count_by_size_and_all_else_by_its_bytes(tmp_path: Path) -> None:
+    write(tmp_path, a_wav=b"1", gold_csv=b"a,1")
+    before = fingerprint_suite(tmp_path, "folder")
+    write(tmp_path, a_wav=b"2")
+    assert fingerprint_suite(tmp_path, "folder") == before
+    write(tmp_path, gold_csv=b"a,0")
+    edited = fingerprint_suite(tmp_path, "folder")
+    write(tmp_path, a_wav=b"22")
+    assert len({before, edited, fingerprint_suite(tmp_path, "folder")}) == 3
+
+
+def test_a_suite_lies_in_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is in container tar; unpack the suite into a folder"):
+        fingerprint_suite(tmp_path, "tar")
+    with pytest.raises(RequestError, match="is a bucket; unpack the suite into a folder"):
+        fingerprint_suite(BucketPath("s3://bucket/suite"), "folder")
 
 
 def test_of_very_many_files_a_label_is_asked_for(tmp_path: Path) -> None:

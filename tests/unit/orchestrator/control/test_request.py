@@ -73,6 +73,24 @@ def test_the_listing_is_part_of_the_corpus_key(project: Path) -> None:
     assert with_label.plan.instances[0].inputs["fields"]["listing"] == {}
 
 
+def test_what_lies_in_a_suite_is_part_of_the_key_of_its_units(project: Path) -> None:
+    spec = yaml.safe_load((project / "c.yaml").read_text())
+    spec["data"]["swuggy"] = str(project / "suite")
+    (project / "c.yaml").write_text(yaml.safe_dump(spec))
+    asked = ["evaluate.suites={swuggy: {}}", "corpus.snapshot=v1"]
+    with pytest.raises(SpecErrors, match=r"c.yaml: data.swuggy: .*suite is not a folder here"):
+        prepare(project / "r.yaml", project / "c.yaml", asked)
+    (project / "suite").mkdir()
+    keys = []
+    for gold in (b"a,1", b"a,0", b"a,1"):
+        (project / "suite" / "gold.csv").write_bytes(gold)
+        plan = prepare(project / "r.yaml", project / "c.yaml", asked).plan
+        keys.append({i.node: i.key for i in plan.instances})
+    assert keys[0] == keys[2]
+    other = {node for node in keys[0] if keys[0][node] != keys[1][node]}
+    assert other == {"suite_units.swuggy", "suite_scores.swuggy"}
+
+
 def test_a_part_of_a_source_that_cannot_be_listed_is_refused(project: Path) -> None:
     deep_folder(project / "speech")
     with pytest.raises(SpecErrors, match=r"c.yaml: data.speech: .*speech/.+: .+; make all of it"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from pydantic import create_model
 
+from orchestrator.errors import SpecErrors
 from orchestrator.plan.graph import nodes_of
 from orchestrator.plan.keys import (
     canonical_json,
@@ -39,6 +40,7 @@ from tests.unit.orchestrator.recipes import (
     plan_of,
     pretrained_recipe,
     recipe,
+    swept,
 )
 from tests.unit.source import ROOT
 
@@ -111,6 +113,7 @@ FIELDS: tuple[tuple[str, Any, str | None], ...] = (
     ("evaluate.continuations.num_tokens", 8, "continuations"),
     ("evaluate.continuations.temperature", 1, "continuations"),
     ("evaluate.continuations.seed", 1, "continuations"),
+    ("evaluate.suites", {"swuggy": {}}, NEVER),
     ("tracking.tensorboard", False, NEVER),
     ("tracking.wandb", {"project": "p", "mode": "offline"}, NEVER),
     ("tracking.mlflow", {"experiment": "e"}, NEVER),
@@ -251,6 +254,54 @@ def test_judging_units_is_a_node_of_its_own() -> None:
         for digit in "ab"
     )
     assert [node for node in before if before[node] != after[node]] == ["unit_quality"]
+
+
+def suites(facts: Mapping[str, str] | None = None, **sections: Any) -> dict[str, str]:
+    """Keys of a recipe with some suites, by node."""
+    asked = recipe(**{"evaluate.suites": sections})
+    return keys_of(plan_of(asked, facts=Facts(listings=FACTS.listings, suites=facts or {})))
+
+
+def test_each_suite_has_units_and_scores_of_its_own() -> None:
+    one, both = suites(swuggy={}), suites(swuggy={}, sblimp={})
+    assert both.items() > one.items(), "one more suite scores nothing anew"
+    assert list(both)[-4:] == [
+        "suite_units.swuggy", "suite_scores.swuggy", "suite_units.sblimp", "suite_scores.sblimp",
+    ]  # fmt: skip
+    assert suites(swuggy={}, sblimp=None) == one
+
+
+def test_a_suite_is_its_kind_and_what_lies_in_its_folder() -> None:
+    of = {"a": "1" * 64, "b": "1" * 64, "c": "2" * 64}
+    base = suites(of, words={"kind": "swuggy", "data": "a"})
+    mine = ["suite_units.words", "suite_scores.words"]
+
+    def changed_by(**change: Any) -> list[str]:
+        other = suites(of, words={"kind": "swuggy", "data": "a", **change})
+        return [node for node in base if base[node] != other[node]]
+
+    assert changed_by(data="b") == []
+    assert changed_by(data="c") == changed_by(kind="sblimp") == mine
+    assert changed_by(seed=1) == changed_by(bootstrap_samples=200) == mine[1:]
+    elsewhere = suites({"swuggy": "1" * 64}, swuggy={})
+    assert elsewhere["suite_scores.swuggy"] == base["suite_scores.words"], "names are in no key"
+
+
+def test_models_of_one_tokenizer_share_the_units_of_a_suite() -> None:
+    asked = {"evaluate.suites": {"swuggy": {}}}
+    plan = plan_of(swept(recipe(**asked), **{"model.init": ["twist", "cold"]}))
+    stages = [i.stage for i in plan.instances]
+    assert (stages.count("suite_units"), stages.count("suite_scores")) == (1, 2)
+    plan = plan_of(swept(recipe(**asked), **{"tokenizer.num_clusters": [8, 16]}))
+    units = [i for i in plan.instances if i.stage == "suite_units"]
+    assert [i.leader for i in units] == [units[0].id] * 2, "one pass of the encoder for both"
+    exact = keys_of(plan_of(recipe(**asked, **{"encoder.precision": "bf16"})))
+    assert exact["suite_units.swuggy"] != suites(swuggy={})["suite_units.swuggy"]
+
+
+def test_a_suite_that_is_none_is_refused() -> None:
+    with pytest.raises(SpecErrors, match=r"suites\.words\.kind: missing; give one of swuggy, "):
+        recipe(**{"evaluate.suites": {"words": {}}})
 
 
 def test_a_pretrained_encoder_depends_on_its_corpus() -> None:

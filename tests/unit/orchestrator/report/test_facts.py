@@ -9,6 +9,7 @@ from orchestrator.report.facts import (
     label,
     shown,
     split_rows,
+    suite_rows,
     unit_quality,
     unit_verdict,
 )
@@ -17,6 +18,13 @@ NO_BETTER = (
     "The encoder's units do not beat MFCC units: "
     "they tell no more of the phones than plain spectra do."
 )
+
+
+def test_scores_of_a_suite_are_in_percent_with_what_chance_gives() -> None:
+    row = {"value": 0.567, "interval_95": [0.5, 0.625], "chance": 0.5, "num_pairs": 6300}
+    facts = {"suite": "sBLIMP", "splits": {"dev": {"by pair": row}}}
+    assert suite_rows(facts) == (("dev", "by pair", "56.7 [50.0, 62.5]", "50", "6,300"),)
+    assert suite_rows({}) == ()
 
 
 @pytest.mark.parametrize(
