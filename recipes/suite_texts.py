@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,8 @@ _CONSONANTS = (
 )
 _EDGE = "#"
 _MIN_PHONES, _MAX_PHONES = 4, 9
+_MAX_LEAD = 2
+"""Pairs more in which words have the commoner phones than pairs in which non-words have them."""
 
 
 class Word(NamedTuple):
@@ -50,25 +52,33 @@ class Lexicon:
         self.common = {word: dictionary[word][0] for word in common if word in dictionary}
 
     @cached_property
-    def _trigrams(self) -> Counter[Phones]:
+    def _grams(self) -> Counter[Phones]:
         return Counter(gram for phones in self.common.values() for gram in _grams(bare(phones)))
 
     def non_word_of(self, phones: Phones) -> Phones | None:
         """A non-word that differs in one phone, a vowel for a vowel or consonant for consonant.
 
-        All its trigrams are those of words, and of all such the one is taken whose trigrams are
-        most nearly as common as the word's: phonotactics alone shall not tell which is which.
+        All its trigrams are those of words, and of all such the one is taken whose phones, bigrams
+        and trigrams are most nearly as common as the word's: phonotactics alone shall not tell
+        which is which.
         """
         candidates = [c for c in _changed(phones) if self._is_likely(bare(c))]
-        own = self._commonness(bare(phones))
-        by_distance = ((abs(self._commonness(bare(c)) - own), c) for c in candidates)
+        own = self.commonness(bare(phones))
+        by_distance = ((math.dist(self.commonness(bare(c)), own), c) for c in candidates)
         return min(by_distance, default=(0, None))[1]
 
     def _is_likely(self, phones: Phones) -> bool:
-        return phones not in self._known and all(g in self._trigrams for g in _grams(phones))
+        return phones not in self._known and all(g in self._grams for g in _grams(phones))
 
-    def _commonness(self, phones: Phones) -> float:
-        return sum(math.log(self._trigrams[gram]) for gram in _grams(phones))
+    def commonness(self, phones: Phones) -> tuple[float, float, float]:
+        """How common a sequence's phones, bigrams and trigrams are: sums of logarithms of counts.
+
+        Those of n phones together, over all of the sequence and its edges.
+        """
+        sums = [0.0, 0.0, 0.0]
+        for gram in _grams(phones):
+            sums[len(gram) - 1] += math.log(self._grams[gram])
+        return sums[0], sums[1], sums[2]
 
 
 def bare(phones: Phones) -> Phones:
@@ -78,6 +88,8 @@ def bare(phones: Phones) -> Phones:
 
 def _grams(phones: Phones) -> Iterator[Phones]:
     padded = (_EDGE, *phones, _EDGE)
+    yield from zip(phones, strict=True)
+    yield from pairwise(padded)
     yield from zip(padded, padded[1:], padded[2:], strict=False)
 
 
@@ -104,10 +116,12 @@ def read_dictionary(text: str) -> dict[str, list[Phones]]:
 def choose_words(lexicon: Lexicon, number: int, seed: int) -> list[Word]:
     """Some of the common words, each with its non-word.
 
-    No two of them sound the same, and no non-word stands twice. Raises RequestError where there are
-    not enough.
+    No two of them sound the same, and no non-word stands twice. Of all of them words are as often
+    the ones with commoner phones, bigrams or trigrams as non-words are, so that counting these is
+    at chance. Raises RequestError where there are not enough.
     """
     chosen: list[Word] = []
+    lead = [0, 0, 0]
     taken: set[Phones] = set()
     for spelling in sorted(lexicon.common, key=lambda word: digest(seed, word)):
         phones = lexicon.common[spelling]
@@ -116,6 +130,11 @@ def choose_words(lexicon: Lexicon, number: int, seed: int) -> list[Word]:
         non_word = lexicon.non_word_of(phones)
         if non_word is None or bare(non_word) in taken:
             continue
+        common = zip(*(lexicon.commonness(bare(p)) for p in (phones, non_word)), strict=True)
+        after = [ahead + (a > b) - (a < b) for ahead, (a, b) in zip(lead, common, strict=True)]
+        if max(map(abs, after)) > _MAX_LEAD:
+            continue
+        lead = after
         taken |= {bare(phones), bare(non_word)}
         chosen.append(Word(spelling, phones, non_word))
         if len(chosen) == number:
