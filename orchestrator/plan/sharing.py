@@ -23,7 +23,7 @@ class Sharing:
     num_encodings: int
     """Times that variants want audio encoded into units."""
     num_passes: int
-    """Times that it is: codebooks of one encoder layer share a pass."""
+    """Times that it is: codebooks of one encoder share a pass, of whichever layers."""
     hours_wanted: float | None
     """Audio encoded if each variant were a run of its own; None before all corpora are there."""
     hours_encoded: float | None

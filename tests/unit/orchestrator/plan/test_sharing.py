@@ -21,13 +21,13 @@ def hours_in(plan: Plan, hours: float) -> dict[str, float | None]:
     return {corpus.id: hours for corpus in plan.corpora}
 
 
-def test_codebooks_of_one_layer_share_a_pass_and_arms_share_their_units() -> None:
+def test_codebooks_of_one_encoder_share_a_pass_and_arms_share_their_units() -> None:
     plan = swept_plan(**LAYERS, **CODEBOOKS, **ARMS)
     found = sharing(plan, hours_in(plan, 10.0))
     # corpus, encoder; for each of 4 tokenizers codebook, tokenize, pack; for each arm three more.
     assert (found.num_variants, found.num_nodes, found.num_instances) == (8, 64, 2 + 4 * (3 + 6))
-    assert (found.num_encodings, found.num_passes) == (8, 2)
-    assert (found.hours_wanted, found.hours_encoded) == (80.0, 20.0)
+    assert (found.num_encodings, found.num_passes) == (8, 1)
+    assert (found.hours_wanted, found.hours_encoded) == (80.0, 10.0)
 
 
 def test_hours_are_those_of_each_variants_own_corpus() -> None:
