@@ -3,7 +3,8 @@
 ``python -m benchmarks.encoding [--audio FOLDER]``. Rivals: transformers' model cut at the layer,
 one wave at a time and in padded batches; and the rate at which this machine multiplies matrices,
 for the same operations. Audio is read from files in all of them; without a folder it is made up,
-of the lengths that utterances have. Weights are random, of the real shapes.
+of the lengths that utterances have. Weights are random, of the real shapes. Of ours it is said what
+share of the machine's cores idled meanwhile: run nothing beside it.
 
 Then units: how many differ from those of transformers' features, of how many ties, and what padded
 batches of transformers do to them. With ``--family``, units alone, of every architecture in its
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import soundfile
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ from jobs.audio.decode import AUDIO_SUFFIXES, UnreadableAudioError, decode
 from jobs.speech.grid import plan_batches
 from jobs.speech.lloyd import nearest
 from jobs.speech.speech_encoder import SpeechEncoder, Wave
+from jobs.speech.utterances import batches
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
 LAYER = 6
@@ -77,13 +80,15 @@ def compare(model: Any, files: Sequence[Path], rounds: int) -> None:
     seconds = sum(len(wave_of(path)) for path in files) / SAMPLE_RATE_HZ
     print(f"{seconds:.0f} s of audio in {len(files)} files, {torch.get_num_threads()} threads")
     took: dict[str, list[float]] = {name: [] for name in ways}
-    shares, feats = [], {}
+    shares, idle, feats = [], [], {}
     for _ in range(rounds):
         flops_per_s = matmul_rate()
         for name, way in ways.items():
+            psutil.cpu_percent()
             started = time.perf_counter()
             feats[name] = way(files)
             took[name].append(time.perf_counter() - started)
+        idle.append(1 - psutil.cpu_percent() / 100)  # since ours began, which is the last
         needed = sum(flops(model.config, LAYER, len(feats_TD)) for feats_TD in feats["ours"])
         shares.append(needed / took["ours"][-1] / flops_per_s)
     for name, all_s in took.items():
@@ -91,6 +96,7 @@ def compare(model: Any, files: Sequence[Path], rounds: int) -> None:
         rate = f"{seconds / statistics.median(all_s):6.1f} audio s/s"
         print(f"{name:26} {rate}; ours over it {spread(ratios)}")
     print(f"ours of the machine's rate in matrix products: {spread(shares)}")
+    print(f"the machine's cores idled, meanwhile: {spread(idle)} of the time")
     print_units(feats)
 
 
@@ -108,7 +114,7 @@ def print_units(feats: dict[str, list[Tensor]]) -> None:
 
 
 def compare_codebooks(model: Any, files: Sequence[Path], rounds: int) -> None:
-    """Print how much longer units of four codebooks take than those of one, of one pass each."""
+    """Print how much more CPU time units of four codebooks take than those of one, a pass each."""
     encoder = SpeechEncoder(model, LAYER)
     feats_ND = torch.cat(ours(encoder, files))
     codebooks = [
@@ -118,11 +124,11 @@ def compare_codebooks(model: Any, files: Sequence[Path], rounds: int) -> None:
     for _ in range(rounds):
         took = []
         for some in (codebooks[:1], codebooks):
-            started = time.perf_counter()
+            started = time.process_time()
             found_ND = torch.cat(ours(encoder, files))
             for centroids_KD in some:
                 nearest(found_ND, centroids_KD)
-            took.append(time.perf_counter() - started)
+            took.append(time.process_time() - started)
         ratios.append(took[1] / took[0])
     print(f"four codebooks of {NUM_CLUSTERS} take {spread(ratios)} of the time of one")
 
@@ -149,12 +155,11 @@ def compare_family() -> None:
 
 
 def ours(encoder: SpeechEncoder, files: Sequence[Path]) -> list[Tensor]:
-    """As the stages do: batches of what was read."""
-    waves = [wave_of(path) for path in files]
-    feats = [torch.empty(0)] * len(waves)
-    for batch in plan_batches([len(w) for w in waves], encoder.max_padded_samples):
-        for i, feats_TD in zip(batch, encoder.features([waves[i] for i in batch]), strict=True):
-            feats[i] = feats_TD
+    """As the stages do: batches of what is read ahead."""
+    feats = [torch.empty(0)] * len(files)
+    for numbers, batch in batches(map(wave_of, files), encoder.max_padded_samples):
+        for number, feats_TD in zip(numbers, encoder.features(batch), strict=True):
+            feats[number] = feats_TD
     return feats
 
 
