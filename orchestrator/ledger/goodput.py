@@ -63,25 +63,20 @@ class _AttemptSpan:
         return "productive" if self.state in ("succeeded", "running") else "lost"
 
 
-def goodput(
+def accounted(
     attempts_by_instance: Mapping[str, Sequence[AttemptFolder]],
     *,
     submitted_at: float | None = None,
     is_alive: bool = True,
     supervised: Sequence[tuple[float, float]] = (),
-) -> dict[str, float | None]:
-    """Seconds of every part, their sum ``elapsed_s``, and ``ettr``.
+) -> list[Interval]:
+    """What each attempt spent its time on; intervals of different instances overlap.
 
     Attempts are listed oldest first under their instance's id. Time from ``submitted_at`` to the
     first of them is queue. With nobody alive, an attempt that nobody ended is taken to have ended
     with its last sign of life. ``supervised`` is when a supervisor was at work, where runs have
     one: between two attempts, what lies outside of it is idle, as is the time after an end that
     nobody was to retry.
-
-    ``ettr`` is the effective training time ratio: productive runtime over available wall-clock time
-    (Revisiting Reliability in Large-Scale Machine Learning Research Clusters, arXiv 2410.21680).
-    The time in queue is not counted as available here: the ratio tells of the run, not of how busy
-    the cluster was. None when nothing has run.
     """
     now = time.time()
     intervals = [
@@ -97,6 +92,17 @@ def goodput(
         otherwise = now if is_alive else submitted_at
         first_at = min((i.began_at for i in intervals), default=otherwise)
         intervals.append(Interval(submitted_at, first_at, "queue"))
+    return intervals
+
+
+def summed(intervals: Sequence[Interval]) -> dict[str, float | None]:
+    """Seconds of every part, their sum ``elapsed_s``, and ``ettr``.
+
+    ``ettr`` is the effective training time ratio: productive runtime over available wall-clock time
+    (Revisiting Reliability in Large-Scale Machine Learning Research Clusters, arXiv 2410.21680).
+    The time in queue is not counted as available here: the ratio tells of the run, not of how busy
+    the cluster was. None when nothing has run.
+    """
     seconds = sweep(intervals)
     run_s = math.fsum(s for part, s in seconds.items() if part != "queue")
     return {
@@ -133,18 +139,36 @@ def shares_percent(parts: Mapping[str, float | None]) -> dict[str, float]:
 
 def sweep(intervals: Iterable[Interval]) -> dict[str, float]:
     """Seconds of every part: each instant between the first and the last edge counts once."""
+    spans_s: dict[str, list[float]] = {part: [] for part in PART_NAMES}
+    for began_at, ended_at, part in _stretches(intervals):
+        spans_s[part].append(ended_at - began_at)
+    return {part: math.fsum(spans) for part, spans in spans_s.items()}
+
+
+def timeline(intervals: Iterable[Interval]) -> list[Interval]:
+    """What the run as a whole spent its time on, from its first instant to its last."""
+    merged: list[Interval] = []
+    for stretch in _stretches(intervals):
+        if merged and merged[-1].part == stretch.part:
+            merged[-1] = merged[-1]._replace(ended_at=stretch.ended_at)
+        else:
+            merged.append(stretch)
+    return merged
+
+
+def _stretches(intervals: Iterable[Interval]) -> Iterator[Interval]:
+    """Each instant between the first and the last edge once, in order."""
     edges = sorted(
         edge
         for began_at, ended_at, part in intervals
         if ended_at > began_at
         for edge in ((began_at, part, 1), (ended_at, part, -1))
     )
-    spans_s: dict[str, list[float]] = {part: [] for part in PART_NAMES}
     open_now: Counter[str] = Counter()
     for (at, part, change), (until, _, _) in pairwise(edges):
         open_now[part] += change
-        spans_s[next((p for p in _PRIORITY if open_now[p]), "idle")].append(until - at)
-    return {part: math.fsum(spans) for part, spans in spans_s.items()}
+        if until > at:
+            yield Interval(at, until, next((p for p in _PRIORITY if open_now[p]), "idle"))
 
 
 def _of_instance(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from orchestrator.errors import Cause, OrchestratorError
 from orchestrator.ledger.artifact import MANIFEST
 from orchestrator.ledger.attempt import DRIVER_LOG, AttemptFolder
-from orchestrator.ledger.goodput import goodput
+from orchestrator.ledger.goodput import Interval, accounted, summed
 from orchestrator.ledger.moved import MOVED, Moved
 from orchestrator.ledger.records import BROKEN_RECORD, understood
 from orchestrator.ledger.run import RunFolder
@@ -259,6 +259,8 @@ class RunStatus:
     """Why the scheduler did not take what was last submitted to it, of which nothing is left."""
     goodput: Mapping[str, float | None] = field(default_factory=dict)
     """Empty where it was not asked for."""
+    accounted: Sequence[Interval] = ()
+    """What the goodput is the sum of."""
     spending: Mapping[str, Any] = field(default_factory=dict)
     """What it has spent of what it may; empty where it was not asked for."""
     moved: Moved | None = None
@@ -318,17 +320,19 @@ def run_status(
     leaders = (s for s in status.stages if s.instance.leader == s.instance.id)
     attempts = {s.instance.id: [a.folder for a in s.attempts] for s in leaders}
 
-    def where_time_went() -> dict[str, float | None]:
+    def where_time_went() -> list[Interval]:
         with understood(run.storage.at("stages").url, "move the damaged attempt's folder away"):
-            return goodput(attempts, submitted_at=run.submitted_at(), is_alive=observed.is_alive)
+            return accounted(attempts, submitted_at=run.submitted_at(), is_alive=observed.is_alive)
 
     def what_was_spent() -> dict[str, Any]:
         spent = spending(run, run.plan(), is_alive=observed.is_alive)
         return spent.to_json(run.cluster())
 
+    intervals = reader.ask("attempts", where_time_went, None)
     return replace(
         status,
-        goodput=reader.ask("attempts", where_time_went, {}),
+        goodput={} if intervals is None else summed(intervals),
+        accounted=intervals or (),
         spending=reader.ask("attempts", what_was_spent, {}),
     )
 

@@ -6,19 +6,23 @@ together in `template`.
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import RequestError
-from orchestrator.ledger.goodput import PART_NAMES, shares_percent
+from orchestrator.ledger.goodput import PART_NAMES, Interval, shares_percent, timeline
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.status import Observed
+from orchestrator.ledger.status import Observed, RunState
 from orchestrator.ledger.store import Store
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_duration
+from orchestrator.report import published
 from orchestrator.report.arms import baseline, comparisons, measure
 from orchestrator.report.curves import NUM_RAW_CURVES, drawn, figures, window
+from orchestrator.report.diagnostics import SIGNS, findings
 from orchestrator.report.facts import (
     UNIT_MEASURES,
     label,
@@ -35,6 +39,7 @@ from orchestrator.report.template import Draw, render_page
 PAGE = "report.html"
 SECTIONS = {
     "scores": "Scores",
+    "diagnostics": "Diagnostics",
     "curves": "Training",
     "speech": "Speech and tokens",
     "units": "Encoder and codebook",
@@ -43,6 +48,7 @@ SECTIONS = {
     "recipe": "Recipe",
 }
 """The page's parts by their anchor; what a run may lack is no part of its own."""
+_BAR_CELLS = 360
 _DULL_EVENTS = ("begin", "published")
 
 
@@ -104,7 +110,12 @@ def render(record: Record, draw: Draw = figure_svg) -> str:
         window=window(record),
         is_raw_shown=len(drawn(record, best)) <= NUM_RAW_CURVES,
         began_at=min((a.status.started_at for s in record.stages for a in s.attempts), default=0.0),
+        bar=_bar(timeline(record.status.accounted)),
         by_stage=_time_by_stage(record),
+        failures=_failures(record),
+        findings=findings(record, matches),
+        published=published,
+        signs=SIGNS,
         versions=_versions(record.stages),
         sections=SECTIONS,
         baseline=baseline,
@@ -150,6 +161,9 @@ def _throughput(stage: StageRecord, attempt: AttemptRecord) -> str:
     if attempt.tokens_per_s:
         rates.pop("tokens_per_s", None)
         speeds.append(f"median {attempt.tokens_per_s:,.0f} tokens/s")
+    if attempt.mfu:
+        rates.pop("mfu", None)
+        speeds.append(f"median MFU {100 * attempt.mfu:.1f} %")
     speeds += [f"{shown(name, value)} {label(name)}" for name, value in rates.items()]
     if speed := _audio_s_per_s(stage):
         speeds.append(f"{speed:.1f} audio s/s, start-up included")
@@ -164,6 +178,43 @@ def _audio_s_per_s(stage: StageRecord) -> float | None:
     attempt = stage.attempts[0].status
     took_s = (attempt.ended_at or attempt.started_at) - attempt.started_at
     return audio_s / took_s if took_s > 0 else None
+
+
+def _bar(stretches: Sequence[Interval]) -> list[tuple[float, float, str]]:
+    """Offset and width, of a whole of 1, and part: what most of each `_BAR_CELLS`th went into."""
+    if not stretches:
+        return []
+    began_at, elapsed_s = stretches[0].began_at, stretches[-1].ended_at - stretches[0].began_at
+    cells: list[defaultdict[str, float]] = [defaultdict(float) for _ in range(_BAR_CELLS)]
+    for stretch in stretches:
+        start, end = ((at - began_at) / elapsed_s * _BAR_CELLS for at in stretch[:2])
+        for n in range(int(start), min(int(end) + 1, _BAR_CELLS)):
+            cells[n][stretch.part] += min(end, n + 1) - max(start, n)
+    named = itertools.groupby(enumerate(cells), lambda cell: max(cell[1], key=cell[1].__getitem__))
+    runs = ((part, [n for n, _ in run]) for part, run in named)
+    return [(run[0] / _BAR_CELLS, len(run) / _BAR_CELLS, part) for part, run in runs]
+
+
+def _failures(record: Record) -> list[tuple[str, str, str, str]]:
+    """Cause, how often, the time of those attempts, and where: of attempts that did not succeed."""
+    by_cause: dict[str, list[tuple[str, float]]] = {}
+    ended_at = _ended_at(record)
+    for stage in record.stages:
+        for attempt in stage.attempts:
+            status = attempt.status
+            if status.state not in (RunState.SUCCEEDED, RunState.RUNNING):
+                took_s = (attempt.until or ended_at) - status.started_at
+                cause = status.cause or status.state
+                by_cause.setdefault(cause, []).append((stage.instance.id, took_s))
+    return [
+        (
+            cause,
+            f"{len(ended):,}",
+            format_duration(sum(took_s for _, took_s in ended)),
+            ", ".join(dict.fromkeys(name for name, _ in ended)),
+        )
+        for cause, ended in by_cause.items()
+    ]
 
 
 def _time_by_stage(record: Record) -> list[tuple[str, str]]:

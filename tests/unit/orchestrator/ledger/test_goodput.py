@@ -9,15 +9,31 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
 from orchestrator.ledger.attempt import AttemptFolder
-from orchestrator.ledger.goodput import PART_NAMES, Interval, goodput, goodput_line, sweep
+from orchestrator.ledger.goodput import (
+    PART_NAMES,
+    Interval,
+    accounted,
+    goodput_line,
+    summed,
+    sweep,
+    timeline,
+)
 from orchestrator.ledger.storage import Storage
 
 Steps = tuple[tuple[int, float, float, float], ...]
 """Number, end, seconds, seconds of saving after it."""
+
+
+def goodput(
+    by_instance: Mapping[str, Sequence[AttemptFolder]], **how: Any
+) -> dict[str, float | None]:
+    """What the parts add up to."""
+    return summed(accounted(by_instance, **how))
 
 
 @dataclass(frozen=True)
@@ -262,3 +278,24 @@ def test_the_parts_add_up_to_the_elapsed_time(seed: int) -> None:
     last = max((a.end["ended_at"] for a in everyone if a.end), default=0.0)
     assert found["elapsed_s"] == pytest.approx(last - first, rel=1e-9)
     assert found["ettr"] is None or 0 <= found["ettr"] <= 1
+
+
+def test_the_timeline_is_the_sweep_in_order_without_seams() -> None:
+    intervals = [
+        Interval(0.0, 10.0, "queue"),
+        Interval(4.0, 6.0, "productive"),
+        Interval(6.0, 7.0, "productive"),
+        Interval(12.0, 13.0, "lost"),
+    ]
+    assert timeline(intervals) == [
+        Interval(0.0, 4.0, "queue"),
+        Interval(4.0, 7.0, "productive"),
+        Interval(7.0, 10.0, "queue"),
+        Interval(10.0, 12.0, "idle"),
+        Interval(12.0, 13.0, "lost"),
+    ]
+    seconds = dict.fromkeys(PART_NAMES, 0.0)
+    for began_at, ended_at, part in timeline(intervals):
+        seconds[part] += ended_at - began_at
+    assert seconds == sweep(intervals)
+    assert timeline([]) == []

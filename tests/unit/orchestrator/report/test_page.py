@@ -102,6 +102,7 @@ def test_a_finished_run_is_told_whole(untouched: tuple[Ledger, str]) -> None:
         "same clusters 0.420 0.316",
         "19 of 19 shards; 41.25 audio s/s; 223.2 audio s/s, start-up included",
         "median 256 tokens/s",
+        "Looked for: loss or gradient that explodes; ",
         "preempted: goes on",
         "continuation 3 4",
         "torch 2.14.1",
@@ -121,6 +122,27 @@ def test_the_elapsed_time_is_shown_by_part(untouched: tuple[Ledger, str]) -> Non
         "lost 50.0 s (10.9 %) · restart 2 min 0 s (26.1 %) · start-up 0.0 s (0.0 %) · "
         "queue 0.0 s (0.0 %) · idle 0.0 s (0.0 %) · ETTR 0.63"
     ) in words_of(untouched[1])
+
+
+def test_the_goodput_is_drawn_over_time(untouched: tuple[Ledger, str]) -> None:
+    """460 s: data and first attempts, lost from 150 to 200 s, restart until 320 s."""
+    (drawn,) = re.findall(r'<svg class="bar".*?</svg>', untouched[1], re.DOTALL)
+    bars = [
+        (float(x), float(width), part)
+        for x, width, part in re.findall(r'x="([\d.]+)".*?width="([\d.]+)".*?part-(\w+)', drawn)
+    ]
+    assert [part for *_, part in bars] == ["productive", "lost", "restart", "productive"]
+    for (x, *_), second in zip(bars, (0, 150, 200, 320), strict=True):
+        assert x == pytest.approx(1000 * second / 460, abs=3)
+    assert sum(width for _, width, _ in bars) == pytest.approx(1000, abs=0.1)
+
+
+def test_failures_are_added_up_by_cause(finished: Ledger) -> None:
+    train = finished.of_stage("train")[0]
+    finished.attempt(train, 30.0, state="preempted", cause="preempted")
+    words = words_of(page_of(finished))
+    assert f"preempted 2 1 min 20 s {train.id}" in words
+    assert "No attempt has failed." not in words
 
 
 def test_the_attempts_are_drawn_over_time(untouched: tuple[Ledger, str]) -> None:
@@ -154,13 +176,14 @@ def test_all_figures_use_the_pages_colours_and_share_no_id(
 ) -> None:
     _, page = untouched
     figures = re.findall(r'<figure class="figure.*?</figure>', page, re.DOTALL)
-    assert len(figures) == 4
+    assert len(figures) == 5
     for figure in figures:
         assert not re.search(r"#[0-9a-f]{6}", figure)
     for curves in figures[:3]:
         assert "var(--warm)" in curves
         assert "var(--cold)" in curves
-    assert "var(--preempted, var(--muted))" in figures[3]
+    assert "var(--part-lost)" in figures[3]
+    assert "var(--preempted, var(--muted))" in figures[4]
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page)) <= {(i, "") for i in ids} | {
@@ -341,6 +364,25 @@ def test_the_summary_gives_both_arms_the_times_and_the_page(finished: Ledger) ->
     )
     where = write_report(finished.run, finished.store, finished.observed)
     assert summary(finished.run, finished.store, finished.observed)[-1] == f"report: {where}"
+
+
+def test_every_element_is_closed_in_its_place(untouched: tuple[Ledger, str]) -> None:
+    class Nesting(html.parser.HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert all("<" not in f"{name}{value}" for name, value in attrs)
+            if tag not in {"meta"}:
+                self.open.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.open.pop() == tag
+
+    nesting = Nesting()
+    nesting.feed(untouched[1])
+    assert nesting.open == []
 
 
 def test_what_scrolls_can_be_reached_by_keyboard_and_has_a_name(
