@@ -57,10 +57,13 @@ def processes_of(cloud: RayHead, store_url: str) -> dict[str, list[psutil.Proces
     return found
 
 
-def strike(cloud: RayHead, store_url: str, rng: random.Random) -> str:
-    """Kill one, each kind as likely as any other; which kind it was."""
+def strike(cloud: RayHead, store_url: str, kills: Counter[str], rng: random.Random) -> str:
+    """Kill one of a kind that is there and was struck least; which kind it was."""
     there = processes_of(cloud, store_url)
-    kind = rng.choice([*sorted(there), "head"])
+    kinds = [*sorted(there), "head"]
+    least = min(kills[kind] for kind in kinds)
+    kind = rng.choice([kind for kind in kinds if kills[kind] == least])
+    kills[kind] += 1
     if kind == "head":
         cloud.kill()
         cloud.start()
@@ -82,19 +85,24 @@ def await_end(smoke: Smoke, run: str) -> int:
 
 
 def once(
-    cloud: RayHead, smoke: Smoke, store_url: str, wanted: int, rng: random.Random
-) -> tuple[str, list[str], int]:
-    """A run with up to so many kills: its name, what was killed, and how often it was resumed."""
+    cloud: RayHead,
+    smoke: Smoke,
+    store_url: str,
+    kills: Counter[str],
+    rng: random.Random,
+    wanted: int,
+) -> tuple[list[str], int]:
+    """A run with up to so many kills, counted in ``kills``: which, and how often it was resumed."""
     run, killed = smoke.submit(*WORDS), list[str]()
     while len(killed) < wanted:
         time.sleep(rng.uniform(*PAUSE_S))
         if smoke.status(run)["state"] == "succeeded":
             break
-        killed.append(strike(cloud, store_url, rng))
+        killed.append(strike(cloud, store_url, kills, rng))
         print(f"  {time.strftime('%H:%M:%S')} {killed[-1]}", flush=True)
         if killed[-1] in ("head", "supervisor"):
             smoke.orchestrator("resume", "--interrupted", check=False)
-    return run, killed, await_end(smoke, run)
+    return killed, await_end(smoke, run)
 
 
 def drill(
@@ -110,11 +118,10 @@ def drill(
             url, began = f"s3://{BUCKET}/run{number}", time.monotonic()
             smoke = on(cloud, folder / f"run{number}", folder / "material", store=url)
             most = min(MAX_KILLS_A_RUN, wanted - kills.total())
-            _, killed, resumes = once(cloud, smoke, url, most, rng)
+            killed, resumes = once(cloud, smoke, url, kills, rng, most)
             artifacts = Storage(f"{url}/artifacts")
             same = {path: artifacts.digest(path) for path in calm} == calm
             left = jobs_on_head(url)
-            kills.update(killed)
             bad += not same or bool(left)
             print(
                 f"run {number}: {len(killed)} kills ({', '.join(killed)}), {resumes} resumes, "
