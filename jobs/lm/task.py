@@ -23,7 +23,7 @@ from torch import nn
 from jobs.lm.objective import flops_per_token, next_token_loss
 from jobs.lm.spec import LanguageModelSpec
 from jobs.lm.token_stream import Tokens, TokenStream, bin_name, open_tokens
-from jobs.lm.twist import build_model
+from jobs.lm.twist import build_model, build_shell
 from jobs.training.group import RankGroup
 from jobs.training.rank import RankConfig
 from jobs.training.task import DTYPES, LossOf, MicroBatch, Samples, Tick
@@ -70,17 +70,25 @@ class LanguageModel:
 
     def build_model(self) -> Any:
         """The recipe's text model with one row per unit."""
-        spec, execution = self._spec, self._config.execution
-        model = build_model(
-            spec.model,
-            source=str(self._source),
-            num_units=spec.num_units,
-            seed=self._config.settings.seed,
-            dtype=DTYPES[self._config.settings.precision],
-            attention=execution.attention,
-            tokens=self._tokens,
-        )
-        if execution.activation_checkpointing:
+        model = build_model(seed=self._config.settings.seed, tokens=self._tokens, **self._model())
+        return self._ready(model)
+
+    def build_shell(self) -> Any:
+        """The same without its weights."""
+        return self._ready(build_shell(**self._model()))
+
+    def _model(self) -> dict[str, Any]:
+        spec, config = self._spec, self._config
+        return {
+            "spec": spec.model,
+            "source": str(self._source),
+            "num_units": spec.num_units,
+            "dtype": DTYPES[config.settings.precision],
+            "attention": config.execution.attention,
+        }
+
+    def _ready(self, model: Any) -> Any:
+        if self._config.execution.activation_checkpointing:
             model.gradient_checkpointing_enable()
         return model
 

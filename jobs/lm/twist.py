@@ -45,8 +45,7 @@ def build_model(
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     config = unit_config(spec, source)
-    # Hugging Face takes sdpa by itself where a model has it, and refuses it by name elsewhere.
-    asked: dict[str, Any] = {} if attention == "sdpa" else {"attn_implementation": attention}
+    asked = _asked_attention(attention)
     std = init_std(spec, config)
     generator = torch.Generator().manual_seed(seed)
     if spec.init == "cold":
@@ -68,6 +67,36 @@ def build_model(
     if spec.init == "cold":
         _draw_anew(model, kept, std, generator)
     # The text model's generation defaults name its special tokens, which no longer exist.
+    model.generation_config = GenerationConfig()
+    return model
+
+
+def build_shell(
+    spec: Model,
+    *,
+    source: str,
+    num_units: int,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+) -> Any:
+    """`build_model`'s result without its weights: what they lie in takes no memory until written.
+
+    For ranks that get their part of each weight from another.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = unit_config(spec, source)
+    config.vocab_size = num_units
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **_asked_attention(attention))
+    model.tie_weights()
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, empty in list(module.named_parameters(recurse=False)):
+            if id(empty) not in made:
+                made[id(empty)] = nn.Parameter(torch.empty_like(empty, device="cpu"))
+            setattr(module, name, made[id(empty)])
     model.generation_config = GenerationConfig()
     return model
 
@@ -137,6 +166,11 @@ def require_loadable(spec: Model, source: str) -> Any:
     except Exception as error:  # of many types, by what is wrong with it
         raise _unknown(error, source) from error
     return model
+
+
+def _asked_attention(attention: str) -> dict[str, Any]:
+    # Hugging Face takes sdpa by itself where a model has it, and refuses it by name elsewhere.
+    return {} if attention == "sdpa" else {"attn_implementation": attention}
 
 
 def _unknown(error: Exception, source: str) -> Exception:

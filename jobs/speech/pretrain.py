@@ -214,6 +214,10 @@ class MaskedPrediction:
         torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
         return self._new_learner().to(DTYPES[spec.pretrain.precision])
 
+    def build_shell(self) -> nn.Module:
+        """The same: it is small."""
+        return self.build_model()
+
     def _new_learner(self) -> Learner:
         spec = self._spec
         num_clusters = spec.pretrain.iterations[spec.number - 1].num_clusters

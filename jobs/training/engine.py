@@ -177,7 +177,7 @@ class Engine:
             raise CorruptError(f"{folder / name}: DeepSpeed found nothing to load; remove it")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The whole model on the CPU, gathered where ZeRO 3 has spread it; a collective call."""
+        """The whole model on the CPU, on rank 0 alone where ZeRO 3 has spread it; collective."""
         if self.config.execution.zero_stage < 3:
             return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
         import deepspeed
@@ -185,12 +185,16 @@ class Engine:
         gathered = {}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             with deepspeed.zero.GatheredParameters([parameter]):
-                gathered[name] = parameter.detach().cpu().clone()
+                if dist.get_rank() == 0:
+                    gathered[name] = parameter.detach().cpu().clone()
         return gathered
 
 
 def build_engine(task: Task, config: RankConfig, rank_info: RankInfo, *, universal: bool) -> Engine:
-    """The initial model inside a DeepSpeed engine."""
+    """The initial model inside a DeepSpeed engine.
+
+    With ZeRO 3 rank 0 alone holds it whole, on its host, until each weight is shared out.
+    """
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -198,15 +202,20 @@ def build_engine(task: Task, config: RankConfig, rank_info: RankInfo, *, univers
     # lock that blocks the next). Its ranks also spin for ever when a peer dies, where gloo's
     # sockets break.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    model = task.build_model()
-    # While the parameters are whole: ZeRO 3 will leave nothing of them here.
-    facts, flops_per_sample = task.facts(model), task.flops_per_sample(model)
     # DeepSpeed reads it, whatever the launcher.
     os.environ["LOCAL_RANK"] = str(rank_info.local_rank)
+    settings = ds_config(config, rank_info.world_size, universal=universal)
+    is_shared_out = config.execution.zero_stage == 3
+    model = task.build_shell() if is_shared_out and rank_info.rank else task.build_model()
+    # While the parameters are whole: ZeRO 3 will leave nothing of them here.
+    facts, flops_per_sample = task.facts(model), task.flops_per_sample(model)
+    if is_shared_out:
+        deepspeed.init_distributed(dist_init_required=False)
+        deepspeed.zero.Init(module=model, config_dict_or_path=settings)
     engine, *_ = deepspeed.initialize(
         model=model,
         model_parameters=list(model.parameters()),
-        config=ds_config(config, rank_info.world_size, universal=universal),
+        config=settings,
         dist_init_required=False,
     )
     if config.execution.compile and config.device == "cuda":

@@ -52,6 +52,12 @@ class Task(Protocol):
     def build_model(self) -> nn.Module:
         """The initial model on the CPU, the same bits on every rank."""
 
+    def build_shell(self) -> nn.Module:
+        """The initial model's shapes, whose weights ZeRO 3 brings from rank 0 one by one.
+
+        A task whose models are small may give the model itself.
+        """
+
     def flops_per_sample(self, model: nn.Module) -> float:
         """FLOPs of a sample's forward and backward pass; 0 when unknown."""
 

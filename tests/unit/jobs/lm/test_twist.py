@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import (
@@ -19,7 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from jobs.lm.twist import build_model, require_loadable
+from jobs.lm.twist import build_model, build_shell, require_loadable
 from jobs.text_model import require_fit, verify_weights
 from orchestrator.errors import CorruptError, RequestError, SpecErrors
 from orchestrator.ledger.storage import sha256_of
@@ -168,6 +169,38 @@ def test_units_may_begin_as_text_tokens(text_lm: tuple[str, Path], embedding_ini
         if not is_vocabulary(model, parameter):
             assert torch.equal(parameter, original[name]), name
     model(input_ids=torch.arange(NUM_UNITS)[None]).logits.logsumexp(-1).sum().backward()
+
+
+def test_a_shell_is_the_model_but_for_its_weights(text_lm: tuple[str, Path]) -> None:
+    _, folder = text_lm
+    for init in ("twist", "cold"):
+        whole = build(folder, init=init).bfloat16()
+        shell = build_shell(
+            spec(init), source=str(folder), num_units=NUM_UNITS, dtype=torch.bfloat16
+        )
+        pairs = zip(whole.named_parameters(), shell.named_parameters(), strict=True)
+        for (name, weight), (same_name, empty) in pairs:
+            assert (name, weight.shape, weight.dtype, weight.requires_grad) == (
+                same_name, empty.shape, empty.dtype, empty.requires_grad,
+            ), name  # fmt: skip
+        buffers = dict(build(folder, init=init).named_buffers())
+        for name, buffer in shell.named_buffers():
+            assert torch.equal(buffer.float(), buffers.pop(name)), name
+        assert not buffers
+        shell.load_state_dict(whole.state_dict())
+        assert torch.equal(whole(tokens_of(8)).logits, shell(tokens_of(8)).logits)
+
+
+def test_a_shell_takes_no_memory(tmp_path: Path) -> None:
+    LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=12, vocab_size=64,
+        num_attention_heads=16,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    before = psutil.Process().memory_info().rss
+    shell = build_shell(spec(), source=str(tmp_path), num_units=NUM_UNITS)
+    size = sum(p.numel() * p.element_size() for p in shell.parameters())
+    assert size > 3e9
+    assert psutil.Process().memory_info().rss - before < size / 20
 
 
 def test_the_vocabulary_is_the_units(text_lm: tuple[str, Path]) -> None:
