@@ -45,6 +45,7 @@ drill: setup ## the long kills and faults; figures go to benchmarks/drills.md
 	$(RUN)/pytest tests/integration/azure.py tests/integration/pool_nodes.py tests/integration/notices.py tests/integration/hanging_mounts.py tests/integration/moves.py
 	$(RUN)/python -m tests.chaos.points
 	$(RUN)/python -m tests.chaos.ray_daemons
+	$(RUN)/python -m tests.chaos.ray_cluster
 	$(RUN)/python -m tests.chaos.hearing
 	$(RUN)/python -m tests.chaos.lost_mount
 	$(RUN)/python -m tests.chaos.verb
