@@ -4,39 +4,71 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
+from transformers import HubertConfig, HubertModel
 
+from orchestrator.ledger.storage import sha256_of
 from tests.smoke import RECIPE, ROOT, Smoke
 from tests.training import wait_for
 
 pytestmark = pytest.mark.slow
 STUDY = ROOT / "recipes" / "studies" / "tokenizer-ablation-demo.yaml"
-WIDTHS = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
-TINY = {**WIDTHS, "batch_size": 2, "crop_s": 1.5, "warmup_steps": 1}
+CONVOLUTIONS = ("conv_dim", "conv_kernel", "conv_stride")
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "feat_extract_norm": "layer",
+}
 NUM_RATES, NUM_CODEBOOKS = 4, 2
 
 
-def tiny_study(folder: Path) -> Path:
-    """The study's own frame rates over the smoke recipe, its encoders and codebooks made tiny."""
-    sweep: dict[str, Any] = yaml.safe_load(STUDY.read_text())["sweep"]
-    for point in sweep["tokenizer"].values():
-        pretrain = point["encoder"]["pretrain"]
-        pretrain |= {**TINY, "conv_dim": [16] * len(pretrain["conv_dim"])}
-        pretrain["iterations"] = [{"targets": "mfcc", "num_clusters": 10, "steps": 3}]
-    sweep["tokenizer.num_clusters"] = [10, 15]
-    recipe = folder / "ablation.yaml"
-    recipe.write_text(yaml.safe_dump({"extends": str(RECIPE), "name": "ablation", "sweep": sweep}))
-    return recipe
+@dataclass(frozen=True)
+class Study:
+    """The study's own frame rates and convolutions over the smoke recipe, by encoders at hand."""
+
+    material: Path
+    folder: Path
+
+    def create(self, folder: Path) -> Smoke:
+        """A fresh store."""
+        names = [path.name for path in sorted((self.folder / "encoders").iterdir())]
+        models = {name: str(self.folder / "encoders" / name) for name in names}
+        return Smoke.create(
+            folder, self.material, models={**models, "smoke-lm": str(self.material / "lm")}
+        )
+
+    def submit(self, smoke: Smoke) -> str:
+        """The run's name; up to the packed tokens, which is where tokenizers end."""
+        recipe = str(self.folder / "ablation.yaml")
+        return smoke.orchestrator("submit", recipe, "--until", "pack").stdout.strip()
 
 
-def submit(smoke: Smoke) -> str:
-    recipe = tiny_study(smoke.folder)
-    return smoke.orchestrator("submit", str(recipe), "--until", "pack").stdout.strip()
+@pytest.fixture(scope="module")
+def study(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("study")
+    points = yaml.safe_load(STUDY.read_text())["sweep"]["tokenizer"]
+    assert len(points) == NUM_RATES
+    for name, point in points.items():
+        asked = point["encoder"]
+        given = {n: asked["pretrain"][n] for n in CONVOLUTIONS}
+        shape = {**TINY, **given, "conv_dim": [16] * len(given["conv_dim"])}
+        torch.manual_seed(0)
+        HubertModel(HubertConfig(**shape)).save_pretrained(folder / "encoders" / name)
+        digest = sha256_of(folder / "encoders" / name / "model.safetensors")
+        at = {n: asked[n] for n in ("layer", "frame_rate_hz")}
+        point["encoder"] = {"model": name, "sha256": digest, **at}
+    sweep = {"tokenizer": points, "tokenizer.num_clusters": [10, 15]}
+    recipe = {"extends": str(RECIPE), "name": "ablation", "sweep": sweep}
+    (folder / "ablation.yaml").write_text(yaml.safe_dump(recipe))
+    return Study(material, folder)
 
 
 def heard_hours(smoke: Smoke) -> list[float]:
@@ -47,9 +79,9 @@ def heard_hours(smoke: Smoke) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def done(material: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Smoke, str]:
-    smoke = Smoke.create(tmp_path_factory.mktemp("study") / "s", material)
-    run = submit(smoke)
+def done(study: Study) -> tuple[Smoke, str]:
+    smoke = study.create(study.folder / "s")
+    run = study.submit(smoke)
     assert smoke.finish(run) == 0
     return smoke, run
 
@@ -65,9 +97,9 @@ def test_audio_is_encoded_once_for_each_encoder(done: tuple[Smoke, str]) -> None
     assert smoke.begun()["tokenize"] == NUM_RATES
 
 
-def test_the_plan_says_what_that_saves(done: tuple[Smoke, str]) -> None:
+def test_the_plan_says_what_that_saves(study: Study, done: tuple[Smoke, str]) -> None:
     smoke, _ = done
-    words = ("plan", str(smoke.folder / "ablation.yaml"), "--until", "pack")
+    words = ("plan", str(study.folder / "ablation.yaml"), "--until", "pack")
     shared = json.loads(smoke.orchestrator(*words, "--json").stdout)["sharing"]
     assert (shared["num_encodings"], shared["num_passes"]) == (8, NUM_RATES)
     assert shared["hours_wanted"] == pytest.approx(NUM_CODEBOOKS * shared["hours_encoded"])
@@ -75,12 +107,12 @@ def test_the_plan_says_what_that_saves(done: tuple[Smoke, str]) -> None:
 
 
 def test_killed_half_way_it_ends_with_the_same_bytes(
-    done: tuple[Smoke, str], material: Path, tmp_path: Path
+    study: Study, done: tuple[Smoke, str], tmp_path: Path
 ) -> None:
     """Every process of the run, once the units of some encoders are there, and not of others."""
-    smoke = Smoke.create(tmp_path / "s", material)
-    smoke.take_artifacts(done[0], "codebook", "tokenize", "pack")
-    run, units = submit(smoke), smoke.folder / "store" / "artifacts" / "tokenize"
+    smoke = study.create(tmp_path / "s")
+    smoke.take_artifacts(done[0], "tokenize", "pack")
+    run, units = study.submit(smoke), smoke.folder / "store" / "artifacts" / "tokenize"
     wait_for(lambda: any(units.glob("*/MANIFEST.json")), "the first units")
     for process in smoke.processes():
         with suppress(psutil.NoSuchProcess):
