@@ -18,6 +18,7 @@ from orchestrator.ledger.spending import spending_figures
 from orchestrator.plan.keys import flatten
 from orchestrator.quantities import SAMPLE_RATE_HZ, format_duration
 from orchestrator.report.arms import comparisons, measure
+from orchestrator.report.facts import suite_rows
 from orchestrator.report.paired import Difference, PairedScores, difference, have_same_tokens
 from orchestrator.report.plots import Figure, Line, Panel, figure_of, running_mean, styles_of
 from orchestrator.report.record import Point, Record, StageRecord, VariantRecord
@@ -184,6 +185,23 @@ def _short(value: Any) -> str:
         return _ABSENT
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def suite_table(shown: Sequence[System]) -> tuple[tuple[str, ...], ...]:
+    """Suite, split, figure and each system's score in percent [95 %]; a dash where it has none."""
+    columns = [_suites_of(system) for system in shown]
+    names = dict.fromkeys(name for column in columns for name in column)
+    return tuple((*name, *(column.get(name, _ABSENT) for column in columns)) for name in names)
+
+
+def _suites_of(system: System) -> dict[tuple[str, str, str], str]:
+    own = set(system.variant.instances.values())
+    return {
+        (str(stage.facts.get("suite")), split, figure): score
+        for stage in system.record.of_stage("suite_scores")
+        if stage.instance.id in own
+        for split, figure, score, *_ in suite_rows(stage.facts)
+    }
 
 
 def effort_rows(shown: Sequence[System]) -> tuple[tuple[str, ...], ...]:

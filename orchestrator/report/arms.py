@@ -12,6 +12,7 @@ more than the choice of utterances explains; when they touch, nothing is claimed
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,11 @@ class Convergence:
     """Updates that warm needed for cold's last loss, over cold's updates; one a seed of both."""
     num_never: int
     """Seeds with which warm did not get there."""
+
+    @property
+    def short(self) -> str:
+        """``0.25``, or the geometric mean over seeds."""
+        return f"{statistics.geometric_mean(self.ratios):.2f}"
 
     @property
     def text(self) -> str:
@@ -268,8 +274,10 @@ def _ratio(warm: Sequence[Point], cold: Sequence[Point]) -> float | None:
     last_step, goal = cold[-1]
     before: Point | None = None
     for step, loss in warm:
+        if not math.isfinite(loss):
+            continue
         if loss <= goal:
-            if before is None or before[1] <= loss:
+            if before is None:
                 return step / last_step
             share = (before[1] - goal) / (before[1] - loss)
             return (before[0] + share * (step - before[0])) / last_step

@@ -48,6 +48,7 @@ def render(records: Sequence[Record], draw: Draw = figure_svg) -> str:
         across.overlaid(shown),
         draw,
         records=records,
+        suites=across.suite_table(shown),
         systems=shown,
         said=across.sentences(shown),
         against=across.against_first(shown, PairedScores()),

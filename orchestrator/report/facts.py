@@ -109,8 +109,9 @@ def suite_rows(suite_facts: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
 
 
 def _suite_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    low, high = (100 * end for end in row["interval_95"])
-    score = f"{100 * row['value']:.1f} [{low:.1f}, {high:.1f}]"
+    ends = row["interval_95"]  # none where a single pair stands for many
+    interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
+    score = f"{100 * row['value']:.1f}{interval}"
     return score, f"{100 * row['chance']:.0f}", f"{row['num_pairs']:,}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from orchestrator.report.across import (
     overlaid,
     recipe_differences,
     sentences,
+    suite_table,
     systems,
 )
 from orchestrator.report.paired import PairedScores
@@ -90,6 +92,22 @@ def test_runs_that_are_not_scored_yet_are_named(tmp_path: Path) -> None:
     (row,) = against_first(shown, PairedScores())
     assert row.remark == "not both have test scores yet"
     assert sentences(shown) == (f"Not scored yet: {waiting.run.name}.",)
+
+
+def test_suites_stand_side_by_side_where_both_have_them(tmp_path: Path) -> None:
+    first, other = two(tmp_path, EASY, EASY)
+    row = {"value": 0.6, "interval_95": [0.55, 0.65], "chance": 0.5, "num_pairs": 100}
+    stage = first.record.stages[-1]
+    instance = dataclasses.replace(stage.instance, stage="suite_scores")
+    scored = dataclasses.replace(
+        stage,
+        status=dataclasses.replace(stage.status, instance=instance),
+        facts={"suite": "sWUGGY", "splits": {"dev": {"all": row}}},
+    )
+    record = dataclasses.replace(first.record, stages=(*first.record.stages[:-1], scored))
+    shown = (dataclasses.replace(first, record=record), other)
+    assert suite_table(shown) == (("sWUGGY", "dev", "all", "60.0 [55.0, 65.0]", "-"),)
+    assert suite_table((first, other)) == ()
 
 
 def test_recipes_differ_by_key(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ def test_the_convergence_ratio_is_read_between_validations(new_ledger: NewLedger
     comparison = scored(new_ledger(), {"init=twist": (14.0, 14.0), "init=cold": (18.0, 18.0)})
     assert comparison.convergence
     assert comparison.convergence.ratios == (pytest.approx(0.8),)
+    assert comparison.convergence.short == "0.80"
     assert comparison.convergence.num_never == 0
 
 
@@ -256,3 +257,16 @@ def test_comparisons_are_told_apart(
     for comparison, label in zip(found, labels, strict=True):
         assert label in comparison.label
     assert found[0].label != found[1].label
+
+
+def test_a_validation_without_a_loss_is_passed_over_in_the_convergence_ratio(
+    new_ledger: NewLedger,
+) -> None:
+    ledger = new_ledger()
+    scored(ledger, {"init=twist": (14.0, 14.0), "init=cold": (18.0, 18.0)})
+    warm = ledger.of_stage("train")[0]
+    lines = b'{"step": 10, "loss": 4.0}\n{"step": 20, "loss": null}\n{"step": 30, "loss": 2.0}\n'
+    ledger.artifact(warm).storage.replace("validation.jsonl", lines)
+    found = contest_of(ledger).convergence
+    assert found
+    assert found.ratios == (pytest.approx(0.5),)  # 3.0, half-way from step 10 to step 30, of 40

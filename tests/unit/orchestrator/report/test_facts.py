@@ -25,6 +25,9 @@ def test_scores_of_a_suite_are_in_percent_with_what_chance_gives() -> None:
     facts = {"suite": "sBLIMP", "splits": {"dev": {"by pair": row}}}
     assert suite_rows(facts) == (("dev", "by pair", "56.7 [50.0, 62.5]", "50", "6,300"),)
     assert suite_rows({}) == ()
+    alone = {**row, "interval_95": None, "num_pairs": 1}
+    facts = {"suite": "sBLIMP", "splits": {"dev": {"by type": alone}}}
+    assert suite_rows(facts) == (("dev", "by type", "56.7", "50", "1"),)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def test_a_finished_run_is_told_whole(untouched: tuple[Ledger, str]) -> None:
         "same clusters 0.420 0.316",
         "19 of 19 shards; 41.25 audio s/s; 223.2 audio s/s, start-up included",
         "median 256 tokens/s",
+        "warm has cold's last loss after 0.80 of cold's updates; published: about 0.25",
         "Looked for: loss or gradient that explodes; ",
         "preempted: goes on",
         "continuation 3 4",
