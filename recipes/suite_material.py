@@ -55,7 +55,7 @@ from recipes.suite_texts import (
 )
 
 MARKER = "SUITES.json"
-REVISION = 2
+REVISION = 3
 """Raised whenever this file would make other bytes."""
 STORIES = Path(__file__).parent / "assets/stories.csv"
 _REACH = "see that pip and apt-get reach an index that has it"
@@ -299,7 +299,8 @@ def _gold(file: Path, header: Sequence[str], rows: Iterable[tuple[object, ...]])
     with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(sorted(rows, key=str))
+        # The official scorer of sentences pairs the n-th correct row with the n-th incorrect one.
+        writer.writerows(rows)
 
 
 def _note(folder: Path, name: str, like: str) -> None:

@@ -2,7 +2,8 @@
 
 Source: arXiv 2302.12057; scorer: github.com/zerospeech/benchmarks (tasks/lm/prosody.py).
 
-Layout: ``english_{dev,test}`` or ``english/{dev,test}``, each with its audio and ``gold.csv``
+Layout (after the scorer's names of its subsets; the archive itself was not at hand):
+``english_{dev,test}`` or ``english/{dev,test}``, each with its audio and ``gold.csv``
 (filename, id, voice, type, subtype, correct), of types ``lexical`` and ``protosyntax``. The score
 of an id is the mean over all its pairs; there is one official number for each type, none over both.
 Units without pitch tell little of prosody, so that chance is near.

@@ -103,11 +103,11 @@ def _meta(benchmark: str, about: About) -> dict[str, Any]:
             "authors": "<required: full names, separated by commas>",
             "paper_title": None,
             "paper_url": None,
-            "publication_year": "<required: a year>",
+            "publication_year": 0,  # no placeholder: the official reader takes whole numbers alone
             "institution": "<required: university or company>",
             "team": None,
         },
-        "open_source": "<required: true or false>",
+        "open_source": False,
         "code_url": None,
     }
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import hashlib
 import shutil
 import sys
@@ -78,6 +79,10 @@ def test_sentences_are_in_the_official_layout(tmp_path: Path) -> None:
     document = score_suite(suite, log_probs, bootstrap_samples=100, seed=0)
     figures = document["splits"]["dev"]["figures"]
     assert [f["num_pairs"] for f in figures] == [8, 8, 2, 2, 2, 2]
+    with (tmp_path / "sblimp-like/syntactic/dev/gold.csv").open(newline="") as gold:
+        rows = [(r["correct"], r["id"], r["voice"]) for r in csv.DictReader(gold)]
+    good, bad = ([row[1:] for row in rows if row[0] == which] for which in "10")
+    assert good == bad, "the official scorer pairs by the order of rows"
     note = (tmp_path / "sblimp-like/NOT_THE_PUBLISHED_SUITE.txt").read_text()
     assert note.startswith("sblimp-like: made by")
 

@@ -53,6 +53,8 @@ def test_what_only_the_authors_know_stays_a_placeholder(tmp_path: Path) -> None:
     assert meta["benchmark_name"] == "prosAudit"
     assert meta["model_info"]["train_set"] == "LibriSpeech"
     assert meta["publication"]["authors"].startswith("<required")
+    # The official reader (zerospeech-benchmarks' MetaFile) takes no placeholder for these two.
+    assert (meta["publication"]["publication_year"], meta["open_source"]) == (0, False)
     assert found["prosAudit/english_dev.txt"].count("\n") == len(suite.files)
 
 
