@@ -20,9 +20,10 @@ from orchestrator.report.record import Point, Record, VariantRecord
 RISE = 1.05
 """A loss that ends so much above its lowest has risen: of training's mean, and of validation."""
 SPIKE = 10.0
-"""A gradient's norm this many times its median is a spike."""
+"""A gradient's norm this many times its median of the `_BEFORE` steps before is a spike."""
 STILL_FALLING = 0.01
 """Share of the loss by which the last quarter of validation falls where it is not done."""
+_BEFORE = 20
 _MIN_VALIDATIONS = 4
 _LEXICAL = "wuggy"
 
@@ -97,18 +98,25 @@ def _explosions(variant: VariantRecord) -> Iterator[Finding]:
     if num_lost:
         sign = f"{variant.name}: {num_lost} of {len(variant.training):,} steps have no finite loss."
         yield Finding(sign=sign, tries=_STEADIER)
-    norms = [(step, norm) for step, norm in variant.grad_norm if math.isfinite(norm)]
-    if not norms:
-        return
-    median = statistics.median(norm for _, norm in norms)
-    spikes = [(step, norm) for step, norm in norms if norm > SPIKE * median > 0]
+    spikes = _spikes(_finite(variant.grad_norm))
     if spikes:
-        step, norm = max(spikes, key=lambda spike: spike[1])
+        step, norm, median = max(spikes, key=lambda spike: spike[1] / spike[2])
         sign = (
-            f"{variant.name}: the gradient's norm is above {SPIKE:.0f} times its median at "
-            f"{len(spikes):,} steps, {norm:.3g} against {median:.3g} at step {step:,}."
+            f"{variant.name}: the gradient's norm is above {SPIKE:.0f} times its median of the "
+            f"{_BEFORE} steps before at {len(spikes):,} steps, {norm:.3g} against {median:.3g} at "
+            f"step {step:,}."
         )
         yield Finding(sign=sign, tries=_STEADIER)
+
+
+def _spikes(norms: Sequence[Point]) -> list[tuple[int, float, float]]:
+    """Step, norm and the median before it; not of the first steps, where norms fall anyway."""
+    found = []
+    for n in range(_BEFORE, len(norms)):
+        median = statistics.median(norm for _, norm in norms[n - _BEFORE : n])
+        if norms[n][1] > SPIKE * median > 0:
+            found.append((*norms[n], median))
+    return found
 
 
 def _rises(variant: VariantRecord) -> Iterator[Finding]:

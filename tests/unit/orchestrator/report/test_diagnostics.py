@@ -55,9 +55,14 @@ def test_steps_without_a_loss_are_counted(healthy: Record) -> None:
 def test_a_gradient_that_explodes(healthy: Record) -> None:
     norms = (*FLAT[:50], (51, 19.0), (52, 35.0), (53, 25.0), *FLAT[53:])
     assert signs(changed(healthy, grad_norm=norms)) == [
-        "base: the gradient's norm is above 10 times its median at 2 steps, 35 against 2 at step "
-        "52."
+        "base: the gradient's norm is above 10 times its median of the 20 steps before at 2 steps, "
+        "35 against 2 at step 52."
     ]
+
+
+def test_a_gradient_that_falls_from_its_first_steps_does_not_explode(healthy: Record) -> None:
+    norms = tuple((n, 60.0 * 0.8**n + 0.1) for n in range(1, 101))
+    assert signs(changed(healthy, grad_norm=norms)) == []
 
 
 @pytest.mark.parametrize(("end", "is_said"), [(2.05, False), (2.2, True)])
