@@ -44,7 +44,10 @@ def test_what_cannot_be_scored_is_refused(model: Path, capsys: pytest.CaptureFix
     assert "is not what `orchestrator export` writes" in said(capsys, model)
 
 
-def test_the_table_names_interval_chance_and_rule(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_names_interval_chance_and_rule(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     row = {"value": 0.567, "interval_95": [0.5, 0.625], "chance": 0.5, "num_pairs": 6300}
     figures = [{"name": "by pair", "table": "", **row}, {"name": "a", "table": "type", **row}]
     scores = {

@@ -167,7 +167,10 @@ def test_plan_counts_what_a_filter_has_left(
         assert f"{hours:.2f}" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_plan_says_what_variants_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_what_variants_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     codebooks = (
         "sweep={of: {small: {tokenizer.num_clusters: 10}, large: {tokenizer.num_clusters: 40}}}"
     )
