@@ -47,6 +47,7 @@ from jobs.audio.listing import LISTED_SCHEMA, Listing
 from jobs.audio.roots import Root
 from jobs.audio.voice_activity import Silero
 from jobs.corpus import facts, say_what_is_not_used, write_tables
+from jobs.device import own_device
 from jobs.enough_audio import require_enough
 from jobs.speech.account import require_readable
 from jobs.speech.pool import stage_pool
@@ -253,7 +254,7 @@ def listener(wanted: Filter, languages: Sequence[str], model: str) -> Listener:
     """Who hears what the filter asks for; ``model``: the folder of what knows languages."""
     if wanted.language_id is None and wanted.voice_activity is None:
         return Listener()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device().type
     knows = whisper(Path(model), device, torch.get_num_threads()) if wanted.language_id else None
     return Listener(
         detector=Silero(),

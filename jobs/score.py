@@ -18,9 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from jobs import hub
+from jobs.device import own_device
 from jobs.encoder import DESCRIPTION, copy_published, describe
 from jobs.scoring.checkpoint_model import load_checkpoint
 from jobs.scoring.likelihood import Likelihood, log_probs, pieces_of
@@ -34,7 +33,7 @@ from jobs.speech.speech_encoder import SpeechEncoder
 from jobs.speech.units import EncoderSpec, read_codebook
 from jobs.speech.whole_files import Spoken, WholeFiles
 from jobs.suite_scores import fetched, means_of, write_scores, write_submission
-from jobs.suite_units import FILES_PER_SHARD
+from jobs.suite_units import shards_of
 from orchestrator.errors import ExitCode, OrchestratorError, os_words
 from orchestrator.ledger.new_folder import new_folder
 from orchestrator.ledger.storage import Storage, to_json
@@ -119,7 +118,7 @@ def _of_checkpoint(train: Storage, about: Mapping[str, Any], num_units: int) -> 
             kept = hub.place_of(Storage(about["store_url"]), source, spec.revision)
             source = str(kept.fetch(hub.CONFIG, Path(cache)).parent)
         model = load_checkpoint(train, about["name"], spec, source=source, num_units=num_units)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(own_device())
 
 
 def _loaded(about: Mapping[str, Any]) -> tuple[Any, Vocabulary]:
@@ -163,12 +162,11 @@ def _spoken(
     centroids_KD = read_codebook(Storage(tokenizer["codebook_url"]))["centroids"]
     heard = WholeFiles(encoder, [centroids_KD], dedup=tokenizer["deduplicated"])
     for suite, root in suites:
-        files, utterances = list(suite.files.items()), list[Spoken]()
-        for start in range(0, len(files), FILES_PER_SHARD):
-            some = files[start : start + FILES_PER_SHARD]
+        utterances: list[Spoken] = []
+        for some in shards_of(suite):
             for (name, _), file in zip(some, heard([root / p for _, p in some]), strict=True):
                 utterances.append(Spoken(name, file.units[0], file.num_samples))
-            _say(f"{suite.kind}: {len(utterances):,} of {len(files):,} recordings encoded")
+            _say(f"{suite.kind}: {len(utterances):,} of {len(suite.files):,} recordings encoded")
         yield utterances
 
 

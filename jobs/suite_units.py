@@ -16,7 +16,7 @@ from jobs.attempt import Attempt, run_stage
 from jobs.scoring.suites import open_suite
 from jobs.scoring.suites.suite import Suite
 from jobs.speech.pool import stage_pool
-from jobs.speech.units import EncoderSpec, create_same, read_codebook
+from jobs.speech.units import EncoderSpec, create_same, read_codebook, view_of
 from jobs.speech.whole_files import Spoken, WholeFiles, read_table, table_bytes
 from jobs.unit_shards import missing_shards, shard_path, shard_paths
 from orchestrator.errors import RequestError
@@ -122,12 +122,8 @@ def _tokenize(
 ) -> None:
     """Let the pool make the missing shards."""
     recipe = attempt.recipe
-    encoder = EncoderSpec(
-        url=attempt.upstream["encoder"].storage.url,
-        layer=recipe.encoder.layer,
-        output=recipe.encoder.output,
-        precision=recipe.encoder.precision,
-    )
+    url = attempt.upstream["encoder"].storage.url
+    encoder = EncoderSpec.up_to([view_of(recipe.encoder)], url, recipe.encoder.precision)
     codebooks = [upstream["codebook"].storage.url for upstream in attempt.upstreams]
     outs, dedup = [out.url for out in attempt.outs], recipe.tokenizer.deduplicate
 

@@ -38,10 +38,12 @@ def work(attempt: Attempt) -> dict[str, Any]:
 
 
 def device(attempt: Attempt, source: str) -> Device | None:
-    """What the training has to fit into, where the cluster file says it.
+    """What the training has to fit into, where that decides anything.
 
     A training that has begun keeps its ZeRO stage, whatever other devices it finds.
     """
+    if attempt.recipe.train.execution or attempt.resources.gpu_memory_gb is None:
+        return None
     begun = checkpoints.head_of(checkpoints.committed(attempt.out))
     config = Storage(source).read_json(hub.CONFIG)
     return device_of(

@@ -32,7 +32,7 @@ from jobs.speech.judged import Judged, JudgeWorker, Spread
 from jobs.speech.lloyd import MIN_FRAMES_PER_CLUSTER, BlocksInMemory, fit, nearest
 from jobs.speech.pool import stage_pool
 from jobs.speech.targets import scaled, scaling_of
-from jobs.speech.units import EncoderSpec
+from jobs.speech.units import EncoderSpec, view_of
 from jobs.speech.utterances import read_corpus, source_roots
 from jobs.unit_shards import Units
 from orchestrator.errors import DataError
@@ -262,12 +262,8 @@ def _triphones(
 def _heard(attempt: Attempt, parts: Iterable[list[Part]]) -> tuple[list[Judged], Spread, Grid]:
     """What the pool makes of the recordings. Raises DataError when nothing can be heard."""
     recipe = attempt.recipe
-    encoder = EncoderSpec(
-        url=attempt.upstream["encoder"].storage.url,
-        layer=recipe.encoder.layer,
-        output=recipe.encoder.output,
-        precision=recipe.encoder.precision,
-    )
+    url = attempt.upstream["encoder"].storage.url
+    encoder = EncoderSpec.up_to([view_of(recipe.encoder)], url, recipe.encoder.precision)
     tasks = list(parts)
     codebook_url = attempt.upstream["codebook"].storage.url
     where = (source_roots(attempt), recipe.corpus.windows, codebook_url)

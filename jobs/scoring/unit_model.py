@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jobs.device import own_device
 from jobs.scoring.likelihood import Tokens
 from jobs.weights import load_whole
 from orchestrator.errors import OrchestratorError, RequestError
@@ -102,7 +103,7 @@ def load_model(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # theirs is untyped
-    here = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    here = device or own_device()
     model: Any = load_whole(
         AutoModelForCausalLM, folder, where=where, refusal=refusal, dtype=torch.float32
     )

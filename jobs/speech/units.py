@@ -29,6 +29,7 @@ from torch import Tensor
 from jobs.audio.corpus_tables import ShardRows
 from jobs.audio.decode import Wave
 from jobs.audio.roots import Root
+from jobs.device import own_device
 from jobs.speech.account import Account
 from jobs.speech.lloyd import Fit, nearest
 from jobs.speech.reading_ahead import ReadersAhead, num_readers
@@ -218,7 +219,7 @@ class EncoderSpec:
         with tempfile.TemporaryDirectory() as folder:
             names = ("config.json", "model.safetensors", "encoder.json")
             paths = [storage.fetch(n, Path(folder)) for n in names if storage.exists(n)]
-            here = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            here = device or own_device()
             return SpeechEncoder.load(
                 paths[0].parent,
                 self.layer,

@@ -119,11 +119,12 @@ def run(options: argparse.Namespace) -> int:
 def _cluster(options: argparse.Namespace) -> Cluster | None:
     """The cluster that is named or found; none where there is none, and a folder is scored."""
     try:
-        return load_cluster(choose_cluster(options.cluster, None)[0])
+        file, _ = choose_cluster(options.cluster, None)
     except RequestError:
         if options.cluster or not is_model_folder(options.model):
             raise
         return None
+    return load_cluster(file)
 
 
 def _models(options: argparse.Namespace, cluster: Cluster | None) -> tuple[ScoredModel, ...]:
@@ -224,7 +225,10 @@ def _headlines(suites: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[st
             yield from ((scores["name"], split, row) for row in rows)
 
 
-def _interval(ends: Sequence[float]) -> str:
+def _interval(ends: Sequence[float] | None) -> str:
+    """In percent; "none" where a single pair stands for many."""
+    if ends is None:
+        return "none"
     low, high = (100 * end for end in ends)
     return f"{low:.1f} to {high:.1f}"
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from jobs.lm.task import LanguageModel
+from jobs.training.group import RankGroup
+from jobs.training.rank import RankConfig
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.coverage import replay
 from tests.training import Training, finish, make_inputs
@@ -112,6 +116,33 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(
         np.testing.assert_allclose(
             [a[name] for a in moved.lines()], [b[name] for b in whole.lines()], rtol=1e-4
         )
+
+
+class WholeOnFirst(LanguageModel):
+    """As the language model; no rank but the first may build it whole."""
+
+    def __init__(self, config: RankConfig, group: RankGroup) -> None:
+        super().__init__(config, group)
+        self.is_first = group.leads
+
+    def build_model(self) -> Any:
+        assert self.is_first
+        return super().build_model()
+
+
+class TrainingOfShells(Training):
+    def trained(self) -> dict[str, Any]:
+        return {**super().trained(), "task": f"{WholeOnFirst.__module__}:{WholeOnFirst.__name__}"}
+
+
+def test_at_zero_3_the_first_rank_alone_has_the_whole_model(inputs: Path, tmp_path: Path) -> None:
+    """Its weights reach the others: the losses are those of two ranks that built it both."""
+    options = {"inputs": inputs, "steps": 10, "every_steps": 10}
+    shells = TrainingOfShells(root=tmp_path / "3", zero_stage=3, **options)
+    both = Training(root=tmp_path / "2", zero_stage=2, **options)
+    assert (shells.run(), both.run()) == ([0, 0], [0, 0])
+    losses = ([line["loss"] for line in training.lines()] for training in (shells, both))
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

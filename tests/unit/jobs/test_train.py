@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+from transformers import OPTConfig
 
 from jobs.lm.spec import settings_of
 from jobs.lm.token_stream import TokenStream
-from jobs.train import mixture_of, stream_tokens
+from jobs.train import device, mixture_of, stream_tokens
+from orchestrator.spec.cluster import Resources
 from orchestrator.spec.recipe import Train
+from tests.unit.jobs.test_targets import attempt_of
 from tests.unit.orchestrator.recipes import recipe
+from tests.unit.orchestrator.trainings import save
 
 
 def test_settings_are_those_of_the_recipe() -> None:
@@ -37,3 +43,23 @@ def test_a_mixture_is_made_of_the_packed_streams() -> None:
     tokens = np.arange(82, dtype="<u2")
     packed = TokenStream(tokens, context_length=16, stream_tokens=(49, 33))
     assert packed.num_windows == sum(stream.num_windows for stream in streams)
+
+
+def test_a_training_that_has_begun_keeps_its_zero_stage(tmp_path: Path) -> None:
+    OPTConfig(num_hidden_layers=2).save_pretrained(tmp_path / "lm")
+    known = Resources(gpus_per_node=2, gpu_memory_gb=80)
+    attempt = attempt_of(tmp_path, recipe(), known)
+    found = device(attempt, str(tmp_path / "lm"))
+    assert found
+    assert (found.shape.num_layers, found.fewest_ranks, found.zero_stage) == (2, 2, None)
+    save(attempt.out, 8, 1)
+    begun = device(attempt, str(tmp_path / "lm"))
+    assert begun
+    assert begun.zero_stage == 0
+
+
+def test_memory_that_decides_nothing_is_not_asked_for(tmp_path: Path) -> None:
+    stated = recipe(**{"train.execution": {"zero_stage": 1, "micro_batch": 1}})
+    known = Resources(gpus_per_node=2, gpu_memory_gb=80)
+    for of, resources in ((stated, known), (recipe(), Resources(gpus_per_node=2))):
+        assert device(attempt_of(tmp_path, of, resources), str(tmp_path / "no folder")) is None

@@ -107,3 +107,25 @@ def test_a_comparison_has_both_models_and_their_difference(
     assert warm.split()[:5] == ["warm", "sWUGGY", "dev", "all", "60.0"]
     assert cold.split()[:5] == ["cold", "sWUGGY", "dev", "all", "65.0"]
     assert difference.split() == ["sWUGGY", "dev", "all", "-5.0", "-8.0", "to", "-2.0"]
+
+
+def test_a_single_pair_has_no_interval(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    row = {"value": 1.0, "interval_95": None, "chance": 0.5, "num_pairs": 1, "table": ""}
+    difference = {"name": "by pair", "table": "", "difference": 1.0, "difference_95": None}
+    one = {"measure": "m", "likelihood_rule": "l", "rule": "r", "name": "sBLIMP"}
+    splits = {"dev": {"figures": [{"name": "by pair", **row}], "num_near_ties": 0}}
+    show(
+        {
+            "model": "m",
+            "suites": {"sblimp": {**one, "splits": splits}},
+            "differences": {
+                "sblimp": {"name": "sBLIMP", "splits": {"dev": {"figures": [difference]}}}
+            },
+        }
+    )
+    _, line, _, apart, _ = capsys.readouterr().out.splitlines()
+    assert line.split() == ["sBLIMP", "dev", "by", "pair", "100.0", "none", "50", "1"]
+    assert apart.split() == ["sBLIMP", "dev", "by", "pair", "+100.0", "none"]
