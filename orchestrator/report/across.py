@@ -143,12 +143,13 @@ def against_first(shown: Sequence[System], scores: PairedScores) -> tuple[Agains
 def _against(first: System, other: System, scores: PairedScores) -> Against:
     theirs, ours = scores.of(first.variant), scores.of(other.variant)
     if theirs is None or ours is None:
-        remark = scores.problem or "not both have test scores yet"
+        problems = {s.label: scores.problem_of(s.variant) for s in (first, other)}
+        remark = "; ".join(f"{label}: {problem}" for label, problem in problems.items() if problem)
         return Against(label=other.label, difference=None, remark=remark)
     same_tokens = first.units == other.units and have_same_tokens(ours, theirs)
     found = difference([ours], [theirs], same_tokens=same_tokens)
     if found is None:
-        remark = "they were scored on different utterances, so that nothing is paired"
+        remark = "they share fewer than two scored utterances, so that nothing is paired"
         return Against(label=other.label, difference=None, remark=remark)
     return Against(label=other.label, difference=found, remark=_verdict(found))
 

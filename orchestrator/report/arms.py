@@ -126,17 +126,30 @@ def _comparison_of(
     best = {name: _best([v for v in variants if v.arm == name], name) for name in ARMS}
     arms = {name: arm for name, arm in best.items() if arm}
     paired = convergence = None
+    unpaired: tuple[str, ...] = ()
     if len(arms) == len(ARMS):
         warm, cold = ([v for v in variants if v.name in arms[name].variants] for name in ARMS)
         paired, convergence = scores.between(warm, cold), converged(warm, cold)
+        unpaired = () if paired else _unpaired([*warm, *cold], scores)
     return Comparison(
         label=label,
         variants=tuple(variants),
         arms=arms,
-        sentences=_sentences(arms, variants, paired, convergence),
+        sentences=(*_sentences(arms, variants, paired, convergence), *unpaired),
         paired=paired,
         convergence=convergence,
     )
+
+
+def _unpaired(variants: Sequence[VariantRecord], scores: PairedScores) -> tuple[str, ...]:
+    """Why the arms were not compared on the same utterances: a sentence."""
+    names: dict[str, list[str]] = {}
+    for variant in variants:
+        if problem := scores.problem_of(variant):
+            names.setdefault(problem, []).append(variant.name)
+    said = [f"{', '.join(them)}: {problem}" for problem, them in names.items()]
+    why = "; ".join(said) or "they share fewer than two scored utterances"
+    return (f"The arms are not paired by utterance: {why}.",)
 
 
 def _best(variants: Iterable[VariantRecord], name: str) -> Arm | None:
@@ -245,7 +258,12 @@ def _choice(warm: Arm, cold: Arm) -> str:
 
 
 def _seeds(warm: Arm, cold: Arm) -> str:
-    num_seeds = min(len(warm.variants), len(cold.variants))
+    num_seeds, most = sorted((len(warm.variants), len(cold.variants)))
+    if num_seeds == 1 < most:
+        return (
+            f"One arm has {most} training seeds and the other a single one, which is taken to vary "
+            "as they do; at least three seeds an arm are needed for a general claim."
+        )
     if num_seeds == 1:
         return (
             "One training seed an arm: the interval covers the choice of test utterances, not that "

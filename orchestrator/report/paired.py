@@ -3,24 +3,31 @@
 In: each utterance's NLL under either model, as the perplexity stage leaves it. Out: `Difference`.
 An utterance that is hard is hard for both, so the interval of their difference is far narrower than
 those of the two scores: intervals that overlap say nothing against a difference. Where a model was
-trained with several seeds, seeds are drawn as well, and the interval covers both choices.
+trained with several seeds, the interval covers both choices: that of utterances by the bootstrap,
+that of seeds by Student's t with Welch's degrees of freedom, since a bootstrap of a handful of
+seeds is far too narrow. Both are independent, so that their half-widths add up as squares.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from orchestrator.errors import CorruptError
+from orchestrator.ledger.status import BROKEN
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
+from orchestrator.report.over_seeds import half_width_95
 from orchestrator.report.record import VariantRecord
 
 NUM_RESAMPLINGS = 2_000
 _SEED = 0
 _DRAWS_AT_ONCE = 4_000_000
+_MAX_RATIO_NATS = 4.6
+"""A difference per token beyond which the ratio of perplexities, 100, is no figure to read."""
 
 Measure = Literal["nats per token", "nats per second of audio"]
 
@@ -56,7 +63,8 @@ class Difference:
     num_left_out: int
     """Those that only one of them has."""
     perplexity_ratio: float | None
-    """Perplexity of the first over that of the second; None where tokens are not the same."""
+    """Perplexity of the first over that of the second; None where tokens are not the same, or one
+    is more than 100 times the other."""
 
     @property
     def excludes_zero(self) -> bool:
@@ -73,12 +81,11 @@ class Difference:
 
 @dataclass
 class PairedScores:
-    """NLL by utterance of a run's variants, each file read once."""
+    """NLL by utterance of variants, each file read once."""
 
     split: str = "test"
-    problem: str = ""
-    """Why there are none; empty while nothing has gone wrong."""
-    _known: dict[str, Utterances | None] = field(default_factory=dict)
+    _known: dict[str, Utterances | str] = field(default_factory=dict)
+    """By the URL of the scores: what was read, or why nothing was."""
 
     def between(
         self, first: Sequence[VariantRecord], second: Sequence[VariantRecord]
@@ -94,51 +101,97 @@ class PairedScores:
         return difference(*known, same_tokens=True)
 
     def of(self, variant: VariantRecord) -> Utterances | None:
-        """Those of one variant; None where it has none that can be read, and ``problem`` why."""
+        """Those of one variant; None where it has none that can be read."""
+        found = self._found(variant)
+        return found if isinstance(found, Utterances) else None
+
+    def problem_of(self, variant: VariantRecord) -> str:
+        """Why it has none, in words; empty where it has."""
+        found = self._found(variant)
+        return found if isinstance(found, str) else ""
+
+    def _found(self, variant: VariantRecord) -> Utterances | str:
         scored = variant.perplexity
         if scored is None or not scored.is_complete:
-            return None
+            return "no test scores yet"
         url = scored.storage.url
         if url not in self._known:
             self._known[url] = self._read(scored.storage)
         return self._known[url]
 
-    def _read(self, storage: Storage) -> Utterances | None:
+    def _read(self, storage: Storage) -> Utterances | str:
         try:
-            return read_utterances(storage, self.split)
+            found = read_utterances(storage, self.split)
         except ImportError:
-            self.problem = (
+            return (
                 "reading NLL by utterance takes pyarrow, which is not installed here "
                 "(pip install 'orchestrator[report]')"
             )
         except FileNotFoundError:
-            self.problem = "the scores have no NLL by utterance"
-        except CorruptError as error:
-            self.problem = f"NLL by utterance cannot be read ({error})"
-        return None
+            return "the scores have no NLL by utterance"
+        except BROKEN as error:
+            return f"NLL by utterance cannot be read ({_first_line(error)})"
+        return _senseless(found) or found
+
+
+def _senseless(utterances: Utterances) -> str:
+    """That an NLL is no number, as that of a model that has diverged is; empty where all are."""
+    import numpy as np
+
+    bad = np.flatnonzero(~np.isfinite(utterances.nll))
+    if not bad.size:
+        return ""
+    first = utterances.ids[bad[0]]
+    return (
+        f"the NLL of {bad.size:,} of {len(utterances.ids):,} utterances is not finite, the first "
+        f"{first}: the model gives no probabilities there"
+    )
 
 
 def read_utterances(storage: Storage, split: str) -> Utterances:
     """The NLLs of a split, from a perplexity artifact.
 
-    Raises FileNotFoundError, CorruptError, and ImportError where there is no pyarrow.
+    Raises FileNotFoundError, CorruptError, another OSError where the store does not answer, and
+    ImportError where there is no pyarrow.
     """
     path = f"{split}.nll.parquet"
     data = storage.read_bytes(path)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # A damaged file raises any of these, OSError and UnicodeDecodeError among them.
     try:
-        table = pq.read_table(io.BytesIO(data))
-        return Utterances(
-            ids=tuple(table["id"].to_pylist()),
-            nll=table["nll"].to_numpy(),
-            num_scored=table["num_scored"].to_numpy(),
-            num_samples=table["num_samples"].to_numpy(),
-        )
-    except (pa.ArrowException, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorruptError(f"{storage.url}/{path}: {first}; score the model again") from None
+        return _utterances_of(pq.read_table(io.BytesIO(data)))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise CorruptError(
+            f"{storage.url}/{path}: {_first_line(error)}; score the model again"
+        ) from None
+
+
+def _utterances_of(table: Any) -> Utterances:
+    """Raises ValueError, KeyError or TypeError for a table of anything else."""
+    import numpy as np
+
+    columns = {name: table[name] for name in ("id", "nll", "num_scored", "num_samples")}
+    for name, column in columns.items():
+        if column.null_count:
+            raise ValueError(f"{name}: {column.null_count} rows have none")
+    num_scored, num_samples = (
+        columns[name].to_numpy().astype(np.int64, casting="safe")
+        for name in ("num_scored", "num_samples")
+    )
+    if (num_scored < 0).any() or (num_samples < 0).any():
+        raise ValueError("counts below 0")
+    return Utterances(
+        ids=tuple(map(str, columns["id"].to_pylist())),
+        nll=columns["nll"].to_numpy().astype(np.float64, casting="same_kind"),
+        num_scored=num_scored,
+        num_samples=num_samples,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def difference(
@@ -148,7 +201,8 @@ def difference(
 
     Each is one model a seed. Per token where ``same_tokens``, that is where both have the same
     units of the same utterances, else per second of audio, which other units change nothing of.
-    None where fewer than two utterances are shared: one says nothing of others.
+    None where fewer than two utterances are shared, for one says nothing of others, or nothing of
+    them was scored.
     """
     import numpy as np
 
@@ -160,16 +214,25 @@ def difference(
     nll_SU = np.array([row["nll"] for row in rows])
     scored_U, seconds_U = rows[0]["num_scored"], rows[0]["num_samples"] / SAMPLE_RATE_HZ
     weight_U = scored_U if same_tokens else seconds_U
+    if weight_U.sum() <= 0:
+        return None
     ours_SU, theirs_SU = nll_SU[: len(first)], nll_SU[len(first) :]
-    value = float((ours_SU.mean(0) - theirs_SU.mean(0)).sum() / weight_U.sum())
-    low, high = np.percentile(_resampled(ours_SU, theirs_SU, weight_U), [2.5, 97.5]).tolist()
+    gap_U = ours_SU.mean(0) - theirs_SU.mean(0)
+    value = float(gap_U.sum() / weight_U.sum())
+    low, high = np.percentile(_resampled(gap_U, weight_U), [2.5, 97.5]).tolist()
+    by_seed = [(side.sum(1) / weight_U.sum()).tolist() for side in (ours_SU, theirs_SU)]
+    of_seeds = half_width_95(*by_seed)
+    is_readable = same_tokens and abs(value) < _MAX_RATIO_NATS
     return Difference(
         measure="nats per token" if same_tokens else "nats per second of audio",
         value=value,
-        interval_95=(low, high),
+        interval_95=(
+            value - math.hypot(value - low, of_seeds),
+            value + math.hypot(high - value, of_seeds),
+        ),
         num_utterances=len(shared),
         num_left_out=len(set[str]().union(*(u.ids for u in everything))) - len(shared),
-        perplexity_ratio=float(np.exp(value)) if same_tokens else None,
+        perplexity_ratio=math.exp(value) if is_readable else None,
     )
 
 
@@ -185,8 +248,8 @@ def _aligned(utterances: Utterances, stretches: Sequence[tuple[str, int]]) -> Ma
     return {name: getattr(utterances, name)[order] for name in ("nll", "num_scored", "num_samples")}
 
 
-def _resampled(ours_SU: Any, theirs_SU: Any, weight_U: Any) -> Any:
-    """The difference in each resampling of utterances and seeds (float64, one a resampling)."""
+def _resampled(gap_U: Any, weight_U: Any) -> Any:
+    """The difference in each resampling of the utterances (float64, one a resampling)."""
     import numpy as np
 
     rng = np.random.Generator(np.random.Philox(key=_SEED))
@@ -197,18 +260,8 @@ def _resampled(ours_SU: Any, theirs_SU: Any, weight_U: Any) -> Any:
         num = min(step, NUM_RESAMPLINGS - first)
         # How often each utterance was drawn, in each resampling.
         times = rng.multinomial(num_utterances, np.full(num_utterances, 1 / num_utterances), num)
-        gap = _mean_of_drawn(rng, times @ ours_SU.T) - _mean_of_drawn(rng, times @ theirs_SU.T)
-        parts.append(gap / np.maximum(times @ weight_U, 1e-9))
+        parts.append(times @ gap_U / np.maximum(times @ weight_U, 1e-9))
     return np.concatenate(parts)
-
-
-def _mean_of_drawn(rng: Any, totals_BS: Any) -> Any:
-    """The mean over as many seeds as there are, drawn with replacement, in each resampling."""
-    import numpy as np
-
-    num, num_seeds = totals_BS.shape
-    drawn = rng.integers(0, num_seeds, (num, num_seeds))
-    return np.take_along_axis(totals_BS, drawn, axis=1).mean(1)
 
 
 def have_same_tokens(one: Utterances, other: Utterances) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,30 @@ def test_what_was_not_scored_is_paired_with_nothing(tmp_path: Path) -> None:
     shown = two(tmp_path, EASY, None)
     (row,) = against_first(shown, PairedScores())
     assert row.difference is None
-    assert row.remark == "the scores have no NLL by utterance"
+    assert row.remark == f"{shown[1].label}: the scores have no NLL by utterance"
+
+
+def test_models_whose_perplexities_are_worlds_apart_differ_by_their_nll(tmp_path: Path) -> None:
+    """Where the ratio of both is no figure to read, and 800 nats have none at all."""
+    (row,) = against_first(two(tmp_path, EASY, [nll + 8000 for nll in EASY]), PairedScores())
+    assert row.remark == "worse than the first, by 800.000 nats per token"
+
+
+def test_a_model_that_gives_no_probabilities_is_no_equal(tmp_path: Path) -> None:
+    shown = two(tmp_path, EASY, [*EASY[:2], math.nan, math.inf])
+    (row,) = against_first(shown, PairedScores())
+    assert row.difference is None
+    assert row.remark == (
+        f"{shown[1].label}: the NLL of 2 of 4 utterances is not finite, the first utt-2: the model "
+        "gives no probabilities there"
+    )
 
 
 def test_runs_that_are_not_scored_yet_are_named(tmp_path: Path) -> None:
     waiting = Ledger.create(tmp_path, recipe_of({}, name="waiting"))
     shown = systems([record_of(waiting), record_of(run_of(tmp_path / "a", "a", EASY))])
     (row,) = against_first(shown, PairedScores())
-    assert row.remark == "not both have test scores yet"
+    assert row.remark == f"{waiting.run.name}: no test scores yet"
     assert sentences(shown) == (f"Not scored yet: {waiting.run.name}.",)
 
 

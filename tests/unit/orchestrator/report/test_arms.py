@@ -225,6 +225,33 @@ def test_what_is_paired_decides_which_arm_is_better(
     assert comparison.sentences[0].endswith(end)
 
 
+def test_why_the_arms_are_not_paired_is_said(new_ledger: NewLedger) -> None:
+    ledger = new_ledger()
+    comparison = scored(ledger, {"init=twist": (14.0, 14.0), "init=cold": (14.5, 14.5)})
+    assert comparison.sentences[-1] == (
+        "The arms are not paired by utterance: init=twist, init=cold: the scores have no NLL by "
+        "utterance."
+    )
+    for instance, body in zip(
+        ledger.of_stage("perplexity"), (b"PAR1", nll_table([1.0], num_scored=1)), strict=True
+    ):
+        ledger.artifact(instance).storage.create("test.nll.parquet", body)
+    (said,) = [s for s in contest_of(ledger).sentences if "not paired" in s]
+    assert said.startswith("The arms are not paired by utterance: init=twist: NLL by utterance can")
+    first = ledger.artifact(ledger.of_stage("perplexity")[0]).storage
+    first.replace("test.nll.parquet", nll_table([2.0], num_scored=1))
+    assert contest_of(ledger).sentences[-1] == (
+        "The arms are not paired by utterance: they share fewer than two scored utterances."
+    )
+
+
+def test_an_arm_of_a_single_seed_is_named(new_ledger: NewLedger) -> None:
+    ledger = new_ledger({"model.init": ["twist", "cold"], "seed": [0, 1]})
+    ends = {"init=twist,seed=0": (14.0, 14.0), "init=twist,seed=1": (14.1, 14.1)}
+    comparison = scored(ledger, {**ends, "init=cold,seed=0": (18.0, 18.0)})
+    assert comparison.sentences[2].startswith("One arm has 2 training seeds and the other a single")
+
+
 @pytest.mark.parametrize(
     ("swept", "labels"),
     [

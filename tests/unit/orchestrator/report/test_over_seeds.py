@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from orchestrator.report.over_seeds import geometric_mean_95
+from orchestrator.report.over_seeds import geometric_mean_95, half_width_95, t_975
 
 
 def test_the_mean_is_geometric_and_the_interval_students() -> None:
@@ -20,6 +20,21 @@ def test_the_mean_is_geometric_and_the_interval_students() -> None:
     assert ends == pytest.approx(expected, rel=1e-4)
     mean, ends = geometric_mean_95([0.5, 0.5])
     assert (mean, *ends) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_two_means_differ_within_welchs_interval() -> None:
+    first, second = [1.0, 2.0, 4.0], [1.0, 1.5]
+    squares = [np.var(side, ddof=1) / len(side) for side in (first, second)]
+    degrees = sum(squares) ** 2 / (squares[0] ** 2 / 2 + squares[1] ** 2 / 1)
+    assert half_width_95(first, second) == pytest.approx(t_975(degrees) * math.sqrt(sum(squares)))
+    assert half_width_95([1.0], [2.0]) == 0  # the choice of seeds is not covered
+    assert half_width_95([1.0, 1.0], [2.0, 2.0]) == 0
+
+
+def test_quantiles_between_degrees_of_freedom_lie_between() -> None:
+    assert (t_975(1), t_975(2), t_975(30), t_975(1000)) == (12.706, 4.303, 2.042, 2.042)
+    assert t_975(1.5) == pytest.approx(12.706 - (12.706 - 4.303) * 2 / 3)  # the true one is 6.0
+    assert 2.571 < t_975(4.5) < 2.776
 
 
 @pytest.mark.parametrize("num_seeds", [2, 3, 5, 12, 31])

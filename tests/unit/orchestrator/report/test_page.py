@@ -21,7 +21,7 @@ from orchestrator.ledger.status import Observed
 from orchestrator.report.page import render, summary, write_report
 from orchestrator.report.record import read_record
 from tests.unit.orchestrator.before import unpack
-from tests.unit.orchestrator.report.conftest import Ledger, scores_of
+from tests.unit.orchestrator.report.conftest import Ledger, nll_table, scores_of
 
 NewLedger = Callable[..., Ledger]
 HOSTILE = "<script>alert(1)</script>$\\frac{1}{2}$&\"'"
@@ -336,6 +336,17 @@ def test_the_page_is_whole_without_any_file_of_a_name(finished: Ledger, name: st
     for file in victims:
         file.unlink()
     assert page_of(finished).rstrip().endswith("</html>")
+
+
+def test_nll_by_utterance_that_cannot_be_read_is_a_line_on_the_page(finished: Ledger) -> None:
+    """The first file is damaged where pyarrow gives an OSError, the second cannot be opened."""
+    first, second = (finished.artifact(i).storage for i in finished.of_stage("perplexity"))
+    whole = nll_table([1.0, 2.0], num_scored=3)
+    first.create("test.nll.parquet", whole[:4] + b"\xff" * 40 + whole[44:])
+    second.create("test.nll.parquet/part-0", b"")
+    words = words_of(page_of(finished))
+    (said,) = re.findall(r"The arms are not paired by utterance: .*?\. Perplexity", words)
+    assert said.count("NLL by utterance cannot be read (") == 2
 
 
 def test_a_missing_file_of_a_complete_artifact_is_named(finished: Ledger) -> None:
