@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.report.over_seeds import geometric_mean_95
 from orchestrator.report.paired import Difference, PairedScores
@@ -45,24 +46,37 @@ class Convergence:
     """How soon the warm arm was where the cold one ended, by validation loss, over the seeds."""
 
     ratios: tuple[float, ...]
-    """Updates that warm needed for cold's last loss, over cold's updates; one a seed of both."""
+    """Updates that warm needed for cold's last loss, over cold's updates; one a seed of both that
+    got there."""
     num_never: int
-    """Seeds with which warm did not get there."""
+    """Seeds with which warm did not get there; a mean over the others would leave out the worst,
+    so that none is given."""
 
     @property
     def short(self) -> str:
-        """``0.25``, or the geometric mean over seeds."""
+        """``0.25``, the geometric mean over seeds, or with how many of them it never was."""
+        if self.num_never:
+            return self._never
         return f"{statistics.geometric_mean(self.ratios):.2f}"
 
     @property
     def text(self) -> str:
-        """``0.25``, or the range over seeds with their mean and its interval."""
-        ends = sorted({f"{ratio:.2f}" for ratio in self.ratios})
-        if len(ends) == 1:
-            return ends[0]
+        """``0.25``, or the range over seeds with their mean and its interval, if all got there."""
+        ends = sorted(self.ratios)
+        span = " to ".join(dict.fromkeys(f"{end:.2f}" for end in (*ends[:1], *ends[-1:])))
+        if self.num_never:
+            others = f", with the others after {span} of cold's updates" if ends else ""
+            return f"{self._never}{others}"
+        if " to " not in span:
+            return span
         mean, (low, high) = geometric_mean_95(self.ratios)
         seeds = f"over {len(self.ratios)} seeds"
-        return f"{ends[0]} to {ends[-1]} (mean {mean:.2f} [{low:.2f}, {high:.2f}], 95 % {seeds})"
+        return f"{span} (mean {mean:.2f} [{low:.2f}, {high:.2f}], 95 % {seeds})"
+
+    @property
+    def _never(self) -> str:
+        num_seeds = self.num_never + len(self.ratios)
+        return "never" if num_seeds == 1 else f"never with {self.num_never} of {num_seeds} seeds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +93,7 @@ class Comparison:
     paired: Difference | None = None
     """Warm less cold on the test utterances, where NLL by utterance can be read."""
     convergence: Convergence | None = None
-    """None where either arm has no validation losses, or warm never got where cold ended."""
+    """None where no seed has validation losses of both arms."""
 
     @property
     def best(self) -> set[str]:
@@ -275,16 +289,28 @@ def _seeds(warm: Arm, cold: Arm) -> str:
 
 
 def converged(warm: Sequence[VariantRecord], cold: Sequence[VariantRecord]) -> Convergence | None:
-    """The convergence ratio of variants of both arms, seed by seed in their order.
+    """The convergence ratio of variants of both arms, over the seeds that both have.
 
     Between two validations the loss is taken to fall straight. None where nothing can be said.
     """
-    pairs = [(w.validation, c.validation) for w, c in zip(warm, cold, strict=False)]
-    found = [_ratio(w, c) for w, c in pairs if w and c]
-    ratios = tuple(ratio for ratio in found if ratio is not None)
-    if not ratios:
+    found = [_ratio(w, c) for w, c in _curves_by_seed(warm, cold)]
+    if not found:
         return None
+    ratios = tuple(ratio for ratio in found if ratio is not None)
     return Convergence(ratios=ratios, num_never=len(found) - len(ratios))
+
+
+def _curves_by_seed(
+    warm: Iterable[VariantRecord], cold: Iterable[VariantRecord]
+) -> list[tuple[Sequence[Point], Sequence[Point]]]:
+    """Validation of both arms for each seed of both, where warm has any and cold has a last one."""
+    theirs = {_seed(variant): variant.validation for variant in cold}
+    pairs = [(variant.validation, theirs.get(_seed(variant), ())) for variant in warm]
+    return [(w, c) for w, c in pairs if w and c and math.isfinite(c[-1][1])]
+
+
+def _seed(variant: VariantRecord) -> Any:
+    return variant.recipe.seed if variant.recipe else variant.overrides.get("seed")
 
 
 def _ratio(warm: Sequence[Point], cold: Sequence[Point]) -> float | None:
@@ -310,10 +336,12 @@ def _catching_up(
     convergence: Convergence | None,
 ) -> tuple[str, ...]:
     """How soon the warm arm was where the cold one ended, by their validation losses."""
-    by_name = {v.name: v for v in variants}
-    warm_curve, cold_curve = (by_name[a.variants[0]].validation for a in (warm, cold))
-    if not warm_curve or not cold_curve or convergence is None:
+    if convergence is None:
         return ()
+    if convergence.num_never:
+        return (f"On validation, warm has cold's last loss {convergence.text}.",)
+    curves = ([v for v in variants if v.name in arm.variants] for arm in (warm, cold))
+    warm_curve, cold_curve = _curves_by_seed(*curves)[0]
     last_step, goal = cold_curve[-1]
     reached = next((step for step, loss in warm_curve if loss <= goal), None)
     if reached is None or reached >= last_step:

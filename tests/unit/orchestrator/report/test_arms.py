@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.report.arms import Comparison, comparisons
+from orchestrator.report.page import render
 from orchestrator.report.record import read_record
 from tests.unit.orchestrator.report.conftest import Ledger, nll_table, scores_of
 
@@ -183,21 +184,83 @@ def test_the_convergence_ratio_is_read_between_validations(new_ledger: NewLedger
     assert comparison.convergence.num_never == 0
 
 
+def three_seeds(new_ledger: NewLedger, cold_ends: dict[int, float]) -> Ledger:
+    """Warm falls to 2.6 over 40 steps; cold of each seed ends where it is told, in any order."""
+    seeds = list(cold_ends)
+    ledger = new_ledger(
+        {
+            "arm": {
+                **{f"warm{n}": {"model.init": "twist", "seed": n} for n in sorted(seeds)},
+                **{f"cold{n}": {"model.init": "cold", "seed": n} for n in seeds},
+            }
+        }
+    )
+    for variant in ledger.plan.variants:
+        is_warm, seed = "warm" in variant["name"], variant["overrides"]["seed"]
+        ledger.finish_variant(variant["name"], scores_of(*(2 * [14.0 if is_warm else 18.0])))
+        storage = ledger.artifact(ledger.plan.instance(variant["instances"]["train"])).storage
+        warm = [{"step": n, "loss": 4.6 - 0.05 * n} for n in (10, 20, 30, 40)]
+        lines = warm if is_warm else [{"step": 40, "loss": cold_ends[seed]}]
+        body = "".join(json.dumps(line) + "\n" for line in lines)
+        storage.replace("validation.jsonl", body.encode())
+    return ledger
+
+
 def test_the_convergence_ratio_has_a_range_over_seeds(new_ledger: NewLedger) -> None:
-    sweep = {"model.init": ["twist", "cold"], "seed": [0, 1, 2]}
-    ledger = new_ledger(sweep)
-    ends = {"init=twist": (14.0, 14.0), "init=cold": (18.0, 18.0)}
-    for name, scores in ends.items():
-        for seed in (0, 1, 2):
-            ledger.finish_variant(f"{name},seed={seed}", scores_of(*scores))
-    cold = [i for i in ledger.of_stage("train") if "cold" in i.variants[0]]
-    for train, last in zip(cold, (4.0, 3.0, 1.0), strict=True):
-        line = json.dumps({"step": 40, "loss": last}) + "\n"
-        ledger.artifact(train).storage.replace("validation.jsonl", line.encode())
+    found = contest_of(three_seeds(new_ledger, {0: 4.0, 1: 3.6, 2: 3.0})).convergence
+    assert found
+    assert found.ratios == pytest.approx((0.3, 0.5, 0.8))
+    assert found.text == "0.30 to 0.80 (mean 0.49 [0.15, 1.67], 95 % over 3 seeds)"
+    assert (found.short, found.num_never) == ("0.49", 0)
+
+
+def test_a_seed_that_never_got_there_leaves_no_mean(new_ledger: NewLedger) -> None:
+    ledger = three_seeds(new_ledger, {0: 4.0, 1: 3.0, 2: 1.0})
+    comparison = contest_of(ledger)
+    assert comparison.convergence
+    assert comparison.convergence.num_never == 1
+    assert comparison.convergence.short == "never with 1 of 3 seeds"
+    assert (
+        "On validation, warm has cold's last loss never with 1 of 3 seeds, with the others after "
+        "0.30 to 0.80 of cold's updates."
+    ) in comparison.sentences
+    page = render(read_record(ledger.run, ledger.store, ledger.observed), draw=lambda _: "")
+    assert "<b>never with 1 of 3 seeds</b>" in page
+
+
+def test_where_no_seed_got_there_that_is_said(new_ledger: NewLedger) -> None:
+    comparison = contest_of(three_seeds(new_ledger, {0: 1.0, 1: 1.0}))
+    assert comparison.convergence
+    assert comparison.convergence.ratios == ()
+    assert comparison.convergence.text == "never with 2 of 2 seeds"
+
+
+def test_convergence_is_of_the_same_seed_in_both_arms(new_ledger: NewLedger) -> None:
+    """Cold's seeds come in another order, and one of them is of no warm training."""
+    ledger = three_seeds(new_ledger, {2: 3.0, 0: 4.0, 1: 3.6})
+    early = ledger.artifact(ledger.plan.instance(train_of(ledger, "warm2"))).storage
+    early.replace("validation.jsonl", b'{"step": 4, "loss": 2.0}\n')
     found = contest_of(ledger).convergence
     assert found
-    assert found.text == "0.30 to 0.80 (mean 0.49 [0.00, 249.05], 95 % over 2 seeds)"
-    assert found.num_never == 1
+    assert found.ratios == pytest.approx((0.3, 0.5, 0.1))
+    early.replace("validation.jsonl", b"")
+    found = contest_of(ledger).convergence
+    assert found
+    assert found.ratios == pytest.approx((0.3, 0.5))
+
+
+def test_a_cold_training_that_ended_without_a_loss_is_no_goal(new_ledger: NewLedger) -> None:
+    ledger = three_seeds(new_ledger, {0: 4.0, 1: 4.0})
+    lost = ledger.artifact(ledger.plan.instance(train_of(ledger, "cold1"))).storage
+    lost.replace("validation.jsonl", b'{"step": 20, "loss": 4.0}\n{"step": 40, "loss": null}\n')
+    found = contest_of(ledger).convergence
+    assert found
+    assert (found.ratios, found.num_never) == ((pytest.approx(0.3),), 0)  # not "never with 1 of 2"
+
+
+def train_of(ledger: Ledger, name: str) -> str:
+    variant = next(v for v in ledger.plan.variants if v["name"] == name)
+    return str(variant["instances"]["train"])
 
 
 @pytest.mark.parametrize(

@@ -73,3 +73,28 @@ def test_every_colour_of_text_and_curves_can_be_read(scheme: str) -> None:
         for name, colour in colours.items()
     }
     assert {name: value for name, value in low.items() if value < READABLE} == {}
+
+
+PARTS = {
+    path.name: path.read_text(encoding="utf-8")
+    for pattern in ("*.html", "*.js", "uplot/*.js")
+    for path in Path("orchestrator/report").glob(pattern)
+}
+ELEMENT = re.compile(r"<([a-z][a-z0-9]*)|element\(\"(\w+)\"")
+
+
+def selectors() -> str:
+    plain = re.sub(r"/\*.*?\*/|\([^()]*\)", "", CSS, flags=re.DOTALL)
+    return " ".join(re.findall(r"(?:^|[{};])\s*([^{}@;]+)\{", plain))
+
+
+def test_each_rule_of_the_style_is_of_an_element_or_class_of_the_pages() -> None:
+    """A name that is split or misspelt is of neither, and its rule does nothing."""
+    text = "\n".join(PARTS.values())
+    elements = {name for names in ELEMENT.findall(text) for name in names if name}
+    classes = set(re.findall(r"\.([a-z][\w-]*)", selectors()))
+    named = set(re.findall(r"(?<![\w.:\[\"=-])([a-z][a-z0-9]*)", selectors()))
+    assert len(named) > 20
+    assert named <= elements
+    assert {name for name in classes if not re.search(rf"\b{re.escape(name)}\b", text)} == set()
+    assert ".figure figcaption" in selectors()
