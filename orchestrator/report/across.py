@@ -8,6 +8,7 @@ unexpected the same sounds were.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from orchestrator.ledger.goodput import PART_NAMES, shares_percent
 from orchestrator.ledger.spending import spending_figures
 from orchestrator.plan.keys import flatten
 from orchestrator.quantities import SAMPLE_RATE_HZ, format_duration
-from orchestrator.report.arms import comparisons, measure
+from orchestrator.report.arms import best_variants, measure
 from orchestrator.report.facts import suite_rows
 from orchestrator.report.paired import Difference, PairedScores, difference, have_same_tokens
 from orchestrator.report.plots import Figure, Line, Panel, figure_of, running_mean, styles_of
@@ -26,6 +27,9 @@ from orchestrator.report.record import Point, Record, StageRecord, VariantRecord
 _ABSENT = "-"
 _NAMES_OF_RECIPES = ("name",)
 """What may differ between recipes and says nothing."""
+_MAX_NAMES = 8
+_MAX_SHOWN, _SHOWN_BEFORE = 60, 20
+"""Characters of a recipe's value, and how many of them from before the place of a difference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +42,28 @@ class System:
     variant: VariantRecord
 
     @property
-    def units(self) -> str:
-        """Key of the artifact that says which units it models; empty where it is not known."""
+    def codebook(self) -> str:
+        """Key of the codebook whose units it models; empty where it is not known."""
         return self.variant.instances.get("codebook", "").rpartition("-")[2]
+
+    @property
+    def units(self) -> str:
+        """Which units it models: those of a codebook, a run of one once or in full.
+
+        Empty where it is not known.
+        """
+        recipe = self.variant.recipe
+        if recipe is None or not self.codebook:
+            return ""
+        return self.codebook if recipe.tokenizer.deduplicate else f"{self.codebook} in full"
 
     @property
     def units_text(self) -> str:
         """``500 units, 19.1 tokens/s``."""
         recipe = self.variant.recipe
         size = f"{recipe.tokenizer.num_clusters} units" if recipe else "units unknown"
+        if recipe and not recipe.tokenizer.deduplicate:
+            size += ", repeats kept"
         rate = self.tokens_per_audio_s
         return f"{size}, {rate:.1f} tokens/s" if rate else size
 
@@ -61,13 +78,19 @@ class System:
         return None
 
     @property
-    def tokens_per_step(self) -> int:
-        """Of its training; 1 where the recipe is not known, so that steps are what is counted."""
-        return self.variant.recipe.train.global_batch_tokens if self.variant.recipe else 1
+    def tokens_per_step(self) -> float | None:
+        """Of its training, by the recipe or else by what it has seen; None where neither says."""
+        if self.variant.recipe:
+            return self.variant.recipe.train.global_batch_tokens
+        match self._facts("train"):
+            case {"steps": int(steps), "tokens_seen": int(tokens)} if steps:
+                return tokens / steps
+        return None
 
-    def training(self) -> StageRecord | None:
-        """The instance that trained it."""
-        return self._stage("train")
+    @property
+    def has_curves(self) -> bool:
+        """Whether its training has left any."""
+        return bool(self.variant.training or self.variant.validation)
 
     def _stage(self, node: str) -> StageRecord | None:
         wanted = self.variant.instances.get(node)
@@ -113,26 +136,61 @@ def _shown(record: Record) -> list[VariantRecord]:
             f"{record.run.name}: trains no language model, so that it has no scores to compare; "
             "`orchestrator report` of it alone shows what it did"
         )
-    best = set[str]().union(*(comparison.best for comparison in comparisons(record)))
+    best = best_variants(record)
     return [v for v in trained if v.name in best or not best]
 
 
 def sentences(shown: Sequence[System]) -> tuple[str, ...]:
     """What holds for the comparison as a whole."""
     waiting = [s.label for s in shown if measure(s.variant, "test") is None]
+    unknown = [s.label for s in shown if not s.units]
     said = []
-    if _units_differ(shown):
+    if len({system.units for system in shown} - {""}) > 1:
         said.append(
             "These models have different units: perplexity per token says nothing across them. "
             "NLL per second of audio does, on the same test speech."
         )
+    if unknown:
+        said.append(
+            f"The units of {', '.join(unknown)} are not known: perplexity per token may say "
+            "nothing across these models."
+        )
+    if _units_differ(shown) and (unmeasured := _without_rate(shown)):
+        said.append(
+            f"No curve of {', '.join(unmeasured)}: how many tokens a second of its speech has is "
+            "not known."
+        )
+    said += _left_out(shown)
     if waiting:
         said.append(f"Not scored yet: {', '.join(waiting)}.")
     return tuple(said)
 
 
 def _units_differ(shown: Sequence[System]) -> bool:
-    return len({system.units for system in shown}) > 1
+    """Whether they do or, for all that is known, may."""
+    units = {system.units for system in shown}
+    return len(shown) > 1 and (len(units) > 1 or "" in units)
+
+
+def _without_rate(shown: Sequence[System]) -> list[str]:
+    return [s.label for s in shown if s.has_curves and not s.tokens_per_audio_s]
+
+
+def _left_out(shown: Sequence[System]) -> list[str]:
+    """Which trained variants of each run are not shown."""
+    names: dict[str, tuple[Record, set[str]]] = {}
+    for s in shown:
+        names.setdefault(s.record.run.storage.url, (s.record, set()))[1].add(s.variant.name)
+    said = []
+    for record, kept in names.values():
+        trained = [v.name for v in record.variants if "train" in v.instances]
+        if others := [name for name in trained if name not in kept]:
+            more = f" and {len(others) - _MAX_NAMES} more" if len(others) > _MAX_NAMES else ""
+            said.append(
+                f"Of {record.run.name} only the best setting of each arm is shown; left out: "
+                f"{'; '.join(others[:_MAX_NAMES])}{more}."
+            )
+    return said
 
 
 def against_first(shown: Sequence[System], scores: PairedScores) -> tuple[Against, ...]:
@@ -146,7 +204,7 @@ def _against(first: System, other: System, scores: PairedScores) -> Against:
         problems = {s.label: scores.problem_of(s.variant) for s in (first, other)}
         remark = "; ".join(f"{label}: {problem}" for label, problem in problems.items() if problem)
         return Against(label=other.label, difference=None, remark=remark)
-    same_tokens = first.units == other.units and have_same_tokens(ours, theirs)
+    same_tokens = "" != first.codebook == other.codebook and have_same_tokens(ours, theirs)
     found = difference([ours], [theirs], same_tokens=same_tokens)
     if found is None:
         remark = "they share fewer than two scored utterances, so that nothing is paired"
@@ -169,8 +227,8 @@ def recipe_differences(shown: Sequence[System]) -> tuple[tuple[str, ...], ...]:
     """Dotted key and each system's value, for keys in which not all agree."""
     flat = [_flat(system) for system in shown]
     keys = sorted(set[str]().union(*flat))
-    rows = ((key, *(_short(values.get(key)) for values in flat)) for key in keys)
-    return tuple(row for row in rows if len(set(row[1:])) > 1)
+    rows = {key: [_text_of(values.get(key)) for values in flat] for key in keys}
+    return tuple((key, *_short(row)) for key, row in rows.items() if len(set(row)) > 1)
 
 
 def _flat(system: System) -> dict[str, Any]:
@@ -181,11 +239,17 @@ def _flat(system: System) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _NAMES_OF_RECIPES}
 
 
-def _short(value: Any) -> str:
-    if value is None:
-        return _ABSENT
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _text_of(value: Any) -> str:
+    return _ABSENT if value is None else str(value)
+
+
+def _short(texts: Sequence[str]) -> list[str]:
+    """Long texts from a little before the place where they part on, so that they still do."""
+    letters = zip(*(text for text in texts if text != _ABSENT), strict=False)
+    parting = sum(1 for _ in itertools.takewhile(lambda at: len(set(at)) == 1, letters))
+    first = max(0, parting - _SHOWN_BEFORE) if max(map(len, texts)) > _MAX_SHOWN else 0
+    cut = (f"...{text[first:]}" if first else text for text in texts)
+    return [t if len(t) <= _MAX_SHOWN else f"{t[: _MAX_SHOWN - 3]}..." for t in cut]
 
 
 def suite_table(shown: Sequence[System]) -> tuple[tuple[str, ...], ...]:
@@ -235,7 +299,7 @@ def _effort(record: Record) -> dict[str, str]:
         "attempts": f"{len(attempts)}, {len(failed)} of them failed or lost",
         "training, median tokens/s": ", ".join(dict.fromkeys(speeds)),
         "training, median MFU": ", ".join(dict.fromkeys(mfus)),
-        "artifacts taken over": f"{sum(not s.attempts for s in record.stages)}"
+        "artifacts taken over": f"{sum(s.status.is_reused for s in record.stages)}"
         f" of {len(record.stages)}",
     }
     return {name: text for name, text in rows.items() if text}
@@ -243,27 +307,18 @@ def _effort(record: Record) -> dict[str, str]:
 
 def overlaid(shown: Sequence[System]) -> list[Figure]:
     """Losses of all systems over the same axes, per token or, of different units, per second."""
-    drawn = [s for s in shown if s.variant.training or s.variant.validation]
-    styles = styles_of(system.label for system in drawn)
-    per_s = _units_differ(drawn)
-    if per_s:
-        rows = [(s, style) for s, style in zip(drawn, styles, strict=True) if s.tokens_per_audio_s]
-    else:
-        rows = list(zip(drawn, styles, strict=True))
-    by_tokens = len({system.tokens_per_step for system, _ in rows}) > 1
+    per_s = _units_differ(shown)
+    drawn = [s for s in shown if s.has_curves and (s.tokens_per_audio_s or not per_s)]
+    rates = [(s.tokens_per_audio_s or 1.0) if per_s else 1.0 for s in drawn]
+    x_label, strides = _taken_in(drawn, rates, "seconds of audio" if per_s else "tokens")
     unit = "nats per second of audio" if per_s else "nats per token"
-
-    def points(system: System, curve: Iterable[Point]) -> list[Point]:
-        rate = (system.tokens_per_audio_s or 1.0) if per_s else 1.0
-        stride = system.tokens_per_step if by_tokens else 1
-        return [(step * stride, loss * rate) for step, loss in curve]
-
-    training = (
-        Line(style=style, points=points(s, running_mean(s.variant.training)))
-        for s, style in rows
-        if s.variant.training
-    )
-    validation = (Line(style=style, points=points(s, s.variant.validation)) for s, style in rows)
+    styles = styles_of(system.label for system in drawn)
+    training, validation = [], []
+    for system, style, rate, stride in zip(drawn, styles, rates, strides, strict=True):
+        variant = system.variant
+        mean = running_mean(variant.training) if variant.training else []
+        training.append(Line(style=style, points=_scaled(mean, stride, rate)))
+        validation.append(Line(style=style, points=_scaled(variant.validation, stride, rate)))
     figure = Figure(
         name="losses",
         title="Loss",
@@ -272,7 +327,26 @@ def overlaid(shown: Sequence[System]) -> list[Figure]:
             Panel(title="validation loss", unit=unit, lines=tuple(validation), is_marked=True),
         ),
         shares_scale=True,
-        x_label="tokens seen" if by_tokens else "step",
+        x_label=x_label,
     )
     kept = figure_of(figure)
     return [kept] if kept else []
+
+
+def _scaled(curve: Iterable[Point], stride: float, rate: float) -> list[Point]:
+    return [(round(step * stride), loss * rate) for step, loss in curve]
+
+
+def _taken_in(
+    drawn: Sequence[System], rates: Sequence[float], what: str
+) -> tuple[str, Sequence[float]]:
+    """What the level axis counts, and how much of it a step of each system is.
+
+    Steps, where all take in as much with each, or it is not known of one.
+    """
+    amounts = [
+        tokens / rate for s, rate in zip(drawn, rates, strict=True) if (tokens := s.tokens_per_step)
+    ]
+    if len(amounts) < len(drawn) or len({f"{amount:.6g}" for amount in amounts}) <= 1:
+        return "step", [1.0] * len(drawn)
+    return f"{what} seen", amounts

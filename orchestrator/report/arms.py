@@ -113,12 +113,28 @@ def baseline(variants: Iterable[VariantRecord], name: str, split: str) -> Measur
 
 def comparisons(record: Record) -> tuple[Comparison, ...]:
     """Every set of comparable variants, in the order of the plan."""
+    scores = PairedScores()
+    return tuple(_comparison_of(label, vs, scores) for label, vs in _comparable(record))
+
+
+def best_variants(record: Record) -> set[str]:
+    """Names of the variants of the best setting of each arm, in every set of comparable ones."""
+    arms = (arm for _, variants in _comparable(record) for arm in _arms(variants).values())
+    return {name for arm in arms for name in arm.variants}
+
+
+def _comparable(record: Record) -> list[tuple[str, list[VariantRecord]]]:
+    """Label and variants of each set that may be compared."""
     groups: dict[tuple[str, str | None], list[VariantRecord]] = {}
     for variant in record.variants:
         group = _budget(variant), variant.instances.get("pack")
         groups.setdefault(group, []).append(variant)
-    scores = PairedScores()
-    return tuple(_comparison_of(label, vs, scores) for (label, _), vs in groups.items())
+    return [(label, variants) for (label, _), variants in groups.items()]
+
+
+def _arms(variants: Sequence[VariantRecord]) -> dict[str, Arm]:
+    best = {name: _best([v for v in variants if v.arm == name], name) for name in ARMS}
+    return {name: arm for name, arm in best.items() if arm}
 
 
 def _budget(variant: VariantRecord) -> str:
@@ -137,8 +153,7 @@ def _budget(variant: VariantRecord) -> str:
 def _comparison_of(
     label: str, variants: Sequence[VariantRecord], scores: PairedScores
 ) -> Comparison:
-    best = {name: _best([v for v in variants if v.arm == name], name) for name in ARMS}
-    arms = {name: arm for name, arm in best.items() if arm}
+    arms = _arms(variants)
     paired = convergence = None
     unpaired: tuple[str, ...] = ()
     if len(arms) == len(ARMS):

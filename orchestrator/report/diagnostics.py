@@ -62,7 +62,7 @@ _OVERFIT = (
     "more speech, or fewer train.steps: see how often the data was gone through",
     "a smaller model: fewer layers, or a smaller text model",
 )
-_UNFINISHED = ("more train.steps: what is compared now are two trainings that had not ended",)
+_UNFINISHED = ("more train.steps: this many ended it before it had learned what it could",)
 _WORDS = (
     "evaluate.unit_quality, to judge units by phones: try another encoder.layer, more clusters, or "
     "another frame rate",
@@ -80,23 +80,29 @@ _NO_HELP = (
 def findings(record: Record, matches: Sequence[Comparison]) -> tuple[Finding, ...]:
     """Everything that was seen, variant by variant, then of suites and arms."""
     return (
-        *(finding for variant in record.variants for finding in _of_variant(variant)),
+        *(finding for variant in record.variants for finding in _of_variant(record, variant)),
         *_of_suites(record),
         *(finding for comparison in matches for finding in _of_arms(comparison)),
     )
 
 
-def _of_variant(variant: VariantRecord) -> Iterator[Finding]:
+def _of_variant(record: Record, variant: VariantRecord) -> Iterator[Finding]:
     yield from _explosions(variant)
     yield from _rises(variant)
     yield from _no_better_than_counting(variant)
-    yield from _unfinished(variant)
+    trained = {stage.instance.id for stage in record.of_stage("train") if stage.is_complete}
+    if variant.instances.get("train") in trained:
+        yield from _unfinished(variant)
 
 
 def _explosions(variant: VariantRecord) -> Iterator[Finding]:
-    num_lost = sum(not math.isfinite(loss) for _, loss in variant.training)
-    if num_lost:
-        sign = f"{variant.name}: {num_lost} of {len(variant.training):,} steps have no finite loss."
+    steps = [*variant.training, *variant.grad_norm]
+    if lost := sorted({step for step, value in steps if not math.isfinite(value)}):
+        num_steps = len({step for step, _ in steps})
+        sign = (
+            f"{variant.name}: {len(lost):,} of {num_steps:,} steps have no finite loss or "
+            f"gradient, the first of them step {lost[0]:,}."
+        )
         yield Finding(sign=sign, tries=_STEADIER)
     spikes = _spikes(_finite(variant.grad_norm))
     if spikes:
@@ -167,7 +173,7 @@ def _unfinished(variant: VariantRecord) -> Iterator[Finding]:
 
 
 def _of_suites(record: Record) -> Iterator[Finding]:
-    """Lexical scores of which the interval reaches chance."""
+    """Lexical scores whose interval does not lie above chance."""
     for stage in record.stages:
         suite, splits = str(stage.facts.get("suite", "")), stage.facts.get("splits")
         if _LEXICAL not in suite.lower() or not isinstance(splits, Mapping):
@@ -187,7 +193,8 @@ def _at_chance(row: Any) -> str:
             "chance": int() | float() as chance,
         } if low <= chance:
             interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
-            return f"{100 * value:.1f} {interval} cannot be told from chance, {100 * chance:.0f}"
+            how = "cannot be told from" if chance <= high else "is below"
+            return f"{100 * value:.1f} {interval} {how} chance, {100 * chance:.0f}"
     return ""
 
 

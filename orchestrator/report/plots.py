@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.report.record import Point
@@ -92,26 +92,22 @@ class Figure:
         lines = itertools.chain.from_iterable(panel.lines for panel in self.panels)
         return tuple(dict.fromkeys(line.style for line in lines))
 
-    @property
-    def steps(self) -> tuple[int, int]:
-        """The first and the last step of all panels."""
-        steps = [p[0] for panel in self.panels for line in panel.lines for p in line.points]
-        return min(steps), max(steps)
-
 
 def figure_of(figure: Figure) -> Figure | None:
-    """The figure without lines that have no points and panels that have no lines; None if empty."""
+    """The figure without lines that have no values and panels that have no lines; None if empty."""
     panels = (
-        Panel(
-            title=panel.title,
-            unit=panel.unit,
-            lines=tuple(line for line in panel.lines if line.points),
-            is_marked=panel.is_marked,
+        replace(
+            panel,
+            lines=tuple(line for line in panel.lines if _has_values(line)),
         )
         for panel in figure.panels
     )
     kept = tuple(panel for panel in panels if panel.lines)
-    return Figure(**{**vars(figure), "panels": kept}) if kept else None
+    return replace(figure, panels=kept) if kept else None
+
+
+def _has_values(line: Line) -> bool:
+    return any(math.isfinite(value) for _, value in line.points)
 
 
 def figure_svg(figure: Figure) -> str:

@@ -368,10 +368,12 @@ def _json_lines(storage: Storage, paths: Iterable[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _points(lines: Iterable[Mapping[str, Any]], field: str) -> tuple[Point, ...]:
-    found = ((int(line["step"]), line.get(field, math.nan)) for line in lines)
-    points = tuple((step, math.nan if value is None else float(value)) for step, value in found)
-    return points if any(math.isfinite(value) for _, value in points) else ()
+def _points(lines: Sequence[Mapping[str, Any]], field: str) -> tuple[Point, ...]:
+    """Nothing of a field that no line has; a training that never had a loss has its NaN."""
+    if not any(field in line for line in lines):
+        return ()
+    found = ((int(line["step"]), line.get(field)) for line in lines)
+    return tuple((step, math.nan if value is None else float(value)) for step, value in found)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import RequestError
+from orchestrator.ledger.storage import Storage
 from orchestrator.report.across import (
     against_first,
     effort_rows,
@@ -19,10 +22,12 @@ from orchestrator.report.across import (
     suite_table,
     systems,
 )
+from orchestrator.report.comparison import render
 from orchestrator.report.paired import PairedScores
 from orchestrator.report.record import Record, read_record
 from tests.unit.orchestrator.report.conftest import Ledger, nll_table, recipe_of, scores_of
 
+NewLedger = Callable[..., Ledger]
 EASY = [20.0, 30.0, 25.0, 28.0]
 
 
@@ -133,6 +138,17 @@ def test_recipes_differ_by_key(tmp_path: Path) -> None:
     assert rows[0][2] == "0.002"
 
 
+def test_values_that_differ_late_differ_on_the_page(tmp_path: Path) -> None:
+    """Both begin with the same hundred letters, of which the page has no room."""
+    models = [{"text_model": f"{'m' * 100}-{n}", "sha256": "b" * 64} for n in (1, 2)]
+    shown = systems(
+        [record_of(run_of(tmp_path / m["text_model"][-1:], "a", model=m)) for m in models]
+    )
+    rows = {row[0]: row[1:] for row in recipe_differences(shown)}
+    assert rows["model.text_model"] == (f"...{'m' * 19}-1", f"...{'m' * 19}-2")
+    assert set(rows) == {"model.text_model"}
+
+
 def test_time_and_throughput_stand_side_by_side(tmp_path: Path) -> None:
     rows = {row[0]: row[1:] for row in effort_rows(two(tmp_path, EASY, EASY))}
     assert rows["training, median tokens/s"] == ("256", "256")
@@ -141,12 +157,121 @@ def test_time_and_throughput_stand_side_by_side(tmp_path: Path) -> None:
     assert rows["artifacts taken over"][0] == "0 of 8"
 
 
+def test_what_has_not_begun_is_not_taken_over(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path, recipe_of({}, name="waiting"))
+    ledger.publish(ledger.of_stage("corpus")[0], run="earlier-run")
+    rows = {row[0]: row[1:] for row in effort_rows(systems([record_of(ledger)]))}
+    assert rows["artifacts taken over"] == ("1 of 8",)
+
+
 def test_curves_lie_over_tokens_where_batches_differ(tmp_path: Path) -> None:
     (figure,) = overlaid(two(tmp_path, EASY, EASY, train={"global_batch_tokens": 256}))
     assert figure.x_label == "tokens seen"
     ends = [line.points[-1][0] for line in figure.panels[0].lines]
     assert ends == [40 * 128, 40 * 256]
     assert len({style.colour for style in figure.styles}) == 2
+
+
+def test_repeats_kept_or_not_are_other_units(tmp_path: Path) -> None:
+    """Of the same codebook, and as many tokens a step: each second of audio is what is counted."""
+    kept = {"num_clusters": 100, "deduplicate": False}
+    shown = two(tmp_path, EASY, EASY, tokenizer=kept)
+    shown[1].record.of_stage("pack")[0].facts["splits"]["valid"]["num_tokens"] *= 2
+    assert shown[0].codebook == shown[1].codebook
+    assert shown[1].units_text.startswith("100 units, repeats kept, 55.7 tokens/s")
+    assert sentences(shown)[0].startswith("These models have different units")
+    (figure,) = overlaid(shown)
+    assert figure.x_label == "seconds of audio seen"
+    assert {panel.unit for panel in figure.panels} == {"nats per second of audio"}
+    rates = [78 * 16_000 / 44_800 * times for times in (1, 2)]
+    ends = [line.points[-1][0] for line in figure.panels[0].lines]
+    assert ends == [round(40 * 128 / rate) for rate in rates]
+
+
+def test_without_a_recipe_units_are_not_taken_to_be_the_same(tmp_path: Path) -> None:
+    """What a step took in is then known of the training's facts alone."""
+    ledgers = [run_of(tmp_path / name, name, EASY) for name in ("a", "b")]
+    ledgers[1].run.storage.delete("recipe.yaml")
+    shown = systems([record_of(ledger) for ledger in ledgers])
+    label = shown[1].label
+    assert sentences(shown) == (
+        f"The units of {label} are not known: perplexity per token may say nothing across these "
+        "models.",
+    )
+    (figure,) = overlaid(shown)
+    assert (figure.x_label, figure.panels[0].unit) == ("step", "nats per second of audio")
+    (row,) = against_first(shown, PairedScores())
+    assert row.difference
+    assert row.difference.measure == "nats per token"  # one codebook, as many tokens of each
+
+
+def test_where_a_step_s_tokens_are_not_known_curves_lie_over_steps(tmp_path: Path) -> None:
+    other = {"steps": 40, "context_length": 32, "global_batch_tokens": 256}
+    ledgers = [run_of(tmp_path / "a", "a"), run_of(tmp_path / "b", "b", train=other)]
+    ledgers[1].run.storage.delete("recipe.yaml")
+    first, second = systems([record_of(ledger) for ledger in ledgers])
+    stages = tuple(
+        dataclasses.replace(s, facts={} if s.instance.stage == "train" else s.facts)
+        for s in second.record.stages
+    )
+    bare = dataclasses.replace(second, record=dataclasses.replace(second.record, stages=stages))
+    assert (second.tokens_per_step, bare.tokens_per_step) == (128, None)  # by conftest's facts
+    (figure,) = overlaid((first, bare))
+    assert figure.x_label == "step"
+    assert [line.points[-1][0] for line in figure.panels[0].lines] == [40, 40]
+
+
+def test_a_curve_that_cannot_be_drawn_is_named(tmp_path: Path) -> None:
+    first, second = two(tmp_path, EASY, EASY, tokenizer={"num_clusters": 50})
+    second.record.of_stage("pack")[0].facts["splits"].clear()
+    (figure,) = overlaid((first, second))
+    assert [style.label for style in figure.styles] == [first.label]
+    assert sentences((first, second))[1] == (
+        f"No curve of {second.label}: how many tokens a second of its speech has is not known."
+    )
+
+
+class CountedReads(Storage):
+    """A folder that knows how often each of its files was read."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.reads: Counter[str] = Counter()
+
+    def read_bytes(self, path: str, *, start: int = 0) -> bytes:
+        self.reads[path] += 1
+        return super().read_bytes(path, start=start)
+
+
+def test_nll_by_utterance_is_read_once(finished: Ledger, tmp_path: Path) -> None:
+    """That of both arms of a run too, from which the shown ones are chosen."""
+    for instance in finished.of_stage("perplexity"):
+        table = nll_table(EASY, num_scored=10)
+        finished.artifact(instance).storage.create("test.nll.parquet", table)
+    counted, records = [], []
+    for record in (record_of(finished), record_of(run_of(tmp_path / "a", "a", EASY))):
+        variants = []
+        for variant in record.variants:
+            assert variant.perplexity
+            storage = CountedReads(variant.perplexity.storage.url)
+            counted.append(storage)
+            scored = dataclasses.replace(variant.perplexity, storage=storage)
+            variants.append(dataclasses.replace(variant, perplexity=scored))
+        records.append(dataclasses.replace(record, variants=tuple(variants)))
+    render(records, draw=lambda _: "")
+    assert [storage.reads["test.nll.parquet"] for storage in counted] == [1, 1, 1]
+
+
+def test_variants_that_are_not_shown_are_named(new_ledger: NewLedger, tmp_path: Path) -> None:
+    ledger = new_ledger({"train.optimizer.lr": [0.001, 0.002, 0.003]})
+    ledger.finish_data()
+    ledger.finish_variant("lr=0.002", scores_of(14.0, 14.1))
+    shown = systems([record_of(ledger), record_of(run_of(tmp_path / "other", "other"))])
+    assert len(shown) == 2
+    assert sentences(shown) == (
+        f"Of {ledger.run.name} only the best setting of each arm is shown; left out: lr=0.001; "
+        "lr=0.003.",
+    )
 
 
 def test_of_a_sweep_the_best_of_each_arm_is_shown(finished: Ledger, tmp_path: Path) -> None:

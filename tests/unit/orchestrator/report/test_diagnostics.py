@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.report.arms import Comparison, comparisons
+from orchestrator.report.curves import figures
 from orchestrator.report.diagnostics import findings
 from orchestrator.report.paired import Difference
 from orchestrator.report.record import Point, Record, read_record
@@ -48,7 +49,15 @@ def test_of_a_healthy_run_nothing_is_said(healthy: Record) -> None:
 def test_steps_without_a_loss_are_counted(healthy: Record) -> None:
     training = ((1, math.nan), (2, math.inf), *FLAT[2:])
     assert signs(changed(healthy, training=training)) == [
-        "base: 2 of 100 steps have no finite loss."
+        "base: 2 of 100 steps have no finite loss or gradient, the first of them step 1."
+    ]
+
+
+@pytest.mark.parametrize("norm", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_is_pointed_at(healthy: Record, norm: float) -> None:
+    norms = (*FLAT[:50], (51, norm), *FLAT[51:])
+    assert signs(changed(healthy, grad_norm=norms)) == [
+        "base: 1 of 100 steps have no finite loss or gradient, the first of them step 51."
     ]
 
 
@@ -92,6 +101,39 @@ def test_a_training_that_was_still_learning(healthy: Record) -> None:
     ]
 
 
+def test_a_training_under_way_is_not_blamed_for_still_learning(healthy: Record) -> None:
+    validation = tuple((n * 10, 4.0 - 0.1 * n) for n in range(1, 9))
+    stages = tuple(
+        dataclasses.replace(stage, is_complete=stage.instance.stage != "train")
+        for stage in healthy.stages
+    )
+    record = dataclasses.replace(healthy, stages=stages)
+    assert signs(changed(record, validation=validation)) == []
+
+
+def test_a_training_that_was_still_learning_is_told_of_no_other(healthy: Record) -> None:
+    validation = tuple((n * 10, 4.0 - 0.1 * n) for n in range(1, 9))
+    (finding,) = findings(changed(healthy, validation=validation), ())
+    assert finding.tries == (
+        "more train.steps: this many ended it before it had learned what it could",
+    )
+
+
+def test_a_training_that_never_had_a_loss_is_told(finished: Ledger) -> None:
+    train = finished.of_stage("train")[0]
+    lines = [{"step": n, "loss": None, "grad_norm": None} for n in range(1, STEPS + 1)]
+    body = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    for path in ("metrics.jsonl", "validation.jsonl"):
+        finished.artifact(train).storage.replace(path, body)
+    record = read_record(finished.run, finished.store, finished.observed)
+    assert signs(record)[0] == (
+        f"init=twist: {STEPS} of {STEPS} steps have no finite loss or gradient, the first of them "
+        "step 1."
+    )
+    (losses, *_) = figures(record, set())
+    assert [len(panel.lines) for panel in losses.panels] == [1, 1]  # nothing to draw of it
+
+
 def test_what_does_not_beat_counting_is_told(finished: Ledger) -> None:
     record = read_record(finished.run, finished.store, finished.observed)
     said = [sign for sign in signs(record) if "counting pairs of units" in sign]
@@ -118,6 +160,15 @@ def test_lexical_scores_at_chance(
     stages = (*healthy.stages[:-1], dataclasses.replace(healthy.stages[-1], facts=facts))
     wanted = "base: swuggy dev, all: 51.2 [49.0, 53.0] cannot be told from chance, 50."
     assert signs(dataclasses.replace(healthy, stages=stages)) == [wanted] * is_said
+
+
+def test_lexical_scores_below_chance_are_not_called_chance(healthy: Record) -> None:
+    row = {"value": 0.42, "interval_95": [0.40, 0.44], "chance": 0.5, "num_pairs": 100}
+    facts = {"suite": "swuggy", "splits": {"dev": {"all": row}}}
+    stages = (*healthy.stages[:-1], dataclasses.replace(healthy.stages[-1], facts=facts))
+    assert signs(dataclasses.replace(healthy, stages=stages)) == [
+        "base: swuggy dev, all: 42.0 [40.0, 44.0] is below chance, 50."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -147,5 +198,7 @@ def test_they_stand_on_the_page_with_what_to_try(finished: Ledger) -> None:
     finished.artifact(train).storage.replace("metrics.jsonl", body)
     record = read_record(finished.run, finished.store, finished.observed)
     found = findings(record, comparisons(record))
-    assert found[0].sign == f"init=twist: 2 of {STEPS} steps have no finite loss."
+    assert found[0].sign == (
+        f"init=twist: 2 of {STEPS} steps have no finite loss or gradient, the first of them step 1."
+    )
     assert any("train.optimizer.lr" in way for way in found[0].tries)

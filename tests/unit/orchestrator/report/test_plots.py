@@ -58,8 +58,16 @@ def test_lines_and_panels_without_points_are_left_out() -> None:
     assert kept
     assert [[ln.style for ln in panel.lines] for panel in kept.panels] == [[WARM]]
     assert kept.styles == (WARM,)
-    assert kept.steps == (1, 2)
+    assert kept.shares_scale
     assert figure_of(figure((line(WARM),))) is None
+    assert figure_of(figure((line(WARM, (1, math.nan)),))) is None
+
+
+def test_what_is_kept_of_a_figure_is_as_it_was() -> None:
+    """Each field of a figure and of its panels, those that are not the default among them."""
+    panel = Panel(title="a", unit="nats", lines=(line(WARM, *POINTS),), is_marked=True)
+    whole = Figure(name="n", title="t", panels=(panel,), shares_scale=True, x_label="tokens seen")
+    assert figure_of(whole) == whole
 
 
 def test_the_script_gets_the_same_lines_with_null_where_there_is_no_value() -> None:
