@@ -29,6 +29,8 @@ UNIT_MEASURES = {
     "abx_across": "ABX error across speakers, chance 0.5",
 }
 """What the stage unit_quality measures, and how it is to be read."""
+_NOTHING = "-"
+_UNREADABLE = ("cannot be read", _NOTHING, _NOTHING)
 _HASH = re.compile(r"^[0-9a-f]{40,64}$")
 _RATE = re.compile(r"^(\w+)_per_s$")
 _UNIT = re.compile(r"_(s|bytes|hours|hz|bits)$")
@@ -89,35 +91,64 @@ def split_rows(pack_facts: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
 
 
 def _split_row(name: str, counts: Mapping[str, Any]) -> tuple[str, ...]:
-    audio_s = counts.get("num_samples", 0) / SAMPLE_RATE_HZ
-    tokens = counts.get("num_tokens", 0)
-    rate = f"{tokens / audio_s:.1f}" if audio_s else "-"
-    numbers = (counts.get(n, 0) for n in ("num_recordings", "num_utterances", "num_tokens"))
+    names = ("num_recordings", "num_utterances", "num_tokens", "num_samples")
+    *numbers, num_samples = (n if isinstance(n := counts.get(m), int) else 0 for m in names)
+    audio_s = num_samples / SAMPLE_RATE_HZ
+    rate = f"{numbers[-1] / audio_s:.1f}" if audio_s else "-"
     return (name, *(f"{n:,}" for n in numbers), format_duration(audio_s), rate)
 
 
 def suite_rows(suite_facts: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Split, figure, score in percent [95 %], chance, pairs: what papers quote of a suite."""
-    splits = suite_facts.get("splits")
+    """Split, figure, score in percent [95 %], chance, pairs: what papers quote of a suite.
+
+    What is of another form is a row that says so.
+    """
+    splits = suite_facts.get("splits", {})
     if not isinstance(splits, Mapping):
-        return ()
+        return ((_NOTHING, _NOTHING, *_UNREADABLE),)
+    found = []
+    for split, rows in splits.items():
+        figures = rows if isinstance(rows, Mapping) else {_NOTHING: rows}
+        found += [(str(split), str(name), *_suite_cells(row)) for name, row in figures.items()]
+    return tuple(found)
+
+
+def _suite_cells(row: Any) -> tuple[str, str, str]:
+    match row:
+        case {
+            "value": int() | float() as value,
+            "interval_95": [int() | float(), int() | float()] | None as ends,
+            "chance": int() | float() as chance,
+            "num_pairs": int(pairs),
+        }:
+            # No interval where a single pair stands for many.
+            interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
+            return f"{100 * value:.1f}{interval}", f"{100 * chance:.0f}", f"{pairs:,}"
+    return _UNREADABLE
+
+
+def share(value: Any) -> str:
+    """A number in [0, 1] to three places; "none" where there is none."""
+    return f"{value:.3f}" if isinstance(value, int | float) else "none"
+
+
+def unit_measures(facts: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """Measure, what units reach and what MFCC's do, of a unit_quality stage."""
+    ours, mfcc = (_mapping(facts.get(name)) for name in ("units", "mfcc"))
     return tuple(
-        (split, name, *_suite_cells(row))
-        for split, rows in splits.items()
-        for name, row in rows.items()
+        (title, share(ours.get(name)), share(mfcc.get(name)))
+        for name, title in UNIT_MEASURES.items()
     )
 
 
-def _suite_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    ends = row["interval_95"]  # none where a single pair stands for many
-    interval = f" [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else ""
-    score = f"{100 * row['value']:.1f}{interval}"
-    return score, f"{100 * row['chance']:.0f}", f"{row['num_pairs']:,}"
+def doubts(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """What speaks against those measures, in words."""
+    found = facts.get("doubts")
+    return tuple(map(str, found)) if isinstance(found, list | tuple) else ()
 
 
-def share(value: float | None) -> str:
-    """A number in [0, 1] to three places; "none" where there is none."""
-    return "none" if value is None else f"{value:.3f}"
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def unit_quality(encoder_facts: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

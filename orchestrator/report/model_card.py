@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.quantities import format_duration
-from orchestrator.report.facts import UNIT_MEASURES, share, suite_rows
+from orchestrator.report.facts import suite_rows, unit_measures
 from orchestrator.report.record import Record, StageRecord, VariantRecord
 from orchestrator.spec.recipe import Encoder, Model, Recipe
 
@@ -36,7 +36,6 @@ def model_card(
             training=training_rows(recipe, {s.instance.stage: s for s in own}),
             scores=variant.scores.splits,
             quality=[s for s in record.of_stage("unit_quality") if s in own and s.facts],
-            measures=UNIT_MEASURES,
             suites=[s for s in record.of_stage("suite_scores") if s in own and s.facts],
             run=record.plan.run,
             variant=variant.name,
@@ -86,7 +85,7 @@ def _template() -> Any:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )  # Markdown for people and hubs, which is no page of ours
-    environment.globals |= {"share": share, "pin": pin, "suite_rows": suite_rows}
+    environment.globals |= {"unit_measures": unit_measures, "pin": pin, "suite_rows": suite_rows}
     return environment.from_string(
         (Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")
     )

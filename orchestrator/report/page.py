@@ -24,11 +24,12 @@ from orchestrator.report.arms import baseline, comparisons, measure
 from orchestrator.report.curves import NUM_RAW_CURVES, drawn, figures, window
 from orchestrator.report.diagnostics import SIGNS, findings
 from orchestrator.report.facts import (
-    UNIT_MEASURES,
+    doubts,
     label,
     shown,
     split_rows,
     suite_rows,
+    unit_measures,
     unit_quality,
     unit_verdict,
 )
@@ -119,6 +120,7 @@ def render(record: Record, draw: Draw = figure_svg) -> str:
         versions=_versions(record.stages),
         sections=SECTIONS,
         baseline=baseline,
+        doubts=doubts,
         measure=measure,
         part_names=PART_NAMES,
         remarks=_remarks,
@@ -126,7 +128,7 @@ def render(record: Record, draw: Draw = figure_svg) -> str:
         split_rows=split_rows,
         suite_rows=suite_rows,
         throughput=_throughput,
-        unit_measures=UNIT_MEASURES,
+        unit_measures=unit_measures,
         unit_quality=unit_quality,
         unit_verdict=unit_verdict,
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.quantities import format_bytes, format_duration
-from orchestrator.report.facts import fact_rows, share
+from orchestrator.report.facts import fact_rows
 from orchestrator.report.plots import Figure, figure_data, figure_svg, tables
 
 Draw = Callable[[Figure], str]
@@ -74,7 +74,6 @@ def _environment() -> Any:
     scripts = _scripts()
     environment.globals |= {
         "fact_rows": fact_rows,
-        "share": share,
         "style": Markup(_text("uplot/uPlot.min.css") + _text("page.css")),
         "scripts": [Markup(script) for script in scripts],
         "script_digests": " ".join(f"'sha256-{_digest(script)}'" for script in scripts),

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 
 from orchestrator.report.facts import (
+    doubts,
     fact_rows,
     label,
     shown,
     split_rows,
     suite_rows,
+    unit_measures,
     unit_quality,
     unit_verdict,
 )
@@ -28,6 +30,45 @@ def test_scores_of_a_suite_are_in_percent_with_what_chance_gives() -> None:
     alone = {**row, "interval_95": None, "num_pairs": 1}
     facts = {"suite": "sBLIMP", "splits": {"dev": {"by type": alone}}}
     assert suite_rows(facts) == (("dev", "by type", "56.7", "50", "1"),)
+
+
+NO_ROW = ("cannot be read", "-", "-")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        None,
+        [],
+        {},
+        {"value": "high", "interval_95": [0.5, 0.6], "chance": 0.5, "num_pairs": 1},
+        {"value": 0.5, "interval_95": [0.5], "chance": 0.5, "num_pairs": 1},
+        {"value": 0.5, "interval_95": [0.5, None], "chance": 0.5, "num_pairs": 1},
+        {"value": 0.5, "interval_95": [0.5, 0.6], "chance": 0.5},
+        {"value": 0.5, "interval_95": [0.5, 0.6], "chance": None, "num_pairs": 1},
+    ],
+)
+def test_a_figure_of_another_form_is_a_row_that_says_so(row: Any) -> None:
+    """And hides no other."""
+    good = {"value": 0.5, "interval_95": [0.5, 0.6], "chance": 0.5, "num_pairs": 1}
+    facts = {"splits": {"dev": {"odd": row, "good": good}}}
+    assert suite_rows(facts) == (
+        ("dev", "odd", *NO_ROW),
+        ("dev", "good", "50.0 [50.0, 60.0]", "50", "1"),
+    )
+
+
+def test_splits_of_another_form_are_a_row_that_says_so() -> None:
+    assert suite_rows({"splits": {"dev": [1]}}) == (("dev", "-", *NO_ROW),)
+    assert suite_rows({"splits": "none"}) == (("-", "-", *NO_ROW),)
+    odd = {"num_recordings": None, "num_tokens": "many", "num_samples": 16_000}
+    assert split_rows({"splits": {"train": odd}}) == (("train", "0", "0", "0", "1.0 s", "0.0"),)
+
+
+@pytest.mark.parametrize("facts", [{}, {"units": None, "mfcc": 3, "doubts": 7}])
+def test_measures_that_are_not_there_are_none(facts: dict[str, Any]) -> None:
+    assert {row[1:] for row in unit_measures(facts)} == {("none", "none")}
+    assert doubts(facts) == ()
 
 
 @pytest.mark.parametrize(

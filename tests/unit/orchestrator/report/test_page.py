@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -9,6 +10,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -336,6 +338,28 @@ def test_the_page_is_whole_without_any_file_of_a_name(finished: Ledger, name: st
     for file in victims:
         file.unlink()
     assert page_of(finished).rstrip().endswith("</html>")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"suite": None, "splits": {"dev": {"all": None}}, "units": 1, "doubts": 2},
+        {"splits": [1], "unit_quality": "none", "units": {}, "mfcc": {"abx_within": "low"}},
+        {"splits": {"train": 3, "valid": {"num_samples": "many"}, "test": None}},
+    ],
+)
+@pytest.mark.parametrize("stage", ["suite_scores", "unit_quality", "pack", "encoder", "train"])
+def test_facts_of_any_form_are_no_end_of_the_page(
+    untouched: tuple[Ledger, str], stage: str, facts: dict[str, Any]
+) -> None:
+    ledger, _ = untouched
+    record = read_record(ledger.run, ledger.store, ledger.observed)
+    first, *others = record.stages
+    instance = dataclasses.replace(first.instance, stage=stage)
+    status = dataclasses.replace(first.status, instance=instance)
+    odd = dataclasses.replace(first, status=status, facts=facts)
+    page = render(dataclasses.replace(record, stages=(odd, *others)), draw=lambda _: "")
+    assert page.rstrip().endswith("</html>")
 
 
 def test_nll_by_utterance_that_cannot_be_read_is_a_line_on_the_page(finished: Ledger) -> None:
