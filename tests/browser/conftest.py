@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
+REQUIRED = "ORCHESTRATOR_REQUIRE_BROWSER"
+"""Set where these tests must run: then the absence of a browser is a failure."""
 WIDTHS_PX = {"phone": 360, "wide": 1200}
 
 
@@ -33,10 +36,16 @@ class Opened:
 Open = Callable[..., Opened]
 
 
+def require(browser: str, environment: Mapping[str, str]) -> None:
+    """Skip, or fail where the tests must run, when there is no browser."""
+    if not browser:
+        say = pytest.fail if environment.get(REQUIRED) else pytest.skip
+        say("the browser tests did NOT run: no chromium on PATH; ./apt-packages.sh")
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("no chromium on PATH; ./apt-packages.sh installs it")
+    require(CHROMIUM, os.environ)
     with sync_playwright() as playwright:
         # Its sandbox needs rights that containers do not give; the pages are our own.
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

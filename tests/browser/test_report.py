@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -13,6 +14,8 @@ from tests.browser.conftest import Open
 from tests.unit.orchestrator.report.conftest import finish
 from tests.unit.orchestrator.report.test_across import EASY, run_of
 
+Role = Literal["button", "slider", "link", "region", "img", "navigation"]
+ROLES: tuple[Role, ...] = ("button", "slider", "link", "region", "img", "navigation")
 TRAINING = "training loss, nats per token: value at a step"
 
 
@@ -55,8 +58,9 @@ def test_it_opens_without_a_complaint_and_fits(
     expect(opened.page.locator(".u-wrap")).to_have_count(5)
     assert opened.complaints == []
     assert opened.overflow_px == 0
-    for figure in opened.page.locator("figure.curves .static").all():
-        assert not figure.is_visible()
+    assert [s.is_visible() for s in opened.page.locator("figure.curves .static").all()] == [
+        False
+    ] * 3
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -145,9 +149,19 @@ def test_curves_follow_the_scheme_while_the_page_is_open(report: Path, open_page
     assert page.locator("canvas").first.screenshot() != bright
 
 
+def test_the_title_of_a_figure_stands_out(report: Path, open_page: Open) -> None:
+    """The caption of a table inside it does not: that is muted."""
+    page = open_page(report).page
+    weigh = "node => getComputedStyle(node).fontWeight"
+    assert page.locator("figure.curves figcaption").first.evaluate(weigh) == "600"
+    assert page.locator("table caption").first.evaluate(weigh) == "400"
+
+
 def test_without_scripts_the_static_figures_are_there(report: Path, open_page: Open) -> None:
     opened = open_page(report, "phone", runs_scripts=False)
-    for figure in opened.page.locator("figure.curves").all():
+    figures = opened.page.locator("figure.curves").all()
+    assert len(figures) == 3
+    for figure in figures:
         assert figure.locator(".static svg").is_visible()
         assert not figure.locator(".live").is_visible()
     assert opened.overflow_px == 0
@@ -156,8 +170,10 @@ def test_without_scripts_the_static_figures_are_there(report: Path, open_page: O
 def test_everything_has_a_name_for_who_does_not_see_it(report: Path, open_page: Open) -> None:
     """Roles and names as the browser computes them."""
     page = open_page(report).page
-    for role in ("button", "slider", "link", "region", "img", "navigation"):
-        for one in page.get_by_role(role).all():  # type: ignore[arg-type]
+    for role in ROLES:
+        found = page.get_by_role(role).all()
+        assert found, role
+        for one in found:
             tree = one.aria_snapshot()
             assert '"' in tree.splitlines()[0], tree
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
