@@ -53,7 +53,7 @@
   }
 
   class Panel {
-    constructor(figure, panel, index) {
+    constructor(figure, panel) {
       this.figure = figure;
       this.spec = panel;
       ({ rows: this.rows, data: this.data } = aligned(panel));
@@ -71,7 +71,6 @@
       this.slider.append(this.tip);
       this.slider.addEventListener("keydown", (event) => this.onKey(event));
       this.slider.addEventListener("blur", () => (this.tip.hidden = true));
-      this.index = index;
     }
 
     draw() {
@@ -180,7 +179,7 @@
       this.node = node;
       this.data = JSON.parse(node.querySelector("script[type='application/json']").textContent);
       this.hidden = new Set();
-      this.panels = this.data.panels.map((panel, n) => new Panel(this, panel, n));
+      this.panels = this.data.panels.map((panel) => new Panel(this, panel));
       const all = this.panels.flatMap(({ data }) => data[0]);
       this.whole = { min: Math.min(...all), max: Math.max(...all) };
       if (this.whole.min === this.whole.max) this.whole.max += 1;
