@@ -204,12 +204,17 @@ def _against(first: System, other: System, scores: PairedScores) -> Against:
         problems = {s.label: scores.problem_of(s.variant) for s in (first, other)}
         remark = "; ".join(f"{label}: {problem}" for label, problem in problems.items() if problem)
         return Against(label=other.label, difference=None, remark=remark)
-    same_tokens = "" != first.codebook == other.codebook and have_same_tokens(ours, theirs)
+    same_tokens = _may_share_units(first, other) and have_same_tokens(ours, theirs)
     found = difference([ours], [theirs], same_tokens=same_tokens)
     if found is None:
         remark = "they share fewer than two scored utterances, so that nothing is paired"
         return Against(label=other.label, difference=None, remark=remark)
     return Against(label=other.label, difference=found, remark=_verdict(found))
+
+
+def _may_share_units(one: System, other: System) -> bool:
+    """Whether both have one codebook, and are not known to keep repeats and to drop them."""
+    return "" != one.codebook == other.codebook and len({one.units, other.units} - {""}) <= 1
 
 
 def _verdict(found: Difference) -> str:

@@ -183,6 +183,9 @@ def test_repeats_kept_or_not_are_other_units(tmp_path: Path) -> None:
     (figure,) = overlaid(shown)
     assert figure.x_label == "seconds of audio seen"
     assert {panel.unit for panel in figure.panels} == {"nats per second of audio"}
+    (row,) = against_first(shown, PairedScores())
+    assert row.difference
+    assert row.difference.measure == "nats per second of audio"  # as many tokens, by chance
     rates = [78 * 16_000 / 44_800 * times for times in (1, 2)]
     ends = [line.points[-1][0] for line in figure.panels[0].lines]
     assert ends == [round(40 * 128 / rate) for rate in rates]
