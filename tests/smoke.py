@@ -88,8 +88,10 @@ class Smoke:
     def finish(self, run: str, *, resumes: int = 20) -> int:
         """Watch the run to its end, resuming where it stopped; how often that was needed."""
         for needed in range(resumes):
-            if self.orchestrator("resume", run, "--watch", check=False).returncode == 0:
+            done = self.orchestrator("resume", run, "--watch", check=False)
+            if done.returncode == 0:
                 return needed
+            print(f"resume {needed} of {run}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         raise AssertionError(f"{run}: did not finish after {resumes} resumes:\n{self.status(run)}")
 
     def fingerprint(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from orchestrator.cli.arguments import add_cluster, run_and_store
+from orchestrator.cli.arguments import add_cluster, named_run, say_if_moved
 from orchestrator.cli.terminal import Terminal
 from orchestrator.control.cluster_choice import choose_cluster
 from orchestrator.control.score import (
@@ -22,6 +22,7 @@ from orchestrator.control.score import (
     is_model_folder,
     model_in_folder,
     model_of_run,
+    says_units,
     score,
     suite_named,
     tokenizer_of_export,
@@ -38,7 +39,7 @@ MIN_BOOTSTRAP_SAMPLES = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL SUITE... [--variant V] [--tokenizer T] [-o DIR] [--json] [--cluster F]."""
+    """MODEL SUITE... [--variant V] [--tokenizer T] [--against M] [-o DIR] ..."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -64,13 +65,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         metavar="T",
         help="a run or an exported model whose encoder and codebook make the units, for a model "
-        "whose folder does not say",
+        "whose folder does not say; --against has its own where that says them",
     )
     parser.add_argument(
         "--against",
         metavar="MODEL",
         help="another model, or another variant of the same run: the difference of both, by a "
         "bootstrap that draws the same pairs for both",
+    )
+    parser.add_argument(
+        "--against-variant", metavar="V", help="of a run with several in --against: whose model"
     )
     parser.add_argument(
         "-o",
@@ -128,24 +132,35 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
 
 
 def _models(options: argparse.Namespace, cluster: Cluster | None) -> tuple[ScoredModel, ...]:
-    """MODEL, and what ``--against`` names: a variant of the same run, or another model."""
+    """MODEL, and what ``--against`` names."""
     tokenizer = _tokenizer(options, cluster) if options.tokenizer else None
     if options.step is not None:
         if is_model_folder(options.model):
             raise RequestError("--step: is of a run; MODEL is the folder of one model")
-        run, variant = _run(options, options.model), options.variant
-        first = checkpoint_of_run(*run, variant, options.step, tokenizer)
+        run = _run(options, options.model)
+        first = checkpoint_of_run(*run, options.variant, options.step, tokenizer, cluster)
     else:
+        if options.variant and is_model_folder(options.model) and not options.tokenizer:
+            raise RequestError("--variant: is of a run; MODEL is the folder of one model")
         first = _model(options, options.model, options.variant, tokenizer, cluster)
-    if options.against is None:
-        return (first,)
-    is_variant = not is_model_folder(options.model) and options.against in _variants(options)
-    name, variant = (options.model, options.against) if is_variant else (options.against, None)
-    return first, _model(options, name, variant, tokenizer, cluster)
+    return (first, _other(options, tokenizer, cluster)) if options.against else (first,)
+
+
+def _other(
+    options: argparse.Namespace, tokenizer: Tokenizer | None, cluster: Cluster | None
+) -> ScoredModel:
+    """A variant of the same run, or another model, with its own units where it says them."""
+    name, variant = options.against, options.against_variant
+    if variant and is_model_folder(name):
+        raise RequestError("--against-variant: is of a run; --against is the folder of one model")
+    if not is_model_folder(options.model) and name in _variants(options):
+        return _model(options, options.model, name, tokenizer, cluster)
+    is_told = not is_model_folder(name) or says_units(Path(name))
+    return _model(options, name, variant, None if is_told else tokenizer, cluster)
 
 
 def _variants(options: argparse.Namespace) -> tuple[str, ...]:
-    run, _ = _run(options, options.model)
+    run, _ = named_run(options, options.model)
     return tuple(variant["name"] for variant in run.plan().variants)
 
 
@@ -158,8 +173,6 @@ def _model(
 ) -> ScoredModel:
     if not is_model_folder(name):
         return model_of_run(*_run(options, name), variant, tokenizer)
-    if variant and not options.tokenizer:
-        raise RequestError("--variant: is of a run; MODEL is the folder of one model")
     folder = Path(name)
     return model_in_folder(folder, tokenizer or tokenizer_of_export(folder, cluster))
 
@@ -172,7 +185,9 @@ def _tokenizer(options: argparse.Namespace, cluster: Cluster | None) -> Tokenize
 
 
 def _run(options: argparse.Namespace, name: str) -> tuple[RunFolder, Store]:
-    return run_and_store(argparse.Namespace(run=name, cluster=options.cluster))
+    run, store = named_run(options, name)
+    say_if_moved(run)
+    return run, store
 
 
 def show(found: Mapping[str, Any]) -> None:

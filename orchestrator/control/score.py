@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, get_args
 
+from orchestrator.control.code_snapshot import code_snapshot
 from orchestrator.control.export import ended_badly
 from orchestrator.control.export_model import UNITS
 from orchestrator.control.job import module_argv
 from orchestrator.errors import RequestError
 from orchestrator.ledger import checkpoints
 from orchestrator.ledger.run import RunFolder
-from orchestrator.ledger.storage import to_json
+from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.ledger.store import Store
 from orchestrator.plan.planner import Instance
 from orchestrator.spec.cluster import Cluster
@@ -108,6 +109,11 @@ def is_model_folder(path: str) -> bool:
     return Path(path, CONFIG).is_file()
 
 
+def says_units(folder: Path) -> bool:
+    """Whether a model's folder says which units it reads, as what `orchestrator export` wrote."""
+    return (folder / UNITS).is_file()
+
+
 def tokenizer_of_export(folder: Path, cluster: Cluster | None) -> Tokenizer:
     """That of an exported model; a published encoder is where the cluster's ``models`` says.
 
@@ -150,11 +156,21 @@ def _encoder_of(folder: Path, about: Mapping[str, Any], cluster: Cluster | None)
 
 
 def tokenizer_of_run(run: RunFolder, store: Store, variant: str | None) -> Tokenizer:
-    """That of a variant of a run.
+    """That of a variant of a run, or of all where they share it and none is named.
 
     Raises RequestError where there is no such variant, or its codebook is not finished.
     """
-    chosen = _variant(run, variant)
+    return _tokenizer(run, store, _variant(run, variant or _any_if_shared(run)))
+
+
+def _any_if_shared(run: RunFolder) -> str | None:
+    """The first of several variants whose units are the same."""
+    instances = [variant["instances"] for variant in run.plan().variants]
+    shared = len({(i.get("encoder"), i.get("codebook"), i.get("tokenize")) for i in instances}) == 1
+    return run.plan().variants[0]["name"] if shared else None
+
+
+def _tokenizer(run: RunFolder, store: Store, chosen: _Variant) -> Tokenizer:
     encoder, codebook = (_finished(run, store, chosen, n) for n in ("encoder", "codebook"))
     recipe = chosen.recipe
     return Tokenizer(
@@ -199,7 +215,8 @@ def model_of_run(
 
     Raises RequestError as `tokenizer_of_run` does, and where the training is not finished.
     """
-    tokenizer, chosen = other or tokenizer_of_run(run, store, variant), _variant(run, variant)
+    chosen = _variant(run, variant)
+    tokenizer = other or _tokenizer(run, store, chosen)
     return ScoredModel(
         name=f"{run.name}, {chosen.name}",
         model_url=f"{_finished(run, store, chosen, 'train')}/model",
@@ -209,13 +226,20 @@ def model_of_run(
 
 
 def checkpoint_of_run(
-    run: RunFolder, store: Store, variant: str | None, step: int, other: Tokenizer | None = None
+    run: RunFolder,
+    store: Store,
+    variant: str | None,
+    step: int,
+    other: Tokenizer | None = None,
+    cluster: Cluster | None = None,
 ) -> ScoredModel:
     """The model of a variant as it was after so many steps; its training may be under way.
 
-    Raises RequestError as `tokenizer_of_run` does, and where there is no such checkpoint.
+    ``cluster``: whose text models are here; the run's own when absent. Raises RequestError as
+    `tokenizer_of_run` does, and where there is no such checkpoint.
     """
-    tokenizer, chosen = other or tokenizer_of_run(run, store, variant), _variant(run, variant)
+    chosen = _variant(run, variant)
+    tokenizer = other or _tokenizer(run, store, chosen)
     instance = _planned(run, chosen, "train")
     train = store.artifact(instance.stage, instance.key).storage
     kept = {manifest.step: manifest.name for manifest in checkpoints.committed(train)}
@@ -229,7 +253,7 @@ def checkpoint_of_run(
         model_url=train.url,
         context_length=chosen.recipe.train.context_length,
         tokenizer=tokenizer,
-        checkpoint=_checkpoint(kept[step], chosen.recipe, run.cluster(), store),
+        checkpoint=_checkpoint(kept[step], chosen.recipe, cluster or run.cluster(), store),
     )
 
 
@@ -268,11 +292,13 @@ def _finished(run: RunFolder, store: Store, variant: _Variant, node: str) -> str
     return artifact.storage.url
 
 
-def _own_code(cluster: Cluster | None) -> dict[str, str]:
-    """What lets another environment, which need not have this package, import it."""
+def _own_code(cluster: Cluster | None, to: Storage) -> dict[str, str]:
+    """What lets another environment import this package alone, copied into a folder."""
     if cluster is None or not cluster.environment.venv:
         return {}
-    return {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONSAFEPATH": "1"}
+    for path, data in code_snapshot().items():
+        to.replace(path, data)
+    return {"PYTHONPATH": to.url, "PYTHONSAFEPATH": "1"}
 
 
 def _ended(
@@ -310,8 +336,9 @@ def score(
         words = ["--order", str(order), "--result", str(result)]
         words += ["--to", str(to.absolute())] if to else []
         argv = module_argv(cluster, "jobs.score", *words)
+        env = {**os.environ, **_own_code(cluster, Storage(scratch).at("code"))}
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
-            if code := _ended(argv, {**os.environ, **_own_code(cluster)}, errors, on_line):
+            if code := _ended(argv, env, errors, on_line):
                 errors.seek(0)
                 raise ended_badly(argv, code, errors.read())
         return dict(json.loads(result.read_bytes()))

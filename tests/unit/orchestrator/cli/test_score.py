@@ -44,6 +44,29 @@ def test_what_cannot_be_scored_is_refused(model: Path, capsys: pytest.CaptureFix
     assert "is not what `orchestrator export` writes" in said(capsys, model)
 
 
+def test_the_other_model_has_its_own_units_where_its_folder_says_them(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = {
+        "num_units": 5,
+        "layer": 1,
+        "output": "after_residual",
+        "precision": "fp32",
+        "normalize_waveform": False,
+        "deduplicated": True,
+        "encoder": {"folder": "encoder"},
+    }
+    (model / "units.json").write_text(json.dumps(about))
+    other = model.parent / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    (other / "units.json").write_text("{}")
+    words = ("--tokenizer", str(model), "--against", str(other))
+    assert f"{other / 'units.json'}: is not what" in said(capsys, model, *words)
+    variant = said(capsys, model, *words, "--against-variant", "base")
+    assert "--against-variant: is of a run" in variant
+
+
 def test_the_table_names_interval_chance_and_rule(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,18 @@ def test_one_of_several_variants_is_named(tmp_path: Path) -> None:
         model_of_run(ledger.run, ledger.store, None)
     with pytest.raises(RequestError, match=r"--variant: x: no such variant; the run has init"):
         tokenizer_of_run(ledger.run, ledger.store, "x")
+
+
+def test_variants_that_share_their_units_have_one_tokenizer(tmp_path: Path) -> None:
+    ledger = trained(tmp_path)
+    shared = tokenizer_of_run(ledger.run, ledger.store, None)
+    assert shared == tokenizer_of_run(ledger.run, ledger.store, WARM)
+
+
+def test_variants_of_other_units_must_be_named(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path, recipe_of({"tokenizer.num_clusters": [50, 100]}))
+    with pytest.raises(RequestError, match="has several variants; name one by --variant"):
+        tokenizer_of_run(ledger.run, ledger.store, None)
 
 
 def test_what_is_not_finished_is_not_scored(tmp_path: Path) -> None:
@@ -180,3 +193,15 @@ def test_scoring_that_is_killed_is_a_failure(tmp_path: Path) -> None:
     killed = cluster(str(tmp_path / "store"), environment={"setup": ["kill -9 $$"]})
     with pytest.raises(RunFailedError, match="code -9 and without a word"):
         score(scoring_of(tmp_path), killed)
+
+
+def test_another_environment_imports_this_package_and_nothing_else_of_ours(tmp_path: Path) -> None:
+    venv, seen = tmp_path / "venv", tmp_path / "seen"
+    (venv / "bin").mkdir(parents=True)
+    python = venv / "bin/python"
+    python.write_text(f'#!/bin/sh\nls "$PYTHONPATH" > {seen}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    here = cluster(str(tmp_path / "store"), environment={"venv": str(venv)})
+    with pytest.raises(RequestError, match="holds no lexical/dev"):
+        score(scoring_of(tmp_path), here)
+    assert seen.read_text().split() == ["jobs", "orchestrator"]
