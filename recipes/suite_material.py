@@ -46,6 +46,7 @@ from recipes.suite_texts import (
     Lexicon,
     Phones,
     Story,
+    Word,
     choose_words,
     digest,
     read_dictionary,
@@ -134,25 +135,30 @@ def prepare(to: Path, settings: Settings) -> dict[str, Path]:
     package cannot be had, CorruptError where a package is not the pinned one.
     """
     folders = {kind: to / f"{kind}-like" for kind in ("swuggy", "sblimp", "ssc", "tsc")}
-    made_of = {"revision": REVISION, "stories": digest(settings.stories.read_text("utf-8"))} | {
-        name: value for name, value in settings._asdict().items() if name != "stories"
-    }
-    marker, wanted = to / MARKER, json.dumps(made_of, indent=1)
-    if marker.is_file() and marker.read_text() == wanted:
+    stories = read_stories(settings.stories)
+    marker, wanted = to / MARKER, mark(settings)
+    are_there = all(folder.is_dir() for folder in folders.values())
+    if are_there and marker.is_file() and marker.read_text() == wanted:
         return folders
     if odd := [voice for voice in settings.voices if not voice or "/" in voice]:
         raise RequestError(f"--voices: {odd[0]!r} is no voice; give names, with commas between")
-    speak = synthesiser(settings.synthesiser)
-    stories = read_stories(settings.stories)
+    speak, other = synthesiser(settings.synthesiser), with_other_topics(stories, settings.seed)
+    with scratch_folder(to) as scratch:
+        words = choose_words(fetch_words(scratch), settings.words, settings.seed)
+    marker.unlink(missing_ok=True)  # what it speaks of is replaced folder by folder
     make_sblimp(folders["sblimp"], settings, speak)
     make_cloze(folders["ssc"], "sSC", stories, settings.voices, speak)
-    other = with_other_topics(stories, settings.seed)
     make_cloze(folders["tsc"], "tSC", other, settings.voices, speak)
-    with scratch_folder(to) as scratch:
-        lexicon = fetch_words(scratch)
-    make_swuggy(folders["swuggy"], lexicon, settings)
+    make_swuggy(folders["swuggy"], words, settings)
     write_whole(marker, wanted.encode())
     return folders
+
+
+def mark(settings: Settings) -> str:
+    """What the marker says of suites that are whole: all that their bytes come of."""
+    made_of = {name: value for name, value in settings._asdict().items() if name != "stories"}
+    stories = digest(settings.stories.read_text("utf-8"))
+    return json.dumps({"revision": REVISION, "stories": stories, **made_of}, indent=1)
 
 
 def fetch_words(scratch: Path) -> Lexicon:
@@ -164,12 +170,11 @@ def fetch_words(scratch: Path) -> Lexicon:
     return Lexicon(dictionary, [word for word in common if word.isalpha() and word.islower()])
 
 
-def make_swuggy(to: Path, lexicon: Lexicon, settings: Settings) -> None:
+def make_swuggy(to: Path, words: Sequence[Word], settings: Settings) -> None:
     """Words and non-words, each spoken from its phones: only these tell one from the other."""
     rows = []
     espeak = synthesiser("espeak-ng")
     voices = settings.voices if settings.synthesiser == "espeak-ng" else _ESPEAK_VOICES
-    words = choose_words(lexicon, settings.words, settings.seed)
     with fresh(to) as folder, _Studio(folder / "lexical/dev", espeak) as studio:
         for n, word in enumerate(words, 1):
             for voice in voices:

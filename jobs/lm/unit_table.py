@@ -30,9 +30,14 @@ RowsOf = Callable[[torch.Tensor], torch.Tensor]
 NO_TOKENS: Tokens = np.zeros(0, dtype=np.uint16)
 MAX_COUNTED_TOKENS = 20_000_000
 """Unit pairs are counted in so many tokens at most; more change no axis that is used."""
+NUM_STRETCHES = 200
+"""Of more tokens, stretches are counted that lie evenly over all: tokens are in the order of
+sources, and the first of them may be one speaker's."""
 WINDOW = 4
 """Units count as beside each other up to this distance."""
 NUM_AXES = 10
+_ROWS = 8192
+"""Rows of a table that are in float64 at a time."""
 
 
 def unit_rows(
@@ -60,23 +65,33 @@ def unit_rows(
     if kind == "text_sample":
         chosen_K = torch.randperm(len(table_VD), generator=generator)[:num_units]
     else:
-        text_VD = table_VD.detach().double().numpy()
+        text_VD = table_VD.detach().float().numpy()
         chosen_K = torch.from_numpy(nearest_tokens(text_VD, cooccurrences(tokens, num_units)))
     return lambda old_VD: old_VD.detach()[chosen_K].clone()
 
 
 def cooccurrences(tokens: Tokens, num_units: int) -> npt.NDArray[np.float64]:
     """``counts_KK``: how often each unit stands at most `WINDOW` tokens from each other one."""
-    tokens_T = np.asarray(tokens[:MAX_COUNTED_TOKENS], dtype=np.int64)
     counts_KK = np.zeros((num_units, num_units))
-    for distance in range(1, WINDOW + 1):
-        pairs = tokens_T[:-distance] * num_units + tokens_T[distance:]
-        counts_KK += np.bincount(pairs, minlength=num_units**2).reshape(num_units, num_units)
+    for stretch in _stretches(len(tokens)):
+        tokens_T = np.asarray(tokens[stretch], dtype=np.int64)
+        for distance in range(1, WINDOW + 1):
+            pairs = tokens_T[:-distance] * num_units + tokens_T[distance:]
+            counts_KK += np.bincount(pairs, minlength=num_units**2).reshape(num_units, num_units)
     return counts_KK + counts_KK.T
 
 
+def _stretches(num_tokens: int) -> list[slice]:
+    """All tokens, or `NUM_STRETCHES` even parts of what may be counted, evenly far apart."""
+    if num_tokens <= MAX_COUNTED_TOKENS:
+        return [slice(0, num_tokens)]
+    length = MAX_COUNTED_TOKENS // NUM_STRETCHES
+    starts = np.linspace(0, num_tokens - length, NUM_STRETCHES).astype(np.int64)
+    return [slice(int(start), int(start) + length) for start in starts]
+
+
 def nearest_tokens(
-    text_VD: npt.NDArray[np.float64], counts_KK: npt.NDArray[np.float64]
+    text_VD: npt.NDArray[np.floating], counts_KK: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
     """``chosen_K``: the text token of each unit, no token for two."""
     num_axes = min(NUM_AXES, text_VD.shape[1], len(counts_KK) - 1)
@@ -106,12 +121,18 @@ def _spectral(pmi_KK: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _on_principal_axes(
-    vectors_ND: npt.NDArray[np.float64], num_axes: int
+    vectors_ND: npt.NDArray[np.floating], num_axes: int
 ) -> npt.NDArray[np.float64]:
-    """Vectors on the axes of most variance, each of variance 1, its longer tail positive."""
-    centred_ND = vectors_ND - vectors_ND.mean(axis=0)
-    _, axes_DD = np.linalg.eigh(centred_ND.T @ centred_ND)
-    on_axes_NA = centred_ND @ axes_DD[:, ::-1][:, :num_axes]
+    """Vectors on the axes of most variance, each of variance 1, its longer tail positive.
+
+    All is done in float64, a block of rows at a time: a text model's table may be gigabytes.
+    """
+    blocks = [vectors_ND[n : n + _ROWS] for n in range(0, len(vectors_ND), _ROWS)]
+    mean_D = vectors_ND.mean(axis=0, dtype=np.float64)
+    scatter_DD = sum((b_BD - mean_D).T @ (b_BD - mean_D) for b_BD in blocks)
+    _, axes_DD = np.linalg.eigh(scatter_DD)
+    axes_DA = axes_DD[:, ::-1][:, :num_axes]
+    on_axes_NA = np.concatenate([(b_BD - mean_D) @ axes_DA for b_BD in blocks])
     on_axes_NA *= np.where((on_axes_NA**3).sum(axis=0) < 0, -1.0, 1.0)
     return np.asarray(on_axes_NA / np.maximum(on_axes_NA.std(axis=0), 1e-12))
 

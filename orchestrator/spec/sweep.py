@@ -7,8 +7,8 @@ each by name, with what it sets.
 from __future__ import annotations
 
 import itertools
+import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,7 +21,6 @@ MAX_VARIANTS = 1000
 """Most points of one sweep; more is a slip of the pen."""
 POINTS_TAG, VALUES_TAG = "constrained-points", "constrained-values"
 """What pydantic calls either kind of axis in the place of a problem, where no user wants it."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 Values = Annotated[tuple[str | int | float | bool | None, ...], Field(min_length=1)]
 """Values of the one key that an axis is called by."""
@@ -100,7 +99,7 @@ def _require_distinct(axis: str, values: Values) -> None:
 def _require_points(axis: str, points: Points) -> None:
     if not points:
         raise ValueError(f"sweep.{axis}: no point; name one, with the dotted keys that it sets")
-    known: list[tuple[str, dict[str, Any]]] = []
+    known: dict[str, str] = {}
     for name, sets in points.items():
         where = f"sweep.{axis}.{name}"
         if not sets:
@@ -109,11 +108,11 @@ def _require_points(axis: str, points: Points) -> None:
             raise ValueError(
                 f"{where}: a point has no sweep of its own; give the sweep an axis more"
             )
-        if same := next((other for other, keys in known if keys == sets), None):
+        text = json.dumps(sets, sort_keys=True, default=str)  # where 1 and True are apart
+        if (same := known.setdefault(text, name)) != name:
             raise ValueError(f"{where}: sets what {same} does; keep one")
         if within := _overlap(sets, sets):
             raise ValueError(f"{where}: {within[0]} is a part of {within[1]}; set it there")
-        known.append((name, sets))
 
 
 def _require_own_keys(sweep: Sweep) -> None:

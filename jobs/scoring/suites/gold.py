@@ -152,10 +152,13 @@ def require_audio(
 def paired(rows: Sequence[Row], columns: Sequence[str]) -> list[tuple[Row, Row]]:
     """The correct and the incorrect row that agree in some columns, in the order of the former.
 
-    Where several do, the first goes with the first. Raises DataError for a row left alone.
+    Where several do, the first goes with the first. Raises DataError for a row left alone, and for
+    one without an id, which the official scorers drop.
     """
     sides: dict[tuple[str, ...], tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
     for row in rows:
+        if not row.get("id"):
+            raise DataError(f"{row.where}: has no id, by which rows are paired; {_AGAIN}")
         key = tuple(row.cells.get(column, "") for column in columns)
         sides[key][not row.is_correct].append(row)
     found: list[tuple[Row, Row]] = []

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs.scoring.suites.gold import Row, gold_part, paired
-from jobs.scoring.suites.suite import Figure, Pair, Part, Suite, absent, open_splits
+from jobs.scoring.suites.suite import Figure, Pair, Part, Suite, open_splits
 from jobs.scoring.suites.swuggy import SOURCE, at
 
 NAME = "sBLIMP"
@@ -26,9 +26,7 @@ COLUMNS = ("id", "voice", "type", "subtype", "transcription")
 
 def open_layout(root: Path) -> Suite:
     """Read the suite. Raises RequestError where it is not there, DataError where it is damaged."""
-    if (suite := open_splits("sblimp", NAME, root, "syntactic", _part)) is None:
-        raise absent("sblimp", root, wanted="syntactic/dev or syntactic/test", source=SOURCE)
-    return suite
+    return open_splits("sblimp", NAME, root, "syntactic", _part, source=SOURCE)
 
 
 def _part(root: Path, folder: Path, split: str) -> Part:

@@ -134,15 +134,19 @@ def natural(item: str) -> tuple[tuple[int, int, str], ...]:
     return tuple((0, int(p), p) if p.isdecimal() else (1, 0, p) for p in item.split("/"))
 
 
-def open_splits(kind: str, name: str, root: Path, below: str, read: ReadPart) -> Suite | None:
+def open_splits(
+    kind: str, name: str, root: Path, below: str, read: ReadPart, *, source: str
+) -> Suite:
     """The suite of dev and test folders in ``root/below``, or else right in ``root``.
 
-    ``read`` makes a part of the root, the folder and its split. None where there is no such folder.
+    ``read`` makes a part of the root, the folder and its split. Raises RequestError, which names
+    the ``source``, where there is no such folder.
     """
     folder = root / below if (root / below).is_dir() else root
     splits = [split for split in ("dev", "test") if (folder / split).is_dir()]
-    parts = [read(root, folder / split, split) for split in splits]
-    return suite_of(kind, name, parts) if parts else None
+    if not splits:
+        raise absent(kind, root, wanted=f"{below}/dev or {below}/test", source=source)
+    return suite_of(kind, name, [read(root, folder / split, split) for split in splits])
 
 
 def absent(kind: str, root: Path, *, wanted: str, source: str) -> RequestError:

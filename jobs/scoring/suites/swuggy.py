@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jobs.scoring.suites.gold import Row, gold_part, number, paired
-from jobs.scoring.suites.suite import Figure, Pair, Part, Suite, absent, natural, open_splits
+from jobs.scoring.suites.suite import Figure, Pair, Part, Suite, natural, open_splits
 
 NAME = "sWUGGY"
 _EDGES = (0, 1, 5, 20, 100)
@@ -37,9 +37,7 @@ SOURCE = (
 
 def open_layout(root: Path) -> Suite:
     """Read the suite. Raises RequestError where it is not there, DataError where it is damaged."""
-    if (suite := open_splits("swuggy", NAME, root, "lexical", _part)) is None:
-        raise absent("swuggy", root, wanted="lexical/dev or lexical/test", source=SOURCE)
-    return suite
+    return open_splits("swuggy", NAME, root, "lexical", _part, source=SOURCE)
 
 
 def _part(root: Path, folder: Path, split: str) -> Part:

@@ -31,12 +31,10 @@ def tables(suite: Suite, log_probs: Mapping[str, float]) -> dict[str, str]:
 
 def lexical_tables(split: str, scored: SplitScores) -> dict[str, str]:
     """By pair, by frequency (in the official bands, by their official labels), by length."""
-    first = [pairs[0] for pairs in scored.items.values()]
-    by_pair = [(*pair.texts, four(score)) for pair, score in zip(first, scored.scores, strict=True)]
     name = f"score_lexical_{split}_by_"
     return {
-        f"{name}pair.csv": as_csv(("word", "non word", "score"), by_pair),
-        **word_tables(name, [pair.groups for pair in first], scored.scores),
+        f"{name}pair.csv": as_csv(("word", "non word", "score"), _by_pair(scored)),
+        **word_tables(name, _groups(scored), scored.scores),
     }
 
 
@@ -54,13 +52,22 @@ def word_tables(name: str, groups: Sequence[Mapping[str, str]], scores: Floats) 
 
 def syntactic_tables(split: str, scored: SplitScores) -> dict[str, str]:
     """By pair and by type."""
-    first = [pairs[0] for pairs in scored.items.values()]
-    by_pair = [(*pair.texts, four(score)) for pair, score in zip(first, scored.scores, strict=True)]
     name = f"score_syntactic_{split}_by_"
     return {
-        f"{name}pair.csv": as_csv(("sentence", "non sentence", "score"), by_pair),
-        f"{name}type.csv": type_table([pair.groups for pair in first], scored.scores),
+        f"{name}pair.csv": as_csv(("sentence", "non sentence", "score"), _by_pair(scored)),
+        f"{name}type.csv": type_table(_groups(scored), scored.scores),
     }
+
+
+def _groups(scored: SplitScores) -> list[Mapping[str, str]]:
+    """Those of each item, which all its pairs share."""
+    return [pairs[0].groups for pairs in scored.items.values()]
+
+
+def _by_pair(scored: SplitScores) -> list[tuple[str, ...]]:
+    """What both of each item say, and its score."""
+    items = zip(scored.items.values(), scored.scores, strict=True)
+    return [(*pairs[0].texts, four(score)) for pairs, score in items]
 
 
 def type_table(groups: Sequence[Mapping[str, str]], scores: Floats) -> str:
@@ -102,7 +109,7 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def prosodic_tables(split: str, scored: SplitScores) -> dict[str, str]:
     """By pair and by type."""
-    groups = [pairs[0].groups for pairs in scored.items.values()]
+    groups = _groups(scored)
     by_pair = [(g["id"], g["type"], four(v)) for g, v in zip(groups, scored.scores, strict=True)]
     name = f"score_prosodic_english_{split}_by_"
     return {
@@ -134,7 +141,7 @@ def baby_words(split: str, scored: SplitScores) -> dict[str, str]:
     name = f"score_lexical_{split}_by_"
     return {
         f"{name}pair.csv": as_csv(("word", "non words", "voices", "score"), sorted(rows)),
-        **word_tables(name, [pairs[0].groups for pairs in scored.items.values()], scored.scores),
+        **word_tables(name, _groups(scored), scored.scores),
     }
 
 

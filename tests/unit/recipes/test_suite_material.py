@@ -13,16 +13,19 @@ from jobs.scoring.suites import open_suite
 from jobs.scoring.suites.scores import score_suite
 from orchestrator.errors import BackendError, RequestError
 from recipes.suite_material import (
+    MARKER,
     STORIES,
     Settings,
     make_cloze,
     make_sblimp,
     make_swuggy,
+    mark,
     mnemonics,
     opaque,
+    prepare,
     synthesiser,
 )
-from recipes.suite_texts import read_stories
+from recipes.suite_texts import Word, choose_words, read_stories
 from tests.unit.recipes.test_suite_texts import lexicon
 
 needs_espeak = pytest.mark.skipif(not shutil.which("espeak-ng"), reason="needs espeak-ng")
@@ -42,6 +45,10 @@ BEEP = (
 """A synthesiser of the user's: as long a tone as the text has letters."""
 
 
+def words() -> list[Word]:
+    return choose_words(lexicon(), SETTINGS.words, SETTINGS.seed)
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -53,7 +60,7 @@ def digests(folder: Path) -> dict[str, str]:
 @needs_espeak
 def test_words_are_in_the_official_layout_and_the_same_bytes_twice(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        make_swuggy(tmp_path / name / "swuggy-like", lexicon(), SETTINGS)
+        make_swuggy(tmp_path / name / "swuggy-like", words(), SETTINGS)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     suite = open_suite("swuggy", tmp_path / "one/swuggy-like")
     assert (len(suite.pairs), len(suite.items("dev"))) == (6, 3)
@@ -65,7 +72,7 @@ def test_words_are_in_the_official_layout_and_the_same_bytes_twice(tmp_path: Pat
 
 @needs_espeak
 def test_a_word_and_its_non_word_do_not_sound_the_same(tmp_path: Path) -> None:
-    make_swuggy(tmp_path, lexicon(), SETTINGS)
+    make_swuggy(tmp_path, words(), SETTINGS)
     suite = open_suite("swuggy", tmp_path)
     for pair in suite.pairs:
         word, non_word = (tmp_path / suite.files[id_] for id_ in (pair.positive, pair.negative))
@@ -100,6 +107,30 @@ def test_stories_are_in_the_published_layout(tmp_path: Path, voices: tuple[str, 
     }
     letters = {story.id: len(f"{story.context} {story.right}") for story in stories}
     assert lengths == {id_: 800 + 8 * number for id_, number in letters.items()}
+
+
+def test_suites_that_are_there_are_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_is_made(_: str) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("recipes.suite_material.synthesiser", nothing_is_made)
+    (tmp_path / MARKER).write_text(mark(SETTINGS))
+    for kind in ("swuggy", "sblimp", "ssc", "tsc"):
+        (tmp_path / f"{kind}-like").mkdir()
+    assert prepare(tmp_path, SETTINGS)["tsc"] == tmp_path / "tsc-like"
+    (tmp_path / "tsc-like").rmdir()
+    with pytest.raises(AssertionError):
+        prepare(tmp_path, SETTINGS)
+    with pytest.raises(AssertionError):
+        prepare(tmp_path, SETTINGS._replace(seed=1))
+
+
+def test_stories_that_are_not_there_take_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"no\.csv: cannot be read"):
+        prepare(tmp_path / "to", SETTINGS._replace(stories=tmp_path / "no.csv"))
+    assert not (tmp_path / "to").exists()
 
 
 def test_phones_are_spelt_for_the_synthesiser_with_their_stress() -> None:

@@ -12,7 +12,7 @@ from orchestrator.ledger.storage import to_json
 from orchestrator.plan.planner import Plan
 from orchestrator.spec.loader import parse_recipe
 from orchestrator.spec.recipe import Recipe
-from orchestrator.spec.sweep import SweepPoint, sweep_points
+from orchestrator.spec.sweep import SweepPoint, require_sound, sweep_points
 from tests.unit.orchestrator import broken
 from tests.unit.orchestrator.recipes import plan_of, recipe, swept, variants_of
 
@@ -77,6 +77,10 @@ def test_a_point_may_set_a_section_or_a_list_as_a_whole() -> None:
     assert (variant.recipe.encoder.model, variant.recipe.encoder.layer) == ("other", 1)
     assert variant.recipe.corpus.languages == ("en", "fr")
     assert base.encoder == recipe().encoder
+
+
+def test_points_of_equal_values_of_other_types_are_two() -> None:
+    require_sound({"a": {"one": {"train.lr": 1}, "true": {"train.lr": True}}})
 
 
 def test_a_point_makes_the_keys_that_its_values_make_alone() -> None:

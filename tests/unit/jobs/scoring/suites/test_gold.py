@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.scoring.suites.gold import read_gold
+from jobs.scoring.suites.gold import paired, read_gold
 from orchestrator.errors import DataError
 
 HEADER = "filename,id,correct\n"
@@ -46,3 +46,9 @@ def test_a_damaged_file_is_named_with_its_row(
 ) -> None:
     with pytest.raises(DataError, match=rf"^gold.csv: {message}"):
         read_gold(tmp_path, write(tmp_path, data), ["id"])
+
+
+def test_a_row_without_an_id_is_no_pair(tmp_path: Path) -> None:
+    rows = read_gold(tmp_path, write(tmp_path, f"{HEADER}abc,nan,1\nabd,nan,0\n"), ["id"]).rows
+    with pytest.raises(DataError, match=r"^gold\.csv: row 2: has no id"):
+        paired(rows, ["id"])
