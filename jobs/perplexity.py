@@ -24,7 +24,7 @@ SPLITS = ("valid", "test")
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
-    """Write scores.json and every utterance's NLL; returns the scores."""
+    """Write scores.json and every utterance's NLL, by the model and by pairs; returns the scores."""
     cache, pack = attempt.cache, attempt.upstream["pack"].storage
     settings = attempt.recipe.evaluate.perplexity
     assert settings is not None, "only a recipe that asks for the score has this node"
@@ -69,10 +69,10 @@ def score_split(
         num_samples=num_samples,
         tick=tick,
     )
-    _publish_utterances(attempt, split, scored)
     all_scored = {"model": scored}
     for name, table in counts.items():
         all_scored[name] = perplexity.score_counts(table, utterances, num_samples=num_samples)
+    _publish_utterances(attempt, split, scored, all_scored.get("bigram"))
     return {
         name: perplexity.summary(
             one, bootstrap_samples=settings.bootstrap_samples, seed=settings.seed
@@ -81,17 +81,20 @@ def score_split(
     }
 
 
-def _publish_utterances(attempt: Attempt, split: HeldOut, scored: Scored) -> None:
-    table = pa.table(
-        {
-            "id": split.ids,
-            "nll": scored.nll,
-            "num_scored": scored.num_scored,
-            "num_samples": scored.num_samples.astype(np.int64),
-        }
-    )
+def _publish_utterances(
+    attempt: Attempt, split: HeldOut, scored: Scored, bigram: Scored | None
+) -> None:
+    """Each utterance's NLL, and that of counted pairs where the codebook has a table of them."""
+    columns = {
+        "id": split.ids,
+        "nll": scored.nll,
+        "num_scored": scored.num_scored,
+        "num_samples": scored.num_samples.astype(np.int64),
+    }
+    if bigram is not None:
+        columns["bigram_nll"] = bigram.nll
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
     attempt.out.replace(f"{split.name}.nll.parquet", buffer.getvalue())
 
 

@@ -218,9 +218,9 @@ def _decay(_fields: Mapping[str, Any]) -> str:
     return "pretraining's learning rate falls towards its last step"
 
 
-def _score(name: str) -> Stage:
+def _score(name: str, version: int = 1) -> Stage:
     """The stage of one section of ``evaluate``."""
-    return Stage(name=name, version=1, fields=_of(f"evaluate.{name}"), roles=("pack", "train"))
+    return Stage(name=name, version=version, fields=_of(f"evaluate.{name}"), roles=("pack", "train"))
 
 
 _SUITE_UNITS = _of_features("encoder.precision", "tokenizer.deduplicate")
@@ -294,7 +294,7 @@ STAGES: tuple[Stage, ...] = (
         total="train.steps",
         obstacle=_cosine,
     ),
-    _score("perplexity"),
+    _score("perplexity", version=2),
     _score("continuations"),
     Stage(
         name="suite_units",
