@@ -24,7 +24,7 @@ SPLITS = ("valid", "test")
 
 
 def work(attempt: Attempt) -> dict[str, Any]:
-    """Write scores.json and every utterance's NLL, by the model and by pairs; returns the scores."""
+    """Write scores.json and each utterance's NLL, by model and by pairs; returns the scores."""
     cache, pack = attempt.cache, attempt.upstream["pack"].storage
     settings = attempt.recipe.evaluate.perplexity
     assert settings is not None, "only a recipe that asks for the score has this node"

@@ -8,7 +8,6 @@ artifact has it, and none of its utterances is used.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.ledger.storage import Storage
+from orchestrator.parquet import read_parquet
 
 Units = npt.NDArray[np.uint16]
 
@@ -64,7 +64,7 @@ def missing_shards(shards: Iterable[int], outs: Sequence[Storage]) -> dict[int, 
 
 def read_shard(data: bytes) -> pa.Table:
     """All rows of a shard."""
-    return pq.read_table(io.BytesIO(data))
+    return read_parquet(data)
 
 
 def used(table: pa.Table) -> pa.Table:
@@ -87,7 +87,7 @@ class UsedRows:
         """Those of an artifact."""
         if not units.exists(QUARANTINE):  # of an earlier version
             return cls()
-        table = pq.read_table(io.BytesIO(units.read_bytes(QUARANTINE)), columns=["id"])
+        table = read_parquet(units.read_bytes(QUARANTINE), ["id"])
         return cls(table["id"].to_pylist())
 
     def read(self, shard: Path, columns: Sequence[str]) -> pa.Table:

@@ -34,6 +34,7 @@ from jobs.audio.mapped_tables import mapped
 from jobs.audio.trees import Leaf
 from orchestrator.errors import AlreadyExistsError
 from orchestrator.ledger.storage import Storage
+from orchestrator.parquet import read_parquet
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from orchestrator.spec.recipe import Windows
 
@@ -154,7 +155,7 @@ def create_table(out: Storage, path: str, table: pa.Table) -> None:
 
 def read_table(storage: Storage, path: str) -> pa.Table:
     """A table. Raises FileNotFoundError."""
-    return pq.read_table(io.BytesIO(storage.read_bytes(path)))
+    return read_parquet(storage.read_bytes(path))
 
 
 class Expected(NamedTuple):

@@ -135,5 +135,7 @@ def _row_group_ends(path: Path | BucketPath) -> tuple[int, ...]:
 def _row_group(path: Path | BucketPath, group: int) -> pa.Array:
     """The bytes of a row group's recordings, as its neighbours are mostly read together."""
     with open_parquet(path) as file:
-        table = file.read_row_group(group, [f"{audio_column(file, str(path))}.{BYTES}"])
+        table = file.read_row_group(
+            group, [f"{audio_column(file, str(path))}.{BYTES}"], use_threads=False
+        )
     return table.column(0).combine_chunks().field(BYTES)

@@ -241,7 +241,7 @@ class ParquetTree(_Rooted):
             texts = [f.name for f in file.schema_arrow if _is_said(f.type)]
             labels = _class_labels(file.schema_arrow)
             number = 0
-            for batch in file.iter_batches(columns=[f"{audio}.{PATH}", *texts]):
+            for batch in file.iter_batches(columns=[f"{audio}.{PATH}", *texts], use_threads=False):
                 for row in batch.to_pylist():
                     about = {name: _as_said(row[name], labels.get(name, ())) for name in texts}
                     name = _name_of(about, (row.get(audio) or {}).get(PATH))

@@ -27,6 +27,7 @@ from jobs.speech.units import deduplicated
 from jobs.speech.utterances import batches
 from jobs.unit_shards import Units
 from orchestrator.errors import DataError
+from orchestrator.parquet import read_parquet
 
 SCHEMA = pa.schema(
     [("id", pa.string()), ("units", pa.list_(pa.uint16())), ("num_samples", pa.int64())]
@@ -53,7 +54,7 @@ def table_bytes(utterances: Iterable[Spoken]) -> bytes:
 
 def read_table(data: bytes) -> Iterator[Spoken]:
     """The utterances of such a file."""
-    table = pq.read_table(io.BytesIO(data))
+    table = read_parquet(data)
     for name, units, num_samples in zip(*(table[name] for name in SCHEMA.names), strict=True):
         yield Spoken(name.as_py(), units.values.to_numpy(), num_samples.as_py())
 

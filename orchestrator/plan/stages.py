@@ -220,7 +220,9 @@ def _decay(_fields: Mapping[str, Any]) -> str:
 
 def _score(name: str, version: int = 1) -> Stage:
     """The stage of one section of ``evaluate``."""
-    return Stage(name=name, version=version, fields=_of(f"evaluate.{name}"), roles=("pack", "train"))
+    return Stage(
+        name=name, version=version, fields=_of(f"evaluate.{name}"), roles=("pack", "train")
+    )
 
 
 _SUITE_UNITS = _of_features("encoder.precision", "tokenizer.deduplicate")

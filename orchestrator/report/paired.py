@@ -10,7 +10,6 @@ seeds is far too narrow. Both are independent, so that their half-widths add up 
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -157,11 +156,12 @@ def read_utterances(storage: Storage, split: str) -> Utterances:
     path = f"{split}.nll.parquet"
     data = storage.read_bytes(path)
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from orchestrator.parquet import read_parquet
 
     # A damaged file raises any of these, OSError and UnicodeDecodeError among them.
     try:
-        return _utterances_of(pq.read_table(io.BytesIO(data)))
+        return _utterances_of(read_parquet(data))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise CorruptError(
             f"{storage.url}/{path}: {_first_line(error)}; score the model again"

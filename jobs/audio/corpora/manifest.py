@@ -131,7 +131,8 @@ def _rows_of_parquet(tree: Tree, manifest: Leaf) -> Iterator[tuple[str, Mapping[
             table = pq.ParquetFile(file)
         except pa.ArrowInvalid as error:
             raise DataError(f"{manifest.path}: {error}; fetch it again") from None
-        all_rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        batches = table.iter_batches(use_threads=False)  # see orchestrator/parquet.py
+        all_rows = (row for batch in batches for row in batch.to_pylist())
         for number, row in enumerate(all_rows, 1):
             yield f"{manifest.path}: row {number}", row
 
