@@ -164,7 +164,11 @@ def _comparison_of(
         label=label,
         variants=tuple(variants),
         arms=arms,
-        sentences=(*_sentences(arms, variants, paired, convergence), *unpaired),
+        sentences=(
+            *_sentences(arms, variants, paired, convergence),
+            *_against_bigram(arms, variants, scores),
+            *unpaired,
+        ),
         paired=paired,
         convergence=convergence,
     )
@@ -225,7 +229,7 @@ def _sentences(
     convergence: Convergence | None,
 ) -> tuple[str, ...]:
     if len(arms) < len(ARMS):
-        return (_one_sided(arms, variants), *_against_bigram(arms, variants))
+        return (_one_sided(arms, variants),)
     warm, cold = arms["warm"], arms["cold"]
     num_waiting = sum(measure(v, "test") is None for v in variants)
     return (
@@ -233,7 +237,6 @@ def _sentences(
         _choice(warm, cold),
         _seeds(warm, cold),
         *_catching_up(warm, cold, variants, convergence),
-        *_against_bigram(arms, variants),
     )
 
 
@@ -368,12 +371,37 @@ def _catching_up(
     )
 
 
-def _against_bigram(arms: Mapping[str, Arm], variants: Sequence[VariantRecord]) -> tuple[str, ...]:
+def _against_bigram(
+    arms: Mapping[str, Arm], variants: Sequence[VariantRecord], scores: PairedScores
+) -> tuple[str, ...]:
+    """How each arm compares with counting pairs of units; on the same utterances where they are."""
     bigram = baseline(variants, "bigram", "test")
     if bigram is None or not arms:
         return ()
-    losers = [a.name for a in arms.values() if a.test.perplexity >= bigram.perplexity]
-    if not losers:
-        return ()
-    who = "Neither arm beats" if len(losers) == len(ARMS) else f"The {losers[0]} arm does not beat"
-    return (f"{who} counting pairs of units: the bigram baseline has perplexity {bigram.text}.",)
+    paired = {
+        name: scores.against_pairs([v for v in variants if v.name in arm.variants])
+        for name, arm in arms.items()
+    }
+    said = [_against_pairs(name, gap, bigram) for name, gap in paired.items() if gap]
+    losers = [n for n in arms if not paired[n] and arms[n].test.perplexity >= bigram.perplexity]
+    if losers:
+        is_both = len(losers) == len(ARMS)
+        who = "Neither arm beats" if is_both else f"The {losers[0]} arm does not beat"
+        said.append(
+            f"{who} counting pairs of units: the bigram baseline has perplexity {bigram.text}."
+        )
+    return tuple(said)
+
+
+def _against_pairs(name: str, gap: Difference, bigram: Measure) -> str:
+    by = (
+        f"{gap.text} on {gap.num_utterances:,} test utterances, paired (95 %); counting has "
+        f"perplexity {bigram.text}"
+    )
+    if not gap.excludes_zero:
+        return (
+            f"Between the {name} arm and counting pairs of units no difference can be claimed: "
+            f"{name} less counting is {by}."
+        )
+    verdict = "beats" if gap.value < 0 else "does not beat"
+    return f"The {name} arm {verdict} counting pairs of units: {name} less counting is {by}."

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from orchestrator.errors import CorruptError
@@ -42,6 +42,8 @@ class Utterances:
     """Tokens that were scored in each: an integer array."""
     num_samples: Any
     """Audio samples at 16 kHz of each: an integer array."""
+    bigram_nll: Any = None
+    """Total NLL of each by counted pairs of units, where there is a table of them."""
 
     @property
     def stretches(self) -> list[tuple[str, int]]:
@@ -98,6 +100,17 @@ class PairedScores:
             return None
         known = [[u for u in side if u is not None] for side in (ours, theirs)]
         return difference(*known, same_tokens=True)
+
+    def against_pairs(self, variants: Sequence[VariantRecord]) -> Difference | None:
+        """The difference of a model, given once a seed, and of counted pairs of its units.
+
+        None where any of them has no NLL by utterance, or none of pairs.
+        """
+        known = [u for u in map(self.of, variants) if u is not None and u.bigram_nll is not None]
+        if not known or len(known) < len(variants):
+            return None
+        counted = [replace(u, nll=u.bigram_nll) for u in known]
+        return difference(known, counted, same_tokens=True)
 
     def of(self, variant: VariantRecord) -> Utterances | None:
         """Those of one variant; None where it has none that can be read."""
@@ -173,6 +186,8 @@ def _utterances_of(table: Any) -> Utterances:
     import numpy as np
 
     columns = {name: table[name] for name in ("id", "nll", "num_scored", "num_samples")}
+    if "bigram_nll" in table.column_names:
+        columns["bigram_nll"] = table["bigram_nll"]
     for name, column in columns.items():
         if column.null_count:
             raise ValueError(f"{name}: {column.null_count} rows have none")
@@ -182,12 +197,13 @@ def _utterances_of(table: Any) -> Utterances:
     )
     if (num_scored < 0).any() or (num_samples < 0).any():
         raise ValueError("counts below 0")
-    return Utterances(
-        ids=tuple(map(str, columns["id"].to_pylist())),
-        nll=columns["nll"].to_numpy().astype(np.float64, casting="same_kind"),
-        num_scored=num_scored,
-        num_samples=num_samples,
-    )
+    nll = {
+        name: columns[name].to_numpy().astype(np.float64, casting="same_kind")
+        for name in ("nll", "bigram_nll")
+        if name in columns
+    }
+    ids = tuple(map(str, columns["id"].to_pylist()))
+    return Utterances(ids=ids, num_scored=num_scored, num_samples=num_samples, **nll)
 
 
 def _first_line(error: BaseException) -> str:

@@ -77,18 +77,20 @@ def scores_of(valid: float, test: float, half_width: float = 0.4) -> dict[str, A
     }
 
 
-def nll_table(nll: Sequence[float], *, num_scored: int) -> bytes:
+def nll_table(
+    nll: Sequence[float], *, num_scored: int, bigram: Sequence[float] | None = None
+) -> bytes:
     """``test.nll.parquet`` of utterances of a second each."""
-    table = pa.table(
-        {
-            "id": [f"utt-{n}" for n in range(len(nll))],
-            "nll": np.array(nll, dtype=np.float64),
-            "num_scored": np.full(len(nll), num_scored),
-            "num_samples": np.full(len(nll), 16_000),
-        }
-    )
+    columns = {
+        "id": [f"utt-{n}" for n in range(len(nll))],
+        "nll": np.array(nll, dtype=np.float64),
+        "num_scored": np.full(len(nll), num_scored),
+        "num_samples": np.full(len(nll), 16_000),
+    }
+    if bigram is not None:
+        columns["bigram_nll"] = np.array(bigram, dtype=np.float64)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(pa.table(columns), buffer)
     return buffer.getvalue()
 
 

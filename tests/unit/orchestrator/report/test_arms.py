@@ -288,6 +288,37 @@ def test_what_is_paired_decides_which_arm_is_better(
     assert comparison.sentences[0].endswith(end)
 
 
+@pytest.mark.parametrize(
+    ("worse_by", "said"),
+    [
+        (-2.0, "The warm arm beats counting pairs of units: warm less counting is -0.200 [-0.2"),
+        (2.0, "The warm arm does not beat counting pairs of units: warm less counting is +0.200 ["),
+        (
+            0.0,
+            "Between the warm arm and counting pairs of units no difference can be claimed: warm ",
+        ),
+    ],
+)
+def test_each_arm_is_compared_with_counted_pairs_on_the_same_utterances(
+    new_ledger: NewLedger, worse_by: float, said: str
+) -> None:
+    """Perplexities of baseline and model overlap, or even point the other way."""
+    ledger = new_ledger()
+    nll = [20.0, 40.0, 25.0, 60.0]
+    (warm, _) = ledger.of_stage("perplexity")
+    counted = [n - worse_by for n in nll]
+    table = nll_table(nll, num_scored=10, bigram=counted)
+    ledger.artifact(warm).storage.create("test.nll.parquet", table)
+    comparison = scored(ledger, {"init=twist": (15.6, 15.6), "init=cold": (18.0, 18.0)})
+    ours, theirs = [s for s in comparison.sentences if "counting" in s]
+    assert ours.startswith(said)
+    assert ours.endswith(
+        "nats per token on 4 test utterances, paired (95 %); counting has perplexity 15.50 "
+        "[15.20, 15.80]."
+    )
+    assert theirs.startswith("The cold arm does not beat counting pairs of units: the bigram")
+
+
 def test_why_the_arms_are_not_paired_is_said(new_ledger: NewLedger) -> None:
     ledger = new_ledger()
     comparison = scored(ledger, {"init=twist": (14.0, 14.0), "init=cold": (14.5, 14.5)})
