@@ -267,7 +267,7 @@ def suite_table(shown: Sequence[System]) -> tuple[tuple[str, ...], ...]:
 def _suites_of(system: System) -> dict[tuple[str, str, str], str]:
     own = set(system.variant.instances.values())
     return {
-        (str(stage.facts.get("suite")), split, figure): score
+        (stage.suite_name, split, figure): score
         for stage in system.record.of_stage("suite_scores")
         if stage.instance.id in own
         for split, figure, score, *_ in suite_rows(stage.facts)

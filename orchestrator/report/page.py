@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import RequestError
@@ -89,12 +89,20 @@ def summary(run: RunFolder, store: Store, observed: Observed) -> list[str]:
         arms = comparison.arms.values()
         lines += [f"{arm.name:<5} test perplexity {arm.test.text} (95 %)" for arm in arms]
         lines += comparison.sentences
+    lines += _suite_lines(record)
     lines += [f"{name:<9} {text}" for name, text in _time_by_stage(record)]
     if run.storage.exists(PAGE):
         lines.append(f"report: {run.storage.url}/{PAGE}")
     else:
         lines.append(f"report: not written yet; `orchestrator report {run.name}` writes it")
     return lines
+
+
+def _suite_lines(record: Record) -> Iterator[str]:
+    for stage in record.of_stage("suite_scores"):
+        for split, figure, score, chance, _ in suite_rows(stage.facts):
+            whose = ", ".join(stage.instance.variants)
+            yield f"{stage.suite_name} {split}, {figure}: {score} %, chance {chance} ({whose})"
 
 
 def render(record: Record, draw: Draw = figure_svg) -> str:

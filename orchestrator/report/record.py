@@ -160,6 +160,12 @@ class StageRecord:
         """What the plan says of it."""
         return self.status.instance
 
+    @property
+    def suite_name(self) -> str:
+        """Of a suite: its own; a recipe that calls its section otherwise knows another by it."""
+        name, called = str(self.facts.get("suite", "")), self.instance.part
+        return name if called in ("", name.lower()) else f"{called} ({name})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class VariantRecord:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from orchestrator.report.model_card import encoder_text, model_card
-from orchestrator.report.page import render
+from orchestrator.report.page import render, summary
 from orchestrator.report.record import read_record
 from orchestrator.spec.recipe import Encoder
 from tests.unit.orchestrator.report.conftest import (
@@ -59,8 +60,17 @@ def test_a_run_without_scores_says_so(finished: Ledger) -> None:
     assert all("None: the run has scored nothing yet." in card for card in cards(finished).values())
 
 
-def test_scores_of_suites_stand_in_card_and_page(tmp_path: Path) -> None:
-    recipe = recipe_of({}, evaluate={"suites": {"sblimp": {}}})
+@pytest.mark.parametrize(
+    ("suites", "shown"),
+    [
+        ({"sblimp": {}}, "sBLIMP"),
+        ({"sblimp_like": {"kind": "sblimp"}}, "sblimp_like (sBLIMP)"),
+    ],
+)
+def test_scores_of_suites_stand_in_card_page_and_summary(
+    tmp_path: Path, suites: dict[str, Any], shown: str
+) -> None:
+    recipe = recipe_of({}, evaluate={"suites": suites})
     ledger = Ledger.create(tmp_path, recipe)
     ledger.finish_data()
     ledger.finish_variant("base", scores_of(14.2, 14.1))
@@ -68,10 +78,13 @@ def test_scores_of_suites_stand_in_card_and_page(tmp_path: Path) -> None:
     row = {"value": 0.567, "interval_95": [0.5, 0.625], "chance": 0.5, "num_pairs": 6300}
     facts = {"suite": "sBLIMP", "splits": {"dev": {"by pair": row}}}
     ledger.artifact(instance).publish(inputs=instance.inputs, facts=facts, producer={})
-    line = "| sBLIMP | dev | by pair | 56.7 [50.0, 62.5] | 50 | 6,300 |"
+    line = f"| {shown} | dev | by pair | 56.7 [50.0, 62.5] | 50 | 6,300 |"
     assert line in cards(ledger)["base"]
     page = render(read_record(ledger.run, ledger.store, ledger.observed), draw=lambda _: "")
     assert '<td class="number">56.7 [50.0, 62.5]</td>' in page
+    assert f'<th scope="row">{shown}</th>' in page
+    said = summary(ledger.run, ledger.store, ledger.observed)
+    assert f"{shown} dev, by pair: 56.7 [50.0, 62.5] %, chance 50 (base)" in said
 
 
 def test_encoders() -> None:
