@@ -21,7 +21,7 @@ from orchestrator.errors import RequestError
 from orchestrator.ledger.run import RunFolder
 from orchestrator.ledger.spending import Spending, spending, spending_figures
 from orchestrator.ledger.storage import to_json
-from orchestrator.plan.device_memory import device_memory, device_of, shape_of
+from orchestrator.plan.device_memory import Shape, device_memory, device_of, shape_of
 from orchestrator.plan.estimate import (
     Estimate,
     SourceEstimate,
@@ -161,7 +161,12 @@ def _estimate_of(request: Request, instance: Instance) -> Estimate:
     """The estimate of the first variant that an instance is of, whose model and corpus it has."""
     recipe = _recipe_of(request, instance)
     corpora = [request.plan.instance(i) for role, i in instance.needs.items() if role == "corpus"]
-    return estimate(recipe, _facts(request, corpora)[0] if corpora else _corpus_facts(request))
+    facts = _facts(request, corpora)[0] if corpora else _corpus_facts(request)
+    return estimate(recipe, facts, _shape_of(request, recipe))
+
+
+def _shape_of(request: Request, recipe: Recipe) -> Shape | None:
+    return shape_of(recipe, text_model_config(recipe, request.cluster))
 
 
 def _recipe_of(request: Request, instance: Instance) -> Recipe:
@@ -207,7 +212,8 @@ def _limits_line(request: Request) -> str:
 
 
 def _estimate(request: Request) -> Estimate:
-    return estimate(request.variants[0].recipe, _corpus_facts(request))
+    recipe = request.variants[0].recipe
+    return estimate(recipe, _corpus_facts(request), _shape_of(request, recipe))
 
 
 def _corpus_facts(request: Request) -> Mapping[str, Any]:
@@ -317,9 +323,10 @@ def _memory_line(memory: Mapping[str, Any]) -> str:
 def _training_parts(request: Request, cost: Estimate) -> list[str]:
     parts = [f"training: {format_count(cost.train_tokens)} tokens"]
     if cost.train_flop and cost.checkpoint_bytes and cost.num_parameters:
-        parts.append(f"{format_count(cost.num_parameters)} parameters (by the model's name)")
-        parts.append(f"{cost.train_flop:.2g} FLOP")
         recipe = request.variants[0].recipe
+        by = "its shape" if recipe.model.num_layers else "the model's name"
+        parts.append(f"{format_count(cost.num_parameters)} parameters (by {by})")
+        parts.append(f"{cost.train_flop:.2g} FLOP")
         every = recipe.train.checkpoint.every_steps
         interval = "sqrt(2 C M) s, as measured" if every == "auto" else f"{every} steps"
         parts.append(f"{format_bytes(cost.checkpoint_bytes)} of state a checkpoint")

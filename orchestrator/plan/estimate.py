@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.plan.device_memory import Shape
 from orchestrator.spec.cluster import Prices
 from orchestrator.spec.recipe import Recipe
 
@@ -25,7 +26,8 @@ class Estimate:
     """The cost of one variant's training, and of its data where that is known."""
 
     num_parameters: int | None
-    """Read off the text model's name; None when the name does not say."""
+    """Read off the text model's name, or of a model that is cut found by its shape; None when
+    neither says."""
     train_tokens: int
     train_flop: float | None
     checkpoint_bytes: float | None
@@ -33,9 +35,13 @@ class Estimate:
     """Known once the corpus artifact is there."""
 
 
-def estimate(recipe: Recipe, corpus_facts: Mapping[str, Any]) -> Estimate:
-    """The estimate of one variant."""
+def estimate(
+    recipe: Recipe, corpus_facts: Mapping[str, Any], shape: Shape | None = None
+) -> Estimate:
+    """The estimate of one variant; ``shape``: that of its language model, where it is known."""
     size = parameters_in_name(recipe.model.text_model)
+    if recipe.model.num_layers:
+        size = shape.num_parameters if shape else None
     tokens = recipe.train.global_batch_tokens * recipe.train.steps
     return Estimate(
         num_parameters=size,

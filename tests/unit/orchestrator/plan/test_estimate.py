@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.plan.device_memory import Shape
 from orchestrator.plan.estimate import (
     checkpoint_storage,
     estimate,
@@ -43,6 +44,14 @@ def test_training_costs_six_flop_a_parameter_and_token() -> None:
     assert cost.train_flop == 6 * 125e6 * 12 * 128
     assert cost.checkpoint_bytes == 16 * 125e6
     assert cost.audio_hours is None
+
+
+def test_a_model_that_is_cut_is_as_large_as_what_is_left_of_it() -> None:
+    pinned = {"model.text_model": "facebook/opt-125m", "model.num_layers": 2}
+    assert estimate(recipe(**pinned), {}).checkpoint_bytes is None
+    cost = estimate(recipe(**pinned), {}, Shape(2, 768, 3072))
+    assert cost.num_parameters == 2 * 12 * 768**2
+    assert cost.checkpoint_bytes == 16 * 2 * 12 * 768**2
 
 
 def test_hours_are_known_once_the_corpus_is_there() -> None:
