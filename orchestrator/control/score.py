@@ -236,24 +236,29 @@ def checkpoint_of_run(
     """The model of a variant as it was after so many steps; its training may be under way.
 
     ``cluster``: whose text models are here; the run's own when absent. Raises RequestError as
-    `tokenizer_of_run` does, and where there is no such checkpoint.
+    `tokenizer_of_run` does, and where there is no such checkpoint or it is of ZeRO 3.
     """
     chosen = _variant(run, variant)
     tokenizer = other or _tokenizer(run, store, chosen)
     instance = _planned(run, chosen, "train")
     train = store.artifact(instance.stage, instance.key).storage
-    kept = {manifest.step: manifest.name for manifest in checkpoints.committed(train)}
+    kept = {manifest.step: manifest for manifest in checkpoints.committed(train)}
     if step not in kept:
         raise RequestError(
             f"--step: {instance.id} has no checkpoint of step {step:,}; there are "
             f"{', '.join(map(str, kept)) or 'none yet'}"
+        )
+    if kept[step].zero_stage == 3:
+        raise RequestError(
+            f"--step: {instance.id}: ZeRO 3 has spread the weights of its checkpoints over ranks; "
+            "score the model once the training is finished"
         )
     return ScoredModel(
         name=f"{run.name}, {chosen.name}, step {step:,}",
         model_url=train.url,
         context_length=chosen.recipe.train.context_length,
         tokenizer=tokenizer,
-        checkpoint=_checkpoint(kept[step], chosen.recipe, cluster or run.cluster(), store),
+        checkpoint=_checkpoint(kept[step].name, chosen.recipe, cluster or run.cluster(), store),
     )
 
 

@@ -124,7 +124,11 @@ def test_a_checkpoint_is_scored_while_its_training_goes_on(tmp_path: Path) -> No
     assert model.model_url == storage.url
     assert model.checkpoint
     assert (model.checkpoint.name, model.checkpoint.text_model) == ("step-00000010-a0002", "lm")
-    with pytest.raises(RequestError, match="no checkpoint of step 15; there are 10, 20"):
+    spread = {**about, "zero_stage": 3}
+    checkpoints.commit(storage, Manifest(step=30, **spread, files={}, metrics=()))
+    with pytest.raises(RequestError, match=r"--step: train-.*: ZeRO 3 has spread the weights"):
+        checkpoint_of_run(ledger.run, ledger.store, None, 30)
+    with pytest.raises(RequestError, match="no checkpoint of step 15; there are 10, 20, 30"):
         checkpoint_of_run(ledger.run, ledger.store, None, 15)
 
 
