@@ -17,6 +17,7 @@ from typing import Any
 from jobs.attempt import Attempt, run_stage
 from jobs.scoring.likelihood import Likelihood, Piece, log_probs, pieces_of
 from jobs.scoring.scored_suite import SuiteTokens, document, headlines, table_of
+from jobs.scoring.suites.scores import items_of
 from jobs.scoring.suites.submission import About, submission
 from jobs.scoring.suites.suite import Suite
 from jobs.scoring.suites.tables import tables
@@ -28,7 +29,7 @@ from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage, to_json
 from orchestrator.spec.recipe import Recipe
 
-SCORES, LOG_PROBS = "scores.json", "log_probs.parquet"
+SCORES, LOG_PROBS, ITEMS = "scores.json", "log_probs.parquet", "items.json"
 TABLES, SUBMISSION = "tables", "submission"
 
 
@@ -90,6 +91,7 @@ def write_scores(
     # another device's sums.
     out.replace(LOG_PROBS, table_of(likelihoods))
     out.replace(SCORES, to_json(scores))
+    out.replace(ITEMS, to_json(items_of(suite, means_of(likelihoods))))
     for name, text in tables(suite, means_of(likelihoods)).items():
         out.replace(f"{TABLES}/{name}", text.encode())
 

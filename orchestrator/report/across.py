@@ -21,6 +21,7 @@ from orchestrator.quantities import SAMPLE_RATE_HZ, format_duration
 from orchestrator.report.arms import best_variants, measure
 from orchestrator.report.facts import suite_rows
 from orchestrator.report.paired import Difference, PairedScores, difference, have_same_tokens
+from orchestrator.report.paired_suites import SuiteDifference, suite_differences
 from orchestrator.report.plots import Figure, Line, Panel, figure_of, running_mean, styles_of
 from orchestrator.report.record import Point, Record, StageRecord, VariantRecord
 
@@ -226,6 +227,16 @@ def _verdict(found: Difference) -> str:
     percent = abs(100 * (found.perplexity_ratio - 1))
     less = "lower" if found.value < 0 else "higher"
     return f"{who} than the first: perplexity {percent:.1f} % {less}"
+
+
+def suites_against_first(
+    shown: Sequence[System],
+) -> tuple[tuple[str, tuple[SuiteDifference, ...]], ...]:
+    """Each system's label, and its differences from the first in the suites that both scored."""
+    first, *others = ([(system.record, system.variant)] for system in shown)
+    labels = [system.label for system in shown[1:]]
+    found = [suite_differences(other, first) for other in others]
+    return tuple((label, own) for label, own in zip(labels, found, strict=True) if own)
 
 
 def recipe_differences(shown: Sequence[System]) -> tuple[tuple[str, ...], ...]:

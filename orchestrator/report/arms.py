@@ -19,6 +19,7 @@ from typing import Any
 
 from orchestrator.report.over_seeds import geometric_mean_95
 from orchestrator.report.paired import Difference, PairedScores
+from orchestrator.report.paired_suites import SuiteDifference, suite_differences
 from orchestrator.report.record import Measure, Point, Record, VariantRecord
 from orchestrator.spec.cluster import RETIRED
 
@@ -94,6 +95,8 @@ class Comparison:
     """Warm less cold on the test utterances, where NLL by utterance can be read."""
     convergence: Convergence | None = None
     """None where no seed has validation losses of both arms."""
+    suites: tuple[SuiteDifference, ...] = ()
+    """Warm less cold in the suites that both have scored."""
 
     @property
     def best(self) -> set[str]:
@@ -114,7 +117,7 @@ def baseline(variants: Iterable[VariantRecord], name: str, split: str) -> Measur
 def comparisons(record: Record) -> tuple[Comparison, ...]:
     """Every set of comparable variants, in the order of the plan."""
     scores = PairedScores()
-    return tuple(_comparison_of(label, vs, scores) for label, vs in _comparable(record))
+    return tuple(_comparison_of(label, vs, record, scores) for label, vs in _comparable(record))
 
 
 def best_variants(record: Record) -> set[str]:
@@ -151,15 +154,17 @@ def _budget(variant: VariantRecord) -> str:
 
 
 def _comparison_of(
-    label: str, variants: Sequence[VariantRecord], scores: PairedScores
+    label: str, variants: Sequence[VariantRecord], record: Record, scores: PairedScores
 ) -> Comparison:
     arms = _arms(variants)
     paired = convergence = None
     unpaired: tuple[str, ...] = ()
+    suites: tuple[SuiteDifference, ...] = ()
     if len(arms) == len(ARMS):
         warm, cold = ([v for v in variants if v.name in arms[name].variants] for name in ARMS)
         paired, convergence = scores.between(warm, cold), converged(warm, cold)
         unpaired = () if paired else _unpaired([*warm, *cold], scores)
+        suites = suite_differences(*([(record, v) for v in side] for side in (warm, cold)))
     return Comparison(
         label=label,
         variants=tuple(variants),
@@ -171,6 +176,7 @@ def _comparison_of(
         ),
         paired=paired,
         convergence=convergence,
+        suites=suites,
     )
 
 

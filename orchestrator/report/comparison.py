@@ -49,6 +49,7 @@ def render(records: Sequence[Record], draw: Draw = figure_svg) -> str:
         draw,
         records=records,
         suites=across.suite_table(shown),
+        suites_against=across.suites_against_first(shown),
         systems=shown,
         said=across.sentences(shown),
         against=across.against_first(shown, PairedScores()),

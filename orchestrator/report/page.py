@@ -90,6 +90,11 @@ def summary(run: RunFolder, store: Store, observed: Observed) -> list[str]:
         lines += [f"{arm.name:<5} test perplexity {arm.test.text} (95 %)" for arm in arms]
         lines += comparison.sentences
     lines += _suite_lines(record)
+    lines += [
+        f"{of.suite} {of.split}, {of.figure}: warm less cold is {of.text} points, paired (95 %)"
+        for comparison in matches
+        for of in comparison.suites
+    ]
     lines += [f"{name:<9} {text}" for name, text in _time_by_stage(record)]
     if run.storage.exists(PAGE):
         lines.append(f"report: {run.storage.url}/{PAGE}")

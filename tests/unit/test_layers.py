@@ -12,8 +12,11 @@ import pytest
 
 from tests.unit.source import JOBS, MODULES, ROOT, imported, module_of, name_of
 
-LAYERS = ("errors", "quantities", "spec", "plan", "ledger", "report", "backends", "control", "cli")
-FOR_JOBS = {"errors", "quantities", "spec", "plan", "ledger"}
+LAYERS = (
+    *("errors", "quantities", "parquet", "stratified", "spec", "plan", "ledger"),
+    *("report", "backends", "control", "cli"),
+)
+FOR_JOBS = {"errors", "quantities", "parquet", "stratified", "spec", "plan", "ledger"}
 TRAINED = {"lm", "speech", "scoring", "vocoder"}
 """Folders of ``jobs`` that know what is trained; ``jobs/training`` does not."""
 HEAVY = {"torch", "ray", "jobs", "transformers", "deepspeed", "torchaudio"}

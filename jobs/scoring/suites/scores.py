@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from jobs.scoring.suites import layout
 from jobs.scoring.suites.suite import CHANCE, Figure, Pair, Suite
 from orchestrator.errors import DataError
+from orchestrator.stratified import Floats, interval_95, stratified_mean
 
 NEAR = 1e-5
 """Log-probabilities that differ by less may change places with the order of a sum."""
@@ -29,9 +29,6 @@ RULE = (
     "mean over the voices of a pair, then over pairs; 95 % intervals by a bootstrap over pairs, "
     "each with all its voices"
 )
-_DRAWS_AT_ONCE = 4_000_000
-
-Floats = npt.NDArray[np.float64]
 
 
 class SplitScores(NamedTuple):
@@ -60,14 +57,34 @@ def score_suite(
             "figures": [
                 _row(figure, scored.items)
                 | {
-                    "value": _value(figure, scored.scores),
-                    "interval_95": _interval(figure, scored.scores, bootstrap_samples, seed),
+                    "value": stratified_mean(scored.scores, figure.strata),
+                    "interval_95": interval_95(
+                        scored.scores, figure.strata, bootstrap_samples, seed
+                    ),
                     "chance": CHANCE,
                 }
                 for figure in figures
             ],
         }
     return _document(suite, bootstrap_samples, seed) | {"splits": splits}
+
+
+def items_of(suite: Suite, log_probs: Mapping[str, float]) -> dict[str, Any]:
+    """What two models are compared by, whoever does it: each split's items, their scores, figures.
+
+    A JSON document; of figures those that papers quote, with the positions of their strata's items.
+    Raises DataError as `score_suite` does.
+    """
+    splits = {}
+    for split in suite.splits:
+        scored = score_split(suite, log_probs, split)
+        figures = layout(suite.kind).figures(scored.items) if scored.items else []
+        splits[split] = {
+            "items": list(scored.items),
+            "scores": scored.scores.tolist(),
+            "figures": {f.name: [list(s) for s in f.strata] for f in figures if not f.table},
+        }
+    return {"fingerprint": suite.fingerprint, "splits": splits}
 
 
 def compare(
@@ -91,7 +108,10 @@ def compare(
         splits[split] = {
             "figures": [
                 _row(figure, ours.items)
-                | {"a": _value(figure, ours.scores), "b": _value(figure, theirs.scores)}
+                | {
+                    "a": stratified_mean(ours.scores, figure.strata),
+                    "b": stratified_mean(theirs.scores, figure.strata),
+                }
                 | _difference(figure, gain, bootstrap_samples, seed)
                 for figure in figures
             ]
@@ -167,38 +187,10 @@ def _row(figure: Figure, items: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     }
 
 
-def _value(figure: Figure, scores: Floats) -> float:
-    return float(np.mean([scores[list(stratum)].mean() for stratum in figure.strata]))
-
-
-def _interval(
-    figure: Figure, scores: Floats, bootstrap_samples: int, seed: int
-) -> list[float] | None:
-    """None where it would have no width: where a single item stands for a stratum."""
-    if min(map(len, figure.strata)) < 2:
-        return None
-    values = resampled(figure, scores, bootstrap_samples, seed)
-    low, high = np.percentile(values, [2.5, 97.5]).tolist()
-    return [low, high]
-
-
 def _difference(figure: Figure, gain: Floats, bootstrap_samples: int, seed: int) -> dict[str, Any]:
-    interval = _interval(figure, gain, bootstrap_samples, seed)
+    interval = interval_95(gain, figure.strata, bootstrap_samples, seed)
     return {
-        "difference": _value(figure, gain),
+        "difference": stratified_mean(gain, figure.strata),
         "difference_95": interval,
         "excludes_zero": interval is not None and (interval[0] > 0 or interval[1] < 0),
     }
-
-
-def resampled(figure: Figure, scores: Floats, num_resamplings: int, seed: int) -> Floats:
-    """A figure of each resampling of its items; what is drawn depends on the seed and sizes."""
-    rng = np.random.Generator(np.random.Philox(key=seed))
-    total = np.zeros(num_resamplings)
-    for stratum in figure.strata:
-        own = scores[list(stratum)]
-        step = max(1, _DRAWS_AT_ONCE // len(own))
-        for first in range(0, num_resamplings, step):
-            num = min(step, num_resamplings - first)
-            total[first : first + num] += own[rng.integers(0, len(own), (num, len(own)))].mean(1)
-    return total / len(figure.strata)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from jobs.scoring.suites.babyslm import LEXICAL, SYNTACTIC
-from jobs.scoring.suites.scores import Floats, SplitScores, score_split
+from jobs.scoring.suites.scores import SplitScores, score_split
 from jobs.scoring.suites.suite import Suite, natural
 from jobs.scoring.suites.swuggy import BANDS, OFFICIAL_BANDS
+from orchestrator.stratified import Floats
 
 
 def tables(suite: Suite, log_probs: Mapping[str, float]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from jobs.suite_scores import (
 )
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
+from orchestrator.stratified import stratified_mean
 from tests.tiny_suite import make_tiny_suite
 from tests.unit.orchestrator.recipes import recipe
 
@@ -78,6 +79,15 @@ def test_scores_and_official_tables_are_written(tmp_path: Path) -> None:
     write_scores(Storage(str(tmp_path / "out")), suite, likelihoods, scores)
     assert json.loads((tmp_path / "out/scores.json").read_text()) == scores
     assert (tmp_path / "out/log_probs.parquet").is_file()
+    items = json.loads((tmp_path / "out/items.json").read_text())
+    assert items["fingerprint"] == suite.fingerprint
+    for row in scores["splits"]["dev"]["figures"]:
+        if row["table"]:
+            assert row["name"] not in items["splits"]["dev"]["figures"]
+            continue
+        split = items["splits"]["dev"]
+        strata = split["figures"][row["name"]]
+        assert stratified_mean(np.array(split["scores"]), strata) == row["value"]
     by_pair = (tmp_path / "out/tables/score_lexical_dev_by_pair.csv").read_text()
     assert by_pair.startswith("word,non word,score\nword0,wurd0,1.0000\n")
     write_submission(Storage(str(tmp_path / "out")), [(suite, likelihoods)], about_model(recipe()))
