@@ -26,7 +26,7 @@ SPEAKS := $(shell command -v espeak-ng)
 demo: setup ## real speech to a TWIST model, its scores and report (AUDIO=/path/to/wavs for your own)
 	$(RUN)/python recipes/demo_material.py --to material $(if $(AUDIO),--audio '$(AUDIO)')
 	$(if $(SPEAKS),$(RUN)/python -m recipes.suite_material --to material/suites,@echo 'no espeak-ng on PATH (apt-get install espeak-ng): no suites, perplexity alone')
-	$(RUN)/orchestrator submit recipes/$(if $(AUDIO),twist-demo-own,twist-demo).yaml --cluster cluster_configs/local.yaml $(if $(SPEAKS),,--set 'evaluate.suites={}') --watch
+	$(RUN)/orchestrator submit recipes/$(if $(AUDIO),twist-demo-own,twist-demo).yaml --cluster cluster_configs/local.yaml $(if $(SPEAKS),,--set 'evaluate.suites=null') --watch
 
 check: setup ## ruff, mypy, unit and golden tests
 	$(RUN)/ruff format --check .

@@ -575,23 +575,23 @@ class Evaluate(Spec):
     """Perplexity and nats per second on the validation and test splits."""
     continuations: Continuations | None = Continuations()
     """Sampled continuations of test utterances."""
-    suites: dict[SuiteName, Suite | None] = Field(default_factory=dict)
+    suites: dict[SuiteName, Suite | None] | None = Field(default_factory=dict)
     """Suites that are scored, each by a name: ``{swuggy: {}, sblimp: {data: slm21}}``; null leaves
-    one out."""
+    one out, or all."""
 
     @property
     def asked_suites(self) -> dict[str, AskedSuite]:
         """The suites that are scored, by their names here."""
         return {
             name: AskedSuite(suite.kind or cast(SuiteKind, name), suite.data or name, suite)
-            for name, suite in self.suites.items()
+            for name, suite in (self.suites or {}).items()
             if suite
         }
 
     @model_validator(mode="after")
     def _known_suites(self) -> Self:
         kinds = get_args(SuiteKind)
-        for name, suite in self.suites.items():
+        for name, suite in (self.suites or {}).items():
             if suite and not suite.kind and name not in kinds:
                 raise ValueError(f"suites.{name}.kind: missing; give one of {', '.join(kinds)}")
         return self

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.errors import SpecErrors
 from orchestrator.spec.loader import parse_recipe
-from orchestrator.spec.recipe import Continuations, Perplexity, by_score
+from orchestrator.spec.recipe import Continuations, Evaluate, Perplexity, by_score
 from tests.unit.orchestrator.recipes import plan_of, recipe
 
 OLD = {"bootstrap_samples": 200, "continuations": 2, "prompt_s": 0.5, "seed": 1}
@@ -43,3 +43,8 @@ def test_flat_keys_of_earlier_runs_are_read() -> None:
     assert by_score({"continuations": 0}) == {"continuations": None}
     assert by_score({"continuations": {"seed": 1}}) == {"continuations": {"seed": 1}}
     assert by_score({"zzz": 1}) == {"zzz": 1}
+
+
+@pytest.mark.parametrize("suites", [None, {}, {"swuggy": None}])
+def test_null_leaves_out_one_suite_or_all(suites: dict[str, None] | None) -> None:
+    assert Evaluate.model_validate({"suites": suites}).asked_suites == {}
