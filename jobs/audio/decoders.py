@@ -13,8 +13,9 @@ import resource
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from multiprocessing import forkserver
@@ -92,8 +93,15 @@ class _KilledError(Exception):
         self.code = code
 
 
+class _SetAsideError(Exception):
+    """The process of a decoder was ended for another to be alone."""
+
+
 class Decoders:
-    """Some decoding processes, each started when it is first needed; use it from any thread."""
+    """Some decoding processes, each started when it is first needed; use it from any thread.
+
+    Whoever leaves blocks half taken closes them: their process is ended then.
+    """
 
     def __init__(
         self, count: int, *, limits: Limits | None = None, decode: Decode = blocks
@@ -102,9 +110,9 @@ class Decoders:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["jobs.audio.decode"])
         self._slots = threading.Semaphore(count)
-        self._count = count
-        self._alone = threading.Lock()
+        self._turns = _Turns()
         self._idle: list[_Process] = []
+        self._in_use: list[_Process] = []
 
     def blocks(
         self,
@@ -114,7 +122,7 @@ class Decoders:
         channels: Channels | int = "mix",
         first: int = 0,
         on_notice: Callable[[Notice], object] = bool,
-    ) -> Iterator[Wave]:
+    ) -> Generator[Wave]:
         """What `decode.blocks` gives, and its errors; ``on_notice`` may be told a thing twice.
 
         Raises UnreadableAudioError, too, for a file that crashes its decoder or goes over a limit;
@@ -124,11 +132,14 @@ class Decoders:
         while True:
             try:
                 order = _Order(where, lowpass_hz, channels, first, self._limits.cpu_s_of(where))
-                with self._process(alone=num_ended > 0) as process:
-                    for block in process.decode(order, on_notice):
+                with self._process() as process:
+                    found = process.decode(order, on_notice)
+                    while (block := self._next(process, found, alone=num_ended > 0)) is not None:
                         yield block
                         first += 1
                 return
+            except _SetAsideError:
+                continue
             except _EndedByItselfError as end:
                 num_ended += 1
                 if num_ended > 1:
@@ -143,26 +154,74 @@ class Decoders:
         while self._idle:
             self._idle.pop().end()
 
+    def _next(self, process: _Process, found: Iterator[Wave], *, alone: bool) -> Wave | None:
+        """A process' next block. One that is to be alone ends those that decode ahead."""
+        if not alone:
+            with self._turns.beside_others():
+                return next(found, None)
+        with self._turns.alone():
+            for other in tuple(self._in_use):
+                if other is not process and not other.is_idle:
+                    other.set_aside()
+            return next(found, None)
+
     @contextmanager
-    def _process(self, *, alone: bool) -> Iterator[_Process]:
+    def _process(self) -> Iterator[_Process]:
         """A process; one with which nothing happened is used again."""
-        with ExitStack() as stack:
-            if alone:
-                stack.enter_context(self._alone)
-            for _ in range(self._count if alone else 1):
-                stack.enter_context(self._slots)
+        with self._slots:
             try:
                 process = self._idle.pop()
             except IndexError:
                 _run_forkserver()
                 process = _Process(self._context, self._decode, self._limits.memory_bytes)
+            self._in_use.append(process)
             try:
                 yield process
             finally:
+                self._in_use.remove(process)
                 if process.is_idle:
                     self._idle.append(process)
                 else:
                     process.end()
+
+
+class _Turns:
+    """Whose turn it is to wait for a block: any number beside each other, or one alone.
+
+    Nobody keeps it between two blocks, so that whoever takes them may take as long as they like.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_beside, self._is_one_alone = 0, False
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        """A turn beside those of others."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_one_alone)
+            self._num_beside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_beside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A turn while nobody else has one."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_one_alone)
+            self._is_one_alone = True
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._num_beside)
+            yield
+        finally:
+            with self._changed:
+                self._is_one_alone = False
+                self._changed.notify_all()
 
 
 def _run_forkserver(short: str = "/tmp") -> None:
@@ -201,13 +260,21 @@ class _Process:
         theirs.close()
         self.is_idle = True
         """Whether it can be given another file."""
+        self._is_set_aside = False
+        # Closed once, whoever comes first: of a cycle that is collected, the pipe would be closed
+        # before the generator that uses it, whose number another file may have by then.
+        self._ending = weakref.finalize(self, _ended, self._child, self._connection)
+        self._ending.atexit = False  # a fork of this process must not end it; it is a daemon
 
     def decode(self, order: _Order, on_notice: Callable[[Notice], object]) -> Iterator[Wave]:
-        """The blocks. Raises what `decode.blocks` does, _EndedByItselfError, _KilledError."""
+        """The blocks.
+
+        Raises what `decode.blocks` does, _EndedByItselfError, _KilledError, _SetAsideError.
+        """
         self.is_idle = False
         try:
             self._connection.send(order)
-            while isinstance(said := self._connection.recv(), np.ndarray | Notice):
+            while isinstance(said := self._received(), np.ndarray | Notice):
                 if isinstance(said, Notice):
                     on_notice(said)
                 else:
@@ -222,9 +289,17 @@ class _Process:
 
     def end(self) -> None:
         """End it, whatever it does."""
-        self._child.kill()
-        self._child.join()
-        self._connection.close()
+        self._ending()
+
+    def set_aside(self) -> None:
+        """End it between two blocks; whoever wants the next one hears of it."""
+        self._is_set_aside = True
+        self.end()
+
+    def _received(self) -> Any:
+        if self._is_set_aside:
+            raise _SetAsideError
+        return self._connection.recv()
 
     def _end(self) -> Exception:
         self._child.join()
@@ -232,6 +307,12 @@ class _Process:
         if code < 0 and -code in _BY_ITSELF:
             return _EndedByItselfError(_BY_ITSELF[signal.Signals(-code)])
         return _KilledError(code)
+
+
+def _ended(child: BaseProcess, connection: Connection) -> None:
+    child.kill()
+    child.join()
+    connection.close()
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,11 @@ def by_size(where: Place) -> Header:
     return Header(round(where.num_bytes() / _BYTES_PER_S * SAMPLE_RATE_HZ), 1)
 
 
-def as_blocks(where: Path | Place, **_: object) -> Iterator[Wave]:
-    """A header in place of a wave: what `decoders.Decoders` can be given to do."""
+def as_blocks(where: Path | Place, *, first: int = 0, **_: object) -> Iterator[Wave]:
+    """A header in place of a wave, the one block: what `decoders.Decoders` can be given to do."""
     place = where if isinstance(where, Place) else Place.of(where)
-    yield np.array(header(place))
+    if first == 0:
+        yield np.array(header(place))
 
 
 def _by_sndfile(file: object, _raw_format: str | None) -> tuple[float, int]:

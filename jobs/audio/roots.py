@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Root:
         channel: int | None = None,
         first: int = 0,
         on_passed_over: Callable[[int], object] = int,
-    ) -> Iterator[Wave]:
+    ) -> Generator[Wave]:
         """One of them, as `Decoders.blocks` gives it; a mix that cancels itself is told of once.
 
         ``channel``: the one to be heard, where that is known better than by ``channels``.

@@ -8,16 +8,17 @@ decoded by one reader, as its parts share a pass over it; readers take files in 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import groupby
 from threading import Condition
 
 import torch
 
 from jobs.audio.corpus_tables import Part
-from jobs.audio.decode import UnreadableAudioError
+from jobs.audio.decode import UnreadableAudioError, blocks
+from jobs.audio.decoders import Decode, Decoders
 from jobs.audio.roots import Root
 from jobs.speech.utterances import WaveReader, Window, WindowSource
 from orchestrator.quantities import SAMPLE_RATE_HZ
@@ -36,9 +37,16 @@ class ReadersAhead:
     """Readers that live across several shards."""
 
     def __init__(
-        self, roots: Mapping[str, Root], count: int, *, most_samples: int = MOST_SAMPLES
+        self,
+        roots: Mapping[str, Root],
+        count: int,
+        *,
+        most_samples: int = MOST_SAMPLES,
+        decode: Decode = blocks,
     ) -> None:
-        self._readers = [WaveReader(roots) for _ in range(count)]
+        # One lot for all, so that what fails beside the others is tried again alone.
+        decoders = Decoders(count, decode=decode)
+        self._readers = [WaveReader(roots, decoders) for _ in range(count)]
         self._most_samples = most_samples
 
     @property
@@ -50,6 +58,11 @@ class ReadersAhead:
     def passed_over_samples(self) -> int:
         """See `WaveReader`."""
         return sum(reader.passed_over_samples for reader in self._readers)
+
+    def close(self) -> None:
+        """End all decoding."""
+        for reader in self._readers:
+            reader.close()
 
     @contextmanager
     def ahead(self, parts: Sequence[Part], of: Windows) -> Iterator[WindowSource]:
@@ -65,9 +78,9 @@ class ReadersAhead:
             lane.parts += own
             in_turn += [lane] * len(own)
         with ThreadPoolExecutor(len(lanes), thread_name_prefix="read-ahead") as threads:
-            for lane in lanes:
-                threads.submit(lane.fill, of)
             try:
+                for lane in lanes:
+                    threads.submit(lane.fill, of)
                 yield _InTurn(in_turn)
             finally:
                 for lane in lanes:
@@ -106,7 +119,7 @@ class _Lane:
         try:
             for part in self.parts:
                 try:
-                    self._put_all(self._reader.windows(part, of))
+                    self._put_all(part, of)
                     self._put(None)
                 except UnreadableAudioError as error:
                     self._put(error)
@@ -123,14 +136,15 @@ class _Lane:
             yield ready
 
     def close(self) -> None:
-        """Let `fill` end."""
+        """Let `fill` end, and whoever waits for what it would have given."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
-    def _put_all(self, windows: Iterable[Window]) -> None:
-        for window in windows:
-            self._put(window)
+    def _put_all(self, part: Part, of: Windows) -> None:
+        with closing(self._reader.windows(part, of)) as windows:
+            for window in windows:
+                self._put(window)
 
     def _put(self, ready: Window | Exception | None) -> None:
         with self._changed:
@@ -146,7 +160,9 @@ class _Lane:
 
     def _take(self) -> Window | Exception | None:
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._ready))
+            self._changed.wait_for(lambda: bool(self._ready) or self._is_closed)
+            if self._is_closed:
+                raise _ClosedError
             ready = self._ready.popleft()
             self._num_samples -= _samples_of(ready)
             self._changed.notify_all()

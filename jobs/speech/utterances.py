@@ -8,7 +8,7 @@ utterances, however long a recording is.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeVar
@@ -79,7 +79,7 @@ class _Pass:
     """One pass over a recording, from somewhere on; holds what is between two marks of it."""
 
     def __init__(
-        self, blocks: Iterator[Wave], first_block: int, passed_over: Sequence[int] = ()
+        self, blocks: Generator[Wave], first_block: int, passed_over: Sequence[int] = ()
     ) -> None:
         """``passed_over``: gets the number of blocks before the first that were decoded as well."""
         self._blocks, self._passed_over = blocks, passed_over
@@ -90,6 +90,10 @@ class _Pass:
         self.decoded_samples = 0
         self._error: UnreadableAudioError | None = None
         """What ended it: whoever needs more of the recording is to hear of it as well."""
+
+    def close(self) -> None:
+        """End its decoding, of which nobody wants more."""
+        self._blocks.close()
 
     @property
     def passed_over_samples(self) -> int:
@@ -160,12 +164,13 @@ class WindowSource(Protocol):
 class WaveReader:
     """Reads utterances; neighbours in a recording are taken from one pass over it."""
 
-    def __init__(self, roots: Mapping[str, Root]) -> None:
-        self._roots, self._decoders = roots, Decoders(1)
+    def __init__(self, roots: Mapping[str, Root], decoders: Decoders | None = None) -> None:
+        """``decoders``: those of readers beside it, with a process for each; its own by default."""
+        self._roots, self._decoders = roots, decoders or Decoders(1)
         self._of: tuple[str, Leaf, int | None] | None = None
         """Source, file and channel of the pass; several recordings may be stretches of one."""
         self._decoded_before = self._passed_over_before = 0
-        self._pass = _Pass(iter(()), 0)
+        self._pass = _Pass(_nothing(), 0)
 
     @property
     def decoded_samples(self) -> int:
@@ -176,6 +181,11 @@ class WaveReader:
     def passed_over_samples(self) -> int:
         """Of these, those of files that cannot be entered, up to where they were wanted."""
         return self._passed_over_before + self._pass.passed_over_samples
+
+    def close(self) -> None:
+        """End its pass and the decoding processes that nobody uses; it can read on all the same."""
+        self._end_pass()
+        self._decoders.close()
 
     def read(self, utterance: Utterance) -> Wave:
         """``wav_S`` of an utterance.
@@ -191,7 +201,7 @@ class WaveReader:
             raise UnreadableAudioError(place, f"ends before sample {end}, which it had earlier")
         return over.wave(start, end)
 
-    def windows(self, part: Part, of: Windows) -> Iterator[Window]:
+    def windows(self, part: Part, of: Windows) -> Generator[Window]:
         """The windows of a part of a recording, as it turns out to be.
 
         Raises what `read` does.
@@ -221,10 +231,15 @@ class WaveReader:
         """A pass that has not gone by ``start``: the last one, where no other is there sooner."""
         of = (row.source, row.leaf, row.channel)
         if of != self._of or not self._is_ahead(start):
-            self._decoded_before += self._pass.decoded_samples
-            self._passed_over_before += self._pass.passed_over_samples
+            self._end_pass()
             self._of, self._pass = of, self._begun(row, start // _BLOCK_SAMPLES)
         return self._pass
+
+    def _end_pass(self) -> None:
+        self._pass.close()
+        self._decoded_before += self._pass.decoded_samples
+        self._passed_over_before += self._pass.passed_over_samples
+        self._of, self._pass = None, _Pass(_nothing(), 0)
 
     def _is_ahead(self, start: int) -> bool:
         is_next = start // _BLOCK_SAMPLES <= self._pass.end // _BLOCK_SAMPLES
@@ -242,6 +257,10 @@ class WaveReader:
             on_passed_over=passed_over.append,
         )
         return _Pass(blocks, first, passed_over)
+
+
+def _nothing() -> Generator[Wave]:
+    yield from ()
 
 
 class Heard(NamedTuple):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import struct
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -228,25 +227,37 @@ def test_who_stops_half_way_leaves_nothing_to_others(
     assert [block[0] for block in decoders.blocks(file("fine"))] == [0.0, 10.0]
 
 
+def test_a_pass_that_the_collector_finds_ends_its_process_once(
+    file: Callable[[str], Path],
+) -> None:
+    """In whatever order it takes the parts of a cycle: an error there fails this test."""
+    made = Decoders(1, decode=acted)
+    list(made.blocks(file("fine")))
+    half = made.blocks(file("half"))
+    next(half)
+    (pid,) = {pid for name in ("fine", "half") for pid, _ in trials(file(name))}
+    cycle: list[Any] = [made, half]
+    cycle.append(cycle)
+    del made, half, cycle
+    gc.collect()
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_a_second_trial_is_alone(decoders: Decoders, file: Callable[[str], Path]) -> None:
-    """While another decodes it waits; with many of both kinds nothing waits for ever."""
-    other = decoders.blocks(file("fine"))
-    next(other)
-    failed = threading.Event()
+    """Who decodes ahead is ended for it and goes on where it was, without a word."""
+    other, others = decoders.blocks(file("fine")), file("fine")
+    assert next(other)[0] == 0.0
+    ((ahead, _),) = trials(others)
+    with pytest.raises(UnreadableAudioError):
+        list(decoders.blocks(file("crash")))
+    assert not Path(f"/proc/{ahead}").exists()
+    assert [block[0] for block in other] == [10.0]
+    assert [first for _, first in trials(others)] == [0, 1]
 
-    def crash() -> None:
-        with pytest.raises(UnreadableAudioError):
-            list(decoders.blocks(file("crash")))
-        failed.set()
 
-    thread = threading.Thread(target=crash)
-    thread.start()
-    time.sleep(1)
-    assert not failed.is_set()
-    list(other)
-    thread.join(60)
-    assert failed.is_set()
-
+def test_trials_of_many_kinds_wait_for_each_other_and_end(
+    decoders: Decoders, file: Callable[[str], Path]
+) -> None:
     fine, crashes = file("fine"), file("crash")
 
     def one(number: int) -> str:

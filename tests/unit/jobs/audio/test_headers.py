@@ -43,6 +43,13 @@ def test_what_cannot_be_had_now_is_no_length(tmp_path: Path) -> None:
         list(as_blocks(tmp_path / "gone.wav"))
 
 
+def test_a_header_is_one_block(tmp_path: Path) -> None:
+    """Which is not given again when a decoder is asked for those after it."""
+    soundfile.write(tmp_path / "a.wav", [0.0] * 800, 16_000)
+    counts = [len(list(as_blocks(tmp_path / "a.wav", first=first))) for first in (0, 1)]
+    assert counts == [1, 0]
+
+
 @pytest.mark.parametrize("name", ["opus.webm", "aac.mka"])
 def test_a_codec_that_nobody_knows_has_a_length_all_the_same(tmp_path: Path, name: str) -> None:
     data = sounds.whole(name).replace(b"A_OPUS", b"A_NONE").replace(b"A_AAC", b"A_XYZ")
