@@ -36,6 +36,7 @@ from orchestrator.errors import (
     LeaseHeldError,
     OrchestratorError,
     RequestError,
+    RunFailedError,
     cause_of,
 )
 from orchestrator.ledger import lease as leases
@@ -117,6 +118,9 @@ class Attempt:
     """Resolved recipes of all variants that need it, where there are several."""
     scope: Scope = field(default_factory=Scope)
     """How much of the recipe its run does."""
+    publish: Callable[[str, Mapping[str, Any]], None] = lambda _key, _facts: None
+    """Publishes the artifact of a key, with its facts, before the others are made: whatever becomes
+    of them, nobody makes it again."""
     _events: list[str] = field(default_factory=list)
     _segments: int = 0
     _progressed_at: float = -math.inf
@@ -236,6 +240,10 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> int:
     ]
     if not members:
         return ExitCode.DONE
+    lacking = {i.id: absent for i in members if (absent := _absent(store, plan, i))}
+    if len(lacking) == len(members):
+        raise _without(lacking)
+    members = [i for i in members if i.id not in lacking]
     artifacts = tuple(store.artifact(i.stage, i.key) for i in members)
     holder = f"{options.run}/{options.instance}/{options.attempt:04d}"
     timeout_s = run.cluster().retry.heartbeat_timeout_s
@@ -252,10 +260,11 @@ def _run(stage: str, work: Work, options: argparse.Namespace) -> int:
         born_at = Process.current().started_at
         attempt.event("begin", stage=stage, lease=attempt.lease_n, born_at=born_at)
         log.info("%s: attempt %d begins", options.instance, options.attempt)
-        facts = work(attempt)
-        for lease in held:  # this process may have been stopped for longer than others wait
-            lease.beat()
-        _publish(attempt, members, facts, options, held)
+        publisher = _Publisher(attempt, members, held, options)
+        attempt.publish = publisher
+        publisher.publish_rest(work(attempt))
+    if lacking:
+        raise _without(lacking)
     return ExitCode.DONE
 
 
@@ -313,27 +322,53 @@ def _upstream(store: Store, plan: Plan, instance: Instance) -> dict[str, Artifac
     return {role: store.artifact(i.stage, i.key) for role, i in needs.items()}
 
 
-def _publish(
-    attempt: Attempt,
-    members: Sequence[Instance],
-    facts: dict[str, Any],
-    options: argparse.Namespace,
-    held: Sequence[leases.HeldLease],
-) -> None:
-    about = {"run": options.run, "attempt": options.attempt, "lease": attempt.lease_n}
-    producer = {**about, "versions": _versions()}
-    per_key = facts.pop("per_key", {})
-    for instance, artifact, lease in zip(members, attempt.artifacts, held, strict=True):
-        own = {**facts, **per_key.get(artifact.key, {})}
+def _absent(store: Store, plan: Plan, instance: Instance) -> list[str]:
+    """What it is made of and is not there: one that has failed fails no other of its group."""
+    upstream = _upstream(store, plan, instance)
+    return [instance.needs[role] for role, found in upstream.items() if not found.is_complete()]
+
+
+def _without(lacking: Mapping[str, Sequence[str]]) -> RunFailedError:
+    """Not for good: a store may show late what another machine has written."""
+    said = (f"{name} is made of {', '.join(absent)}" for name, absent in lacking.items())
+    return RunFailedError(f"{'; '.join(said)}, which is not there; see why that has failed")
+
+
+class _Publisher:
+    """Publishes the artifacts of an attempt, each once."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        members: Sequence[Instance],
+        held: Sequence[leases.HeldLease],
+        options: argparse.Namespace,
+    ) -> None:
+        self._attempt = attempt
+        about = {"run": options.run, "attempt": options.attempt, "lease": attempt.lease_n}
+        self._producer = {**about, "versions": _versions()}
+        of_each = zip(members, attempt.artifacts, held, strict=True)
+        self._left = {artifact.key: (i, artifact, lease) for i, artifact, lease in of_each}
+
+    def __call__(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Publish that of a key. Raises LeaseHeldError when another may work on it."""
+        instance, artifact, lease = self._left.pop(key)
+        lease.beat()  # this process may have been stopped for longer than others wait
         artifact.storage.sweep(but=leases.FOLDER)  # of ranks and workers that were killed
         artifact.publish(
             inputs=instance.inputs,
-            facts=own,
-            producer={**producer, "instance": instance.id},
+            facts=facts,
+            producer={**self._producer, "instance": instance.id},
             require=lease.require,
         )
-        log.info("%s is done%s", instance.id, _in_words(own))
-    attempt.event("published", keys=list(attempt.keys))
+        log.info("%s is done%s", instance.id, _in_words(facts))
+        self._attempt.event("published", keys=[key])
+
+    def publish_rest(self, facts: dict[str, Any]) -> None:
+        """Publish what is left, by the facts of all and those ``per_key``."""
+        per_key = facts.pop("per_key", {})
+        for key in tuple(self._left):
+            self(key, {**facts, **per_key.get(key, {})})
 
 
 def _in_words(facts: Mapping[str, Any]) -> str:

@@ -32,10 +32,12 @@ from jobs.speech.units import (
     ShardTask,
     Tokenizer,
     WantedUnits,
+    name_of,
     view_of,
 )
 from jobs.speech.utterances import read_corpus, source_roots
 from jobs.unit_shards import QUARANTINE, missing_shards, read_shard, shard_path
+from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
 
@@ -57,9 +59,7 @@ def work(attempt: Attempt) -> dict[str, Any]:
         shards.require_readable(num_listed, most_percent)
     shards.add_earlier()
     shards.require_readable(num_listed, most_percent)
-    for out, books in zip(attempt.outs, shards.books, strict=True):
-        write_fates(out, books)
-    return facts(attempt.keys, shards, num_shards=tables.num_shards)
+    return ended(attempt, shards, num_shards=tables.num_shards)
 
 
 class Shards:
@@ -75,6 +75,8 @@ class Shards:
         self.books = [Books() for _ in outs]
         self.totals = [ShardStats(0, 0, np.zeros(k, np.int64)) for k in num_clusters]
         """What each output holds."""
+        self.given_up: dict[int, DataError] = {}
+        """Outputs that are not made to their end, and why."""
 
     @classmethod
     def of(cls, attempt: Attempt) -> Shards:
@@ -90,9 +92,22 @@ class Shards:
             self.totals[which] += stats
 
     def require_readable(self, num_listed: int, most_percent: float) -> None:
-        """Raise DataError when more recordings are unreadable than the recipe allows."""
-        for books in self.books:
-            books.require_readable(num_listed, most_percent)
+        """Give up outputs of which more recordings are unreadable than the recipe allows.
+
+        Raises DataError when all are: features may hold no numbers in one layer alone.
+        """
+        for which, books in enumerate(self.books):
+            if which not in self.given_up:
+                try:
+                    books.require_readable(num_listed, most_percent)
+                except DataError as error:
+                    self.given_up[which] = error
+        if len(self.given_up) == len(self.books):
+            raise self.given_up[0]
+
+    def wanted_of(self, shard: int) -> list[int]:
+        """Positions of the outputs that it is still to be made for."""
+        return [which for which in self.missing[shard] if which not in self.given_up]
 
     def add_earlier(self) -> None:
         """Count what earlier attempts have made; after the rest, since a killed one has read it."""
@@ -112,6 +127,26 @@ class Shards:
         table = read_shard(self._outs[which].read_bytes(shard_path(shard)))
         stats = {which: ShardStats.of(table, self._num_clusters[which])}
         return ShardResult(shard=shard, accounts={which: Account.of(table)}, stats=stats)
+
+
+def ended(attempt: Attempt, shards: Shards, *, num_shards: int) -> dict[str, Any]:
+    """Complete what is not given up; the facts of all.
+
+    Raises DataError where some are given up, which it names, after the others are published.
+    """
+    about = facts(attempt.keys, shards, num_shards=num_shards)
+    for which, (out, books) in enumerate(zip(attempt.outs, shards.books, strict=True)):
+        if which not in shards.given_up:
+            write_fates(out, books)
+    if not shards.given_up:
+        return about
+    per_key = about.pop("per_key")
+    for which, key in enumerate(attempt.keys):
+        if which not in shards.given_up:
+            attempt.publish(key, {**about, **per_key[key]})
+    names = [name_of(recipe) for recipe in attempt.each_recipe]
+    failed = sorted(shards.given_up.items())
+    raise DataError("; ".join(f"units of {names[which]}: {error}" for which, error in failed))
 
 
 def write_fates(out: Storage, books: Books) -> None:
@@ -160,14 +195,14 @@ def _tokenized(attempt: Attempt, tables: CorpusTables, shards: Shards) -> Iterab
     where = (source_roots(attempt), recipe.corpus.windows)
 
     def task(shard: int) -> ShardTask:
-        return ShardTask(shard=shard, rows=tables.shard(shard), missing=shards.missing[shard])
+        return ShardTask(shard=shard, rows=tables.shard(shard), missing=shards.wanted_of(shard))
 
     dedup = recipe.tokenizer.deduplicate
     with stage_pool(attempt, Tokenizer, spec, *where, wanted, dedup) as pool:
         started_at, decoded, passed_over, ties = time.monotonic(), 0, 0, 0
         results = pool.run(shards.missing, task, tick=attempt.check)
         for done, (_, result) in enumerate(results, start=before + 1):
-            samples += next(iter(result.stats.values())).num_samples
+            samples += max((stats.num_samples for stats in result.stats.values()), default=0)
             decoded += result.decoded_samples
             passed_over += result.passed_over_samples
             ties += result.num_ties

@@ -40,7 +40,7 @@ from jobs.unit_shards import SCHEMA, Units, read_shard, shard_path, used
 from orchestrator.errors import AlreadyExistsError, CorruptError
 from orchestrator.ledger.storage import Storage
 from orchestrator.quantities import SAMPLE_RATE_HZ
-from orchestrator.spec.recipe import Encoder, Windows
+from orchestrator.spec.recipe import Encoder, Recipe, Windows
 
 _NO_UNITS: Units = np.zeros(0, np.uint16)
 _NO_NUMBERS = "the encoder's features of it hold NaN or infinity"
@@ -235,6 +235,12 @@ def view_of(encoder: Encoder) -> View:
     return View(encoder.layer, encoder.output)
 
 
+def name_of(recipe: Recipe) -> str:
+    """What tells its codebook apart from others of one pass."""
+    view = view_of(recipe.encoder)
+    return f"{recipe.tokenizer.num_clusters} clusters of layer {view.layer} {view.output}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WantedUnits:
     """Units of one codebook."""
@@ -255,7 +261,7 @@ class ShardTask:
     rows: ShardRows
     """Its recordings, or what it has of them."""
     missing: Sequence[int]
-    """Positions of the units whose shard is not there yet."""
+    """Positions of the units whose shard is wanted and not there yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +305,8 @@ class Tokenizer:
 
     def __call__(self, task: ShardTask) -> ShardResult:
         """Write the shard of all units that miss it."""
+        if not task.missing:
+            return ShardResult(shard=task.shard, accounts={}, stats={})
         audio, readers = ShardAudio(task.rows.parts(), self._windows), self._readers
         decoded, passed_over = readers.decoded_samples, readers.passed_over_samples
         with readers.ahead(audio.parts, self._windows) as source:

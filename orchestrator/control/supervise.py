@@ -293,7 +293,18 @@ class Supervisor:
         others = {n for n in needed if self._plan.instance(n).leader not in self._works}
         # Other jobs' work; our own counts once its end is written down.
         self._has(self._plan.instance(n) for n in others)
-        return work.state == "pending" and needed <= self._complete
+        if work.state != "pending":
+            return False
+        missing = needed - self._complete
+        return not missing or self._can_do_a_part(work, missing)
+
+    def _can_do_a_part(self, work: Work, missing: set[str]) -> bool:
+        """Whether some members have all that they need, and nobody will make what others need."""
+        makers = [self._works.get(self._plan.instance(n).leader) for n in missing]
+        left = (m for m in work.members if m.id not in self._complete)
+        return all(maker and maker.state in ("failed", "cancelled") for maker in makers) and any(
+            missing.isdisjoint(member.needs.values()) for member in left
+        )
 
     def _fits(self, work: Work) -> bool:
         if work.is_held or time.monotonic() < work.not_before:
@@ -456,6 +467,7 @@ class Supervisor:
             decision.action == "elsewhere" and not self._has_whole_run
         ):
             work.state = "failed"  # whoever chooses nodes takes it from here
+            self._has(work.members)  # those that were published serve what needs them alone
         else:
             work.state = "pending"
             work.not_before = time.monotonic() + self._delay_s(work, decision, progress)

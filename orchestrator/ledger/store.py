@@ -63,9 +63,9 @@ class Store:
         return all(self.artifact(i.stage, i.key).is_complete() for i in instances)
 
     def progress(self, *instances: Instance) -> float:
-        """Work done for some instances so far: shards, steps; it never falls."""
+        """Work done for some instances so far: shards, steps, whole ones; it never falls."""
         found = self.find({i.id: f"{i.stage}/{i.key}" for i in instances})
-        return float(sum(f.shards_done + f.step for f in found.values()))
+        return float(sum(f.shards_done + f.step + f.complete for f in found.values()))
 
     def inputs_of(self, stage: str) -> tuple[dict[str, Any], ...]:
         """What the key of every artifact of a stage was made of; damaged ones say nothing."""

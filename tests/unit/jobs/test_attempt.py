@@ -47,7 +47,7 @@ sys.exit(run_stage("corpus", work))
 class Scene:
     """A run whose corpus is to be made, by a process of its own."""
 
-    def __init__(self, folder: Path, asked: Recipe | None = None) -> None:
+    def __init__(self, folder: Path, asked: Recipe | None = None, stage: str = "corpus") -> None:
         asked = asked or recipe()
         self.folder = folder
         self.store = Store.open(str(folder / "store"))
@@ -55,11 +55,17 @@ class Scene:
         self.plan = plan_of(asked)
         where = cluster(str(folder / "store"), retry={"heartbeat_timeout_s": 3})
         self.run.create(self.plan, asked, where, {}, {})
-        self.instance = next(i for i in self.plan.instances if i.stage == "corpus")
+        self.instance = next(i for i in self.plan.instances if i.stage == stage)
 
     @property
     def artifact(self) -> Artifact:
-        return self.store.artifact("corpus", self.instance.key)
+        return self.store.artifact(self.instance.stage, self.instance.key)
+
+    def publish(self, *ids: str) -> None:
+        """As others would have."""
+        for instance in map(self.plan.instance, ids):
+            artifact = self.store.artifact(instance.stage, instance.key)
+            artifact.publish(inputs=instance.inputs, facts={}, producer={})
 
     @property
     def attempt(self) -> AttemptFolder:
@@ -113,6 +119,47 @@ def test_work_that_is_done_is_published_under_its_lease(scene: Scene) -> None:
     assert lease is not None
     assert lease.holder == f"small/{scene.instance.id}/0001"
     assert lease.released_at is not None
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Callable[[str], Scene]:
+    """Two sizes of codebooks, a stage of which both are done by one attempt."""
+
+    def made(stage: str) -> Scene:
+        scene = Scene(tmp_path, swept(recipe(), **{"tokenizer.num_clusters": [20, 40]}), stage)
+        scene.publish(*(i.id for i in scene.plan.instances if i.stage in ("corpus", "encoder")))
+        return scene
+
+    return made
+
+
+def test_what_is_published_before_the_end_is_not_made_again(
+    group: Callable[[str], Scene],
+) -> None:
+    """Whether the attempt is killed after it or ends with an error."""
+    scene = group("codebook")
+    first, second = scene.plan.group(scene.instance.id)
+    body = ("attempt.outs[0].create('a', b'')", "attempt.publish(attempt.keys[0], {'n': 1})")
+    code, _ = scene.run_to_end(*body, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert code == -signal.SIGKILL
+    assert scene.store.artifact("codebook", first.key).facts == {"n": 1}
+    said = "print(attempt.keys, file=sys.stderr)"
+    code, errors = scene.run_to_end(said, "return {'per_key': {attempt.keys[0]: {'n': 2}}}")
+    assert code == 0, errors
+    assert f"('{second.key}',)" in errors
+    assert scene.store.artifact("codebook", second.key).facts == {"n": 2}
+    assert scene.store.artifact("codebook", first.key).facts == {"n": 1}
+
+
+def test_what_lacks_something_fails_nothing_beside_it(group: Callable[[str], Scene]) -> None:
+    scene = group("tokenize")
+    good, bad = scene.plan.group(scene.instance.id)
+    scene.publish(good.needs["codebook"])
+    code, errors = scene.run_to_end("return {'n': len(attempt.keys)}")
+    lacks = f"error: {bad.id} is made of {bad.needs['codebook']}, which is not there; see why that "
+    assert (code, errors.splitlines()[-1]) == (1, f"{lacks}has failed")
+    assert scene.store.artifact("tokenize", good.key).facts == {"n": 1}
+    assert scene.run_to_end("assert False")[1].splitlines()[-1] == f"{lacks}has failed"
 
 
 def test_every_stage_logs_its_begin_and_what_came_of_it(scene: Scene) -> None:

@@ -179,6 +179,25 @@ def test_codebooks_of_one_pass_are_one_job(tmp_path: Path) -> None:
     assert scene.started().count("train") == 2
 
 
+def test_of_one_pass_what_was_published_is_used_whatever_became_of_the_others(
+    tmp_path: Path,
+) -> None:
+    """One codebook cannot be fitted: the units of the other are made, and its model trained."""
+    scene = Scene(tmp_path, swept(recipe(), **{"tokenizer.num_clusters": [20, 40]}))
+
+    def publish_one(job: Job, _: JobStatus) -> None:
+        if (stage := job.name.split("-")[0]) in ("codebook", "tokenize"):
+            good = scene.plan.group(scene.id(stage))[1]
+            artifact = scene.store.artifact(stage, good.key)
+            artifact.publish(inputs=good.inputs, facts={}, producer={})
+
+    scene.also = publish_one
+    script = {"codebook": [failed(2)], "tokenize": [failed(1)]}
+    assert scene.supervisor(script).run() == "failed"
+    started = scene.started()
+    assert [started.count(s) for s in ("codebook", "tokenize", "pack", "train")] == [1, 1, 1, 1]
+
+
 def test_a_killed_job_is_started_again(scene: Scene) -> None:
     assert scene.supervisor({"train": [KILLED]}).run() == "succeeded"
     assert scene.started().count("train") == 2
