@@ -8,8 +8,8 @@ share of the machine's cores idled meanwhile: run nothing beside it.
 
 Then units: how many differ from those of transformers' features, of how many ties, and what padded
 batches of transformers do to them. With ``--family``, units alone, of every architecture in its
-real shape, for waves of 0.1 to 30 s in batches of 1 to 32. With ``--codebooks``, what units of four
-codebooks of one pass take over those of one.
+real shape, for waves of 0.1 to 30 s in batches of 1 to 32. With ``--codebooks``, what one pass and
+the nearest centroids of four codebooks of one layer take over a pass and those of one.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def print_units(feats: dict[str, list[Tensor]]) -> None:
 
 
 def compare_codebooks(model: Any, files: Sequence[Path], rounds: int) -> None:
-    """Print how much more CPU time units of four codebooks take than those of one, a pass each."""
+    """Print what CPU time a pass takes with four codebooks' nearest centroids, over one's."""
     encoder = SpeechEncoder(model, LAYER)
     feats_ND = torch.cat(ours(encoder, files))
     codebooks = [

@@ -9,11 +9,15 @@ Shapes: N frames, D features.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _LEFT_TO_OTHERS = 0.25
 """Of the memory, what frames leave free."""
-_GROUP = Path("/sys/fs/cgroup")
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -57,35 +61,79 @@ def mapped(feats_ND: Tensor, folder: str | None) -> Tensor:
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(prefix="frames-", dir=folder) as file:
-        feats_ND.numpy().tofile(file)
-        file.flush()
+        _write(file, feats_ND)
         # Shared, so that the system may forget its pages; nobody else has the file.
         frames = np.memmap(file, feats_ND.numpy().dtype, "r+", shape=tuple(feats_ND.shape))
     return torch.from_numpy(frames)
 
 
-def has_much_memory(size: int, *, group: Path = _GROUP, meminfo: Path = _MEMINFO) -> bool:
-    """Whether a quarter of this machine's memory, or of the container's, is free beside ``size``.
+def _write(file: IO[bytes], feats_ND: Tensor) -> None:
+    """Write the frames, all of them: numpy's writer hides what a disk refuses at the close.
 
-    Where no system says, there is.
+    Raises OSError.
     """
-    sizes = [_of_group(group), _of_machine(meminfo)]
-    return all(free - size >= _LEFT_TO_OTHERS * total for free, total in filter(None, sizes))
+    data = feats_ND.contiguous().numpy().data.cast("B")
+    file.write(data)
+    file.flush()
+    if os.fstat(file.fileno()).st_size != data.nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _of_machine(meminfo: Path) -> tuple[int, int] | None:
+def has_much_memory(
+    size: int, *, meminfo: Path = _MEMINFO, own_groups: Path = _OWN_GROUPS, groups: Path = _GROUPS
+) -> bool:
+    """Whether a quarter is free beside ``size`` of this machine's memory, and of each group's.
+
+    Those are the process' own control group and all around it. Where no system says, there is.
+    ``own_groups`` says which it is in, ``groups`` is where all of them are mounted.
+    """
+    sizes = [*_of_machine(meminfo), *_of_groups(own_groups, groups)]
+    return all(free - size >= _LEFT_TO_OTHERS * total for free, total in sizes)
+
+
+def _of_machine(meminfo: Path) -> Iterator[tuple[int, int]]:
     """What is free and what there is, in bytes."""
-    if not meminfo.exists():
-        return None
-    kb = {name: int(n) for name, n in re.findall(r"(\w+):\s+(\d+) kB", meminfo.read_text())}
-    return kb["MemAvailable"] * 1024, kb["MemTotal"] * 1024
+    if meminfo.exists():
+        kb = {name: int(n) for name, n in re.findall(r"(\w+):\s+(\d+) kB", meminfo.read_text())}
+        yield kb["MemAvailable"] * 1024, kb["MemTotal"] * 1024
 
 
-def _of_group(group: Path) -> tuple[int, int] | None:
-    """The same of a container (cgroup v2), which counts files that were read as used."""
-    most = group / "memory.max"
-    if not most.exists() or (said := most.read_text().strip()) == "max":
-        return None
-    used = int((group / "memory.current").read_text())
-    files = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
-    return int(said) - used + (int(files[1]) if files else 0), int(said)
+class _Files(NamedTuple):
+    """What a version of control groups calls them."""
+
+    mounts: tuple[str, ...]
+    """Where its memory groups may be, below where all are mounted."""
+    most: str
+    used: str
+    inactive: str
+    """Of ``memory.stat``: files that were read, which count as used until memory is needed."""
+
+
+_V1 = _Files(("memory",), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Files((".", "unified"), "memory.max", "memory.current", "inactive_file")
+
+
+def _of_groups(own_groups: Path, groups: Path) -> Iterator[tuple[int, int]]:
+    """The same of each group with a limit, from the process' own outwards."""
+    if not own_groups.exists():
+        return
+    for line in own_groups.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        files = _V1 if controllers else _V2
+        inside = PurePosixPath(path.lstrip("/"))
+        if ".." in inside.parts:  # outside of what this container sees
+            inside = PurePosixPath()
+        for mount in files.mounts:
+            for group in (inside, *inside.parents):
+                with suppress(OSError, ValueError):  # "max", or a group that cannot be seen here
+                    yield _of_group(groups / mount / group, files)
+
+
+def _of_group(group: Path, files: _Files) -> tuple[int, int]:
+    """Raises OSError where it is not there, ValueError where it has no limit."""
+    most, used = (int((group / name).read_text()) for name in (files.most, files.used))
+    stat = (group / "memory.stat").read_text()
+    found = re.search(rf"^{files.inactive} (\d+)", stat, re.MULTILINE)
+    return most - used + (int(found[1]) if found else 0), most

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from jobs.audio.corpus_tables import CorpusTables, Part, create_table, read_table
 from jobs.audio.decode import UnreadableAudioError
+from jobs.speech.units import create_same
 from jobs.speech.utterances import Utterance, WaveReader
 from orchestrator.errors import DataError
 from orchestrator.ledger.storage import Storage
@@ -125,8 +126,10 @@ def drawn(
 
         there = [missing.pop()]
         keep(there[0], draw(tables, hours, seed, windows, measured))
-    for out in missing:
-        out.create(SAMPLE, there[0].read_bytes(SAMPLE))
+    if missing:
+        data = there[0].read_bytes(SAMPLE)
+        for out in missing:
+            create_same(out, SAMPLE, data)
     return read(attempt.out, tables)
 
 

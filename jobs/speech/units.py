@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -334,9 +334,31 @@ class Tokenizer:
         views = list(dict.fromkeys(self._views[which] for which in missing))
         for numbers, batch in batches(waves, self._encoder.max_padded_samples):
             feats = self._encoder.features_of(batch, views)
+            seen = {view: _Frames.of(numbers, feats[view]) for view in views}
             for which, units in found.items():
-                units.add(numbers, feats[self._views[which]], self._codebooks[which])
+                units.add(seen[self._views[which]], self._codebooks[which])
         return found
+
+
+class _Frames(NamedTuple):
+    """A batch as all codebooks of one view have it."""
+
+    numbers: Sequence[int]
+    """Of its waves."""
+    feats_ND: Tensor
+    """Of all of them, one after the other."""
+    ends: npt.NDArray[np.int64]
+    """Of each wave's frames."""
+    no_numbers: list[int]
+    """Waves that have none."""
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], feats: Sequence[Tensor]) -> _Frames:
+        """From ``feats_TD`` of each wave."""
+        waves = zip(numbers, feats, strict=True)
+        no_numbers = [number for number, feats_TD in waves if not is_finite(feats_TD)]
+        ends = np.cumsum([len(feats_TD) for feats_TD in feats])
+        return cls(numbers, torch.cat(list(feats)), ends, no_numbers)
 
 
 @dataclass
@@ -349,12 +371,11 @@ class _Found:
     """Waves that have none."""
     num_ties: int = 0
 
-    def add(self, numbers: Sequence[int], feats: Sequence[Tensor], centroids_KD: Tensor) -> None:
+    def add(self, seen: _Frames, centroids_KD: Tensor) -> None:
         """Those of a batch."""
-        waves = list(zip(numbers, feats, strict=True))
-        self.no_numbers += [n for n, feats_TD in waves if not is_finite(feats_TD)]
-        nearest_N = nearest(torch.cat(list(feats)), centroids_KD)
+        self.no_numbers += seen.no_numbers
+        nearest_N = nearest(seen.feats_ND, centroids_KD)
         self.num_ties += int(nearest_N.is_tie_N.sum())
         units_N = nearest_N.index_N.cpu().numpy().astype(np.uint16)
-        parts = np.split(units_N, np.cumsum([len(feats_TD) for feats_TD in feats])[:-1])
-        self.by_wave.update(zip(numbers, parts, strict=True))
+        parts = np.split(units_N, seen.ends[:-1])
+        self.by_wave.update(zip(seen.numbers, parts, strict=True))

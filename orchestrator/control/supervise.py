@@ -467,7 +467,6 @@ class Supervisor:
             decision.action == "elsewhere" and not self._has_whole_run
         ):
             work.state = "failed"  # whoever chooses nodes takes it from here
-            self._has(work.members)  # those that were published serve what needs them alone
         else:
             work.state = "pending"
             work.not_before = time.monotonic() + self._delay_s(work, decision, progress)
