@@ -15,7 +15,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from multiprocessing import forkserver
@@ -49,6 +49,8 @@ _MAX_WORDS = 300
 _MAX_KILLED = 3
 _MAX_TEMPORARY = 107 - len("/pymp-12345678/listener-12345678")
 """Characters of a folder where a Unix socket's path still fits."""
+_SAYS_SO_WITHIN_S = 0.01
+"""Less than it takes to end a process and to start another."""
 _STARTING = threading.Lock()
 
 
@@ -132,8 +134,10 @@ class Decoders:
         while True:
             try:
                 order = _Order(where, lowpass_hz, channels, first, self._limits.cpu_s_of(where))
-                with self._process() as process:
-                    found = process.decode(order, on_notice)
+                with (
+                    self._process() as process,
+                    closing(process.decode(order, on_notice)) as found,
+                ):
                     while (block := self._next(process, found, alone=num_ended > 0)) is not None:
                         yield block
                         first += 1
@@ -266,7 +270,7 @@ class _Process:
         self._ending = weakref.finalize(self, _ended, self._child, self._connection)
         self._ending.atexit = False  # a fork of this process must not end it; it is a daemon
 
-    def decode(self, order: _Order, on_notice: Callable[[Notice], object]) -> Iterator[Wave]:
+    def decode(self, order: _Order, on_notice: Callable[[Notice], object]) -> Generator[Wave]:
         """The blocks.
 
         Raises what `decode.blocks` does, _EndedByItselfError, _KilledError, _SetAsideError.
@@ -279,6 +283,9 @@ class _Process:
                     on_notice(said)
                 else:
                     yield said
+        except GeneratorExit:  # who has the last block need not ask for one more
+            self.is_idle = self._has_no_more()
+            raise
         except (EOFError, ConnectionError):
             raise self._end() from None
         if said is not None and said.is_to_be_tried_again:
@@ -300,6 +307,13 @@ class _Process:
         if self._is_set_aside:
             raise _SetAsideError
         return self._connection.recv()
+
+    def _has_no_more(self) -> bool:
+        """Whether the file was decoded to its end, as a process says right after its last block."""
+        try:
+            return self._connection.poll(_SAYS_SO_WITHIN_S) and self._connection.recv() is None
+        except (EOFError, OSError):
+            return False
 
     def _end(self) -> Exception:
         self._child.join()

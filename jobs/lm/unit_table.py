@@ -70,10 +70,15 @@ def unit_rows(
     return lambda old_VD: old_VD.detach()[chosen_K].clone()
 
 
-def cooccurrences(tokens: Tokens, num_units: int) -> npt.NDArray[np.float64]:
-    """``counts_KK``: how often each unit stands at most `WINDOW` tokens from each other one."""
+def cooccurrences(
+    tokens: Tokens, num_units: int, *, most: int = MAX_COUNTED_TOKENS
+) -> npt.NDArray[np.float64]:
+    """``counts_KK``: how often each unit stands at most `WINDOW` tokens from each other one.
+
+    ``most``: tokens that are counted; of more, stretches.
+    """
     counts_KK = np.zeros((num_units, num_units))
-    for stretch in _stretches(len(tokens)):
+    for stretch in _stretches(len(tokens), most):
         tokens_T = np.asarray(tokens[stretch], dtype=np.int64)
         for distance in range(1, WINDOW + 1):
             pairs = tokens_T[:-distance] * num_units + tokens_T[distance:]
@@ -81,11 +86,11 @@ def cooccurrences(tokens: Tokens, num_units: int) -> npt.NDArray[np.float64]:
     return counts_KK + counts_KK.T
 
 
-def _stretches(num_tokens: int) -> list[slice]:
+def _stretches(num_tokens: int, most: int) -> list[slice]:
     """All tokens, or `NUM_STRETCHES` even parts of what may be counted, evenly far apart."""
-    if num_tokens <= MAX_COUNTED_TOKENS:
+    if num_tokens <= most:
         return [slice(0, num_tokens)]
-    length = MAX_COUNTED_TOKENS // NUM_STRETCHES
+    length = most // NUM_STRETCHES
     starts = np.linspace(0, num_tokens - length, NUM_STRETCHES).astype(np.int64)
     return [slice(int(start), int(start) + length) for start in starts]
 

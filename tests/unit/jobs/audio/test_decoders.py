@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,6 +226,17 @@ def test_who_stops_half_way_leaves_nothing_to_others(
         assert next(half)[0] == 0.0
         half.close()  # type: ignore[attr-defined]
     assert [block[0] for block in decoders.blocks(file("fine"))] == [0.0, 10.0]
+
+
+def test_who_leaves_after_the_last_block_keeps_the_process(
+    decoders: Decoders, file: Callable[[str], Path]
+) -> None:
+    for _ in range(3):
+        found = decoders.blocks(path := file("fine"))
+        assert [next(found)[0], next(found)[0]] == [0, 10]
+        time.sleep(0.2)  # as whoever hears the blocks does
+        found.close()
+    assert len({pid for pid, _ in trials(path)}) == 1
 
 
 def test_a_pass_that_the_collector_finds_ends_its_process_once(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.lm import unit_table
 from jobs.lm.unit_table import (
+    NUM_STRETCHES,
     WINDOW,
     cooccurrences,
     nearest_tokens,
@@ -65,12 +65,10 @@ def test_pairs_are_counted_on_both_sides_up_to_the_window() -> None:
     assert cooccurrences(tokens[:1], 6).sum() == 0
 
 
-def test_of_many_tokens_stretches_of_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit_table, "MAX_COUNTED_TOKENS", 4_000)
-    monkeypatch.setattr(unit_table, "NUM_STRETCHES", 20)
-    tokens = np.repeat(np.arange(4, dtype=np.uint16), 2_000)  # four speakers, a unit each
-    counts_KK = cooccurrences(tokens, 4)
-    num_pairs = 2 * 20 * sum(200 - distance for distance in range(1, WINDOW + 1))
+def test_of_many_tokens_stretches_of_all_are_counted() -> None:
+    tokens = np.repeat(np.arange(4, dtype=np.uint16), 10_000)  # four speakers, a unit each
+    counts_KK = cooccurrences(tokens, 4, most=20 * NUM_STRETCHES)
+    num_pairs = 2 * NUM_STRETCHES * sum(20 - distance for distance in range(1, WINDOW + 1))
     assert counts_KK.sum() == num_pairs
     shares_K = counts_KK.sum(axis=1) / num_pairs
     assert shares_K == pytest.approx(np.full(4, 0.25), abs=0.02)
