@@ -13,7 +13,6 @@ import resource
 import signal
 import tempfile
 import threading
-import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from math import ceil
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,9 +266,11 @@ class _Process:
         """Whether it can be given another file."""
         self._is_set_aside = False
         # Closed once, whoever comes first: of a cycle that is collected, the pipe would be closed
-        # before the generator that uses it, whose number another file may have by then.
-        self._ending = weakref.finalize(self, _ended, self._child, self._connection)
-        self._ending.atexit = False  # a fork of this process must not end it; it is a daemon
+        # before the generator that uses it, whose number another file may have by then. At the
+        # interpreter's end it comes before multiprocessing waits for its children, and a fork of
+        # this process leaves it alone.
+        about = (self._child, self._connection)
+        self._ending = Finalize(self, _ended, about, exitpriority=1)
 
     def decode(self, order: _Order, on_notice: Callable[[Notice], object]) -> Generator[Wave]:
         """The blocks.

@@ -239,6 +239,24 @@ def test_who_leaves_after_the_last_block_keeps_the_process(
     assert len({pid for pid, _ in trials(path)}) == 1
 
 
+_IDLE_AT_THE_END = """
+import sys
+from pathlib import Path
+from jobs.audio.decoders import Decoders
+if __name__ == "__main__":
+    decoders = Decoders(1)
+    sys.exit(len(list(decoders.blocks(Path(sys.argv[1])))))
+"""
+
+
+def test_an_idle_process_keeps_no_interpreter_from_ending(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.1), 16_000)
+    (tmp_path / "program.py").write_text(_IDLE_AT_THE_END)
+    words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "a.wav")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(words, timeout=120, check=False, env=env).returncode == 1
+
+
 def test_a_pass_that_the_collector_finds_ends_its_process_once(
     file: Callable[[str], Path],
 ) -> None:
