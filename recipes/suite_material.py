@@ -32,7 +32,7 @@ import soundfile
 import torch
 
 from jobs.audio.decode import decode
-from orchestrator.errors import BackendError, OrchestratorError, RequestError
+from orchestrator.errors import BackendError, ExitCode, OrchestratorError, RequestError, os_words
 from orchestrator.quantities import SAMPLE_RATE_HZ
 from recipes.demo_material import (
     Package,
@@ -72,6 +72,7 @@ _COMMON = Package(
     "bfebd3ce5f04a62f5fbeb6707ea1160e37d645754145138343009209f0deadb6",
     _REACH,
 )
+_NOTE_FILE = "NOT_THE_PUBLISHED_SUITE.txt"
 NOTE = (
     "{name}: made by recipes/suite_material.py of this project in the layout of {like}. It is not "
     "{like}: its scores say nothing about that suite and compare only with scores on these files.\n"
@@ -123,6 +124,12 @@ def main() -> int:
     except OrchestratorError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: --to: {os_words(error)}\n")
+        return ExitCode.UNREACHABLE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command begins anew\n")
+        return ExitCode.INTERRUPTED
     for kind, folder in folders.items():
         print(f"{kind} {folder}")
     return 0
@@ -142,6 +149,11 @@ def prepare(to: Path, settings: Settings) -> dict[str, Path]:
         return folders
     if odd := [voice for voice in settings.voices if not voice or "/" in voice]:
         raise RequestError(f"--voices: {odd[0]!r} is no voice; give names, with commas between")
+    if foreign := [f for f in folders.values() if f.exists() and not (f / _NOTE_FILE).is_file()]:
+        raise RequestError(
+            f"--to: {foreign[0]} was not made by this and would be replaced; move it away, or give "
+            "another folder"
+        )
     speak, other = synthesiser(settings.synthesiser), with_other_topics(stories, settings.seed)
     with scratch_folder(to) as scratch:
         words = choose_words(fetch_words(scratch), settings.words, settings.seed)
@@ -261,7 +273,10 @@ def synthesiser(name: str) -> Speak:
 
 
 def _command(template: str) -> Speak:
-    words = shlex.split(template)
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise RequestError(f"--synthesiser: {template!r}: {error}; close its quotes") from None
 
     def speak(text: str, voice: str, wav: Path) -> None:
         filled = [word.replace("{wav}", str(wav)).replace("{voice}", voice) for word in words]
@@ -309,7 +324,7 @@ def _gold(file: Path, header: Sequence[str], rows: Iterable[tuple[object, ...]])
 
 
 def _note(folder: Path, name: str, like: str) -> None:
-    (folder / "NOT_THE_PUBLISHED_SUITE.txt").write_text(NOTE.format(name=name, like=like))
+    (folder / _NOTE_FILE).write_text(NOTE.format(name=name, like=like))
 
 
 def _number(text: str) -> int:

@@ -15,6 +15,7 @@ from orchestrator.cli.arguments import add_cluster, named_run, say_if_moved
 from orchestrator.cli.terminal import Terminal
 from orchestrator.control.cluster_choice import choose_cluster
 from orchestrator.control.score import (
+    CONFIG,
     ScoredModel,
     Scoring,
     Tokenizer,
@@ -30,7 +31,7 @@ from orchestrator.control.score import (
 )
 from orchestrator.errors import RequestError
 from orchestrator.ledger.new_folder import require_free
-from orchestrator.ledger.run import RunFolder
+from orchestrator.ledger.run import PLAN, RunFolder
 from orchestrator.ledger.store import Store
 from orchestrator.spec.cluster import Cluster
 from orchestrator.spec.loader import load_cluster
@@ -101,6 +102,13 @@ def run(options: argparse.Namespace) -> int:
         raise RequestError("SUITE: one kind is named twice; score its folders one after the other")
     if options.bootstrap_samples < MIN_BOOTSTRAP_SAMPLES:
         raise RequestError(f"--bootstrap-samples: must be at least {MIN_BOOTSTRAP_SAMPLES}")
+    if options.seed < 0:
+        raise RequestError(f"--seed: {options.seed} is below 0; give 0 or more")
+    if options.against_variant and not options.against:
+        raise RequestError(
+            "--against-variant: names a variant of what --against names; for another variant of "
+            "MODEL itself give --against V"
+        )
     if options.output:
         require_free(options.output.absolute(), "-o")
     cluster = _cluster(options)
@@ -153,14 +161,19 @@ def _other(
     name, variant = options.against, options.against_variant
     if variant and is_model_folder(name):
         raise RequestError("--against-variant: is of a run; --against is the folder of one model")
-    if not is_model_folder(options.model) and name in _variants(options):
+    if not is_model_folder(options.model) and name in _variants(options, options.model):
         return _model(options, options.model, name, tokenizer, cluster)
+    if not is_model_folder(name) and not variant and len(names := _variants(options, name)) > 1:
+        raise RequestError(
+            f"--against: {name} has several variants; name one by --against-variant: "
+            f"{', '.join(names)}"
+        )
     is_told = not is_model_folder(name) or says_units(Path(name))
     return _model(options, name, variant, None if is_told else tokenizer, cluster)
 
 
-def _variants(options: argparse.Namespace) -> tuple[str, ...]:
-    run, _ = named_run(options, options.model)
+def _variants(options: argparse.Namespace, name: str) -> tuple[str, ...]:
+    run, _ = named_run(options, name)
     return tuple(variant["name"] for variant in run.plan().variants)
 
 
@@ -185,6 +198,9 @@ def _tokenizer(options: argparse.Namespace, cluster: Cluster | None) -> Tokenize
 
 
 def _run(options: argparse.Namespace, name: str) -> tuple[RunFolder, Store]:
+    folders = sorted(str(path.parent) for path in Path(name).glob(f"*/{CONFIG}"))
+    if folders and not Path(name, PLAN).exists():
+        raise RequestError(f"{name}: holds several models; name one: {', '.join(folders)}")
     run, store = named_run(options, name)
     say_if_moved(run)
     return run, store

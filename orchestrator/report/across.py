@@ -148,8 +148,9 @@ def sentences(shown: Sequence[System]) -> tuple[str, ...]:
     said = []
     if len({system.units for system in shown} - {""}) > 1:
         said.append(
-            "These models have different units: perplexity per token says nothing across them. "
-            "NLL per second of audio does, on the same test speech."
+            "These models have different units: perplexity per token says nothing across them, "
+            "and NLL per second of audio falls with fewer units or frames by itself. Scores of "
+            "suites rank them; what each has learnt is its distance from counting pairs of units."
         )
     if unknown:
         said.append(
@@ -221,6 +222,9 @@ def _may_share_units(one: System, other: System) -> bool:
 def _verdict(found: Difference) -> str:
     if not found.excludes_zero:
         return "no difference can be claimed: the interval holds 0"
+    if found.measure != "nats per token":
+        less = "lower" if found.value < 0 else "higher"
+        return f"{less} than the first; other units, which shift it by themselves: this ranks none"
     who = "better" if found.value < 0 else "worse"
     if found.perplexity_ratio is None:
         return f"{who} than the first, by {abs(found.value):.3f} {found.measure}"

@@ -396,6 +396,12 @@ def _against_bigram(
         said.append(
             f"{who} counting pairs of units: the bigram baseline has perplexity {bigram.text}."
         )
+    unigram = baseline(variants, "unigram", "test")
+    if unigram and unigram.perplexity < bigram.perplexity:
+        said.append(
+            f"Counting single units does better than counting pairs here, with perplexity "
+            f"{unigram.text}: there is too little speech to count pairs in."
+        )
     return tuple(said)
 
 

@@ -175,7 +175,7 @@ def _unfinished(variant: VariantRecord) -> Iterator[Finding]:
 def _of_suites(record: Record) -> Iterator[Finding]:
     """Lexical scores whose interval does not lie above chance."""
     for stage in record.stages:
-        suite, splits = str(stage.facts.get("suite", "")), stage.facts.get("splits")
+        suite, splits = stage.suite_name, stage.facts.get("splits")
         if _LEXICAL not in suite.lower() or not isinstance(splits, Mapping):
             continue
         for split, figures in splits.items():

@@ -143,8 +143,9 @@ def require_audio(
     extra = sorted(name for name in files if name.removeprefix(prefix) not in seen)
     if extra:
         file = rows[0].file if rows else "the gold file"
+        others = f", nor have {len(extra) - 1} others" if len(extra) > 1 else ""
         raise DataError(
-            f"{files[extra[0]][0]}: has no row in {file}, nor have {len(extra) - 1} others; "
+            f"{files[extra[0]][0]}: has no row in {file}{others}; "
             "take them away, or get the gold file that belongs to them"
         )
 

@@ -114,13 +114,26 @@ def test_suites_that_are_there_are_not_made_again(tmp_path: Path) -> None:
     (tmp_path / MARKER).write_text(mark(settings))
     for kind in ("swuggy", "sblimp", "ssc", "tsc"):
         (tmp_path / f"{kind}-like").mkdir()
+        (tmp_path / f"{kind}-like/NOT_THE_PUBLISHED_SUITE.txt").touch()
     assert prepare(tmp_path, settings)["tsc"] == tmp_path / "tsc-like"
-    (tmp_path / "tsc-like").rmdir()
     with pytest.raises(RequestError, match="write where"):  # is looked at to make them
-        prepare(tmp_path, settings)
-    (tmp_path / "tsc-like").mkdir()
-    with pytest.raises(RequestError, match="write where"):
         prepare(tmp_path, settings._replace(seed=1))
+    shutil.rmtree(tmp_path / "tsc-like")
+    with pytest.raises(RequestError, match="write where"):
+        prepare(tmp_path, settings)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "sblimp-like").mkdir()
+    (tmp_path / "sblimp-like/mine.txt").write_text("keep")
+    with pytest.raises(RequestError, match="sblimp-like was not made by this and would be"):
+        prepare(tmp_path, SETTINGS)
+    assert (tmp_path / "sblimp-like/mine.txt").read_text() == "keep"
+
+
+def test_quotes_that_are_not_closed_are_named() -> None:
+    with pytest.raises(RequestError, match="No closing quotation; close its quotes"):
+        synthesiser("say 'a {wav}")
 
 
 def test_stories_that_are_not_there_take_one_line(tmp_path: Path) -> None:

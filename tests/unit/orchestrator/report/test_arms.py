@@ -141,6 +141,20 @@ def test_losing_to_the_bigram_baseline_is_said(
     assert [s.startswith(start or "") for s in said] == ([True] if start else [])
 
 
+def test_counting_single_units_may_be_the_harder_baseline(new_ledger: NewLedger) -> None:
+    scores = scores_of(14.0, 14.0)
+    scores["splits"]["test"]["unigram"]["perplexity"] = 15.0
+    ledger = new_ledger({})
+    ledger.finish_variant("base", scores)
+    assert (
+        contest_of(ledger)
+        .sentences[-1]
+        .startswith(
+            "Counting single units does better than counting pairs here, with perplexity 15.00 ["
+        )
+    )
+
+
 @pytest.mark.parametrize(
     "swept",
     [
