@@ -32,7 +32,7 @@ from orchestrator.plan.estimate import (
     walltimes,
 )
 from orchestrator.plan.execution import execution_of
-from orchestrator.plan.planner import Instance
+from orchestrator.plan.planner import Instance, Variant
 from orchestrator.plan.sharing import Sharing, sharing
 from orchestrator.plan.stages import BY_NAME
 from orchestrator.quantities import format_bytes, format_count, format_duration, format_several
@@ -212,8 +212,18 @@ def _limits_line(request: Request) -> str:
 
 
 def _estimate(request: Request) -> Estimate:
-    recipe = request.variants[0].recipe
+    recipe = _costliest(request).recipe
     return estimate(recipe, _corpus_facts(request), _shape_of(request, recipe))
+
+
+def _costliest(request: Request) -> Variant:
+    """The variant whose training is the most work, by tokens alone where sizes are not known."""
+
+    def work(variant: Variant) -> tuple[float, int]:
+        cost = estimate(variant.recipe, {}, _shape_of(request, variant.recipe))
+        return cost.train_flop or 0.0, cost.train_tokens
+
+    return max(request.variants, key=work)
 
 
 def _corpus_facts(request: Request) -> Mapping[str, Any]:
@@ -275,17 +285,18 @@ def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
     if cost.audio_hours is not None:
         parts.append(f"audio: {cost.audio_hours:.2f} h kept")
     if parts:
-        which = f"variant {request.variants[0].name}" if len(request.variants) > 1 else "a variant"
+        is_alone = len(request.variants) == 1
+        which = "a variant" if is_alone else f"variant {_costliest(request).name}, the costliest"
         console.print(f"{which}: " + ", ".join(parts))
     if memory := _device_memory(request):
         console.print(_memory_line(memory))
 
 
 def _device_memory(request: Request) -> dict[str, Any] | None:
-    """What the first variant's training puts into a device's memory; None where nobody knows."""
+    """What the costliest training puts into a device's memory; None where nobody knows."""
     if not request.plan.scope.trains:
         return None
-    recipe, cluster = request.variants[0].recipe, request.cluster
+    recipe, cluster = _costliest(request).recipe, request.cluster
     config, resources = text_model_config(recipe, cluster), cluster.resources_of("train")
     shape, world_size = shape_of(recipe, config), resources.world_size
     try:
@@ -323,7 +334,7 @@ def _memory_line(memory: Mapping[str, Any]) -> str:
 def _training_parts(request: Request, cost: Estimate) -> list[str]:
     parts = [f"training: {format_count(cost.train_tokens)} tokens"]
     if cost.train_flop and cost.checkpoint_bytes and cost.num_parameters:
-        recipe = request.variants[0].recipe
+        recipe = _costliest(request).recipe
         by = "its shape" if recipe.model.num_layers else "the model's name"
         parts.append(f"{format_count(cost.num_parameters)} parameters (by {by})")
         parts.append(f"{cost.train_flop:.2g} FLOP")

@@ -191,6 +191,16 @@ def test_plan_says_what_variants_share(
     assert [v["name"] for v in document["variants"]] == ["small", "large"]
 
 
+def test_plan_estimates_the_costliest_variant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    swept = "sweep={train.steps: [20, 400, 40]}"
+    assert main(["plan", *broken.SOUND.write(tmp_path), "--set", swept]) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "training: " in x]
+    assert line.startswith("variant steps=400, the costliest: training: ")
+
+
 def test_plan_says_what_each_source_gives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
