@@ -115,7 +115,7 @@ def main() -> int:
         sentences=options.sentences,
         stories=options.stories,
         synthesiser=options.synthesiser,
-        voices=tuple(dict.fromkeys(options.voices.split(","))),
+        voices=tuple(dict.fromkeys((options.voices or voices_of(options.synthesiser)).split(","))),
         seed=options.seed,
     )
     torch.set_num_threads(1)  # its resampling of a second of speech is no work for more
@@ -254,6 +254,11 @@ class _Studio:
         soundfile.write(self._folder / f"{stem}.wav", wav_S, SAMPLE_RATE_HZ, subtype="PCM_16")
 
 
+def voices_of(synthesiser: str) -> str:
+    """Those that speak where none are named, with commas between."""
+    return "kal_diphone,ked_diphone" if synthesiser == "festival" else ",".join(_ESPEAK_VOICES)
+
+
 def synthesiser(name: str) -> Speak:
     """What speaks: espeak-ng, Festival, or a command of the user's.
 
@@ -352,7 +357,9 @@ def _parse() -> argparse.Namespace:
         "non-words are always spoken by espeak-ng",
     )
     parser.add_argument(
-        "--voices", default="en-us,en-gb", help="the synthesiser's, by comma (en-us,en-gb)"
+        "--voices",
+        help="the synthesiser's, by comma (en-us,en-gb; of festival kal_diphone,ked_diphone); "
+        "non-words have espeak-ng's in any case",
     )
     parser.add_argument("--seed", type=int, default=0, help="chooses words and sentences (0)")
     return parser.parse_args()

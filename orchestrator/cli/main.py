@@ -28,7 +28,7 @@ VERBS = {
     "cancel": "stop a run, or one stage of it",
     "verify": "re-hash everything a run produced",
     "report": "write a run's report page, or compare runs on one",
-    "export": "write a run's units as files for other trainers",
+    "export": "write a run's models, or its units, for other programs",
     "score": "score a model on suites of pairs, such as sWUGGY",
     "chaos": "inject a fault into a running training, and say what it cost",
     "cluster": "start, look at or end the Ray cluster of a cluster file",

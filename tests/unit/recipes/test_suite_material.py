@@ -24,6 +24,7 @@ from recipes.suite_material import (
     opaque,
     prepare,
     synthesiser,
+    voices_of,
 )
 from recipes.suite_texts import Word, choose_words, read_stories
 from tests.unit.recipes.test_suite_texts import lexicon
@@ -129,6 +130,11 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="sblimp-like was not made by this and would be"):
         prepare(tmp_path, SETTINGS)
     assert (tmp_path / "sblimp-like/mine.txt").read_text() == "keep"
+
+
+def test_each_synthesiser_has_voices_of_its_own() -> None:
+    assert voices_of("festival") == "kal_diphone,ked_diphone"
+    assert voices_of("espeak-ng") == voices_of("piper {wav}") == "en-us,en-gb"
 
 
 def test_quotes_that_are_not_closed_are_named() -> None:
