@@ -287,7 +287,7 @@ def _percent_lower(better: Arm, worse: Arm) -> str:
 
 def _choice(warm: Arm, cold: Arm) -> str:
     if warm.num_settings == cold.num_settings == 1:
-        return "One setting an arm, so nothing was tuned."
+        return "One setting an arm: nothing was tuned in this run."
     settings = "; ".join(f"{a.name}: {a.setting}, out of {a.num_settings}" for a in (warm, cold))
     chosen = f"Each arm's setting was chosen on the validation split ({settings})"
     if warm.num_settings == cold.num_settings:

@@ -36,7 +36,7 @@ def drawn(record: Record, best: Collection[str]) -> Drawn:
     rows = []
     for variant in variants:
         style = Style(
-            label=f"{variant.arm} {variant.name}",
+            label=" ".join(dict.fromkeys((variant.arm, variant.name))),
             colour=variant.arm,
             dash=DASHES[seen[variant.arm] % len(DASHES)],
             is_best=variant.name in best or len(variants) <= _NUM_ALL_BEST,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from orchestrator.report.curves import drawn, figures, window
 from orchestrator.report.record import Record, read_record
-from tests.unit.orchestrator.report.conftest import STEPS, Ledger
+from tests.unit.orchestrator.report.conftest import STEPS, Ledger, scores_of
 
 NewLedger = Callable[..., Ledger]
 
@@ -55,3 +55,12 @@ def test_a_step_that_was_taken_again_has_its_last_speed(finished: Ledger) -> Non
 
 def test_a_run_without_a_training_has_no_figure(new_ledger: NewLedger) -> None:
     assert figures(record_of(new_ledger()), set()) == []
+
+
+def test_a_variant_that_is_called_as_its_arm_is_called_so_once(new_ledger: NewLedger) -> None:
+    points = {"warm": {"model.init": "twist"}, "other": {"model.init": "cold"}}
+    ledger = new_ledger({"start": points})
+    for variant in ledger.plan.variants:
+        ledger.finish_variant(variant["name"], scores_of(14.0, 14.0))
+    labels = [style.label for _, style in drawn(record_of(ledger), ())]
+    assert labels == ["warm", "cold other"]
