@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	$(RUN)/pip install --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@
 
-SPEAKS := $(shell command -v espeak-ng)
+SPEAKS := $(shell command -v espeak-ng 2>/dev/null)
 
 demo: setup ## real speech to a TWIST model, its scores and report (AUDIO=/path/to/wavs for your own)
 	$(RUN)/python recipes/demo_material.py --to material $(if $(AUDIO),--audio '$(AUDIO)')

@@ -56,7 +56,10 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         where = {"cluster": str(request.cluster_file), "store": request.store.storage.url}
         sources = [asdict(source) for source in _sources(request)]
-        more = {"device_memory": _device_memory(request), "sharing": asdict(_sharing(request))}
+        more = {
+            "device_memory": _device_memory(request, _costliest(request)),
+            "sharing": asdict(_sharing(request)),
+        }
         document = {**request.plan.to_json(), **where, **more, "sources": sources}
         sys.stdout.write(to_json(document).decode())
         return 0
@@ -99,10 +102,9 @@ def show(request: Request, console: Console) -> None:
     console.print(table)
     if len(request.variants) > 1:
         console.print(sharing_line(_sharing(request)))
-    cost = _estimate(request)
     if jobs := executor_of(request.cluster).preview(request):
         console.print(jobs_table(request, jobs))
-    _show_estimate(request, cost, console)
+    _show_estimate(request, console)
     if sources := _sources(request):
         console.print(sources_table(sources))
     if line := _limits_line(request):
@@ -211,8 +213,7 @@ def _limits_line(request: Request) -> str:
     return f"limits: {least}{', '.join(spending_figures(total.to_json(cluster)))}, by the estimate"
 
 
-def _estimate(request: Request) -> Estimate:
-    recipe = _costliest(request).recipe
+def _estimate(request: Request, recipe: Recipe) -> Estimate:
     return estimate(recipe, _corpus_facts(request), _shape_of(request, recipe))
 
 
@@ -280,23 +281,25 @@ def _source_cells(source: SourceEstimate) -> tuple[str, ...]:
     )
 
 
-def _show_estimate(request: Request, cost: Estimate, console: Console) -> None:
-    parts = _training_parts(request, cost) if request.plan.scope.trains else []
+def _show_estimate(request: Request, console: Console) -> None:
+    variant = _costliest(request)
+    cost = _estimate(request, variant.recipe)
+    parts = _training_parts(variant.recipe, cost) if request.plan.scope.trains else []
     if cost.audio_hours is not None:
         parts.append(f"audio: {cost.audio_hours:.2f} h kept")
     if parts:
         is_alone = len(request.variants) == 1
-        which = "a variant" if is_alone else f"variant {_costliest(request).name}, the costliest"
+        which = "a variant" if is_alone else f"variant {variant.name}, the costliest"
         console.print(f"{which}: " + ", ".join(parts))
-    if memory := _device_memory(request):
+    if memory := _device_memory(request, variant):
         console.print(_memory_line(memory))
 
 
-def _device_memory(request: Request) -> dict[str, Any] | None:
-    """What the costliest training puts into a device's memory; None where nobody knows."""
+def _device_memory(request: Request, variant: Variant) -> dict[str, Any] | None:
+    """What a variant's training puts into a device's memory; None where nobody knows."""
     if not request.plan.scope.trains:
         return None
-    recipe, cluster = _costliest(request).recipe, request.cluster
+    recipe, cluster = variant.recipe, request.cluster
     config, resources = text_model_config(recipe, cluster), cluster.resources_of("train")
     shape, world_size = shape_of(recipe, config), resources.world_size
     try:
@@ -331,10 +334,9 @@ def _memory_line(memory: Mapping[str, Any]) -> str:
     )
 
 
-def _training_parts(request: Request, cost: Estimate) -> list[str]:
+def _training_parts(recipe: Recipe, cost: Estimate) -> list[str]:
     parts = [f"training: {format_count(cost.train_tokens)} tokens"]
     if cost.train_flop and cost.checkpoint_bytes and cost.num_parameters:
-        recipe = _costliest(request).recipe
         by = "its shape" if recipe.model.num_layers else "the model's name"
         parts.append(f"{format_count(cost.num_parameters)} parameters (by {by})")
         parts.append(f"{cost.train_flop:.2g} FLOP")

@@ -199,8 +199,8 @@ def _tokenizer(options: argparse.Namespace, cluster: Cluster | None) -> Tokenize
 
 def _run(options: argparse.Namespace, name: str) -> tuple[RunFolder, Store]:
     folders = sorted(str(path.parent) for path in Path(name).glob(f"*/{CONFIG}"))
-    if folders and not Path(name, PLAN).exists():
-        raise RequestError(f"{name}: holds several models; name one: {', '.join(folders)}")
+    if name.strip() and folders and not Path(name, PLAN).exists():
+        raise RequestError(f"{name}: is a folder of models; name one: {', '.join(folders)}")
     run, store = named_run(options, name)
     say_if_moved(run)
     return run, store

@@ -2,8 +2,8 @@
 
 In: the records of runs. Out: `Systems`, a trained model each, and what the page says of them. The
 first run is what the others are compared with. Perplexity compares models of the same units alone;
-NLL per second of audio compares models of any units on the same speech, since both tell how
-unexpected the same sounds were.
+NLL per second of audio is shown for models of other units on the same speech, and ranks none of
+them, since fewer units or frames lower it by themselves.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import soundfile
 
 from jobs.scoring.suites import open_suite
 from jobs.scoring.suites.scores import score_suite
-from orchestrator.errors import BackendError, RequestError
+from orchestrator.errors import BackendError, ExitCode, RequestError
 from recipes.suite_material import (
     MARKER,
     STORIES,
@@ -135,6 +136,15 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 def test_each_synthesiser_has_voices_of_its_own() -> None:
     assert voices_of("festival") == "kal_diphone,ked_diphone"
     assert voices_of("espeak-ng") == voices_of("piper {wav}") == "en-us,en-gb"
+
+
+def test_a_file_in_the_place_of_the_folder_takes_one_line(tmp_path: Path) -> None:
+    (tmp_path / "to").touch()
+    words = ["-m", "recipes.suite_material", "--to", str(tmp_path / "to"), "--synthesiser", BEEP]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert done.stderr.startswith("error: --to: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_quotes_that_are_not_closed_are_named() -> None:

@@ -38,7 +38,7 @@ def test_what_cannot_be_scored_is_refused(model: Path, capsys: pytest.CaptureFix
     assert "--bootstrap-samples: must be" in said(capsys, model, "--bootstrap-samples", "9")
     assert "--seed: -1 is below 0" in said(capsys, model, "--seed", "-1")
     assert "for another variant of MODEL itself" in said(capsys, model, "--against-variant", "v")
-    several = f"{model.parent}: holds several models; name one: {model}"
+    several = f"{model.parent}: is a folder of models; name one: {model}"
     assert several in said(capsys, model, "--tokenizer", str(model.parent))
     assert "-o: " in said(capsys, model, "-o", str(model))
     assert "name by --tokenizer" in said(capsys, model)
